@@ -1,0 +1,1 @@
+"""Command lines and training code of the headless module MITSGANTraining."""

@@ -1,0 +1,41 @@
+# `make demo` protects and attacks a real chest CT and writes a report; `make test` passes the tests.
+# Both set up .venv themselves. PYTHON may name another interpreter (3.11 or later).
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+OUT ?= demo-report
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed
+	$(BIN)/mitsgan demo --out $(OUT)
+
+test: .venv/test-installed lint
+	$(BIN)/python -m pytest
+
+lint: .venv/test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torchvision on PyPI is built for CUDA and would bring gigabytes along; lpips needs only its Python part, so both come
+# without their dependencies, after a torch that suits them.
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MITSGAN needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install torch==2.13.0
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps torchvision==0.28.0 lpips==0.1.4
+	$(PIP) install --no-deps --editable .
+	touch $@
+
+.venv/test-installed: .venv/installed requirements-test.txt
+	$(PIP) install -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv $(OUT)
