@@ -27,12 +27,14 @@ class AttackerTraining:
     """How one attacker model is trained. Learning rate, betas and L1 weight are the paper's (CT-GAN, section 5.2)."""
 
     base_filters: int = 12
+    dropout: float = 0.25
     steps: int = 2500
     batch_size: int = 8
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     l1_weight: float = 100.0
     variants_per_cube: int = 40
+    shifted_share: float = 4 / 68
     validation_share: float = 0.2
     validation_patients: tuple[str, ...] = ()  # held out by name; where empty, a seeded share of the patients
     seed: int = 0
@@ -57,10 +59,10 @@ def train_attacker(cubes: CubeSet, config: AttackerTraining, folder: Path) -> At
         training, validation = cubes.hold_out(config.validation_patients)
     else:
         training, validation = cubes.split(config.validation_share, config.seed)
-    samples = augment(training, config.variants_per_cube, config.seed)
+    samples = augment(training, config.variants_per_cube, config.seed, config.shifted_share)
     equalization = Equalization.from_cubes(samples)
     torch.manual_seed(config.seed)
-    generator = CTGANGenerator(CTGANConfig(config.base_filters))
+    generator = CTGANGenerator(CTGANConfig(config.base_filters, config.dropout))
     discriminator = CTGANDiscriminator(config.base_filters)
     state = {
         "generator": generator,

@@ -42,8 +42,8 @@ class CubeSet:
         validation = np.isin(self.patients, patients)
         if not validation.any() or validation.all():
             raise InputError(
-                f"Holding out {len(patients)} of {len(np.unique(self.patients))} patients leaves training or validation "
-                "without cubes; add patients or hold out others."
+                f"Holding out {len(patients)} of {len(np.unique(self.patients))} patients leaves training or "
+                "validation without cubes; add patients or hold out others."
             )
         training, held_out = (CubeSet(self.hu[side], self.patients[side]) for side in (~validation, validation))
         return training, held_out
@@ -84,16 +84,17 @@ def cut_lung_cubes(volume: CTVolume, patient: str, count: int, seed: int, avoid:
     return CubeSet(np.stack(cubes), np.full(len(cubes), patient))
 
 
-def augment(cubes: CubeSet, per_cube: int, seed: int) -> np.ndarray:
+def augment(cubes: CubeSet, per_cube: int, seed: int, shifted_share: float = 1.0) -> np.ndarray:
     """In-plane rotations by any angle, flips and shifts of up to 4 mm, as CT-GAN's augmentation, drawn with a seed.
 
+    :param shifted_share: share of the variants that are shifted; CT-GAN shifts 4 of 68.
     :return: int16 (cubes x per_cube, 32, 32, 32) HU; the first of each cube is the cube as it is.
     """
     rng = np.random.default_rng(seed)
-    return np.stack([sample for cube in cubes.hu for sample in _variants(cube, per_cube, rng)])
+    return np.stack([sample for cube in cubes.hu for sample in _variants(cube, per_cube, rng, shifted_share)])
 
 
-def _variants(cube: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _variants(cube: np.ndarray, count: int, rng: np.random.Generator, shifted_share: float) -> Iterator[np.ndarray]:
     from scipy import ndimage
 
     low = (np.array(cube.shape) - CUBE_MM) // 2
@@ -103,6 +104,8 @@ def _variants(cube: np.ndarray, count: int, rng: np.random.Generator) -> Iterato
         angle = float(rng.uniform(0, 360))
         flips = rng.random(3) < 0.5
         shift = rng.integers(-room, room + 1)
+        if shifted_share < 1 and rng.random() >= shifted_share:
+            shift[:] = 0
         turned = ndimage.rotate(cube.astype(np.float32), angle, axes=(1, 2), reshape=False, order=1, mode="reflect")
         for axis in np.flatnonzero(flips):
             turned = np.flip(turned, axis)

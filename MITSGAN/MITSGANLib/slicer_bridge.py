@@ -1,0 +1,268 @@
+"""Exchange between MRML nodes and :class:`CTVolume`: the only file of the library that imports ``slicer``.
+
+MRML geometry is RAS in mm, that of ``CTVolume`` is LPS in mm; the two differ in the sign of x and y. A volume node may
+lie under a chain of transforms: its own IJKToRAS matrix then ends in the coordinates of the innermost transform, and
+world coordinates, where the user clicks, are at the far end of the chain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from .errors import InputError, TargetError
+from .volume import (
+    HU_MAX,
+    HU_MIN,
+    PROTECTION,
+    SIMULATED_ATTACK,
+    CTVolume,
+    ProcessingStep,
+    Provenance,
+    VolumeWarning,
+    lps_from_ras,
+)
+
+STEPS_ATTRIBUTE = "MITSGAN.Steps"
+PADDING_ATTRIBUTE = "MITSGAN.PaddingHU"
+PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
+SIMULATED_ATTACK_ATTRIBUTE = "MITSGAN.SimulatedAttack"
+SIMULATED_ATTACK_MARK = "simulated attack"
+
+_LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
+
+
+def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
+    """The CT scan held by a volume node, with a copy of its voxels.
+
+    The geometry is the node's own, before any parent transform, so that a result computed from it can be put under the
+    same transform; a ``parent-transform`` warning in the provenance says that there is one. Steps that
+    :func:`node_from_volume` recorded are restored, therefore a simulated attack stays marked as one.
+
+    :raises InputError: when the node holds no scalar voxels, or values that are not whole HU in the int16 range.
+    """
+    _require_scalar_volume(node)
+    directions = vtk.vtkMatrix4x4()
+    node.GetIJKToRASDirectionMatrix(directions)
+    return CTVolume(
+        hu=_exact_int16(slicer.util.arrayFromVolume(node)),
+        spacing=node.GetSpacing(),
+        origin=lps_from_ras(node.GetOrigin()),
+        direction=_LPS_FROM_RAS @ slicer.util.arrayFromVTKMatrix(directions)[:3, :3],
+        provenance=_provenance_from_node(node),
+    )
+
+
+def node_from_volume(
+    volume: CTVolume, name: str, source_node: slicer.vtkMRMLScalarVolumeNode | None = None
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new volume node in the scene that shows ``volume``.
+
+    The result of a simulated attack is marked in its name and attributes, and is saved as NRRD, whose header keeps the
+    attributes. File paths and DICOM identifiers of the provenance are not written to the node: they may name a patient.
+
+    :param name: name of the node; a number is appended when it is taken.
+    :param source_node: the node that ``volume`` was computed from. Display settings, parent transform and place in the
+        subject hierarchy are taken from it.
+    """
+    scene = slicer.mrmlScene
+    provenance = volume.provenance
+    if provenance.is_simulated_attack and SIMULATED_ATTACK_MARK not in name.casefold():
+        name = f"{name} ({SIMULATED_ATTACK_MARK})"
+
+    # Complete before it enters the scene, so that no observer ever sees a half-written volume.
+    node = slicer.vtkMRMLScalarVolumeNode()
+    node.SetName(scene.GenerateUniqueName(name))
+    directions = np.eye(4)
+    directions[:3, :3] = _LPS_FROM_RAS @ volume.direction
+    node.SetIJKToRASDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
+    node.SetSpacing(volume.spacing)
+    node.SetOrigin(lps_from_ras(volume.origin))
+    _write_provenance(node, provenance)
+    slicer.util.updateVolumeFromArray(node, volume.hu)
+
+    scene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    if provenance.is_simulated_attack:
+        storage = scene.AddNewNodeByClass("vtkMRMLNRRDStorageNode")
+        node.SetAndObserveStorageNodeID(storage.GetID())
+    if source_node is not None:
+        _copy_display(source_node, node)
+        node.SetAndObserveTransformNodeID(source_node.GetTransformNodeID())
+        _place_beside(source_node, node)
+    return node
+
+
+def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -> tuple[int, int, int]:
+    """(slice, row, column) of the voxel whose center is nearest to a world RAS point in mm.
+
+    The point passes through every transform above the node, linear or not.
+
+    :raises TargetError: when the point lies outside the volume.
+    """
+    _require_scalar_volume(node)
+    own_ras = _transform_between(None, node).TransformPoint(_point(ras))
+    to_ijk = vtk.vtkMatrix4x4()
+    node.GetRASToIJKMatrix(to_ijk)
+    i, j, k = (int(np.floor(value + 0.5)) for value in to_ijk.MultiplyPoint((*own_ras, 1.0))[:3])
+    columns, rows, slices = node.GetImageData().GetDimensions()
+    if not (0 <= i < columns and 0 <= j < rows and 0 <= k < slices):
+        raise TargetError("The point lies outside the volume; place it on a structure inside the scan.")
+    return k, j, i
+
+
+def ras_from_voxel(node: slicer.vtkMRMLScalarVolumeNode, kji: Sequence[float]) -> tuple[float, float, float]:
+    """World RAS point in mm of the center of voxel (slice, row, column), through every transform above the node."""
+    _require_scalar_volume(node)
+    k, j, i = _point(kji)
+    to_ras = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(to_ras)
+    own_ras = to_ras.MultiplyPoint((i, j, k, 1.0))[:3]
+    return tuple(_transform_between(node, None).TransformPoint(own_ras))
+
+
+def target_from_markups(markups_node: slicer.vtkMRMLMarkupsNode) -> tuple[float, float, float]:
+    """World RAS position in mm of the point that was placed last in a markups node.
+
+    :raises TargetError: when no point has been placed.
+    """
+    if markups_node is not None:
+        for index in reversed(range(markups_node.GetNumberOfControlPoints())):
+            if markups_node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
+                return tuple(markups_node.GetNthControlPointPositionWorld(index))
+    raise TargetError("No target point is placed; place one on the structure to attack.")
+
+
+def _require_scalar_volume(node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
+    # Label maps and vector volumes derive from the scalar volume node, hence the exact class.
+    if node is None or node.GetClassName() != "vtkMRMLScalarVolumeNode":
+        raise InputError("Select a scalar volume: label maps, vector volumes and other data are not CT scans.")
+    image = node.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        raise InputError("The selected volume holds no voxels; load the scan again.")
+    if image.GetNumberOfScalarComponents() != 1:
+        raise InputError("The selected volume has several values per voxel; a CT scan has one.")
+
+
+def _exact_int16(values: np.ndarray) -> np.ndarray:
+    """An int16 copy of ``values``; InputError when that would change any of them."""
+    if values.dtype == np.int16:
+        return values.copy()
+    # A NaN anywhere makes both comparisons false.
+    if values.min() >= HU_MIN and values.max() <= HU_MAX:
+        hu = values.astype(np.int16)
+        if np.array_equal(hu, values):
+            return hu
+    raise InputError(
+        f"The selected volume holds {values.dtype} values that are not whole HU between {HU_MIN} and {HU_MAX}; "
+        "load the original CT scan, or round it with the Cast Scalar Volume module (type short)."
+    )
+
+
+def _point(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def _transform_between(
+    source: slicer.vtkMRMLTransformableNode | None, target: slicer.vtkMRMLTransformableNode | None
+) -> vtk.vtkGeneralTransform:
+    """Map from the coordinates in which ``source`` is defined to those of ``target``; None is the world."""
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        source.GetParentTransformNode() if source else None,
+        target.GetParentTransformNode() if target else None,
+        transform,
+    )
+    return transform
+
+
+def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
+    warnings = ()
+    if node.GetParentTransformNode():
+        warnings = (
+            VolumeWarning(
+                "parent-transform",
+                "The volume lies under a transform; positions in this copy are those before that transform.",
+            ),
+        )
+    padding = node.GetAttribute(PADDING_ATTRIBUTE)
+    try:
+        steps = tuple(ProcessingStep(**step) for step in json.loads(node.GetAttribute(STEPS_ATTRIBUTE) or "[]"))
+        padding_hu = int(padding) if padding else None
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"What the attributes {STEPS_ATTRIBUTE} and {PADDING_ATTRIBUTE} of the volume say about its origin cannot "
+            "be read; start again from the original scan."
+        ) from error
+    return Provenance(
+        source=node.GetName() or "",
+        format="MRML",
+        series_instance_uid=_series_instance_uid(node),
+        padding_hu=padding_hu,
+        warnings=warnings,
+        steps=steps,
+    )
+
+
+def _write_provenance(node: slicer.vtkMRMLScalarVolumeNode, provenance: Provenance) -> None:
+    if provenance.steps:
+        steps = [
+            {
+                "kind": step.kind,
+                "description": step.description,
+                "parameters": dict(step.parameters),
+                "time": step.time,
+            }
+            for step in provenance.steps
+        ]
+        node.SetAttribute(STEPS_ATTRIBUTE, json.dumps(steps, default=_plain))
+    if provenance.padding_hu is not None:
+        node.SetAttribute(PADDING_ATTRIBUTE, str(provenance.padding_hu))
+    # These two repeat what the steps say in a form that node selectors can filter by and a person can read.
+    for kind, attribute in ((PROTECTION, PROTECTED_ATTRIBUTE), (SIMULATED_ATTACK, SIMULATED_ATTACK_ATTRIBUTE)):
+        if any(step.kind == kind for step in provenance.steps):
+            node.SetAttribute(attribute, "true")
+
+
+def _plain(value: Any) -> Any:
+    """What ``json`` cannot write itself: numpy numbers and arrays as numbers and lists, anything else as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _series_instance_uid(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(node)
+    if item == hierarchy.GetInvalidItemID():
+        return None
+    return hierarchy.GetItemUID(item, slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMUIDName()) or None
+
+
+def _copy_display(source_node: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    source, target = source_node.GetDisplayNode(), node.GetDisplayNode()
+    if source is None:
+        return
+    # The automatic window follows the voxels; a fixed one keeps both volumes comparable by eye.
+    target.SetAutoWindowLevel(False)
+    target.SetWindowLevel(source.GetWindow(), source.GetLevel())
+    target.SetInterpolate(source.GetInterpolate())
+    target.SetAndObserveColorNodeID(source.GetColorNodeID())
+
+
+def _place_beside(source_node: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    source_item = hierarchy.GetItemByDataNode(source_node)
+    if source_item == hierarchy.GetInvalidItemID():
+        return
+    parent = hierarchy.GetItemParent(source_item)
+    item = hierarchy.GetItemByDataNode(node)
+    # The application lists a new node by itself; a scene without the application does not.
+    if item == hierarchy.GetInvalidItemID():
+        hierarchy.CreateItem(parent, node)
+    else:
+        hierarchy.SetItemParent(item, parent)

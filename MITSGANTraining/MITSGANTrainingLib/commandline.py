@@ -1,0 +1,89 @@
+"""The command ``mitsgan``: one subcommand per file in ``commands``, one place for errors and exit codes.
+
+Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input, 4 output not written, 5 model not usable,
+6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to standard
+error. Errors are one line that says what to do; ``--verbose`` adds the trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from MITSGANLib import __version__
+from MITSGANLib.errors import CancelledError, MITSGANError
+
+from .commands import attack, compare, demo, info, protect
+
+COMMANDS = {"info": info, "protect": protect, "attack": attack, "compare": compare, "demo": demo}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
+    options = _parser().parse_args(arguments)
+    level = logging.DEBUG if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    # pydicom logs header values it finds odd; they can hold patient data, which no log may.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return COMMANDS[options.command].run(options) or 0
+    except (KeyboardInterrupt, CancelledError):
+        return _fail("Stopped; nothing was left half written.", CancelledError.exit_code, options.verbose)
+    except MITSGANError as error:
+        return _fail(str(error), error.exit_code, options.verbose)
+    except ModuleNotFoundError as error:
+        return _fail(_missing_package(error), 6, options.verbose)
+    except MemoryError:
+        return _fail(
+            "Not enough memory for this scan; close other programs or use a larger machine.", 1, options.verbose
+        )
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # a defect: say so in one line, keep the trace for --verbose
+        text = f"Unexpected {type(error).__name__}: {error}. Run again with --verbose and report the trace."
+        return _fail(text, 1, options.verbose)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mitsgan",
+        description="Protect CT scans against generative tampering, and see what an attack does to them.",
+    )
+    parser.add_argument("--version", action="version", version=f"mitsgan {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(command)
+        command.add_argument("--verbose", action="store_true", help="log what happens, and the trace of an error")
+    return parser
+
+
+def _fail(text: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(f"mitsgan: {text}", file=sys.stderr)
+    return code
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    return (
+        f"The Python package '{error.name}' is missing; install the packages in MITSGAN/Resources/requirements.txt "
+        "and PyTorch (in Slicer: through the PyTorch extension)."
+    )
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

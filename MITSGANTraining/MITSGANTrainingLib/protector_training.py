@@ -1,0 +1,152 @@
+"""Training of a protector through the attacker's differentiable chain, on random targets in the lungs of real scans.
+
+The generator sees a crop of each slice around a target; its bounded change is added; injector and remover then work on
+the protected and on the clean crop. The loss rewards a large difference between the two forgeries, which is what a
+reader sees as a failed attack, and (the paper's term) between a forgery and the protected scan itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from MITSGANLib.budget import Budget, allowed_change, body_mask
+from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.ctgan.chain import CUBE_MM, MASK, cube_shape, cube_start, cut, rescale
+from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
+from MITSGANLib.lungs import lung_positions
+from MITSGANLib.volume import CTVolume
+
+from .checkpoints import load_checkpoint, save_checkpoint
+
+_log = logging.getLogger(__name__)
+
+SMALL_GENERATOR = GeneratorConfig(trunk_filters=24, output="residual", unshuffle=2, hu_window=(-1024.0, 1024.0))
+_WINDOW_HU = (-1350.0, 150.0)  # the lung window, in which a failed attack is seen
+
+
+@dataclass(frozen=True)
+class ProtectorTraining:
+    """How a protector is trained.
+
+    :param paper_weight: weight of the paper's term (equation 3) beside the difference of the forgeries.
+    :param context: voxels around the attacked cube that the generator sees in the plane.
+    """
+
+    generator: GeneratorConfig = SMALL_GENERATOR
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    steps: int = 1500
+    targets_per_step: int = 4
+    learning_rate: float = 1e-3
+    paper_weight: float = 0.1
+    context: int = 16
+    positions_per_volume: int = 2000
+    seed: int = 0
+    report_every: int = 25
+
+
+@dataclass(frozen=True)
+class _Scan:
+    volume: CTVolume
+    hu: torch.Tensor
+    allowed: np.ndarray
+    positions: list[tuple[int, int, int]]
+
+
+def train_protector(
+    volumes: Sequence[CTVolume], attackers: Sequence[Attacker], config: ProtectorTraining, folder: Path
+) -> Generator:
+    """Train against all ``attackers`` at once; resumes from ``folder`` where it holds a checkpoint of this run."""
+    scans = [_prepare(volume, config) for volume in volumes]
+    torch.manual_seed(config.seed)
+    generator = Generator(config.generator)
+    optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, (0.5, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.learning_rate / 20)
+    state = {"generator": generator, "optimizer": optimizer, "schedule": schedule}
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    checkpoint = folder / "checkpoint.pt"
+    generator.train()
+    for step in range(load_checkpoint(checkpoint, state, plain), config.steps):
+        rng = np.random.default_rng((config.seed, step))
+        gains = _forgery_gains(generator, scans, attackers, config, rng)
+        loss = -sum(gains.values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % config.report_every == 0 or step + 1 == config.steps:
+            save_checkpoint(checkpoint, state, plain, step + 1)
+            _log.info("step %d %s", step + 1, json.dumps({k: round(v.item(), 4) for k, v in gains.items()}))
+    return generator.eval()
+
+
+def _prepare(volume: CTVolume, config: ProtectorTraining) -> _Scan:
+    padding = volume.provenance.padding_hu
+    mask = body_mask(volume.hu, padding, volume.spacing_kji)
+    positions = lung_positions(volume, config.positions_per_volume, config.seed, CUBE_MM / 2)
+    room = np.array(cube_shape(volume.spacing_kji)) / 2 + (0, config.context, config.context)
+    inside = np.logical_and(positions >= room, positions < np.array(volume.shape) - room).all(axis=1)
+    return _Scan(
+        volume,
+        torch.from_numpy(volume.hu.copy()),
+        allowed_change(volume.hu, config.budget, mask, padding),
+        [position for position, fits in zip(positions, inside, strict=True) if fits],
+    )
+
+
+def _forgery_gains(
+    generator: Generator,
+    scans: Sequence[_Scan],
+    attackers: Sequence[Attacker],
+    config: ProtectorTraining,
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    """Per attacker's action: how far apart the forgeries of clean and protected crops are, in shares of the window."""
+    scan = scans[rng.integers(len(scans))]
+    spacing = scan.volume.spacing_kji
+    shape = cube_shape(spacing)
+    boxes = []
+    for _ in range(config.targets_per_step):
+        start = np.array(cube_start(scan.positions[rng.integers(len(scan.positions))], shape))
+        boxes.append(
+            (start - (0, config.context, config.context), np.add(shape, (0, 2 * config.context, 2 * config.context)))
+        )
+    clean = torch.stack([cut(scan.hu, start, size) for start, size in boxes]).float()
+    allowed = torch.stack(
+        [torch.from_numpy(scan.allowed[tuple(slice(a, a + n) for a, n in zip(*box, strict=True))]) for box in boxes]
+    ).float()
+    noise = draw_noise(clean.shape[-2:], config.generator.noise, int(rng.integers(2**31)))
+    slices = hu_to_network(clean, config.generator.hu_window).flatten(0, 1).unsqueeze(1)
+    share = generator(slices, noise).squeeze(1).view_as(clean)
+    change = share * allowed
+    change = change + (change.round() - change).detach()  # whole HU, as the protector will write; gradient as if not
+
+    inner = (..., slice(config.context, -config.context), slice(config.context, -config.context))
+    clean_cube = rescale(clean[inner], (CUBE_MM,) * 3)
+    protected_cube = rescale((clean + change)[inner], (CUBE_MM,) * 3)
+    return {
+        f"{attacker.name} {attacker.action}": _gain(attacker, clean_cube, protected_cube, config.paper_weight)
+        for attacker in attackers
+    }
+
+
+def _gain(attacker: Attacker, clean: torch.Tensor, protected: torch.Tensor, paper_weight: float) -> torch.Tensor:
+    with torch.no_grad():
+        forged_clean = attacker.inpainter(clean)
+    forged = attacker.inpainter(protected)
+    difference = _middle_rms(forged, forged_clean)
+    return difference + paper_weight * _middle_rms(forged, protected)
+
+
+def _middle_rms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of the in-painted middles as seen in the lung window, mean over the batch."""
+    low, high = _WINDOW_HU
+    a, b = ((x[:, MASK, MASK, MASK].clamp(low, high) - low) / (high - low) for x in (a, b))
+    return (a - b).square().mean(dim=(1, 2, 3)).add(1e-8).sqrt().mean()
