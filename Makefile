@@ -4,12 +4,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-OUT ?= demo-report
 
 .PHONY: demo test lint format clean
 
 demo: .venv/installed
-	$(BIN)/mitsgan demo --out $(OUT)
+	$(BIN)/mitsgan demo
 
 test: .venv/test-installed lint
 	$(BIN)/python -m pytest
@@ -38,4 +37,4 @@ format: .venv/test-installed
 	touch $@
 
 clean:
-	rm -rf .venv $(OUT)
+	rm -rf .venv mitsgan-demo

@@ -1,8 +1,8 @@
 """MITS-GAN's generator and discriminator (Pasqualino et al. 2024, section 3 and figure 4) in torch.
 
 The generator takes a slice and noise and gives the protected slice, or, in residual mode, the change as a share of
-what the budget allows. Slices are (batch, 1, rows, columns) in network range: HU over a fixed window, never over the volume's
-own minimum and maximum, so that equal HU look equal to the network in every scan.
+what the budget allows. Slices are (batch, 1, rows, columns) in network range: HU over a fixed window, never over the
+volume's own minimum and maximum, so that equal HU look equal to the network in every scan.
 """
 
 from __future__ import annotations

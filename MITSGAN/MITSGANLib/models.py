@@ -33,6 +33,7 @@ class ModelCard:
     :param architecture: class name under "class" and its configuration under "config".
     :param data: what it was trained and validated on, with licences.
     :param figures: as measured; each entry names its data.
+    :param budget: of a protector: the default strength and the fractions per tissue it was trained with.
     :param sha256: of the safetensors file.
     """
 
@@ -49,7 +50,7 @@ class ModelCard:
     commit: str
     sha256: str = ""
     licence: str = "Apache-2.0"
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:

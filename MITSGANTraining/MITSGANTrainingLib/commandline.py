@@ -1,8 +1,8 @@
 """The command ``mitsgan``: one subcommand per file in ``commands``, one place for errors and exit codes.
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input, 4 output not written, 5 model not usable,
-6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to standard
-error. Errors are one line that says what to do; ``--verbose`` adds the trace.
+6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to
+standard error. Errors are one line that says what to do; ``--verbose`` adds the trace.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BrokenPipeError:
         return 1
-    except Exception as error:  # a defect: say so in one line, keep the trace for --verbose
+    except Exception as error:  # noqa: BLE001 - a defect: one line for the user, the trace with --verbose
         text = f"Unexpected {type(error).__name__}: {error}. Run again with --verbose and report the trace."
         return _fail(text, 1, options.verbose)
     finally:

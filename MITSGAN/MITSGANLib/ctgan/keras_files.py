@@ -99,8 +99,8 @@ def load_keras_generator(path: Path) -> CTGANGenerator:
     # A discriminator, or a file of another network, has other counts; a wrong width shows when the state is loaded.
     if len(convolutions) != 10 or len(norms) != 8:
         raise ModelError(
-            f"{path} has {len(convolutions)} 3-D convolutions and {len(norms)} batch norms; expected CT-GAN's generator, "
-            "which has 10 and 8."
+            f"{path} has {len(convolutions)} 3-D convolutions and {len(norms)} batch norms; CT-GAN's "
+            "generator has 10 and 8."
         )
     network = CTGANGenerator(CTGANConfig(base_filters=convolutions[0]["kernel"].shape[-1]))
     targets = [block.conv for block in network.down] + [block.same.conv for block in network.up] + [network.last.conv]

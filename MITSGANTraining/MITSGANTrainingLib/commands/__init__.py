@@ -1,1 +1,1 @@
-"""Subcommands of ``mitsgan``. Each module has ``add_arguments(parser)`` and ``run(options)``; its docstring is the help."""
+"""Subcommands of ``mitsgan``: modules with ``add_arguments(parser)`` and ``run(options)``; its docstring helps."""

@@ -67,6 +67,6 @@ def run(options: argparse.Namespace) -> None:
     shared.write_json(options.json, result)
     if options.json != "-":
         shared.say(
-            f"Protected {volume.shape[0]} slices in {seconds:.1f} s: RMSE {result['change']['rmse_hu']:.2f} HU, largest "
-            f"change {result['change']['maximum_hu']} HU (whole volume). Wrote {options.output}"
+            f"Protected {volume.shape[0]} slices in {seconds:.1f} s: RMSE {result['change']['rmse_hu']:.2f} HU, "
+            f"largest change {result['change']['maximum_hu']} HU (whole volume). Wrote {options.output}"
         )

@@ -1,0 +1,203 @@
+"""The demonstration on one scan: protect it, attack original and protected scan at the same places, measure all arms.
+
+Arms are named as in every table: clean, protected, noise (the control of equal RMSE), and each of them attacked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from .budget import NoiseEstimate, estimate_noise
+from .controls import equal_rmse_noise
+from .ctgan.attacker import Attacker, simulate_attack
+from .heatmap import LUNG, MEDIASTINUM
+from .lungs import lung_positions, nodule_like_positions
+from .metrics import Comparison, Region, compare, cube_around, square_around
+from .perceptual import load_lpips
+from .protector import Protector, protect
+from .volume import CTVolume
+
+Arm = Literal["clean", "protected", "noise"]
+ARMS: tuple[Arm, ...] = ("clean", "protected", "noise")
+_LPIPS_SLICES = 8
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to attack: the action, the voxel (slice, row, column), and why this one."""
+
+    action: Literal["inject", "remove"]
+    kji: tuple[int, int, int]
+    reason: str
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What happened at one target.
+
+    :param square: the 32 mm square on the target's slice.
+    :param cube: the 32 mm cube that the generator replaced.
+    :param slices: the target's slice (rows, columns) int16 HU of each arm, before ("clean") and after the attack
+        ("clean attacked").
+    :param against_clean: each arm compared with the clean scan within the cube.
+    :param forgery_change: attack on the protected (or noise) scan compared with that on the clean scan, in the cube.
+    """
+
+    target: Target
+    square: Region
+    cube: Region
+    slices: dict[str, np.ndarray]
+    against_clean: dict[str, Comparison]
+    forgery_change: dict[str, Comparison]
+
+    def relative_change(self, arm: str) -> float | None:
+        """RMSE between the forgeries on this arm and on the clean scan, as a share of the attack's own RMSE."""
+        change, own = self.forgery_change[arm].rmse.value, self.against_clean["clean attacked"].rmse.value
+        return None if change is None or not own else change / own
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """All that the report shows. ``whole`` compares the protected and the noise arm with the clean scan, all slices."""
+
+    clean: CTVolume
+    protected: CTVolume
+    noise_estimate: NoiseEstimate
+    whole: dict[str, Comparison]
+    targets: tuple[TargetResult, ...]
+    protector: Protector
+    attackers: tuple[Attacker, ...]
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form with every figure's definition; no pictures."""
+        return {
+            "protector": {
+                "name": self.protector.name,
+                "sha256": self.protector.digest,
+                "seed": self.protector.seed,
+                "budget": self.protector.budget.to_dict(),
+            },
+            "attackers": [{"name": a.name, "action": a.action, "sha256": a.digest} for a in self.attackers],
+            "device": self.device,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "noise": self.noise_estimate.to_dict(),
+            "whole": {name: comparison.to_dict() for name, comparison in self.whole.items()},
+            "targets": [
+                {
+                    "action": result.target.action,
+                    "kji": list(result.target.kji),
+                    "reason": result.target.reason,
+                    "against_clean": {name: c.to_dict() for name, c in result.against_clean.items()},
+                    "forgery_change": {name: c.to_dict() for name, c in result.forgery_change.items()},
+                    "relative_forgery_change": {arm: result.relative_change(arm) for arm in ("protected", "noise")},
+                }
+                for result in self.targets
+            ],
+        }
+
+
+def choose_targets(volume: CTVolume, per_action: int = 3, seed: int = 0) -> tuple[Target, ...]:
+    """Seeded places in the lungs to inject at, and the most nodule-like structures to remove.
+
+    :raises TargetError: when the scan has no lung in which the attack's 32 mm cube fits.
+    """
+    inject = [
+        Target("inject", kji, f"random lung voxel, seed {seed}") for kji in lung_positions(volume, per_action, seed)
+    ]
+    reason = "compact bright structure in the lung (nodule, or vessel seen end on)"
+    remove = [Target("remove", kji, reason) for kji in nodule_like_positions(volume, per_action)]
+    return (*inject, *remove)
+
+
+def demonstrate(
+    volume: CTVolume,
+    targets: Sequence[Target],
+    protector: Protector,
+    attackers: Sequence[Attacker],
+    *,
+    device: str = "auto",
+    device_words: str = "",
+    lpips_weights: str | None = None,
+    progress: Progress | None = None,
+) -> Demonstration:
+    """Run the whole demonstration.
+
+    :param attackers: at most one per action; a target whose action has none is an error.
+    :param device_words: the device as the report names it.
+    :param progress: called with (stage, done, total); may raise ``CancelledError``.
+    """
+    by_action = {attacker.action: attacker for attacker in attackers}
+    seconds: dict[str, float] = {}
+    report = progress or (lambda _stage, _done, _total: None)
+    lpips = load_lpips(lpips_weights)
+    noise_estimate = estimate_noise(volume.hu, volume.spacing_kji)
+
+    with _timer(seconds, "protect"):
+        protected = protect(volume, model=protector, device=device, progress=partial(report, "Protecting"))
+    with _timer(seconds, "noise control"):
+        noise = equal_rmse_noise(volume, protected, protector.seed)
+    arms: dict[Arm, CTVolume] = {"clean": volume, "protected": protected, "noise": noise}
+
+    results = []
+    for index, target in enumerate(targets):
+        report("Attacking", index, len(targets))
+        attacker = by_action[target.action]
+        with _timer(seconds, "attack"):
+            attacked: dict[Arm, CTVolume] = {
+                arm: simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
+                for arm, scan in arms.items()
+            }
+        with _timer(seconds, "metrics at the targets"):
+            results.append(_measure_target(arms, attacked, target, lpips))
+    report("Attacking", len(targets), len(targets))
+
+    # LPIPS takes about a second a slice on two cores: evenly spaced slices, which the output names.
+    spread = np.unique(np.linspace(0, volume.shape[0] - 1, _LPIPS_SLICES).astype(int)).tolist()
+    whole = {}
+    for arm in ("protected", "noise"):
+        with _timer(seconds, "metrics of the whole scan"):
+            whole[arm] = compare(
+                volume,
+                arms[arm],
+                windows=(LUNG, MEDIASTINUM),
+                lpips=lpips,
+                lpips_slices=spread,
+                progress=partial(report, f"Measuring {arm}"),
+            )
+    return Demonstration(
+        volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
+    )
+
+
+@contextmanager
+def _timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
+
+
+def _measure_target(
+    arms: dict[Arm, CTVolume], attacked: dict[Arm, CTVolume], target: Target, lpips: Any
+) -> TargetResult:
+    clean = arms["clean"]
+    cube = cube_around(clean.shape, clean.spacing_kji, target.kji)
+    scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
+    return TargetResult(
+        target,
+        square_around(clean.shape, clean.spacing_kji, target.kji),
+        cube,
+        {name: scan.hu[target.kji[0]].copy() for name, scan in scans.items()},
+        {name: compare(clean, scan, region=cube, lpips=lpips) for name, scan in scans.items() if name != "clean"},
+        {arm: compare(attacked["clean"], attacked[arm], region=cube, lpips=lpips) for arm in ("protected", "noise")},
+    )

@@ -1,0 +1,123 @@
+"""Protect a scan, attack it with and without protection at the same places, and write a report to look at.
+
+Without INPUT it uses the public scan LIDC-IDRI-0001, fetched once through pip; offline, a synthetic thorax phantom.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Self
+
+from MITSGANLib.ctgan.attacker import ACTIONS, load_attacker
+from MITSGANLib.demonstration import Target, choose_targets, demonstrate
+from MITSGANLib.devices import describe_device, resolve_device
+from MITSGANLib.errors import InputError
+from MITSGANLib.phantom import thorax_phantom
+from MITSGANLib.protector import load_protector
+from MITSGANLib.report import save_report
+from MITSGANLib.storage import load_volume
+from MITSGANLib.volume import CTVolume
+
+from .. import options as shared
+from ..sample_scan import NAME, fetch_sample_scan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", nargs="?", help="a scan of your own (default: LIDC-IDRI-0001)")
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", default="mitsgan-demo", help="folder for the report")
+    shared.add_series(parser)
+    parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
+    parser.add_argument("--model", default="default", help="protector to use")
+    parser.add_argument(
+        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
+    )
+    parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help="attacker to use")
+    parser.add_argument("--targets", type=int, default=3, metavar="N", help="places per action (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the noise (default: 0)")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
+    shared.add_device(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.targets < 1:
+        raise InputError("--targets must be at least 1.")
+    protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
+    device = describe_device(resolve_device(options.device))
+    volume, title, targets = _scan(options)
+    shared.note_warnings(volume)
+    targets = targets or choose_targets(volume, options.targets, options.seed)
+    shared.note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
+    with _StageBars() as bars:
+        result = demonstrate(
+            volume,
+            targets,
+            protector,
+            attackers,
+            device=options.device,
+            device_words=device,
+            lpips_weights=options.lpips_weights,
+            progress=bars.report,
+        )
+    folder = Path(options.output)
+    report = folder / "report.html"
+    shared.note("Drawing the report")
+    save_report(result, report, title=title, synthetic=volume.provenance.format == "phantom")
+    record = {"scan": title, **result.to_dict()}
+    shared.write_json(str(folder / "report.json"), record)
+    shared.write_json(options.json, record)
+    if options.json != "-":
+        for item in result.targets:
+            own = item.against_clean["clean attacked"].rmse.value
+            share = {arm: 100 * (item.relative_change(arm) or 0) for arm in ("protected", "noise")}
+            shared.say(
+                f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in the cube; forgery changed "
+                f"by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
+            )
+        shared.say(f"Wrote {report}")
+
+
+def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...]]:
+    """The scan, its title without patient data, and targets where the scan comes with known ones."""
+    if options.input and not options.phantom:
+        with shared.progress_bar("Reading", "slice") as progress:
+            volume = load_volume(options.input, series=options.series, progress=progress)
+        return volume, Path(options.input).name, ()
+    if not options.phantom:
+        try:
+            shared.note(f"Fetching the public scan {NAME} (once; 35 MB)")
+            with shared.progress_bar("Reading", "slice") as progress:
+                volume = load_volume(fetch_sample_scan(), progress=progress)
+            return volume, f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)", ()
+        except InputError as error:
+            shared.note(f"warning: {error} Using the synthetic phantom instead.")
+    phantom = thorax_phantom(seed=options.seed)
+    nodule = Target("remove", phantom.nodule_kji, "the phantom's nodule")
+    inject = [t for t in choose_targets(phantom.volume, options.targets, options.seed) if t.action == "inject"]
+    return phantom.volume, f"Synthetic thorax phantom, seed {options.seed} (not a patient)", (*inject, nodule)
+
+
+class _StageBars:
+    """One progress bar after the other, as the demonstration's stages come and go."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar = None
+        self._report: shared.Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._bar:
+            self._bar.__exit__(*details)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.__exit__(None, None, None)
+            self._stage = stage
+            self._bar = shared.progress_bar(stage, "target" if stage == "Attacking" else "slice")
+            self._report = self._bar.__enter__()
+        self._report(done, total)

@@ -1,0 +1,12 @@
+"""``mitsgan demo`` for Slicer: ``Slicer --no-main-window --python-script MITSGANTraining/demo.py ...``."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "MITSGAN")]
+
+from MITSGANTrainingLib.commandline import main  # noqa: E402  (after the path is set)
+
+if __name__ == "__main__":
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,0 +1,43 @@
+"""Fixtures for all tests. Nothing here touches the network; real CT is used where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.ctgan.chain import Inpainter
+from MITSGANLib.ctgan.equalization import Equalization
+from MITSGANLib.ctgan.networks import CTGANConfig, CTGANGenerator
+from MITSGANLib.phantom import Phantom, thorax_phantom
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def real_ct() -> Path:
+    """Folder of real CT (``MITSGAN_CT``, else ``../shared/ct`` beside the checkout); the test is skipped without it."""
+    folder = Path(os.environ.get("MITSGAN_CT") or REPOSITORY.parent / "shared" / "ct")
+    if not (folder / "dicom").is_dir():
+        pytest.skip(f"real CT is not at {folder}; set MITSGAN_CT to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Phantom:
+    """A synthetic thorax, large enough for the attacker's 32 mm cube, small enough for tests."""
+    return thorax_phantom(shape=(48, 128, 128), spacing_kji=(2.5, 2.8, 2.8), seed=3)
+
+
+@pytest.fixture(scope="session")
+def untrained_attackers(phantom: Phantom) -> dict[str, Attacker]:
+    """An injector and a remover with random weights: every step of an attack, none of its quality."""
+    equalization = Equalization.from_cubes(phantom.volume.hu[None])
+    attackers = {}
+    for seed, action in enumerate(("inject", "remove")):
+        torch.manual_seed(seed)
+        network = CTGANGenerator(CTGANConfig(base_filters=4)).eval().requires_grad_(False)
+        attackers[action] = Attacker("untrained", action, Inpainter(network, equalization), digest="0" * 64)
+    return attackers
