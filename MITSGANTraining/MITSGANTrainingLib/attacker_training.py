@@ -28,7 +28,7 @@ class AttackerTraining:
 
     base_filters: int = 12
     dropout: float = 0.25
-    steps: int = 2500
+    steps: int = 1600
     batch_size: int = 8
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)

@@ -27,7 +27,11 @@ from .checkpoints import load_checkpoint, save_checkpoint
 
 _log = logging.getLogger(__name__)
 
-SMALL_GENERATOR = GeneratorConfig(trunk_filters=24, output="residual", unshuffle=2, hu_window=(-1024.0, 1024.0))
+# Folding 4x4 voxels into channels shows the network about 40 mm around each voxel, at a fourteenth of the paper's cost. Of
+# two pilot runs of equal cost, the one with 4 and 48 filters was ahead of 2 and 24 after 150 steps (remover: 0.087, 0.061).
+SMALL_GENERATOR = GeneratorConfig(trunk_filters=48, output="residual", unshuffle=4, hu_window=(-1024.0, 1024.0))
+# 18 HU in the lungs, where the attacker is sensitive, 2.7 HU elsewhere, where it is not and a reader looks for contrast.
+SMALL_BUDGET = Budget(strength_hu=18.0, lung=1.0, soft_tissue=0.15, bone=0.15)
 _WINDOW_HU = (-1350.0, 150.0)  # the lung window, in which a failed attack is seen
 
 
@@ -40,8 +44,8 @@ class ProtectorTraining:
     """
 
     generator: GeneratorConfig = SMALL_GENERATOR
-    budget: Budget = dataclasses.field(default_factory=Budget)
-    steps: int = 1500
+    budget: Budget = SMALL_BUDGET
+    steps: int = 1600
     targets_per_step: int = 4
     learning_rate: float = 1e-3
     paper_weight: float = 0.1
@@ -75,7 +79,8 @@ def train_protector(
     for step in range(load_checkpoint(checkpoint, state, plain), config.steps):
         rng = np.random.default_rng((config.seed, step))
         gains = _forgery_gains(generator, scans, attackers, config, rng)
-        loss = -sum(gains.values())
+        # Logarithms, so that the attacker that yields more does not take all of the gradient.
+        loss = -sum(gain.log() for gain in gains.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)

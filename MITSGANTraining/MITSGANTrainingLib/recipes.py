@@ -30,7 +30,7 @@ PROTECTOR = models.DEFAULT_PROTECTOR
 
 INJECTOR_TRAINING = AttackerTraining()
 REMOVER_TRAINING = AttackerTraining(
-    steps=1600, dropout=0.5, variants_per_cube=6, shifted_share=1.0, validation_patients=("Lung_Dx-A0001",)
+    dropout=0.5, variants_per_cube=6, shifted_share=1.0, validation_patients=("Lung_Dx-A0001",)
 )
 PROTECTOR_TRAINING = ProtectorTraining()
 
