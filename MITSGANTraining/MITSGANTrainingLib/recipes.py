@@ -35,6 +35,7 @@ REMOVER_TRAINING = AttackerTraining(
 PROTECTOR_TRAINING = ProtectorTraining()
 
 _LIDC = "LIDC-IDRI (TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX), CC BY 3.0"
+_SHARP = "the series in files B-*, whose headers name the sharp kernel L; 5 mm slices"
 _LUNG_DX = "Lung-PET-CT-Dx (TCIA, doi 10.7937/TCIA.2020.NNC2-0461), CC BY 4.0"
 
 
@@ -64,7 +65,7 @@ def train_remover(data: Path, work: Path, out: Path, changes: Mapping[str, Any])
     config = dataclasses.replace(REMOVER_TRAINING, **changes)
     described = {
         "training": f"300 lung positions of LIDC-IDRI-0028, 290 of LIDC-IDRI-0002 away from its nodule; {_LIDC}",
-        "validation": f"60 lung positions of Lung_Dx-A0001 (kernel B, 5 mm slices); {_LUNG_DX}",
+        "validation": f"60 lung positions of Lung_Dx-A0001 ({_SHARP}); {_LUNG_DX}",
     }
     return _attacker("remover", healthy_cubes(data), described, config, work, out)
 
@@ -117,7 +118,7 @@ def train_small_protector(data: Path, work: Path, out: Path, changes: Mapping[st
         description="Small MITS-GAN generator that adds a change bounded in HU, mostly in the lungs.",
         architecture={"class": "Generator", "config": dataclasses.asdict(config.generator)},
         data={
-            "training": f"LIDC-IDRI-0028, LIDC-IDRI-0002; {_LIDC}; Lung_Dx-A0001 kernel B; {_LUNG_DX}",
+            "training": f"LIDC-IDRI-0028, LIDC-IDRI-0002; {_LIDC}; Lung_Dx-A0001 ({_SHARP}); {_LUNG_DX}",
             "validation": "none during training; results are reported on LIDC-IDRI-0001 and RIDER-Pilot-0117",
         },
         training=dataclasses.asdict(config),

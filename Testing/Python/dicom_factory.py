@@ -1,14 +1,12 @@
-"""Synthetic CT for tests: DICOM series of any stored form and geometry, written with pydicom alone; and real scans."""
+"""Synthetic CT for tests: DICOM series of any stored form and geometry, written with pydicom alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -22,15 +20,6 @@ from pydicom.uid import (
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 PATIENT_NAME = "Secret^Patient"
-
-
-def real_ct_folder() -> Path:
-    """The real scans: the folder in MITSGAN_CT, else ``shared/ct`` beside the checkout; skips the test without them."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "ct"
-    folder = Path(os.environ.get("MITSGAN_CT", beside))
-    if not (folder / "dicom").is_dir():
-        pytest.skip(f"no real CT in {folder}; set MITSGAN_CT to a folder with them")
-    return folder
 
 
 def phantom_hu(shape: tuple[int, int, int] = (5, 12, 10), seed: int = 0) -> np.ndarray:

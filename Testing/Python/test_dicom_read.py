@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu, real_ct_folder, write_enhanced
+from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu, write_enhanced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import CancelledError, DependencyError, InputError
@@ -330,8 +330,8 @@ def test_agrees_with_gdcm(tmp_path):
     np.testing.assert_allclose(image.GetOrigin(), volume.origin, rtol=1e-9)
 
 
-def test_real_series_equals_gdcm_voxel_for_voxel():
-    volume = load_volume(real_ct_folder() / "dicom" / "LIDC-IDRI-0028")
+def test_real_series_equals_gdcm_voxel_for_voxel(real_ct):
+    volume = load_volume(real_ct / "dicom" / "LIDC-IDRI-0028")
     assert volume.shape == (141, 512, 512)
     np.testing.assert_allclose(volume.spacing, (0.664062, 0.664062, 2.5))
     assert volume.provenance.padding_hu == -3024
@@ -344,8 +344,8 @@ def test_real_series_equals_gdcm_voxel_for_voxel():
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), volume.direction)
 
 
-def test_real_series_is_chosen_by_uid():
-    folder = real_ct_folder() / "dicom" / "Lung_Dx-A0001"
+def test_real_series_is_chosen_by_uid(real_ct):
+    folder = real_ct / "dicom" / "Lung_Dx-A0001"
     with pytest.raises(InputError, match="2 CT series"):
         load_volume(folder)
     uid = "1.3.6.1.4.1.14519.5.2.1.6655.2359.213534032021332276911485641315"

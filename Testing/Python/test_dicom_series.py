@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, real_ct_folder, write_structure_set
+from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_structure_set
 from MITSGANLib.dicom import choose_series, scan_dicom
 from MITSGANLib.errors import CancelledError, InputError
 from pydicom import Dataset
@@ -166,8 +166,8 @@ def test_a_single_file_is_a_series_of_its_own(tmp_path):
     assert choose_series(scan_dicom(paths[0])).image_count == 1
 
 
-def test_real_folder_of_two_series():
-    folder = real_ct_folder() / "dicom" / "Lung_Dx-A0001"
+def test_real_folder_of_two_series(real_ct):
+    folder = real_ct / "dicom" / "Lung_Dx-A0001"
     scan = scan_dicom(folder)
     assert [series.image_count for series in scan.usable] == [64, 64]
     assert {series.kernel for series in scan.usable} == {"B", "L"}

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu, real_ct_folder, write_enhanced
+from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu, write_enhanced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib import __version__, dicom
@@ -501,8 +501,8 @@ def test_nothing_tells_the_patient(tmp_path, caplog, recwarn):
     assert "Secret" not in shown
 
 
-def test_real_series_round_trip(tmp_path):
-    volume = protected(load_volume(real_ct_folder() / "dicom" / "LIDC-IDRI-0028"))
+def test_real_series_round_trip(real_ct, tmp_path):
+    volume = protected(load_volume(real_ct / "dicom" / "LIDC-IDRI-0028"))
     assert save_volume(volume, tmp_path / "out") == ()
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "out")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
 import signal
 import struct
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_factory import phantom_hu, real_ct_folder
+from dicom_factory import phantom_hu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib import files
@@ -358,7 +357,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, suffix):
         "from MITSGANLib.volume import CTVolume\n"
         "hu = np.random.default_rng(0).integers(-1000, 1000, (20, 64, 64)).astype(np.int16)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.RLIM_INFINITY}))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
         "try:\n"
         "    write_file(CTVolume(hu), sys.argv[1], overwrite=True)\n"
         "except OutputError as error:\n"
@@ -370,8 +369,8 @@ def test_full_disk_leaves_the_old_file(tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_real_nrrd_is_read_exactly():
-    path = real_ct_folder() / "nrrd" / "LIDC-IDRI-0002.nrrd"
+def test_real_nrrd_is_read_exactly(real_ct):
+    path = real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd"
     volume = read_file(path)
     image = sitk.ReadImage(path)
     np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
@@ -380,6 +379,6 @@ def test_real_nrrd_is_read_exactly():
     assert "values-below-air" in warning_names(volume)
 
 
-def test_real_segmentation_is_refused():
+def test_real_segmentation_is_refused(real_ct):
     with pytest.raises(InputError, match="8-bit"):
-        read_file(real_ct_folder() / "nrrd" / "LIDC-IDRI-0002-noduleVotes.seg.nrrd")
+        read_file(real_ct / "nrrd" / "LIDC-IDRI-0002-noduleVotes.seg.nrrd")

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from dicom_factory import ct_series, phantom_hu, real_ct_folder, write_structure_set
+from dicom_factory import ct_series, phantom_hu, write_structure_set
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files import SUFFIXES
-from MITSGANLib.storage import describe, load_volume, save_volume
+from MITSGANLib.storage import check_output, describe, is_dicom_output, load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
 
 
@@ -48,6 +48,30 @@ def test_a_folder_may_have_any_name(tmp_path):
     for name in ("scan.png", "scan.dcm"):
         with pytest.raises(OutputError, match="no supported format"):
             save_volume(volume, tmp_path / name)
+
+
+def test_what_counts_as_a_dicom_destination(tmp_path):
+    (tmp_path / "folder.nrrd").mkdir()
+    assert is_dicom_output(tmp_path / "series")
+    assert is_dicom_output(tmp_path / "folder.nrrd")
+    assert not any(is_dicom_output(tmp_path / f"scan{suffix}") for suffix in SUFFIXES)
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "series", "scan.png"])
+def test_outputs_are_refused_before_the_work_as_they_would_be_after(tmp_path, name):
+    ct_series().write(tmp_path / "source")
+    volume = load_volume(tmp_path / "source")
+    if name != "scan.png":
+        check_output(volume, tmp_path / name)
+        save_volume(volume, tmp_path / name)
+        check_output(volume, tmp_path / name, overwrite=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError) as early:
+        check_output(volume, tmp_path / name)
+    with pytest.raises(OutputError) as late:
+        save_volume(volume, tmp_path / name)
+    assert str(early.value) == str(late.value)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.nrrd"])
@@ -96,8 +120,8 @@ def test_pydicom_is_not_imported_with_the_library():
     assert result.stdout.strip() == "False"
 
 
-def test_real_folders_are_listed():
-    folder = real_ct_folder() / "dicom"
+def test_real_folders_are_listed(real_ct):
+    folder = real_ct / "dicom"
     summaries = describe(folder)
     assert sorted((summary.kernel, summary.image_count) for summary in summaries) == [
         ("B", 64),
