@@ -17,6 +17,7 @@ import numpy as np
 from .budget import NoiseEstimate, estimate_noise
 from .controls import equal_rmse_noise
 from .ctgan.attacker import Attacker, simulate_attack
+from .ctgan.chain import MASK
 from .heatmap import LUNG, MEDIASTINUM
 from .lungs import lung_positions, nodule_like_positions
 from .metrics import Comparison, Region, compare, cube_around, square_around
@@ -45,23 +46,27 @@ class TargetResult:
     """What happened at one target.
 
     :param square: the 32 mm square on the target's slice.
-    :param cube: the 32 mm cube that the generator replaced.
+    :param cube: the 32 mm cube that the attack pastes.
+    :param middle: its middle 20 mm, which the attacker's network made up.
     :param slices: the target's slice (rows, columns) int16 HU of each arm, before ("clean") and after the attack
         ("clean attacked").
     :param against_clean: each arm compared with the clean scan within the cube.
-    :param forgery_change: attack on the protected (or noise) scan compared with that on the clean scan, in the cube.
+    :param forgery: the attack's own change in the middle: clean attacked against clean.
+    :param forgery_change: attack on the protected (or noise) scan compared with that on the clean scan, in the middle.
     """
 
     target: Target
     square: Region
     cube: Region
+    middle: Region
     slices: dict[str, np.ndarray]
     against_clean: dict[str, Comparison]
+    forgery: Comparison
     forgery_change: dict[str, Comparison]
 
     def relative_change(self, arm: str) -> float | None:
-        """RMSE between the forgeries on this arm and on the clean scan, as a share of the attack's own RMSE."""
-        change, own = self.forgery_change[arm].rmse.value, self.against_clean["clean attacked"].rmse.value
+        """RMSE in the middle between the forgeries on this arm and the clean scan, as a share of the attack's own."""
+        change, own = self.forgery_change[arm].rmse.value, self.forgery.rmse.value
         return None if change is None or not own else change / own
 
 
@@ -99,6 +104,7 @@ class Demonstration:
                     "kji": list(result.target.kji),
                     "reason": result.target.reason,
                     "against_clean": {name: c.to_dict() for name, c in result.against_clean.items()},
+                    "forgery": result.forgery.to_dict(),
                     "forgery_change": {name: c.to_dict() for name, c in result.forgery_change.items()},
                     "relative_forgery_change": {arm: result.relative_change(arm) for arm in ("protected", "noise")},
                 }
@@ -191,13 +197,17 @@ def _measure_target(
     arms: dict[Arm, CTVolume], attacked: dict[Arm, CTVolume], target: Target, lpips: Any
 ) -> TargetResult:
     clean = arms["clean"]
-    cube = cube_around(clean.shape, clean.spacing_kji, target.kji)
+    place = (clean.shape, clean.spacing_kji, target.kji)
+    cube = cube_around(*place)
+    middle = cube_around(*place, size_mm=MASK.stop - MASK.start, name="in-painted middle")
     scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
     return TargetResult(
         target,
-        square_around(clean.shape, clean.spacing_kji, target.kji),
+        square_around(*place),
         cube,
+        middle,
         {name: scan.hu[target.kji[0]].copy() for name, scan in scans.items()},
         {name: compare(clean, scan, region=cube, lpips=lpips) for name, scan in scans.items() if name != "clean"},
-        {arm: compare(attacked["clean"], attacked[arm], region=cube, lpips=lpips) for arm in ("protected", "noise")},
+        compare(clean, attacked["clean"], region=middle, lpips=lpips),
+        {arm: compare(attacked["clean"], attacked[arm], region=middle, lpips=lpips) for arm in ("protected", "noise")},
     )

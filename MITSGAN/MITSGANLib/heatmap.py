@@ -94,6 +94,7 @@ def render_slice(
     direction: np.ndarray | None = None,
     square: Square | None = None,
     crosshair: tuple[float, float] | None = None,
+    picture_inches: float = _PICTURE_INCHES,
 ) -> bytes:
     """PNG of a slice.
 
@@ -101,10 +102,11 @@ def render_slice(
     :param direction: 3x3 as in :class:`CTVolume`; None for axis-aligned LPS.
     :param square: outlined.
     :param crosshair: (row, column), marked with a cross that leaves the middle free.
+    :param picture_inches: longer edge at 120 dots per inch; smaller pictures have larger text beside them.
     """
     slice_hu = _as_slice(slice_hu)
     view = _View.of(direction)
-    figure, axes, _ = _figure(view.size_mm(slice_hu.shape, spacing), title, str(window))
+    figure, axes, _ = _figure(view.size_mm(slice_hu.shape, spacing), title, str(window), picture_inches)
     _show(axes, view, window_image(slice_hu, window), spacing, cmap="gray", vmin=0, vmax=255)
     _mark(axes, view, slice_hu.shape, square, crosshair)
     return _png(figure, title)
@@ -122,6 +124,7 @@ def difference_overlay(
     direction: np.ndarray | None = None,
     square: Square | None = None,
     crosshair: tuple[float, float] | None = None,
+    picture_inches: float = _PICTURE_INCHES,
 ) -> bytes:
     """PNG of other minus reference in color over the reference slice, with a color bar in HU.
 
@@ -136,7 +139,9 @@ def difference_overlay(
     limit = limit_hu or color_limit(difference)
     view = _View.of(direction)
     subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
-    figure, axes, bar_axes = _figure(view.size_mm(reference_slice.shape, spacing), title, subtitle, bar=True)
+    figure, axes, bar_axes = _figure(
+        view.size_mm(reference_slice.shape, spacing), title, subtitle, picture_inches, bar=True
+    )
     _show(axes, view, window_image(reference_slice, window), spacing, cmap="gray", vmin=0, vmax=_DIMMED_WHITE)
     image = _show_difference(axes, view, difference, spacing, kind, limit)
     _color_bar(figure, bar_axes, image, kind, limit, difference)
@@ -330,14 +335,16 @@ class _View:
         return (width, height) if self.transpose else (height, width)
 
 
-def _figure(size_mm: tuple[float, float], title: str, subtitle: str, bar: bool = False) -> tuple[Any, Any, Any]:
+def _figure(
+    size_mm: tuple[float, float], title: str, subtitle: str, inches: float = _PICTURE_INCHES, bar: bool = False
+) -> tuple[Any, Any, Any]:
     """Figure, axes of a picture of this (height, width), and axes of the color bar."""
     from matplotlib.figure import Figure
 
     height_mm, width_mm = size_mm
-    scale = _PICTURE_INCHES / max(height_mm, width_mm)
+    scale = inches / max(height_mm, width_mm)
     # A narrow picture still needs room for the text above it.
-    height, width = max(height_mm * scale, 2.0), max(width_mm * scale, 4.0)
+    height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, inches))
     top, margin, right = 0.62, 0.12, 1.0 if bar else 0.12
     total_height, total_width = height + top + margin, width + margin + right
     figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)

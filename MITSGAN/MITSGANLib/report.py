@@ -18,6 +18,8 @@ from .metrics import Metric
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "Resources" / "report.html.j2"
 _ZOOM_MM = 64.0
+# Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
+_SMALL_INCHES, _HEATMAP_INCHES = 3.2, 4.2
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "pydicom", "scikit-image", "lpips")
 _ARM_TITLES = {
     "clean": "Clean",
@@ -60,6 +62,7 @@ def render_report(demonstration: Demonstration, *, title: str, synthetic: bool =
         data_range=f"{demonstration.whole['protected'].data_range_hu:g}",
         whole_table=_whole_table(demonstration),
         whole_figures=_whole_figures(demonstration),
+        rmse_figure=_rmse_figure(demonstration),
         effect_table=_effect_table(demonstration),
         targets=[_target(demonstration, result) for result in demonstration.targets],
         making=_making(demonstration),
@@ -134,7 +137,7 @@ def _effect_table(demo: Demonstration) -> _Table:
     rows = tuple(
         (
             f"{r.target.action}, slice {r.target.kji[0]}, row {r.target.kji[1]}, column {r.target.kji[2]}",
-            f"{r.against_clean['clean attacked'].rmse.value:.1f} HU",
+            f"{r.forgery.rmse.value:.1f} HU",
             *(
                 f"{r.forgery_change[a].rmse.value:.1f} HU ({_percent(r.relative_change(a))})"
                 for a in ("protected", "noise")
@@ -149,10 +152,10 @@ def _whole_figures(demo: Demonstration) -> list[_Figure]:
     rmse = demo.whole["protected"].rmse
     worst = rmse.worst_slice.slice
     view = _view(demo)
-    figures = [
+    return [
         _Figure(
             render_slice(demo.protected.hu[worst], title=f"Protected, slice {worst}", **view),
-            "Slice that the protection changed most, lung window",
+            "The slice that the protection changed most",
         ),
         _Figure(
             difference_overlay(
@@ -160,19 +163,24 @@ def _whole_figures(demo: Demonstration) -> list[_Figure]:
             ),
             "Signed change in HU over the clean slice",
         ),
-        _Figure(
-            rmse_bars([v or 0.0 for v in rmse.per_slice], marked=[worst], title="RMSE of the protection by slice"),
-            "RMSE in HU of every slice; the worst one is marked",
-        ),
     ]
-    return figures
+
+
+def _rmse_figure(demo: Demonstration) -> _Figure:
+    rmse = demo.whole["protected"].rmse
+    bars = rmse_bars(
+        [value or 0.0 for value in rmse.per_slice],
+        marked=[rmse.worst_slice.slice],
+        title="RMSE of the protection by slice",
+    )
+    return _Figure(bars, "RMSE in HU of every slice; the worst one is marked")
 
 
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     k, j, i = result.target.kji
     verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
     square = Square(result.square.j0, result.square.j1, result.square.i0, result.square.i1)
-    view = _view(demo)
+    view = _view(demo, picture_inches=_SMALL_INCHES)
     zoom, inner = _zoom(demo, result)
     slices, images = result.slices, []
     for arm in ("clean", "protected", "clean attacked", "protected attacked"):
@@ -192,7 +200,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
         _Figure(
             difference_overlay(
                 slices[a][zoom], slices[b][zoom], title=f"{_ARM_TITLES[b]} − {_ARM_TITLES[a].lower()}",
-                limit_hu=round(limit, -1), square=inner, **view,
+                limit_hu=round(limit, -1), square=inner, **_view(demo, picture_inches=_HEATMAP_INCHES),
             ),
             caption,
         )
@@ -240,9 +248,9 @@ def _making(demo: Demonstration) -> list[tuple[str, str]]:
     ]
 
 
-def _view(demo: Demonstration) -> dict[str, Any]:
+def _view(demo: Demonstration, **size: float) -> dict[str, Any]:
     spacing = demo.clean.spacing_kji
-    return {"spacing": (spacing[1], spacing[2]), "direction": demo.clean.direction, "window": LUNG}
+    return {"spacing": (spacing[1], spacing[2]), "direction": demo.clean.direction, "window": LUNG, **size}
 
 
 def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice], Square]:
@@ -273,7 +281,9 @@ def _metric_name(name: str, metric: Metric) -> str:
         "max_abs_difference": "Largest difference",
         "mean_bias": "Mean bias",
     }
-    return f"{words.get(name, name.replace('_', ' '))}{f' ({metric.unit})' if metric.unit else ''}"
+    unit = f" ({metric.unit})" if metric.unit not in ("", "1") else ""
+    window = f", {metric.window.name} window" if metric.window and name != "lpips" else ""
+    return f"{words.get(name.split('_')[0] if metric.window else name, name)}{window}{unit}"
 
 
 def _value(metric: Metric) -> str:
@@ -286,7 +296,8 @@ def _with_worst(metric: Metric) -> str:
 
 
 def _number(value: float, name: str) -> str:
-    return f"{value:.4f}" if "ssim" in name or name == "lpips" else f"{value:.1f}" if name == "psnr" else f"{value:.2f}"
+    digits = 4 if "ssim" in name or name == "lpips" else 1 if name == "psnr" else 2
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
 
 
 def _percent(share: float | None) -> str:

@@ -52,8 +52,10 @@ class CubeSet:
 def load_nodule_cubes(path: Path, minimum_mm: float = 10.0) -> CubeSet:
     """Cubes around nodules of at least ``minimum_mm`` from an ``.npz`` with hu, patient and diameter_mm.
 
-    :raises InputError: when the file lacks one of these or no nodule is large enough.
+    :raises InputError: when the file is missing, lacks one of these, or no nodule is large enough.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; --data must name the folder that holds nodule_cubes.npz.")
     with np.load(path, allow_pickle=False) as data:
         missing = {"hu", "patient", "diameter_mm"} - set(data.files)
         if missing:
@@ -68,6 +70,7 @@ def cut_lung_cubes(volume: CTVolume, patient: str, count: int, seed: int, avoid:
     """Cubes of ``CUBE_MM + MARGIN_MM`` at 1 mm around seeded lung voxels.
 
     :param avoid: bool (slices, rows, columns); a cube whose box touches it is left out (known nodules).
+    :raises InputError: when none is left.
     """
     import torch
     from MITSGANLib.ctgan.chain import cube_start, cut, rescale
@@ -81,6 +84,8 @@ def cut_lung_cubes(volume: CTVolume, patient: str, count: int, seed: int, avoid:
         box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
         if avoid is None or not avoid[box].any():
             cubes.append(hu_from_float(rescale(cut(scan, start, shape), (edge,) * 3).numpy()))
+    if not cubes:
+        raise InputError(f"No cube of {patient} keeps clear of what must be avoided; check the segmentation.")
     return CubeSet(np.stack(cubes), np.full(len(cubes), patient))
 
 

@@ -70,11 +70,11 @@ def run(options: argparse.Namespace) -> None:
     shared.write_json(options.json, record)
     if options.json != "-":
         for item in result.targets:
-            own = item.against_clean["clean attacked"].rmse.value
+            own = item.forgery.rmse.value
             share = {arm: 100 * (item.relative_change(arm) or 0) for arm in ("protected", "noise")}
             shared.say(
-                f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in the cube; forgery changed "
-                f"by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
+                f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in its middle 20 mm; forgery "
+                f"changed by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
             )
         shared.say(f"Wrote {report}")
 
