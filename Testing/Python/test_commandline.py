@@ -111,7 +111,7 @@ class TestProtect:
         [
             (["missing.nrrd", "out.nrrd"], 3, "missing.nrrd"),
             (["{scan}", "out.jpg"], 4, ".jpg"),
-            (["{scan}", "{scan}"], 4, "exists"),
+            (["{scan}", "{scan}"], 4, "source"),
             (["{scan}", "folder"], 4, "DICOM"),
             (["{scan}", "out.nrrd", "--model", "none-such"], 5, "none-such"),
             (["{scan}", "out.nrrd", "--strength-hu", "-3"], 3, "strength"),

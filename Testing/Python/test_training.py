@@ -88,8 +88,10 @@ class TestAttackerTraining:
 
     def test_it_learns(self, cubes, tmp_path):
         """Thirty steps on six cubes must at least bring the masked middle nearer than an untrained network has it."""
-        short = train_attacker(cubes, dataclasses.replace(TINY, steps=1), tmp_path / "short")
-        longer = train_attacker(cubes, dataclasses.replace(TINY, steps=30, learning_rate=2e-3), tmp_path / "long")
+        short = train_attacker(cubes, dataclasses.replace(TINY, steps=1, report_every=100), tmp_path / "short")
+        longer = train_attacker(
+            cubes, dataclasses.replace(TINY, steps=30, report_every=100, learning_rate=2e-3), tmp_path / "long"
+        )
         assert longer.figures["l1_input_units"] < 0.9 * short.figures["l1_input_units"]
 
     def test_another_configuration_does_not_resume(self, cubes, tmp_path):

@@ -18,12 +18,11 @@ from ..devices import resolve_device
 from ..errors import ModelError, TargetError
 from ..lungs import distance_to_border_mm
 from ..volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
-from . import chain
+from . import ACTIONS, chain
 from .equalization import Equalization
 from .keras_files import load_equalization, load_keras_generator
 from .networks import CTGANConfig, CTGANGenerator
 
-ACTIONS: tuple[chain.Action, ...] = ("inject", "remove")
 _ROLES = {"inject": "injector", "remove": "remover"}
 _PUBLISHED_FOLDERS = {"inject": "INJ", "remove": "REM"}
 _PUBLISHED_WEIGHTS = {"inject": ("G_model.h5", "G_model_inj.h5"), "remove": ("G_model.h5", "G_model_rem.h5")}

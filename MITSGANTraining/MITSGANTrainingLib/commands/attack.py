@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from MITSGANLib.ctgan.attacker import ACTIONS, check_target, load_attacker, simulate_attack, tampered_box
+from MITSGANLib.ctgan import ACTIONS
 from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import OutputError
 from MITSGANLib.models import available_attackers
@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    # Imports torch, which takes seconds that --help and wrong usage need not wait for.
+    from MITSGANLib.ctgan.attacker import check_target, load_attacker, simulate_attack, tampered_box
+
     if is_dicom_output(options.output):
         raise OutputError("A simulated attack is never written as DICOM; name a file such as attacked.nrrd instead.")
     attacker = load_attacker(options.attacker, options.action)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from MITSGANLib.ctgan.attacker import ACTIONS, load_attacker
-from MITSGANLib.demonstration import Target, choose_targets, demonstrate
+from MITSGANLib.ctgan import ACTIONS
 from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
 from MITSGANLib.phantom import thorax_phantom
 from MITSGANLib.protector import load_protector
-from MITSGANLib.report import save_report
 from MITSGANLib.storage import load_volume
 from MITSGANLib.volume import CTVolume
 
 from .. import options as shared
 from ..sample_scan import NAME, fetch_sample_scan
+
+if TYPE_CHECKING:
+    from MITSGANLib.demonstration import Target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    # Imports torch, which takes seconds that --help and wrong usage need not wait for.
+    from MITSGANLib.ctgan.attacker import load_attacker
+    from MITSGANLib.demonstration import demonstrate
+    from MITSGANLib.report import save_report
+
     if options.targets < 1:
         raise InputError("--targets must be at least 1.")
     protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
@@ -48,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
     device = describe_device(resolve_device(options.device))
     volume, title, targets = _scan(options)
     shared.note_warnings(volume)
-    targets = targets or choose_targets(volume, options.targets, options.seed)
     shared.note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
     with _StageBars() as bars:
         result = demonstrate(
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     report = folder / "report.html"
     shared.note("Drawing the report")
-    save_report(result, report, title=title, synthetic=volume.provenance.format == "phantom")
+    save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")
     record = {"scan": title, **result.to_dict()}
     shared.write_json(str(folder / "report.json"), record)
     shared.write_json(options.json, record)
@@ -80,17 +85,20 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...]]:
-    """The scan, its title without patient data, and targets where the scan comes with known ones."""
+    """The scan, its title without patient data, and where to attack it."""
+    from MITSGANLib.demonstration import Target, choose_targets
+
     if options.input and not options.phantom:
         with shared.progress_bar("Reading", "slice") as progress:
             volume = load_volume(options.input, series=options.series, progress=progress)
-        return volume, Path(options.input).name, ()
+        return volume, Path(options.input).name, choose_targets(volume, options.targets, options.seed)
     if not options.phantom:
         try:
             shared.note(f"Fetching the public scan {NAME} (once; 35 MB)")
             with shared.progress_bar("Reading", "slice") as progress:
                 volume = load_volume(fetch_sample_scan(), progress=progress)
-            return volume, f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)", ()
+            title = f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)"
+            return volume, title, choose_targets(volume, options.targets, options.seed)
         except InputError as error:
             shared.note(f"warning: {error} Using the synthetic phantom instead.")
     phantom = thorax_phantom(seed=options.seed)
