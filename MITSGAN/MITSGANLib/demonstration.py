@@ -84,9 +84,40 @@ class Demonstration:
     device: str
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def summary(self) -> dict[str, Any]:
+        """The few figures that a sentence or a model card quotes; definitions as in :meth:`to_dict`.
+
+        Medians are over the targets of one action; shares are of the attack's own RMSE in the in-painted middle.
+        """
+        whole, noise = self.whole["protected"], self.noise_estimate.sd_hu
+        figures: dict[str, Any] = {
+            "rmse_hu": _rounded(whole.rmse.value),
+            "worst_slice_rmse_hu": _rounded(whole.rmse.worst_slice.value),
+            "worst_slice_psnr_db": _rounded(whole.psnr.worst_slice.value) if whole.psnr.worst_slice else None,
+            "largest_change_hu": _rounded(whole.max_abs_difference.value),
+            "worst_slice_bias_hu": _rounded(whole.mean_bias.worst_slice.value),
+            "noise_hu": _rounded(noise),
+            "rmse_per_noise": _rounded(whole.rmse.value / noise) if noise else None,
+        }
+        for action in ("inject", "remove"):
+            results = [result for result in self.targets if result.target.action == action]
+            if results:
+                figures[action] = {
+                    "targets": len(results),
+                    "median_attack_rmse_hu": _rounded(_median([r.forgery.rmse.value for r in results])),
+                    **{
+                        f"median_share_changed_by_{'protection' if arm == 'protected' else arm}": _rounded(
+                            _median([r.relative_change(arm) for r in results])
+                        )
+                        for arm in ("protected", "noise")
+                    },
+                }
+        return figures
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with every figure's definition; no pictures."""
         return {
+            "summary": self.summary(),
             "protector": {
                 "name": self.protector.name,
                 "sha256": self.protector.digest,
@@ -184,6 +215,15 @@ def demonstrate(
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 @contextmanager

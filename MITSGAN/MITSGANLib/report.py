@@ -70,22 +70,18 @@ def render_report(demonstration: Demonstration, *, title: str, synthetic: bool =
 
 
 def _summary(demo: Demonstration) -> str:
-    whole = demo.whole["protected"]
-    first = f"Protection with {demo.protector.name} changed the scan by RMSE {whole.rmse.value:.1f} HU"
-    if demo.noise_estimate.sd_hu:
-        first += f"; the scan's own noise is {demo.noise_estimate.sd_hu:.1f} HU (standard deviation in soft tissue)"
+    figures = demo.summary()
+    first = f"Protection with {demo.protector.name} changed the scan by RMSE {figures['rmse_hu']:.1f} HU"
+    if figures["noise_hu"]:
+        first += f"; the scan's own noise is {figures['noise_hu']:.1f} HU (standard deviation in soft tissue)"
     sentences = [first]
     for action in ("inject", "remove"):
-        shares = {
-            arm: [r.relative_change(arm) for r in demo.targets if r.target.action == action]
-            for arm in ("protected", "noise")
-        }
-        known = {arm: [value for value in values if value is not None] for arm, values in shares.items()}
-        if known["protected"] and known["noise"]:
-            protection, noise = (_percent(np.median(known[arm])) for arm in ("protected", "noise"))
+        if action in figures:
+            found = figures[action]
+            shares = (_percent(found[f"median_share_changed_by_{arm}"]) for arm in ("protection", "noise"))
             sentences.append(
-                f"At {len(known['protected'])} places, protection changed what the attacker forged ({action}) by "
-                f"{protection} of the attack's own change (median); noise of the same size by {noise}"
+                "At {} places, protection changed what the attacker forged ({}) by {} of the attack's own change "
+                "(median); noise of the same size by {}".format(found["targets"], action, *shares)
             )
     return ". ".join(sentences) + "."
 

@@ -8,14 +8,16 @@ LIDC-IDRI-0001 and RIDER-Pilot-0117 are never trained on: results are reported o
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from MITSGANLib import models
+from MITSGANLib.atomic import atomic_file
 from MITSGANLib.ctgan.attacker import load_attacker, own_tensors
 from MITSGANLib.errors import InputError
 from MITSGANLib.storage import load_volume
@@ -134,6 +136,29 @@ def train_small_protector(data: Path, work: Path, out: Path, changes: Mapping[st
     )
     path = out / "protectors" / f"{PROTECTOR}.safetensors"
     models.write_weights(path, models.half_precision(generator), card)
+    return path
+
+
+def record_figures(out: Path, reports: Sequence[Path]) -> Path:
+    """Write the summaries of demonstration reports into the protector's card, by scan; the weights stay as they are.
+
+    :raises InputError: when a report was made with other weights, or is none.
+    """
+    path = out / "protectors" / f"{PROTECTOR}.json"
+    card = models.ModelCard.read(path)
+    figures = {}
+    for report in reports:
+        try:
+            record = json.loads(report.read_text(encoding="utf-8"))
+            digest, scan, summary = record["protector"]["sha256"], record["scan"], record["summary"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{report} is no report of mitsgan demo; give its report.json.") from error
+        if digest != card.sha256:
+            raise InputError(f"{report} was made with other weights than {path}; run mitsgan demo again.")
+        targets = summary["inject"]["targets"]
+        figures[scan] = {"command": f"mitsgan demo SCAN --targets {targets}", "commit": _commit(), **summary}
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(dataclasses.replace(card, figures=figures).to_json(), encoding="utf-8")
     return path
 
 
