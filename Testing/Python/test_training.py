@@ -169,10 +169,12 @@ class TestProtectorTraining:
 
     def test_repeated_pattern_is_what_the_penalty_sees(self):
         tile = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)
-        noise = torch.randn(64, 16, 16, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
         assert _repeated_power(tile.expand(4, 16, 16), 2) == pytest.approx(1.0)
         assert _repeated_power(noise, 2) < 0.01
         assert _repeated_power(torch.full((4, 17, 19), 0.5), 2) == pytest.approx(0.25), "a shift of the mean counts too"
+        opposite = torch.tensor([0.5, -0.5]).view(2, 1, 1).expand(2, 16, 16)
+        assert _repeated_power(opposite, 2) == pytest.approx(0.25), "slices must not cancel each other"
 
 
 class TestRecipes:
