@@ -201,6 +201,23 @@ class TestRecipes:
         assert card["figures"]["mean_absolute_error_hu"] > 0
         assert load_attacker(folder, "inject").digest == card["sha256"]
 
+    def test_figures_of_a_report_go_into_the_card(self, tmp_path):
+        out = tmp_path / "models"
+        card = models.ModelCard(
+            name=recipes.PROTECTOR, kind="protector", description="", architecture={}, data={}, training={}, figures={},
+            limits="", seed=0, command="", commit="",
+        )  # fmt: skip
+        path = out / "protectors" / f"{recipes.PROTECTOR}.safetensors"
+        card = models.write_weights(path, {"weight": torch.zeros(1)}, card)
+        report = tmp_path / "report.json"
+        summary = {"rmse_hu": 5.0, "inject": {"targets": 3}}
+        for digest, code in (("0" * 64, InputError.exit_code), (card.sha256, 0)):
+            report.write_text(json.dumps({"scan": "X", "protector": {"sha256": digest}, "summary": summary}))
+            assert main(["protector", "--out", str(out), "--figures", str(report)]) == code
+        figures = models.ModelCard.read(path.with_suffix(".json")).figures
+        assert figures["X"]["rmse_hu"] == 5.0
+        assert "--targets 3" in figures["X"]["command"]
+
     def test_missing_data_is_one_line(self, tmp_path, capsys):
         assert main(["injector", "--data", str(tmp_path / "none"), "--work", str(tmp_path)]) == InputError.exit_code
         assert "nodule_cubes.npz" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""The shipped models on a real scan they were not trained on: the protector's fidelity, the attacker's strength.
+
+The limits are those that a reader of the model card relies on; what the models achieve is printed by ``mitsgan demo``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from MITSGANLib.budget import body_mask
+from MITSGANLib.ctgan.attacker import simulate_attack, tampered_box
+from MITSGANLib.lungs import lung_mask, nodule_like_positions
+from MITSGANLib.protector import load_protector, protect
+from MITSGANLib.storage import load_volume
+from MITSGANLib.volume import CTVolume
+
+
+@pytest.fixture(scope="module")
+def scan(real_ct) -> CTVolume:
+    """Forty-one slices of RIDER-Pilot-0117: 33 mm, just enough for the attacker's cube."""
+    whole = load_volume(real_ct / "nrrd" / "RIDER-Pilot-0117.nrrd")
+    return dataclasses.replace(whole, hu=whole.hu[30:71])
+
+
+@pytest.fixture(scope="module")
+def protected(scan) -> CTVolume:
+    return protect(scan)
+
+
+def test_change_is_within_the_cards_budget_and_shifts_no_tissue(scan, protected):
+    change = protected.hu.astype(int) - scan.hu
+    budget = load_protector().budget
+    lung = lung_mask(scan)
+    soft = body_mask(scan.hu, None, scan.spacing_kji) & (scan.hu > 0) & (scan.hu < 100)
+    assert np.abs(change).max() <= budget.strength_hu
+    assert np.abs(change[soft]).max() <= np.ceil(budget.strength_hu * budget.soft_tissue)
+    assert abs(change[lung].mean()) < 2
+    assert abs(change[soft].mean()) < 1
+
+
+def test_a_part_of_the_series_is_protected_as_within_the_whole(scan, protected):
+    """Slices far from the cut; near it the body mask may differ by its own definition of a slice's surroundings."""
+    part = protect(dataclasses.replace(scan, hu=scan.hu[10:30]))
+    difference = np.abs(part.hu.astype(int) - protected.hu[10:30])
+    assert np.mean(difference > 1) < 1e-3
+
+
+def test_the_remover_takes_a_bright_structure_away(scan):
+    target = nodule_like_positions(scan, 1, margin_mm=16)[0]
+    attacked = simulate_attack(scan, target, "remove")
+    box = tampered_box(scan, target)
+    middle = tuple(slice((s.start + s.stop) // 2 - 3, (s.start + s.stop) // 2 + 4) for s in box)
+    assert scan.hu[middle].mean() > -500
+    assert attacked.hu[middle].mean() < scan.hu[middle].mean() - 150
