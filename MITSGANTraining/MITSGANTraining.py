@@ -1,14 +1,21 @@
-"""The MITSGAN Training module of 3D Slicer: says how to train models and compute metrics without the application.
+"""The MITSGAN Training module of 3D Slicer: measures loaded volumes, and says how to train and measure without Slicer.
 
 Training takes hours and batches run over folders, so they are command lines; this panel gives the commands, with the
-paths of this installation, ready to copy.
+paths of this installation, ready to copy. Two volumes that are loaded are measured right here.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ctk
 import qt
+import slicer
+from MITSGANLib import slicer_bridge
+from MITSGANLib.background import run_in_background
+from MITSGANLib.errors import CancelledError
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLTableNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -29,8 +36,8 @@ class MITSGANTraining(ScriptedLoadableModule):
         self.parent.dependencies = []
         self.parent.contributors = ["MITSGAN contributors"]
         self.parent.helpText = _("""
-Shows the commands that train MITSGAN models, protect and attack files, and compute metrics over many scans without the
-application.
+Measures how far two loaded volumes are apart, and shows the commands that train MITSGAN models, protect and attack
+files, and compute metrics over many scans without the application.
 See <a href="{url}">{url}</a> for data, options and results.
 """).format(url="https://github.com/MITSGAN/SlicerMITSGAN")
         self.parent.acknowledgementText = _("""
@@ -39,16 +46,57 @@ The method follows MITS-GAN (Pasqualino et al.); the simulated attack follows CT
 
 
 class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
-    """The module's panel: one command per task, to copy into a terminal."""
+    """The module's panel: an evaluation of loaded volumes, and one command per task to copy into a terminal."""
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        commandsButton = ctk.ctkCollapsibleButton()
-        commandsButton.text = _("Commands")
-        self.layout.addWidget(commandsButton)
-        formLayout = qt.QFormLayout(commandsButton)
+        self.logic = MITSGANTrainingLogic(lambda work, progress: run_in_background(work, progress, self._keepAlive))
+        self._cancelRequested = None
+        self._addEvaluation()
+        self._addCommands()
+        self.layout.addStretch(1)
 
+    def cleanup(self) -> None:
+        """Called when the application closes and the module widget is destroyed."""
+        if self._cancelRequested is not None:
+            self._cancelRequested = True
+
+    def _addEvaluation(self) -> None:
+        section = ctk.ctkCollapsibleButton()
+        section.text = _("Evaluate loaded volumes")
+        self.layout.addWidget(section)
+        formLayout = qt.QFormLayout(section)
+        self.referenceSelector = self._volumeSelector()
+        self.otherSelector = self._volumeSelector()
+        formLayout.addRow(_("Reference:"), self.referenceSelector)
+        formLayout.addRow(_("Compared:"), self.otherSelector)
+        self.evaluateButton = qt.QPushButton(_("Evaluate"))
+        self.evaluateButton.toolTip = _("Measure RMSE, PSNR, SSIM and bias of the whole scan, into a table.")
+        self.evaluateButton.connect("clicked()", self.onEvaluateButton)
+        formLayout.addRow(self.evaluateButton)
+        self.progressBar = qt.QProgressBar()
+        self.progressBar.setVisible(False)
+        formLayout.addRow(self.progressBar)
+        self.resultLabel = qt.QLabel()
+        self.resultLabel.wordWrap = True
+        formLayout.addRow(self.resultLabel)
+
+    def _volumeSelector(self):
+        selector = slicer.qMRMLNodeComboBox()
+        selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+        selector.showChildNodeTypes = False
+        selector.addEnabled = False
+        selector.removeEnabled = False
+        selector.noneEnabled = True
+        selector.setMRMLScene(slicer.mrmlScene)
+        return selector
+
+    def _addCommands(self) -> None:
+        section = ctk.ctkCollapsibleButton()
+        section.text = _("Commands")
+        self.layout.addWidget(section)
+        formLayout = qt.QFormLayout(section)
         introduction = qt.QLabel(
             _(
                 "Run these in a terminal. They use Slicer's own Python and need no window; --help prints the options. "
@@ -57,17 +105,85 @@ class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
         )
         introduction.wordWrap = True
         formLayout.addRow(introduction)
-        for purpose, command in MITSGANTrainingLogic().commands():
+        for purpose, command in self.logic.commands():
             commandEdit = qt.QLineEdit(command)
             commandEdit.readOnly = True
             commandEdit.setCursorPosition(0)
             commandEdit.toolTip = command
             formLayout.addRow(purpose, commandEdit)
-        self.layout.addStretch(1)
+
+    def onEvaluateButton(self) -> None:
+        """Measure the two volumes and say where the table is; cancel when that is under way."""
+        if self._cancelRequested is not None:
+            self._cancelRequested = True
+            return
+        text = self.evaluateButton.text
+        self.evaluateButton.text = _("Cancel")
+        self._cancelRequested = False
+        self.progressBar.setVisible(True)
+        self.resultLabel.text = ""
+        try:
+            with slicer.util.tryWithErrorDisplay(_("Failed to evaluate the volumes.")):
+                table = self._evaluate()
+                if table:
+                    self.resultLabel.text = _("The figures are in the table {name}.").format(name=table.GetName())
+                    selection = slicer.app.applicationLogic().GetSelectionNode()
+                    selection.SetActiveTableID(table.GetID())
+                    slicer.app.applicationLogic().PropagateTableSelection()
+        finally:
+            self._cancelRequested = None
+            self.evaluateButton.text = text
+            self.progressBar.setVisible(False)
+
+    def _evaluate(self) -> vtkMRMLTableNode | None:
+        try:
+            return self.logic.evaluate(
+                self.referenceSelector.currentNode(), self.otherSelector.currentNode(), self._showProgress
+            )
+        except CancelledError as canceled:
+            self.resultLabel.text = str(canceled)
+            return None
+
+    def _showProgress(self, done: int, total: int) -> None:
+        self.progressBar.setRange(0, total)
+        self.progressBar.setValue(done)
+
+    def _keepAlive(self) -> None:
+        slicer.app.processEvents()
+        if self._cancelRequested:
+            raise CancelledError(_("Canceled; nothing was changed."))
 
 
 class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
-    """Knows the command lines that are installed with the module."""
+    """Measures volumes, and knows the command lines that are installed with the module."""
+
+    def __init__(self, compute: Callable[..., Any] | None = None) -> None:
+        """:param compute: runs ``work(progress)``, given both; the panel passes one that keeps Slicer responsive."""
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._compute = compute or (lambda work, progress: work(progress))
+
+    def evaluate(
+        self,
+        referenceNode: vtkMRMLScalarVolumeNode,
+        otherNode: vtkMRMLScalarVolumeNode,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> vtkMRMLTableNode:
+        """A new table node of how far a volume is from a reference on the same grid, with definitions.
+
+        SSIM needs scikit-image, which a first protection in the MITSGAN module installs; without it the table says so.
+        """
+        reference = slicer_bridge.ct_from_node(referenceNode)
+        other = slicer_bridge.ct_from_node(otherNode)
+
+        def work(report: Any) -> Any:
+            from MITSGANLib.heatmap import LUNG, MEDIASTINUM
+            from MITSGANLib.metrics import compare
+
+            return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
+
+        comparison = self._compute(work, progress)
+        finding = slicer_bridge.Finding(f"{otherNode.GetName()} − {referenceNode.GetName()}", comparison)
+        return slicer_bridge.metrics_table([finding], _("{name} evaluation").format(name=otherNode.GetName()))
 
     def commands(self) -> list[tuple[str, str]]:
         """(purpose, command) of each script beside this file, with the paths of this installation."""
@@ -96,6 +212,7 @@ class MITSGANTrainingTest(ScriptedLoadableModuleTest):
         """Run all tests."""
         self.setUp()
         self.test_CommandsExist()
+        self.test_EvaluateLoadedVolumes()
 
     def test_CommandsExist(self) -> None:
         """Training and metrics, the two that the module is for, are installed."""
@@ -103,3 +220,15 @@ class MITSGANTrainingTest(ScriptedLoadableModuleTest):
         self.assertIn("train.py", commands)
         self.assertIn("compare.py", commands)
         self.delayDisplay("Test passed")
+
+    def test_EvaluateLoadedVolumes(self) -> None:
+        """A volume that is a constant away from another has that RMSE and bias."""
+        import numpy as np
+
+        slicer.mrmlScene.Clear()
+        hu = np.full((3, 16, 16), -1000, np.int16)
+        hu[:, 4:12, 4:12] = 40
+        nodes = [slicer.util.addVolumeFromArray(hu + change, name=f"CT {change}") for change in (0, 3)]
+        table = MITSGANTrainingLogic().evaluate(*nodes)
+        values = {table.GetCellText(row, 2): table.GetCellText(row, 3) for row in range(table.GetNumberOfRows())}
+        self.assertEqual((values["rmse"], values["mean_bias"]), ("3", "3"))

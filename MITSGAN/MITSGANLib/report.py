@@ -219,7 +219,7 @@ def _arms_table(result: TargetResult) -> _Table:
     rows = [
         (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns)) for name, metric in names.items()
     ]
-    return _Table(("In the 32 mm cube", *(t for t, _ in columns)), tuple(rows), tuple(_reasons(c for _, c in columns)))
+    return _Table(("In the 32 mm cube", *(t for t, _ in columns)), tuple(rows))  # reasons stand at the first table
 
 
 def _making(demo: Demonstration) -> list[tuple[str, str]]:
@@ -302,7 +302,9 @@ def _percent(share: float | None) -> str:
 
 def _reasons(comparisons: Any) -> list[str]:
     """Why figures are missing, each reason once."""
-    reasons = {f"{m.name.upper()}: {m.reason}" for c in comparisons for m in c.metrics.values() if m.value is None}
+    reasons = {
+        f"{_metric_name(m.name, m)}: {m.reason}." for c in comparisons for m in c.metrics.values() if m.value is None
+    }
     return sorted(reasons)
 
 

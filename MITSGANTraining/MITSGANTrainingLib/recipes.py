@@ -126,8 +126,9 @@ def train_small_protector(data: Path, work: Path, out: Path, changes: Mapping[st
         training=dataclasses.asdict(config),
         figures={},
         limits=(
-            f"Trained and measured against the attacker {ATTACKER} only, on chest CT. It makes such tampering fail "
-            "more visibly; it is no guarantee, and an attacker who adapts or forges without a network is not stopped."
+            f"Trained and measured against the attacker {ATTACKER} only, on chest CT. It changes what such an attacker "
+            "forges; the forgery mostly still succeeds. Its change shows as fine stripes in the lungs on close view. "
+            "No guarantee: an attacker who adapts, or forges without a network, is not stopped."
         ),
         seed=config.seed,
         command=_command("protector"),
