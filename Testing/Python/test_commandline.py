@@ -239,7 +239,10 @@ class TestCompare:
         assert result["whole"]["data_range_hu"] == 4096
         assert result["square"]["metrics"]["mean_bias"]["value"] > whole["mean_bias"]["value"] > 0
         assert all(Path(file).read_bytes().startswith(b"\x89PNG") for file in result["heatmaps"])
-        assert "worst slice 30" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert "worst slice 30" in text
+        names = [line.split()[0] for line in text.partition("whole volume")[2].splitlines() if line.startswith("  ")]
+        assert sorted(names) == sorted(result["whole"]["metrics"]), "each figure is printed once"
 
     def test_another_geometry_is_refused(self, scan, tmp_path, phantom, capsys):
         from dataclasses import replace

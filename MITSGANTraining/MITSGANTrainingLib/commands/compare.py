@@ -70,11 +70,12 @@ def _say(comparison: Comparison) -> None:
         f"{region.name} (slices {region.k0}..{region.k1 - 1}, rows {region.j0}..{region.j1 - 1}, columns "
         f"{region.i0}..{region.i1 - 1}; data range {comparison.data_range_hu:g} HU)"
     )
-    for metric in (*comparison.metrics.values(), *comparison.windowed_ssim):
+    for metric in comparison.metrics.values():
         if metric.value is None:
-            shared.say(f"  {metric.name:<28} none: {metric.reason}")
+            shared.say(f"  {metric.name:<20} none: {metric.reason}")
             continue
         worst = (
             f"   worst slice {metric.worst_slice.slice}: {metric.worst_slice.value:.4g}" if metric.worst_slice else ""
         )
-        shared.say(f"  {metric.name:<28} {metric.value:.4g} {metric.unit}{worst}")
+        unit = "" if metric.unit == "1" else f" {metric.unit}"
+        shared.say(f"  {metric.name:<20} {metric.value:.4g}{unit}{worst}")
