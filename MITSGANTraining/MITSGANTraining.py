@@ -33,7 +33,7 @@ class MITSGANTraining(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("MITSGAN Training")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Informatics")]
-        self.parent.dependencies = []
+        self.parent.dependencies = ["MITSGAN"]
         self.parent.contributors = ["MITSGAN contributors"]
         self.parent.helpText = _("""
 Measures how far two loaded volumes are apart, and shows the commands that train MITSGAN models, protect and attack

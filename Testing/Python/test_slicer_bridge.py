@@ -1,14 +1,16 @@
 """The exchange between MRML nodes and CTVolume, on a real MRML scene (slicer-core)."""
 
+import importlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance
 
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
-vtk = pytest.importorskip("vtk")
-bridge = pytest.importorskip("MITSGANLib.slicer_bridge")
+slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
+vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
+bridge = importlib.import_module("MITSGANLib.slicer_bridge")
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.8, 2.5)
@@ -37,6 +39,8 @@ DIRECTIONS = {
 @pytest.fixture(autouse=True)
 def scene(monkeypatch):
     scene = slicer.vtkMRMLScene()
+    # As the Colors module does in the application.
+    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
     monkeypatch.setattr(slicer, "mrmlScene", scene, raising=False)
     return scene
 
@@ -355,3 +359,137 @@ def test_damaged_provenance_is_an_error_not_a_clean_scan(damaged):
 def test_a_volume_without_history_has_no_attributes():
     node = bridge.node_from_volume(with_steps(), "CT")
     assert node.GetAttributeNames() == ()
+
+
+# Inspection
+
+
+def test_inspection_tells_ct_from_other_volumes():
+    body = np.full((6, 120, 120), -1000, np.int16)
+    body[:, 5:115, 5:115] = 40 + np.random.default_rng(0).normal(0, 12, (6, 110, 110)).astype(np.int16)
+    inspection = bridge.inspect_node(make_node(body))
+    assert inspection.is_ct
+    assert inspection.shape == body.shape
+    assert inspection.noise_sd_hu == pytest.approx(12, abs=2)
+    for node in (make_node(np.abs(body)), make_node(body / 1000.0), None):
+        refused = bridge.inspect_node(node)
+        assert not refused.is_ct
+        assert refused.problem
+
+
+# Differences
+
+
+def test_difference_is_signed_cut_to_the_change_and_stays_in_place(volume):
+    node = bridge.node_from_volume(volume, "CT")
+    put_under_transforms(node, INNER)
+    changed = volume.hu.copy()
+    changed[1:3, 2:4, 3:6] += 50
+    changed[1, 2, 3] -= 90
+    other = bridge.node_from_volume(volume.with_hu(changed), "CT other", node)
+    difference = bridge.difference_node(node, other, "difference")
+    array = slicer.util.arrayFromVolume(difference)
+    assert array.shape == (2, 2, 3)
+    assert array[0, 0, 0] == -40
+    assert array[1, 1, 2] == 50
+    np.testing.assert_allclose(bridge.ras_from_voxel(difference, (0, 0, 0)), bridge.ras_from_voxel(node, (1, 2, 3)))
+    with pytest.raises(InputError, match="difference map"):
+        bridge.ct_from_node(difference)
+
+
+def test_colors_of_a_difference_are_clear_below_the_threshold():
+    node = make_node(np.zeros(SHAPE, np.int16))
+    other = make_node(np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE))
+    difference = bridge.difference_node(node, other, "difference", limit_hu=100, threshold_hu=20)
+    display = difference.GetDisplayNode()
+    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (-100, 100)
+    colors = display.GetColorNode().GetLookupTable()
+    alpha = np.array([colors.GetTableValue(index)[3] for index in range(255)])
+    shown = np.abs(np.linspace(-100, 100, 255)) >= 20
+    np.testing.assert_array_equal(alpha > 0, shown)
+    red, _green, blue, _alpha = colors.GetTableValue(0)
+    assert blue > red, "lower is blue"
+    red, _green, blue, _alpha = colors.GetTableValue(254)
+    assert red > blue, "higher is orange"
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(difference)
+    assert "HU" in legend.GetTitleText()
+
+
+def test_identical_volumes_have_an_empty_difference():
+    node = make_node()
+    difference = bridge.difference_node(node, make_node(), "difference")
+    assert not slicer.util.arrayFromVolume(difference).any()
+
+
+def test_removing_a_result_removes_what_belongs_to_it(scene):
+    node, other = make_node(), make_node(np.zeros(SHAPE, np.int16))
+    classes = (
+        *("vtkMRMLScalarVolumeNode", "vtkMRMLDisplayNode", "vtkMRMLColorTableNode", "vtkMRMLTableNode"),
+        *("vtkMRMLPlotSeriesNode", "vtkMRMLPlotChartNode", "vtkMRMLStorageNode"),
+    )
+    before = [scene.GetNumberOfNodesByClass(name) for name in classes]
+    difference = bridge.difference_node(node, other, "difference")
+    chart = bridge.rmse_chart({"a": [1.0, 2.0]}, "chart")
+    bridge.remove_result(difference)
+    bridge.remove_result(chart)
+    assert [scene.GetNumberOfNodesByClass(name) for name in classes] == before
+
+
+# Table, plot and layout
+
+
+def test_table_holds_every_metric_with_its_definition():
+    from MITSGANLib.metrics import compare
+
+    first = np.zeros((3, 16, 16), np.int16)
+    comparison = compare(first, first + np.int16(2))
+    table = bridge.metrics_table([bridge.Finding("b, then a", comparison)], "metrics")
+    rows = [line.split("\t") for line in bridge.table_text(table).splitlines()]
+    assert len(rows) == 1 + len(comparison.metrics)
+    by_metric = {row[2]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    assert by_metric["rmse"]["Value"] == "2"
+    assert by_metric["rmse"]["Unit"] == "HU"
+    assert by_metric["rmse"]["Definition"] == comparison.rmse.definition
+    assert by_metric["lpips"]["Value"] == ""
+    assert "not asked for" in by_metric["lpips"]["Definition"]
+    assert '"b, then a"' in bridge.table_text(table, ",")
+
+
+def test_chart_has_a_line_for_each_series_and_knows_its_slices():
+    chart = bridge.rmse_chart({"protected": [1.0, 2.5, 0.5], "attacked": [0.0, 9.0, 0.0]}, "change")
+    assert chart.GetNumberOfPlotSeriesNodes() == 2
+    series = chart.GetNthPlotSeriesNode(1)
+    table = series.GetTableNode().GetTable()
+    column = table.GetColumnByName(series.GetYColumnName())
+    assert [column.GetValue(row) for row in range(3)] == [0.0, 9.0, 0.0]
+    assert bridge.slice_of_point(series, 1) == 1
+
+
+def test_layout_is_understood_by_the_layout_logic(scene):
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+    logic = slicer.vtkMRMLLayoutLogic()
+    logic.SetMRMLScene(scene)
+    layout = bridge.register_layout()
+    assert layout.IsLayoutDescription(bridge.COMPARISON_LAYOUT)
+    layout.SetViewArrangement(bridge.COMPARISON_LAYOUT)
+    for view in bridge.VIEWS.values():
+        node = scene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        assert node.GetLayoutLabel() == view.label
+        assert node.GetOrientation() == "Axial"
+        assert node.GetViewGroup() != 0
+    attacked = scene.GetSingletonNode(bridge.VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
+    np.testing.assert_allclose(attacked.GetLayoutColor(), bridge.SIMULATED_ATTACK_COLOR, atol=1 / 255)
+    assert bridge.plot_view_node() is not None
+    assert scene.GetSingletonNode("MITSGANTable", "vtkMRMLTableViewNode") is not None
+
+
+def test_source_and_results_know_each_other():
+    source = make_node()
+    result = bridge.node_from_volume(with_steps(step(PROTECTION)), "CT protected", source)
+    assert bridge.source_of(result) is source
+    assert bridge.results_of(source) == [result]
+    assert bridge.first_scan() is source
+    attacked = bridge.node_from_volume(with_steps(step(SIMULATED_ATTACK)), "CT", source)
+    assert bridge.is_simulated_attack(attacked)
+    assert not bridge.is_simulated_attack(result)
+    assert attacked.GetDisplayNode().GetColor() == bridge.SIMULATED_ATTACK_COLOR

@@ -1,4 +1,4 @@
-"""Exchange between MRML nodes and :class:`CTVolume`: the only file of the library that imports ``slicer``.
+"""Exchange between MRML volume nodes and :class:`CTVolume`.
 
 MRML geometry is RAS in mm, that of ``CTVolume`` is LPS in mm; the two differ in the sign of x and y. A volume node may
 lie under a chain of transforms: its own IJKToRAS matrix then ends in the coordinates of the innermost transform, and
@@ -7,6 +7,7 @@ world coordinates, where the user clicks, are at the far end of the chain.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import slicer
 import vtk
 
-from .errors import InputError, TargetError
-from .volume import (
+from .. import plausibility
+from ..errors import InputError, TargetError
+from ..volume import (
     HU_MAX,
     HU_MIN,
     PROTECTION,
@@ -33,6 +35,12 @@ PADDING_ATTRIBUTE = "MITSGAN.PaddingHU"
 PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
 SIMULATED_ATTACK_ATTRIBUTE = "MITSGAN.SimulatedAttack"
 SIMULATED_ATTACK_MARK = "simulated attack"
+SYNTHETIC_ATTRIBUTE = "MITSGAN.Synthetic"
+DIFFERENCE_ATTRIBUTE = "MITSGAN.DifferenceLimitHU"
+# The node that a result was computed from; a node reference, so that it survives saving and renaming.
+SOURCE_ROLE = "MITSGAN.Source"
+# Of labels and view bars of whatever shows a simulated attack; orange is no color of an anatomical plane in Slicer.
+SIMULATED_ATTACK_COLOR = (0.85, 0.35, 0.0)
 
 _LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
 
@@ -58,6 +66,24 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     )
 
 
+def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
+    """:func:`volume_from_node`, for work that needs HU of a patient: what cannot be that is refused.
+
+    What was noticed (cut-off body, thick slices, ...) is added to the warnings of the provenance.
+
+    :raises InputError: with the reason, in the words that the readers of files use.
+    """
+    if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
+        raise InputError("The selected volume is a difference map, not a CT scan; select the scan itself.")
+    volume = volume_from_node(node)
+    warnings = (
+        *plausibility.check_hounsfield(volume.hu, volume.provenance.padding_hu),
+        *plausibility.grid_warnings(volume.shape[0], volume.spacing),
+    )
+    provenance = dataclasses.replace(volume.provenance, warnings=(*volume.provenance.warnings, *warnings))
+    return dataclasses.replace(volume, provenance=provenance)
+
+
 def node_from_volume(
     volume: CTVolume, name: str, source_node: slicer.vtkMRMLScalarVolumeNode | None = None
 ) -> slicer.vtkMRMLScalarVolumeNode:
@@ -67,8 +93,8 @@ def node_from_volume(
     attributes. File paths and DICOM identifiers of the provenance are not written to the node: they may name a patient.
 
     :param name: name of the node; a number is appended when it is taken.
-    :param source_node: the node that ``volume`` was computed from. Display settings, parent transform and place in the
-        subject hierarchy are taken from it.
+    :param source_node: the node that ``volume`` was computed from; see :func:`source_of`. Display settings, parent
+        transform and place in the subject hierarchy are taken from it.
     """
     scene = slicer.mrmlScene
     provenance = volume.provenance
@@ -89,13 +115,66 @@ def node_from_volume(
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     if provenance.is_simulated_attack:
+        node.GetDisplayNode().SetColor(SIMULATED_ATTACK_COLOR)
         storage = scene.AddNewNodeByClass("vtkMRMLNRRDStorageNode")
         node.SetAndObserveStorageNodeID(storage.GetID())
     if source_node is not None:
         _copy_display(source_node, node)
         node.SetAndObserveTransformNodeID(source_node.GetTransformNodeID())
         _place_beside(source_node, node)
+        node.SetNodeReferenceID(SOURCE_ROLE, source_node.GetID())
     return node
+
+
+def source_of(node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The node that ``node`` was computed from; None for a scan as loaded, or when that node is gone."""
+    return node.GetNodeReference(SOURCE_ROLE)
+
+
+def first_scan() -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The scene's first scalar volume that is not a result of this library; None when there is none."""
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and source_of(node) is None:
+            return node
+    return None
+
+
+def results_of(
+    node: slicer.vtkMRMLScalarVolumeNode, attribute: str = PROTECTED_ATTRIBUTE
+) -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """Nodes that were computed from ``node`` directly and carry ``attribute``, oldest first."""
+    return [
+        other
+        for other in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        if other.GetAttribute(attribute) == "true" and source_of(other) is node
+    ]
+
+
+def remove_result(node: slicer.vtkMRMLNode) -> None:
+    """Take a node that a comparison made out of the scene, with what belongs to it alone."""
+    scene = node.GetScene()
+    if scene is None:
+        return
+    own: list[slicer.vtkMRMLNode | None] = []
+    if node.IsA("vtkMRMLPlotChartNode"):
+        series = [node.GetNthPlotSeriesNode(index) for index in range(node.GetNumberOfPlotSeriesNodes())]
+        own = [*series, *{one.GetTableNode() for one in series}]
+    elif node.IsA("vtkMRMLVolumeNode"):
+        own = [node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None]
+    if node.IsA("vtkMRMLDisplayableNode"):
+        own += [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    if node.IsA("vtkMRMLStorableNode"):
+        own.append(node.GetStorageNode())
+    for other in [node, *own]:
+        if other is not None and other.GetScene() is scene:
+            scene.RemoveNode(other)
+
+
+def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the node's attributes say that it holds, or was computed from, a simulated attack."""
+    if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
+        return True
+    return _provenance_from_node(node).is_simulated_attack
 
 
 def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -> tuple[int, int, int]:

@@ -1,0 +1,103 @@
+"""Heavy work in a thread of its own, while the thread that started it keeps an interface alive.
+
+Networks and NumPy release Python's lock while they compute, so the interface stays responsive even within one batch.
+The work must not touch Qt or MRML, which belong to the interface's thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import CancelledError
+
+T = TypeVar("T")
+
+_INTERVAL_SECONDS = 0.02
+
+
+@dataclass
+class Job:
+    """Heavy work that a panel runs, and whether the user wants it to stop. ``button`` is what started it."""
+
+    button: Any
+    cancel_requested: bool = False
+
+
+class BackgroundTask:
+    """A function that runs in a thread from the moment this object is made."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MITSGAN")
+        self._future = executor.submit(work)
+        executor.shutdown(wait=False)
+
+    def wait(self, seconds: float) -> bool:
+        """Let the work go on for at most ``seconds``; True when it has ended."""
+        return bool(wait([self._future], timeout=seconds).done)
+
+    def result(self) -> Any:
+        """What the function returned; what it raised is raised here."""
+        return self._future.result()
+
+
+def run_in_background(
+    work: Callable[[Callable[..., None]], T], progress: Callable[..., None] | None, keep_alive: Callable[[], None]
+) -> T:
+    """Run ``work(report)`` in a thread and give its result.
+
+    :param work: calls ``report(...)`` now and then, which raises ``CancelledError`` once the work is to stop.
+    :param progress: called in this thread with the arguments of the latest report; may raise ``CancelledError``.
+    :param keep_alive: called in this thread all the time to process events; may raise ``CancelledError``, too.
+    """
+    reports: queue.SimpleQueue[tuple] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def report(*arguments: Any) -> None:
+        if stop.is_set():
+            raise CancelledError("Canceled.")
+        reports.put(arguments)
+
+    task = BackgroundTask(lambda: work(report))
+    cancelled: CancelledError | None = None
+    ended = False
+    while not ended:
+        # Asked before the reports are taken, so that none that came before the end is lost.
+        ended = task.wait(_INTERVAL_SECONDS)
+        latest = None
+        while not reports.empty():
+            latest = reports.get()
+        try:
+            if latest and progress and cancelled is None:
+                progress(*latest)
+            keep_alive()
+        except CancelledError as error:
+            cancelled = cancelled or error
+            stop.set()
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+class Pace:
+    """How fast work goes, from the moment this object is made."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._started = clock, clock()
+
+    def restart(self) -> None:
+        """Count from now on, as when another stage begins."""
+        self._started = self._clock()
+
+    def rate(self, done: int) -> float:
+        """Steps in a second; 0 before the first."""
+        return done / max(self._clock() - self._started, 1e-6)
+
+    def seconds_left(self, done: int, total: int) -> float | None:
+        """None before the first step."""
+        return (total - done) / self.rate(done) if done else None

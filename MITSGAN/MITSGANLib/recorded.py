@@ -1,0 +1,27 @@
+"""The protector that a protected volume records in its provenance, to run it once more."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .budget import Budget
+from .errors import InputError, ModelError
+from .protector import Protector, load_protector
+from .volume import PROTECTION, CTVolume
+
+
+def protector_of(volume: CTVolume) -> Protector:
+    """The installed protector with the strength and seed of the volume's last protection.
+
+    :raises InputError: when the volume was not protected by this library.
+    :raises ModelError: when that model is not installed, or its weights are others now.
+    """
+    steps = [step for step in volume.provenance.steps if step.kind == PROTECTION]
+    if not steps or "model" not in steps[-1].parameters:
+        raise InputError("The protected volume does not say how it was made; protect the CT volume again.")
+    parameters = dict(steps[-1].parameters)
+    ready = load_protector(str(parameters["model"]), seed=int(parameters.get("seed", 0)))
+    if parameters.get("model_sha256", ready.digest) != ready.digest:
+        raise ModelError(f"The model '{ready.name}' has changed since the volume was protected; protect it again.")
+    budget = {field.name: parameters[field.name] for field in dataclasses.fields(Budget) if field.name in parameters}
+    return dataclasses.replace(ready, budget=dataclasses.replace(ready.budget, **budget))

@@ -1,0 +1,80 @@
+"""The DICOM files that a volume node was loaded from, through Slicer's DICOM database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import slicer
+
+from ..errors import OutputError
+from ..volume import CTVolume
+
+# Slicer's DICOM module writes this attribute to every volume that it loads.
+INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
+
+
+def dicom_files_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path, ...]:
+    """The files of a node's instances, as the DICOM database knows them.
+
+    :raises OutputError: when the node was not loaded from DICOM, or its files are gone, with what to do.
+    """
+    uids = (node.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
+    if not uids:
+        raise OutputError(
+            "The CT volume was not loaded through Slicer's DICOM module, so there are no original headers to keep. "
+            "Import the series into the DICOM database and load it from there, or save the protected volume as NRRD."
+        )
+    database = slicer.dicomDatabase
+    files = [database.fileForInstance(uid) if database and database.isOpen else "" for uid in uids]
+    missing = sum(not (file and Path(file).is_file()) for file in files)
+    if missing:
+        raise OutputError(
+            f"{missing} of the {len(files)} original DICOM files are no longer in the DICOM database; import the "
+            "series again."
+        )
+    return tuple(Path(file) for file in files)
+
+
+def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
+    """``volume`` as the DICOM writer wants it: slices in the order of the series, and the files in its provenance.
+
+    :raises OutputError: when the files do not form the series that the volume shows.
+    """
+    from ..dicom.frames import slices_by_file
+    from ..dicom.headers import read_header
+    from ..dicom.read import stack_series
+    from ..dicom.series import DicomSeries
+
+    headers = tuple(header for file in files if (header := read_header(file)))
+    if not headers:
+        raise OutputError("The original files are no DICOM images any more; import the series again.")
+    uid = headers[0].text("SeriesInstanceUID")
+    stack = stack_series(DicomSeries(uid, headers))
+    # Slicer may count slices from the other end than DICOM's normal does.
+    for candidate in (volume, _reversed_slices(volume)):
+        series = CTVolume(candidate.hu, stack.spacing, stack.origin, stack.direction)
+        if stack.shape == candidate.shape and candidate.same_geometry(series, tolerance_mm=0.05):
+            provenance = dataclasses.replace(
+                volume.provenance,
+                format="dicom",
+                series_instance_uid=uid,
+                dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
+            )
+            return dataclasses.replace(series, provenance=provenance)
+    raise OutputError(
+        "The volume's size or position differs from its DICOM series, so the original headers do not fit; it was "
+        "cropped, resampled or hardened. Save it as NRRD."
+    )
+
+
+def _reversed_slices(volume: CTVolume) -> CTVolume:
+    direction = volume.direction.copy()
+    direction[:, 2] *= -1
+    return dataclasses.replace(
+        volume,
+        hu=volume.hu[::-1],
+        origin=tuple(volume.voxel_to_lps((volume.shape[0] - 1, 0, 0))),
+        direction=direction,
+    )

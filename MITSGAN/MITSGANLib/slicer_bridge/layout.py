@@ -1,0 +1,212 @@
+"""The comparison layout: source, protected, and both attacked, in four slice views that move together.
+
+Everything is done on MRML nodes, which the application's views follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import slicer
+
+from ..heatmap import Window
+from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel
+
+# Custom layouts need a number of their own; Slicer's are below 100.
+COMPARISON_LAYOUT = 14771
+PREVIOUS_LAYOUT_ATTRIBUTE = "MITSGAN.PreviousLayout"
+# Linked views act on all views of their group, so the comparison must not share the group of the ordinary views.
+_VIEW_GROUP = 14771
+_PLOT, _TABLE = "MITSGANPlot", "MITSGANTable"
+_ZOOM_MM = 120.0
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice view of the comparison: its name in MRML, the label in its bar, and the bar's color."""
+
+    tag: str
+    label: str
+    color: str
+
+
+def _hex(rgb: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
+
+
+VIEWS = {
+    "source": View("MITSGANSource", "Source", "#7a8793"),
+    "protected": View("MITSGANProtected", "Protected", "#2f80c3"),
+    "source attacked": View("MITSGANSourceAttacked", "Source, simulated attack", _hex(SIMULATED_ATTACK_COLOR)),
+    "protected attacked": View("MITSGANProtectedAttacked", "Protected, simulated attack", _hex(SIMULATED_ATTACK_COLOR)),
+}
+
+
+def layout_description() -> str:
+    """The layout as Slicer's XML: four slice views in a row, below them the plot and the table."""
+    top = ElementTree.Element("layout", type="vertical", split="true")
+    views = _row(_item(top, "700"))
+    for view in VIEWS.values():
+        node = ElementTree.SubElement(_item(views), "view", {"class": "vtkMRMLSliceNode", "singletontag": view.tag})
+        _property(node, "orientation", "Axial")
+        _property(node, "viewlabel", view.label)
+        _property(node, "viewcolor", view.color)
+        _property(node, "viewgroup", str(_VIEW_GROUP))
+    below = _row(_item(top, "300"))
+    for class_name, tag, label in (("vtkMRMLPlotViewNode", _PLOT, "P"), ("vtkMRMLTableViewNode", _TABLE, "T")):
+        node = ElementTree.SubElement(_item(below, "500"), "view", {"class": class_name, "singletontag": tag})
+        _property(node, "viewlabel", label)
+    return ElementTree.tostring(top, encoding="unicode")
+
+
+def register_layout() -> slicer.vtkMRMLLayoutNode | None:
+    """Make the layout known to the scene's layout node, and give that node; None in a scene without views."""
+    node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    if node is not None and not node.IsLayoutDescription(COMPARISON_LAYOUT):
+        node.AddLayoutDescription(COMPARISON_LAYOUT, layout_description())
+    return node
+
+
+def show_comparison(
+    volumes: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None],
+    *,
+    heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None],
+    target_ras: Sequence[float] | None,
+    window: Window,
+    table: slicer.vtkMRMLTableNode | None = None,
+    chart: slicer.vtkMRMLPlotChartNode | None = None,
+) -> None:
+    """Switch to the comparison layout and fill it.
+
+    :param volumes, heatmaps: by the names in :data:`VIEWS`; views without a volume are empty.
+    :param target_ras: world point in mm that all views are centered on and zoomed to; None shows whole slices.
+    """
+    layout = register_layout()
+    if layout is None:
+        return
+    if layout.GetViewArrangement() != COMPARISON_LAYOUT:
+        layout.SetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE, str(layout.GetViewArrangement()))
+        layout.SetViewArrangement(COMPARISON_LAYOUT)
+    set_window(volumes.values(), window)
+    for name, slice_node, composite in _views():
+        composite.SetLinkedControl(False)
+        composite.SetForegroundVolumeID(_id(heatmaps.get(name)))
+        composite.SetBackgroundVolumeID(_id(volumes.get(name)))
+        composite.SetLabelVolumeID(None)
+        if volumes.get(name):
+            slice_node.RotateToVolumePlane(volumes[name])
+        if target_ras is not None:
+            _zoom(slice_node)
+            slice_node.JumpSliceByCentering(*target_ras)
+        composite.SetLinkedControl(True)
+    plot_view = plot_view_node()
+    if plot_view is not None:
+        plot_view.SetPlotChartNodeID(_id(chart))
+        plot_view.SetInteractionMode(slicer.vtkMRMLPlotViewNode.InteractionModeSelectPoints)
+    table_view = slicer.mrmlScene.GetSingletonNode(_TABLE, "vtkMRMLTableViewNode")
+    if table_view is not None:
+        table_view.SetTableNodeID(_id(table))
+
+
+def plot_view_node() -> slicer.vtkMRMLPlotViewNode | None:
+    """The comparison's plot view; None until the layout was first shown."""
+    return slicer.mrmlScene.GetSingletonNode(_PLOT, "vtkMRMLPlotViewNode")
+
+
+def comparison_is_shown() -> bool:
+    """Whether the comparison layout is the current one."""
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    return layout is not None and layout.GetViewArrangement() == COMPARISON_LAYOUT
+
+
+def restore_layout() -> None:
+    """Go back to the layout that was shown before the comparison."""
+    if not comparison_is_shown():
+        return
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    previous = layout.GetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE)
+    layout.SetViewArrangement(int(previous) if previous else layout.SlicerLayoutConventionalView)
+
+
+def show_volume(view: str, node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
+    """Put a volume into one view of the comparison (a name in :data:`VIEWS`), all else unchanged."""
+    for name, _slice_node, composite in _views():
+        if name == view:
+            # Unlinked for a moment: a linked view would hand its volume to the others.
+            linked = composite.GetLinkedControl()
+            composite.SetLinkedControl(False)
+            composite.SetBackgroundVolumeID(_id(node))
+            composite.SetLinkedControl(linked)
+
+
+def show_heatmaps(
+    heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None], *, visible: bool, opacity: float
+) -> None:
+    """Show or hide the overlays and their color legends in the comparison views."""
+    for name, _slice_node, composite in _views():
+        node = heatmaps.get(name)
+        composite.SetForegroundVolumeID(_id(node))
+        composite.SetForegroundOpacity(opacity if visible and node else 0.0)
+    for node in filter(None, heatmaps.values()):
+        legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+        if legend is not None:
+            legend.SetVisibility(visible)
+
+
+def jump_to_slice(node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
+    """Move the comparison views to slice ``k`` (0-based) of a volume node, without moving them sideways."""
+    columns, rows, slices = node.GetImageData().GetDimensions()
+    if not 0 <= k < slices:
+        return
+    ras = ras_from_voxel(node, (k, rows // 2, columns // 2))
+    for _name, slice_node, _composite in _views():
+        slice_node.JumpSliceByOffsetting(*ras)
+
+
+def set_window(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None], window: Window) -> None:
+    """Show volumes in a display window in HU."""
+    for node in nodes:
+        if node is None:
+            continue
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        display.SetAutoWindowLevel(False)
+        display.SetWindowLevel(window.width, window.center)
+
+
+def _views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceCompositeNode]]:
+    """The comparison's views that exist by now; they are made when the layout is first shown."""
+    found = []
+    for name, view in VIEWS.items():
+        slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        composite = slicer.vtkMRMLSliceLogic.GetSliceCompositeNode(slice_node) if slice_node else None
+        if composite is not None:
+            found.append((name, slice_node, composite))
+    return found
+
+
+def _zoom(slice_node: slicer.vtkMRMLSliceNode) -> None:
+    width, height, _depth = slice_node.GetDimensions()
+    if width > 0 and height > 0:
+        shorter = min(width, height)
+        slice_node.SetFieldOfView(
+            _ZOOM_MM * width / shorter, _ZOOM_MM * height / shorter, slice_node.GetFieldOfView()[2]
+        )
+
+
+def _id(node: slicer.vtkMRMLNode | None) -> str | None:
+    return node.GetID() if node is not None else None
+
+
+def _item(parent: ElementTree.Element, size: str | None = None) -> ElementTree.Element:
+    return ElementTree.SubElement(parent, "item", {"splitSize": size} if size else {})
+
+
+def _row(parent: ElementTree.Element) -> ElementTree.Element:
+    return ElementTree.SubElement(parent, "layout", type="horizontal", split="true")
+
+
+def _property(parent: ElementTree.Element, name: str, value: str) -> None:
+    ElementTree.SubElement(parent, "property", name=name, action="default").text = value

@@ -1,0 +1,104 @@
+"""Figures as nodes of Slicer's own kinds: the metrics table, and the plot of the change in each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
+from ..effect import Finding
+
+COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
+_SLICE_COLUMN = "Slice"
+_SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
+
+
+def metrics_table(findings: Sequence[Finding], name: str) -> slicer.vtkMRMLTableNode:
+    """A new table node with one row for each metric of each finding; where there is no figure, the reason."""
+    rows = [row for finding in findings for row in _rows(finding)]
+    node = slicer.vtkMRMLTableNode()
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    for index, title in enumerate(COLUMNS):
+        column = vtk.vtkStringArray()
+        column.SetName(title)
+        for row in rows:
+            column.InsertNextValue(row[index])
+        node.AddColumn(column)
+    node.SetUseColumnTitleAsColumnHeader(True)
+    node.SetLocked(True)
+    return slicer.mrmlScene.AddNode(node)
+
+
+def table_text(node: slicer.vtkMRMLTableNode, separator: str = "\t") -> str:
+    """The table as lines of text, the titles first. Cells that hold the separator or quotes are quoted as in CSV."""
+    import csv
+    import io
+
+    table = node.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    writer.writerow(table.GetColumnName(column) for column in columns)
+    for row in range(table.GetNumberOfRows()):
+        writer.writerow(node.GetCellText(row, column) for column in columns)
+    return text.getvalue()
+
+
+def rmse_chart(rmse_by_slice: Mapping[str, Sequence[float]], name: str) -> slicer.vtkMRMLPlotChartNode:
+    """A new chart node of RMSE in HU over the slice index (0-based), one line for each entry, and its table."""
+    scene = slicer.mrmlScene
+    table = slicer.vtkMRMLTableNode()
+    table.SetName(scene.GenerateUniqueName(f"{name} values"))
+    slices = max((len(values) for values in rmse_by_slice.values()), default=0)
+    for title, values in ((_SLICE_COLUMN, np.arange(slices)), *rmse_by_slice.items()):
+        column = numpy_to_vtk(np.asarray(values, dtype=np.float64), deep=True)
+        column.SetName(title)
+        table.AddColumn(column)
+    scene.AddNode(table)
+    chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", scene.GenerateUniqueName(name))
+    chart.SetTitle("Change by slice")
+    chart.SetXAxisTitle("Slice index")
+    chart.SetYAxisTitle("RMSE (HU)")
+    chart.SetLegendVisibility(len(rmse_by_slice) > 1)
+    for index, title in enumerate(rmse_by_slice):
+        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)
+        series.SetAndObserveTableNodeID(table.GetID())
+        series.SetXColumnName(_SLICE_COLUMN)
+        series.SetYColumnName(title)
+        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
+        # Only a marker can be clicked.
+        series.SetMarkerStyle(slicer.vtkMRMLPlotSeriesNode.MarkerStyleCircle)
+        series.SetMarkerSize(5)
+        series.SetColor(_SERIES_COLORS[index % len(_SERIES_COLORS)])
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    return chart
+
+
+def slice_of_point(series_node: slicer.vtkMRMLPlotSeriesNode, point: int) -> int:
+    """The slice index that a point of a chart made by :func:`rmse_chart` stands for."""
+    column = series_node.GetTableNode().GetTable().GetColumnByName(_SLICE_COLUMN)
+    return int(column.GetValue(point))
+
+
+def _rows(finding: Finding) -> list[tuple[str, ...]]:
+    comparison = finding.comparison
+    return [
+        (
+            finding.compared,
+            comparison.region.name,
+            metric.name,
+            _text(metric.value),
+            metric.unit,
+            str(metric.worst_slice.slice) if metric.worst_slice else "",
+            _text(metric.worst_slice.value) if metric.worst_slice else "",
+            metric.definition if metric.value is not None else f"no value: {metric.reason}",
+        )
+        for metric in comparison.metrics.values()
+    ]
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"

@@ -1,0 +1,243 @@
+"""``slicer.app``, the module base classes and the rest of what a module file imports, over a real MRML scene."""
+
+# Names are those of Qt and Slicer.
+# ruff: noqa: N802, N815
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+import unittest
+from pathlib import Path
+
+import slicer
+import vtk
+from PySide6 import QtWidgets
+
+from . import parameters, widgets
+
+
+class _PlotView:
+    """Keeps the slot that a module connects, so that a test can click a point."""
+
+    def connect(self, _signal, slot):
+        self.slot = slot
+
+    def disconnect(self, _signal, _slot):
+        self.slot = None
+
+
+class _PlotWidget:
+    def __init__(self, node):
+        self._node, self._view = node, _PlotView()
+
+    def mrmlPlotViewNode(self):
+        return self._node
+
+    def plotView(self):
+        return self._view
+
+
+class LayoutManager:
+    """Does what the application does when the layout node changes: makes the logics and widgets of new views."""
+
+    def __init__(self, scene):
+        self._scene, self._slice_logics, self._plots = scene, {}, {}
+        self._logic = slicer.vtkMRMLLayoutLogic()
+        self._logic.SetMRMLScene(scene)
+        self._logic.GetLayoutNode().AddObserver(vtk.vtkCommand.ModifiedEvent, self._make_views)
+        self._make_views()
+
+    def _make_views(self, *_event):
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            if node.GetID() not in self._slice_logics:
+                node.SetDimensions(400, 300, 1)
+                logic = slicer.vtkMRMLSliceLogic()
+                logic.SetMRMLScene(self._scene)
+                logic.SetSliceNode(node)
+                self._slice_logics[node.GetID()] = logic
+        for node in slicer.util.getNodesByClass("vtkMRMLPlotViewNode"):
+            self._plots.setdefault(node.GetID(), _PlotWidget(node))
+
+    def mrmlSliceLogics(self):
+        logics = vtk.vtkCollection()
+        for logic in self._slice_logics.values():
+            logics.AddItem(logic)
+        return logics
+
+    @property
+    def plotViewCount(self):
+        return len(self._plots)
+
+    def plotWidget(self, index):
+        return list(self._plots.values())[index]
+
+
+class Application:
+    """``slicer.app``."""
+
+    def __init__(self, scene):
+        self._logic = slicer.vtkSlicerApplicationLogic()
+        self._logic.SetMRMLScene(scene)
+        self._layout_manager = LayoutManager(scene)
+        self.startup = []
+
+    def applicationLogic(self):
+        return self._logic
+
+    def layoutManager(self):
+        return self._layout_manager
+
+    def connect(self, _signal, slot):
+        self.startup.append(slot)
+
+    def processEvents(self):
+        QtWidgets.QApplication.processEvents()
+
+    def clipboard(self):
+        return QtWidgets.QApplication.clipboard()
+
+    def testingEnabled(self):
+        return False
+
+    def setOverrideCursor(self, _cursor):
+        pass
+
+    restoreOverrideCursor = processEvents
+
+
+class DicomDatabase:
+    """``slicer.dicomDatabase``: which file holds an instance."""
+
+    isOpen = True
+
+    def __init__(self):
+        self.files = {}
+
+    def fileForInstance(self, uid):
+        return str(self.files.get(uid, ""))
+
+
+class _Module:
+    def __init__(self, parent):
+        self.parent = parent
+
+    def resourcePath(self, name):
+        return str(Path(self.parent.path).parent / "Resources" / name)
+
+
+class _Widget:
+    def __init__(self, parent):
+        self.parent = parent
+        self.layout = parent.layout()
+
+    def setup(self):
+        pass
+
+    def resourcePath(self, name):
+        return str(Path(sys.modules[type(self).__module__].__file__).parent / "Resources" / name)
+
+    def onReload(self):
+        pass
+
+
+class _Logic:
+    def __init__(self):
+        self.moduleName = type(self).__name__.removesuffix("Logic")
+
+    def getParameterNode(self):
+        scene = slicer.mrmlScene
+        node = scene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node is None:
+            node = slicer.vtkMRMLScriptedModuleNode()
+            node.SetSingletonTag(self.moduleName)
+            node.SetModuleName(self.moduleName)
+            node = scene.AddNode(node)
+        return node
+
+
+class _Test(unittest.TestCase):
+    def setUp(self):
+        pass
+
+    def delayDisplay(self, _text):
+        pass
+
+
+class StandIn:
+    """Slicer's names in place for one test; ``monkeypatch`` takes them back.
+
+    ``errors`` are the texts of the message boxes that would have been shown.
+    """
+
+    def __init__(self, monkeypatch):
+        self.errors = []
+        self.application = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
+        self.scene, self._logics = new_scene()
+        self.dicomDatabase = DicomDatabase()
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(slicer, "mrmlScene", self.scene, raising=False)
+        for name, value in (
+            ("app", Application(self.scene)),
+            ("dicomDatabase", self.dicomDatabase),
+            *widgets.slicer_widgets().items(),
+        ):
+            monkeypatch.setattr(slicer, name, value, raising=False)
+        self.app = slicer.app
+        markups = slicer.vtkSlicerMarkupsLogic()
+        markups.SetMRMLApplicationLogic(self.app.applicationLogic())
+        markups.SetMRMLScene(self.scene)
+        modules = types.SimpleNamespace(markups=types.SimpleNamespace(logic=lambda: markups))
+        monkeypatch.setattr(slicer, "modules", modules, raising=False)
+        monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: self.errors.append(text))
+        monkeypatch.setattr(slicer.util, "loadUI", widgets.load_ui)
+        monkeypatch.setattr(slicer.util, "childWidgetVariables", widgets.child_widget_variables)
+        i18n = types.ModuleType("slicer.i18n")
+        i18n.tr, i18n.translate = (lambda text: text), (lambda _context, text: text)
+        base = types.ModuleType("slicer.ScriptedLoadableModule")
+        for kind, value in (("", _Module), ("Widget", _Widget), ("Logic", _Logic), ("Test", _Test)):
+            setattr(base, f"ScriptedLoadableModule{kind}", value)
+        packaging = types.ModuleType("slicer.packaging")
+        self.ensured = []
+        packaging.load_requirements = lambda path: Path(path).read_text().splitlines()
+        packaging.pip_ensure = lambda _requirements, requester: self.ensured.append(requester)
+        for module in (widgets.qt_module(), widgets.ctk_module(), i18n, base, packaging, parameters.module()):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            if "." in module.__name__:
+                monkeypatch.setattr(slicer, module.__name__.partition(".")[2], module, raising=False)
+        self.dialog = widgets.FileDialog
+
+    def load(self, path):
+        """The module of a module file, as the application would import it."""
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        self._monkeypatch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+
+    def open_panel(self, module, width=400):
+        """The module's widget, set up and entered, in a window of the width of Slicer's panel."""
+        parent = self.new_parent(width)
+        widget = getattr(module, f"{module.__name__}Widget")(parent)
+        widget.setup()
+        widget.enter()
+        parent.show()
+        return widget
+
+    def new_parent(self, width=400):
+        """An empty window of the width of Slicer's panel."""
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(QtWidgets.QVBoxLayout())
+        parent.setFixedWidth(width)
+        return parent
+
+
+def new_scene():
+    """A scene with the node classes that the application's modules register, and what must live as long as it does."""
+    scene = slicer.vtkMRMLScene()
+    application_logic = slicer.vtkSlicerApplicationLogic()
+    color_logic = slicer.vtkSlicerColorLogic()
+    color_logic.SetMRMLApplicationLogic(application_logic)
+    color_logic.SetMRMLScene(scene)
+    return scene, (application_logic, color_logic)

@@ -1,0 +1,630 @@
+"""The panel, clicked through as a user would: the real ``.ui``, module file and MRML scene, Qt by PySide6 offscreen.
+
+``MITSGAN_PANEL_PICTURES`` names a folder that pictures of the panel at each step are written to.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from MITSGANLib import duration, protector
+from MITSGANLib.budget import Budget
+from MITSGANLib.ctgan import attacker
+from MITSGANLib.generator import Generator, GeneratorConfig
+from MITSGANLib.phantom import Phantom
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
+vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
+pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
+
+from PySide6 import QtGui, QtWidgets  # noqa: E402
+from slicer_standin import StandIn  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 300
+ATTACK = "simulated attack"
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    return StandIn(monkeypatch)
+
+
+@pytest.fixture
+def module(standin):
+    return standin.load(ROOT / "MITSGAN" / "MITSGAN.py")
+
+
+@pytest.fixture
+def models(monkeypatch, untrained_attackers):
+    """Networks of random weights in place of the installed ones: every step of the story, none of its quality."""
+    torch.manual_seed(11)
+    generator = Generator(GeneratorConfig(trunk_filters=8, output="residual", unshuffle=2)).eval()
+
+    def load_protector(_name="default", *, strength_hu=None, seed=0):
+        return protector.Protector("untrained", generator, Budget(strength_hu=strength_hu or 12.0), seed, "ab" * 32)
+
+    monkeypatch.setattr(protector, "load_protector", load_protector)
+    monkeypatch.setattr(duration, "load_protector", load_protector)
+    monkeypatch.setattr("MITSGANLib.recorded.load_protector", load_protector)
+    monkeypatch.setattr(attacker, "load_attacker", lambda _name, action: untrained_attackers[action])
+
+
+@pytest.fixture
+def panel(standin, module, request):
+    request.getfixturevalue("models")
+    widget = standin.open_panel(module)
+    yield widget
+    widget.cleanup()
+    widget.parent.close()
+
+
+@pytest.fixture
+def loaded(panel, scan):
+    """The panel with the small scan selected, under a transform as after a registration."""
+    node = add_scan(panel, scan.volume)
+    transform = vtk.vtkTransform()
+    transform.Translate(10, -20, 30)
+    transform.RotateZ(15)
+    transform_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform_node.SetMatrixTransformToParent(transform.GetMatrix())
+    node.SetAndObserveTransformNodeID(transform_node.GetID())
+    return panel
+
+
+@pytest.fixture(scope="module")
+def scan(phantom):
+    """Sixteen slices of the phantom around its nodule."""
+    k, j, i = phantom.nodule_kji
+    volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[k - 8 : k + 8])
+    return Phantom(volume, (8, j, i), phantom.nodule_diameter_mm)
+
+
+def bridge():
+    from MITSGANLib import slicer_bridge
+
+    return slicer_bridge
+
+
+def add_scan(panel, volume, name="CT"):
+    node = bridge().node_from_volume(volume, name)
+    panel.ui.sourceVolumeSelector.setCurrentNode(node)
+    return node
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        slicer.app.processEvents()
+        time.sleep(0.01)
+
+
+def place_target(panel, kji):
+    """Press the button, then put a point where a click in a slice view would."""
+    panel.ui.placeTargetButton.click()
+    interaction = slicer.app.applicationLogic().GetInteractionNode()
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    assert "Click" in panel.ui.targetDescriptionLabel.text
+    parameters = panel._parameterNode
+    ras = bridge().ras_from_voxel(parameters.sourceVolume, kji)
+    assert slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == parameters.targetPoint.GetID()
+    parameters.targetPoint.AddControlPointWorld(vtk.vtkVector3d(ras))
+    interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+    wait_until(lambda: parameters.targetPoint.GetNumberOfControlPoints() == 1)
+
+
+def click_failing(button, error=None):
+    """Click a button whose slot raises; PySide prints what a slot raises, so the slot is called as it is."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        button()
+    if error:
+        assert error in str(raised.value)
+    return str(raised.value)
+
+
+def node_names(class_name="vtkMRMLScalarVolumeNode"):
+    return sorted(node.GetName() for node in slicer.util.getNodesByClass(class_name))
+
+
+def snapshot():
+    """What is in the scene, to see whether anything was left behind."""
+    scene = slicer.mrmlScene
+    return sorted(scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes()))
+
+
+def attack(panel, scan):
+    panel.ui.protectButton.click()
+    place_target(panel, scan.nodule_kji)
+    panel.ui.removeRadioButton.checked = True
+    panel.ui.simulateAttackButton.click()
+    return panel._parameterNode
+
+
+def composites():
+    views = {view.tag: name for name, view in bridge().VIEWS.items()}
+    return {
+        views[node.GetLayoutName()]: node
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+        if node.GetLayoutName() in views
+    }
+
+
+class Pictures:
+    """Pictures of the panel at 400 px, light and dark."""
+
+    def __init__(self, panel, folder):
+        self.panel, self.folder = panel, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, name):
+        application, parent = QtWidgets.QApplication.instance(), self.panel.parent
+        application.setStyle("Fusion")
+        light = QtGui.QPalette(QtGui.QColor(239, 239, 239))
+        for theme, palette in (("light", light), ("dark", dark_palette())):
+            parent.setPalette(palette)
+            # A label that wraps gets its height from the second round of layout.
+            for width in (401, 400, 400):
+                parent.setFixedWidth(width)
+                application.processEvents()
+                parent.setFixedHeight(parent.layout().heightForWidth(400))
+            assert parent.layout().minimumSize().width() <= 400, "squeezed rows hide text"
+            picture = parent.grab()
+            assert picture.width() == 400
+            assert picture.save(str(self.folder / f"{name}-{theme}.png"))
+
+
+def dark_palette():
+    palette = QtGui.QPalette(QtGui.QColor(53, 53, 53))
+    role = QtGui.QPalette.ColorRole
+    for which, color in ((role.Base, (35, 35, 35)), (role.Highlight, (42, 130, 218))):
+        palette.setColor(which, QtGui.QColor(*color))
+    return palette
+
+
+@pytest.fixture
+def pictures(panel, tmp_path):
+    return Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
+
+
+def test_the_story(panel, scan, pictures, standin):
+    ui = panel.ui
+    assert "load a sample" in ui.inspectionLabel.text
+    for button in (ui.protectButton, ui.simulateAttackButton, ui.compareButton, ui.exportDicomButton, ui.reportButton):
+        assert not button.enabled
+        assert "Select a CT volume" in button.toolTip
+    pictures.take("empty")
+
+    source = add_scan(panel, scan.volume)
+    assert "Looks like CT in HU: 128 × 128 × 16 voxels of 2.80 × 2.80 × 2.50 mm, noise" in ui.inspectionLabel.text
+    wait_until(lambda: "about" in ui.deviceDescriptionLabel.text)
+    assert "s for this scan" in ui.deviceDescriptionLabel.text
+
+    seen = []
+
+    def while_protecting(done):
+        if not seen and done >= 6:
+            seen.append((ui.protectButton.text, ui.protectProgressBar.format, ui.compareButton.enabled))
+            pictures.take("protecting")
+
+    ui.protectProgressBar.valueChanged.connect(while_protecting)
+    ui.protectButton.click()
+    assert standin.errors == []
+    assert standin.ensured == ["MITSGAN"]
+    text, words, others_enabled = seen[0]
+    assert text == "Cancel"
+    assert "of 16 slices" in words
+    assert "/s" in words
+    assert "s left" in words
+    assert not others_enabled
+    assert ui.protectButton.text == "Protect volume"
+    parameters = panel._parameterNode
+    protected = parameters.protectedVolume
+    assert protected.GetName() == "CT protected"
+    assert protected.GetAttribute(bridge().PROTECTED_ATTRIBUTE) == "true"
+    assert bridge().source_of(protected) is source
+    assert 0 < np.abs(hu(protected).astype(int) - hu(source)).max() <= 12
+
+    place_target(panel, scan.nodule_kji)
+    k, j, i = scan.nodule_kji
+    assert ui.targetDescriptionLabel.text == f"Slice {k}, row {j}, column {i}: {hu(source)[k, j, i]} HU"
+    ui.removeRadioButton.checked = True
+    assert parameters.action == "remove"
+    ui.simulateAttackButton.click()
+    assert standin.errors == []
+    for node, origin in ((parameters.sourceAttacked, source), (parameters.protectedAttacked, protected)):
+        assert node.GetName() == f"{origin.GetName()} nodule removed ({ATTACK})"
+        assert node.GetAttribute(bridge().SIMULATED_ATTACK_ATTRIBUTE) == "true"
+        assert node.GetDisplayNode().GetColor() == bridge().SIMULATED_ATTACK_COLOR
+        assert node.GetName() in ui.attackedLabel.text
+        assert not (hu(node) == hu(origin)).all()
+        step = bridge().volume_from_node(node).provenance.steps[-1]
+        assert step.parameters["target_kji"] == list(scan.nodule_kji)
+    pictures.take("attacked")
+
+    ui.compareButton.click()
+    assert standin.errors == []
+    assert "Protection changed the scan by RMSE" in ui.summaryLabel.text
+    assert "Noise of the same RMSE" in ui.summaryLabel.text
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+    assert ui.heatmapCheckBox.checked
+    pictures.take("compared")
+
+
+def hu(node):
+    return slicer.util.arrayFromVolume(node)
+
+
+def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    before = layout.GetViewArrangement()
+    parameters = attack(loaded, scan)
+    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    shown = composites()
+    expected = {
+        "source": parameters.sourceVolume,
+        "protected": parameters.protectedVolume,
+        "source attacked": parameters.sourceAttacked,
+        "protected attacked": parameters.protectedAttacked,
+    }
+    ras = bridge().target_from_markups(parameters.targetPoint)
+    for name, node in expected.items():
+        assert shown[name].GetBackgroundVolumeID() == node.GetID()
+        assert shown[name].GetLinkedControl()
+        display = node.GetDisplayNode()
+        assert (display.GetLevel(), display.GetWindow()) == (-600, 1500)
+        tag = bridge().VIEWS[name].tag
+        slice_node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSliceNode")
+        to_ras = slice_node.GetSliceToRAS()
+        np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], ras, atol=1e-3)
+    loaded.ui.mediastinumButton.click()
+    assert parameters.sourceAttacked.GetDisplayNode().GetLevel() == 40
+    loaded.ui.boneButton.click()
+    assert parameters.sourceVolume.GetDisplayNode().GetWindow() == 1800
+    loaded.ui.lungButton.click()
+    assert parameters.protectedVolume.GetDisplayNode().GetLevel() == -600
+    loaded.ui.restoreLayoutButton.click()
+    assert layout.GetViewArrangement() == before
+
+
+def test_heatmaps_follow_the_controls(loaded, scan):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    shown = composites()
+    heatmaps = {
+        "protected": parameters.protectionHeatmap,
+        "source attacked": parameters.sourceAttackedHeatmap,
+        "protected attacked": parameters.protectedAttackedHeatmap,
+    }
+    for view, node in heatmaps.items():
+        assert shown[view].GetForegroundVolumeID() == node.GetID()
+        assert shown[view].GetForegroundOpacity() == pytest.approx(0.7)
+        assert slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node).GetVisibility()
+    loaded.ui.opacitySlider.value = 0.4
+    assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.4)
+    loaded.ui.thresholdSlider.value = 100
+    colors = parameters.protectionHeatmap.GetDisplayNode().GetColorNode().GetLookupTable()
+    assert max(colors.GetTableValue(index)[3] for index in range(255)) == 0, "12 HU are below the threshold"
+    loaded.ui.heatmapCheckBox.checked = False
+    assert shown["protected"].GetForegroundOpacity() == 0
+    assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(heatmaps["protected"]).GetVisibility()
+
+
+def test_a_second_comparison_replaces_the_first(loaded, scan):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    wait_until(lambda: loaded._deviceTask is None)
+    before = snapshot()
+    loaded.ui.compareButton.click()
+    assert len(snapshot()) == len(before)
+
+
+def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    series = parameters.rmseChart.GetNthPlotSeriesNode(0)
+    ids, points, selections = vtk.vtkStringArray(), vtk.vtkIdTypeArray(), vtk.vtkCollection()
+    ids.InsertNextValue(series.GetID())
+    points.InsertNextValue(7)
+    selections.AddItem(points)
+    loaded._plotView.slot(ids, selections)
+    for view in bridge().VIEWS.values():
+        to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
+        ras = [to_ras.GetElement(row, 3) for row in range(3)]
+        assert bridge().voxel_from_ras(parameters.sourceVolume, ras)[0] == 7
+
+
+def test_flicker_alternates_and_restores(loaded, scan):
+    parameters = attack(loaded, scan)
+    view = composites()["protected"]
+    loaded.ui.flickerButton.checked = True
+    loaded.onFlickerTimeout()
+    assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
+    loaded.onFlickerTimeout()
+    assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    loaded.onFlickerTimeout()
+    loaded.ui.flickerButton.checked = False
+    assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    assert not loaded._flickerTimer.active
+
+
+def test_the_table_is_copied_and_saved(loaded, scan, standin, tmp_path):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    loaded.ui.copyTableButton.click()
+    lines = slicer.app.clipboard().text().splitlines()
+    assert lines[0].split("\t")[:4] == ["Compared", "Region", "Metric", "Value"]
+    standin.dialog.answer = str(tmp_path / "metrics.csv")
+    loaded.ui.saveTableButton.click()
+    with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == len(lines)
+    assert {row[2] for row in rows[1:]} >= {"rmse", "psnr", "ssim", "max_abs_difference", "mean_bias"}
+
+
+@pytest.mark.parametrize("step", ["protect", "attack", "compare"])
+def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
+    ui = loaded.ui
+    button, bar = {
+        "protect": (ui.protectButton, ui.protectProgressBar),
+        "attack": (ui.simulateAttackButton, ui.attackProgressBar),
+        "compare": (ui.compareButton, ui.compareProgressBar),
+    }[step]
+    if step != "protect":
+        ui.protectButton.click()
+        place_target(loaded, scan.nodule_kji)
+    before = snapshot()
+    bar.valueChanged.connect(lambda _done: button.text == "Cancel" and button.click())
+    button.click()
+    assert snapshot() == before
+    assert "Canceled" in ui.statusLabel.text
+    assert standin.errors == []
+    assert button.enabled
+    assert button.text != "Cancel"
+    assert not bar.isVisible()
+
+
+def test_only_one_job_at_a_time(loaded):
+    ui = loaded.ui
+    ui.protectButton.click()
+    before = node_names()
+    ui.compareProgressBar.valueChanged.connect(lambda _done: loaded.onProtectButton())
+    ui.compareButton.click()
+    names = set(node_names()) - set(before)
+    assert names == {"CT protected difference"}
+
+
+def test_closing_the_scene_stops_the_work(loaded, standin):
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and slicer.mrmlScene.Clear(False))
+    ui.protectButton.click()
+    assert node_names() == []
+    assert standin.errors == []
+    assert "load a sample" in ui.inspectionLabel.text
+    assert loaded._parameterNode.sourceVolume is None
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.arange(4096, dtype=np.int16).reshape(16, 16, 16), "none lies below 0"),
+        (np.linspace(-1, 1, 4096, dtype=np.float32).reshape(16, 16, 16), "not whole HU"),
+    ],
+    ids=["not HU", "normalized"],
+)
+def test_what_is_no_ct_is_explained_and_not_processed(panel, pictures, values, reason):
+    node = slicer.util.addVolumeFromArray(values, name="MR")
+    panel.ui.sourceVolumeSelector.setCurrentNode(node)
+    assert "Not usable" in panel.ui.inspectionLabel.text
+    assert reason in panel.ui.inspectionLabel.text
+    assert not panel.ui.protectButton.enabled
+    assert reason in panel.ui.protectButton.toolTip
+    with pytest.raises(Exception, match=reason):
+        panel.logic.protect(node)
+    pictures.take("error")
+
+
+def test_bad_targets_are_explained(loaded, scan, standin):
+    loaded.ui.protectButton.click()
+    before = node_names()
+    place_target(loaded, (scan.nodule_kji[0], 1, 1))
+    message = click_failing(loaded.onSimulateAttackButton, "border")
+    assert message in standin.errors[-1]
+    assert message in loaded.ui.statusLabel.text
+    place_target(loaded, (-10, 5, 5))
+    assert "outside the volume" in loaded.ui.targetDescriptionLabel.text
+    click_failing(loaded.onSimulateAttackButton, "outside")
+    assert node_names() == before
+    assert loaded.ui.simulateAttackButton.text == "Simulate attack"
+
+
+def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded.ui.deviceComboBox.setCurrentIndex(loaded.ui.deviceComboBox.findData("cuda"))
+    assert loaded._parameterNode.device == "cuda"
+    wait_until(lambda: "No usable NVIDIA GPU" in loaded.ui.deviceDescriptionLabel.text)
+    before = node_names()
+    click_failing(loaded.onProtectButton, "No usable NVIDIA GPU")
+    assert node_names() == before
+
+
+def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    parameters.strengthHU = 7.5
+    attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
+    scene = slicer.mrmlScene
+    scene.SetRootDirectory(str(tmp_path))
+    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
+        if node.GetSaveWithScene() and node.GetDefaultStorageNodeClassName():
+            node.AddDefaultStorageNode()
+            storage = node.GetStorageNode()
+            name = f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"
+            storage.SetFileName(str(tmp_path / name))
+            assert storage.WriteData(node), node.GetName()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Commit()
+    assert "Jane" not in (tmp_path / "scene.mrml").read_text()
+
+    scene.Clear(False)
+    assert loaded._parameterNode.sourceVolume is None
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Import()
+    parameters = loaded._parameterNode
+    assert (parameters.strengthHU, parameters.action, parameters.summary) == (7.5, "remove", summary)
+    assert parameters.sourceAttacked.GetName() == attacked
+    assert bridge().is_simulated_attack(parameters.sourceAttacked)
+    assert bridge().source_of(parameters.protectedVolume) is parameters.sourceVolume
+    assert bridge().voxel_from_ras(
+        parameters.sourceVolume, bridge().target_from_markups(parameters.targetPoint)
+    ) == tuple(scan.nodule_kji)
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+    assert attacked in loaded.ui.attackedLabel.text
+    assert loaded.ui.removeRadioButton.checked
+    assert loaded.ui.strengthSpinBox.value == 7.5
+    loaded.ui.compareButton.click()
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+
+
+def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, module):
+    loaded.ui.strengthSpinBox.value = 4.0
+    loaded.exit()
+    assert loaded._parameterNode is None
+    loaded.enter()
+    assert loaded.ui.strengthSpinBox.value == 4.0
+    again = standin.open_panel(module)
+    assert again.ui.strengthSpinBox.value == 4.0
+    assert again.ui.sourceVolumeSelector.currentNode().GetName() == "CT"
+    again.cleanup()
+
+
+def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
+    parameters = attack(loaded, scan)
+    first, protected = parameters.sourceVolume, parameters.protectedVolume
+    add_scan(loaded, scan.volume, "Second CT")
+    assert parameters.protectedVolume is None
+    assert parameters.sourceAttacked is None
+    loaded.ui.sourceVolumeSelector.setCurrentNode(first)
+    assert parameters.protectedVolume is protected
+
+
+def test_export_explains_why_not(loaded, scan, standin):
+    parameters = attack(loaded, scan)
+    click_failing(loaded.onExportDicomButton, "not loaded through Slicer's DICOM module")
+    assert "DICOM" in standin.errors[-1]
+    loaded.ui.protectedVolumeSelector.setCurrentNode(parameters.sourceAttacked)
+    assert not loaded.ui.exportDicomButton.enabled
+    assert "never exported as DICOM" in loaded.ui.exportDicomButton.toolTip
+    with pytest.raises(Exception, match="never exported as DICOM"):
+        loaded.logic.exportDicom(parameters.sourceAttacked, "/nowhere")
+
+
+def test_report_is_written(loaded, scan, standin, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITSGAN_SQUEEZENET", str(tmp_path / "none"))
+    attack(loaded, scan)
+    standin.dialog.answer = str(tmp_path / "report.html")
+    loaded.ui.reportButton.click()
+    assert standin.errors == []
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "untrained" in text
+    assert "CT protected" not in text, "the name of a node may be a patient's"
+
+
+@pytest.mark.usefixtures("models")
+def test_the_module_registers_its_sample_and_its_self_test_passes(standin, module, scan, monkeypatch):
+    import sys
+    import types
+
+    sources = []
+    sample_data = types.ModuleType("SampleData")
+    sample_data.SampleDataLogic = types.SimpleNamespace(
+        registerCustomSampleDataSource=lambda **source: sources.append(source)
+    )
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    monkeypatch.setattr("MITSGANLib.phantom.thorax_phantom", lambda: scan)
+    parent = types.SimpleNamespace(path=str(ROOT / "MITSGAN" / "MITSGAN.py"))
+    module.MITSGAN(parent)
+    assert parent.categories == ["Informatics"]
+    for slot in standin.app.startup:
+        slot()
+    assert Path(sources[0]["thumbnailFileName"]).is_file()
+    (node,) = sources[0]["customDownloader"](None)
+    assert node.GetAttribute(bridge().SYNTHETIC_ATTRIBUTE) == "true"
+    module.MITSGANTest().runTest()
+
+
+def test_a_scan_from_the_dicom_database_is_exported_as_a_derived_series(panel, standin, tmp_path):
+    from dicom_factory import ct_series, phantom_hu
+    from MITSGANLib.dicom import choose_series, read_series, scan_dicom
+
+    series = ct_series(phantom_hu((6, 40, 40)))
+    series.write(tmp_path / "original")
+    original = read_series(choose_series(scan_dicom(tmp_path / "original")))
+    files = {path.name: path for path in (tmp_path / "original").iterdir()}
+    standin.dicomDatabase.files = files
+    # Slicer may hold the slices from the other end; the node must not say whose scan it is.
+    reversed_slices = np.diag((1.0, 1.0, -1.0))
+    volume = dataclasses.replace(
+        original,
+        hu=original.hu[::-1],
+        origin=tuple(original.voxel_to_lps((original.shape[0] - 1, 0, 0))),
+        direction=original.direction @ reversed_slices,
+    )
+    source = add_scan(panel, volume)
+    source.SetAttribute("DICOM.instanceUIDs", " ".join(files))
+    panel.ui.protectButton.click()
+    protected = panel._parameterNode.protectedVolume
+
+    standin.dialog.answer = str(tmp_path / "export")
+    panel.ui.exportDicomButton.click()
+    assert standin.errors == []
+    written = read_series(choose_series(scan_dicom(tmp_path / "export")))
+    assert written.same_geometry(original)
+    np.testing.assert_array_equal(written.hu, hu(protected)[::-1])
+    panel.ui.exportDicomButton.click()
+    assert (tmp_path / "export" / "protected-1").is_dir(), "a folder in use is not written into"
+
+    standin.dicomDatabase.files = {}
+    click_failing(panel.onExportDicomButton, "no longer in the DICOM database")
+
+
+def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):
+    """The part of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
+    import json
+
+    from MITSGANLib import models
+    from MITSGANLib.files import read_file
+
+    if not models.available_protectors() or not models.available_attackers():
+        pytest.skip("no models are installed")
+    findings = json.loads((real_ct / "nodules.json").read_text(encoding="utf-8"))
+    nodule = findings["LIDC-IDRI-0002"]["nodules"][0]
+    k, j, i = (round(nodule[axis]) for axis in ("slice", "row", "column"))
+    whole = read_file(real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd")
+    first = [max(0, k - 14), max(0, j - 60), max(0, i - 60)]
+    box = tuple(slice(start, start + size) for start, size in zip(first, (28, 120, 120), strict=True))
+    volume = dataclasses.replace(whole, hu=whole.hu[box], origin=tuple(whole.voxel_to_lps(first)))
+    panel = standin.open_panel(module)
+    add_scan(panel, volume, "LIDC-IDRI-0002")
+    assert "Looks like CT" in panel.ui.inspectionLabel.text
+    panel.ui.protectButton.click()
+    place_target(panel, (k - first[0], j - first[1], i - first[2]))
+    panel.ui.removeRadioButton.checked = True
+    panel.ui.simulateAttackButton.click()
+    panel.ui.compareButton.click()
+    assert standin.errors == []
+    assert "Noise of the same RMSE moved it by" in panel.ui.summaryLabel.text
+    Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path)).take("real")
+    parameters = panel._parameterNode
+    change = hu(parameters.protectedVolume).astype(int) - hu(parameters.sourceVolume)
+    assert 0 < np.abs(change).max() <= 30
+    assert (hu(parameters.sourceAttacked) != hu(parameters.sourceVolume)).any()
+    panel.cleanup()
