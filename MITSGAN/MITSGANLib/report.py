@@ -78,10 +78,11 @@ def _summary(demo: Demonstration) -> str:
     for action in ("inject", "remove"):
         if action in figures:
             found = figures[action]
+            places = "1 place" if found["targets"] == 1 else f"{found['targets']} places"
             shares = (_percent(found[f"median_share_changed_by_{arm}"]) for arm in ("protection", "noise"))
             sentences.append(
-                "At {} places, protection changed what the attacker forged ({}) by {} of the attack's own change "
-                "(median); noise of the same size by {}".format(found["targets"], action, *shares)
+                "At {}, protection changed what the attacker forged ({}) by {} of the attack's own change "
+                "(median); noise of the same size by {}".format(places, action, *shares)
             )
     return ". ".join(sentences) + "."
 
