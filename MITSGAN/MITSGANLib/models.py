@@ -125,10 +125,10 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], card: ModelCa
 
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, data in ((path, content), (path.with_suffix(".json"), card.to_json().encode())):
-        with atomic_file(target, overwrite=True) as temporary:
-            temporary.write_bytes(data)
+    # One block for both: weights beside another model's card would be refused as corrupt.
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_bytes(content)
+        temporary.with_suffix(".json").write_text(card.to_json(), encoding="utf-8")
     return card
 
 
