@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .errors import CancelledError
@@ -19,14 +18,6 @@ from .errors import CancelledError
 T = TypeVar("T")
 
 _INTERVAL_SECONDS = 0.02
-
-
-@dataclass
-class Job:
-    """Heavy work that a panel runs, and whether the user wants it to stop. ``button`` is what started it."""
-
-    button: Any
-    cancel_requested: bool = False
 
 
 class BackgroundTask:

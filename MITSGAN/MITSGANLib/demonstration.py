@@ -17,10 +17,10 @@ import numpy as np
 from .budget import NoiseEstimate, estimate_noise
 from .controls import equal_rmse_noise
 from .ctgan.attacker import Attacker, simulate_attack
-from .ctgan.chain import MASK
+from .forgery import Places, places_at, relative_change
 from .heatmap import LUNG, MEDIASTINUM
 from .lungs import lung_positions, nodule_like_positions
-from .metrics import Comparison, Region, compare, cube_around, square_around
+from .metrics import Comparison, compare
 from .perceptual import load_lpips
 from .protector import Protector, protect
 from .volume import CTVolume
@@ -45,9 +45,7 @@ class Target:
 class TargetResult:
     """What happened at one target.
 
-    :param square: the 32 mm square on the target's slice.
-    :param cube: the 32 mm cube that the attack pastes.
-    :param middle: its middle 20 mm, which the attacker's network made up.
+    :param places: the regions at the target.
     :param slices: the target's slice (rows, columns) int16 HU of each arm, before ("clean") and after the attack
         ("clean attacked").
     :param against_clean: each arm compared with the clean scan within the cube.
@@ -56,9 +54,7 @@ class TargetResult:
     """
 
     target: Target
-    square: Region
-    cube: Region
-    middle: Region
+    places: Places
     slices: dict[str, np.ndarray]
     against_clean: dict[str, Comparison]
     forgery: Comparison
@@ -66,8 +62,7 @@ class TargetResult:
 
     def relative_change(self, arm: str) -> float | None:
         """RMSE in the middle between the forgeries on this arm and the clean scan, as a share of the attack's own."""
-        change, own = self.forgery_change[arm].rmse.value, self.forgery.rmse.value
-        return None if change is None or not own else change / own
+        return relative_change(self.forgery_change[arm], self.forgery)
 
 
 @dataclass(frozen=True)
@@ -236,18 +231,20 @@ def _timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def _measure_target(
     arms: dict[Arm, CTVolume], attacked: dict[Arm, CTVolume], target: Target, lpips: Any
 ) -> TargetResult:
-    clean = arms["clean"]
-    place = (clean.shape, clean.spacing_kji, target.kji)
-    cube = cube_around(*place)
-    middle = cube_around(*place, size_mm=MASK.stop - MASK.start, name="in-painted middle")
+    clean, places = arms["clean"], places_at(arms["clean"], target.kji)
     scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
     return TargetResult(
         target,
-        square_around(*place),
-        cube,
-        middle,
+        places,
         {name: scan.hu[target.kji[0]].copy() for name, scan in scans.items()},
-        {name: compare(clean, scan, region=cube, lpips=lpips) for name, scan in scans.items() if name != "clean"},
-        compare(clean, attacked["clean"], region=middle, lpips=lpips),
-        {arm: compare(attacked["clean"], attacked[arm], region=middle, lpips=lpips) for arm in ("protected", "noise")},
+        {
+            name: compare(clean, scan, region=places.cube, lpips=lpips)
+            for name, scan in scans.items()
+            if name != "clean"
+        },
+        compare(clean, attacked["clean"], region=places.middle, lpips=lpips),
+        {
+            arm: compare(attacked["clean"], attacked[arm], region=places.middle, lpips=lpips)
+            for arm in ("protected", "noise")
+        },
     )

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError
+from .forgery import MIDDLE, places_at, relative_change
 from .heatmap import LUNG, MEDIASTINUM
-from .metrics import Comparison, Region, compare, cube_around, square_around
+from .metrics import Comparison, Region, compare
 from .volume import SIMULATED_ATTACK, CTVolume
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ ATTACK = "source attacked − source"
 ATTACK_ON_PROTECTED = "protected attacked − protected"
 FORGERY = "protected attacked − source attacked"
 CONTROL = "noise attacked − source attacked"
-MIDDLE = "in-painted middle"
 
 _LPIPS_SLICES = 4
 _MARGIN_MM = 17.0  # half the attacked cube and its rounding
@@ -62,7 +62,8 @@ class Effect:
     @property
     def attack_rmse_hu(self) -> float | None:
         """How much the attack on the source changed the 20 mm that the attacker made up; None without an attack."""
-        return self._rmse_in_middle(ATTACK)
+        own = self._in_middle(ATTACK)
+        return own.rmse.value if own else None
 
     @property
     def forgery_share(self) -> float | None:
@@ -74,10 +75,10 @@ class Effect:
         """How far noise of the protection's RMSE moved the forgery, as a share of :attr:`attack_rmse_hu`."""
         return self._share(CONTROL)
 
-    def _rmse_in_middle(self, compared: str) -> float | None:
+    def _in_middle(self, compared: str) -> Comparison | None:
         return next(
             (
-                finding.comparison.rmse.value
+                finding.comparison
                 for finding in self.findings
                 if finding.compared == compared and finding.comparison.region.name == MIDDLE
             ),
@@ -85,8 +86,8 @@ class Effect:
         )
 
     def _share(self, compared: str) -> float | None:
-        change, own = self._rmse_in_middle(compared), self.attack_rmse_hu
-        return None if change is None or not own else change / own
+        change, own = self._in_middle(compared), self._in_middle(ATTACK)
+        return relative_change(change, own) if change and own else None
 
 
 def measure_effect(
@@ -130,8 +131,8 @@ def measure_effect(
     if attack != _attack_of(protected_attacked):
         raise InputError("The two attacked volumes differ in target or action; attack both again at the same point.")
     curves[ATTACK] = _rmse_by_slice(source, source_attacked)
-    place = (source.shape, source.spacing_kji, attack.kji)
-    square, middle = square_around(*place), _middle(place)
+    places = places_at(source, attack.kji)
+    square, middle = places.square, places.middle
 
     def find(compared: str, reference: CTVolume, other: CTVolume, *regions: Region) -> None:
         for region in regions:
@@ -173,12 +174,6 @@ def _attack_of(volume: CTVolume) -> _Attack:
         raise InputError(
             "An attacked volume does not say where it was attacked; simulate the attack in this module again."
         ) from error
-
-
-def _middle(place: tuple) -> Region:
-    from .ctgan.chain import MASK
-
-    return cube_around(*place, size_mm=MASK.stop - MASK.start, name=MIDDLE)
 
 
 def _slab_bounds(volume: CTVolume, k: int) -> tuple[int, int]:

@@ -176,7 +176,7 @@ def _rmse_figure(demo: Demonstration) -> _Figure:
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     k, j, i = result.target.kji
     verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
-    square = Square(result.square.j0, result.square.j1, result.square.i0, result.square.i1)
+    square = Square(result.places.square.j0, result.places.square.j1, result.places.square.i0, result.places.square.i1)
     view = _view(demo, picture_inches=_SMALL_INCHES)
     zoom, inner = _zoom(demo, result)
     slices, images = result.slices, []
@@ -257,7 +257,7 @@ def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice
     _, j, i = result.target.kji
     j0, i0 = max(round(j - _ZOOM_MM / 2 / row_mm), 0), max(round(i - _ZOOM_MM / 2 / column_mm), 0)
     j1, i1 = min(round(j + _ZOOM_MM / 2 / row_mm), rows), min(round(i + _ZOOM_MM / 2 / column_mm), columns)
-    s = result.square
+    s = result.places.square
     return (slice(j0, j1), slice(i0, i1)), Square(s.j0 - j0, s.j1 - j0, s.i0 - i0, s.i1 - i0)
 
 

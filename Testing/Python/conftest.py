@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,13 @@ from MITSGANLib.ctgan.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.phantom import Phantom, thorax_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure() -> None:
+    """Stand in for Slicer's translations, which slicer-core lacks: every text stays as it is."""
+    i18n = types.ModuleType("slicer.i18n")
+    i18n.tr, i18n.translate = (lambda text: text), (lambda _context, text: text)
+    sys.modules.setdefault("slicer.i18n", i18n)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan import attacker
 from MITSGANLib.generator import Generator, GeneratorConfig
 from MITSGANLib.phantom import Phantom
+from MITSGANLib.volume import Provenance
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
@@ -321,7 +324,7 @@ def test_heatmaps_follow_the_controls(loaded, scan):
 def test_a_second_comparison_replaces_the_first(loaded, scan):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
-    wait_until(lambda: loaded._deviceTask is None)
+    wait_until(lambda: not loaded.device.is_asking)
     before = snapshot()
     loaded.ui.compareButton.click()
     assert len(snapshot()) == len(before)
@@ -335,7 +338,7 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     ids.InsertNextValue(series.GetID())
     points.InsertNextValue(7)
     selections.AddItem(points)
-    loaded._plotView.slot(ids, selections)
+    loaded.comparison._plot_view.slot(ids, selections)
     for view in bridge().VIEWS.values():
         to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
         ras = [to_ras.GetElement(row, 3) for row in range(3)]
@@ -446,6 +449,74 @@ def test_bad_targets_are_explained(loaded, scan, standin):
     assert loaded.ui.simulateAttackButton.text == "Simulate attack"
 
 
+def test_a_target_in_air_is_explained(loaded, scan):
+    node = loaded._parameterNode.sourceVolume
+    hu(node)[:, 40:] = -1000
+    node.GetImageData().Modified()
+    loaded.ui.protectButton.click()
+    place_target(loaded, (scan.nodule_kji[0], 100, 64))
+    before = node_names()
+    message = click_failing(loaded.onSimulateAttackButton, "lies in air")
+    assert message in loaded.ui.statusLabel.text
+    assert node_names() == before
+
+
+def test_a_folder_of_attacker_files_can_be_chosen(loaded, standin, tmp_path):
+    standin.dialog.answer = ""
+    loaded.ui.attackerFolderButton.click()
+    assert loaded._parameterNode.attacker == "ctgan-small", "the user closed the dialog"
+    folder = tmp_path / "published"
+    standin.dialog.answer = str(folder)
+    loaded.ui.attackerFolderButton.click()
+    assert loaded._parameterNode.attacker == str(folder)
+    assert loaded.ui.attackerComboBox.currentText == "published"
+    loaded.ui.attackerComboBox.setCurrentIndex(0)
+    assert loaded._parameterNode.attacker == "ctgan-small"
+
+
+def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch):
+    sample_data = types.ModuleType("SampleData")
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return bridge().node_from_volume(scan.volume, name)
+
+    sample_data.downloadSample = download
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    panel.ui.sampleChestButton.click()
+    assert asked == ["CTChest"]
+    source = panel._parameterNode.sourceVolume
+    assert source.GetName() == "CTChest"
+    assert source.GetDisplayNode().GetLevel() == -600
+
+    def fail(_name):
+        raise OSError("no network")
+
+    sample_data.downloadSample = fail
+    click_failing(panel.onSampleChestButton, "no network")
+    assert "Failed to load the sample" in standin.errors[-1]
+
+
+def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
+    library = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "MITSGANLib"}
+    for name, module in library.items():
+        # Put back afterwards: the other tests hold on to these.
+        monkeypatch.setitem(sys.modules, name, module)
+    loaded.onReload()
+    again = {name for name in library if sys.modules[name] is not library[name]}
+    assert again == set(library)
+
+
+def test_reload_waits_for_work_in_progress(loaded):
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and loaded.onReload())
+    before = node_names()
+    ui.protectButton.click()
+    assert node_names() == before
+    assert "Cancel" in ui.statusLabel.text
+
+
 def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded.ui.deviceComboBox.setCurrentIndex(loaded.ui.deviceComboBox.findData("cuda"))
@@ -540,9 +611,6 @@ def test_report_is_written(loaded, scan, standin, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("models")
 def test_the_module_registers_its_sample_and_its_self_test_passes(standin, module, scan, monkeypatch):
-    import sys
-    import types
-
     sources = []
     sample_data = types.ModuleType("SampleData")
     sample_data.SampleDataLogic = types.SimpleNamespace(
@@ -594,6 +662,38 @@ def test_a_scan_from_the_dicom_database_is_exported_as_a_derived_series(panel, s
 
     standin.dicomDatabase.files = {}
     click_failing(panel.onExportDicomButton, "no longer in the DICOM database")
+
+
+def test_a_scan_from_dicom_is_protected_as_its_files_are(panel, standin, tmp_path):
+    """Padding within the body's range of HU, which only the headers declare."""
+    from dicom_factory import ct_series, phantom_hu
+    from MITSGANLib.dicom import choose_series, read_series, scan_dicom
+
+    values = phantom_hu((6, 40, 40))
+    values[:, 20:24, 10:30] = -860
+    ct_series(values, edit=lambda dataset, _k: setattr(dataset, "PixelPaddingValue", 1024 - 860)).write(tmp_path)
+    original = read_series(choose_series(scan_dicom(tmp_path)))
+    assert original.provenance.padding_hu == -860
+    files = {path.name: path for path in tmp_path.iterdir()}
+    standin.dicomDatabase.files = files
+    source = add_scan(panel, dataclasses.replace(original, provenance=Provenance("scan")))
+    source.SetAttribute("DICOM.instanceUIDs", " ".join(files))
+    panel.ui.protectButton.click()
+    expected = protector.protect(original, model=protector.load_protector(), device="cpu")
+    np.testing.assert_array_equal(hu(panel._parameterNode.protectedVolume), expected.hu)
+    assert (hu(panel._parameterNode.protectedVolume)[:, 20:24, 10:30] == -860).all()
+
+
+@pytest.mark.usefixtures("module", "models")
+def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
+    """The code block of docs/tutorial.md, as it stands there, on a smaller phantom."""
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    k, j, i = phantom.nodule_kji
+    assert "(48, 128, 80)" in code
+    monkeypatch.setattr("MITSGANLib.phantom.thorax_phantom", lambda: phantom)
+    exec(code.replace("(48, 128, 80)", f"({k}, {j}, {i})"), {})  # noqa: S102
+    assert "in-painted middle" in capsys.readouterr().out
 
 
 def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):

@@ -75,11 +75,8 @@ def _decoded(frames: Sequence[Frame], progress: Progress | None) -> Iterator[tup
 
 
 def _padding(frames: Sequence[Frame], hu: np.ndarray) -> tuple[int | None, list[VolumeWarning]]:
-    """The HU of Pixel Padding Value, if declared and the same in all slices, and warnings about it."""
-    values = {
-        None if frame.padding_value is None else int(to_int16_hu(frame.hu(np.array(frame.padding_value))))
-        for frame in frames
-    }
+    """The padding and warnings about it."""
+    values = _declared_padding(frames)
     if values == {None}:
         return None, []
     if len(values) > 1:
@@ -90,3 +87,16 @@ def _padding(frames: Sequence[Frame], hu: np.ndarray) -> tuple[int | None, list[
         return padding_hu, []
     text = f"Voxels outside the scanner's field of view are padded with {padding_hu} HU; they are never changed."
     return padding_hu, [VolumeWarning("padding-values", text)]
+
+
+def declared_padding_hu(frames: Sequence[Frame]) -> int | None:
+    """The HU of Pixel Padding Value (PS3.3 C.7.5.1.1.2), if declared and the same in all slices."""
+    values = _declared_padding(frames)
+    return values.pop() if len(values) == 1 else None
+
+
+def _declared_padding(frames: Sequence[Frame]) -> set[int | None]:
+    return {
+        None if frame.padding_value is None else int(to_int16_hu(frame.hu(np.array(frame.padding_value))))
+        for frame in frames
+    }

@@ -2,7 +2,9 @@
 
 ``volumes`` exchanges volume nodes and :class:`~MITSGANLib.volume.CTVolume`, ``inspection`` says whether a node looks
 like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables`` the
-metrics table and the plot, ``comparison`` all of these together, ``layout`` the views. Nothing here imports ``qt``.
+metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked point.
+``operations`` is what the module does with nodes, ``packages`` what it installs, ``panel`` the parts of its panel.
+Nothing here imports ``qt``.
 """
 
 from .comparison import ComparisonNodes, comparison_nodes
@@ -22,7 +24,30 @@ from .layout import (
     show_heatmaps,
     show_volume,
 )
+from .operations import (
+    attack_nodes,
+    compare_nodes,
+    compute_here,
+    describe_device,
+    export_dicom,
+    exportable_files,
+    load_phantom,
+    protect_node,
+    save_report,
+)
+from .packages import ensure_packages
 from .tables import Finding, metrics_table, rmse_chart, slice_of_point, table_text
+from .targets import (
+    has_target,
+    interaction_node,
+    is_placing,
+    keep_last_point,
+    new_target_list,
+    start_placing,
+    stop_placing,
+    target_events,
+    target_from_markups,
+)
 from .volumes import (
     DIFFERENCE_ATTRIBUTE,
     PADDING_ATTRIBUTE,
@@ -40,7 +65,6 @@ from .volumes import (
     remove_result,
     results_of,
     source_of,
-    target_from_markups,
     volume_from_node,
     voxel_from_ras,
 )
@@ -59,24 +83,39 @@ __all__ = [
     "ComparisonNodes",
     "Finding",
     "Inspection",
+    "attack_nodes",
+    "compare_nodes",
     "comparison_is_shown",
     "comparison_nodes",
+    "compute_here",
     "ct_from_node",
+    "describe_device",
     "dicom_files_of",
     "difference_node",
+    "ensure_packages",
+    "export_dicom",
+    "exportable_files",
     "first_scan",
+    "has_target",
     "inspect_node",
+    "interaction_node",
+    "is_placing",
     "is_simulated_attack",
     "jump_to_slice",
+    "keep_last_point",
+    "load_phantom",
     "metrics_table",
+    "new_target_list",
     "node_from_volume",
     "plot_view_node",
+    "protect_node",
     "ras_from_voxel",
     "register_layout",
     "remove_result",
     "restore_layout",
     "results_of",
     "rmse_chart",
+    "save_report",
     "set_difference_threshold",
     "set_window",
     "show_comparison",
@@ -84,7 +123,10 @@ __all__ = [
     "show_volume",
     "slice_of_point",
     "source_of",
+    "start_placing",
+    "stop_placing",
     "table_text",
+    "target_events",
     "target_from_markups",
     "volume_from_node",
     "voxel_from_ras",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import slicer
+from slicer.i18n import tr as _
 
 from ..effect import Effect
 from .differences import difference_node
@@ -36,15 +37,18 @@ def comparison_nodes(
     references = {"protected": "source", "source attacked": "source", "protected attacked": "protected"}
     heatmaps = {
         view: difference_node(
-            volumes[reference], volumes[view], f"{volumes[view].GetName()} difference", threshold_hu=threshold_hu
+            volumes[reference],
+            volumes[view],
+            _("{name} difference").format(name=volumes[view].GetName()),
+            threshold_hu=threshold_hu,
         )
         for view, reference in references.items()
         if volumes.get(view)
     }
     name = volumes["source"].GetName()
     return ComparisonNodes(
-        metrics_table(effect.findings, f"{name} metrics"),
-        rmse_chart(effect.rmse_by_slice, f"{name} change"),
+        metrics_table(effect.findings, _("{name} metrics").format(name=name)),
+        rmse_chart(effect.rmse_by_slice, _("{name} change").format(name=name)),
         heatmaps,
         effect,
     )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import slicer
+from slicer.i18n import tr as _
 
-from ..errors import OutputError
+from ..errors import MITSGANError, OutputError
 from ..volume import CTVolume
+
+if TYPE_CHECKING:
+    from ..dicom.series import DicomSeries
 
 # Slicer's DICOM module writes this attribute to every volume that it loads.
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
@@ -23,18 +29,52 @@ def dicom_files_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path, ...]:
     uids = (node.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
     if not uids:
         raise OutputError(
-            "The CT volume was not loaded through Slicer's DICOM module, so there are no original headers to keep. "
-            "Import the series into the DICOM database and load it from there, or save the protected volume as NRRD."
+            _(
+                "The CT volume was not loaded through Slicer's DICOM module, so there are no original headers to keep. "
+                "Import the series into the DICOM database and load it from there, or save the protected volume as "
+                "NRRD."
+            )
         )
     database = slicer.dicomDatabase
     files = [database.fileForInstance(uid) if database and database.isOpen else "" for uid in uids]
     missing = sum(not (file and Path(file).is_file()) for file in files)
     if missing:
         raise OutputError(
-            f"{missing} of the {len(files)} original DICOM files are no longer in the DICOM database; import the "
-            "series again."
+            _(
+                "{missing} of the {count} original DICOM files are no longer in the DICOM database; import the series "
+                "again."
+            ).format(missing=missing, count=len(files))
         )
     return tuple(Path(file) for file in files)
+
+
+def declared_padding_hu(node: slicer.vtkMRMLScalarVolumeNode) -> int | None:
+    """The HU that a node's original DICOM files declare as padding; None where they declare none or are gone.
+
+    Slicer's reader does not hand this on, and without it the protection would differ from that of the files.
+    """
+    try:
+        return _padding_of_files(dicom_files_of(node))
+    except MITSGANError:
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _padding_of_files(files: tuple[Path, ...]) -> int | None:
+    from ..dicom.read import declared_padding_hu as declared
+    from ..dicom.read import stack_series
+
+    return declared(stack_series(_series(files)).frames)
+
+
+def _series(files: Sequence[Path]) -> DicomSeries:
+    from ..dicom.headers import read_header
+    from ..dicom.series import DicomSeries
+
+    headers = tuple(header for file in files if (header := read_header(file)))
+    if not headers:
+        raise OutputError(_("The original files are no DICOM images any more; import the series again."))
+    return DicomSeries(headers[0].text("SeriesInstanceUID"), headers)
 
 
 def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
@@ -43,15 +83,10 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
     :raises OutputError: when the files do not form the series that the volume shows.
     """
     from ..dicom.frames import slices_by_file
-    from ..dicom.headers import read_header
     from ..dicom.read import stack_series
-    from ..dicom.series import DicomSeries
 
-    headers = tuple(header for file in files if (header := read_header(file)))
-    if not headers:
-        raise OutputError("The original files are no DICOM images any more; import the series again.")
-    uid = headers[0].text("SeriesInstanceUID")
-    stack = stack_series(DicomSeries(uid, headers))
+    original = _series(files)
+    stack = stack_series(original)
     # Slicer may count slices from the other end than DICOM's normal does.
     for candidate in (volume, _reversed_slices(volume)):
         series = CTVolume(candidate.hu, stack.spacing, stack.origin, stack.direction)
@@ -59,13 +94,15 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
             provenance = dataclasses.replace(
                 volume.provenance,
                 format="dicom",
-                series_instance_uid=uid,
+                series_instance_uid=original.uid,
                 dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
             )
             return dataclasses.replace(series, provenance=provenance)
     raise OutputError(
-        "The volume's size or position differs from its DICOM series, so the original headers do not fit; it was "
-        "cropped, resampled or hardened. Save it as NRRD."
+        _(
+            "The volume's size or position differs from its DICOM series, so the original headers do not fit; it was "
+            "cropped, resampled or hardened. Save it as NRRD."
+        )
     )
 
 

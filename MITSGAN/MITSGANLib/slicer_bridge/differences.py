@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from ..errors import InputError
 from ..heatmap import color_limit
@@ -44,7 +45,7 @@ def difference_node(
     display.SetWindowLevelMinMax(-limit, limit)
     set_difference_threshold(node, threshold_hu)
     legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
-    legend.SetTitleText("Difference (HU)")
+    legend.SetTitleText(_("Difference (HU)"))
     legend.SetLabelFormat("%+.0f")
     legend.SetNumberOfLabels(5)
     legend.SetVisibility(False)
@@ -73,7 +74,7 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold_hu:
 
 def _difference(reference: CTVolume, other: CTVolume) -> CTVolume:
     if not reference.same_geometry(other):
-        raise InputError("The two volumes do not lie on the same grid; compare a scan with its own result.")
+        raise InputError(_("The two volumes do not lie on the same grid; compare a scan with its own result."))
     difference = np.empty(reference.shape, np.int16)
     # Slice by slice: the wider integers of a whole scan would take half a gigabyte.
     changed = [np.zeros(size, bool) for size in reference.shape]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import slicer
+from slicer.i18n import tr as _
 
 from ..heatmap import Window
 from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel
@@ -25,10 +26,9 @@ _ZOOM_MM = 120.0
 
 @dataclass(frozen=True)
 class View:
-    """One slice view of the comparison: its name in MRML, the label in its bar, and the bar's color."""
+    """One slice view of the comparison: its name in MRML and the color of its bar."""
 
     tag: str
-    label: str
     color: str
 
 
@@ -37,21 +37,27 @@ def _hex(rgb: Sequence[float]) -> str:
 
 
 VIEWS = {
-    "source": View("MITSGANSource", "Source", "#7a8793"),
-    "protected": View("MITSGANProtected", "Protected", "#2f80c3"),
-    "source attacked": View("MITSGANSourceAttacked", "Source, simulated attack", _hex(SIMULATED_ATTACK_COLOR)),
-    "protected attacked": View("MITSGANProtectedAttacked", "Protected, simulated attack", _hex(SIMULATED_ATTACK_COLOR)),
+    "source": View("MITSGANSource", "#7a8793"),
+    "protected": View("MITSGANProtected", "#2f80c3"),
+    "source attacked": View("MITSGANSourceAttacked", _hex(SIMULATED_ATTACK_COLOR)),
+    "protected attacked": View("MITSGANProtectedAttacked", _hex(SIMULATED_ATTACK_COLOR)),
 }
 
 
 def layout_description() -> str:
     """The layout as Slicer's XML: four slice views in a row, below them the plot and the table."""
+    labels = {
+        "source": _("Source"),
+        "protected": _("Protected"),
+        "source attacked": _("Source, simulated attack"),
+        "protected attacked": _("Protected, simulated attack"),
+    }
     top = ElementTree.Element("layout", type="vertical", split="true")
     views = _row(_item(top, "700"))
-    for view in VIEWS.values():
+    for name, view in VIEWS.items():
         node = ElementTree.SubElement(_item(views), "view", {"class": "vtkMRMLSliceNode", "singletontag": view.tag})
         _property(node, "orientation", "Axial")
-        _property(node, "viewlabel", view.label)
+        _property(node, "viewlabel", labels[name])
         _property(node, "viewcolor", view.color)
         _property(node, "viewgroup", str(_VIEW_GROUP))
     below = _row(_item(top, "300"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from ..effect import Finding
@@ -59,9 +60,9 @@ def rmse_chart(rmse_by_slice: Mapping[str, Sequence[float]], name: str) -> slice
         table.AddColumn(column)
     scene.AddNode(table)
     chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", scene.GenerateUniqueName(name))
-    chart.SetTitle("Change by slice")
-    chart.SetXAxisTitle("Slice index")
-    chart.SetYAxisTitle("RMSE (HU)")
+    chart.SetTitle(_("Change by slice"))
+    chart.SetXAxisTitle(_("Slice index"))
+    chart.SetYAxisTitle(_("RMSE (HU)"))
     chart.SetLegendVisibility(len(rmse_by_slice) > 1)
     for index, title in enumerate(rmse_by_slice):
         series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from .. import plausibility
 from ..errors import InputError, TargetError
@@ -29,6 +30,7 @@ from ..volume import (
     VolumeWarning,
     lps_from_ras,
 )
+from .dicom_source import declared_padding_hu
 
 STEPS_ATTRIBUTE = "MITSGAN.Steps"
 PADDING_ATTRIBUTE = "MITSGAN.PaddingHU"
@@ -74,7 +76,7 @@ def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     :raises InputError: with the reason, in the words that the readers of files use.
     """
     if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
-        raise InputError("The selected volume is a difference map, not a CT scan; select the scan itself.")
+        raise InputError(_("The selected volume is a difference map, not a CT scan; select the scan itself."))
     volume = volume_from_node(node)
     warnings = (
         *plausibility.check_hounsfield(volume.hu, volume.provenance.padding_hu),
@@ -191,7 +193,7 @@ def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -
     i, j, k = (int(np.floor(value + 0.5)) for value in to_ijk.MultiplyPoint((*own_ras, 1.0))[:3])
     columns, rows, slices = node.GetImageData().GetDimensions()
     if not (0 <= i < columns and 0 <= j < rows and 0 <= k < slices):
-        raise TargetError("The point lies outside the volume; place it on a structure inside the scan.")
+        raise TargetError(_("The point lies outside the volume; place it on a structure inside the scan."))
     return k, j, i
 
 
@@ -205,27 +207,15 @@ def ras_from_voxel(node: slicer.vtkMRMLScalarVolumeNode, kji: Sequence[float]) -
     return tuple(_transform_between(node, None).TransformPoint(own_ras))
 
 
-def target_from_markups(markups_node: slicer.vtkMRMLMarkupsNode) -> tuple[float, float, float]:
-    """World RAS position in mm of the point that was placed last in a markups node.
-
-    :raises TargetError: when no point has been placed.
-    """
-    if markups_node is not None:
-        for index in reversed(range(markups_node.GetNumberOfControlPoints())):
-            if markups_node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
-                return tuple(markups_node.GetNthControlPointPositionWorld(index))
-    raise TargetError("No target point is placed; place one on the structure to attack.")
-
-
 def _require_scalar_volume(node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
     # Label maps and vector volumes derive from the scalar volume node, hence the exact class.
     if node is None or node.GetClassName() != "vtkMRMLScalarVolumeNode":
-        raise InputError("Select a scalar volume: label maps, vector volumes and other data are not CT scans.")
+        raise InputError(_("Select a scalar volume: label maps, vector volumes and other data are not CT scans."))
     image = node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        raise InputError("The selected volume holds no voxels; load the scan again.")
+        raise InputError(_("The selected volume holds no voxels; load the scan again."))
     if image.GetNumberOfScalarComponents() != 1:
-        raise InputError("The selected volume has several values per voxel; a CT scan has one.")
+        raise InputError(_("The selected volume has several values per voxel; a CT scan has one."))
 
 
 def _exact_int16(values: np.ndarray) -> np.ndarray:
@@ -238,8 +228,10 @@ def _exact_int16(values: np.ndarray) -> np.ndarray:
         if np.array_equal(hu, values):
             return hu
     raise InputError(
-        f"The selected volume holds {values.dtype} values that are not whole HU between {HU_MIN} and {HU_MAX}; "
-        "load the original CT scan, or round it with the Cast Scalar Volume module (type short)."
+        _(
+            "The selected volume holds {type} values that are not whole HU between {low} and {high}; load the original "
+            "CT scan, or round it with the Cast Scalar Volume module (type short)."
+        ).format(type=values.dtype, low=HU_MIN, high=HU_MAX)
     )
 
 
@@ -267,17 +259,19 @@ def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
         warnings = (
             VolumeWarning(
                 "parent-transform",
-                "The volume lies under a transform; positions in this copy are those before that transform.",
+                _("The volume lies under a transform; positions in this copy are those before that transform."),
             ),
         )
     padding = node.GetAttribute(PADDING_ATTRIBUTE)
     try:
         steps = tuple(ProcessingStep(**step) for step in json.loads(node.GetAttribute(STEPS_ATTRIBUTE) or "[]"))
-        padding_hu = int(padding) if padding else None
+        padding_hu = int(padding) if padding else declared_padding_hu(node)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"What the attributes {STEPS_ATTRIBUTE} and {PADDING_ATTRIBUTE} of the volume say about its origin cannot "
-            "be read; start again from the original scan."
+            _(
+                "What the attributes {steps} and {padding} of the volume say about its origin cannot be read; start "
+                "again from the original scan."
+            ).format(steps=STEPS_ATTRIBUTE, padding=PADDING_ATTRIBUTE)
         ) from error
     return Provenance(
         source=node.GetName() or "",

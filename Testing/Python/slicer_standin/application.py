@@ -193,8 +193,6 @@ class StandIn:
         monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: self.errors.append(text))
         monkeypatch.setattr(slicer.util, "loadUI", widgets.load_ui)
         monkeypatch.setattr(slicer.util, "childWidgetVariables", widgets.child_widget_variables)
-        i18n = types.ModuleType("slicer.i18n")
-        i18n.tr, i18n.translate = (lambda text: text), (lambda _context, text: text)
         base = types.ModuleType("slicer.ScriptedLoadableModule")
         for kind, value in (("", _Module), ("Widget", _Widget), ("Logic", _Logic), ("Test", _Test)):
             setattr(base, f"ScriptedLoadableModule{kind}", value)
@@ -202,7 +200,7 @@ class StandIn:
         self.ensured = []
         packaging.load_requirements = lambda path: Path(path).read_text().splitlines()
         packaging.pip_ensure = lambda _requirements, requester: self.ensured.append(requester)
-        for module in (widgets.qt_module(), widgets.ctk_module(), i18n, base, packaging, parameters.module()):
+        for module in (widgets.qt_module(), widgets.ctk_module(), base, packaging, parameters.module()):
             monkeypatch.setitem(sys.modules, module.__name__, module)
             if "." in module.__name__:
                 monkeypatch.setattr(slicer, module.__name__.partition(".")[2], module, raising=False)

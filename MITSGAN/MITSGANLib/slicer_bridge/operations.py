@@ -1,0 +1,280 @@
+"""What the module does with volume nodes: protect, attack, compare, export, report. The panel's logic calls these.
+
+Each operation reads what it needs from the nodes, computes without touching the scene, and adds its results when all is
+done; whoever stops it finds the scene as it was. ``compute`` runs ``work(progress)``, given both: the panel passes one
+that works in the background and keeps the application responsive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..errors import CancelledError, InputError, OutputError
+from ..heatmap import LUNG
+from ..volume import CTVolume
+from .comparison import ComparisonNodes, comparison_nodes
+from .dicom_source import dicom_files_of, with_dicom_source
+from .layout import VIEWS, set_window
+from .volumes import (
+    SYNTHETIC_ATTRIBUTE,
+    ct_from_node,
+    is_simulated_attack,
+    node_from_volume,
+    source_of,
+    volume_from_node,
+    voxel_from_ras,
+)
+
+logger = logging.getLogger(__name__)
+
+Compute = Callable[[Callable[[Any], Any], Any], Any]
+
+
+def compute_here(work: Callable[[Any], Any], progress: Any) -> Any:
+    """The simplest ``compute``: in this thread, now."""
+    return work(progress)
+
+
+def load_phantom() -> slicer.vtkMRMLScalarVolumeNode:
+    """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
+    from ..phantom import thorax_phantom
+
+    node = node_from_volume(thorax_phantom().volume, _("Synthetic thorax"))
+    node.SetAttribute(SYNTHETIC_ATTRIBUTE, "true")
+    set_window([node], LUNG)
+    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
+
+
+def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[str, float | None]:
+    """What networks run on, in words, and about how many seconds protecting ``volume`` takes there.
+
+    :raises DependencyError: when the device is not there; nothing falls back silently.
+    """
+    from .. import devices
+
+    where = devices.resolve_device(device)
+    words = devices.describe_device(where)
+    if volume is None:
+        return words, None
+    from ..duration import seconds_to_protect
+
+    return words, seconds_to_protect(volume, model, where)
+
+
+def protect_node(
+    node: slicer.vtkMRMLScalarVolumeNode,
+    model: Any,
+    strength_hu: float | None,
+    *,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new node with the protected copy of a CT volume, under the same transform and study as the source."""
+    volume = ct_from_node(node)
+
+    def work(report: Any) -> CTVolume:
+        # Imports torch, which the panel may have installed only now.
+        from .. import protector
+
+        # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
+        return protector.protect(
+            volume, model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
+        )
+
+    protected = compute(work, progress)
+    _require_in_scene(node)
+    logger.info("MITSGAN protected %s", node.GetID())
+    return node_from_volume(protected, _("{name} protected").format(name=node.GetName()), node)
+
+
+def attack_nodes(
+    source_node: slicer.vtkMRMLScalarVolumeNode,
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    ras: Sequence[float],
+    action: str,
+    attacker: Any,
+    *,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> tuple[slicer.vtkMRMLScalarVolumeNode, slicer.vtkMRMLScalarVolumeNode]:
+    """New nodes with the attacked source and the attacked protected volume, both forged at the same voxel.
+
+    :param ras: target in world coordinates (RAS, mm).
+    """
+    scans = _pair(source_node, protected_node)
+    kji = voxel_from_ras(source_node, ras)
+
+    def work(report: Any) -> list[CTVolume]:
+        from ..ctgan.attacker import simulate_attack
+
+        ready = _attacker(attacker, action)
+        attacked = []
+        for scan in scans:
+            if report:
+                report(len(attacked), len(scans))
+            attacked.append(simulate_attack(scan, kji, action, attacker=ready, device=device))
+        return attacked
+
+    results = compute(work, progress)
+    _require_in_scene(source_node, protected_node)
+    logger.info("MITSGAN simulated an attack (%s) on %s, %s", action, source_node.GetID(), protected_node.GetID())
+    name = _("{name} nodule injected") if action == "inject" else _("{name} nodule removed")
+    source_attacked, protected_attacked = (
+        node_from_volume(attacked, name.format(name=node.GetName()), node)
+        for attacked, node in zip(results, (source_node, protected_node), strict=True)
+    )
+    return source_attacked, protected_attacked
+
+
+def compare_nodes(
+    source_node: slicer.vtkMRMLScalarVolumeNode,
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    attacked_nodes: Sequence[slicer.vtkMRMLScalarVolumeNode],
+    *,
+    attacker: Any,
+    device: str = "auto",
+    threshold_hu: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> ComparisonNodes:
+    """Measure protection and attack; table, chart and heatmaps are new nodes.
+
+    :param attacked_nodes: the attacked source and the attacked protected volume, or none.
+    :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
+    """
+    scans = [*_pair(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
+
+    def work(report: Any) -> Any:
+        from ..effect import measure_effect
+        from ..perceptual import load_lpips
+
+        return measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
+
+    effect = compute(work, progress)
+    nodes = (source_node, protected_node, *attacked_nodes)
+    _require_in_scene(*nodes)
+    return comparison_nodes(effect, dict(zip(VIEWS, nodes, strict=False)), threshold_hu)
+
+
+def exportable_files(
+    protected_node: slicer.vtkMRMLScalarVolumeNode, source_node: slicer.vtkMRMLScalarVolumeNode | None
+) -> tuple[Path, ...]:
+    """The original DICOM files that an export takes its headers from.
+
+    :param source_node: where they are, if the protected node does not know its source.
+    :raises OutputError: with the reason, when the volume is not to be exported or did not come from DICOM.
+    """
+    if is_simulated_attack(protected_node):
+        raise OutputError(
+            _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+        )
+    return dicom_files_of(source_of(protected_node) or source_node or protected_node)
+
+
+def export_dicom(
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    folder: Path,
+    source_node: slicer.vtkMRMLScalarVolumeNode | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> Path:
+    """Write a protected volume as a derived DICOM series that keeps the headers of its source.
+
+    :param folder: an empty or new folder; in a folder with other files a new one is made.
+    :return: the folder that holds the series.
+    """
+    files = exportable_files(protected_node, source_node)
+    volume = volume_from_node(protected_node)
+    if folder.is_dir() and any(folder.iterdir()):
+        names = (f"protected-{number}" for number in range(1, 10000))
+        folder = next(folder / name for name in names if not (folder / name).exists())
+
+    def work(report: Any) -> None:
+        from ..dicom import write_series
+
+        write_series(with_dicom_source(volume, files), folder, progress=report)
+
+    compute(work, progress)
+    logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
+    return folder
+
+
+def save_report(
+    source_node: slicer.vtkMRMLScalarVolumeNode,
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    ras: Sequence[float],
+    path: Path,
+    action: str,
+    attacker: Any,
+    *,
+    model: Any = None,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> None:
+    """Write the report of the demonstration for this scan and target; protection and attack are run once more.
+
+    :param protected_node: says which model, strength and seed to use; the same voxels come out.
+    :param model: a Protector to use instead of the installed one that the protected node names.
+    :param progress: called with the stage, steps done and in all.
+    """
+    volume, protected = _pair(source_node, protected_node)
+    kji = voxel_from_ras(source_node, ras)
+    synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
+
+    def work(report: Any) -> None:
+        from .. import devices
+        from .. import report as reports
+        from ..demonstration import Target, demonstrate
+        from ..recorded import protector_of
+
+        demonstration = demonstrate(
+            volume,
+            [Target(action, kji, "chosen by the user")],
+            model or protector_of(protected),
+            [_attacker(attacker, action)],
+            device=device,
+            device_words=devices.describe_device(devices.resolve_device(device)),
+            progress=report,
+        )
+        # The node's name may be a patient's, so the report has its own.
+        reports.save_report(demonstration, path, title="Scan in 3D Slicer", synthetic=synthetic)
+
+    compute(work, progress)
+    logger.info("MITSGAN wrote a report on %s", source_node.GetID())
+
+
+def _attacker(attacker: Any, action: str) -> Any:
+    from ..ctgan.attacker import Attacker, load_attacker
+
+    return attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
+
+
+def _pair(
+    source_node: slicer.vtkMRMLScalarVolumeNode, protected_node: slicer.vtkMRMLScalarVolumeNode
+) -> list[CTVolume]:
+    source, protected = ct_from_node(source_node), ct_from_node(protected_node)
+    if (
+        not source.same_geometry(protected)
+        or source_node.GetParentTransformNode() is not protected_node.GetParentTransformNode()
+    ):
+        raise InputError(
+            _("The protected volume does not match the CT volume; select the one that was computed from it.")
+        )
+    return [source, protected]
+
+
+def _require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:
+    # Work in the background leaves the user time to close the scene.
+    if any(node.GetScene() is not slicer.mrmlScene for node in nodes):
+        raise CancelledError(_("Canceled: the volume was removed from the scene."))

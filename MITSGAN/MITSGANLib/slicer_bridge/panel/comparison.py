@@ -1,0 +1,137 @@
+"""The side-by-side view of a comparison: four linked views, heatmap overlays, flicker, and the plot's clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import slicer
+import vtk
+
+from ...errors import TargetError
+from ...heatmap import LUNG
+from ..differences import set_difference_threshold
+from ..layout import jump_to_slice, plot_view_node, show_comparison, show_heatmaps, show_volume
+from ..tables import slice_of_point
+from ..targets import target_from_markups
+
+_PLOT_SIGNAL = "dataSelected(vtkStringArray*, vtkCollection*)"
+
+
+def volumes_of(parameters: Any) -> dict[str, slicer.vtkMRMLScalarVolumeNode | None]:
+    """The volumes of the module's parameter node by the names of the views."""
+    return {
+        "source": parameters.sourceVolume,
+        "protected": parameters.protectedVolume,
+        "source attacked": parameters.sourceAttacked,
+        "protected attacked": parameters.protectedAttacked,
+    }
+
+
+def heatmaps_of(parameters: Any) -> dict[str, slicer.vtkMRMLScalarVolumeNode | None]:
+    """The heatmaps of the module's parameter node by the names of the views."""
+    return {
+        "protected": parameters.protectionHeatmap,
+        "source attacked": parameters.sourceAttackedHeatmap,
+        "protected attacked": parameters.protectedAttackedHeatmap,
+    }
+
+
+class ComparisonView:
+    """Shows what the parameter node holds, in the comparison layout.
+
+    :param get_parameters: gives the module's parameter node, or None while the panel shows none.
+    :param flicker_button: checked while the view flickers.
+    :param flicker_timer: a stopped timer, whose time-out calls :meth:`flicker`.
+    """
+
+    def __init__(self, get_parameters: Callable[[], Any], flicker_button: Any, flicker_timer: Any) -> None:
+        self._get_parameters = get_parameters
+        self._button, self._timer = flicker_button, flicker_timer
+        self._shows_first = False
+        self._plot_view: Any = None
+
+    def show(self) -> None:
+        """Switch to the comparison layout, centered on the target, in a lung window."""
+        parameters = self._get_parameters()
+        if not parameters:
+            return
+        self.stop_flicker()
+        try:
+            ras = target_from_markups(parameters.targetPoint)
+        except TargetError:
+            ras = None
+        show_comparison(
+            volumes_of(parameters),
+            heatmaps=heatmaps_of(parameters),
+            target_ras=ras,
+            window=LUNG,
+            table=parameters.metricsTable,
+            chart=parameters.rmseChart,
+        )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show or hide the overlays as the parameter node says, and listen to the plot if there is one by now."""
+        parameters = self._get_parameters()
+        if not parameters:
+            return
+        heatmaps = heatmaps_of(parameters)
+        for node in filter(None, heatmaps.values()):
+            set_difference_threshold(node, parameters.heatmapThresholdHU)
+        show_heatmaps(heatmaps, visible=parameters.showHeatmaps, opacity=parameters.heatmapOpacity)
+        self._connect_plot()
+
+    def start_flicker(self) -> None:
+        """Begin to alternate two volumes in one view."""
+        self._shows_first = False
+        self._timer.start()
+
+    def flicker(self, pair: Sequence[str]) -> None:
+        """Show the other volume of the pair (two names of views), in the view of the second."""
+        parameters = self._get_parameters()
+        if parameters:
+            self._shows_first = not self._shows_first
+            first, second = pair
+            show_volume(second, volumes_of(parameters)[first if self._shows_first else second])
+
+    def end_flicker(self) -> None:
+        """Stop the timer and put back what each view shows."""
+        self._timer.stop()
+        parameters = self._get_parameters()
+        if parameters:
+            for view, node in volumes_of(parameters).items():
+                show_volume(view, node)
+
+    def stop_flicker(self) -> None:
+        """As if the user had released the button."""
+        self._button.checked = False
+
+    def close(self) -> None:
+        """Let go of the plot, whose widget outlives the panel."""
+        self._timer.stop()
+        if self._plot_view:
+            self._plot_view.disconnect(_PLOT_SIGNAL, self.on_points_selected)
+            self._plot_view = None
+
+    def on_points_selected(self, series_ids: vtk.vtkStringArray, selections: vtk.vtkCollection) -> None:
+        """Go to the slice whose point was clicked."""
+        parameters = self._get_parameters()
+        if not parameters or not parameters.sourceVolume:
+            return
+        for index in range(series_ids.GetNumberOfValues()):
+            points = selections.GetItemAsObject(index)
+            series = slicer.mrmlScene.GetNodeByID(series_ids.GetValue(index))
+            if series and points and points.GetNumberOfValues():
+                jump_to_slice(parameters.sourceVolume, slice_of_point(series, points.GetValue(0)))
+
+    def _connect_plot(self) -> None:
+        # The plot's widget exists once the layout has been shown.
+        manager = slicer.app.layoutManager()
+        if self._plot_view or not manager:
+            return
+        for index in range(manager.plotViewCount):
+            widget = manager.plotWidget(index)
+            if widget.mrmlPlotViewNode() is plot_view_node():
+                self._plot_view = widget.plotView()
+                self._plot_view.connect(_PLOT_SIGNAL, self.on_points_selected)

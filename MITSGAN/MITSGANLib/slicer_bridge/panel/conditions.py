@@ -1,0 +1,43 @@
+"""What is missing before each piece of heavy work can start, in words for a tool tip."""
+
+from __future__ import annotations
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..inspection import Inspection
+from ..targets import has_target
+from ..volumes import is_simulated_attack
+
+
+def missing_for(
+    source: slicer.vtkMRMLScalarVolumeNode | None,
+    protected: slicer.vtkMRMLScalarVolumeNode | None,
+    target: slicer.vtkMRMLMarkupsNode | None,
+    inspection: Inspection | None,
+    has_model: bool,
+) -> dict[str, str]:
+    """For "protect", "attack", "compare", "export" and "report" what the user has to do first; empty when nothing.
+
+    :param inspection: of the source volume.
+    """
+    no_scan = "" if source else _("Select a CT volume.")
+    if source and inspection and not inspection.is_ct:
+        no_scan = inspection.problem
+    no_model = "" if has_model else _("No protection model is installed.")
+    no_protected = no_scan
+    if not no_scan and (not protected or protected is source):
+        no_protected = _("Protect the CT volume, or select its protected version.")
+    no_target = no_protected
+    if not no_protected and not has_target(target):
+        no_target = _("Place a target.")
+    no_export = no_protected
+    if not no_protected and is_simulated_attack(protected):
+        no_export = _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+    return {
+        "protect": no_scan or no_model,
+        "attack": no_target,
+        "compare": no_protected,
+        "export": no_export,
+        "report": no_target,
+    }

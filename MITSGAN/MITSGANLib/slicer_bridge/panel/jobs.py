@@ -1,0 +1,131 @@
+"""One heavy job at a time: its button cancels it, its bar shows progress, the status line says how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ...background import Pace, run_in_background
+from ...errors import CancelledError
+
+
+class JobRunner:
+    """Runs the heavy work of a panel in the background while the application stays responsive.
+
+    :param status_label: where results and errors are left to be read.
+    :param on_change: called when a job starts or ends.
+    """
+
+    def __init__(self, status_label: Any, on_change: Callable[[], None]) -> None:
+        self._status_label, self._on_change = status_label, on_change
+        self._button: Any = None
+        self._cancel_requested = False
+        self._closed = False
+
+    @property
+    def button(self) -> Any:
+        """The button of the job that is running; None when there is none."""
+        return self._button
+
+    def press(self, button: Any) -> bool:
+        """Whether a press of ``button`` was meant to cancel, or came while other work runs; cancels its own job."""
+        if self._button is None:
+            return False
+        if self._button is button:
+            self.cancel()
+        return True
+
+    def cancel(self) -> None:
+        """Ask the running job, if any, to stop at its next step."""
+        if self._button is not None:
+            self._cancel_requested = True
+            if not self._closed:
+                self._button.text = _("Canceling…")
+
+    def close(self) -> None:
+        """Cancel, and touch no widget any more: they are about to be destroyed."""
+        self._closed = True
+        self.cancel()
+
+    def compute(self, work: Callable[[Any], Any], progress: Any) -> Any:
+        """``work(progress)`` in the background; see :mod:`~MITSGANLib.background`."""
+        return run_in_background(work, progress, self._keep_alive)
+
+    def say(self, text: str) -> None:
+        """Show a result in the status line."""
+        if not self._closed:
+            self._status_label.styleSheet = ""
+            self._status_label.text = text
+
+    @contextmanager
+    def running(self, button: Any, bar: Any, unit: str) -> Iterator[Callable[..., None]]:
+        """While inside, ``button`` cancels. Gives a function ([stage,] done, total) that shows progress."""
+        text = button.text
+        self._button, self._cancel_requested = button, False
+        button.text = _("Cancel")
+        bar.setRange(0, 0)
+        bar.format = ""
+        bar.setVisible(True)
+        self.say("")
+        self._on_change()
+        slicer.app.processEvents()
+        try:
+            with self.showing_error():
+                yield self._progress(bar, unit)
+        except CancelledError as canceled:
+            self.say(str(canceled))
+        finally:
+            self._button = None
+            if not self._closed:
+                button.text = text
+                bar.setVisible(False)
+                self._on_change()
+
+    @contextmanager
+    def showing_error(self) -> Iterator[None]:
+        """Leave what went wrong in the panel, where it can still be read when the message box is closed."""
+        try:
+            yield
+        except CancelledError:
+            raise
+        except Exception as error:
+            self.say(str(error))
+            if not self._closed:
+                self._status_label.styleSheet = "font-weight: bold"
+            raise
+
+    def _progress(self, bar: Any, unit: str) -> Callable[..., None]:
+        pace = Pace()
+        stages: list[str] = []
+
+        def show(*report: Any) -> None:
+            *stage, done, total = report
+            if self._closed:
+                return
+            if stage and stage != stages:
+                stages[:] = stage
+                pace.restart()
+            bar.setRange(0, total)
+            bar.setValue(done)
+            bar.format = _progress_text(stage, done, total, pace, unit)
+
+        return show
+
+    def _keep_alive(self) -> None:
+        slicer.app.processEvents()
+        if self._cancel_requested:
+            raise CancelledError(_("Canceled; nothing was changed."))
+
+
+def _progress_text(stage: Sequence[str], done: int, total: int, pace: Pace, unit: str) -> str:
+    left = pace.seconds_left(done, total)
+    words = f"{stage[0]}: " if stage else ""
+    if left is None:
+        return words + _("{done} of {total} {unit}").format(done=done, total=total, unit=unit)
+    return words + _("{done} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left").format(
+        done=done, total=total, unit=unit, rate=pace.rate(done), left=left
+    )

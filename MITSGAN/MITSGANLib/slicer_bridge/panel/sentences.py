@@ -1,0 +1,90 @@
+"""What the panel says about volumes, targets and figures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import slicer
+from slicer.i18n import tr as _
+
+from ...errors import MITSGANError
+from ..inspection import Inspection
+from ..targets import has_target, is_placing, target_from_markups
+from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_attack, voxel_from_ras
+
+if TYPE_CHECKING:
+    from ...effect import Effect
+
+
+def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> str:
+    """Whether a volume is usable, its size and its noise; rich text."""
+    if node is None or inspection is None:
+        return _("Select a CT volume, or load a sample.")
+    if not inspection.is_ct:
+        return _("<b>Not usable:</b> {reason}").format(reason=html.escape(inspection.problem))
+    slices, rows, columns = inspection.shape
+    x, y, z = inspection.spacing
+    noise = (
+        _("noise {sd:.0f} HU").format(sd=inspection.noise_sd_hu)
+        if inspection.noise_sd_hu is not None
+        else _("noise not measurable (too little soft tissue)")
+    )
+    size = _("{columns} × {rows} × {slices} voxels of {x:.2f} × {y:.2f} × {z:.2f} mm").format(
+        columns=columns, rows=rows, slices=slices, x=x, y=y, z=z
+    )
+    lines = [_("Looks like CT in HU: {size}, {noise}.").format(size=size, noise=noise)]
+    if is_simulated_attack(node):
+        lines.append(_("<b>This is a simulated attack, not a patient's scan.</b>"))
+    elif node.GetAttribute(PROTECTED_ATTRIBUTE) == "true":
+        lines.append(_("It is protected already; protecting it again adds to the change."))
+    return "<br>".join([*lines, *(html.escape(warning) for warning in inspection.warnings)])
+
+
+def about_attacked(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None]) -> str:
+    """The names of attacked volumes in the color of simulated attacks; rich text."""
+    color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in SIMULATED_ATTACK_COLOR))
+    names = (f'<span style="color:{color}">■ {html.escape(node.GetName())}</span>' for node in nodes if node)
+    return "<br>".join(names)
+
+
+def about_target(
+    target: slicer.vtkMRMLMarkupsNode | None,
+    source: slicer.vtkMRMLScalarVolumeNode | None,
+    inspection: Inspection | None,
+) -> str:
+    """Where the target lies in the source volume, or why it lies nowhere; empty without a target."""
+    if is_placing():
+        return _("Click the structure to attack in a slice view; Esc stops.")
+    if not has_target(target) or source is None or inspection is None or not inspection.is_ct:
+        return ""
+    try:
+        k, j, i = voxel_from_ras(source, target_from_markups(target))
+    except MITSGANError as error:
+        return str(error)
+    return _("Slice {k}, row {j}, column {i}: {hu} HU").format(
+        k=k, j=j, i=i, hu=slicer.util.arrayFromVolume(source)[k, j, i]
+    )
+
+
+def about_effect(effect: Effect, noise_hu: float | None) -> str:
+    """The result of a comparison in two to four sentences.
+
+    :param noise_hu: the scan's own noise; None where it could not be measured.
+    """
+    rmse = effect.protection.rmse
+    of_noise = _(" ({ratio:.2f} of its noise)").format(ratio=rmse.value / noise_hu) if noise_hu else ""
+    sentences = [
+        _("Protection changed the scan by RMSE {rmse:.1f} HU{of_noise}, most in slice {k} ({worst:.1f} HU).").format(
+            rmse=rmse.value, of_noise=of_noise, k=rmse.worst_slice.slice, worst=rmse.worst_slice.value
+        )
+    ]
+    if effect.attack_rmse_hu:
+        sentences.append(
+            _("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=effect.attack_rmse_hu)
+        )
+        sentences.append(_("Protection moved the forgery by {share:.0%} of that.").format(share=effect.forgery_share))
+        if effect.control_share is not None:
+            sentences.append(_("Noise of the same RMSE moved it by {share:.0%}.").format(share=effect.control_share))
+    return " ".join(sentences)

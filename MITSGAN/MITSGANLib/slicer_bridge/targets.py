@@ -1,0 +1,76 @@
+"""The target of an attack as a point list: placed with one click through Slicer's markups, one point at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..errors import TargetError
+from .volumes import SIMULATED_ATTACK_COLOR
+
+
+def new_target_list() -> slicer.vtkMRMLMarkupsFiducialNode:
+    """An empty point list that looks like a target."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", _("Attack target"))
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetSelectedColor(SIMULATED_ATTACK_COLOR)
+    display.SetGlyphType(display.CrossDot2D)
+    display.SetPointLabelsVisibility(False)
+    return node
+
+
+def start_placing(node: slicer.vtkMRMLMarkupsFiducialNode) -> None:
+    """Let the next click in a view put a point into the list."""
+    logic = slicer.modules.markups.logic()
+    logic.SetActiveList(node)
+    logic.StartPlaceMode(False)
+
+
+def stop_placing() -> None:
+    """Leave the mode in which a click places a point."""
+    interaction = interaction_node()
+    if interaction and is_placing():
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+
+
+def is_placing() -> bool:
+    """Whether a click in a view would place a point."""
+    interaction = interaction_node()
+    return interaction is not None and interaction.GetCurrentInteractionMode() == interaction.Place
+
+
+def interaction_node() -> slicer.vtkMRMLInteractionNode | None:
+    """The node that says what the mouse does, and changes when that does."""
+    return slicer.app.applicationLogic().GetInteractionNode()
+
+
+def has_target(node: slicer.vtkMRMLMarkupsNode | None) -> bool:
+    """Whether a point has been placed."""
+    return node is not None and node.GetNumberOfDefinedControlPoints() > 0
+
+
+def keep_last_point(node: slicer.vtkMRMLMarkupsNode) -> None:
+    """Remove all placed points but the last: an attack has one target."""
+    while node.GetNumberOfDefinedControlPoints() > 1:
+        node.RemoveNthControlPoint(0)
+
+
+def target_from_markups(node: slicer.vtkMRMLMarkupsNode | None) -> tuple[float, float, float]:
+    """World RAS position in mm of the point that was placed last in a markups node.
+
+    :raises TargetError: when no point has been placed.
+    """
+    if node is not None:
+        for index in reversed(range(node.GetNumberOfControlPoints())):
+            if node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
+                return tuple(node.GetNthControlPointPositionWorld(index))
+    raise TargetError(_("No target point is placed; place one on the structure to attack."))
+
+
+def target_events() -> Sequence[int]:
+    """Events of a point list after which its target may be another, but for the placing of a point."""
+    markups = slicer.vtkMRMLMarkupsNode
+    return (markups.PointPositionUndefinedEvent, markups.PointEndInteractionEvent, markups.PointRemovedEvent)
