@@ -13,8 +13,7 @@ import ctk
 import qt
 import slicer
 from MITSGANLib import slicer_bridge
-from MITSGANLib.background import run_in_background
-from MITSGANLib.errors import CancelledError
+from MITSGANLib.slicer_bridge.panel import JobRunner
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLTableNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -51,16 +50,15 @@ class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        self.logic = MITSGANTrainingLogic(lambda work, progress: run_in_background(work, progress, self._keepAlive))
-        self._cancelRequested = None
         self._addEvaluation()
+        self.jobs = JobRunner(self.resultLabel, lambda: None)
+        self.logic = MITSGANTrainingLogic(self.jobs.compute)
         self._addCommands()
         self.layout.addStretch(1)
 
     def cleanup(self) -> None:
         """Called when the application closes and the module widget is destroyed."""
-        if self._cancelRequested is not None:
-            self._cancelRequested = True
+        self.jobs.close()
 
     def _addEvaluation(self) -> None:
         section = ctk.ctkCollapsibleButton()
@@ -113,54 +111,29 @@ class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
             formLayout.addRow(purpose, commandEdit)
 
     def onEvaluateButton(self) -> None:
-        """Measure the two volumes and say where the table is; cancel when that is under way."""
-        if self._cancelRequested is not None:
-            self._cancelRequested = True
+        """Measure the two volumes and show the table; cancel when that is under way."""
+        if self.jobs.press(self.evaluateButton):
             return
-        text = self.evaluateButton.text
-        self.evaluateButton.text = _("Cancel")
-        self._cancelRequested = False
-        self.progressBar.setVisible(True)
-        self.resultLabel.text = ""
-        try:
-            with slicer.util.tryWithErrorDisplay(_("Failed to evaluate the volumes.")):
-                table = self._evaluate()
-                if table:
-                    self.resultLabel.text = _("The figures are in the table {name}.").format(name=table.GetName())
-                    selection = slicer.app.applicationLogic().GetSelectionNode()
-                    selection.SetActiveTableID(table.GetID())
-                    slicer.app.applicationLogic().PropagateTableSelection()
-        finally:
-            self._cancelRequested = None
-            self.evaluateButton.text = text
-            self.progressBar.setVisible(False)
-
-    def _evaluate(self) -> vtkMRMLTableNode | None:
-        try:
-            return self.logic.evaluate(
-                self.referenceSelector.currentNode(), self.otherSelector.currentNode(), self._showProgress
+        with (
+            slicer.util.tryWithErrorDisplay(_("Failed to evaluate the volumes.")),
+            self.jobs.running(self.evaluateButton, self.progressBar, _("slices")) as progress,
+        ):
+            table = self.logic.evaluate(
+                self.referenceSelector.currentNode(), self.otherSelector.currentNode(), progress
             )
-        except CancelledError as canceled:
-            self.resultLabel.text = str(canceled)
-            return None
-
-    def _showProgress(self, done: int, total: int) -> None:
-        self.progressBar.setRange(0, total)
-        self.progressBar.setValue(done)
-
-    def _keepAlive(self) -> None:
-        slicer.app.processEvents()
-        if self._cancelRequested:
-            raise CancelledError(_("Canceled; nothing was changed."))
+            selection = slicer.app.applicationLogic().GetSelectionNode()
+            selection.SetActiveTableID(table.GetID())
+            slicer.app.applicationLogic().PropagateTableSelection()
+            self.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
 
 
 class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
     """Measures volumes, and knows the command lines that are installed with the module."""
 
-    def __init__(self, compute: Callable[..., Any] | None = None) -> None:
+    def __init__(self, compute: Callable[..., Any] = slicer_bridge.compute_here) -> None:
         """:param compute: runs ``work(progress)``, given both; the panel passes one that keeps Slicer responsive."""
         ScriptedLoadableModuleLogic.__init__(self)
-        self._compute = compute or (lambda work, progress: work(progress))
+        self._compute = compute
 
     def evaluate(
         self,
@@ -172,25 +145,16 @@ class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
 
         SSIM needs scikit-image, which a first protection in the MITSGAN module installs; without it the table says so.
         """
-        reference = slicer_bridge.ct_from_node(referenceNode)
-        other = slicer_bridge.ct_from_node(otherNode)
-
-        def work(report: Any) -> Any:
-            from MITSGANLib.heatmap import LUNG, MEDIASTINUM
-            from MITSGANLib.metrics import compare
-
-            return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
-
-        comparison = self._compute(work, progress)
-        finding = slicer_bridge.Finding(f"{otherNode.GetName()} − {referenceNode.GetName()}", comparison)
-        return slicer_bridge.metrics_table([finding], _("{name} evaluation").format(name=otherNode.GetName()))
+        return slicer_bridge.measure_nodes(referenceNode, otherNode, progress=progress, compute=self._compute)
 
     def commands(self) -> list[tuple[str, str]]:
         """(purpose, command) of each script beside this file, with the paths of this installation."""
         purposes = {
+            "prepare.py": _("Prepare training data:"),
             "train.py": _("Train a model:"),
+            "evaluate.py": _("Compute the paper's tables:"),
             "compare.py": _("Compute metrics:"),
-            "protect.py": _("Protect files:"),
+            "protect.py": _("Protect files or archives:"),
             "attack.py": _("Simulate an attack on files:"),
             "demo.py": _("Run the demonstration:"),
             "info.py": _("Describe a file or model:"),

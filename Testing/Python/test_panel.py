@@ -686,8 +686,8 @@ def test_a_scan_from_dicom_is_protected_as_its_files_are(panel, standin, tmp_pat
 
 @pytest.mark.usefixtures("module", "models")
 def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
-    """The code block of docs/tutorial.md, as it stands there, on a smaller phantom."""
-    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    """The code block of the README, as it stands there, on a smaller phantom."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
     k, j, i = phantom.nodule_kji
     assert "(48, 128, 80)" in code
@@ -697,7 +697,7 @@ def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
 
 
 def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):
-    """The part of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
+    """Sixty-four slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
     import json
 
     from MITSGANLib import models
@@ -709,20 +709,34 @@ def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, rea
     nodule = findings["LIDC-IDRI-0002"]["nodules"][0]
     k, j, i = (round(nodule[axis]) for axis in ("slice", "row", "column"))
     whole = read_file(real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd")
-    first = [max(0, k - 14), max(0, j - 60), max(0, i - 60)]
-    box = tuple(slice(start, start + size) for start, size in zip(first, (28, 120, 120), strict=True))
-    volume = dataclasses.replace(whole, hu=whole.hu[box], origin=tuple(whole.voxel_to_lps(first)))
+    first = k - 32
+    volume = dataclasses.replace(
+        whole, hu=whole.hu[first : first + 64], origin=tuple(whole.voxel_to_lps((first, 0, 0)))
+    )
     panel = standin.open_panel(module)
+    pictures = Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
+    pictures.take("real-empty")
     add_scan(panel, volume, "LIDC-IDRI-0002")
     assert "Looks like CT" in panel.ui.inspectionLabel.text
+    wait_until(lambda: "s for this scan" in panel.ui.deviceDescriptionLabel.text)
+    taken = []
+
+    def while_protecting(done):
+        if done >= 24 and not taken:
+            taken.append(done)
+            pictures.take("real-protecting")
+
+    panel.ui.protectProgressBar.valueChanged.connect(while_protecting)
     panel.ui.protectButton.click()
-    place_target(panel, (k - first[0], j - first[1], i - first[2]))
+    assert taken
+    place_target(panel, (k - first, j, i))
     panel.ui.removeRadioButton.checked = True
     panel.ui.simulateAttackButton.click()
+    pictures.take("real-attacked")
     panel.ui.compareButton.click()
     assert standin.errors == []
     assert "Noise of the same RMSE moved it by" in panel.ui.summaryLabel.text
-    Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path)).take("real")
+    pictures.take("real-compared")
     parameters = panel._parameterNode
     change = hu(parameters.protectedVolume).astype(int) - hu(parameters.sourceVolume)
     assert 0 < np.abs(change).max() <= 30

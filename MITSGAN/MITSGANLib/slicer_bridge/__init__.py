@@ -32,6 +32,7 @@ from .operations import (
     export_dicom,
     exportable_files,
     load_phantom,
+    measure_nodes,
     protect_node,
     save_report,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "jump_to_slice",
     "keep_last_point",
     "load_phantom",
+    "measure_nodes",
     "metrics_table",
     "new_target_list",
     "node_from_volume",

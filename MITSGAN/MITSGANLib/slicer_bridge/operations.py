@@ -15,12 +15,14 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ..effect import Finding
 from ..errors import CancelledError, InputError, OutputError
-from ..heatmap import LUNG
+from ..heatmap import LUNG, MEDIASTINUM
 from ..volume import CTVolume
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
 from .layout import VIEWS, set_window
+from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
     ct_from_node,
@@ -163,6 +165,27 @@ def compare_nodes(
     nodes = (source_node, protected_node, *attacked_nodes)
     _require_in_scene(*nodes)
     return comparison_nodes(effect, dict(zip(VIEWS, nodes, strict=False)), threshold_hu)
+
+
+def measure_nodes(
+    reference_node: slicer.vtkMRMLScalarVolumeNode,
+    other_node: slicer.vtkMRMLScalarVolumeNode,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> slicer.vtkMRMLTableNode:
+    """A new table node of how far a CT volume is from a reference on the same grid, with definitions."""
+    reference, other = ct_from_node(reference_node), ct_from_node(other_node)
+
+    def work(report: Any) -> Any:
+        from ..metrics import compare
+
+        return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
+
+    comparison = compute(work, progress)
+    _require_in_scene(reference_node, other_node)
+    finding = Finding(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
+    return metrics_table([finding], _("{name} evaluation").format(name=other_node.GetName()))
 
 
 def exportable_files(

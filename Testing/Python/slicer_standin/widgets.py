@@ -9,6 +9,7 @@ import functools
 import types
 from xml.etree import ElementTree
 
+import shiboken6
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtUiTools import QUiLoader
@@ -53,6 +54,9 @@ def with_manners(base):
     """A subclass of a PySide6 class that behaves as PythonQt's class of the same name."""
     meta = base.staticMetaObject
     names = {meta.property(index).name() for index in range(meta.propertyCount())} - _FUNCTIONS
+    if base is QtWidgets.QProgressBar:
+        # A virtual function as well: Qt would ask the property, which asks Qt, and so on.
+        names -= {"text"}
     names -= {name for name, value in vars(base).items() if isinstance(value, QtCore.Property)}
     return type(base.__name__, (_Manners, base), {name: _attribute(name) for name in names})
 
@@ -84,6 +88,8 @@ class _NodeComboBox(QtWidgets.QComboBox):
         self.setCurrentIndex(self._ids.index(node.GetID() if node else None))
 
     def _fill(self, *_event):
+        if not shiboken6.isValid(self):
+            return
         current = self._ids[max(0, QtWidgets.QComboBox.currentIndex(self))]
         count = self._scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
         nodes = (self._scene.GetNthNodeByClass(index, "vtkMRMLScalarVolumeNode") for index in range(count))
