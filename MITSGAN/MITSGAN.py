@@ -5,7 +5,6 @@ voxels is in ``MITSGANLib``, what happens to nodes and the parts of the panel in
 """
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import qt
 import slicer
 import vtk
 from MITSGANLib import atomic, heatmap, models, slicer_bridge
-from MITSGANLib.errors import CancelledError
+from MITSGANLib.errors import CancelledError, InputError
 from MITSGANLib.slicer_bridge.panel import ComparisonView, DeviceLine, JobRunner, missing_for, sentences
 from slicer import (
     vtkMRMLMarkupsFiducialNode,
@@ -70,12 +69,17 @@ Y. Mirsky et al., "CT-GAN: Malicious tampering of 3D medical imagery using deep 
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category="MITSGAN",
             sampleName="MITSGANThorax",
-            uris="",
-            fileNames="",
-            nodeNames="Synthetic thorax",
-            customDownloader=lambda _source: [MITSGANLogic().loadPhantom()],
+            uris=[],
+            fileNames=[],
+            nodeNames=[],
+            customDownloader=self.onSampleRequested,
             thumbnailFileName=self.resourcePath("Icons/MITSGAN.png"),
         )
+
+    def onSampleRequested(self, _source) -> list[vtkMRMLScalarVolumeNode]:
+        """Make the synthetic thorax for Sample Data."""
+        with slicer.util.tryWithErrorDisplay(_("Failed to make the sample."), waitCursor=True):
+            return [MITSGANLogic().loadPhantom()]
 
 
 @parameterNodeWrapper
@@ -129,7 +133,9 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._observedTarget = None
         self._inspection = None
         self._inspected = False  # nothing yet; None is an empty selection
+        self._observedLayout = None
         self._closed = False
+        self.jobs = self.device = self.comparison = None
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
@@ -153,11 +159,13 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        # Quitting waits for work in progress: the application calls cleanup only after it.
+        slicer.app.connect("lastWindowClosed()", self.jobs.cancel)
         self._connectWidgets()
         self.initializeParameterNode()
 
     def _timer(self, milliseconds: int, slot: Callable[[], None]) -> Any:
-        timer = qt.QTimer()
+        timer = qt.QTimer(self.parent)
         timer.setInterval(milliseconds)
         timer.connect("timeout()", slot)
         return timer
@@ -230,10 +238,12 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self) -> None:
         """Called when the application closes and the module widget is destroyed."""
         self._closed = True
-        self.jobs.close()
-        self.device.stop()
-        self.comparison.close()
-        self.setParameterNode(None)
+        if self.comparison:
+            slicer.app.disconnect("lastWindowClosed()", self.jobs.cancel)
+            self.jobs.close()
+            self.device.stop()
+            self.comparison.close()
+            self.setParameterNode(None)
         self.removeObservers()
 
     def enter(self) -> None:
@@ -243,8 +253,10 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def exit(self) -> None:
         """Called each time the user opens a different module."""
         slicer_bridge.stop_placing()
-        self.comparison.stop_flicker()
-        self.setParameterNode(None)
+        if self.comparison:
+            self.comparison.stop_flicker()
+            self.device.forget()
+            self.setParameterNode(None)
 
     def onReload(self) -> None:
         """Reload the library together with the module (developer mode)."""
@@ -264,6 +276,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
         self.jobs.cancel()
         self.comparison.stop_flicker()
+        self.device.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, _caller, _event) -> None:
@@ -287,19 +300,24 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Show and observe a parameter node, or none."""
         if self._parameterNode:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+            self._observeParameters(self.removeObserver)
             self._observeTarget(None)
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+            self._observeParameters(self.addObserver)
             self._onParametersModified()
+
+    def _observeParameters(self, addOrRemove: Callable[..., None]) -> None:
+        # The node, not its wrapper: the mixin would keep every wrapper that it ever observed alive, and working.
+        addOrRemove(self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
 
     # What the panel shows
 
     def _onParametersModified(self, _caller=None, _event=None) -> None:
         parameters = self._parameterNode
-        if not parameters or self._closed:
+        # While a scene is read its nodes are half there; the end of the import calls again.
+        if not parameters or self._closed or slicer.mrmlScene.IsBatchProcessing():
             return
         # parameterNodeWrapper has no connector for radio buttons, nor for a combo box filled at run time.
         modelIndex = self.ui.modelComboBox.findData(parameters.model)
@@ -342,10 +360,11 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         isOther = bool(node and self._inspected and self._inspected[0] != inspected[0])
         self._inspected = inspected
-        self._inspection = slicer_bridge.inspect_node(node) if node else None
+        with slicer.util.WaitCursor(show=node is not None):
+            self._inspection = slicer_bridge.inspect_node(node) if node else None
         self.ui.inspectionLabel.text = sentences.about_volume(node, self._inspection)
-        if isOther:
-            self.logic.chooseResultsOf(node, self._parameterNode)
+        if isOther and self.logic.chooseResultsOf(node, self._parameterNode):
+            self._refillComparison()
 
     def _updateTarget(self, _caller=None, _event=None) -> None:
         parameters = self._parameterNode
@@ -398,20 +417,42 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ("compare", self.ui.compareButton, _("Measure the change and show all volumes side by side.")),
             ("export", self.ui.exportDicomButton, _("Write the protected volume as a derived DICOM series.")),
             ("report", self.ui.reportButton, _("Protect, attack and measure once more, and write a report as HTML.")),
+            ("sample", self.ui.samplePhantomButton, _("Make a synthetic thorax with a nodule on this computer.")),
         ):
             if running is button:
                 reason, toolTip = "", _("Stop; nothing is left behind.")
             elif running:
                 reason = _("Wait until the work in progress is finished, or cancel it.")
             else:
-                reason = missing[name]
-            button.enabled = not reason
-            button.toolTip = reason or toolTip
-        for button in (self.ui.copyTableButton, self.ui.saveTableButton):
-            button.enabled = bool(parameters and parameters.metricsTable)
-        shown = bool(parameters and slicer_bridge.comparison_is_shown())
-        for button in (self.ui.centerButton, self.ui.restoreLayoutButton, self.ui.flickerButton):
-            button.enabled = shown
+                reason = missing.get(name, "")
+            self._enable(button, reason, toolTip)
+        noTable = "" if parameters and parameters.metricsTable else _("Measure first.")
+        self._enable(self.ui.copyTableButton, noTable, _("Copy the table, for a spreadsheet."))
+        self._enable(self.ui.saveTableButton, noTable, _("Save the table to a file."))
+        shown = parameters and slicer_bridge.comparison_is_shown()
+        noViews = "" if shown else _("Simulate an attack or measure first: that shows the volumes side by side.")
+        self._enable(self.ui.centerButton, noViews, _("Show all views around the target, as at first."))
+        self._enable(self.ui.restoreLayoutButton, noViews, _("Go back to the views as they were before."))
+        self._enable(self.ui.flickerButton, noViews, _("Alternate the two volumes in one view."))
+        # Work in progress is on these choices.
+        for widget in (
+            self.ui.sourceVolumeSelector,
+            self.ui.protectedVolumeSelector,
+            self.ui.sampleChestButton,
+            self.ui.modelComboBox,
+            self.ui.strengthSpinBox,
+            self.ui.deviceComboBox,
+            self.ui.placeTargetButton,
+            self.ui.injectRadioButton,
+            self.ui.removeRadioButton,
+            self.ui.attackerComboBox,
+            self.ui.attackerFolderButton,
+        ):
+            widget.enabled = running is None
+
+    def _enable(self, button, reason: str, toolTip: str) -> None:
+        button.enabled = not reason
+        button.toolTip = reason or toolTip
 
     # What the user chooses
 
@@ -450,17 +491,29 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         with slicer.util.tryWithErrorDisplay(_("Failed to load the sample."), waitCursor=True):
             import SampleData
 
-            node = SampleData.downloadSample("CTChest")
-            slicer_bridge.set_window([node], heatmap.LUNG)
-            self._parameterNode.sourceVolume = node
+            nodes = SampleData.downloadSamples("CTChest")
+            if not nodes:
+                raise InputError(
+                    _("The sample could not be downloaded; check the connection, or use the synthetic thorax.")
+                )
+            slicer_bridge.set_window(nodes, heatmap.LUNG)
+            self._parameterNode.sourceVolume = nodes[0]
 
     def onSamplePhantomButton(self) -> None:
-        """Make the synthetic thorax."""
-        with slicer.util.tryWithErrorDisplay(_("Failed to make the sample."), waitCursor=True):
-            self._parameterNode.sourceVolume = self.logic.loadPhantom()
+        """Make the synthetic thorax; cancel when that is under way."""
+        if self.jobs.press(self.ui.samplePhantomButton):
+            return
+        with (
+            slicer.util.tryWithErrorDisplay(_("Failed to make the sample.")),
+            self.jobs.running(self.ui.samplePhantomButton, self.ui.protectProgressBar, "") as progress,
+        ):
+            self._parameterNode.sourceVolume = self.logic.loadPhantom(progress)
 
     def onPlaceTargetButton(self) -> None:
-        """Wait for one click in a slice view."""
+        """Wait for one click in a slice view; do so no longer when that is under way."""
+        if slicer_bridge.is_placing():
+            slicer_bridge.stop_placing()
+            return
         if not self._parameterNode.targetPoint:
             self._parameterNode.targetPoint = slicer_bridge.new_target_list()
         interaction = slicer_bridge.interaction_node()
@@ -478,20 +531,23 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             slicer.util.tryWithErrorDisplay(_("Failed to protect the volume.")),
             self.jobs.running(self.ui.protectButton, self.ui.protectProgressBar, _("slices")) as progress,
         ):
-            parameters = self._parameterNode
+            parameters, sourceNode = self._parameterNode, self._parameterNode.sourceVolume
             self._ensurePackages()
             protectedNode = self.logic.protect(
-                parameters.sourceVolume,
+                sourceNode,
                 parameters.model,
                 parameters.strengthHU or None,
                 device=parameters.device,
                 progress=progress,
             )
-            parameters.protectedVolume = protectedNode
-            parameters.sourceAttacked = parameters.protectedAttacked = None
-            self.logic.discardComparison(parameters)
-            slicer.util.setSliceViewerLayers(background=protectedNode)
             self.jobs.say(_("Created {name}.").format(name=protectedNode.GetName()))
+            # Another source may have been selected by a script or another module meanwhile.
+            if parameters.sourceVolume is sourceNode:
+                parameters.protectedVolume = protectedNode
+                parameters.sourceAttacked = parameters.protectedAttacked = None
+                self.logic.discardComparison(parameters)
+                slicer_bridge.show_in_ordinary_views(protectedNode)
+                self._refillComparison()
 
     def onSimulateAttackButton(self) -> None:
         """Attack both volumes at the target and show all four side by side; cancel when that is under way."""
@@ -589,13 +645,22 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self.jobs.say(_("Wrote {path}.").format(path=path))
 
     def _ensurePackages(self) -> None:
-        slicer_bridge.ensure_packages(self.resourcePath("requirements.txt"))
+        slicer_bridge.ensure_packages(self.resourcePath("requirements.txt"), self.jobs.say)
 
     # The comparison
 
     def _showComparison(self) -> None:
         self.comparison.show()
+        layout = slicer_bridge.register_layout()
+        if layout and layout is not self._observedLayout:
+            self.addObserver(layout, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
+            self._observedLayout = layout
         self._checkCanApply()
+
+    def _refillComparison(self) -> None:
+        """Views must not be labeled with what they no longer show."""
+        if slicer_bridge.comparison_is_shown():
+            self._showComparison()
 
     def onWindowButton(self, window: heatmap.Window) -> None:
         """Show all volumes in a window for lung, mediastinum or bone."""
@@ -625,9 +690,13 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not path:
             return
         with slicer.util.tryWithErrorDisplay(_("Failed to write the table.")), self.jobs.showing_error():
+            text = slicer_bridge.table_text(self._parameterNode.metricsTable, ",")
             # The dialog has asked whether to replace the file.
-            with atomic.atomic_file(Path(path), overwrite=True) as temporary:
-                temporary.write_text(slicer_bridge.table_text(self._parameterNode.metricsTable, ","), encoding="utf-8")
+            with (
+                slicer_bridge.path_kept_from_log(Path(path)),
+                atomic.atomic_file(Path(path), overwrite=True) as temporary,
+            ):
+                temporary.write_text(text, encoding="utf-8")
             self.jobs.say(_("Wrote {path}.").format(path=path))
 
     def onFlickerToggled(self, on: bool) -> None:
@@ -669,9 +738,9 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
         """The module's parameter node in the scene, created when there is none."""
         return MITSGANParameterNode(super().getParameterNode())
 
-    def loadPhantom(self) -> vtkMRMLScalarVolumeNode:
+    def loadPhantom(self, progress: Callable[..., None] | None = None) -> vtkMRMLScalarVolumeNode:
         """A synthetic thorax with a nodule, made on this computer."""
-        return slicer_bridge.load_phantom()
+        return slicer_bridge.load_phantom(progress, self._compute)
 
     def describeDevice(
         self, device: str = "auto", model: Any = "default", volume: Any = None
@@ -776,16 +845,18 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
                 slicer_bridge.remove_result(node)
         parameters.summary = ""
 
-    def chooseResultsOf(self, volumeNode: vtkMRMLScalarVolumeNode, parameters: MITSGANParameterNode) -> None:
-        """Select results of this source: those of another would be compared with the wrong scan."""
+    def chooseResultsOf(self, volumeNode: vtkMRMLScalarVolumeNode, parameters: MITSGANParameterNode) -> bool:
+        """Select results of this source; those of another would be compared with the wrong scan. Whether it had to."""
         protected = parameters.protectedVolume
         origin = slicer_bridge.source_of(protected) if protected else None
         # A protected volume from a file knows no source; the user's choice of it stands.
-        if origin is not volumeNode and (origin or not protected):
-            results = slicer_bridge.results_of(volumeNode)
-            parameters.protectedVolume = results[-1] if results else None
-            parameters.sourceAttacked = parameters.protectedAttacked = None
-            self.discardComparison(parameters)
+        if origin is volumeNode or (protected and not origin):
+            return False
+        results = slicer_bridge.results_of(volumeNode)
+        parameters.protectedVolume = results[-1] if results else None
+        parameters.sourceAttacked = parameters.protectedAttacked = None
+        self.discardComparison(parameters)
+        return True
 
     def checkDicomExport(
         self, protectedNode: vtkMRMLScalarVolumeNode, sourceNode: vtkMRMLScalarVolumeNode | None = None
@@ -872,8 +943,8 @@ class MITSGANTest(ScriptedLoadableModuleTest):
         ras = slicer_bridge.ras_from_voxel(volumeNode, phantom.nodule_kji)
         self.assertEqual(slicer_bridge.voxel_from_ras(volumeNode, ras), tuple(phantom.nodule_kji))
 
-        if importlib.util.find_spec("torch") is None:
-            self.delayDisplay("PyTorch is not installed: only the geometry was tested")
+        if not slicer_bridge.are_installed("torch", "safetensors", "skimage", "lpips"):
+            self.delayDisplay("PyTorch or another package is not installed: only the geometry was tested")
             return
 
         self.delayDisplay("Protecting the phantom")

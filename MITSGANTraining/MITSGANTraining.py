@@ -47,18 +47,26 @@ The method follows MITS-GAN (Pasqualino et al.); the simulated attack follows CT
 class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
     """The module's panel: an evaluation of loaded volumes, and one command per task to copy into a terminal."""
 
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        self.jobs = None
+
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
         self._addEvaluation()
         self.jobs = JobRunner(self.resultLabel, lambda: None)
         self.logic = MITSGANTrainingLogic(self.jobs.compute)
+        # Quitting waits for work in progress: the application calls cleanup only after it.
+        slicer.app.connect("lastWindowClosed()", self.jobs.cancel)
         self._addCommands()
         self.layout.addStretch(1)
 
     def cleanup(self) -> None:
         """Called when the application closes and the module widget is destroyed."""
-        self.jobs.close()
+        if self.jobs:
+            slicer.app.disconnect("lastWindowClosed()", self.jobs.cancel)
+            self.jobs.close()
 
     def _addEvaluation(self) -> None:
         section = ctk.ctkCollapsibleButton()
@@ -121,9 +129,7 @@ class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
             table = self.logic.evaluate(
                 self.referenceSelector.currentNode(), self.otherSelector.currentNode(), progress
             )
-            selection = slicer.app.applicationLogic().GetSelectionNode()
-            selection.SetActiveTableID(table.GetID())
-            slicer.app.applicationLogic().PropagateTableSelection()
+            slicer_bridge.show_table(table)
             self.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
 
 

@@ -6,6 +6,7 @@ The work must not touch Qt or MRML, which belong to the interface's thread.
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -54,7 +55,24 @@ def run_in_background(
             raise CancelledError("Canceled.")
         reports.put(arguments)
 
-    task = BackgroundTask(lambda: work(report))
+    # Collecting garbage in the thread could destroy objects of the interface there, which crashes; nothing here makes
+    # much of it.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return _wait(BackgroundTask(lambda: work(report)), reports, stop, progress, keep_alive)
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _wait(
+    task: BackgroundTask,
+    reports: queue.SimpleQueue[tuple],
+    stop: threading.Event,
+    progress: Callable[..., None] | None,
+    keep_alive: Callable[[], None],
+) -> Any:
     cancelled: CancelledError | None = None
     ended = False
     while not ended:
@@ -70,6 +88,9 @@ def run_in_background(
         except CancelledError as error:
             cancelled = cancelled or error
             stop.set()
+        except BaseException:
+            stop.set()
+            raise
     if cancelled is not None:
         raise cancelled
     return task.result()

@@ -62,8 +62,10 @@ def models(monkeypatch, untrained_attackers):
 
 
 @pytest.fixture
-def panel(standin, module, request):
+def panel(standin, module, request, monkeypatch):
     request.getfixturevalue("models")
+    # The tests' clicks follow each other faster than any user's.
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     widget = standin.open_panel(module)
     yield widget
     widget.cleanup()
@@ -298,6 +300,49 @@ def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     assert layout.GetViewArrangement() == before
 
 
+def test_without_a_target_whole_slices_are_shown(panel, scan):
+    add_scan(panel, dataclasses.replace(scan.volume, origin=(100.0, 200.0, -900.0)))
+    panel.ui.protectButton.click()
+    panel.ui.compareButton.click()
+    source = panel._parameterNode.sourceVolume
+    middle = bridge().ras_from_voxel(source, (7, 63.5, 63.5))
+    for view in bridge().VIEWS.values():
+        slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        to_ras = slice_node.GetSliceToRAS()
+        np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], middle, atol=2)
+        assert min(slice_node.GetFieldOfView()[:2]) == pytest.approx(128 * 2.8)
+        if view.tag == "MITSGANProtected":
+            break  # the views of attacked volumes are empty
+
+
+def test_a_maximized_view_does_not_hide_the_comparison(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout.AddMaximizedViewNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode"))
+    attack(loaded, scan)
+    assert layout.GetNumberOfMaximizedViewNodes() == 0
+
+
+def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin):
+    parameters = attack(loaded, scan)
+    first = parameters.sourceAttacked.GetName()
+    # As Slicer does when any volume is loaded.
+    other = bridge().node_from_volume(scan.volume, "Other CT")
+    standin.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(other.GetID())
+    standin.app.applicationLogic().PropagateVolumeSelection()
+    shown = composites()
+    assert shown["source attacked"].GetBackgroundVolumeID() == parameters.sourceAttacked.GetID()
+    target = parameters.targetPoint.GetDisplayNode()
+    for view in bridge().VIEWS.values():
+        assert not target.IsDisplayableInView(slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetID())
+    loaded.ui.protectButton.click()
+    shown = composites()
+    assert shown["protected"].GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    assert shown["source attacked"].GetBackgroundVolumeID() is None, f"{first} is of the last protection"
+    loaded.ui.samplePhantomButton.click()
+    assert composites()["source"].GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
+    assert composites()["protected"].GetBackgroundVolumeID() is None
+
+
 def test_heatmaps_follow_the_controls(loaded, scan):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -315,8 +360,10 @@ def test_heatmaps_follow_the_controls(loaded, scan):
     assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.4)
     loaded.ui.thresholdSlider.value = 100
     colors = parameters.protectionHeatmap.GetDisplayNode().GetColorNode().GetLookupTable()
-    assert max(colors.GetTableValue(index)[3] for index in range(255)) == 0, "12 HU are below the threshold"
+    assert max(max(colors.GetTableValue(index)[:3]) for index in range(255)) == 0, "12 HU are below the threshold"
+    assert shown["protected"].GetCompositing() == shown["protected"].Add
     loaded.ui.heatmapCheckBox.checked = False
+    assert shown["protected"].GetCompositing() == shown["protected"].Alpha
     assert shown["protected"].GetForegroundOpacity() == 0
     assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(heatmaps["protected"]).GetVisibility()
 
@@ -393,6 +440,72 @@ def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
     assert button.enabled
     assert button.text != "Cancel"
     assert not bar.isVisible()
+
+
+def test_a_double_click_does_not_cancel(loaded, monkeypatch):
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", PATIENCE_SECONDS)
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(
+        lambda _done: ui.protectButton.text == "Cancel" and ui.protectButton.click()
+    )
+    ui.protectButton.click()
+    assert loaded._parameterNode.protectedVolume is not None
+
+
+def test_quitting_cancels(loaded, standin):
+    ui = loaded.ui
+    before = node_names()
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and standin.app.emit("lastWindowClosed()"))
+    ui.protectButton.click()
+    assert node_names() == before
+
+
+def test_choices_wait_for_the_work_on_them(loaded, scan):
+    ui = loaded.ui
+    other = bridge().node_from_volume(scan.volume, "Other CT")
+    enabled = []
+
+    def meanwhile(done):
+        if done == 4:
+            enabled.extend([ui.sourceVolumeSelector.enabled, ui.strengthSpinBox.enabled, ui.placeTargetButton.enabled])
+            loaded._parameterNode.sourceVolume = other  # a script may
+
+    ui.protectProgressBar.valueChanged.connect(meanwhile)
+    ui.protectButton.click()
+    assert enabled == [False] * 3
+    assert "CT protected" in node_names()
+    assert loaded._parameterNode.protectedVolume is None, "it belongs to the other source"
+    assert ui.sourceVolumeSelector.enabled
+
+
+def test_entering_again_and_again_leaves_nothing_behind(loaded):
+    observed = len(loaded.Observations)
+    for _ in range(5):
+        loaded.exit()
+        loaded.enter()
+    assert len(loaded.Observations) == observed
+
+
+def test_declined_packages_are_no_error(loaded, standin, monkeypatch):
+    def decline(_requirements, requester):
+        raise RuntimeError(f"User declined package installation for {requester}")
+
+    monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_ensure", decline)
+    before = node_names()
+    loaded.ui.protectButton.click()
+    assert standin.errors == []
+    assert "packages are needed" in loaded.ui.statusLabel.text
+    assert node_names() == before
+
+
+def test_a_path_does_not_reach_the_log(loaded, scan, standin, tmp_path):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    standin.dialog.answer = str(tmp_path / "DOE^JANE" / "metrics.csv")
+    (tmp_path / "DOE^JANE").write_text("a file where the folder should be")
+    click_failing(loaded.onSaveTableButton)
+    assert standin.errors
+    assert "JANE" not in "".join(standin.errors)
 
 
 def test_only_one_job_at_a_time(loaded):
@@ -480,9 +593,9 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
 
     def download(name):
         asked.append(name)
-        return bridge().node_from_volume(scan.volume, name)
+        return [bridge().node_from_volume(scan.volume, name)]
 
-    sample_data.downloadSample = download
+    sample_data.downloadSamples = download
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
     panel.ui.sampleChestButton.click()
     assert asked == ["CTChest"]
@@ -490,11 +603,8 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
     assert source.GetName() == "CTChest"
     assert source.GetDisplayNode().GetLevel() == -600
 
-    def fail(_name):
-        raise OSError("no network")
-
-    sample_data.downloadSample = fail
-    click_failing(panel.onSampleChestButton, "no network")
+    sample_data.downloadSamples = lambda _name: []
+    click_failing(panel.onSampleChestButton, "check the connection")
     assert "Failed to load the sample" in standin.errors[-1]
 
 
@@ -564,6 +674,16 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     loaded.ui.compareButton.click()
     assert parameters.metricsTable.GetNumberOfRows() > 20
 
+    # Into a scene with work on another scan: what is read last is what the panel shows.
+    scene.Clear(False)
+    add_scan(loaded, scan.volume, "Other CT")
+    loaded.ui.protectButton.click()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Import()
+    parameters = loaded._parameterNode
+    assert parameters.sourceAttacked.GetName() == attacked
+    assert (parameters.summary, parameters.metricsTable.GetNumberOfRows() > 20) == (summary, True)
+
 
 def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, module):
     loaded.ui.strengthSpinBox.value = 4.0
@@ -621,8 +741,7 @@ def test_the_module_registers_its_sample_and_its_self_test_passes(standin, modul
     parent = types.SimpleNamespace(path=str(ROOT / "MITSGAN" / "MITSGAN.py"))
     module.MITSGAN(parent)
     assert parent.categories == ["Informatics"]
-    for slot in standin.app.startup:
-        slot()
+    standin.app.emit("startupCompleted()")
     assert Path(sources[0]["thumbnailFileName"]).is_file()
     (node,) = sources[0]["customDownloader"](None)
     assert node.GetAttribute(bridge().SYNTHETIC_ATTRIBUTE) == "true"

@@ -53,7 +53,8 @@ def test_loaded_volumes_are_evaluated_into_a_table(panel):
 
 
 @pytest.mark.usefixtures("volumes")
-def test_cancel_leaves_no_table(panel):
+def test_cancel_leaves_no_table(panel, monkeypatch):
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     panel.progressBar.valueChanged.connect(lambda _done: panel.evaluateButton.click())
     panel.evaluateButton.click()
     assert slicer.util.getNodesByClass("vtkMRMLTableNode") == []

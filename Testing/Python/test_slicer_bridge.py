@@ -397,22 +397,27 @@ def test_difference_is_signed_cut_to_the_change_and_stays_in_place(volume):
         bridge.ct_from_node(difference)
 
 
-def test_colors_of_a_difference_are_clear_below_the_threshold():
+def test_colors_of_a_difference_are_black_below_the_threshold():
     node = make_node(np.zeros(SHAPE, np.int16))
     other = make_node(np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE))
     difference = bridge.difference_node(node, other, "difference", limit_hu=100, threshold_hu=20)
     display = difference.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (-100, 100)
     colors = display.GetColorNode().GetLookupTable()
-    alpha = np.array([colors.GetTableValue(index)[3] for index in range(255)])
-    shown = np.abs(np.linspace(-100, 100, 255)) >= 20
-    np.testing.assert_array_equal(alpha > 0, shown)
+    brightness = np.array([max(colors.GetTableValue(index)[:3]) for index in range(255)])
+    shown = np.abs(np.linspace(-100, 100, 255)) >= 20 - 100 / 254
+    np.testing.assert_array_equal(brightness > 0, shown)
+    assert (np.diff(brightness[128:]) >= 0).all(), "more is brighter"
     red, _green, blue, _alpha = colors.GetTableValue(0)
     assert blue > red, "lower is blue"
     red, _green, blue, _alpha = colors.GetTableValue(254)
     assert red > blue, "higher is orange"
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(difference)
     assert "HU" in legend.GetTitleText()
+    changes = []
+    display.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: changes.append(1))
+    bridge.set_difference_threshold(difference, 20)
+    assert changes == [], "255 colors set anew are 255 renderings"
 
 
 def test_identical_volumes_have_an_empty_difference():
@@ -477,7 +482,7 @@ def test_layout_is_understood_by_the_layout_logic(scene):
         assert node.GetOrientation() == "Axial"
         assert node.GetViewGroup() != 0
     attacked = scene.GetSingletonNode(bridge.VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
-    assert attacked.GetLayoutLabel() == "Source, simulated attack"
+    assert attacked.GetLayoutLabel() == "Source, attacked (simulated)"
     np.testing.assert_allclose(attacked.GetLayoutColor(), bridge.SIMULATED_ATTACK_COLOR, atol=1 / 255)
     assert bridge.plot_view_node() is not None
     assert scene.GetSingletonNode("MITSGANTable", "vtkMRMLTableViewNode") is not None

@@ -16,12 +16,15 @@ from .layout import (
     VIEWS,
     comparison_is_shown,
     jump_to_slice,
+    keep_out_of_comparison,
     plot_view_node,
     register_layout,
     restore_layout,
     set_window,
     show_comparison,
     show_heatmaps,
+    show_in_ordinary_views,
+    show_table,
     show_volume,
 )
 from .operations import (
@@ -33,10 +36,11 @@ from .operations import (
     exportable_files,
     load_phantom,
     measure_nodes,
+    path_kept_from_log,
     protect_node,
     save_report,
 )
-from .packages import ensure_packages
+from .packages import are_installed, ensure_packages
 from .tables import Finding, metrics_table, rmse_chart, slice_of_point, table_text
 from .targets import (
     has_target,
@@ -84,6 +88,7 @@ __all__ = [
     "ComparisonNodes",
     "Finding",
     "Inspection",
+    "are_installed",
     "attack_nodes",
     "compare_nodes",
     "comparison_is_shown",
@@ -104,11 +109,13 @@ __all__ = [
     "is_simulated_attack",
     "jump_to_slice",
     "keep_last_point",
+    "keep_out_of_comparison",
     "load_phantom",
     "measure_nodes",
     "metrics_table",
     "new_target_list",
     "node_from_volume",
+    "path_kept_from_log",
     "plot_view_node",
     "protect_node",
     "ras_from_voxel",
@@ -122,6 +129,8 @@ __all__ = [
     "set_window",
     "show_comparison",
     "show_heatmaps",
+    "show_in_ordinary_views",
+    "show_table",
     "show_volume",
     "slice_of_point",
     "source_of",

@@ -35,7 +35,8 @@ def dicom_files_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path, ...]:
                 "NRRD."
             )
         )
-    database = slicer.dicomDatabase
+    # Absent when Slicer runs without its DICOM module.
+    database = getattr(slicer, "dicomDatabase", None)
     files = [database.fileForInstance(uid) if database and database.isOpen else "" for uid in uids]
     missing = sum(not (file and Path(file).is_file()) for file in files)
     if missing:

@@ -1,4 +1,9 @@
-"""Difference heatmaps as overlay volumes: signed HU, blue where lower and orange where higher, clear where equal."""
+"""Difference heatmaps as overlay volumes: signed HU, blue where lower and orange where higher, black where equal.
+
+They are meant to be added to the scan below (see ``layout.show_heatmaps``): black adds nothing, and what differs a
+little shines a little. Laid over it, any color would cover the scan, since Slicer shows a voxel of an overlay wholly or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from .volumes import DIFFERENCE_ATTRIBUTE, node_from_volume, volume_from_node
 _SLICES_FOR_LIMIT = 32
 _COLORS = 255  # odd, so that one color stands for no difference
 _LOWER, _HIGHER = np.array((0.20, 0.55, 1.0)), np.array((1.0, 0.55, 0.05))
-_PALE = np.array((0.95, 0.95, 0.95))
+_THRESHOLD_ATTRIBUTE = "MITSGAN.ThresholdHU"
 
 
 def difference_node(
@@ -55,6 +60,7 @@ def difference_node(
 def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold_hu: float) -> None:
     """Show only differences of at least ``threshold_hu`` in a node made by :func:`difference_node`."""
     limit = float(node.GetAttribute(DIFFERENCE_ATTRIBUTE))
+    shown = f"{threshold_hu:g}"
     display = node.GetDisplayNode()
     colors = display.GetColorNode()
     name = f"{node.GetName()} colors"
@@ -65,10 +71,14 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold_hu:
         colors.SetHideFromEditors(True)
         colors.SetNumberOfColors(_COLORS)
         slicer.mrmlScene.AddNode(colors)
-    colors.GetLookupTable().SetRange(-limit, limit)
-    for index, rgba in enumerate(_rgba(limit, threshold_hu)):
-        colors.SetColor(index, f"{limit * (2 * index / (_COLORS - 1) - 1):+.1f} HU", *rgba)
-    colors.NamesInitialisedOn()
+    # Each color that is set makes all displays follow. A scene file keeps the attribute but not the colors of a node
+    # that is hidden from editors; the brightest of a table without colors is black.
+    if colors.GetAttribute(_THRESHOLD_ATTRIBUTE) != shown or not any(_color(colors, _COLORS - 1)):
+        with slicer.util.NodeModify(colors):
+            colors.SetAttribute(_THRESHOLD_ATTRIBUTE, shown)
+            colors.GetLookupTable().SetRange(-limit, limit)
+            for index, rgb in enumerate(_rgb(limit, threshold_hu)):
+                colors.SetColor(index, f"{limit * (2 * index / (_COLORS - 1) - 1):+.1f} HU", *rgb, 1.0)
     display.SetAndObserveColorNodeID(colors.GetID())
 
 
@@ -101,12 +111,17 @@ def _difference(reference: CTVolume, other: CTVolume) -> CTVolume:
     )
 
 
-def _rgba(limit: float, threshold_hu: float) -> list[tuple[float, float, float, float]]:
+def _color(colors: slicer.vtkMRMLColorTableNode, index: int) -> tuple[float, ...]:
+    return colors.GetLookupTable().GetTableValue(index)[:3]
+
+
+def _rgb(limit: float, threshold_hu: float) -> list[tuple[float, float, float]]:
     share = np.linspace(-1, 1, _COLORS)
-    hidden = np.abs(share) * limit < max(threshold_hu, limit / (_COLORS - 1)) - 1e-9
-    colors = []
-    for value, is_hidden in zip(share, hidden, strict=True):
-        strength = abs(value) ** 0.5
-        rgb = (1 - strength) * _PALE + strength * (_LOWER if value < 0 else _HIGHER)
-        colors.append((*(float(part) for part in rgb), 0.0 if is_hidden else float(0.35 + 0.65 * strength)))
-    return colors
+    # Half a color's width less, so that a difference of exactly the threshold is seen.
+    hidden = np.abs(share) * limit < threshold_hu - limit / (_COLORS - 1)
+    return [
+        (0.0, 0.0, 0.0)
+        if is_hidden or value == 0
+        else tuple(float(part) for part in abs(value) ** 0.5 * (_LOWER if value < 0 else _HIGHER))
+        for value, is_hidden in zip(share, hidden, strict=True)
+    ]

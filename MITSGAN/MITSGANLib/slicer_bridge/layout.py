@@ -49,8 +49,8 @@ def layout_description() -> str:
     labels = {
         "source": _("Source"),
         "protected": _("Protected"),
-        "source attacked": _("Source, simulated attack"),
-        "protected attacked": _("Protected, simulated attack"),
+        "source attacked": _("Source, attacked (simulated)"),
+        "protected attacked": _("Protected, attacked (simulated)"),
     }
     top = ElementTree.Element("layout", type="vertical", split="true")
     views = _row(_item(top, "700"))
@@ -94,9 +94,15 @@ def show_comparison(
         return
     if layout.GetViewArrangement() != COMPARISON_LAYOUT:
         layout.SetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE, str(layout.GetViewArrangement()))
+        # Or the layout would show that view alone.
+        layout.RemoveAllMaximizedViewNodes()
         layout.SetViewArrangement(COMPARISON_LAYOUT)
+        # New views get their size now; the zoom below depends on it.
+        slicer.app.processEvents()
     set_window(volumes.values(), window)
     for name, slice_node, composite in _views():
+        # What these views are labeled with is what they show, whatever volume the user loads meanwhile.
+        composite.SetDoPropagateVolumeSelection(False)
         composite.SetLinkedControl(False)
         composite.SetForegroundVolumeID(_id(heatmaps.get(name)))
         composite.SetBackgroundVolumeID(_id(volumes.get(name)))
@@ -104,15 +110,19 @@ def show_comparison(
         if volumes.get(name):
             slice_node.RotateToVolumePlane(volumes[name])
         if target_ras is not None:
-            _zoom(slice_node)
+            _zoom(slice_node, _ZOOM_MM)
             slice_node.JumpSliceByCentering(*target_ras)
+        elif volumes.get(name):
+            _fit(slice_node, volumes[name])
         composite.SetLinkedControl(True)
     plot_view = plot_view_node()
     if plot_view is not None:
+        plot_view.SetDoPropagatePlotChartSelection(False)
         plot_view.SetPlotChartNodeID(_id(chart))
         plot_view.SetInteractionMode(slicer.vtkMRMLPlotViewNode.InteractionModeSelectPoints)
     table_view = slicer.mrmlScene.GetSingletonNode(_TABLE, "vtkMRMLTableViewNode")
     if table_view is not None:
+        table_view.SetDoPropagateTableSelection(False)
         table_view.SetTableNodeID(_id(table))
 
 
@@ -133,6 +143,7 @@ def restore_layout() -> None:
         return
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     previous = layout.GetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE)
+    layout.RemoveAllMaximizedViewNodes()
     layout.SetViewArrangement(int(previous) if previous else layout.SlicerLayoutConventionalView)
 
 
@@ -140,11 +151,7 @@ def show_volume(view: str, node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
     """Put a volume into one view of the comparison (a name in :data:`VIEWS`), all else unchanged."""
     for name, _slice_node, composite in _views():
         if name == view:
-            # Unlinked for a moment: a linked view would hand its volume to the others.
-            linked = composite.GetLinkedControl()
-            composite.SetLinkedControl(False)
             composite.SetBackgroundVolumeID(_id(node))
-            composite.SetLinkedControl(linked)
 
 
 def show_heatmaps(
@@ -155,10 +162,41 @@ def show_heatmaps(
         node = heatmaps.get(name)
         composite.SetForegroundVolumeID(_id(node))
         composite.SetForegroundOpacity(opacity if visible and node else 0.0)
+        composite.SetCompositing(composite.Add if visible and node else composite.Alpha)
     for node in filter(None, heatmaps.values()):
         legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
         if legend is not None:
             legend.SetVisibility(visible)
+
+
+def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = False) -> None:
+    """Show a volume in the background of all slice views but those of the comparison.
+
+    :param fit: also zoom to the whole volume.
+    """
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActiveVolumeID(node.GetID())
+    logic.PropagateBackgroundVolumeSelection(int(fit))
+
+
+def show_table(node: slicer.vtkMRMLTableNode) -> None:
+    """Show a table, in a layout that has room for one."""
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    if layout is not None and not comparison_is_shown():
+        layout.RemoveAllMaximizedViewNodes()
+        layout.SetViewArrangement(layout.SlicerLayoutFourUpTableView)
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActiveTableID(node.GetID())
+    logic.PropagateTableSelection()
+
+
+def keep_out_of_comparison(display: slicer.vtkMRMLDisplayNode) -> None:
+    """Show what ``display`` shows in all views but those of the comparison, where it would cover what is compared."""
+    tags = {view.tag for view in VIEWS.values()}
+    display.RemoveAllViewNodeIDs()
+    for node in slicer.util.getNodesByClass("vtkMRMLAbstractViewNode"):
+        if node.GetLayoutName() not in tags:
+            display.AddViewNodeID(node.GetID())
 
 
 def jump_to_slice(node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
@@ -193,12 +231,20 @@ def _views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceComp
     return found
 
 
-def _zoom(slice_node: slicer.vtkMRMLSliceNode) -> None:
+def _fit(slice_node: slicer.vtkMRMLSliceNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    # Slicer fits a view to a volume only when somebody asks, and new views look at the world's origin.
+    columns, rows, slices = node.GetImageData().GetDimensions()
+    column_mm, row_mm, _slice_mm = node.GetSpacing()
+    slice_node.JumpSliceByCentering(*ras_from_voxel(node, ((slices - 1) // 2, (rows - 1) / 2, (columns - 1) / 2)))
+    _zoom(slice_node, max(columns * column_mm, rows * row_mm))
+
+
+def _zoom(slice_node: slicer.vtkMRMLSliceNode, millimeters: float) -> None:
     width, height, _depth = slice_node.GetDimensions()
     if width > 0 and height > 0:
         shorter = min(width, height)
         slice_node.SetFieldOfView(
-            _ZOOM_MM * width / shorter, _ZOOM_MM * height / shorter, slice_node.GetFieldOfView()[2]
+            millimeters * width / shorter, millimeters * height / shorter, slice_node.GetFieldOfView()[2]
         )
 
 

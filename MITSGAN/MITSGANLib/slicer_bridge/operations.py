@@ -8,7 +8,8 @@ that works in the background and keeps the application responsive.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..heatmap import LUNG, MEDIASTINUM
 from ..volume import CTVolume
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
-from .layout import VIEWS, set_window
+from .layout import VIEWS, set_window, show_in_ordinary_views
 from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
@@ -43,14 +44,18 @@ def compute_here(work: Callable[[Any], Any], progress: Any) -> Any:
     return work(progress)
 
 
-def load_phantom() -> slicer.vtkMRMLScalarVolumeNode:
+def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slicer.vtkMRMLScalarVolumeNode:
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
-    from ..phantom import thorax_phantom
 
-    node = node_from_volume(thorax_phantom().volume, _("Synthetic thorax"))
+    def work(_report: Any) -> CTVolume:
+        from ..phantom import thorax_phantom
+
+        return thorax_phantom().volume
+
+    node = node_from_volume(compute(work, progress), _("Synthetic thorax"))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "true")
     set_window([node], LUNG)
-    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    show_in_ordinary_views(node, fit=True)
     return node
 
 
@@ -222,12 +227,15 @@ def export_dicom(
         names = (f"protected-{number}" for number in range(1, 10000))
         folder = next(folder / name for name in names if not (folder / name).exists())
 
+    volume = with_dicom_source(volume, files)
+
     def work(report: Any) -> None:
         from ..dicom import write_series
 
-        write_series(with_dicom_source(volume, files), folder, progress=report)
+        write_series(volume, folder, progress=report)
 
-    compute(work, progress)
+    with path_kept_from_log(folder):
+        compute(work, progress)
     logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
     return folder
 
@@ -273,8 +281,22 @@ def save_report(
         # The node's name may be a patient's, so the report has its own.
         reports.save_report(demonstration, path, title="Scan in 3D Slicer", synthetic=synthetic)
 
-    compute(work, progress)
+    with path_kept_from_log(path):
+        compute(work, progress)
     logger.info("MITSGAN wrote a report on %s", source_node.GetID())
+
+
+@contextmanager
+def path_kept_from_log(path: Path) -> Iterator[None]:
+    """Take a path that the user chose out of errors: Slicer logs them, and a folder may be named after a patient."""
+    try:
+        yield
+    except (OSError, OutputError) as error:
+        chosen = _("the chosen place")
+        text = str(error)
+        for name in (str(path), str(path.parent)):
+            text = text.replace(name, chosen)
+        raise OutputError(text) from None
 
 
 def _attacker(attacker: Any, action: str) -> Any:

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
+import slicer
 from slicer.i18n import tr as _
 
-from ..errors import DependencyError
+from ..errors import CancelledError, DependencyError
 
 
-def packages_are_ready() -> bool:
-    """Whether networks can be loaded; looks without importing."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "safetensors"))
+def are_installed(*names: str) -> bool:
+    """Whether packages can be imported; looks without importing."""
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def ensure_packages(requirements_path: str) -> None:
+def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
     """Offer to install what is missing: PyTorch through its extension, the rest through Slicer's packaging.
 
     A PyTorch that can be imported is used as it is, with or without the extension.
 
-    :raises DependencyError: when PyTorch is missing and cannot or shall not be installed.
+    :param say: tells the user what takes so long.
+    :raises DependencyError: when PyTorch is missing and so is its extension.
+    :raises CancelledError: when the user does not want the packages.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
+    if not are_installed("torch", "torchvision"):
         try:
             import PyTorchUtils
         except ModuleNotFoundError as error:
             raise DependencyError(
                 _("Install the PyTorch extension in the Extensions Manager and restart Slicer.")
             ) from error
+        say(_("Installing PyTorch; this takes minutes."))
+        slicer.app.processEvents()
         if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True) is None:
-            raise DependencyError(_("PyTorch is needed and was not installed."))
+            raise CancelledError(_("Canceled: PyTorch is needed and was not installed."))
+        say("")
 
     from slicer import packaging
 
-    packaging.pip_ensure(packaging.load_requirements(requirements_path), requester="MITSGAN")
+    try:
+        packaging.pip_ensure(packaging.load_requirements(requirements_path), requester="MITSGAN")
+    except RuntimeError as error:
+        # Slicer's way to say that the user declined.
+        raise CancelledError(_("Canceled: the packages are needed and were not installed.")) from error

@@ -176,7 +176,7 @@ def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Whether the node's attributes say that it holds, or was computed from, a simulated attack."""
     if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
         return True
-    return _provenance_from_node(node).is_simulated_attack
+    return any(step.kind == SIMULATED_ATTACK for step in _steps_of(node))
 
 
 def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -> tuple[int, int, int]:
@@ -264,22 +264,32 @@ def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
         )
     padding = node.GetAttribute(PADDING_ATTRIBUTE)
     try:
-        steps = tuple(ProcessingStep(**step) for step in json.loads(node.GetAttribute(STEPS_ATTRIBUTE) or "[]"))
         padding_hu = int(padding) if padding else declared_padding_hu(node)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            _(
-                "What the attributes {steps} and {padding} of the volume say about its origin cannot be read; start "
-                "again from the original scan."
-            ).format(steps=STEPS_ATTRIBUTE, padding=PADDING_ATTRIBUTE)
-        ) from error
+    except ValueError as error:
+        raise _unreadable(PADDING_ATTRIBUTE) from error
     return Provenance(
         source=node.GetName() or "",
         format="MRML",
         series_instance_uid=_series_instance_uid(node),
         padding_hu=padding_hu,
         warnings=warnings,
-        steps=steps,
+        steps=_steps_of(node),
+    )
+
+
+def _steps_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ProcessingStep, ...]:
+    try:
+        return tuple(ProcessingStep(**step) for step in json.loads(node.GetAttribute(STEPS_ATTRIBUTE) or "[]"))
+    except (TypeError, ValueError) as error:
+        raise _unreadable(STEPS_ATTRIBUTE) from error
+
+
+def _unreadable(attribute: str) -> InputError:
+    return InputError(
+        _(
+            "What the attribute {attribute} of the volume says about its origin cannot be read; start again from the "
+            "original scan."
+        ).format(attribute=attribute)
     )
 
 

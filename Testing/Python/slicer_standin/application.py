@@ -81,7 +81,7 @@ class Application:
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._logic.SetMRMLScene(scene)
         self._layout_manager = LayoutManager(scene)
-        self.startup = []
+        self._slots = {}
 
     def applicationLogic(self):
         return self._logic
@@ -89,8 +89,16 @@ class Application:
     def layoutManager(self):
         return self._layout_manager
 
-    def connect(self, _signal, slot):
-        self.startup.append(slot)
+    def connect(self, signal, slot):
+        self._slots.setdefault(signal, []).append(slot)
+
+    def disconnect(self, signal, slot):
+        self._slots[signal].remove(slot)
+
+    def emit(self, signal):
+        """Call what is connected, as the application would."""
+        for slot in list(self._slots.get(signal, [])):
+            slot()
 
     def processEvents(self):
         QtWidgets.QApplication.processEvents()

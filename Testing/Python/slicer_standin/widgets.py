@@ -157,6 +157,9 @@ class _SliderWidget(QtWidgets.QWidget):
 
     minimum = QtCore.Property(float, lambda self: self._box.minimum(), lambda self, v: self._box.setMinimum(v))
     maximum = QtCore.Property(float, lambda self: self._box.maximum(), lambda self, v: self._box.setMaximum(v))
+    pageStep = QtCore.Property(
+        float, lambda self: self._slider.pageStep() / 1000, lambda self, v: self._slider.setPageStep(round(1000 * v))
+    )
     singleStep = QtCore.Property(float, lambda self: self._box.singleStep(), lambda self, v: self._box.setSingleStep(v))
     decimals = QtCore.Property(int, lambda self: self._box.decimals(), lambda self, v: self._box.setDecimals(v))
     suffix = QtCore.Property(str, lambda self: self._box.suffix(), lambda self, v: self._box.setSuffix(v))
@@ -223,6 +226,7 @@ def qt_module():
     module.QFormLayout, module.QVBoxLayout = QtWidgets.QFormLayout, QtWidgets.QVBoxLayout
     module.QHBoxLayout = QtWidgets.QHBoxLayout
     module.QFileDialog = FileDialog
+    module.QApplication = QtWidgets.QApplication
     module.QTimer = with_manners(QtCore.QTimer)
     return module
 

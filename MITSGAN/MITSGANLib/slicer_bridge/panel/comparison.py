@@ -11,7 +11,7 @@ import vtk
 from ...errors import TargetError
 from ...heatmap import LUNG
 from ..differences import set_difference_threshold
-from ..layout import jump_to_slice, plot_view_node, show_comparison, show_heatmaps, show_volume
+from ..layout import jump_to_slice, keep_out_of_comparison, plot_view_node, show_comparison, show_heatmaps, show_volume
 from ..tables import slice_of_point
 from ..targets import target_from_markups
 
@@ -69,6 +69,8 @@ class ComparisonView:
             table=parameters.metricsTable,
             chart=parameters.rmseChart,
         )
+        if parameters.targetPoint:
+            keep_out_of_comparison(parameters.targetPoint.GetDisplayNode())
         self.refresh()
 
     def refresh(self) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ...background import BackgroundTask
-from ...errors import MITSGANError
 from ...volume import CTVolume
-from ..packages import packages_are_ready
+from ..packages import are_installed
 
 # Python's threads run only while Python waits: Qt's event loop does not let go of Python's lock.
 _WAIT_SECONDS = 0.05
@@ -43,7 +42,7 @@ class DeviceLine:
 
         :param volume_key: changes when the volume does; None stands for no usable volume.
         """
-        if not packages_are_ready():
+        if not are_installed("torch", "safetensors"):
             self._label.text = _("PyTorch is not installed yet; it is offered when you press the button.")
             return
         self._wanted = ((device, model, volume_key), get_volume)
@@ -62,14 +61,18 @@ class DeviceLine:
                 if seconds is None
                 else _("{device}, about {seconds:.0f} s for this scan").format(device=device, seconds=max(1.0, seconds))
             )
-        except MITSGANError as error:
+        except Exception as error:  # noqa: BLE001 - a broken torch or driver raises whatever it likes
             self._words[self._asked] = str(error)
         self._ask()
 
-    def stop(self) -> None:
-        """Ask no more; a question under way runs to its end unheard."""
-        self._timer.stop()
+    def forget(self) -> None:
+        """Ask nothing until :meth:`show` is called again; the volume asked about may be about to go."""
         self._wanted = None
+
+    def stop(self) -> None:
+        """Ask no more at all; a question under way runs to its end unheard."""
+        self._timer.stop()
+        self.forget()
 
     def _ask(self) -> None:
         if self._wanted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from slicer.i18n import tr as _
 
 from ...background import Pace, run_in_background
 from ...errors import CancelledError
+
+DOUBLE_CLICK_SECONDS = 0.6
 
 
 class JobRunner:
@@ -24,6 +27,7 @@ class JobRunner:
         self._status_label, self._on_change = status_label, on_change
         self._button: Any = None
         self._cancel_requested = False
+        self._started = 0.0
         self._closed = False
 
     @property
@@ -35,7 +39,8 @@ class JobRunner:
         """Whether a press of ``button`` was meant to cancel, or came while other work runs; cancels its own job."""
         if self._button is None:
             return False
-        if self._button is button:
+        # The second half of a double-click is no wish to cancel.
+        if self._button is button and time.monotonic() - self._started > DOUBLE_CLICK_SECONDS:
             self.cancel()
         return True
 
@@ -65,7 +70,7 @@ class JobRunner:
     def running(self, button: Any, bar: Any, unit: str) -> Iterator[Callable[..., None]]:
         """While inside, ``button`` cancels. Gives a function ([stage,] done, total) that shows progress."""
         text = button.text
-        self._button, self._cancel_requested = button, False
+        self._button, self._cancel_requested, self._started = button, False, time.monotonic()
         button.text = _("Cancel")
         bar.setRange(0, 0)
         bar.format = ""
