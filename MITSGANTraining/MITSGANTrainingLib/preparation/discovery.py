@@ -1,0 +1,265 @@
+"""Which scans lie in the given folders and files: every CT series of DICOM, every NRRD, NIfTI and MetaImage file.
+
+Only headers are read. A folder is read by itself, so that a collection of any size needs little memory; the files of
+one series are then brought together wherever they lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from MITSGANLib import dicom, files
+from MITSGANLib.dicom.headers import read_header, require_pydicom
+from MITSGANLib.dicom.series import DicomSeries
+from MITSGANLib.errors import InputError
+from MITSGANLib.volume import CTVolume
+
+from ..workers import run_all
+
+Progress = Callable[[int, int], None]
+
+_FOLDERS_PER_PROCESS = 16  # fewer do not pay for the start of a process
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """A file, and what changes when it does."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """A scan as found: a series of DICOM files, or one file.
+
+    :param key: a name that does not depend on where the collection lies: the Series Instance UID, else the file's path
+        below the folder that was given.
+    :param patient_id: from DICOM, or "".
+    :param names: what a table of findings may call it, as a set for each degree of precision.
+    :param problem: why it cannot be used, or "".
+    """
+
+    key: str
+    files: tuple[ScanFile, ...]
+    series_uid: str = ""
+    patient_id: str = ""
+    names: tuple[frozenset[str], ...] = ()
+    problem: str = ""
+
+    @property
+    def path(self) -> str:
+        """The file, or the folder of the first file of a series."""
+        return str(Path(self.files[0].path).parent) if self.series_uid else self.files[0].path
+
+    @property
+    def all_names(self) -> frozenset[str]:
+        return frozenset().union(*self.names)
+
+    def load(self) -> CTVolume:
+        """Read the voxels.
+
+        :raises InputError: as ``MITSGANLib.storage.load_volume``.
+        """
+        _quiet_pydicom_log()
+        if not self.series_uid:
+            return files.read_file(self.files[0].path)
+        headers = [header for file in self.files if (header := read_header(Path(file.path)))]
+        return dicom.read_series(DicomSeries(self.series_uid, tuple(headers)), source=self.path)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A DICOM file of a series, in brief."""
+
+    file: ScanFile
+    series_uid: str
+    instance_uid: str
+    patient_id: str
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What lies in one folder: DICOM images, why each of their series is unusable (by UID), and volume files."""
+
+    images: tuple[_Image, ...] = ()
+    problems: tuple[tuple[str, str], ...] = ()
+    volumes: tuple[ScanFile, ...] = ()
+
+
+def discover(
+    paths: Sequence[Path],
+    *,
+    leave: Collection[Path] = (),
+    processes: int = 1,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> list[ScanSource]:
+    """All scans in ``paths`` and below, in a fixed order, unusable ones with their problem.
+
+    :param leave: files that are no scans although they look it (segmentations).
+    :raises InputError: when a path does not exist, cannot be opened, or nothing in all of them is a scan.
+    """
+    require_pydicom()
+    left = {path.resolve() for path in leave}
+    found: dict[str, ScanSource] = {}
+    files_seen: set[str] = set()
+    for root in paths:
+        for source in _in_path(root, left, processes, scheduler, progress):
+            if source.files[0].path in files_seen:
+                continue
+            files_seen.add(source.files[0].path)
+            key = source.key
+            if key in found:
+                key = f"{source.key} in {source.path}"
+                problem = "The same series, or a file of the same name, was given before; this one is not used."
+                source = dataclasses.replace(source, key=key, problem=source.problem or problem)
+            found[key] = source
+    if not found:
+        where = ", ".join(str(path) for path in paths)
+        raise InputError(f"{where}: no DICOM images and no file of {', '.join(files.SUFFIXES)} were found.")
+    return [found[key] for key in sorted(found)]
+
+
+def _in_path(
+    root: Path, left: Collection[Path], processes: int, scheduler: str | None, progress: Progress | None
+) -> Iterator[ScanSource]:
+    if root.is_file():
+        base = root.resolve().parent.parent
+        if files.format_of(root):
+            yield from _volume_sources([_stamp(root)], base, left)
+        else:
+            yield from _series_of(root, base)
+        return
+    folders = _folders(root)
+    workers = min(processes, len(folders) // _FOLDERS_PER_PROCESS)
+    contents = {}
+    for done, outcome in enumerate(run_all(read_folder, folders, processes=workers, scheduler=scheduler)):
+        if progress:
+            progress(done + 1, len(folders))
+        if outcome.error:
+            raise InputError(outcome.error)
+        contents[outcome.item] = outcome.result
+    in_order = [contents[folder] for folder in folders]
+    base = root.resolve().parent
+    yield from _series_sources(in_order, base)
+    for folder in in_order:
+        yield from _volume_sources(folder.volumes, base, left)
+
+
+def _series_of(file: Path, base: Path) -> Iterator[ScanSource]:
+    """The series in the file's folder that the file belongs to: one slice stands for all."""
+    header = read_header(file)
+    if header is None:
+        raise InputError(f"{file} is neither DICOM nor a file of {', '.join(files.SUFFIXES)}.")
+    uid = header.text("SeriesInstanceUID")
+    siblings = read_folder(str(file.resolve().parent))
+    yield from (source for source in _series_sources([siblings], base) if source.series_uid == uid)
+
+
+def _folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise InputError(f"{root} does not exist; check the path.")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be opened ({error.strerror}); check its permissions.") from error
+
+    return sorted(folder for folder, _, names in os.walk(root.resolve(), onerror=refuse) if names)
+
+
+def read_folder(folder: str) -> _Folder:
+    """The scans' headers in one folder, without its sub-folders."""
+    _quiet_pydicom_log()
+    images, volumes, by_uid, damaged = [], [], {}, 0
+    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        if files.format_of(path):
+            volumes.append(_stamp(path))
+            continue
+        try:
+            header = read_header(path)
+        except InputError:
+            damaged += 1
+            continue
+        if header is None:
+            continue
+        uid = header.text("SeriesInstanceUID")
+        if uid:
+            by_uid.setdefault(uid, []).append(header)
+            images.append(_Image(_stamp(path), uid, header.text("SOPInstanceUID"), header.text("PatientID")))
+        elif header.may_be_cut_off_ct:
+            damaged += 1
+    problems = []
+    for uid, headers in by_uid.items():
+        problem = DicomSeries(uid, tuple(headers)).problem
+        if problem:
+            problems.append((uid, f"The series {problem}."))
+        elif damaged:
+            text = f"{damaged} DICOM files beside it are damaged, incomplete or unreadable; copy them again."
+            problems.append((uid, text))
+    return _Folder(tuple(images), tuple(problems), tuple(volumes))
+
+
+def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[ScanSource]:
+    images: dict[str, dict[str, _Image]] = {}
+    problems: dict[str, str] = {}
+    for folder in folders:
+        for image in folder.images:
+            # A copy of an image in another folder counts once.
+            images.setdefault(image.series_uid, {}).setdefault(image.instance_uid or image.file.path, image)
+        problems.update(folder.problems)
+    for uid, members in images.items():
+        chosen = list(members.values())
+        patient = chosen[0].patient_id
+        parents = {Path(image.file.path).parent for image in chosen}
+        names = (
+            frozenset([uid]),
+            frozenset(parent.relative_to(base).as_posix() for parent in parents),
+            frozenset(parent.name for parent in parents),
+            frozenset([patient] if patient else []),
+        )
+        yield ScanSource(uid, tuple(image.file for image in chosen), uid, patient, names, problems.get(uid, ""))
+
+
+def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Path]) -> Iterator[ScanSource]:
+    for file in volumes:
+        path = Path(file.path)
+        if path.resolve() in left:
+            continue
+        key = path.relative_to(base).as_posix()
+        names = (
+            frozenset([key, key.partition("/")[2]]),
+            frozenset([path.name]),
+            frozenset([file_stem(path.name)]),
+        )
+        yield ScanSource(key, (file,), names=names, problem=_header_problem(path))
+
+
+def _header_problem(path: Path) -> str:
+    """Why a file is no CT, as far as its header tells."""
+    try:
+        files.read_file_header(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def file_stem(name: str) -> str:
+    """A file name without the suffix of its format (``.nii.gz`` is one)."""
+    suffix = max((suffix for suffix in files.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return name[: len(name) - len(suffix)]
+
+
+def _quiet_pydicom_log() -> None:
+    """In workers too, no header value may reach a log: pydicom logs those it finds odd."""
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+
+def _stamp(path: Path) -> ScanFile:
+    status = path.stat()
+    return ScanFile(str(path.resolve()), status.st_size, status.st_mtime_ns)
