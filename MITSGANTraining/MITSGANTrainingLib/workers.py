@@ -6,8 +6,10 @@ and does not stop the rest; Ctrl-C stops all.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -89,7 +91,7 @@ def _over_one_pool(function: Callable, items: list, processes: int) -> Iterator[
     # Not by fork: a fork of a process whose torch has started threads hangs.
     context = multiprocessing.get_context("spawn")
     threads = max(1, usable_cores() // processes)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_limit_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_process, initargs=(threads,))
     try:
         futures = {pool.submit(_attempt, function, item): item for item in items}
         for future in _as_ready(futures):
@@ -107,10 +109,21 @@ def _as_ready(futures: Iterable[Future]) -> Iterator[Future]:
         yield from ready
 
 
-def _limit_threads(count: int) -> None:
+def _begin_process(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
+    # pydicom logs header values it finds odd; they can hold patient data, which no log may.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Outcome]:

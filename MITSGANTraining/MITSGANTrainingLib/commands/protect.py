@@ -1,29 +1,69 @@
-"""Protect a scan: a bounded, seeded change that makes generative tampering fail more visibly.
+"""Protect a scan, or a whole collection: a bounded, seeded change that makes generative tampering fail more visibly.
 
 The output is a new scan of the same geometry: a folder becomes a derived DICOM series, a file gets the format of its
-suffix. It is no guarantee: the model's card names the attackers it was measured against.
+suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
+the model's card names the attackers it was measured against.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
-import numpy as np
 from MITSGANLib.devices import describe_device, resolve_device
+from MITSGANLib.errors import InputError
 from MITSGANLib.models import available_protectors
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.storage import check_output, load_volume, save_volume
 
 from .. import options as shared
+from ..collection import CollectionConfig, Report, measure_change, protect_collection
+from ..inventory import SUMMARY
+
+_LISTED = 50
+
+_COLLECTIONS = """\
+With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
+every protected DICOM image, NRRD, NIfTI or MetaImage file has the path and name of its original.
+
+DICOM: each CT series becomes one new derived series in the same study, each image with a
+reference to its original. Images of one Series Instance UID are one series even where they lie
+in several folders. Other objects are not rewritten: a report, segmentation, plan or PET that
+refers to the original images still refers to them.
+
+Skipped, and listed with the reason: DICOM that is no CT, localizers, screen captures, label
+maps, scans that are protected already, simulated attacks, links to folders, unrelated files.
+With --others copy they are copied unchanged, whatever is in them (a .zip is not opened), but
+never a simulated attack, a DICOMDIR, or CT that could not be protected.
+
+The same command continues what was stopped, and brings OUTPUT up to date: a scan is done again
+only where its content, the model's weights, the strength or the seed changed, its output is
+missing, or --overwrite is given. OUTPUT must be new, empty, or from an earlier run. Its file
+mitsgan-collection.json is the summary; the folder .mitsgan says what was finished.
+
+Each process holds one scan: about 0.5 GB and 11 bytes a voxel (3 GB for 1000 slices of
+512 x 512). Processes share the cores out among them. They share one GPU, too, each with a copy
+of the network, so that some read and write while others compute; where its memory is too small
+for all, scans are listed as failed. Dask workers must see both folders under the same paths,
+and should have one thread each.
+
+Exit code: 0 where all CT is protected, 3 where some CT could not be (each is listed with its
+reason), 4 where OUTPUT cannot be used or the disk is too small for all of it, 130 stopped.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(refuse=parser.error)
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shared.add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     shared.add_series(parser)
     names = ", ".join(card.name for card in available_protectors()) or "none installed"
-    parser.add_argument("--model", default="default", help=f"protector to use: {names} (default: the first)")
+    parser.add_argument(
+        "--model", default="default", help=f"protector: {names} (default: the first), or a .safetensors file"
+    )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )
@@ -31,9 +71,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_device(parser)
     shared.add_overwrite(parser)
     shared.add_json(parser)
+    group = parser.add_argument_group("collections", _COLLECTIONS)
+    group.add_argument("--collection", action="store_true", help="INPUT is a tree of folders; OUTPUT is the same tree")
+    group.add_argument("--others", choices=("skip", "copy"), help="what becomes of what is no CT (default: skip)")
+    workers = group.add_mutually_exclusive_group()
+    workers.add_argument("--processes", type=_count, metavar="N", help="scans at a time (default: 1)")
+    workers.add_argument(
+        "--scheduler", metavar="ADDRESS", help="spread over the workers of this Dask scheduler, tcp://HOST:PORT"
+    )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    if options.collection:
+        return _protect_collection(options)
+    for name in ("others", "processes", "scheduler"):
+        if getattr(options, name) is not None:
+            options.refuse(f"--{name} is for collections; add --collection, or leave it out")
+    _protect_scan(options)
+    return 0
+
+
+def _protect_scan(options: argparse.Namespace) -> None:
     protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
     device = resolve_device(options.device)
     with shared.progress_bar("Reading", "slice") as progress:
@@ -47,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     with shared.progress_bar("Writing", "slice") as progress:
         save_volume(protected, options.output, overwrite=options.overwrite, progress=progress)
-    change = np.subtract(protected.hu, volume.hu, dtype=np.int32)
+    change = measure_change(volume, protected)
     result = {
         "output": options.output,
         "model": protector.name,
@@ -57,16 +115,76 @@ def run(options: argparse.Namespace) -> None:
         "device": describe_device(device),
         "seconds": round(seconds, 2),
         "warnings": [{"name": w.name, "text": w.text} for w in volume.provenance.warnings],
-        "change": {
-            "rmse_hu": round(float(np.sqrt(np.mean(np.square(change, dtype=np.float64)))), 3),
-            "maximum_hu": int(np.abs(change).max()),
-            "changed_voxels": int(np.count_nonzero(change)),
-            "region": "whole volume",
-        },
+        "change": change.to_dict(),
     }
     shared.write_json(options.json, result)
     if options.json != "-":
         shared.say(
-            f"Protected {volume.shape[0]} slices in {seconds:.1f} s: RMSE {result['change']['rmse_hu']:.2f} HU, "
-            f"largest change {result['change']['maximum_hu']} HU (whole volume). Wrote {options.output}"
+            f"Protected {volume.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
+            f"largest change {change.maximum_hu} HU (whole volume). Wrote {options.output}"
         )
+
+
+def _protect_collection(options: argparse.Namespace) -> int:
+    if options.series is not None:
+        options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
+    config = CollectionConfig(
+        tree=Path(options.input),
+        out=Path(options.output),
+        model=options.model,
+        strength_hu=options.strength_hu,
+        seed=options.seed,
+        device=options.device,
+        others=options.others or "skip",
+        redo=options.overwrite,
+        processes=options.processes or 1,
+        scheduler=options.scheduler,
+    )
+    try:
+        report = protect_collection(config, stage=shared.progress_bar)
+    except KeyboardInterrupt:
+        shared.note("Finished scans are kept; the same command continues with the rest.")
+        raise
+    shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    if options.json != "-":
+        _say(report, options.output)
+    return InputError.exit_code if report.failed else 0
+
+
+def _say(report: Report, output: str) -> None:
+    earlier = sum(earlier for _, earlier in report.protected)
+    by_earlier_run = f", {earlier} of them by an earlier run" if earlier else ""
+    shared.say(
+        f"Protected {_counted(len(report.protected), 'scan')} ({_counted(report.slices, 'slice')}){by_earlier_run}"
+    )
+    if report.protected:
+        rmse, largest = report.change.rmse_hu, report.change.maximum_hu
+        shared.say(f"   change   RMSE {rmse:.2f} HU, largest {largest} HU (all voxels of all scans)")
+    for reason, files in report.skipped_by_reason.most_common():
+        shared.say(f"   skipped  {_counted(files, 'file')}: {_printable(reason)}")
+    copied = sum(len(other.files) for other, was_copied in report.skipped if was_copied)
+    if copied:
+        shared.say(f"   copied   {copied} of the skipped files, unchanged")
+    for source in report.left_over[:_LISTED]:
+        shared.say(f"   left     {_printable(source)}: protected earlier, now not in the tree or not usable")
+    for failure in sorted(report.failed, key=lambda one: one.source)[:_LISTED]:
+        shared.say(f"   FAILED   {_printable(failure.source)}: {_printable(failure.reason)}")
+    if len(report.failed) > _LISTED:
+        shared.say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
+    shared.say(f"   time     {report.seconds:.1f} s")
+    shared.say(f"Wrote {output}; the summary is {Path(output) / SUMMARY}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _printable(text: str) -> str:
+    """File names are foreign: those that are no text, or that would steer a terminal, show question marks."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
