@@ -7,13 +7,12 @@ made on the way are removed, and what was at the destination before is still the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -97,9 +96,13 @@ def _temporary_sibling(destination: Path) -> Iterator[Path]:
     temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         # Not tempfile.mkdtemp: its folders are private (0700), and this one may become the destination itself.
-        for folder in [*_missing_parents(destination), temporary]:
-            folder.mkdir()
-            made.append(folder)
+        for folder in _missing_parents(destination):
+            # Another process may make the same one at this moment.
+            with suppress(FileExistsError):
+                folder.mkdir()
+                made.append(folder)
+        temporary.mkdir()
+        made.append(temporary)
         yield temporary
         made = [temporary]
     except OSError as error:
@@ -107,7 +110,7 @@ def _temporary_sibling(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for folder in reversed(made):
-            with contextlib.suppress(OSError):  # already gone, or someone else put files into it
+            with suppress(OSError):  # already gone, or someone else put files into it
                 folder.rmdir()
 
 
