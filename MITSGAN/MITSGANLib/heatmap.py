@@ -105,7 +105,7 @@ def render_slice(
     :param picture_inches: longer edge at 120 dots per inch; smaller pictures have larger text beside them.
     """
     slice_hu = _as_slice(slice_hu)
-    view = _View.of(direction)
+    view = View.of(direction)
     figure, axes, _ = _figure(view.size_mm(slice_hu.shape, spacing), title, str(window), picture_inches)
     _show(axes, view, window_image(slice_hu, window), spacing, cmap="gray", vmin=0, vmax=255)
     _mark(axes, view, slice_hu.shape, square, crosshair)
@@ -137,7 +137,7 @@ def difference_overlay(
     """
     reference_slice, difference = _difference(reference_slice, other_slice)
     limit = limit_hu or color_limit(difference)
-    view = _View.of(direction)
+    view = View.of(direction)
     subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
     figure, axes, bar_axes = _figure(
         view.size_mm(reference_slice.shape, spacing), title, subtitle, picture_inches, bar=True
@@ -172,7 +172,7 @@ def render_square(
         raise InputError("The square lies outside the slice; choose it within the scan.")
     first, difference = _difference(first, second)
     limit = limit_hu or color_limit(difference)
-    view = _View.of(direction)
+    view = View.of(direction)
     subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
     height, width = view.size_mm(first.shape, spacing)
     figure, panels, bar_axes = _row_of_panels(3, height / width, title, subtitle)
@@ -293,7 +293,7 @@ def save_heatmaps(
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """How to turn an array of (row, column) into a picture that stands as radiologists expect."""
 
     transpose: bool
@@ -302,7 +302,7 @@ class _View:
     letters: tuple[str, str, str, str]  # left, right, top, bottom
 
     @classmethod
-    def of(cls, direction: np.ndarray | None, horizontal: int = 0, vertical: int = 1) -> _View:
+    def of(cls, direction: np.ndarray | None, horizontal: int = 0, vertical: int = 1) -> View:
         """View of the plane of two array axes, given as columns of the direction matrix (0 column, 1 row, 2 slice)."""
         matrix = np.eye(3) if direction is None else np.asarray(direction, dtype=np.float64).reshape(3, 3)
         across, down = matrix[:, horizontal], matrix[:, vertical]
@@ -394,7 +394,7 @@ def _headline(figure: Any, title: str, subtitle: str, left: float) -> None:
     figure.text(left, 1 - 0.36 * inch, subtitle, color="#a8a8a8", fontsize=9, va="top")
 
 
-def _show(axes: Any, view: _View, values: np.ndarray, spacing: tuple[float, float], **options: Any) -> Any:
+def _show(axes: Any, view: View, values: np.ndarray, spacing: tuple[float, float], **options: Any) -> Any:
     """Draw values as a picture with square millimeters and its orientation letters."""
     from matplotlib.patheffects import withStroke
 
@@ -411,7 +411,7 @@ def _show(axes: Any, view: _View, values: np.ndarray, spacing: tuple[float, floa
 
 def _show_difference(
     axes: Any,
-    view: _View,
+    view: View,
     difference: np.ndarray,
     spacing: tuple[float, float],
     kind: str,
@@ -469,7 +469,7 @@ def _color_bar(figure: Any, axes: Any, image: Any, kind: str, limit: float, diff
 
 
 def _mark(
-    axes: Any, view: _View, shape: tuple[int, ...], square: Square | None, crosshair: tuple[float, float] | None
+    axes: Any, view: View, shape: tuple[int, ...], square: Square | None, crosshair: tuple[float, float] | None
 ) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -525,7 +525,7 @@ def _overview(
     from matplotlib.figure import Figure
 
     spacing_k, spacing_j, spacing_i = reference.spacing_kji
-    views = (_View.of(reference.direction), _View.of(reference.direction, horizontal=0, vertical=2))
+    views = (View.of(reference.direction), View.of(reference.direction, horizontal=0, vertical=2))
     projections = (along_slices, along_rows)
     spacings = ((spacing_j, spacing_i), (spacing_k, spacing_i))
     sizes = [view.size_mm(values.shape, s) for view, values, s in zip(views, projections, spacings, strict=True)]

@@ -211,4 +211,6 @@ def _gaussian_window(size: int, sigmas: float) -> torch.Tensor:
     weights = np.diff(stats.norm.cdf(edges))
     window = np.sqrt(np.outer(weights, weights))
     window /= window.sum()
-    return torch.from_numpy((window - window.min()) / (window.max() - window.min()))
+    # Kept for later calls: a tensor made in inference mode could not take part in a gradient.
+    with torch.inference_mode(False):
+        return torch.from_numpy((window - window.min()) / (window.max() - window.min()))

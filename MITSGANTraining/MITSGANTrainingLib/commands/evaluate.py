@@ -1,0 +1,138 @@
+"""Measure protectors against attackers: the paper's tables and figures, with the controls it lacks.
+
+Every scan is attacked at the same places as it is, protected, and with Gaussian and CT-like noise of equal RMSE
+instead. OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figures (PNG, SVG); OUTPUT/cache keeps finished
+work, so that a stopped run continues and a larger one measures only what is new. A scan that fails is reported and
+costs no other; the exit code is then 3, although the results of the rest are written.
+
+PROTECTOR: NAME or FILE.safetensors, also with @HU for another strength; noise:HU or ct-noise:HU for noise of that root
+mean square; gradient:STEPS@HU for signed gradients that know the attacker and the target, an upper bound.
+
+Confidence intervals resample patients. DICOM says which scans are of one patient; each file counts as a patient.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from MITSGANLib.ctgan import ACTIONS
+from MITSGANLib.errors import InputError
+from MITSGANLib.metrics import DATA_RANGE_HU
+
+from .. import options as shared
+from ..workers import usable_cores
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="folder for cache and results")
+    parser.add_argument("--protectors", metavar="PROTECTOR", nargs="+", default=["default"], help="what to measure")
+    parser.add_argument(
+        "--attackers", metavar="NAME_OR_FOLDER", nargs="+", default=["default"], help="whom to measure it against"
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="PROTECTOR",
+        nargs="+",
+        default=[],
+        help="protectors of Table 3 (default: those whose card names alpha or paper_weight)",
+    )
+    parser.add_argument(
+        "--actions", metavar="ACTION,...", type=_actions, default=ACTIONS, help="inject, remove (default: both)"
+    )
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--targets", type=int, default=5, metavar="N", help="places per action and scan (default: 5)")
+    places.add_argument(
+        "--targets-file", metavar="CSV", help="columns scan, action and k,j,i (slice, row, column) or x,y,z (LPS, mm)"
+    )
+    parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
+    parser.add_argument("--seed", type=int, default=0, help="of places, noise, bootstrap and figures (default: 0)")
+    parser.add_argument(
+        "--names",
+        action="store_true",
+        help="call scans in results by their file or folder, often a patient's name (default: number and digest)",
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=2, metavar="N", help="places per action in the figures (default: 2)"
+    )
+    parser.add_argument(
+        "--data-range", type=float, default=DATA_RANGE_HU, metavar="HU", help="of PSNR and SSIM (default: 4096)"
+    )
+    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--processes", type=int, default=1, metavar="N", help=f"on this machine, of {usable_cores()} cores (default: 1)"
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, whose workers see the same folders")
+    shared.add_device(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    # Imports torch, which takes seconds that --help and wrong usage need not wait for.
+    from ..evaluation.rendering import to_markdown
+    from ..evaluation.study import Plan, evaluate
+
+    for name, least in (("targets", 1), ("pictures", 0), ("processes", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} must be at least {least}.")
+    if not 0 < options.data_range < float("inf"):
+        raise InputError("--data-range must be a positive number of HU.")
+    if options.seed < 0:
+        raise InputError("--seed must not be negative.")
+    plan = Plan(
+        scans=tuple(options.scans),
+        output=Path(options.output),
+        protectors=tuple(options.protectors),
+        attackers=tuple(options.attackers),
+        sweep=tuple(options.sweep),
+        actions=options.actions,
+        targets=options.targets,
+        targets_file=options.targets_file,
+        series=tuple(options.series),
+        seed=options.seed,
+        data_range_hu=options.data_range,
+        device=options.device,
+        lpips_weights=options.lpips_weights,
+        own_names=options.names,
+        pictures=options.pictures,
+        processes=options.processes,
+        scheduler=options.scheduler,
+    )
+    with _Bars() as bars:
+        study = evaluate(plan, bars.report, lambda text: shared.note(f"warning: {text}"))
+    shared.write_json(options.json, study.record)
+    if options.json != "-":
+        shared.say(to_markdown("Evaluation", study.sections))
+        shared.say(f"Wrote {study.results}")
+    if study.failures:
+        shared.note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
+        return InputError.exit_code
+    return 0
+
+
+class _Bars(ExitStack):
+    """One progress bar after the other, as stages come and go."""
+
+    _stage = ""
+    _report: shared.Progress | None = None
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            unit = "scan" if stage == "Reading" else "scan x protector"
+            self._report = self.enter_context(shared.progress_bar(stage, unit))
+        self._report(done, total)
+
+
+def _actions(text: str) -> tuple[str, ...]:
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if not wanted or set(wanted) - set(ACTIONS):
+        raise argparse.ArgumentTypeError(f"'{text}' must be inject, remove, or inject,remove")
+    return tuple(action for action in ACTIONS if action in wanted)

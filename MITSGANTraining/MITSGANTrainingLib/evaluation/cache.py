@@ -1,0 +1,93 @@
+"""Results of finished work, each in a file named by the digest of everything it depends on.
+
+A stopped evaluation finds here what it had finished; whatever changes (voxels, weights, options, code) changes the key.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from MITSGANLib.atomic import atomic_file
+
+Key = Mapping[str, Any]
+
+# What a figure depends on. A change in any of them makes a new key, so that no table mixes figures of two versions.
+_CODE = (
+    "MITSGANLib.budget",
+    "MITSGANLib.controls",
+    "MITSGANLib.ctgan.attacker",
+    "MITSGANLib.ctgan.chain",
+    "MITSGANLib.ctgan.equalization",
+    "MITSGANLib.ctgan.keras_files",
+    "MITSGANLib.ctgan.networks",
+    "MITSGANLib.forgery",
+    "MITSGANLib.generator",
+    "MITSGANLib.gradient",
+    "MITSGANLib.metrics",
+    "MITSGANLib.perceptual",
+    "MITSGANLib.protector",
+    "MITSGANLib.tafim",
+    "MITSGANTrainingLib.evaluation.measure",
+)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of JSON results and NPZ pictures; several processes may use it at once."""
+
+    folder: Path
+
+    def load(self, key: Key) -> dict[str, Any] | None:
+        """The result stored under this key; None where there is none, or it is damaged."""
+        try:
+            stored = json.loads(self._path(key, ".json").read_text(encoding="utf-8"))
+            return stored["result"] if stored["key"] == json.loads(_canonical(key)) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def store(self, key: Key, result: Mapping[str, Any]) -> None:
+        """:raises OutputError: when it cannot be written."""
+        text = json.dumps({"key": key, "result": result}, indent=1, allow_nan=False)
+        with atomic_file(self._path(key, ".json"), overwrite=True) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    def load_arrays(self, key: Key) -> dict[str, np.ndarray] | None:
+        """As :meth:`load`, for arrays."""
+        try:
+            with np.load(self._path(key, ".npz"), allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def store_arrays(self, key: Key, arrays: Mapping[str, np.ndarray]) -> None:
+        """:raises OutputError: when they cannot be written."""
+        with atomic_file(self._path(key, ".npz"), overwrite=True) as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+    def _path(self, key: Key, suffix: str) -> Path:
+        return self.folder / f"{hashlib.sha256(_canonical(key).encode()).hexdigest()[:40]}{suffix}"
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the source of everything that a figure depends on."""
+    digest = hashlib.sha256()
+    for name in _CODE:
+        found = importlib.util.find_spec(name)
+        digest.update(name.encode())
+        if found and found.origin:
+            digest.update(Path(found.origin).read_bytes())
+    return digest.hexdigest()
+
+
+def _canonical(key: Key) -> str:
+    return json.dumps(key, sort_keys=True, allow_nan=False)

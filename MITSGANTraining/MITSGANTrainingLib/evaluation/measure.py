@@ -1,0 +1,369 @@
+"""One scan, one protection, any attackers: all arms at all targets, measured. Runs in worker processes.
+
+Arms are ``clean``, ``protected`` and its two controls of equal RMSE, ``gaussian`` and ``ct-like``; each is compared
+with the clean scan as it is and after the attack. The attack reads the target's cube and the place that the touch-up
+copies noise from, and nothing else, so the scan is neither copied nor rewritten for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from MITSGANLib.budget import estimate_noise
+from MITSGANLib.controls import equal_rmse_ct_noise, equal_rmse_noise, measure_texture
+from MITSGANLib.ctgan import chain
+from MITSGANLib.ctgan.attacker import Attacker, load_attacker
+from MITSGANLib.demonstration import Target
+from MITSGANLib.devices import describe_device, resolve_device
+from MITSGANLib.errors import InputError
+from MITSGANLib.forgery import places_at, relative_change
+from MITSGANLib.heatmap import LUNG, MEDIASTINUM
+from MITSGANLib.metrics import Comparison, Region, compare
+from MITSGANLib.perceptual import load_lpips
+from MITSGANLib.volume import CTVolume, hu_from_float
+
+from .cache import Cache, code_digest
+from .protections import Protection
+from .scans import ScanSource, content_digest, keep_headers_out_of_logs
+
+CLEAN, PROTECTED, GAUSSIAN, CT_LIKE = "clean", "protected", "gaussian", "ct-like"
+ARMS = (PROTECTED, GAUSSIAN, CT_LIKE)
+METRICS = ("rmse", "psnr", "lpips", "ssim")
+_LPIPS_SLICES = 8
+
+
+@dataclass(frozen=True)
+class AttackerChoice:
+    """One attacker with the actions it can do.
+
+    :param source: name or folder.
+    :param digests: SHA-256 of each action's weights and look-up table.
+    """
+
+    name: str
+    source: str
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every measurement of one evaluation shares.
+
+    :param seed: of the noise controls.
+    :param lpips_weights: file of SqueezeNet's weights, or None for the usual places.
+    :param lpips: SHA-256 of these weights, or empty where LPIPS cannot be measured.
+    :param code: SHA-256 of the code that measures.
+    """
+
+    seed: int = 0
+    data_range_hu: float = 4096.0
+    device: str = "auto"
+    lpips_weights: str | None = None
+    lpips: str = ""
+    code: str = field(default_factory=code_digest)
+
+    def identity(self) -> dict[str, Any]:
+        """For keys of the cache."""
+        return {
+            "seed": self.seed,
+            "data_range_hu": self.data_range_hu,
+            "device": self.device,
+            "lpips_sha256": self.lpips,
+            "code": self.code,
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attacker's action on one scan with one protection.
+
+    :param pictured: which of the targets leave their slices for the figures.
+    """
+
+    attacker: AttackerChoice
+    action: str
+    targets: tuple[Target, ...]
+    pictured: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker does at a time: a scan with one protection, for all that is still to measure."""
+
+    name: str
+    source: ScanSource
+    digest: str
+    protection: Protection
+    tasks: tuple[Task, ...]
+    settings: Settings
+    cache: Path
+
+    @property
+    def groups(self) -> tuple[tuple[Task, ...], ...]:
+        """Tasks that share a protected volume."""
+        return tuple((task,) for task in self.tasks) if self.protection.knows_the_attack else (self.tasks,)
+
+
+def protected_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
+    """Of the figures of a whole protected scan."""
+    key = {"what": "whole scan", "scan": digest, "protection": protection.identity(), **settings.identity()}
+    return key | _attack(task) if protection.knows_the_attack else key
+
+
+def attack_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
+    """Of the figures at a task's targets."""
+    key = {"what": "targets", "scan": digest, "protection": protection.identity(), **settings.identity()}
+    return key | _attack(task)
+
+
+def picture_key(digest: str, protection: Protection, task: Task, settings: Settings, index: int) -> dict[str, Any]:
+    """Of the slices at one target."""
+    return attack_key(digest, protection, task, settings) | {
+        "what": "slices",
+        "pictured": list(task.targets[index].kji),
+    }
+
+
+def _attack(task: Task) -> dict[str, Any]:
+    return {
+        "attacker_sha256": task.attacker.digests[task.action],
+        "action": task.action,
+        "targets": [list(target.kji) for target in task.targets],
+    }
+
+
+def measure(job: Job) -> int:
+    """Measure what the cache lacks of a job and put it there; gives the number of targets attacked.
+
+    :raises MITSGANError: when the scan, a model or the cache cannot be used; what was finished before stays.
+    """
+    keep_headers_out_of_logs()
+    if job.settings.code != code_digest():
+        raise InputError("This process runs another version of the evaluation; install one version, and run again.")
+    cache, attacked = Cache(job.cache), 0
+    volume = job.source.load()
+    if content_digest(volume) != job.digest:
+        raise InputError(f"{job.source.path} has changed since the evaluation began; run it again.")
+    lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)))
+    for tasks in job.groups:
+        arms = _Arms(volume, job, tasks[0])
+        key = protected_key(job.digest, job.protection, tasks[0], job.settings)
+        if cache.load(key) is None:
+            cache.store(key, _whole_scan(arms, lpips))
+        for task in tasks:
+            attacked += _run_task(arms, task, cache, lpips)
+    return attacked
+
+
+class _Arms:
+    """The clean scan, the protected one and its noise controls, ready to be attacked on the device.
+
+    :ivar absent: why a control is missing.
+    """
+
+    def __init__(self, volume: CTVolume, job: Job, task: Task) -> None:
+        self.job, self.clean = job, volume
+        self.device = resolve_device(job.settings.device)
+        started = time.monotonic()
+        self.protected = job.protection.apply(
+            volume,
+            targets=[target.kji for target in task.targets],
+            attacker=_attacker(task.attacker.source, task.action) if job.protection.knows_the_attack else None,
+            device=job.settings.device,
+        )
+        self.seconds = time.monotonic() - started
+        self.volumes = {CLEAN: volume, PROTECTED: self.protected}
+        self.absent: dict[str, str] = {}
+        seed = job.settings.seed
+        if not job.protection.needs_noise_controls:
+            self.absent = dict.fromkeys((GAUSSIAN, CT_LIKE), "the protection is noise itself")
+            return
+        self.volumes[GAUSSIAN] = equal_rmse_noise(volume, self.protected, seed)
+        try:
+            self.volumes[CT_LIKE] = equal_rmse_ct_noise(volume, self.protected, seed, measure_texture(volume))
+        except InputError as error:
+            self.absent[CT_LIKE] = str(error)
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Each arm's HU on the device."""
+        with warnings.catch_warnings():
+            # Torch warns that a CTVolume's voxels are read-only; nothing writes to them, and copies would be large.
+            warnings.simplefilter("ignore", UserWarning)
+            return {arm: torch.from_numpy(volume.hu).to(self.device) for arm, volume in self.volumes.items()}
+
+
+def attack_patch(
+    scan: torch.Tensor, kji: tuple[int, int, int], spacing_kji: tuple[float, float, float], attacker: Attacker
+) -> tuple[tuple[slice, slice, slice], np.ndarray]:
+    """What an attack changes: where, and the new int16 HU there; all else of the scan stays.
+
+    :param scan: (slices, rows, columns) in HU; of it the target's surroundings and the place that the touch-up copies
+        noise from are read.
+    """
+    # Not inference_mode: the chain keeps its blending windows, and signed gradients must go through them later.
+    with torch.no_grad():
+        patch = chain.tamper(scan, kji, spacing_kji, attacker.to(scan.device).inpainter, attacker.action)
+    return patch.slices, hu_from_float(patch.values.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """An arm's scan and the patch that the attack puts into it."""
+
+    hu: np.ndarray
+    where: tuple[slice, slice, slice]
+    values: np.ndarray
+
+    def part(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """A box of the attacked scan, as a copy."""
+        part = self.hu[box].copy()
+        low = [max(a.start, b.start) for a, b in zip(box, self.where, strict=True)]
+        high = [min(a.stop, b.stop) for a, b in zip(box, self.where, strict=True)]
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            inner = tuple(slice(a - b.start, c - b.start) for a, c, b in zip(low, high, box, strict=True))
+            source = tuple(slice(a - b.start, c - b.start) for a, c, b in zip(low, high, self.where, strict=True))
+            part[inner] = self.values[source]
+        return part
+
+
+@functools.lru_cache(maxsize=2)
+def _attacker(source: str, action: str) -> Attacker:
+    return load_attacker(source, action)
+
+
+def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any) -> int:
+    job = arms.job
+    place = (job.digest, job.protection, task, job.settings)
+    key = attack_key(*place)
+    measured = cache.load(key) is not None
+    pictured = [n for n in task.pictured if cache.load_arrays(picture_key(*place, n)) is None]
+    attacker = _attacker(task.attacker.source, task.action)
+    started, records = time.monotonic(), []
+    todo = range(len(task.targets)) if not measured else pictured
+    for index in todo:
+        target = task.targets[index]
+        attacked = {
+            arm: _Attacked(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
+            for arm, scan in arms.tensors.items()
+        }
+        if not measured:
+            records.append(_at_target(arms, attacked, target, lpips))
+        if index in pictured:
+            cache.store_arrays(picture_key(*place, index), _slices(arms, attacked, target))
+    if not measured:
+        cache.store(
+            key,
+            {
+                "targets": records,
+                "absent": arms.absent,
+                "device": describe_device(arms.device),
+                "seconds": round(time.monotonic() - started, 2),
+            },
+        )
+    return len(todo)
+
+
+def _slices(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target) -> dict[str, np.ndarray]:
+    """The target's slice (rows, columns) int16 of each arm, before and after the attack, and where it is."""
+    k = target.kji[0]
+    box = _slice_box(arms.clean, k)
+    before = {arm: volume.hu[k] for arm, volume in arms.volumes.items()}
+    after = {f"{arm} attacked": scan.part(box)[0] for arm, scan in attacked.items()}
+    square = places_at(arms.clean, target.kji).square
+    return {
+        **before,
+        **after,
+        "square": np.array([square.j0, square.j1, square.i0, square.i1]),
+        "kji": np.array(target.kji),
+        "spacing_kji": np.array(arms.clean.spacing_kji),
+        "direction": arms.clean.direction,
+    }
+
+
+def _at_target(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target, lpips: Any) -> dict[str, Any]:
+    clean = arms.clean
+    places = places_at(clean, target.kji)
+    box = _slice_box(clean, target.kji[0])
+    square = np.s_[:, places.square.j0 : places.square.j1, places.square.i0 : places.square.i1]
+    reference = clean.hu[box]
+    images = {arm: volume.hu[box] for arm, volume in arms.volumes.items() if arm != CLEAN}
+    images |= {f"{arm} attacked": scan.part(box) for arm, scan in attacked.items()}
+    measure_pair = functools.partial(compare, data_range=arms.job.settings.data_range_hu, lpips=lpips, per_slice=False)
+    return {
+        "action": target.action,
+        "kji": list(target.kji),
+        "reason": target.reason,
+        "against_clean": {
+            name: {
+                "slice": _values(measure_pair(reference, image)),
+                "square": _values(measure_pair(reference[square], image[square])),
+            }
+            for name, image in images.items()
+        },
+        "forgery": _forgery(arms, attacked, places.middle),
+    }
+
+
+def _forgery(arms: _Arms, attacked: Mapping[str, _Attacked], middle: Region) -> dict[str, dict[str, float | None]]:
+    """For each arm, in the middle that the attacker's network makes up, all in HU but the share.
+
+    ``own``: how far the attack moves the arm itself; ``moved``: how far its outcome is from the outcome on the clean
+    scan; ``share``: that as a share of what the attack moves on the clean scan.
+    """
+    before = {arm: volume.hu[middle.index] for arm, volume in arms.volumes.items()}
+    after = {arm: scan.part(middle.index) for arm, scan in attacked.items()}
+    plain = functools.partial(compare, per_slice=False)
+    own = plain(before[CLEAN], after[CLEAN])
+    result: dict[str, dict[str, float | None]] = {CLEAN: {"own": own.rmse.value}}
+    for arm in (arm for arm in ARMS if arm in after):
+        moved = plain(after[CLEAN], after[arm])
+        result[arm] = {
+            "own": plain(before[arm], after[arm]).rmse.value,
+            "moved": moved.rmse.value,
+            "share": relative_change(moved, own),
+        }
+    return result
+
+
+def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
+    """How far protection moves the scan itself, over all slices, with the worst one."""
+    clean = arms.clean
+    # LPIPS takes 0.3 s a slice: evenly spaced ones.
+    spread = np.unique(np.linspace(0, clean.shape[0] - 1, _LPIPS_SLICES).astype(int)).tolist()
+    comparison = compare(
+        clean,
+        arms.protected,
+        data_range=arms.job.settings.data_range_hu,
+        windows=(LUNG, MEDIASTINUM),
+        lpips=lpips,
+        lpips_slices=spread,
+        per_slice=False,
+    )
+    figures: dict[str, Any] = {}
+    for name, metric in comparison.metrics.items():
+        figures[name] = metric.value
+        figures[f"{name}_worst_slice"] = metric.worst_slice.value if metric.worst_slice else None
+        if metric.worst_tile:
+            figures[f"{name}_worst_tile"] = metric.worst_tile.value
+    return {
+        "figures": figures,
+        "noise_hu": estimate_noise(clean.hu, clean.spacing_kji).sd_hu,
+        "seconds": round(arms.seconds, 2),
+    }
+
+
+def _slice_box(volume: CTVolume, k: int) -> tuple[slice, slice, slice]:
+    return slice(k, k + 1), slice(0, volume.shape[1]), slice(0, volume.shape[2])
+
+
+def _values(comparison: Comparison) -> dict[str, float | None]:
+    return {name: comparison.metrics[name].value for name in METRICS}

@@ -1,0 +1,95 @@
+"""What the tables' figures mean, in words: regions, pairs, averages, controls, and the paper beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import paper
+from .findings import Setup
+from .statistics import CONFIDENCE, RESAMPLES
+
+IMAGE = "Ours: the whole slice of the target, all of its voxels, compared with the clean slice."
+SQUARE = (
+    "Ours: the square of 32 mm (not pixels) on the target's slice, where the attack pastes; its whole cube is 32 mm"
+    " in each direction."
+)
+SWEEP = (
+    "Ours: the square of 32 mm on the target's slice, the attacked protected image compared with the clean one. The"
+    " weight is the one that each model's card names; other settings of training may differ between columns."
+)
+NO_SWEEP = (
+    "Left out: no protector's card names a weight of the paper's term (alpha or paper_weight), and --sweep names none."
+)
+FORGERY = (
+    "Not in the paper. Measured in the middle 20 mm of the attacked cube, which the attacker's network makes up. "
+    "Attack's own change: RMSE between the image before and after the attack. Forgery moved: RMSE between the "
+    "attack on this image and the attack on the clean scan. Share: that, divided by the attack's own change of the "
+    "clean scan at the same place."
+)
+FORGERY_STATISTICS = (
+    "The share is the median over a patient's targets, the rest are means. The last two columns are differences of "
+    "shares at the same target, protection minus noise of equal RMSE: only what exceeds 0 is the merit of the "
+    "protection's pattern. A forgery that moved is another forgery, not always a worse one: see Figure 6."
+)
+CHANGE = (
+    "Not in the paper. Protected against clean scan, the whole volume. Worst slice: the slice of each scan with the"
+    " largest RMSE, lowest PSNR, or largest absolute mean change; worst tile: the 32x32-voxel tile of any slice "
+    "with the lowest mean local SSIM, of the picture clipped to the lung (-600/1500 HU) or mediastinal (40/400 HU) "
+    "window, with the window's width as data range. Noise: the scan's own, in soft tissue."
+)
+CHANGE_GRADIENT = "Signed gradients change the scan at the targets only, so their figures over all slices say little."
+CONTROLS = (
+    "Noise instead: the clean scan with noise in place of protection, of the same RMSE in every slice and within "
+    "the voxels that protection may change; CT-like noise has the spectrum, slice correlation and local level of "
+    "the same scan's own noise."
+)
+
+KINDS = {
+    "noise": "noise:N is white Gaussian noise of N HU (root mean square) in the patient, without a network.",
+    "ct-noise": "ct-noise:N is noise of N HU (root mean square) like the scan's own, without a network.",
+    "gradient": (
+        "gradient:N@H is N steps of signed gradients through the very attack that is measured, of at most H HU at the "
+        "targets alone: a bound on what a protector of this strength can do, no protection for use."
+    ),
+}
+NO_LPIPS = "not measured: SqueezeNet's ImageNet weights, or a package that LPIPS needs, are not on this machine."
+
+
+def common_notes(setup: Setup, absences: Sequence[str]) -> tuple[str, ...]:
+    """What holds for all tables: data range, averages, controls, LPIPS, and what is missing.
+
+    :param absences: protections without a noise control, with the reason.
+    """
+    counted = f"{count(setup.scans, 'scan')} of {count(setup.patients, 'patient')}"
+    if setup.patients < 2:
+        spread = f"{counted}: there is no confidence interval, which takes at least two patients."
+    else:
+        spread = (
+            f"{counted}; each figure is the mean over patients of each one's own, in brackets its {CONFIDENCE:.0%} "
+            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.seed})."
+        )
+        if setup.patients < 10:
+            spread += " With so few patients the interval is too narrow."
+    notes = [
+        f"PSNR and SSIM with a data range of {setup.data_range_hu:g} HU. {spread}",
+        CONTROLS,
+        f"LPIPS: {setup.lpips}",
+    ]
+    kinds = {protection.kind for protection in setup.protections}
+    notes += [text for kind, text in KINDS.items() if kind in kinds]
+    if absences:
+        notes.append(f"Without one or both noise controls: {'; '.join(absences)}.")
+    if setup.failures:
+        notes.append(f"Not measured, so that columns may stand on different scans: {'; '.join(setup.failures)}.")
+    return tuple(notes)
+
+
+def paper_notes(number: int) -> tuple[str, ...]:
+    """What the paper's table of this number means, and what the paper leaves open."""
+    found = paper.reading(number)
+    return (f"Paper. {found.meaning}", f"The paper leaves open: {'; '.join(found.unclear)}.")
+
+
+def count(number: int, word: str) -> str:
+    """Such as "1 scan" or "2 scans"."""
+    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -1,0 +1,181 @@
+"""What ``--protectors`` names: a model, noise without a network, or signed gradients that know the target.
+
+- ``NAME`` is an installed protector, ``FILE`` a ``.safetensors`` with its card beside it; both also with ``@HU`` for
+  that strength instead of the model's own.
+- ``noise:HU`` is white Gaussian noise of this root mean square in the patient, ``ct-noise:HU`` noise like the scan's
+  own.
+- ``gradient:N@HU`` is N signed-gradient steps of at most HU (less in soft tissue and bone, as in the default budget)
+  through the attacker that is measured, at the target: what a protector of this strength could reach at best, and no
+  protection that anyone can use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from MITSGANLib import models
+from MITSGANLib.budget import Budget
+from MITSGANLib.controls import measure_texture, noise_baseline
+from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.errors import InputError
+from MITSGANLib.protector import load_protector, protect
+from MITSGANLib.volume import CTVolume
+
+Kind = Literal["network", "noise", "ct-noise", "gradient"]
+_WITHOUT_A_MODEL = ("noise", "ct-noise", "gradient")
+_ALPHA_KEYS = ("alpha", "paper_weight")
+
+
+@dataclass(frozen=True)
+class Protection:
+    """One entry of ``--protectors``, checked.
+
+    :param name: what tables call it.
+    :param source: name or path of the model; empty without one.
+    :param amount_hu: strength or root mean square in HU; None for a model's own strength.
+    :param steps: of signed gradients.
+    :param digest: SHA-256 of the weights.
+    :param alpha: weight of the paper's term in training, where the card says it.
+    """
+
+    kind: Kind
+    name: str
+    seed: int
+    source: str = ""
+    amount_hu: float | None = None
+    steps: int = 0
+    digest: str = ""
+    budget: Mapping[str, float] = field(default_factory=dict)
+    alpha: float | None = None
+
+    @property
+    def needs_noise_controls(self) -> bool:
+        """Whether noise of equal RMSE says something beside it; noise is its own control."""
+        return self.kind in ("network", "gradient")
+
+    @property
+    def knows_the_attack(self) -> bool:
+        """Whether each attacker and action has a protected volume of its own."""
+        return self.kind == "gradient"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the voxels, for keys of the cache: neither its name nor where the weights lie."""
+        return {
+            "kind": self.kind,
+            "seed": self.seed,
+            # A budget holds the strength, whether it was asked for or is the model's own.
+            "amount_hu": None if self.budget else self.amount_hu,
+            "steps": self.steps,
+            "weights_sha256": self.digest,
+            "budget": dict(self.budget),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """For results; no paths."""
+        return {"name": self.name, **self.identity(), "alpha": self.alpha}
+
+    def apply(
+        self, volume: CTVolume, *, targets: Sequence[tuple[int, int, int]], attacker: Attacker | None, device: str
+    ) -> CTVolume:
+        """The protected scan.
+
+        :param targets: voxels (slice, row, column); only signed gradients look at them and at the attacker.
+        :raises MITSGANError: when it cannot be made.
+        """
+        if self.kind == "network":
+            ready = load_protector(self.source, strength_hu=self.amount_hu, seed=self.seed)
+            return protect(volume, model=ready, device=device)
+        if self.kind == "gradient":
+            from MITSGANLib.gradient import protect_by_gradient
+
+            if attacker is None:
+                raise ValueError("signed gradients need the attacker")
+            return protect_by_gradient(
+                volume,
+                targets,
+                [attacker],
+                budget=Budget(**self.budget),
+                steps=self.steps,
+                seed=self.seed,
+                device=device,
+            )
+        texture = measure_texture(volume) if self.kind == "ct-noise" else None
+        return noise_baseline(volume, self.amount_hu, self.seed, texture)
+
+
+def read_protections(words: Sequence[str], seed: int) -> tuple[Protection, ...]:
+    """The protections that these words name, in their order, each once; models are read and their SHA-256 checked.
+
+    :raises InputError: when a word is malformed.
+    :raises ModelError: when a model is unknown or corrupt.
+    """
+    unique: dict[str, Protection] = {}
+    for word in words:
+        protection = read_protection(word, seed)
+        unique.setdefault(repr(protection.identity()), protection)
+    counts = Counter(protection.name for protection in unique.values())
+    return tuple(
+        dataclasses.replace(found, name=f"{found.name} ({found.digest[:6]})") if counts[found.name] > 1 else found
+        for found in unique.values()
+    )
+
+
+def read_protection(word: str, seed: int) -> Protection:
+    """One word; see the module for its forms."""
+    kind, colon, rest = word.partition(":")
+    if colon and kind in _WITHOUT_A_MODEL:
+        if kind == "gradient":
+            steps, _, strength = rest.partition("@")
+            if not steps.isdigit() or int(steps) < 1:
+                raise InputError(f"'{word}' names no number of steps; write gradient:STEPS@HU, such as gradient:20@18.")
+            amount = _amount(word, strength)
+            return Protection(
+                "gradient", word, seed, amount_hu=amount, steps=int(steps), budget=Budget(amount).to_dict()
+            )
+        return Protection(kind, word, seed, amount_hu=_amount(word, rest))
+    # A folder's name may hold an @ as well; what ends in the suffix is a path as it stands.
+    source, at, strength = ("", "", "") if word.endswith(".safetensors") else word.rpartition("@")
+    source, amount = (source, _amount(word, strength)) if at else (word, None)
+    if source.endswith(".safetensors"):
+        source = str(Path(source).resolve())  # workers on other machines do not share this one's working folder
+    # Loading compares the weights with their card, before any long work.
+    ready = load_protector(source, strength_hu=amount, seed=seed)
+    card = models.ModelCard.read(models.protector_path(source).with_suffix(".json"))
+    return Protection(
+        "network",
+        ready.name + (f"@{amount:g}" if at else ""),
+        seed,
+        source=source,
+        amount_hu=amount,
+        digest=ready.digest,
+        budget=ready.budget.to_dict(),
+        alpha=_alpha(card.training),
+    )
+
+
+def _amount(word: str, text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 < amount <= 4095:
+        raise InputError(
+            f"'{word}' names no usable number of HU; write NAME@HU, noise:HU, ct-noise:HU or gradient:STEPS@HU with a "
+            "number from 0 to 4095."
+        )
+    return amount
+
+
+def _alpha(training: Mapping[str, Any]) -> float | None:
+    """The weight of the paper's term, at any depth of a card's training configuration."""
+    for key in _ALPHA_KEYS:
+        if isinstance(training.get(key), (int, float)):
+            return float(training[key])
+    nested = (_alpha(value) for value in training.values() if isinstance(value, Mapping))
+    return next((alpha for alpha in nested if alpha is not None), None)

@@ -1,0 +1,171 @@
+"""What an evaluation leaves: one JSON with everything, tables as Markdown, LaTeX and CSV, figures as PNG and SVG.
+
+Nothing here holds a path or a patient's identity; scans go by the names that the evaluation gave them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MITSGANLib import __version__
+from MITSGANLib.atomic import atomic_folder
+
+from ..training.run import commit
+from .figures import as_png, as_svg
+from .findings import Case, Finding, Setup, WholeScan
+from .measure import AttackerChoice, Settings
+from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
+from .tables import Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = "evaluation.json"
+_MEASUREMENT_COLUMNS = (
+    *("scan", "patient", "protection", "attacker", "action"),
+    *("k", "j", "i", "image", "region", "figure", "value"),
+)
+
+
+def to_record(
+    setup: Setup,
+    settings: Settings,
+    cases: Sequence[Case],
+    attackers: Sequence[AttackerChoice],
+    findings: Sequence[Finding],
+    whole: Sequence[WholeScan],
+    sections: Sequence[Section],
+) -> dict[str, Any]:
+    """Everything as JSON: what it was measured with, every target, every table with its definitions."""
+    return {
+        "made_by": {
+            "mitsgan": __version__,
+            "commit": commit(),
+            "code_sha256": settings.code,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        "settings": {
+            "seed": settings.seed,
+            "actions": list(setup.actions),
+            "data_range_hu": settings.data_range_hu,
+            "lpips": setup.lpips,
+            "device": settings.device,
+        },
+        "scans": [
+            {
+                "name": case.name,
+                "patient": case.patient,
+                "sha256": case.subject.digest,
+                "shape": list(case.subject.shape),
+                "spacing_kji_mm": list(case.subject.spacing_kji),
+                "noise_hu": case.subject.noise_hu,
+                "targets": [
+                    {"action": target.action, "kji": list(target.kji), "reason": target.reason}
+                    for target in case.subject.targets
+                ],
+                "left_out": [
+                    {"action": target.action, "kji": list(target.kji), "reason": reason}
+                    for target, reason in case.subject.skipped
+                ],
+            }
+            for case in cases
+        ],
+        "failures": list(setup.failures),
+        "protections": [protection.describe() for protection in setup.protections],
+        "attackers": [{"name": a.name, "sha256": dict(a.digests)} for a in attackers],
+        "whole_scans": [{"scan": w.scan, "patient": w.patient, "protection": w.protection, **w.result} for w in whole],
+        "measurements": [
+            {
+                "scan": f.scan,
+                "patient": f.patient,
+                "protection": f.protection,
+                "attacker": f.attacker,
+                "action": f.action,
+                **f.result,
+            }
+            for f in findings
+        ],
+        "sections": [_section_record(section) for section in sections],
+    }
+
+
+def _section_record(section: Section) -> dict[str, Any]:
+    return {
+        "key": section.key,
+        "title": section.title,
+        "notes": list(section.notes),
+        "tables": [
+            {
+                "key": table.key,
+                "caption": table.caption,
+                "corner": list(table.corner),
+                "columns": [{"group": column.group, "name": column.name} for column in table.columns],
+                "rows": [
+                    {
+                        "labels": list(row.labels),
+                        "cells": [
+                            {
+                                "text": cell.text,
+                                "source": "paper" if cell.published else "measured",
+                                **(cell.estimate.to_dict() if cell.estimate else {}),
+                            }
+                            for cell in row.cells
+                        ],
+                    }
+                    for row in table.rows
+                ],
+            }
+            for table in section.tables
+        ],
+    }
+
+
+def write_results(
+    folder: Path,
+    sections: Sequence[Section],
+    figures: Mapping[str, tuple[Figure, str]],
+    record: Mapping[str, Any],
+) -> None:
+    """All files in one folder, which appears whole and replaces an older one.
+
+    :param figures: figure and caption by file name.
+    :raises OutputError: when it cannot be written.
+    """
+    pictures = [(f"{name}.png", caption) for name, (_, caption) in figures.items()]
+    with atomic_folder(folder, overwrite=True) as temporary:
+        for name, (figure, _) in figures.items():
+            (temporary / f"{name}.png").write_bytes(as_png(figure))
+            (temporary / f"{name}.svg").write_bytes(as_svg(figure))
+        (temporary / "tables.md").write_text(to_markdown("Evaluation", sections, pictures), encoding="utf-8")
+        (temporary / "tables.tex").write_text(to_latex(sections), encoding="utf-8")
+        _write_csv(temporary / "tables.csv", CSV_COLUMNS, to_csv_rows(sections))
+        _write_csv(temporary / "measurements.csv", _MEASUREMENT_COLUMNS, _measurement_rows(record))
+        (temporary / REPORT).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _measurement_rows(record: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """One row for each figure at each target; the forgery's own and moved are RMSE in HU, its share a ratio."""
+    for found in record["measurements"]:
+        place = tuple(found[key] for key in ("scan", "patient", "protection", "attacker", "action"))
+        for target in found["targets"]:
+            start = (*place, *target["kji"])
+            for image, regions in target["against_clean"].items():
+                for region, figures in regions.items():
+                    for name, value in figures.items():
+                        yield (*start, image, region, name, value)
+            for arm, figures in target["forgery"].items():
+                for name, value in figures.items():
+                    yield (*start, f"{arm} attacked", "middle", f"forgery {name}", value)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,150 @@
+"""The scans of an evaluation: what each is called, whose it is, and where it will be attacked."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from MITSGANLib.budget import estimate_noise
+from MITSGANLib.ctgan import ACTIONS
+from MITSGANLib.ctgan.attacker import check_target
+from MITSGANLib.demonstration import Target, choose_targets
+from MITSGANLib.errors import InputError, TargetError
+from MITSGANLib.storage import describe, load_volume
+from MITSGANLib.volume import CTVolume
+
+from .targets import GivenTarget, stem
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """Where a scan lies.
+
+    :param series: Series Instance UIDs to take where a folder holds several series.
+    """
+
+    path: str
+    series: tuple[str, ...] = ()
+
+    def load(self) -> CTVolume:
+        """:raises InputError: when it is no CT, or holds several series and none of them is named."""
+        return load_volume(self.path, series=self._chosen())
+
+    def _chosen(self) -> str | None:
+        if not self.series or not Path(self.path).is_dir():
+            return None
+        here = [found.series_instance_uid for found in describe(self.path) if found.series_instance_uid in self.series]
+        if len(here) > 1:
+            raise InputError(f"{self.path} holds several of the series named; name one of them.")
+        return here[0] if here else None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A scan to look at before the long work: given targets, or how many of each action to choose.
+
+    :param given: from a file; None to choose ``count`` places for each action with ``seed``.
+    """
+
+    source: ScanSource
+    actions: tuple[str, ...]
+    given: tuple[GivenTarget, ...] | None
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A scan that can be read.
+
+    :param digest: SHA-256 of voxels and geometry; names the scan in results and in the cache.
+    :param patient: the same for all scans of one patient; never written anywhere, as it could be traced back.
+    :param spacing_kji: mm along (slice, row, column).
+    :param noise_hu: standard deviation of its noise in soft tissue, or None.
+    :param skipped: chosen places that cannot be attacked, each with the reason.
+    """
+
+    source: ScanSource
+    digest: str
+    patient: str
+    shape: tuple[int, int, int]
+    spacing_kji: tuple[float, float, float]
+    noise_hu: float | None
+    targets: tuple[Target, ...]
+    skipped: tuple[tuple[Target, str], ...]
+
+
+def inspect(wanted: Inspection) -> Subject:
+    """Read a scan, identify it and settle its targets.
+
+    :raises InputError: when the scan cannot be read or holds no place to attack.
+    """
+    keep_headers_out_of_logs()
+    volume = wanted.source.load()
+    if wanted.given is None:
+        targets = choose_targets(volume, wanted.count, wanted.seed)
+    else:
+        targets = tuple(given.resolve(volume) for given in wanted.given)
+    usable, skipped = [], []
+    for target in sorted(targets, key=lambda target: ACTIONS.index(target.action)):
+        if target.action not in wanted.actions:
+            continue
+        try:
+            check_target(volume, target.kji)
+            usable.append(target)
+        except TargetError as error:
+            skipped.append((target, str(error)))
+    if not usable:
+        reason = skipped[0][1] if skipped else "No target has one of the actions asked for."
+        raise TargetError(f"None of the {len(targets)} places can be attacked; the first: {reason}")
+    return Subject(
+        wanted.source,
+        content_digest(volume),
+        _patient(volume),
+        volume.shape,
+        volume.spacing_kji,
+        estimate_noise(volume.hu, volume.spacing_kji).sd_hu,
+        tuple(usable),
+        tuple(skipped),
+    )
+
+
+def keep_headers_out_of_logs() -> None:
+    """What the command line does in its own process: pydicom logs odd header values, and they may be a patient's."""
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+
+def content_digest(volume: CTVolume) -> str:
+    """SHA-256 of the voxels, the geometry and the padding, whatever format they came in."""
+    digest = hashlib.sha256(np.ascontiguousarray(volume.hu))
+    geometry = (volume.shape, volume.spacing, volume.origin, volume.direction.tolist(), volume.provenance.padding_hu)
+    digest.update(repr(geometry).encode())
+    return digest.hexdigest()
+
+
+def scan_names(paths: list[str], digests: list[str], *, own_names: bool) -> list[str]:
+    """What results call the scans, in the order given.
+
+    By default a number and the beginning of the digest, since the name of a folder is often a patient's; with
+    ``own_names`` the file's or folder's own name, numbered where two are the same.
+    """
+    if not own_names:
+        return [f"scan {n} ({digest[:8]})" for n, digest in enumerate(digests, start=1)]
+    stems = [stem(Path(path).resolve().name) for path in paths]
+    return [stem if stems.count(stem) == 1 else f"{stem} ({n})" for n, stem in enumerate(stems, start=1)]
+
+
+def _patient(volume: CTVolume) -> str:
+    """A word that a patient's scans share, from the DICOM Patient ID; without one each scan is a patient of its own."""
+    if volume.provenance.dicom_files:
+        import pydicom
+
+        tags = ["PatientID", "IssuerOfPatientID"]
+        header = pydicom.dcmread(volume.provenance.dicom_files[0], specific_tags=tags, stop_before_pixels=True)
+        identity = [str(header.get(tag, "")).strip() for tag in tags]
+        if identity[0]:
+            return hashlib.sha256("\n".join(identity).encode()).hexdigest()
+    return content_digest(volume)
