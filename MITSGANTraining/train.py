@@ -1,4 +1,4 @@
-"""Train a shipped model again: ``train.py injector|remover|protector --data FOLDER``. A stopped run continues.
+"""Train a model by a recipe: ``train.py RECIPE --data DATASET``. A stopped run continues.
 
 In Slicer: ``Slicer --no-splash --no-main-window --python-script MITSGANTraining/train.py ...``; in plain Python:
 ``python MITSGANTraining/train.py ...``. Both end with the command's exit code.
@@ -19,6 +19,6 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     # In a checkout the library lies in the module folder beside this one; installed, all lie in one folder.
     sys.path[:0] = [str(folder), str(folder.parent / "MITSGAN")]
-    from MITSGANTrainingLib.training_commandline import main
+    from MITSGANTrainingLib.training.commandline import main
 
     sys.exit(main())

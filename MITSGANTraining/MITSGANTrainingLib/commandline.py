@@ -1,7 +1,7 @@
 """The command ``mitsgan``: one subcommand per file in ``commands``, one place for errors and exit codes.
 
-Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input, 4 output not written, 5 model not usable,
-6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to
+Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input (of many scans: of at least one), 4 output not
+written, 5 model not usable, 6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to
 standard error. Errors are one line that says what to do; ``--verbose`` adds the trace.
 """
 
@@ -18,9 +18,17 @@ from typing import NoReturn
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, MITSGANError
 
-from .commands import attack, compare, demo, info, protect
+from .commands import attack, compare, demo, evaluate, info, prepare, protect
 
-COMMANDS = {"info": info, "protect": protect, "attack": attack, "compare": compare, "demo": demo}
+COMMANDS = {
+    "info": info,
+    "protect": protect,
+    "attack": attack,
+    "compare": compare,
+    "demo": demo,
+    "prepare": prepare,
+    "evaluate": evaluate,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,218 @@
+"""Training of CT-GAN's injector and remover: a 3-D pix2pix that completes a cube whose middle is masked.
+
+Source: Mirsky et al., USENIX Security 2019, section 5; what the paper leaves open is as in the public code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from MITSGANLib import models
+from MITSGANLib.ctgan.attacker import own_tensors
+from MITSGANLib.ctgan.chain import CUBE_MM, MASK, mask_center
+from MITSGANLib.ctgan.equalization import BIN_COUNT, Equalization
+from MITSGANLib.ctgan.networks import CTGANConfig, CTGANDiscriminator, CTGANGenerator
+from MITSGANLib.errors import InputError
+from torch import nn
+from torch.nn import functional as F
+
+from ..cubes import CubeSet, augment, published_variants
+from .configuration import Count, Positive, Share, Weight
+from .engine import Learner, Loss, Product, Step, Task, Training
+from .inputs import Inputs, fingerprint
+from .team import frozen
+
+_TABLE = ("bins", "cdf", "normalization")
+_PART = 256  # cubes that are equalized or in-painted at once
+_SHOWN = 4  # validation cubes in a sample image
+_WINDOW_HU = (-1350.0, 150.0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training cubes are varied.
+
+    :param kind: "random" draws rotations by any angle, flips and shifts; "published" takes CT-GAN's fixed list: the
+        cube itself, 3 flips, 4 diagonal shifts by 4 mm and 59 rotations by multiples of 6 degrees, 67 in all.
+    :param variants: variants per cube where they are random, the first being the cube itself.
+    :param shifted_share: share of the random variants that are shifted by up to 4 mm.
+    """
+
+    kind: Literal["random", "published"] = "random"
+    variants: Count = 40
+    shifted_share: Share = 4 / 67
+
+    def apply(self, cubes: CubeSet, seed: int) -> np.ndarray:
+        """All variants of all cubes, int16 HU (n, 32, 32, 32)."""
+        if self.kind == "published":
+            return np.concatenate([published_variants(cube) for cube in cubes.hu])
+        return augment(cubes, self.variants, seed, self.shifted_share)
+
+
+@dataclass(frozen=True)
+class AttackerConfig:
+    """One attacker model and how it is trained. Learning rate, betas and L1 weight default to the paper's.
+
+    :param name: of the attacker, whose folder holds the injector and the remover.
+    :param sources: where the data comes from and its licence, for the model card.
+    """
+
+    role: Literal["injector", "remover"]
+    name: str = models.DEFAULT_ATTACKER
+    base_filters: Count = 100
+    dropout: Share = 0.5
+    learning_rate: Positive = 2e-4
+    discriminator_learning_rate: Positive = 2e-4
+    betas: tuple[Share, Share] = (0.5, 0.999)
+    l1_weight: Weight = 100.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    sources: str = ""
+
+
+class AttackerTask(Task[AttackerConfig]):
+    """A generator that completes cubes against a discriminator that scores pieces of them (least squares, plus L1)."""
+
+    Configuration = AttackerConfig
+    watched = "mean_absolute_error_hu"
+
+    def __init__(self, config: AttackerConfig, training: Training, inputs: Inputs) -> None:
+        super().__init__(config, training, inputs)
+        cubes = inputs.data.cubes(config.role, "training")
+        self._training_cubes = cubes
+        self._validation_cubes = inputs.data.cubes(config.role, "validation")
+        self._samples = config.augmentation.apply(cubes, training.seed)
+        self.samples_per_epoch = len(self._samples)
+        self._equalization = equalization_of(self._samples)
+        self.generator = CTGANGenerator(CTGANConfig(config.base_filters, config.dropout))
+        self.discriminator = CTGANDiscriminator(config.base_filters)
+        rates = {
+            "generator": (self.generator, config.learning_rate),
+            "discriminator": (self.discriminator, config.discriminator_learning_rate),
+        }
+        self.learners = {
+            name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas))
+            for name, (module, rate) in rates.items()
+        }
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "training_cubes": fingerprint(self._training_cubes.hu),
+            "validation_cubes": fingerprint(self._validation_cubes.hu),
+        }
+
+    def draw(self, step: Step) -> Sequence[int]:
+        return step.indices(len(self._samples))
+
+    def losses(self, samples: Sequence[int], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        """One descent of each network; 0 is real and 1 is forged, as in the public code."""
+        generator, discriminator = networks["generator"], networks["discriminator"]
+        cube = self._to_network(self._samples[samples])
+        masked = mask_center(cube)
+        forged = generator(masked)
+        real_score, forged_score = discriminator(cube, masked), discriminator(forged.detach(), masked)
+        yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
+
+        with frozen(self.discriminator) as judge:
+            adversarial = judge(forged, masked).square().mean()
+        l1 = F.l1_loss(forged, cube)
+        yield Loss("generator", adversarial + self.config.l1_weight * l1, {"adversarial": adversarial, "l1": l1})
+
+    def validate(self) -> Mapping[str, float]:
+        """Mean absolute error in the masked middle, in HU and in input units, on other patients' cubes."""
+        hu = torch.from_numpy(self._validation_cubes.centers()).to(self.inputs.device)
+        middle = (slice(None), MASK, MASK, MASK)
+        errors = []
+        for part in hu.split(_PART):
+            cube = self._equalization.to_network(part).float()
+            forged = self._complete(cube)
+            errors.append(
+                torch.stack(
+                    [
+                        (forged - cube)[middle].abs().mean(dim=(1, 2, 3)).double(),
+                        (self._equalization.to_hu(forged) - part)[middle].abs().mean(dim=(1, 2, 3)),
+                    ]
+                )
+            )
+        units, error_hu = torch.cat(errors, dim=1).mean(dim=1).tolist()
+        return {
+            "validation_cubes": len(hu),
+            "l1_input_units": round(units, 4),
+            "mean_absolute_error_hu": round(error_hu, 1),
+        }
+
+    def images(self) -> Mapping[str, np.ndarray]:
+        """Middle slices of validation cubes above what the generator makes of them, in the lung window."""
+        hu = torch.from_numpy(self._validation_cubes.centers()[:_SHOWN]).to(self.inputs.device)
+        forged = self._equalization.to_hu(self._complete(self._equalization.to_network(hu).float()))
+        rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (hu, forged)]
+        low, high = _WINDOW_HU
+        return {"cube above, completed below": ((torch.cat(rows) - low) / (high - low)).clamp(0, 1).cpu().numpy()}
+
+    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The look-up table comes along: the network has learned with it."""
+        rest = dict(tensors)
+        bins, cdf, normalization = (rest.pop(f"equalization.{name}").double().numpy() for name in _TABLE)
+        self._equalization = Equalization(bins, cdf, *normalization.tolist())
+        self.generator.load_state_dict({name.removeprefix("generator."): value for name, value in rest.items()})
+
+    def product(self) -> Product:
+        config = self.config
+        return Product(
+            path=f"attackers/{config.name}/{config.role}.safetensors",
+            tensors=own_tensors(self.generator, self._equalization),
+            name=f"{config.name}-{config.role}",
+            kind=config.role,
+            description=f"CT-GAN {config.role} with {config.base_filters} base filters (the published one has 100).",
+            architecture={"class": "CTGANGenerator", "config": dataclasses.asdict(self.generator.config)},
+            data={
+                "training": _described(self._training_cubes),
+                "validation": _described(self._validation_cubes),
+                "sources": config.sources or "not stated",
+            },
+            limits=(
+                "For measuring protection only. Trained on far fewer scans than the published attacker, and its "
+                "forgeries are plainer."
+            ),
+        )
+
+    def _to_network(self, hu: np.ndarray) -> torch.Tensor:
+        """HU (n, 32, 32, 32) to the generator's input (n, 1, 32, 32, 32)."""
+        cubes = torch.from_numpy(hu).to(self.inputs.device)
+        return self._equalization.to_network(cubes).float().unsqueeze(1)
+
+    def _complete(self, cubes: torch.Tensor) -> torch.Tensor:
+        return self.generator(mask_center(cubes).unsqueeze(1)).squeeze(1)
+
+
+TASK = AttackerTask
+
+
+def equalization_of(samples: np.ndarray) -> Equalization:
+    """The look-up table of int16 samples, as :meth:`Equalization.from_cubes` makes it, from counts of equal values.
+
+    The same table without float64 copies of all samples, which for CT-GAN's 58,089 cubes would take 30 GB.
+
+    :raises InputError: when all samples hold one value.
+    """
+    counts = np.zeros(2**16, dtype=np.int64)
+    for cube in samples:
+        counts += np.bincount(cube.ravel().astype(np.int32) + 2**15, minlength=2**16)
+    values = np.flatnonzero(counts) - 2**15
+    if len(values) < 2:
+        raise InputError("All training cubes hold one single value; they are no CT. Prepare the data set again.")
+    counts = counts[values + 2**15]
+    histogram, edges = np.histogram(values, BIN_COUNT, weights=counts.astype(np.float64))
+    centers = edges[:-1] + np.diff(edges) / 2
+    cdf = np.cumsum(histogram / len(samples))
+    equalized = np.interp(values, centers, cdf)
+    mean = float(np.average(equalized, weights=counts))
+    return Equalization(centers, cdf, mean, float(equalized.min()), float(equalized.max()))
+
+
+def _described(cubes: CubeSet) -> str:
+    return f"{len(cubes.hu)} cubes of {len(np.unique(cubes.patients))} patients"

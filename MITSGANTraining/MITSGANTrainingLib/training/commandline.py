@@ -1,0 +1,199 @@
+"""The command line of ``train.py``: which recipe, on what data, where to."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from MITSGANLib.devices import DEVICES
+from MITSGANLib.errors import CancelledError, InputError, MITSGANError
+from MITSGANLib.models import MODELS_FOLDER
+
+_DESCRIPTION = """\
+Train a model by a recipe (a TOML file) on data that 'mitsgan prepare' made. The same command continues a stopped run.
+Ctrl-C or SIGTERM finish the step, save, and exit with code 130. Several GPUs or machines:
+torchrun --nproc-per-node N MITSGANTraining/train.py RECIPE ..."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one model and give the process's exit code, as of ``mitsgan``; 1 also for a loss that is not finite."""
+    options = _parser().parse_args(arguments)
+    leads = os.environ.get("RANK", "0") == "0"
+    level = logging.DEBUG if options.verbose else logging.INFO if leads else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    try:
+        text = _run(options)
+    except (MITSGANError, KeyboardInterrupt, ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        if options.verbose:
+            logging.getLogger(__name__).exception("train.py failed")
+        text, code = _failure(error)
+        if leads:
+            print(f"train.py: {text}", file=sys.stderr)
+        return code
+    if leads:
+        print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped one (Resources/Recipes)")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="folder that mitsgan prepare wrote")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints and logs (default: runs/RECIPE)")
+    parser.add_argument(
+        "--out", type=Path, default=MODELS_FOLDER, help="folder of models to write to (default: the installed ones)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change a value of the recipe, such as training.batch_size=4; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, help="short for --set training.seed=...")
+    parser.add_argument("--steps", type=int, help="short for --set training.steps=...; replaces epochs")
+    parser.add_argument(
+        "--attackers", nargs="+", default=[], metavar="ATTACKER",
+        help="of a protector: folders or names of attackers to train against (default: the recipe's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--start-from", type=Path, metavar="WEIGHTS",
+        help="begin with the weights of this .safetensors file, of the same architecture, its card beside it",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: a GPU if any)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each process (default: all)")
+    parser.add_argument("--no-logs", action="store_true", help="write no TensorBoard log to WORK/logs")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="build all, do one step, say what a run takes, and write nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", metavar="REPORT.json",
+        help="do not train; write the figures of these reports of mitsgan demo into the protector's model card",
+    )  # fmt: skip
+    parser.add_argument("--verbose", action="store_true", help="log more, and the trace of an error")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> str:
+    """Do what the options say; gives what there is to say at the end."""
+    import torch
+
+    from ..samples import Dataset
+    from .inputs import Inputs
+    from .monitor import ProgressMonitor
+    from .recipes import load_recipe
+    from .run import Run
+    from .team import join_team
+
+    recipe = load_recipe(options.recipe, _changes(options))
+    if options.figures:
+        from .figures import record_figures
+
+        return f"Wrote {record_figures(options.out, _protector(recipe), options.figures)}"
+    if options.data is None:
+        raise InputError("--data is missing; give a folder that mitsgan prepare wrote.")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise InputError(f"--threads must be at least 1, not {options.threads}.")
+        torch.set_num_threads(options.threads)
+    work = options.work or Path("runs") / recipe.name
+    with stop_on_signals() as stop, join_team(options.device) as team:
+        inputs = Inputs(Dataset.open(options.data), team.device, tuple(options.attackers), options.out)
+        run = Run(recipe, inputs, work, _command(options, recipe.name), options.start_from)
+        if options.dry_run:
+            return _described(run.rehearse(team))
+        logs = None if options.no_logs else work / "logs"
+        return f"Wrote {run.train(team, ProgressMonitor(logs) if team.leads else None, stop)}"
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    from .recipes import parse_change
+
+    changes = dict(parse_change(text) for text in options.set)
+    if options.seed is not None:
+        changes["training.seed"] = options.seed
+    if options.steps is not None:
+        changes |= {"training.steps": options.steps, "training.epochs": 0}
+    return changes
+
+
+def _protector(recipe: Any) -> str:
+    name = getattr(recipe.config, "name", None)
+    if recipe.task == "attacker" or not name:
+        raise InputError("--figures writes into the card of a protector; name a protector's recipe.")
+    return name
+
+
+def _command(options: argparse.Namespace, recipe: str) -> str:
+    """How to train the model again, with placeholders for places of this machine."""
+    changes = [f"--set {shlex.quote(text)}" for text in options.set]
+    shorts = [f"--{name} {value}" for name in ("seed", "steps") if (value := getattr(options, name)) is not None]
+    attackers = [f"--attackers {' '.join(Path(name).name for name in options.attackers)}"] if options.attackers else []
+    start = ["--start-from WEIGHTS"] if options.start_from else []
+    return " ".join(["train.py", recipe, "--data DATASET", *changes, *shorts, *attackers, *start])
+
+
+def _described(rehearsal: dict[str, Any]) -> str:
+    megabytes = {name: f"{rehearsal[f'{name}_bytes'] / 1e6:,.0f} MB" for name in ("weights", "activations")}
+    parameters = ", ".join(f"{name} {count:,}" for name, count in rehearsal["parameters"].items())
+    left = rehearsal["steps"] - rehearsal["first_step"]
+    seconds = rehearsal["seconds_per_step"]
+    first = f" from step {rehearsal['first_step']} (a checkpoint is there)" if rehearsal["first_step"] else ""
+    return (
+        f"Device: {rehearsal['device']}\n"
+        f"Parameters: {parameters}\n"
+        f"Memory: weights, gradients and optimizer {megabytes['weights']}; activations of a step, at most "
+        f"{megabytes['activations']}; besides data and working memory\n"
+        f"Steps: {rehearsal['steps']:,}{first}\n"
+        f"Time: {seconds:.2f} s for a first step, as a rule the slowest; at that pace {left * seconds / 3600:.1f} h\n"
+        "Nothing was written."
+    )
+
+
+def _failure(error: BaseException) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    if isinstance(error, MITSGANError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return (
+            "Stopped at once; the last checkpoint holds. Run the same command again to go on.",
+            CancelledError.exit_code,
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return f"The Python package '{error.name}' is missing; install it with pip, or use the Python that has it.", 6
+    # By its name and words: torch's own error for a full GPU, and what its CPU allocator says.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        return "Not enough memory; lower training.batch_size (--dry-run says what a step takes).", 1
+    raise error
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """A question whether SIGINT or SIGTERM came; the first one only asks to stop, a second Ctrl-C stops at once."""
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+        # Not print: a signal may come while the stream is being written.
+        os.write(2, b"train.py: Finishing this step, then saving.\n")
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

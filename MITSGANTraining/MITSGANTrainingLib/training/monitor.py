@@ -1,0 +1,94 @@
+"""What a run shows while it goes on: a progress bar with the losses, a log line, and TensorBoard's files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Shows nothing. The base of those that do, and what all processes but the leading one use."""
+
+    def start(self, first: int, steps: int) -> None:
+        """Steps ``first`` to ``steps`` are about to run."""
+
+    def report(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The losses of a step."""
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """The figures of a validation."""
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Sample images, float (rows, columns) from 0 to 1."""
+
+    def close(self) -> None:
+        """The run has ended, whatever for."""
+
+
+class ProgressMonitor(Monitor):
+    """A progress bar on a terminal, a log line per report elsewhere, and TensorBoard's files in the folder ``logs``.
+
+    Without the package tensorboard the run goes on, and says how to get it.
+    """
+
+    def __init__(self, logs: Path | None) -> None:
+        self._logs = logs
+        self._bar: Any = None
+        self._writer: Any = None
+
+    def start(self, first: int, steps: int) -> None:
+        from tqdm import tqdm
+
+        # Off a terminal (a batch system's log file) a bar is a line per update.
+        self._bar = tqdm(total=steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True, disable=None)
+        if self._logs is not None:
+            self._writer = _summary_writer(self._logs, first)
+
+    def report(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()})
+        self._say(step, scalars, "training")
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._say(step, figures, "validation")
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        if self._writer is not None:
+            for name, image in images.items():
+                self._writer.add_image(name, image, step, dataformats="HW")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _say(self, step: int, values: Mapping[str, float], kind: str) -> None:
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        if self._bar.disable or kind == "validation":
+            with logging_redirect_tqdm():
+                text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                _log.info("step %d, %s: %s", step, kind, text)
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _summary_writer(folder: Path, first: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _log.warning(
+            "The package tensorboard is not installed, so no TensorBoard log is kept; pip install tensorboard."
+        )
+        return None
+    # Without purging, what a stopped run logged after its last checkpoint would be there twice.
+    return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
