@@ -165,6 +165,25 @@ class TestEqualization:
         equalization.to_network(hu).sum().backward()
         assert hu.grad[0] > 5 * hu.grad[1] > 0
 
+    def test_a_table_of_whole_hu_leads_every_voxel(self):
+        """Two of three of its bins are flat; between whole HU, where rescaling puts them, voxels must not be lost."""
+        rng = np.random.default_rng(0)
+        table = Equalization.from_cubes(rng.normal(-850, 60, (8, 4000)).round().clip(-1000, 2000))
+        hu = torch.tensor(rng.uniform(-930, -770, 2000), requires_grad=True)
+        forward = table.to_network(hu)
+        expected = (np.interp(hu.detach().numpy(), table.bins, table.cdf) - table.mean) / (
+            table.maximum - table.minimum
+        )
+        np.testing.assert_allclose(forward.detach().numpy(), expected, atol=1e-12)
+        forward.sum().backward()
+        assert (hu.grad > 0).all()
+        rise = table.to_network(torch.tensor([-800.0, -900.0]))
+        between = (hu > -900) & (hu < -800)
+        assert hu.grad[between].mean().item() == pytest.approx((rise[0] - rise[1]).item() / 100, rel=0.05)
+        values = torch.tensor(rng.uniform(-0.3, 0.3, 200), requires_grad=True)
+        table.to_hu(values).sum().backward()
+        assert (values.grad > 0).all()
+
 
 class TestGradient:
     @pytest.mark.parametrize("action", ["inject", "remove"])

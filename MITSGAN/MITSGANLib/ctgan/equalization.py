@@ -6,6 +6,7 @@ The table is the cumulative histogram of the training set, so the input range is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 BIN_COUNT = 10_000
+# A table made from whole HU is a staircase: of three bins two are flat. With its own slope one in seven of the voxels
+# that the attacker sees got a gradient; the slope over a few HU leads all of them.
+_SLOPE_HALF_WIDTH_HU = 2.0
+_STEEPEST_HU = 20_000.0  # HU per unit of input that the way back may have, which bone comes near to
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +69,41 @@ class Equalization:
         return cls(centers, cdf, float(equalized.mean()), float(equalized.min()), float(equalized.max()))
 
     def to_network(self, hu: torch.Tensor) -> torch.Tensor:
-        """HU (any shape) to the generator's input range, about [-0.5, 0.5]; float64, differentiable in ``hu``."""
-        equalized = _interpolate(hu, self.bins, self.cdf)
-        return (equalized - self.mean) / (self.maximum - self.minimum)
+        """HU (any shape) to the generator's input range, about [-0.5, 0.5]; float64, differentiable in ``hu``.
+
+        The values are the table's, the gradient is that of the table smoothed over 4 HU.
+        """
+        normalized = (_interpolate(hu.detach(), self.bins, self.cdf) - self.mean) / (self.maximum - self.minimum)
+        return _with_slope(normalized, hu, self._slope) if hu.requires_grad else normalized
 
     def to_hu(self, values: torch.Tensor) -> torch.Tensor:
-        """Generator output (any shape, clipped to [-0.5, 0.5]) to HU; float64, differentiable in ``values``."""
-        equalized = values.double().clamp(-0.5, 0.5) * (self.maximum - self.minimum) + self.mean
-        return _interpolate(equalized, self.cdf, self.bins)
+        """Generator output (any shape, clipped to [-0.5, 0.5]) to HU; float64, differentiable in ``values``.
+
+        The values are the table's, the gradient is that of the smoothed table reversed, of at most 20,000 HU per unit.
+        """
+        clipped = values.double().clamp(-0.5, 0.5)
+        hu = _interpolate(clipped.detach() * (self.maximum - self.minimum) + self.mean, self.cdf, self.bins)
+        if not values.requires_grad:
+            return hu
+        return _with_slope(hu, clipped, lambda _values: 1 / self._slope(hu).clamp_min(1 / _STEEPEST_HU))
+
+    def _slope(self, hu: torch.Tensor) -> torch.Tensor:
+        """Input per HU, over a few HU."""
+        above, below = (
+            _interpolate(hu + d, self.bins, self.cdf) for d in (_SLOPE_HALF_WIDTH_HU, -_SLOPE_HALF_WIDTH_HU)
+        )
+        return (above - below) / (2 * _SLOPE_HALF_WIDTH_HU * (self.maximum - self.minimum))
+
+
+def _with_slope(result: torch.Tensor, x: torch.Tensor, slope: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``result`` with the gradient ``slope(x)`` in ``x``."""
+    x = x.double()
+    # Of the same value: the bracket is 0.
+    return result + slope(x.detach()) * (x - x.detach())
 
 
 def _interpolate(x: torch.Tensor, xp: np.ndarray, fp: np.ndarray) -> torch.Tensor:
-    """``numpy.interp`` in torch: float64, piecewise linear, constant beyond the ends, differentiable in ``x``."""
+    """``numpy.interp`` in torch: float64, piecewise linear, constant beyond the ends."""
     import torch
 
     # float64 throughout: in the table's flat ends one part in 1e7 of the cumulative count is tens of HU.
