@@ -147,24 +147,38 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Width of the discriminator (the public code has 1; the paper does not say) and its LeakyReLU slope."""
+    """Architecture of the discriminator.
+
+    :param base_filters: width; the public code has 1, the paper does not say.
+    :param slope: of the LeakyReLU.
+    :param first_batch_norm: batch norm after the first convolution, too.
+    :param strided_layers: convolutions that halve the slice before the last one; with 7 there are the paper's eight in
+        all, for 512x512. Each one less halves the least edge of a slice: 5 are for crops of 128x128.
+    """
 
     base_filters: int = 1
     slope: float = 0.2
     first_batch_norm: bool = False
+    strided_layers: int = 7
+
+    @property
+    def least_edge(self) -> int:
+        """Fewest rows and columns that a slice must have."""
+        return 4 << self.strided_layers
 
 
 class Discriminator(nn.Module):
     """Eight 4x4 convolutions to the likelihood that a slice is an original (paper, section 3.1).
 
-    Input (batch, 1, rows, columns) of at least 512 by 512, output (batch,) in (0, 1). The paper's text puts batch norm
-    after each layer; like the public code, the first has none unless asked for, and the last gives the likelihood.
+    Input (batch, 1, rows, columns) of at least 512 by 512 (see ``least_edge``), output (batch,) in (0, 1). The paper's
+    text puts batch norm after each layer; like the public code, the first has none unless asked for, and the last gives
+    the likelihood.
     """
 
     def __init__(self, config: DiscriminatorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiscriminatorConfig()
-        filters = [config.base_filters * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
+        filters = [config.base_filters * min(2**layer, 8) for layer in range(config.strided_layers)]
         layers: list[nn.Module] = []
         for index, (channels_in, channels_out) in enumerate(zip([1, *filters], filters, strict=False)):
             layers.append(nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False))
@@ -173,5 +187,7 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(config.slope))
         self.layers = nn.Sequential(*layers, nn.Conv2d(filters[-1], 1, 4, bias=False))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.layers(x).mean(dim=(1, 2, 3)))
+    def forward(self, x: torch.Tensor, *, logits: bool = False) -> torch.Tensor:
+        """The likelihood of each slice, or its logit, on which a loss is stable."""
+        score = self.layers(x).mean(dim=(1, 2, 3))
+        return score if logits else torch.sigmoid(score)

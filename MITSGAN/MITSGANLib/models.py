@@ -1,7 +1,8 @@
 """Registry of trained weights: safetensors files, each beside a JSON model card that says what it is.
 
 ``Resources/Models/protectors/NAME.{safetensors,json}`` are protectors; each folder ``Resources/Models/attackers/NAME``
-holds an ``injector`` and a ``remover``. The card's SHA-256 is checked before any tensor is used.
+holds an ``injector`` and a ``remover``. Weights of one's own may lie anywhere, card beside them. The card's SHA-256 is
+checked before any tensor is used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from .generator import Generator
+    from .tafim import TAFIM
 
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
 DEFAULT_PROTECTOR = "mitsgan-small"
@@ -80,21 +83,50 @@ def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_ATTACKER)
 
 
-def load_protector(name: str, folder: Path = MODELS_FOLDER) -> tuple[Generator, ModelCard]:
-    """The generator ``name`` ("default" is the default one) in evaluation mode, and its card.
+def load_protector(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> tuple[Generator | TAFIM, ModelCard]:
+    """The network of a protector in evaluation mode, and its card.
 
-    :raises ModelError: when it is unknown, corrupt, or its weights do not fit its architecture.
+    :param name: an installed protector ("default" is the default one), or the path of a .safetensors file with its
+        card beside it.
+    :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
-    from .generator import Generator, GeneratorConfig
-
-    name = DEFAULT_PROTECTOR if name == "default" else name
-    path = folder / "protectors" / f"{name}.safetensors"
-    if not path.exists():
-        known = ", ".join(card.name for card in available_protectors(folder)) or "none"
-        raise ModelError(f"There is no protector '{name}'; installed are: {known}.")
+    path = protector_path(name, folder)
     tensors, card = read_weights(path)
-    config = configuration(GeneratorConfig, card)
-    return fill(Generator(config), tensors, card), card
+    return fill(_protector_network(card), tensors, card), card
+
+
+def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> Path:
+    """Where the weights of a protector lie; ``name`` as for :func:`load_protector`.
+
+    :raises ModelError: when there are none.
+    """
+    if os.fspath(name).endswith(".safetensors"):
+        path = Path(name)
+        if not path.is_file():
+            raise ModelError(f"There are no weights at {path}; check the path.")
+        return path
+    name = DEFAULT_PROTECTOR if name == "default" else os.fspath(name)
+    path = folder / "protectors" / f"{name}.safetensors"
+    # A name is not a way to files elsewhere; those are given with their suffix.
+    if Path(name).name != name or not path.exists():
+        known = ", ".join(card.name for card in available_protectors(folder)) or "none"
+        raise ModelError(f"There is no protector '{name}'; installed are: {known}. A file is named with .safetensors.")
+    return path
+
+
+def _protector_network(card: ModelCard) -> Generator | TAFIM:
+    from .generator import Generator, GeneratorConfig
+    from .tafim import TAFIM, TAFIMConfig
+
+    kinds = {"Generator": (Generator, GeneratorConfig), "TAFIM": (TAFIM, TAFIMConfig)}
+    kind = card.architecture.get("class")
+    if kind not in kinds:
+        raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({', '.join(kinds)}).")
+    network, config = kinds[kind]
+    try:
+        return network(configuration(config, card))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"Model '{card.name}' has an architecture that cannot be built ({error}).") from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
@@ -137,10 +169,10 @@ def configuration(kind: type, card: ModelCard) -> Any:
 
     :raises ModelError: when the card names other fields.
     """
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in card.architecture["config"].items()}
     try:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in card.architecture["config"].items()}
         return kind(**values)
-    except TypeError as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"Model '{card.name}' has an architecture this version does not know ({error}).") from error
 
 

@@ -7,17 +7,24 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from MITSGANLib import models
 from MITSGANLib.budget import Budget, body_mask
 from MITSGANLib.errors import CancelledError, ModelError
 from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.protector import Protector, protect
+from MITSGANLib.models import ModelCard, write_weights
+from MITSGANLib.protector import Protector, load_protector, protect
+from MITSGANLib.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.volume import PROTECTION, CTVolume, Provenance
 
 
 def untrained(output: str = "residual", seed: int = 0, **budget: float) -> Protector:
+    """``output`` of a generator, or "tafim" for the rival's model."""
     torch.manual_seed(11)
-    generator = Generator(GeneratorConfig(trunk_filters=8, output=output, unshuffle=2)).eval()
-    return Protector("untrained", generator, Budget(**budget), seed, digest="ab" * 32)
+    if output == "tafim":
+        network = TAFIM(TAFIMConfig(base_filters=2, levels=2, tile=48)).eval()
+    else:
+        network = Generator(GeneratorConfig(trunk_filters=8, output=output, unshuffle=2)).eval()
+    return Protector("untrained", network, Budget(**budget), seed, digest="ab" * 32)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +38,28 @@ class TestBound:
         assert protected.hu.dtype == np.int16
         assert 1 <= np.abs(change).max() <= 12
 
-    @pytest.mark.parametrize("output", ["image", "residual"])
+    @pytest.mark.parametrize("output", ["image", "residual", "tafim"])
     @pytest.mark.parametrize("strength", [0.0, 1.0, 3.5, 40.0])
-    def test_holds_for_every_strength_and_kind_of_generator(self, phantom, output, strength):
+    def test_holds_for_every_strength_and_kind_of_network(self, phantom, output, strength):
         volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:24])
         result = protect(volume, model=untrained(output, strength_hu=strength))
         assert np.abs(result.hu.astype(int) - volume.hu).max() <= strength
+
+    def test_an_image_generator_comes_through_whole_where_the_strength_allows_it(self, phantom):
+        """As in MITS-GAN's paper: the slice is what the network says, but for air, saturated voxels and their sides."""
+        volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:22])
+        free = untrained("image", strength_hu=4095.0, soft_tissue=1.0, bone=1.0)
+        with torch.no_grad():
+            free.generator.trunk[-2].weight.zero_()
+            free.generator.trunk[-2].bias.fill_(-0.45)
+        low, high = free.generator.config.hu_window
+        painted = (np.tanh(-0.45) + 1) / 2 * (high - low) + low
+        result = protect(volume, model=free)
+        mask = body_mask(volume.hu, None, volume.spacing_kji)
+        soft = mask & (volume.hu > 0) & (volume.hu < 200)
+        assert soft.any()
+        assert np.abs(result.hu[soft] - painted).max() <= 0.5 + 1e-3
+        assert (result.hu[~mask] == volume.hu[~mask]).all()
 
     def test_outside_the_body_stays(self, phantom, protected):
         outside = ~body_mask(phantom.volume.hu, None, phantom.volume.spacing_kji)
@@ -105,3 +128,99 @@ class TestFailure:
     def test_provenance_of_the_source_is_kept(self, phantom):
         volume = dataclasses.replace(phantom.volume, provenance=Provenance(source="x", series_instance_uid="1.2.3"))
         assert protect(volume, model=untrained()).provenance.series_instance_uid == "1.2.3"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """``weights(network)`` writes a network with a card, and gives the path."""
+
+    def write(network: Generator | TAFIM, kind: str = "", budget: dict | None = None, **config: object):
+        card = ModelCard(
+            name="own",
+            kind="protector",
+            description="",
+            architecture={
+                "class": kind or type(network).__name__,
+                "config": {**dataclasses.asdict(network.config), **config},
+            },
+            data={},
+            training={},
+            figures={},
+            limits="",
+            seed=0,
+            command="",
+            commit="",
+            budget={"strength_hu": 9.0} if budget is None else budget,
+        )
+        path = tmp_path / "anywhere" / "own.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_weights(path, models.half_precision(network), card)
+        return path
+
+    return write
+
+
+class TestLoading:
+    @pytest.mark.parametrize("output", ["residual", "image", "tafim"])
+    def test_a_file_anywhere_protects_as_the_network_in_it(self, phantom, weights, output):
+        network = untrained(output).generator
+        with torch.no_grad():  # so that storing in half precision loses nothing
+            for values in network.state_dict().values():
+                values.copy_(values.half())
+        path = weights(network)
+        volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:23])
+        loaded = load_protector(path)
+        assert (loaded.name, loaded.budget.strength_hu) == ("own", 9.0)
+        expected = protect(volume, model=dataclasses.replace(untrained(), generator=network, budget=loaded.budget))
+        assert (protect(volume, model=str(path)).hu == expected.hu).all()
+        assert (expected.hu != volume.hu).any()
+
+    def test_strength_replaces_the_cards(self, weights):
+        assert load_protector(weights(untrained().generator), strength_hu=4).budget == Budget(strength_hu=4.0)
+
+    def test_installed_ones_are_known_by_name(self):
+        assert load_protector("default").name == models.DEFAULT_PROTECTOR
+        with pytest.raises(ModelError, match=models.DEFAULT_PROTECTOR):
+            load_protector("no-such-model")
+
+    def test_a_name_is_not_a_way_out_of_the_models_folder(self, tmp_path, weights):
+        weights(untrained().generator)
+        folder = tmp_path / "models"
+        (folder / "protectors").mkdir(parents=True)
+        with pytest.raises(ModelError, match="no protector"):
+            models.load_protector("../../anywhere/own", folder)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(ModelError, match="check the path"):
+            load_protector(tmp_path / "none.safetensors")
+
+    def test_an_attacker_is_no_protector(self):
+        path = models.MODELS_FOLDER / "attackers" / models.DEFAULT_ATTACKER / "injector.safetensors"
+        with pytest.raises(ModelError, match="not a protector"):
+            load_protector(path)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"config": {"tile": 7}},
+            {"config": {"tile": "large"}},
+            {"config": {"unknown": 1}},
+            {"kind": "Generator"},
+            {"budget": {"strength": 3.0}},
+            {"budget": {"strength_hu": -3.0}},
+        ],
+    )
+    def test_a_card_that_does_not_fit_is_refused(self, weights, changes):
+        changes = dict(changes)
+        path = weights(untrained("tafim").generator, **changes.pop("config", {}), **changes)
+        with pytest.raises(ModelError, match="own"):
+            load_protector(path)
+
+
+def test_the_seed_does_not_matter_to_tafim(phantom):
+    """Its perturbation is learned, not drawn."""
+    volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:22])
+    first, second = (
+        protect(volume, model=dataclasses.replace(untrained("tafim", strength_hu=20.0), seed=seed)) for seed in (0, 1)
+    )
+    assert (first.hu == second.hu).all()

@@ -1,0 +1,235 @@
+"""TAFIM (Aneja, Markhasin, Nießner, ECCV 2022) against CT-GAN, the rival of MITS-GAN's paper.
+
+The U-Net and the global perturbation are learned together: what the attack makes of a protected slice shall be one
+fixed picture (manipulation loss), and the slice shall stay as it is (reconstruction loss). Before the attack the slice
+is compressed at random, so that the protection outlives that. Built from what the papers say, not from TAFIM's code:
+
+- Target: TAFIM's is an image of one color. Here it is a cube of one HU in the middle that the attacker's network makes
+  up; 150 HU is white in the lung window, and a white cube is what neither an injection nor a removal should leave.
+- Losses are mean squares of HU over the model's window, mapped to [-1, 1]: the manipulation loss over the middle that
+  is made up, the reconstruction loss over all slices. Injector and remover count alike.
+- TAFIM clips to the range of images. Here the budget bounds the change, voxel by voxel, in training as in use.
+- Learning rate and weights are not in the texts at hand; the recipe says what was tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from MITSGANLib import models
+from MITSGANLib.budget import Budget
+from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.ctgan.chain import CUBE_MM, MASK
+from MITSGANLib.errors import InputError
+from MITSGANLib.generator import hu_to_network
+from MITSGANLib.tafim import TAFIM, TAFIMConfig
+from torch import nn
+
+from .compression import Compression, compress, draw_quality
+from .configuration import Count, CountOrNone, Positive, Share, Weight
+from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .inputs import Inputs, fingerprint
+from .slabs import Slab, SlabScan, SlabShape, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu, scans_of
+
+
+@dataclass(frozen=True)
+class TAFIMTrainingConfig:
+    """TAFIM and how it is trained.
+
+    :param attackers: names of the attackers trained against; ``--attackers`` replaces them.
+    :param budget: bounds the change in training and in use.
+    :param target_hu: what the attack shall make of the middle of the cube.
+    :param reconstruction_weight: weight of the reconstruction loss; the manipulation loss has 1.
+    :param last_rate: share of the learning rate that is left at the end, after half a cosine.
+    :param slices: at least this many around a place.
+    :param crop: rows and columns of the slices; 0 takes whole slices.
+    :param structure_share: share of the places at nodule-like structures.
+    :param validation_targets: places per validation scan.
+    :param sources: where the data comes from and its licence, for the model card.
+    """
+
+    name: str = "tafim"
+    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
+    model: TAFIMConfig = field(default_factory=TAFIMConfig)
+    budget: Budget = field(default_factory=Budget)
+    compression: Compression = field(default_factory=Compression)
+    target_hu: float = 150.0
+    reconstruction_weight: Weight = 1.0
+    learning_rate: Positive = 1e-3
+    last_rate: Share = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    slices: Count = 1
+    crop: CountOrNone = 0
+    structure_share: Share = 0.5
+    validation_targets: CountOrNone = 4
+    sources: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("base_filters", "levels", "tile"):
+            if getattr(self.model, key) < 1:
+                raise InputError(f"model.{key} must be at least 1, not {getattr(self.model, key)}.")
+        if self.budget.strength_hu == 0:
+            raise InputError("budget.strength_hu must be above 0: with no change there is nothing to train.")
+
+    @property
+    def slab_shape(self) -> SlabShape:
+        return SlabShape(self.slices, self.crop, self.structure_share)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A slab, and the quality at which it is compressed before the attack; None is not at all."""
+
+    slab: Slab
+    quality: int | None
+
+
+class TAFIMTask(Task[TAFIMTrainingConfig]):
+    """A bounded change after which frozen attackers forge one fixed picture."""
+
+    Configuration = TAFIMTrainingConfig
+    watched = "loss"
+
+    def __init__(self, config: TAFIMTrainingConfig, training: Training, inputs: Inputs) -> None:
+        super().__init__(config, training, inputs)
+        self._attackers = inputs.load_attackers(config.attackers)
+        self._scans = scans_of(inputs.data.scans("training"), config.slab_shape)
+        self._validation = scans_of(inputs.data.scans("validation"), config.slab_shape)
+        if not self._scans:
+            raise InputError("The data set has no whole scans to train a protector on; prepare scans, not cubes alone.")
+        self.samples_per_epoch = sum(len(scan.targets.lung) for scan in self._scans)
+        self.model = TAFIM(config.model)
+        self.model.unet.to(memory_format=torch.channels_last)  # faster on a CPU
+        optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, config.betas)
+        self.learners = {"generator": Learner(self.model, optimizer, cosine(config.last_rate))}
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "training_scans": fingerprint(*(mark for scan in self._scans for mark in scan.targets.marks())),
+            "validation_scans": fingerprint(*(mark for scan in self._validation for mark in scan.targets.marks())),
+            **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
+        }
+
+    def draw(self, step: Step) -> Sequence[Sample]:
+        rng = step.rng()
+        slabs = draw_slabs(self._scans, step.batch_size, rng)
+        return [Sample(slab, draw_quality(self.config.compression, rng)) for slab in slabs]
+
+    def losses(self, samples: Sequence[Sample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        scan = self._scans[samples[0].slab.scan]
+        clean, change = self._change(scan, [sample.slab for sample in samples], networks["generator"])
+        value, scalars = self._loss(scan, samples, clean, change)
+        yield Loss("generator", value, scalars)
+
+    def validate(self) -> Mapping[str, float]:
+        """The loss and its parts at fixed places without compression, and how far forgeries move, averaged over scans.
+
+        ``rmse_hu`` is the change of the slabs' slices; ``moved_hu`` is with and without compression at the lowest
+        quality that training draws.
+        """
+        found = []
+        for scan, slabs in self._fixed():
+            clean, change = self._change(scan, slabs, self.model)
+            value, scalars = self._loss(scan, [Sample(slab, None) for slab in slabs], clean, change)
+            figures = {"loss": value.item(), **{name: scalar.item() for name, scalar in scalars.items()}}
+            figures["rmse_hu"] = change.square().mean().sqrt().item()
+            for words, quality in (("", None), ("compressed ", self.config.compression.quality[0])):
+                cubes = [
+                    attacked_cubes(compress(hu, quality, self.config.compression), slabs, scan.scan.spacing_kji)
+                    for hu in (clean, clean + change)
+                ]
+                figures |= {f"{a.name} {a.action} {words}moved_hu": moved_hu(*cubes, a).item() for a in self._attackers}
+            found.append(figures)
+        return average(found)
+
+    def images(self) -> Mapping[str, np.ndarray]:
+        """The middle slice of a slab, its change (gray is none), the global perturbation, and what attacks forge."""
+        scan, slabs = next(self._fixed(), (self._scans[0], self._scans[0].draw(0, 1, np.random.default_rng(0))))
+        clean, change = self._change(scan, slabs, self.model)
+        strength = self.config.budget.strength_hu
+        cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
+        forged = [
+            torch.cat([attacker.inpainter(cube)[0, CUBE_MM // 2] for cube in cubes], dim=1)
+            for attacker in self._attackers
+        ]
+        k = slabs[0].target[0]
+        return {
+            "scan": gray(clean[0, k]),
+            "change": gray(change[0, k], (-strength, strength)),
+            "global perturbation": gray(self.model.perturbation[0, 0], (-3.0, 3.0)),
+            "forged on clean, forged on protected": gray(torch.cat(forged)),
+        }
+
+    def product(self) -> Product:
+        config = self.config
+        names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
+        return Product(
+            path=f"protectors/{config.name}.safetensors",
+            tensors=models.half_precision(self.model),
+            name=config.name,
+            kind="protector",
+            description=(
+                "TAFIM, a rival for comparison: a U-Net fits one learned perturbation to each slice, so that attacks "
+                f"forge {config.target_hu:g} HU; the change is bounded in HU."
+            ),
+            architecture={"class": "TAFIM", "config": dataclasses.asdict(config.model)},
+            data={
+                "training": f"{len(self._scans)} scans",
+                "validation": f"{len(self._validation)} scans",
+                "sources": config.sources,
+            },
+            limits=(
+                f"For comparison, not for use: trained against {names} only, on chest CT. No guarantee: an attacker "
+                "who adapts, or forges without a network, is not stopped."
+            ),
+            budget=config.budget.to_dict(),
+        )
+
+    def _fixed(self) -> Iterator[tuple[SlabScan, list[Slab]]]:
+        """The validation scans with their places, always the same."""
+        for number, scan in enumerate(self._validation):
+            rng = np.random.default_rng((self.training.seed, number))
+            slabs = scan.draw(number, self.config.validation_targets, rng)
+            if slabs:
+                yield scan, slabs
+
+    def _change(self, scan: SlabScan, slabs: Sequence[Slab], model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slabs (n, slices, rows, columns) in HU, and the model's change of them in whole HU."""
+        parts = (
+            np.stack([read(slab) for slab in slabs])
+            for read in (scan.hu, lambda slab: scan.allowed(slab, self.config.budget))
+        )
+        clean, allowed = (torch.from_numpy(part).to(self.inputs.device).float() for part in parts)
+        slices = hu_to_network(clean, self.config.model.hu_window).flatten(0, 1).unsqueeze(1)
+        corners = [slab.start[1:] for slab in slabs for _ in range(slab.shape[0])]
+        change = model(slices, corners).squeeze(1).view_as(clean).float() * allowed
+        # Whole HU, as the protector will write; gradient as if not.
+        return clean, change + (change.round() - change).detach()
+
+    def _loss(
+        self, scan: SlabScan, samples: Sequence[Sample], clean: torch.Tensor, change: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        window = self.config.model.hu_window
+        protected = torch.stack(
+            [
+                compress(one, sample.quality, self.config.compression)
+                for one, sample in zip(clean + change, samples, strict=True)
+            ]
+        )
+        cubes = attacked_cubes(protected, [sample.slab for sample in samples], scan.scan.spacing_kji)
+        manipulation = torch.stack([self._manipulation(cubes, attacker) for attacker in self._attackers]).mean()
+        reconstruction = mean_square(change, window)
+        loss = manipulation + self.config.reconstruction_weight * reconstruction
+        return loss, {"manipulation": manipulation, "reconstruction": reconstruction}
+
+    def _manipulation(self, cubes: torch.Tensor, attacker: Attacker) -> torch.Tensor:
+        """How far an attacker's forgeries in the middle are from the target."""
+        forged = attacker.inpainter(cubes)[:, MASK, MASK, MASK]
+        return mean_square(forged - self.config.target_hu, self.config.model.hu_window)
+
+
+TASK = TAFIMTask

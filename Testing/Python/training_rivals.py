@@ -1,0 +1,98 @@
+"""What the tests of the rivals' training share: a dataset, attackers as files, a run of train.py, a signal to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from MITSGANLib import models
+from MITSGANLib.ctgan.attacker import Attacker, own_tensors
+from MITSGANLib.volume import CTVolume
+from MITSGANTrainingLib.samples import Dataset
+from MITSGANTrainingLib.training.commandline import main
+from MITSGANTrainingLib.training.engine import Step, Task, Trainer
+from MITSGANTrainingLib.training.inputs import Inputs
+from MITSGANTrainingLib.training.recipes import load_recipe
+from training_data import write_dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A folder with a dataset, the attacker "untrained", and a recipe that names it."""
+
+    folder: Path
+    recipe: Path
+
+    @classmethod
+    def make(cls, folder: Path, recipe: str, volume: CTVolume, attackers: dict[str, Attacker]) -> Bench:
+        shorter = dataclasses.replace(volume, hu=volume.hu[:40])
+        write_dataset(folder / "dataset", {"patient-0": volume, "patient-2": shorter})
+        for action, role in (("inject", "injector"), ("remove", "remover")):
+            painter = attackers[action].inpainter
+            architecture = {"class": "CTGANGenerator", "config": dataclasses.asdict(painter.generator.config)}
+            words = dict.fromkeys(("description", "limits", "command", "commit"), "")
+            card = models.ModelCard(
+                "untrained", role, architecture=architecture, data={}, training={}, figures={}, seed=0, **words
+            )
+            path = folder / "models" / "attackers" / "untrained" / f"{role}.safetensors"
+            models.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
+        path = folder / "tiny.toml"
+        path.write_text(recipe)
+        return cls(folder, path)
+
+    def train(self, work: Path, *options: str) -> int:
+        """The exit code of train.py; checkpoints go to ``work``, models to ``models`` in it."""
+        fixed = ["--data", str(self.folder / "dataset"), "--work", str(work), "--out", str(work / "models")]
+        attackers = ["--attackers", str(self.folder / "models" / "attackers" / "untrained")]
+        return main([str(self.recipe), *fixed, *attackers, "--device", "cpu", "--threads", "1", "--no-logs", *options])
+
+    def task(self, kind: Callable[..., Task], **changes: object) -> Task:
+        """The task of the recipe with some values changed, as train.py builds it."""
+        made = load_recipe(self.recipe, changes)
+        torch.manual_seed(0)
+        inputs = Inputs(Dataset.open(self.folder / "dataset"), torch.device("cpu"), models=self.folder / "models")
+        return kind(made.config, made.training, inputs)
+
+
+def assert_resumes(bench: Bench, folder: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run stopped by SIGTERM after some steps and continued ends in the weights of an unbroken one, bit by bit."""
+    assert bench.train(folder / "whole") == 0
+    original = Trainer._step
+
+    def step_and_stop(self: Trainer, number: int) -> dict:
+        scalars = original(self, number)
+        if number + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scalars
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step_and_stop)
+        assert bench.train(folder / "parts") == 130
+    assert not (folder / "parts" / "models").exists(), "a stopped run leaves no model"
+    assert bench.train(folder / "parts") == 0
+    whole, parts = (torch.load(folder / run / "last.pt", weights_only=True) for run in ("whole", "parts"))
+    assert whole["step"] == parts["step"] > stop_after
+    for learner, tensors in whole["modules"].items():
+        for name, values in tensors.items():
+            assert torch.equal(values, parts["modules"][learner][name]), f"{learner} {name}"
+
+
+def learn(task: Task, steps: int) -> list[dict[str, float]]:
+    """Plain descents without the trainer; every loss and scalar of each step."""
+    networks = {name: learner.module.train() for name, learner in task.learners.items()}
+    seen = []
+    for number in range(steps):
+        scalars: dict[str, float] = {}
+        for loss in task.losses(task.draw(Step(number, 0, task.training.batch_size)), networks):
+            learner = task.learners[loss.learner]
+            learner.optimizer.zero_grad()
+            loss.value.backward()
+            learner.optimizer.step()
+            scalars |= {loss.learner: loss.value.item(), **{k: v.item() for k, v in loss.scalars.items()}}
+        seen.append(scalars)
+    return seen
