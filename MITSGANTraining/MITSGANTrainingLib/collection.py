@@ -36,8 +36,10 @@ from MITSGANLib.dicom.headers import read_header
 from MITSGANLib.dicom.series import DicomSeries
 from MITSGANLib.errors import DependencyError, InputError, ModelError, OutputError
 from MITSGANLib.protector import Protector, load_protector, protect
+from MITSGANLib.seal import Key, read_key_file, save_sealed
+from MITSGANLib.seal.sealing import seal_file
 from MITSGANLib.storage import load_volume, save_volume
-from MITSGANLib.volume import PROTECTION, CTVolume
+from MITSGANLib.volume import PROTECTION, CTVolume, VolumeWarning
 
 from .inventory import (
     ATTACK,
@@ -56,6 +58,10 @@ from .workers import run_all
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
+Save = Callable[..., tuple[VolumeWarning, ...]]
+
+# A sealed scan takes some 5 % more than a plain, uncompressed one.
+_SEALED = 1.1
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class CollectionConfig:
     :param redo: protect scans again that are finished.
     :param processes: processes on this machine; each holds one scan.
     :param scheduler: address of a Dask scheduler, whose workers replace the processes.
+    :param key: seals each scan, so that it can be restored: a key file, which each process reads itself, or the key of
+        a passphrase, which is never sent to a scheduler.
     """
 
     tree: Path
@@ -83,6 +91,7 @@ class CollectionConfig:
     redo: bool = False
     processes: int = 1
     scheduler: str | None = None
+    key: Path | Key | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class Change:
 class Record:
     """What is written down of a finished scan.
 
-    :param settings: what decides the voxels besides the scan: SHA-256 of the model, budget and seed.
+    :param settings: what decides the output besides the scan: SHA-256 of the model, budget, seed, and which key.
     :param content: digest of the contents of the scan's files.
     :param outputs: bytes of each file that was written, by its path relative to the output.
     """
@@ -258,7 +267,8 @@ def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> 
     """
     started = time.monotonic()
     config = _checked(config)
-    settings = _settings(load_protector(config.model, strength_hu=config.strength_hu, seed=config.seed))
+    protector = load_protector(config.model, strength_hu=config.strength_hu, seed=config.seed)
+    settings = _settings(protector, _key(config))
     if not config.scheduler:
         resolve_device(config.device)
     stage = stage or _silent
@@ -319,7 +329,7 @@ class _Protection:
 
     @property
     def expected_bytes(self) -> int:
-        return self.scan.expected_bytes
+        return math.ceil(self.scan.expected_bytes * (1 if self.config.key is None else _SEALED))
 
     def failed(self, reason: str) -> Failure:
         return Failure(self.scan.source, reason, self.scan.uid)
@@ -343,7 +353,7 @@ class _Protection:
     def _protected(self) -> _Done:
         started = time.monotonic()
         config, scan = self.config, self.scan
-        _require_space(config.out, scan.expected_bytes)
+        _require_space(config.out, self.expected_bytes)
         volume = _load(config.tree, scan)
         if volume.provenance.is_simulated_attack:
             return _Done(reason=ATTACK)
@@ -353,8 +363,11 @@ class _Protection:
                 _copy_files(config, scan.files)
             return _Done(reason=PROTECTED, copied=copied)
         protector = _protector(config.model, config.strength_hu, config.seed)
-        if _settings(protector) != self.settings:
-            raise ModelError(f"Model '{protector.name}' differs on this machine; install the same one on all workers.")
+        key = _key(config)
+        if _settings(protector, key) != self.settings:
+            raise ModelError(
+                f"Model '{protector.name}' or the key file differs on this machine; install the same on all workers."
+            )
         protected = _protect(volume, protector, config.device)
         record = Record(
             source=scan.source,
@@ -371,7 +384,7 @@ class _Protection:
         )
         # Without a record, what is there counts as unfinished: from here on the earlier one would not be true.
         _record_path(config.out, scan.key).unlink(missing_ok=True)
-        outputs, warnings = _write(protected, config, scan)
+        outputs, warnings = _write(protected, functools.partial(_save, original=volume, key=key), config, scan)
         record = dataclasses.replace(
             record,
             outputs={output: (config.out / output).stat().st_size for output in outputs},
@@ -469,8 +482,13 @@ def _protector(model: str, strength_hu: float | None, seed: int) -> Protector:
     return load_protector(model, strength_hu=strength_hu, seed=seed)
 
 
-def _settings(protector: Protector) -> dict[str, Any]:
-    return {"model_sha256": protector.digest, "seed": protector.seed, "budget": protector.budget.to_dict()}
+def _key(config: CollectionConfig) -> Key | None:
+    return read_key_file(config.key) if isinstance(config.key, Path) else config.key
+
+
+def _settings(protector: Protector, key: Key | None) -> dict[str, Any]:
+    settings = {"model_sha256": protector.digest, "seed": protector.seed, "budget": protector.budget.to_dict()}
+    return settings if key is None else {**settings, "sealed_with": key.id or "passphrase"}
 
 
 def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
@@ -484,18 +502,28 @@ def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
         ) from error
 
 
-def _write(volume: CTVolume, config: CollectionConfig, scan: Scan) -> tuple[list[str], list[str]]:
+def _save(
+    volume: CTVolume, path: Path, *, original: CTVolume, key: Key | None, overwrite: bool = False
+) -> tuple[VolumeWarning, ...]:
+    """Save a protected volume, sealed where there is a key."""
+    if key is None:
+        return save_volume(volume, path, overwrite=overwrite)
+    return save_sealed(volume, original, path, key, overwrite=overwrite)
+
+
+def _write(volume: CTVolume, save: Save, config: CollectionConfig, scan: Scan) -> tuple[list[str], list[str]]:
     """Write a protected scan at the places of its originals; their relative paths, and names of warnings."""
     if scan.uid:
-        return _write_series(volume, config)
+        return _write_series(volume, save, config)
     target = config.out / scan.files[0]
     _remove_leavings(target)
-    warnings = save_volume(volume, target, overwrite=True)
-    written = [scan.files[0], *(relative_path(file, config.out) for file in data_files(target))]
+    warnings = save(volume, target, overwrite=True)
+    beside = data_files(target) if config.key is None else [*data_files(target), seal_file(target)]
+    written = [scan.files[0], *(relative_path(file, config.out) for file in beside)]
     return written, [warning.name for warning in warnings]
 
 
-def _write_series(volume: CTVolume, config: CollectionConfig) -> tuple[list[str], list[str]]:
+def _write_series(volume: CTVolume, save: Save, config: CollectionConfig) -> tuple[list[str], list[str]]:
     """The series is written whole beside its place; then all files move in, and all move back should one fail."""
     originals = [relative_path(file, config.tree) for file in volume.provenance.dicom_files]
     with ExitStack() as stack:
@@ -505,7 +533,7 @@ def _write_series(volume: CTVolume, config: CollectionConfig) -> tuple[list[str]
                 _remove_leavings(config.out / original)
                 folders[folder] = stack.enter_context(atomic_file(config.out / original, overwrite=True)).parent
         series = next(iter(folders.values())) / RECORDS
-        warnings = save_volume(volume, series)
+        warnings = save(volume, series)
         # The writer names its files in slice order, the order of the originals.
         for file, original in zip(sorted(series.iterdir()), originals, strict=True):
             file.rename(folders[posixpath.dirname(original)] / posixpath.basename(original))
@@ -562,7 +590,10 @@ def _checked(config: CollectionConfig) -> CollectionConfig:
             f"{config.out} holds files that no earlier run of this command wrote; choose a new or empty folder."
         )
     model = str(Path(config.model).absolute()) if config.model.endswith(".safetensors") else config.model
-    return dataclasses.replace(config, tree=config.tree.absolute(), out=out, model=model)
+    key = config.key.absolute() if isinstance(config.key, Path) else config.key
+    if key is not None and config.scheduler and not isinstance(key, Path):
+        raise InputError("A passphrase is never sent to a scheduler; seal with a key file that all workers can read.")
+    return dataclasses.replace(config, tree=config.tree.absolute(), out=out, model=model, key=key)
 
 
 @contextmanager

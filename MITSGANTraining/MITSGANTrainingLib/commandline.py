@@ -1,8 +1,9 @@
 """The command ``mitsgan``: one subcommand per file in ``commands``, one place for errors and exit codes.
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input (of many scans: of at least one), 4 output not
-written, 5 model not usable, 6 package or device missing, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to
-standard error. Errors are one line that says what to do; ``--verbose`` adds the trace.
+written, 5 model not usable, 6 package or device missing, 7 a signed scan was changed, 8 it is signed by an unknown key,
+130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to standard error. Errors are one line
+that says what to do; ``--verbose`` adds the trace.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import NoReturn
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, MITSGANError
 
-from .commands import attack, compare, demo, evaluate, info, prepare, protect
+from .commands import attack, compare, demo, evaluate, info, keygen, prepare, protect, restore, sign, verify
 
 COMMANDS = {
     "info": info,
     "protect": protect,
+    "keygen": keygen,
+    "restore": restore,
+    "sign": sign,
+    "verify": verify,
     "attack": attack,
     "compare": compare,
     "demo": demo,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..volume import PROTECTION, ProcessingStep
 from .headers import ENHANCED_CT
+from .private_block import remove_entries
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -102,9 +103,10 @@ def derive_header(dataset: Dataset, derivation: Derivation) -> None:
         str(dataset.SeriesInstanceUID),
         str(dataset.StudyInstanceUID),
     )
-    _keep_lossy_history(dataset)
+    keep_lossy_history(dataset)
     for keyword in NO_LONGER_TRUE:
         dataset.pop(keyword, None)
+    remove_entries(dataset)  # a seal and a manifest are of the source's pixels
     dataset.SOPInstanceUID = generate_uid(prefix=None)
     _describe_series(dataset, derivation)
     _stamp(dataset, derivation.time)
@@ -231,7 +233,7 @@ def _add_evidence(dataset: Dataset, source: SourceImage) -> None:
     dataset.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
 
 
-def _keep_lossy_history(dataset: Dataset) -> None:
+def keep_lossy_history(dataset: Dataset) -> None:
     """Once lossy, always lossy (PS3.3 C.7.6.1.1.5), even where the original only shows it by its transfer syntax."""
     from pydicom import uid
 

@@ -99,7 +99,16 @@ def _refuse_destination(folder: Path, provenance: Provenance, overwrite: bool) -
     for file in provenance.dicom_files:
         if target in Path(file).resolve().parents:
             raise OutputError(f"{folder} holds the original series, which is never overwritten; choose another folder.")
-    if overwrite and folder.is_dir():
+    if overwrite:
+        refuse_foreign_files(folder)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that is not DICOM.
+
+    :raises OutputError: it holds such a file.
+    """
+    if folder.is_dir():
         foreign = next((file for file in list_files(folder) if not has_dicom_preamble(file)), None)
         if foreign:
             raise OutputError(
@@ -146,7 +155,7 @@ def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progre
         with quiet_pydicom():
             words = _new_words(dataset, volume, stack, slices, differences)
             derive_header(dataset, derivation)
-            _set_pixels(dataset, words)
+            set_pixels(dataset, words)
             _save(dataset, folder / f"IM{number:0{digits}d}.dcm")
         done += len(slices)
     if progress:
@@ -184,7 +193,7 @@ def _with_overlay(dataset: Dataset, stored: np.ndarray, frame: Frame) -> np.ndar
     return words & ~used | stored.view(np.uint16) & used
 
 
-def _set_pixels(dataset: Dataset, words: np.ndarray) -> None:
+def set_pixels(dataset: Dataset, words: np.ndarray) -> None:
     """Uncompressed 16-bit words in the byte order of the transfer syntax, which changes only if it was compressed."""
     from pydicom import DataElement
     from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian

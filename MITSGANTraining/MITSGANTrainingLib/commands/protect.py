@@ -3,6 +3,10 @@
 The output is a new scan of the same geometry: a folder becomes a derived DICOM series, a file gets the format of its
 suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
 the model's card names the attackers it was measured against.
+
+With a key or a passphrase the output is sealed: "mitsgan restore" gives back the original, bit for bit, to whoever has
+the key. In DICOM the seal is in a private block of the files, beside other files it is OUTPUT.seal. It holds the
+original's headers, too, encrypted. Who loses the key loses the way back.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from pathlib import Path
 
 from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
+from MITSGANLib.integrity import Signers, load_signing_key, signed_output
 from MITSGANLib.models import available_protectors
 from MITSGANLib.protector import load_protector, protect
+from MITSGANLib.seal import Key, check_sealed_output, save_sealed
 from MITSGANLib.storage import check_output, load_volume, save_volume
+from MITSGANLib.volume import CTVolume
 
+from .. import key_options
 from .. import options as shared
 from ..collection import CollectionConfig, Report, measure_change, protect_collection
 from ..inventory import SUMMARY
@@ -38,15 +46,16 @@ With --others copy they are copied unchanged, whatever is in them (a .zip is not
 never a simulated attack, a DICOMDIR, or CT that could not be protected.
 
 The same command continues what was stopped, and brings OUTPUT up to date: a scan is done again
-only where its content, the model's weights, the strength or the seed changed, its output is
-missing, or --overwrite is given. OUTPUT must be new, empty, or from an earlier run. Its file
-mitsgan-collection.json is the summary; the folder .mitsgan says what was finished.
+only where its content, the model's weights, the strength, the seed or the key changed, its
+output is missing, or --overwrite is given (another passphrase alone changes nothing). OUTPUT
+must be new, empty, or from an earlier run. Its file mitsgan-collection.json is the summary; the
+folder .mitsgan says what was finished.
 
 Each process holds one scan: about 0.5 GB and 11 bytes a voxel (3 GB for 1000 slices of
-512 x 512). Processes share the cores out among them. They share one GPU, too, each with a copy
-of the network, so that some read and write while others compute; where its memory is too small
-for all, scans are listed as failed. Dask workers must see both folders under the same paths,
-and should have one thread each.
+512 x 512), twice as much with a key. Processes share the cores out among them. They share one
+GPU, too, each with a copy of the network, so that some read and write while others compute;
+where its memory is too small for all, scans are listed as failed. Dask workers must see both
+folders, and the key file, under the same paths, and should have one thread each.
 
 Exit code: 0 where all CT is protected, 3 where some CT could not be (each is listed with its
 reason), 4 where OUTPUT cannot be used or the disk is too small for all of it, 130 stopped.
@@ -68,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
+    key_options.add_key(parser, "seal the output, so that it can be restored, with")
+    parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
+    parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
     shared.add_device(parser)
     shared.add_overwrite(parser)
     shared.add_json(parser)
@@ -97,14 +109,19 @@ def _protect_scan(options: argparse.Namespace) -> None:
     with shared.progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     shared.note_warnings(volume)
-    check_output(volume, options.output, overwrite=options.overwrite)
+    key = key_options.key(options, is_new=True)
+    signers = _signers(options)
+    (check_sealed_output if key else check_output)(volume, options.output, overwrite=options.overwrite)
     shared.note(f"Protecting {volume.shape[0]} slices with {protector.name} on {describe_device(device)}")
     started = time.monotonic()
     with shared.progress_bar("Protecting", "slice") as progress:
         protected = protect(volume, model=protector, device=options.device, progress=progress)
     seconds = time.monotonic() - started
-    with shared.progress_bar("Writing", "slice") as progress:
-        save_volume(protected, options.output, overwrite=options.overwrite, progress=progress)
+    if signers is None:
+        _save(protected, volume, options.output, key, overwrite=options.overwrite)
+    else:
+        with signed_output(options.output, signers, overwrite=options.overwrite) as unsigned:
+            _save(protected, volume, unsigned, key)
     change = measure_change(volume, protected)
     result = {
         "output": options.output,
@@ -116,18 +133,40 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "seconds": round(seconds, 2),
         "warnings": [{"name": w.name, "text": w.text} for w in volume.provenance.warnings],
         "change": change.to_dict(),
+        "sealed": key is not None,
+        "signed": signers is not None,
     }
     shared.write_json(options.json, result)
     if options.json != "-":
         shared.say(
             f"Protected {volume.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
-            f"largest change {change.maximum_hu} HU (whole volume). Wrote {options.output}"
+            f"largest change {change.maximum_hu} HU (whole volume). "
+            f"Wrote {options.output}{', sealed' if key else ''}{', signed' if signers else ''}"
         )
+
+
+def _signers(options: argparse.Namespace) -> Signers | None:
+    if options.sign is None:
+        return None
+    return Signers(load_signing_key(options.sign, key_options.passphrase_from(options.sign_passphrase_env)))
+
+
+def _save(
+    protected: CTVolume, original: CTVolume, path: str | Path, key: Key | None, *, overwrite: bool = False
+) -> None:
+    with shared.progress_bar("Writing", "slice") as progress:
+        if key is None:
+            save_volume(protected, path, overwrite=overwrite, progress=progress)
+        else:
+            save_sealed(protected, original, path, key, overwrite=overwrite, progress=progress)
 
 
 def _protect_collection(options: argparse.Namespace) -> int:
     if options.series is not None:
         options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
+    if options.sign is not None:
+        options.refuse("--sign signs one scan; leave it out, and run mitsgan sign on the scans of the protected tree")
+    key = key_options.key(options, is_new=True)
     config = CollectionConfig(
         tree=Path(options.input),
         out=Path(options.output),
@@ -139,6 +178,7 @@ def _protect_collection(options: argparse.Namespace) -> int:
         redo=options.overwrite,
         processes=options.processes or 1,
         scheduler=options.scheduler,
+        key=Path(options.key) if options.key else key,
     )
     try:
         report = protect_collection(config, stage=shared.progress_bar)

@@ -1,0 +1,128 @@
+"""A compact, exact description of how far 16-bit voxels lie from others: what protection changed.
+
+The change of a voxel is coded given what both sides know already: its change in the slice before, and in which kind of
+tissue the protected voxel lies. For each such context a table ranks the changes by how often they occur; a voxel is
+coded as its rank, mostly 0. Ranks of contexts that are about equally sure are put together, so that each of a few
+streams is of one kind, and bzip2 brings them near their entropy. All is integer arithmetic without rounding: the same
+on every machine.
+
+Changes outside -63..63, which the protectors shipped here never make, are coded as an exception and stand in a stream
+of their own, so any change at all is described exactly, if less compactly.
+"""
+
+from __future__ import annotations
+
+import bz2
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from .parts import Reader, pack, unpack
+
+# Limits in HU between classes of tissue, fine where the change that a budget allows depends on the HU (see ``budget``).
+# These and the numbers below are part of the format: with others, earlier seals do not open.
+TISSUE_LIMITS_HU = (-1000, -960, -950, -940, -930, -920, -500, -475, -450, -425, -400, -375, -350, -325, -300, 200)
+
+_LARGEST = 63
+_EXCEPTION = 2 * _LARGEST + 1
+_SYMBOLS = _EXCEPTION + 1
+_CONTEXTS = (len(TISSUE_LIMITS_HU) + 1) * _SYMBOLS
+_STREAMS = 16
+
+
+def encode_change(original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray]) -> bytes:
+    """Describe how to get ``original`` back from ``protected``.
+
+    :param original: int16 or uint16 (slices, rows, columns).
+    :param protected: of the same shape and type.
+    :param hu: for each slice, the HU of the protected voxels (rows, columns), int16; any values do, good ones make the
+        description short.
+    """
+    counts = np.zeros((_CONTEXTS, _SYMBOLS), np.int64)
+    for context, symbols, _ in _contexts(original, protected, hu):
+        cells = context.astype(np.int64) * _SYMBOLS + symbols
+        counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+    ranked = np.argsort(-counts, axis=1, kind="stable").astype(np.uint8)
+    rank_of = np.argsort(ranked, axis=1, kind="stable").astype(np.uint8)
+    stream_of = _sureness(counts)
+    streams: list[list[np.ndarray]] = [[] for _ in range(_STREAMS)]
+    exceptions = []
+    for context, symbols, change in _contexts(original, protected, hu):
+        ranks = rank_of[context, symbols]
+        for number, places in enumerate(_places(stream_of[context])):
+            streams[number].append(ranks[places])
+        exceptions.append(change[symbols == _EXCEPTION])
+    parts = {str(number): np.concatenate(stream).tobytes() for number, stream in enumerate(streams)}
+    parts |= {
+        "ranked": ranked.tobytes(),
+        "stream_of": stream_of.tobytes(),
+        "exceptions": np.concatenate(exceptions).astype("<i2").tobytes(),
+    }
+    return pack({"shape": original.shape}, {name: bz2.compress(part) for name, part in parts.items()})
+
+
+def decode_change(description: bytes, protected: np.ndarray, hu: Sequence[np.ndarray]) -> np.ndarray:
+    """The original, of the shape and type of ``protected``, from :func:`encode_change`'s description.
+
+    :raises InputError: the description is of voxels of another shape.
+    """
+    facts, parts = unpack(description)
+    if tuple(facts["shape"]) != protected.shape:
+        raise InputError("The seal is of a scan of another size; give the scan that it belongs to.")
+    data = {name: bz2.decompress(part) for name, part in parts.items()}
+    ranked = np.frombuffer(data["ranked"], np.uint8).reshape(_CONTEXTS, _SYMBOLS)
+    stream_of = np.frombuffer(data["stream_of"], np.uint8)
+    exceptions = Reader(np.frombuffer(data["exceptions"], "<i2"))
+    streams = [Reader(np.frombuffer(data[str(number)], np.uint8)) for number in range(_STREAMS)]
+    original = np.empty_like(protected)
+    before = np.zeros(protected[0].size, np.int16)
+    for k, plane in enumerate(protected):
+        context = _context(hu[k], before)
+        ranks = np.empty(plane.size, np.uint8)
+        for reader, places in zip(streams, _places(stream_of[context]), strict=True):
+            ranks[places] = reader.take(places.size)
+        symbols = ranked[context, ranks]
+        change = symbols.astype(np.int16) - np.int16(_LARGEST)
+        is_exception = symbols == _EXCEPTION
+        change[is_exception] = exceptions.take(np.count_nonzero(is_exception))
+        original[k] = (plane.view(np.uint16) + change.view(np.uint16).reshape(plane.shape)).view(plane.dtype)
+        before = change
+    return original
+
+
+def _contexts(
+    original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Context, symbol and change of the voxels of each slice, one-dimensional."""
+    before = np.zeros(protected[0].size, np.int16)
+    for k, plane in enumerate(protected):
+        # Modulo 2^16, so that no difference overflows.
+        change = (original[k].view(np.uint16) - plane.view(np.uint16)).view(np.int16).ravel()
+        yield _context(hu[k], before), _symbols(change), change
+        before = change
+
+
+def _context(hu: np.ndarray, before: np.ndarray) -> np.ndarray:
+    tissue = np.searchsorted(np.array(TISSUE_LIMITS_HU, np.int16), hu.ravel(), side="right")
+    return tissue * _SYMBOLS + _symbols(before)
+
+
+def _symbols(change: np.ndarray) -> np.ndarray:
+    is_usual = (change >= -_LARGEST) & (change <= _LARGEST)
+    return np.where(is_usual, change + np.int16(_LARGEST), np.int16(_EXCEPTION)).astype(np.uint8)
+
+
+def _sureness(counts: np.ndarray) -> np.ndarray:
+    """The stream of each context, uint8: from its share of voxels without the most frequent change, in steps of 2^1.5.
+
+    Decided here alone and stored, so its floating point need not be the same elsewhere.
+    """
+    missed = (counts.sum(axis=1) - counts.max(axis=1) + 0.5) / (counts.sum(axis=1) + 1)
+    return np.clip(np.floor(-1.5 * np.log2(missed)), 0, _STREAMS - 1).astype(np.uint8)
+
+
+def _places(stream: np.ndarray) -> list[np.ndarray]:
+    """The places of each stream's voxels, in order."""
+    order = np.argsort(stream, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(stream, minlength=_STREAMS))[:-1])

@@ -1,0 +1,173 @@
+"""What is sealed of a NRRD, NIfTI or MetaImage file, and that file restored: every value, its type, place and history.
+
+The values are those that ITK reads (with NIfTI's scaling applied), of whatever type. Their HU differ from the protected
+ones by the change; what the HU do not tell (fractions, values outside int16) is sealed too. Bytes of the file may
+differ in compression. Of a volume that came from elsewhere (DICOM) the HU and the geometry are sealed, no headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError, OutputError
+from ..files import GEOMETRY_TOLERANCE_MM, format_of
+from ..plausibility import to_hu
+from ..volume import CTVolume
+from .change import decode_change, encode_change
+from .parts import pack, unpack
+
+KIND = "volume"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """The values of a file as ITK reads them, (slices, rows, columns), with geometry (LPS mm) and header entries."""
+
+    values: np.ndarray
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    format: str
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> StoredImage:
+        """
+        :raises InputError: the file is damaged.
+        """
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(format_of(path).image_io)
+        reader.SetFileName(str(path))
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise InputError(f"{path} is damaged or incomplete; copy or export it again.") from error
+        metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+        return cls(
+            sitk.GetArrayFromImage(image),
+            image.GetSpacing(),
+            image.GetOrigin(),
+            image.GetDirection(),
+            format_of(path).name,
+            metadata,
+        )
+
+    @classmethod
+    def of(cls, volume: CTVolume) -> StoredImage:
+        """The file that a volume was read from; where it came from none, a file of its HU."""
+        source = Path(volume.provenance.source)
+        file_format = format_of(source)
+        if file_format and file_format.name == volume.provenance.format and source.is_file():
+            image = cls.read(source)
+            if np.array_equal(to_hu(image.values)[0], volume.hu):
+                return image
+            raise InputError(f"{source} was changed while it was worked on; run the command again.")
+        return cls(volume.hu, volume.spacing, volume.origin, tuple(volume.direction.ravel().tolist()), "", {})
+
+    def write(self, path: Path) -> None:
+        """Write compressed, and read back to see that every value is there.
+
+        :raises OutputError: the file cannot be written completely.
+        """
+        file_format = format_of(path)
+        image = sitk.GetImageFromArray(self.values)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        for key, text in self.metadata.items() if file_format.name == self.format else ():
+            image.SetMetaData(key, text)
+        # The lower case suffix is what ITK knows.
+        suffix = max((one for one in file_format.suffixes if path.name.lower().endswith(one)), key=len)
+        plain = path.with_name(path.name[: -len(suffix)] + suffix)
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO(file_format.image_io)
+        writer.SetFileName(str(plain))
+        writer.UseCompressionOn()
+        try:
+            writer.Execute(image)
+            plain.rename(path)
+            written = StoredImage.read(path)
+        except (RuntimeError, InputError) as error:
+            raise OutputError(f"{path.name} could not be written; check the free space on the disk.") from error
+        if written.values.dtype != self.values.dtype or written.values.tobytes() != self.values.tobytes():
+            raise OutputError(
+                f"{path.name} cannot hold the original's values of type {self.values.dtype} exactly; give a name that "
+                "ends in .nrrd."
+            )
+
+
+def identity(volume: CTVolume) -> dict[str, Any]:
+    """What a protected volume is: SHA-256 over its HU, and its geometry."""
+    return {
+        "kind": KIND,
+        "shape": list(volume.shape),
+        "spacing": list(volume.spacing),
+        "origin": list(volume.origin),
+        "direction": volume.direction.ravel().tolist(),
+        "hu_sha256": hashlib.sha256(volume.hu.astype("<i2").tobytes()).hexdigest(),
+    }
+
+
+def is_same(volume: CTVolume, sealed: Mapping[str, Any]) -> bool:
+    """Whether a volume is the one of an identity; NIfTI may have moved it by its rounding."""
+    mine = identity(volume)
+    if any(sealed.get(name) != mine[name] for name in ("kind", "shape", "hu_sha256")):
+        return False
+    then = CTVolume(volume.hu, sealed["spacing"], sealed["origin"], np.array(sealed["direction"]))
+    return volume.same_geometry(then, GEOMETRY_TOLERANCE_MM)
+
+
+def describe_image(original: StoredImage, protected: CTVolume) -> bytes:
+    """The payload that turns ``protected`` back into ``original``, which is of the same shape."""
+    values = original.values
+    hu = to_hu(values)[0]
+    facts = {
+        "type": values.dtype.newbyteorder("<").str,
+        "sha256": hashlib.sha256(_little(values)).hexdigest(),
+        "spacing": original.spacing,
+        "origin": original.origin,
+        "direction": original.direction,
+        "format": original.format,
+        "metadata": dict(original.metadata),
+    }
+    parts = {"change": encode_change(hu, protected.hu, protected.hu)}
+    if values.dtype != np.int16:
+        remainder = np.bitwise_xor(_bits(values), _bits(hu.astype(values.dtype)))
+        parts["remainder"] = lzma.compress(_little(remainder))
+    return pack(facts, parts)
+
+
+def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
+    """The original of a payload.
+
+    :raises InputError: it is not what was sealed.
+    """
+    facts, parts = unpack(payload)
+    values = decode_change(parts["change"], protected.hu, protected.hu)
+    dtype = np.dtype(facts["type"]).newbyteorder("=")
+    if "remainder" in parts:
+        bits = _bits(values.astype(dtype))
+        little = bits.dtype.newbyteorder("<")
+        remainder = np.frombuffer(lzma.decompress(parts["remainder"]), little).reshape(bits.shape)
+        values = np.bitwise_xor(bits, remainder).astype(bits.dtype, copy=False).view(dtype)
+    if hashlib.sha256(_little(values)).hexdigest() != facts["sha256"]:
+        raise InputError("The seal does not give the original exactly; report this, and keep the protected scan.")
+    geometry = (tuple(facts[name]) for name in ("spacing", "origin", "direction"))
+    return StoredImage(values, *geometry, facts["format"], facts["metadata"])
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """The bits of numbers of any type as unsigned integers."""
+    return values.view(f"u{values.dtype.itemsize}")
+
+
+def _little(values: np.ndarray) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,0 +1,235 @@
+"""A protected scan written with its seal, and the original restored from both.
+
+In DICOM the seal travels in the private block of the files themselves, a share in each; beside a file it is a second
+file, ``scan.nrrd.seal`` beside ``scan.nrrd``.
+
+The seal holds, encrypted, the original headers with all that identifies the patient in them. So whoever has the key
+learns what the original said, even where headers of the protected scan were changed since. De-identification has to
+happen before protection, or has to take the seal away (PS3.15 removes private elements).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import dicom, files
+from ..atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
+from ..dicom.headers import quiet_pydicom, read_dataset
+from ..dicom.private_block import cut_shares, get_entry, join_shares, set_entry
+from ..dicom.write import refuse_foreign_files
+from ..errors import InputError, OutputError
+from ..storage import check_output, is_dicom_output
+from ..volume import CTVolume, VolumeWarning
+from . import dicom_original, file_original
+from .container import close_container, open_container, read_identity
+from .dicom_original import StoredFile
+from .file_original import StoredImage
+from .keys import Key, ScryptCost, require_cryptography
+
+Progress = Callable[[int, int], None]
+
+SEAL_SUFFIX = ".seal"
+ENTRY = "seal"
+
+_CHANGED = (
+    "The scan is not as it was when it was sealed: its voxels or its geometry were changed since. The original cannot "
+    "be restored from it; get the protected scan again from its source."
+)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was restored.
+
+    :param format: "dicom", "nrrd", "nifti" or "metaimage".
+    :param sha256: over the bytes of the files in slice order (DICOM), else over the values as little-endian numbers.
+    :param warnings: what a reader of the restored scan should know.
+    """
+
+    format: str
+    files: int
+    sha256: str
+    warnings: tuple[VolumeWarning, ...] = ()
+
+
+def save_sealed(
+    protected: CTVolume,
+    original: CTVolume,
+    path: str | os.PathLike[str],
+    key: Key,
+    *,
+    overwrite: bool = False,
+    cost: ScryptCost | None = None,
+    progress: Progress | None = None,
+) -> tuple[VolumeWarning, ...]:
+    """Save a protected volume as :func:`storage.save_volume` does, with a seal that restores the original.
+
+    What is written is restored once, in memory, before it appears at ``path``: what cannot be restored never appears.
+
+    :param original: the volume that was protected. Its DICOM or other file must still be there.
+    :param cost: of guessing a passphrase; see :class:`ScryptCost`.
+    :param progress: called as ``progress(done, total)`` while the scan is written; may raise ``CancelledError``.
+    :returns: what the output does not show exactly as the volume (DICOM only).
+    :raises OutputError, InputError: as ``storage.save_volume``.
+    :raises DependencyError: the package cryptography is missing.
+    """
+    path = Path(path)
+    check_sealed_output(protected, path, overwrite=overwrite)
+    if not is_dicom_output(path):
+        with atomic_file(path, overwrite=overwrite) as temporary:
+            files.write_file(protected, temporary, progress=progress)
+            written = files.read_file(temporary)
+            payload = file_original.describe_image(StoredImage.of(original), written)
+            file_original.restored_image(payload, written)
+            container = close_container(payload, file_original.identity(written), key, cost=cost)
+            seal_file(temporary).write_bytes(container)
+        return ()
+    with atomic_folder(path, overwrite=overwrite) as temporary:
+        warnings = dicom.write_series(protected, temporary, progress=progress)
+        _seal_series([Path(file) for file in original.provenance.dicom_files], sorted(temporary.iterdir()), key, cost)
+    return warnings
+
+
+def check_sealed_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse at once, before long work, what :func:`save_sealed` would refuse for this volume and this destination.
+
+    :raises OutputError, DependencyError: as :func:`save_sealed`.
+    """
+    require_cryptography()
+    path = Path(path)
+    check_output(volume, path, overwrite=overwrite)
+    if not is_dicom_output(path):
+        refuse_existing_file(seal_file(path), overwrite)
+
+
+def restore(
+    path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    key: Key,
+    *,
+    series: str | None = None,
+    seal: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Restored:
+    """Restore the original of a sealed, protected scan.
+
+    DICOM gives the original files, named in slice order (IM0001.dcm ...), every byte of them, original UIDs included;
+    those that were compressed come uncompressed. A file gives a file of the same values, type, place and history.
+    Nothing is written unless seal, key and scan belong together.
+
+    :param path: a DICOM folder, or a NRRD, NIfTI or MetaImage file.
+    :param destination: a folder for DICOM; a file name for the others, of any of these formats.
+    :param series: Series Instance UID, where a folder holds several.
+    :param seal: the seal of a file, where it does not lie beside it.
+    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
+    :raises InputError: no seal, the wrong key, or the scan or the seal was changed.
+    :raises OutputError: the destination is of the other kind, exists, or cannot be written.
+    """
+    require_cryptography()
+    path, destination = Path(path), Path(destination)
+    if path.is_file() and files.format_of(path):
+        if series is not None:
+            raise InputError(f"{path} is one volume and has no series to choose; leave --series out.")
+        return _restore_file(path, destination, key, Path(seal) if seal else seal_file(path), overwrite)
+    if seal is not None:
+        raise InputError("The seal of a DICOM series is in its files; leave --seal out.")
+    return _restore_series(path, destination, key, series, overwrite, progress)
+
+
+def seal_file(path: Path) -> Path:
+    """Where the seal of a NRRD, NIfTI or MetaImage file lies."""
+    return path.with_name(path.name + SEAL_SUFFIX)
+
+
+def _seal_series(originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None) -> None:
+    protected = [StoredFile.read(path) for path in written]
+    payload = dicom_original.describe_series(originals, protected)
+    dicom_original.restored_files(payload, protected)
+    container = close_container(payload, dicom_original.identity(protected), key, cost=cost)
+    for path, share in zip(written, cut_shares(container, len(written)), strict=True):
+        dataset = read_dataset(path)
+        with quiet_pydicom():
+            set_entry(dataset, ENTRY, share)
+            dataset.save_as(path, enforce_file_format=True)
+
+
+def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite: bool) -> Restored:
+    if is_dicom_output(destination):
+        raise OutputError(f"{path} is a file, so its original is restored as one; give a name such as restored.nrrd.")
+    _refuse_itself(destination, path)
+    refuse_existing_file(destination, overwrite)
+    try:
+        container = seal.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{seal} is not there: {path.name} was protected without a key, or its seal was left behind. Give the seal "
+            "with --seal."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{seal} cannot be read ({error.strerror}); check its permissions.") from error
+    _require_kind(read_identity(container), file_original.KIND)
+    volume = files.read_file(path)
+    sealed, payload = open_container(container, key)
+    if not file_original.is_same(volume, sealed):
+        raise InputError(_CHANGED)
+    image = file_original.restored_image(payload, volume)
+    with atomic_file(destination, overwrite=overwrite) as temporary:
+        image.write(temporary)
+    digest = hashlib.sha256(image.values.astype(image.values.dtype.newbyteorder("<"), copy=False).tobytes())
+    return Restored(files.format_of(destination).name, 1, digest.hexdigest())
+
+
+def _restore_series(
+    path: Path, destination: Path, key: Key, series: str | None, overwrite: bool, progress: Progress | None
+) -> Restored:
+    if not is_dicom_output(destination):
+        raise OutputError(f"{path} is DICOM, so its original is restored as DICOM; give the name of a folder.")
+    _refuse_itself(destination, path)
+    refuse_existing_folder(destination, overwrite)
+    refuse_foreign_files(destination)
+    found = dicom.choose_series(dicom.scan_dicom(path, progress), series)
+    container, paths = _collected([header.path for header in found.images])
+    _require_kind(read_identity(container), dicom_original.KIND)
+    protected = [StoredFile.read(file) for file in paths]
+    sealed, payload = open_container(container, key)
+    if dicom_original.identity(protected) != sealed:
+        raise InputError(_CHANGED)
+    originals = dicom_original.restored_files(payload, protected)
+    digits = max(4, len(str(len(originals))))
+    with atomic_folder(destination, overwrite=overwrite) as temporary:
+        for number, data in enumerate(originals, start=1):
+            (temporary / f"IM{number:0{digits}d}.dcm").write_bytes(data)
+    digest = hashlib.sha256(b"".join(originals)).hexdigest()
+    return Restored("dicom", len(originals), digest, dicom_original.correction_warnings(paths[0], originals[0]))
+
+
+def _collected(paths: list[Path]) -> tuple[bytes, list[Path]]:
+    """The container in the private blocks of files, and the files in the order of sealing."""
+    shares = [get_entry(read_dataset(path), ENTRY) for path in paths]
+    if None in shares:
+        some = "This series holds no seal" if not any(shares) else f"{paths[shares.index(None)]} holds no seal"
+        raise InputError(
+            f"{some}: it was protected without a key, or private elements were removed on the way. Without the seal "
+            "the original cannot be restored."
+        )
+    container, places = join_shares(shares)
+    return container, [path for _, path in sorted(zip(places, paths, strict=True))]
+
+
+def _require_kind(identity: Mapping[str, Any], kind: str) -> None:
+    if identity.get("kind") != kind:
+        raise InputError(
+            "The seal belongs to a scan in another format; give the scan as it was written when protected."
+        )
+
+
+def _refuse_itself(destination: Path, source: Path) -> None:
+    new, old = destination.resolve(), source.resolve()
+    if new == old or new in old.parents or old in new.parents:
+        raise OutputError(f"{destination} is, holds or lies in the protected scan itself; choose another place.")

@@ -1,0 +1,78 @@
+"""Sign a scan, so that anyone can tell whether, and where, it was changed afterwards.
+
+Without OUTPUT the manifest is written beside INPUT, as NAME.manifest.json. With OUTPUT the scan is copied there: DICOM
+files then carry the manifest within, other files have it beside them. Nothing that INPUT says is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from MITSGANLib.integrity import Signers, load_signing_key, sign_scan
+
+from .. import key_options
+from .. import options as shared
+
+_DICOM = """\
+The standard's own signatures (PS3.15), which other programs can check, such as DCMTK's dcmsign.
+Each is of one image in one compression. They need an RSA or elliptic curve key and the X.509
+certificate made for it; OUTPUT is then a DICOM folder.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(refuse=parser.error)
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    shared.add_input(parser)
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder (DICOM) or a file for the signed copy")
+    shared.add_series(parser)
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="Ed25519 private key; mitsgan keygen --signing makes one",
+    )
+    key_options.add_passphrase(parser, "ask for the passphrase that locks the key")
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
+    group = parser.add_argument_group("DICOM signatures", _DICOM)
+    group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
+    group.add_argument("--certificate", metavar="FILE", type=Path, help="its X.509 certificate (PEM)")
+    group.add_argument("--dicom-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
+
+
+def run(options: argparse.Namespace) -> None:
+    from MITSGANLib.integrity.digital_signature import load_dicom_signer
+
+    if (options.dicom_key is None) != (options.certificate is None):
+        options.refuse("--dicom-key and --certificate belong together; give both, or neither")
+    passphrase = key_options.passphrase(options)
+    key = load_signing_key(options.key, passphrase and passphrase.secret)
+    dicom = options.dicom_key and load_dicom_signer(
+        options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
+    )
+    with shared.progress_bar("Signing", "slice") as progress:
+        signed, where = sign_scan(
+            options.input,
+            options.output,
+            Signers(key, dicom),
+            series=options.series,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    manifest = signed.manifest
+    result = {
+        "output": options.output,
+        "manifest": str(where),
+        "signer": manifest.fingerprint,
+        "signed": manifest.created,
+        "shape": list(manifest.shape),
+        "headers": manifest.headers is not None,
+        "dicom_signatures": dicom is not None,
+    }
+    shared.write_json(options.json, result)
+    if options.json != "-":
+        shared.say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")

@@ -1,0 +1,155 @@
+"""Tell whether a signed scan is as it was signed, and if not, which slices, tiles and headers were changed.
+
+The manifest is taken from --manifest, from within the DICOM files, or from beside INPUT (NAME.manifest.json). DICOM's
+own signatures are checked where there are any. "Intact" says that nothing changed since it was signed; by whom is told
+by the key, so give the signer's public key. It does not say that the scan was genuine when it was signed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.files import write_file
+from MITSGANLib.integrity import (
+    SignedManifest,
+    Verification,
+    load_public_key,
+    manifest_path,
+    manifest_within,
+    read_manifest_file,
+    read_scan_to_verify,
+    verify_scan,
+)
+from MITSGANLib.integrity.digital_signature import ImageSignatures, load_certificates, verify_images
+from MITSGANLib.integrity.keys import fingerprint, raw_public_key
+from MITSGANLib.integrity.scan import Scan
+from MITSGANLib.storage import is_dicom_output
+
+from .. import options as shared
+
+CHANGED, UNKNOWN_SIGNER = 7, 8
+
+_EXIT_CODES = """\
+Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
+signed by an unknown key, 3 not signed or not readable.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXIT_CODES
+    shared.add_input(parser)
+    shared.add_series(parser)
+    parser.add_argument("--manifest", metavar="FILE", type=Path, help="the manifest, where it lies elsewhere")
+    parser.add_argument(
+        "--public-key", metavar="FILE", type=Path, action="append", help="public key of a signer you trust; repeatable"
+    )
+    parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="X.509 certificates (PEM) of signers or authorities that you trust for DICOM's own signatures; repeatable",
+    )
+    parser.add_argument(
+        "--deidentified", action="store_true", help="identifying headers were changed on purpose: do not compare them"
+    )
+    parser.add_argument("--map", metavar="FILE", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.map and is_dicom_output(options.map):
+        raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
+    known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
+    trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
+    with shared.progress_bar("Reading", "slice") as progress:
+        scan = read_scan_to_verify(options.input, options.series, progress)
+    signatures = verify_images(scan.files, trusted)
+    signed = _find_manifest(options.manifest, scan)
+    if signed is None and not signatures.signed:
+        raise InputError(
+            f"{options.input} is not signed: it carries no manifest, and none lies beside it; name one with --manifest."
+        )
+    if signed is None and options.map:
+        raise InputError(f"{options.input} has no manifest, which a map needs; name one with --manifest.")
+    verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
+    if options.map:
+        write_file(verification.map_volume(), options.map, overwrite=options.overwrite)
+    code = _exit_code(verification, signatures, known)
+    shared.write_json(options.json, _result(options, code, verification, signatures, known))
+    if options.json != "-":
+        _say(options, verification, signatures, known)
+    return code
+
+
+def _find_manifest(named: Path | None, scan: Scan) -> SignedManifest | None:
+    """
+    :raises ManifestError: there is one, and it was altered.
+    """
+    if named is not None:
+        return read_manifest_file(named)
+    beside = manifest_path(scan.path)
+    return manifest_within(scan) or (read_manifest_file(beside) if beside.exists() else None)
+
+
+def _exit_code(verification: Verification | None, signatures: ImageSignatures, known: dict[str, Path]) -> int:
+    if (verification and not verification.is_intact) or signatures.changed:
+        return CHANGED
+    if verification:
+        return 0 if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
+    # Without a manifest DICOM's own signatures stand alone, so each image needs one that covers its pixels.
+    if not signatures.all_valid:
+        return CHANGED
+    return 0 if signatures.all_trusted else UNKNOWN_SIGNER
+
+
+def _result(
+    options: argparse.Namespace,
+    code: int,
+    verification: Verification | None,
+    signatures: ImageSignatures,
+    known: dict[str, Path],
+) -> dict[str, Any]:
+    verdict = {0: "intact", CHANGED: "changed", UNKNOWN_SIGNER: "intact, unknown signer"}[code]
+    return {
+        "input": options.input,
+        "verdict": verdict,
+        "manifest": verification
+        and {**verification.to_dict(), "known_signer": verification.manifest.fingerprint in known},
+        "dicom_signatures": signatures.to_dict(),
+        "map": options.map,
+    }
+
+
+def _say(
+    options: argparse.Namespace,
+    verification: Verification | None,
+    signatures: ImageSignatures,
+    known: dict[str, Path],
+) -> None:
+    if verification:
+        manifest = verification.manifest
+        if manifest.fingerprint in known:
+            signer = f"signed by {known[manifest.fingerprint]} on {manifest.created}"
+        else:
+            signer = f"signed by an unknown key {manifest.fingerprint} on {manifest.created}"
+        if verification.is_intact:
+            shared.say(f"Intact{', ' if manifest.fingerprint in known else ', but '}{signer}.")
+        else:
+            shared.say(f"CHANGED since it was {signer} (slices count from 0):")
+        for finding in verification.findings:
+            shared.say(f"  {finding.kind:<17} {finding.text}")
+        for note in verification.notes:
+            shared.say(f"  note              {note}")
+    else:
+        shared.say("No manifest: each image was checked by itself, so missing images were not noticed.")
+    for line in signatures.summary():
+        shared.say(f"DICOM signatures: {line}")
+    if options.map:
+        shared.say(f"Wrote {options.map}")
