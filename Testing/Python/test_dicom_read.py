@@ -275,6 +275,20 @@ def test_missing_pixels_are_refused(tmp_path):
         load_volume(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(b"1.2.840.10008.1.2.1\0", b"9.2.840.10008.1.2.1\0"), (b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00ZZ")],
+    ids=["transfer syntax", "VR of the pixels"],
+)
+def test_flipped_bits_in_what_says_how_to_read_pixels_are_named(tmp_path, good, bad):
+    path = ct_series().write(tmp_path)[1]
+    content = path.read_bytes()
+    assert good in content
+    path.write_bytes(content.replace(good, bad))
+    with pytest.raises(InputError, match=f"{path.name} is a damaged"):
+        load_volume(tmp_path)
+
+
 def test_corrupt_compressed_pixels_are_named(tmp_path):
     path = ct_series(phantom_hu(ENCODABLE), syntax=JPEG2000Lossless).write(tmp_path)[1]
     dataset = pydicom.dcmread(path)

@@ -24,7 +24,11 @@ def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) ->
     :raises DependencyError: the compression needs a package that is not installed; the text names it.
     """
     _require_decoder(dataset, path)
-    if not dataset.get("PixelData"):
+    try:
+        has_pixels = bool(dataset.get("PixelData"))
+    except (NotImplementedError, ValueError) as error:  # of a VR that pixels do not have
+        raise damaged_file(path) from error
+    if not has_pixels:
         raise damaged_file(path)
     from pydicom.pixels import pixel_array
 
@@ -84,8 +88,11 @@ def _require_decoder(dataset: Dataset, path: Path) -> None:
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_encapsulated:
-        return
+    try:
+        if syntax is None or not syntax.is_encapsulated:
+            return
+    except ValueError as error:  # no transfer syntax at all, as in a file with flipped bits
+        raise damaged_file(path) from error
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
