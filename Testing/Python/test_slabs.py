@@ -33,7 +33,7 @@ def prepared(phantom) -> PreparedScan:
 
 
 class TestSlabs:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
         slices=st.integers(1, 60),
         crop=st.one_of(st.just(0), st.integers(11, 140)),
