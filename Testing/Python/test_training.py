@@ -239,6 +239,19 @@ class TestAttackers:
             errors.append(card.figures["l1_input_units"])
         assert errors[1] < 0.9 * errors[0]
 
+    @pytest.mark.parametrize("change", ["batch_norm=false", "skips=false", "adversarial=false"])
+    def test_other_in_painters_are_made_and_load_as_what_they_are(self, injector, train, tmp_path, change):
+        assert train(injector, "--steps", "2", "--set", change) == 0
+        folder = tmp_path / "models" / "attackers" / "tiny"
+        tensors, card = models.read_weights(folder / "injector.safetensors")
+        assert ("without" in card.description) == (not change.startswith("adversarial"))
+        assert ("L1 alone" in card.description) == change.startswith("adversarial")
+        assert any("running_mean" in name for name in tensors) == (not change.startswith("batch_norm"))
+        skipped = tensors["generator.last.conv.weight"].shape[1] == 4
+        assert skipped == (not change.startswith("skips"))
+        forged = load_attacker(folder, "inject").inpainter(torch.full((1, 32, 32, 32), -850.0, dtype=torch.float64))
+        assert torch.isfinite(forged).all()
+
     def test_the_published_augmentation_has_67_samples_a_cube(self, data):
         recipe = load_recipe("ctgan-paper-injector", {"base_filters": 1})
         task = find_task(recipe.task)(recipe.config, recipe.training, Inputs(Dataset.open(data), CPU))

@@ -18,10 +18,18 @@ _BATCH_NORM = {"eps": 1e-3, "momentum": 0.2}
 
 @dataclass(frozen=True)
 class CTGANConfig:
-    """Width and regularization of CT-GAN's generator; the published one has 100 base filters (189.5 M parameters)."""
+    """CT-GAN's generator, and in-painters like it to measure whether a protection holds against other networks.
+
+    :param base_filters: width; the published one has 100 (189.5 M parameters).
+    :param dropout: on the way up, in training only.
+    :param batch_norm: batch norm wherever CT-GAN has it.
+    :param skips: CT-GAN's skip connections; without them, an encoder and a decoder.
+    """
 
     base_filters: int = 100
     dropout: float = 0.5
+    batch_norm: bool = True
+    skips: bool = True
 
 
 class _Down(nn.Module):
@@ -48,17 +56,18 @@ class _Same(nn.Module):
 
 
 class _Up(nn.Module):
-    """Up-sampling by 2, convolution, ReLU, dropout, batch norm, then the skip connection's channels behind."""
+    """Up-sampling by 2, convolution, ReLU, dropout, optional batch norm, then a skip connection's channels behind."""
 
-    def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
+    def __init__(self, channels_in: int, channels_out: int, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.same = _Same(channels_in, channels_out)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.BatchNorm3d(channels_out, **_BATCH_NORM)
+        self.norm = nn.BatchNorm3d(channels_out, **_BATCH_NORM) if batch_norm else nn.Identity()
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
         x = F.relu(self.same(F.interpolate(x, scale_factor=2, mode="nearest")))
-        return torch.cat([self.norm(self.dropout(x)), skip], dim=1)
+        x = self.norm(self.dropout(x))
+        return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 class CTGANGenerator(nn.Module):
@@ -70,25 +79,18 @@ class CTGANGenerator(nn.Module):
     def __init__(self, config: CTGANConfig | None = None) -> None:
         super().__init__()
         self.config = config or CTGANConfig()
-        f, dropout = self.config.base_filters, self.config.dropout
+        f, dropout, norm = self.config.base_filters, self.config.dropout, self.config.batch_norm
+        wide = [f, 2 * f, 4 * f, 8 * f, 8 * f]
         self.down = nn.ModuleList(
-            [
-                _Down(1, f, batch_norm=False),
-                _Down(f, 2 * f),
-                _Down(2 * f, 4 * f),
-                _Down(4 * f, 8 * f),
-                _Down(8 * f, 8 * f),
-            ]
+            _Down(before, after, norm and index > 0)
+            for index, (before, after) in enumerate(zip([1, *wide], wide, strict=False))
         )
-        self.up = nn.ModuleList(
-            [
-                _Up(8 * f, 8 * f, dropout),
-                _Up(16 * f, 4 * f, dropout),
-                _Up(8 * f, 2 * f, dropout),
-                _Up(4 * f, f, dropout),
-            ]
-        )
-        self.last = _Same(2 * f, 1)
+        up, channels = [], wide[-1]
+        for own in reversed(wide[:-1]):
+            up.append(_Up(channels, own, dropout, norm))
+            channels = 2 * own if self.config.skips else own
+        self.up = nn.ModuleList(up)
+        self.last = _Same(channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
@@ -96,7 +98,7 @@ class CTGANGenerator(nn.Module):
             x = down(x)
             skips.append(x)
         for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
-            x = up(x, skip)
+            x = up(x, skip if self.config.skips else None)
         return torch.tanh(self.last(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 

@@ -59,6 +59,8 @@ class AttackerConfig:
     """One attacker model and how it is trained. Learning rate, betas and L1 weight default to the paper's.
 
     :param name: of the attacker, whose folder holds the injector and the remover.
+    :param batch_norm: as CT-GAN has it; ``skips`` likewise. Without one or the other, another in-painter.
+    :param adversarial: train against a discriminator, as CT-GAN does; else by L1 alone, which is no GAN.
     :param sources: where the data comes from and its licence, for the model card.
     """
 
@@ -66,6 +68,9 @@ class AttackerConfig:
     name: str = models.DEFAULT_ATTACKER
     base_filters: Count = 100
     dropout: Share = 0.5
+    batch_norm: bool = True
+    skips: bool = True
+    adversarial: bool = True
     learning_rate: Positive = 2e-4
     discriminator_learning_rate: Positive = 2e-4
     betas: tuple[Share, Share] = (0.5, 0.999)
@@ -88,12 +93,13 @@ class AttackerTask(Task[AttackerConfig]):
         self._samples = config.augmentation.apply(cubes, training.seed)
         self.samples_per_epoch = len(self._samples)
         self._equalization = equalization_of(self._samples)
-        self.generator = CTGANGenerator(CTGANConfig(config.base_filters, config.dropout))
-        self.discriminator = CTGANDiscriminator(config.base_filters)
-        rates = {
-            "generator": (self.generator, config.learning_rate),
-            "discriminator": (self.discriminator, config.discriminator_learning_rate),
-        }
+        self.generator = CTGANGenerator(
+            CTGANConfig(config.base_filters, config.dropout, config.batch_norm, config.skips)
+        )
+        self.discriminator = CTGANDiscriminator(config.base_filters) if config.adversarial else None
+        rates = {"generator": (self.generator, config.learning_rate)}
+        if self.discriminator is not None:
+            rates["discriminator"] = (self.discriminator, config.discriminator_learning_rate)
         self.learners = {
             name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas))
             for name, (module, rate) in rates.items()
@@ -110,16 +116,19 @@ class AttackerTask(Task[AttackerConfig]):
 
     def losses(self, samples: Sequence[int], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         """One descent of each network; 0 is real and 1 is forged, as in the public code."""
-        generator, discriminator = networks["generator"], networks["discriminator"]
         cube = self._to_network(self._samples[samples])
         masked = mask_center(cube)
-        forged = generator(masked)
+        forged = networks["generator"](masked)
+        l1 = F.l1_loss(forged, cube)
+        if self.discriminator is None:
+            yield Loss("generator", self.config.l1_weight * l1, {"l1": l1})
+            return
+        discriminator = networks["discriminator"]
         real_score, forged_score = discriminator(cube, masked), discriminator(forged.detach(), masked)
         yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
 
         with frozen(self.discriminator) as judge:
             adversarial = judge(forged, masked).square().mean()
-        l1 = F.l1_loss(forged, cube)
         yield Loss("generator", adversarial + self.config.l1_weight * l1, {"adversarial": adversarial, "l1": l1})
 
     def validate(self) -> Mapping[str, float]:
@@ -167,7 +176,7 @@ class AttackerTask(Task[AttackerConfig]):
             tensors=own_tensors(self.generator, self._equalization),
             name=f"{config.name}-{config.role}",
             kind=config.role,
-            description=f"CT-GAN {config.role} with {config.base_filters} base filters (the published one has 100).",
+            description=_description(config),
             architecture={"class": "CTGANGenerator", "config": dataclasses.asdict(self.generator.config)},
             data={
                 "training": _described(self._training_cubes),
@@ -212,6 +221,20 @@ def equalization_of(samples: np.ndarray) -> Equalization:
     equalized = np.interp(values, centers, cdf)
     mean = float(np.average(equalized, weights=counts))
     return Equalization(centers, cdf, mean, float(equalized.min()), float(equalized.max()))
+
+
+def _description(config: AttackerConfig) -> str:
+    differences = [
+        words
+        for kept, words in (
+            (config.batch_norm, "without batch norm"),
+            (config.skips, "without skip connections"),
+            (config.adversarial, "trained by L1 alone"),
+        )
+        if not kept
+    ]
+    width = f"CT-GAN {config.role} with {config.base_filters} base filters (the published one has 100)"
+    return ", ".join([width, *differences]) + "."
 
 
 def _described(cubes: CubeSet) -> str:
