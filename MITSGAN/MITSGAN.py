@@ -6,18 +6,29 @@ voxels is in ``MITSGANLib``, what happens to nodes and the parts of the panel in
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import qt
 import slicer
 import vtk
 from MITSGANLib import atomic, heatmap, models, slicer_bridge
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANLib.slicer_bridge.panel import ComparisonView, DeviceLine, JobRunner, missing_for, sentences
+from MITSGANLib.slicer_bridge.panel import (
+    ComparisonView,
+    DeviceLine,
+    JobRunner,
+    KeyChoices,
+    missing_for,
+    missing_on_disk,
+    sentences,
+)
 from slicer import (
+    vtkMRMLLabelMapVolumeNode,
     vtkMRMLMarkupsFiducialNode,
     vtkMRMLPlotChartNode,
     vtkMRMLScalarVolumeNode,
@@ -36,6 +47,7 @@ from slicer.util import VTKObservationMixin
 
 DEVICE_MILLISECONDS = 100
 FLICKER_MILLISECONDS = 500
+VOLUME_FILES = "{} (*.nrrd *.nii.gz *.nii *.mha *.mhd)"
 
 
 class MITSGAN(ScriptedLoadableModule):
@@ -98,6 +110,9 @@ class MITSGANParameterNode:
     protectionHeatmap, sourceAttackedHeatmap, protectedAttackedHeatmap - Differences that the comparison shows.
     metricsTable, rmseChart, summary - Results of the last comparison.
     showHeatmaps, heatmapOpacity, heatmapThresholdHU - How the differences are shown.
+    loadRestored - Whether a restored original is also added to the scene.
+    changeMap - What was changed in the scan that was verified last, since it was signed.
+    showChanges - Whether that is shown.
     """
 
     sourceVolume: vtkMRMLScalarVolumeNode
@@ -119,6 +134,9 @@ class MITSGANParameterNode:
     showHeatmaps: bool = False
     heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.7
     heatmapThresholdHU: Annotated[float, WithinRange(0, 100)] = 1.0
+    loadRestored: bool = True
+    changeMap: vtkMRMLLabelMapVolumeNode
+    showChanges: bool = True
 
 
 class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -135,7 +153,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._inspected = False  # nothing yet; None is an empty selection
         self._observedLayout = None
         self._closed = False
-        self.jobs = self.device = self.comparison = None
+        self.jobs = self.device = self.comparison = self.keys = None
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
@@ -152,6 +170,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.device = DeviceLine(self.ui.deviceDescriptionLabel, self._deviceTimer, self.logic.describeDevice)
         self._flickerTimer = self._timer(FLICKER_MILLISECONDS, self.onFlickerTimeout)
         self.comparison = ComparisonView(lambda: self._parameterNode, self.ui.flickerButton, self._flickerTimer)
+        self.keys = KeyChoices(self.ui)
         self._fillChoices()
         self._setIcons()
 
@@ -202,6 +221,9 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (self.ui.simulateAttackButton, "Attack"),
             (self.ui.compareButton, "Compare"),
             (self.ui.exportDicomButton, "Export"),
+            (self.ui.exportFileButton, "Export"),
+            (self.ui.restoreButton, "Restore"),
+            (self.ui.verifyButton, "Verify"),
             (self.ui.reportButton, "Report"),
         ):
             button.setIcon(qt.QIcon(self.resourcePath(f"Icons/{icon}.png")))
@@ -213,6 +235,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.injectRadioButton.connect("toggled(bool)", self.onInjectToggled)
         self.ui.flickerComboBox.connect("currentIndexChanged(int)", self.onFlickerPairChanged)
         self.ui.flickerButton.connect("toggled(bool)", self.onFlickerToggled)
+        self.ui.passphraseLineEdit.connect("textChanged(QString)", self.onPassphraseChanged)
         for button, slot in (
             (self.ui.sampleChestButton, self.onSampleChestButton),
             (self.ui.samplePhantomButton, self.onSamplePhantomButton),
@@ -229,7 +252,21 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (self.ui.centerButton, self.onCenterButton),
             (self.ui.restoreLayoutButton, self.onRestoreLayoutButton),
             (self.ui.exportDicomButton, self.onExportDicomButton),
+            (self.ui.exportFileButton, self.onExportFileButton),
             (self.ui.reportButton, self.onReportButton),
+            (self.ui.keyFileButton, self.onKeyFileButton),
+            (self.ui.newKeyButton, self.onNewKeyButton),
+            (self.ui.forgetKeyButton, lambda: self._choose(self.keys.key, None)),
+            (self.ui.signingKeyButton, self.onSigningKeyButton),
+            (self.ui.newSigningKeyButton, self.onNewSigningKeyButton),
+            (self.ui.forgetSigningKeyButton, lambda: self._choose(self.keys.signing, None)),
+            (self.ui.publicKeyButton, self.onPublicKeyButton),
+            (self.ui.forgetPublicKeyButton, lambda: self._choose(self.keys.public, None)),
+            (self.ui.scanFolderButton, self.onScanFolderButton),
+            (self.ui.scanFileButton, self.onScanFileButton),
+            (self.ui.forgetScanButton, lambda: self._choose(self.keys.scan, None)),
+            (self.ui.restoreButton, self.onRestoreButton),
+            (self.ui.verifyButton, self.onVerifyButton),
         ):
             button.connect("clicked()", slot)
 
@@ -243,6 +280,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.jobs.close()
             self.device.stop()
             self.comparison.close()
+            self.keys.forget_passphrase()
             self.setParameterNode(None)
         self.removeObservers()
 
@@ -256,6 +294,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.comparison:
             self.comparison.stop_flicker()
             self.device.forget()
+            self.keys.forget_passphrase()
             self.setParameterNode(None)
 
     def onReload(self) -> None:
@@ -277,6 +316,9 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.jobs.cancel()
         self.comparison.stop_flicker()
         self.device.forget()
+        self.keys.forget_passphrase()
+        # It may be about a patient whose scene is gone.
+        self._choose(self.keys.scan, None)
         self.setParameterNode(None)
 
     def onSceneEndClose(self, _caller, _event) -> None:
@@ -345,6 +387,8 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             lambda: slicer_bridge.volume_from_node(parameters.sourceVolume) if usable else None,
         )
         self.comparison.refresh()
+        if parameters.changeMap:
+            slicer_bridge.set_changes_visible(parameters.changeMap, parameters.showChanges)
         self._checkCanApply()
 
     def _showText(self, label, text: str) -> None:
@@ -410,14 +454,19 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._inspection,
             has_model=self.ui.modelComboBox.currentIndex >= 0,
         )
+        hasScan = self.keys.scan.path is not None or self.keys.node_on_disk(parameters) is not None
+        missing |= missing_on_disk(has_scan=hasScan, can_open=self.keys.can_open)
         running = self.jobs.button
         for name, button, toolTip in (
             ("protect", self.ui.protectButton, _("Compute a protected copy of the CT volume.")),
             ("attack", self.ui.simulateAttackButton, _("Attack both volumes at the target.")),
             ("compare", self.ui.compareButton, _("Measure the change and show all volumes side by side.")),
             ("export", self.ui.exportDicomButton, _("Write the protected volume as a derived DICOM series.")),
+            ("export file", self.ui.exportFileButton, _("Write the protected volume as NRRD, NIfTI or MetaImage.")),
             ("report", self.ui.reportButton, _("Protect, attack and measure once more, and write a report as HTML.")),
             ("sample", self.ui.samplePhantomButton, _("Make a synthetic thorax with a nodule on this computer.")),
+            ("restore", self.ui.restoreButton, _("Give back the original of a sealed scan, bit for bit.")),
+            ("verify", self.ui.verifyButton, _("Tell whether, and where, a signed scan was changed.")),
         ):
             if running is button:
                 reason, toolTip = "", _("Stop; nothing is left behind.")
@@ -434,6 +483,16 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._enable(self.ui.centerButton, noViews, _("Show all views around the target, as at first."))
         self._enable(self.ui.restoreLayoutButton, noViews, _("Go back to the views as they were before."))
         self._enable(self.ui.flickerButton, noViews, _("Alternate the two volumes in one view."))
+        noMap = "" if parameters and parameters.changeMap else _("Verify a scan first that was changed.")
+        self._enable(
+            self.ui.showChangesCheckBox,
+            noMap,
+            _(
+                "Color what was changed since the scan was signed: tiles of 32 × 32 pixels in magenta, slices of "
+                "another place or scan in yellow, missing ones in gray."
+            ),
+        )
+        self.keys.refresh(parameters, is_idle=running is None)
         # Work in progress is on these choices.
         for widget in (
             self.ui.sourceVolumeSelector,
@@ -447,6 +506,15 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.removeRadioButton,
             self.ui.attackerComboBox,
             self.ui.attackerFolderButton,
+            self.ui.keyFileButton,
+            self.ui.newKeyButton,
+            self.ui.signingKeyButton,
+            self.ui.newSigningKeyButton,
+            self.ui.publicKeyButton,
+            self.ui.passphraseLineEdit,
+            self.ui.scanFolderButton,
+            self.ui.scanFileButton,
+            self.ui.loadRestoredCheckBox,
         ):
             widget.enabled = running is None
 
@@ -617,9 +685,36 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 return
             with self.jobs.running(self.ui.exportDicomButton, self.ui.exportProgressBar, _("slices")) as progress:
                 written = self.logic.exportDicom(
-                    parameters.protectedVolume, folder, parameters.sourceVolume, progress=progress
+                    parameters.protectedVolume,
+                    folder,
+                    parameters.sourceVolume,
+                    locks=self._openLocks(),
+                    progress=progress,
                 )
+                self._choose(self.keys.scan, written)
                 self.jobs.say(_("Wrote a derived DICOM series to {folder}.").format(folder=written))
+
+    def onExportFileButton(self) -> None:
+        """Write the protected volume as a file of the user's choice; cancel when that is under way."""
+        if self.jobs.press(self.ui.exportFileButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to export the protected volume.")):
+            path = qt.QFileDialog.getSaveFileName(
+                self.parent, _("Protected volume"), "protected.nrrd", VOLUME_FILES.format(_("Volumes"))
+            )
+            if not path:
+                return
+            with self.jobs.running(self.ui.exportFileButton, self.ui.exportProgressBar, _("steps")) as progress:
+                parameters = self._parameterNode
+                self.logic.exportFile(
+                    parameters.protectedVolume,
+                    path,
+                    parameters.sourceVolume,
+                    locks=self._openLocks(),
+                    progress=progress,
+                )
+                self._choose(self.keys.scan, Path(path))
+                self.jobs.say(_("Wrote {path}.").format(path=path))
 
     def onReportButton(self) -> None:
         """Write the report of the demonstration for this scene; cancel when that is under way."""
@@ -643,6 +738,166 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     progress=progress,
                 )
                 self.jobs.say(_("Wrote {path}.").format(path=path))
+
+    # Keys and signatures
+
+    def _choose(self, chosen, path: Path | None, identity: str | None = None) -> None:
+        chosen.choose(path, identity)
+        if chosen is self.keys.scan:
+            self._showText(self.ui.keysResultLabel, "")
+        self._checkCanApply()
+
+    def _chooseKey(self, chosen, path: str, identify: Callable[[Path], str | None], message: str) -> None:
+        """Take a key file that holds such a key, and explain any other."""
+        if not path:
+            return
+        with slicer.util.tryWithErrorDisplay(message), self.jobs.showing_error():
+            self._ensureKeyPackages()
+            self._choose(chosen, Path(path), identify(Path(path)))
+            isOpen = chosen is not self.keys.public and not slicer_bridge.is_private(path)
+            self.jobs.say(_("Other people on this computer may read this key file.") if isOpen else "")
+
+    def _askForFile(self, title: str, kinds: str) -> str:
+        return qt.QFileDialog.getOpenFileName(self.parent, title, "", kinds)
+
+    def _openLocks(self) -> slicer_bridge.Locks | None:
+        if not self.keys.has_locks:
+            return None
+        self._ensureKeyPackages()
+        return self.keys.open_locks()
+
+    def _ensureKeyPackages(self) -> None:
+        slicer_bridge.ensure_key_packages(self.resourcePath("requirements.txt"))
+
+    def onPassphraseChanged(self, _text: str) -> None:
+        """A passphrase can stand for a key file."""
+        self._checkCanApply()
+
+    def onKeyFileButton(self) -> None:
+        """Let the user choose a key file."""
+        path = self._askForFile(_("Key file"), _("Key files") + " (*.key);;" + _("All files") + " (*)")
+        self._chooseKey(self.keys.key, path, slicer_bridge.key_identity, _("Failed to read the key file."))
+
+    def onSigningKeyButton(self) -> None:
+        """Let the user choose a signing key."""
+        path = self._askForFile(_("Signing key"), _("PEM files") + " (*.pem);;" + _("All files") + " (*)")
+        identify = slicer_bridge.signing_key_identity
+        self._chooseKey(self.keys.signing, path, identify, _("Failed to read the signing key."))
+
+    def onPublicKeyButton(self) -> None:
+        """Let the user choose the public key of a signer."""
+        path = self._askForFile(_("Public key"), _("PEM files") + " (*.pem);;" + _("All files") + " (*)")
+        identify = slicer_bridge.public_key_identity
+        self._chooseKey(self.keys.public, path, identify, _("Failed to read the public key."))
+
+    def onNewKeyButton(self) -> None:
+        """Make a key file and use it."""
+        path = self._newFile(_("New key file"), "clinic.key", ".key")
+        if path is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to make the key file.")), self.jobs.showing_error():
+            self._ensureKeyPackages()
+            self._choose(self.keys.key, path, slicer_bridge.make_key_file(path))
+            self.jobs.say(
+                _("Made the key file. Keep a copy of it apart from the scans: without it there is no way back.")
+            )
+
+    def onNewSigningKeyButton(self) -> None:
+        """Make a signing key and its public key, and use both."""
+        path = self._newFile(_("New signing key"), "signing.pem", ".pem")
+        if path is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to make the signing key.")), self.jobs.showing_error():
+            self._ensureKeyPackages()
+            identity, public = slicer_bridge.make_signing_key_file(path)
+            self._choose(self.keys.signing, path, identity)
+            self._choose(self.keys.public, public, identity)
+            self.jobs.say(
+                _("Made the signing key, which nobody else may have, and {name}, for those who verify.").format(
+                    name=public.name
+                )
+            )
+
+    def _newFile(self, title: str, name: str, suffix: str) -> Path | None:
+        text = qt.QFileDialog.getSaveFileName(self.parent, title, name, f"{title} (*{suffix})")
+        path = Path(text) if text else None
+        # Not every system's dialog adds it.
+        return path.with_name(path.name + suffix) if path and not path.suffix else path
+
+    def onScanFolderButton(self) -> None:
+        """Let the user choose a DICOM folder to restore or verify."""
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Folder of a protected or signed DICOM series"))
+        if folder:
+            self._choose(self.keys.scan, Path(folder))
+
+    def onScanFileButton(self) -> None:
+        """Let the user choose a volume file to restore or verify."""
+        path = self._askForFile(_("Protected or signed file"), VOLUME_FILES.format(_("Volumes")))
+        if path:
+            self._choose(self.keys.scan, Path(path))
+
+    def onRestoreButton(self) -> None:
+        """Restore the original of a sealed scan; cancel when that is under way."""
+        if self.jobs.press(self.ui.restoreButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to restore the original.")):
+            parameters = self._parameterNode
+            with self.jobs.showing_error():
+                scan = self.keys.scan_on_disk(parameters)
+            destination = self._askForDestination(scan)
+            if destination is None:
+                return
+            node = self.keys.node_on_disk(parameters)
+            name = _("{name} restored").format(name=node.GetName()) if node else _("Restored scan")
+            self._showText(self.ui.keysResultLabel, "")
+            with self.jobs.running(self.ui.restoreButton, self.ui.keysProgressBar, _("files")) as progress:
+                self._ensureKeyPackages()
+                restored, restoredNode = self.logic.restoreOriginal(
+                    scan,
+                    destination,
+                    self.keys.open_key(),
+                    name=name if parameters.loadRestored else None,
+                    progress=progress,
+                )
+                self._showText(self.ui.keysResultLabel, sentences.about_restored(scan.path.name, restored))
+                if restoredNode:
+                    slicer_bridge.show_in_ordinary_views(restoredNode)
+                self.jobs.say(_("Wrote {path}.").format(path=destination))
+
+    def _askForDestination(self, scan: slicer_bridge.ScanOnDisk) -> Path | None:
+        """Where to put a restored original, by default beside the scan; None when the user closes the dialog."""
+        if scan.is_file:
+            name, dot, suffixes = scan.path.name.partition(".")
+            beside = scan.path.with_name(f"{name}-restored{dot}{suffixes}")
+            kinds = VOLUME_FILES.format(_("Volumes"))
+            path = qt.QFileDialog.getSaveFileName(self.parent, _("Restored original"), str(beside), kinds)
+            return Path(path) if path else None
+        parent = str(scan.path.parent)
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Folder to put the restored series in"), parent)
+        return slicer_bridge.free_folder(Path(folder), f"{scan.path.name}-restored") if folder else None
+
+    def onVerifyButton(self) -> None:
+        """Tell whether a signed scan was changed, and show where; cancel when that is under way."""
+        if self.jobs.press(self.ui.verifyButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to verify the scan.")):
+            parameters = self._parameterNode
+            with self.jobs.showing_error():
+                scan = self.keys.scan_on_disk(parameters)
+            self._showText(self.ui.keysResultLabel, "")
+            with self.jobs.running(self.ui.verifyButton, self.ui.keysProgressBar, _("files")) as progress:
+                self._ensureKeyPackages()
+                checked = self.logic.verify(scan, self.keys.public.path, progress=progress)
+                self._showText(self.ui.keysResultLabel, sentences.about_check(scan.path.name, checked))
+                self._showChangeMap(checked)
+
+    def _showChangeMap(self, checked: slicer_bridge.Checked) -> None:
+        parameters = self._parameterNode
+        if parameters.changeMap:
+            slicer_bridge.remove_result(parameters.changeMap)
+        self.comparison.stop_flicker()
+        candidates = (parameters.protectedVolume, parameters.sourceVolume)
+        parameters.changeMap = self.logic.showChanges(checked, candidates, visible=parameters.showChanges)[0]
 
     def _ensurePackages(self) -> None:
         slicer_bridge.ensure_packages(self.resourcePath("requirements.txt"), self.jobs.say)
@@ -870,17 +1125,86 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
         folder: str | Path,
         sourceNode: vtkMRMLScalarVolumeNode | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        locks: slicer_bridge.Locks | None = None,
+        progress: Callable[..., None] | None = None,
     ) -> Path:
         """Write a protected volume as a derived DICOM series that keeps the headers of its source.
 
         :param folder: an empty or new folder; in a folder with other files a new one is made.
         :param sourceNode: where the headers come from, if the protected node does not know its source.
+        :param locks: seals and signs the series, see ``slicer_bridge.open_locks``.
         :return: the folder that holds the series.
         """
         return slicer_bridge.export_dicom(
-            protectedNode, Path(folder), sourceNode, progress=progress, compute=self._compute
+            protectedNode, Path(folder), sourceNode, locks, progress=progress, compute=self._compute
         )
+
+    def exportFile(
+        self,
+        protectedNode: vtkMRMLScalarVolumeNode,
+        path: str | Path,
+        sourceNode: vtkMRMLScalarVolumeNode | None = None,
+        *,
+        locks: slicer_bridge.Locks | None = None,
+        progress: Callable[..., None] | None = None,
+    ) -> None:
+        """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
+
+        :param sourceNode: what it was protected from, if the protected node does not know its source.
+        :param locks: seals and signs the file, see ``slicer_bridge.open_locks``.
+        """
+        slicer_bridge.export_file(
+            protectedNode, Path(path), sourceNode, locks, progress=progress, compute=self._compute
+        )
+
+    def restoreOriginal(
+        self,
+        scan: slicer_bridge.ScanOnDisk,
+        destination: str | Path,
+        key: Any,
+        *,
+        name: str | None = None,
+        progress: Callable[..., None] | None = None,
+    ) -> tuple[Any, vtkMRMLScalarVolumeNode | None]:
+        """Restore the original of a sealed scan on the disk, bit for bit.
+
+        :param destination: a new folder for DICOM; a file name for a file, which is replaced if it exists.
+        :param key: of ``slicer_bridge.open_key``.
+        :param name: of a new volume node with the original; None to load none.
+        :return: what was restored, and the node.
+        """
+        return slicer_bridge.restore_scan(scan, Path(destination), key, name, progress=progress, compute=self._compute)
+
+    def verify(
+        self,
+        scan: slicer_bridge.ScanOnDisk,
+        publicKey: Path | None = None,
+        *,
+        progress: Callable[..., None] | None = None,
+    ) -> slicer_bridge.Checked:
+        """Tell whether a signed scan on the disk is as it was signed, and if not, what was changed.
+
+        :param publicKey: file with the public key of the expected signer.
+        """
+        publicKeys = [publicKey] if publicKey else []
+        return slicer_bridge.check_scan(scan, publicKeys, progress=progress, compute=self._compute)
+
+    def showChanges(
+        self,
+        checked: slicer_bridge.Checked,
+        volumeNodes: Sequence[vtkMRMLScalarVolumeNode | None] = (),
+        *,
+        visible: bool = True,
+    ) -> tuple[vtkMRMLLabelMapVolumeNode | None, vtkMRMLScalarVolumeNode | None]:
+        """Lay the map of what was changed over the scan.
+
+        :param volumeNodes: volumes that may hold the scan; where none does, it is added to the scene.
+        :return: the map and the volume below it; None where nothing was changed.
+        """
+        changeMap, over = slicer_bridge.change_nodes(checked, volumeNodes)
+        if changeMap:
+            slicer_bridge.show_changes(changeMap, over, visible=visible)
+        return changeMap, over
 
     def saveReport(
         self,
@@ -926,6 +1250,8 @@ class MITSGANTest(ScriptedLoadableModuleTest):
         """Run all tests."""
         self.setUp()
         self.test_ProtectAndAttackPhantom()
+        self.setUp()
+        self.test_SealRestoreSignAndVerify()
 
     def test_ProtectAndAttackPhantom(self) -> None:
         """Protection and attack keep the geometry, follow the transform and mark their results."""
@@ -994,4 +1320,50 @@ class MITSGANTest(ScriptedLoadableModuleTest):
             logic.protect(volumeNode, progress=cancel)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)
 
+        self.delayDisplay("Test passed")
+
+    def test_SealRestoreSignAndVerify(self) -> None:
+        """A sealed and signed file gives back the original, and shows the one voxel that was changed."""
+        from MITSGANLib.files import read_file, write_file
+        from MITSGANLib.volume import CTVolume, ProcessingStep
+
+        if not slicer_bridge.are_installed("cryptography"):
+            self.delayDisplay("The package cryptography is not installed: keys were not tested")
+            return
+        self.delayDisplay("Sealing and signing")
+        hu = np.random.default_rng(0).integers(-1000, 400, (8, 64, 64)).astype(np.int16)
+        original = CTVolume(hu, spacing=(5.0, 5.0, 2.5))
+        protected = original.with_hu(hu + np.int16(1), ProcessingStep("protection", "self test"))
+        volumeNode = slicer_bridge.node_from_volume(original, "Original")
+        protectedNode = slicer_bridge.node_from_volume(protected, "Protected", volumeNode)
+        logic = MITSGANLogic()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            slicer_bridge.make_key_file(folder / "self.key")
+            slicer_bridge.make_signing_key_file(folder / "self.pem")
+            locks = slicer_bridge.open_locks(folder / "self.key", folder / "self.pem", "")
+            path = folder / "protected.nrrd"
+            logic.exportFile(protectedNode, path, volumeNode, locks=locks)
+
+            self.delayDisplay("Restoring")
+            scan = slicer_bridge.ScanOnDisk(path)
+            key = slicer_bridge.open_key(folder / "self.key", "")
+            _restored, restoredNode = logic.restoreOriginal(scan, folder / "restored.nrrd", key, name="Restored")
+            self.assertTrue((slicer.util.arrayFromVolume(restoredNode) == hu).all())
+
+            self.delayDisplay("Verifying")
+            checked = logic.verify(scan, folder / "self.pub.pem")
+            self.assertTrue(checked.is_intact)
+            self.assertTrue(checked.is_signer_known)
+            self.assertEqual(logic.showChanges(checked), (None, None))
+            forged = read_file(path)
+            values = forged.hu.copy()
+            values[5, 40, 10] += 1
+            write_file(CTVolume(values, forged.spacing, forged.origin, forged.direction), path, overwrite=True)
+            checked = logic.verify(scan)
+            self.assertFalse(checked.is_intact)
+            changeMap, _over = logic.showChanges(checked, (volumeNode, protectedNode))
+            labels = slicer.util.arrayFromVolume(changeMap)
+            self.assertEqual(np.argwhere(labels)[0].tolist(), [5, 32, 0])
+            self.assertEqual(int(np.count_nonzero(labels)), 32 * 32)
         self.delayDisplay("Test passed")

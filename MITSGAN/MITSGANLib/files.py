@@ -121,9 +121,9 @@ def write_file(
     check_file_output(volume, path, overwrite=overwrite)
     file_format = format_of(path)
     _report(progress, 0)
-    image = _image(volume, file_format)
     with atomic_file(path, overwrite=overwrite) as temporary:
-        _write_image(image, temporary, path, file_format)
+        # Kept in no name: reading back needs its memory.
+        _write_image(_image(volume, file_format), temporary, path, file_format)
         _verify(volume, temporary, path)
         _report(progress, 1)
 

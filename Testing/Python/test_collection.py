@@ -29,7 +29,7 @@ from MITSGANLib.models import ModelCard, write_weights
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
-from MITSGANTrainingLib import collection, inventory
+from MITSGANTrainingLib import collection, inventory, trees
 from MITSGANTrainingLib.collection import Change, CollectionConfig, Report, measure_change, protect_collection
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.inventory import RECORDS, SUMMARY, take_stock
@@ -529,9 +529,13 @@ class TestResume:
         run(seed=3)
         assert precious.read_text() == "mine"
 
-    @pytest.mark.parametrize("moment", ["protect", "save_volume", "_write_record"])
-    def test_stopping_keeps_what_is_finished_and_nothing_half_done(self, tree, tmp_path, run, monkeypatch, moment):
-        out, original, calls = tmp_path / "out", getattr(collection, moment), []
+    @pytest.mark.parametrize(
+        ("module", "moment"), [(collection, "protect"), (collection, "save_volume"), (trees, "write_record")]
+    )
+    def test_stopping_keeps_what_is_finished_and_nothing_half_done(
+        self, tree, tmp_path, run, monkeypatch, module, moment
+    ):
+        out, original, calls = tmp_path / "out", getattr(module, moment), []
 
         def stopped_at_the_second(*args: object, **kwargs: object) -> object:
             calls.append(moment)
@@ -539,7 +543,7 @@ class TestResume:
                 raise KeyboardInterrupt
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(collection, moment, stopped_at_the_second)
+        monkeypatch.setattr(module, moment, stopped_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             run()
         assert not list(out.rglob("*.partial"))
@@ -547,7 +551,7 @@ class TestResume:
         assert summary(out)["counts"]["protected"] == 1
         for folder in out.glob("s?"):
             assert len(list(folder.iterdir())) == 3, "a series is whole or not there"
-        monkeypatch.setattr(collection, moment, original)
+        monkeypatch.setattr(module, moment, original)
         report = run()
         assert sum(earlier for _, earlier in report.protected) == 1
         assert outputs(out).keys() == contents(tree).keys()
@@ -562,7 +566,7 @@ class TestResume:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(collection, "_write_record", killed)
+            patch.setattr(trees, "write_record", killed)
             with pytest.raises(KeyboardInterrupt):
                 run(seed=1)
         assert (load_volume(tmp_path / "out" / "s0").hu != before).any()
@@ -762,7 +766,7 @@ class TestCommand:
             logger.setLevel(logging.NOTSET)
             yield from run_all(function, items)
 
-        monkeypatch.setattr(collection, "run_all", elsewhere)
+        monkeypatch.setattr(trees, "run_all", elsewhere)
         uid = DataElement("FrameOfReferenceUID", "UI", "Secret", validation_mode=pydicom.config.IGNORE)
         series(edit=lambda one, _: one.add(uid)).write(tmp_path / "tree")
         with caplog.at_level(logging.DEBUG):

@@ -216,15 +216,22 @@ class TestProtect:
         assert main(["restore", out, str(tmp_path / "restored"), *seal]) == 0
         assert (load_volume(tmp_path / "restored").hu == load_volume(scan).hu).all()
 
+    def test_what_is_replaced_leaves_neither_its_seal_nor_its_manifest(self, thorax, key, tmp_path):
+        """They would make an alarm of the new file."""
+        assert main(["keygen", str(tmp_path / "seal.key")]) == 0
+        arguments = ["protect", str(thorax), str(tmp_path / "out" / "scan.nrrd")]
+        assert main([*arguments, "--key", str(tmp_path / "seal.key"), "--sign", str(key)]) == 0
+        assert len(list((tmp_path / "out").iterdir())) == 3
+        assert main([*arguments, "--sign", str(key), "--overwrite"]) == 0
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["scan.nrrd", "scan.nrrd.manifest.json"]
+        assert main([*arguments, "--overwrite"]) == 0
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.nrrd"]
+
     def test_a_key_that_cannot_sign_stops_it_before_anything_is_written(self, thorax, public, tmp_path):
         out = tmp_path / "protected.nrrd"
         assert main(["protect", str(thorax), str(out), "--sign", str(public)]) == 3
         assert not list(tmp_path.iterdir())
-
-    def test_not_for_collections(self, thorax, key, tmp_path, capsys):
-        with pytest.raises(SystemExit, match="2"):
-            main(["protect", str(thorax.parent), str(tmp_path / "out"), "--collection", "--sign", str(key)])
-        assert "--sign" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

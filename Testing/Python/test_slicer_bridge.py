@@ -5,7 +5,9 @@ import importlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from MITSGANLib.errors import InputError, TargetError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from MITSGANLib.errors import CancelledError, InputError, ModelError, OutputError, TargetError
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance
 
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
@@ -498,3 +500,62 @@ def test_source_and_results_know_each_other():
     assert bridge.is_simulated_attack(attacked)
     assert not bridge.is_simulated_attack(result)
     assert attacked.GetDisplayNode().GetColor() == bridge.SIMULATED_ATTACK_COLOR
+
+
+# Errors without paths
+
+
+@given(
+    st.lists(
+        st.sampled_from(["DOE^JANE", "doe", "1.2.3", "CT (1)", "scan[2]", "a b", "x.nrrd"]), min_size=1, max_size=4
+    ),
+    st.sampled_from(["{} holds no seal", "{}/IM1 and {}/IM1.dcm are damaged", "no permission for {}: ({})"]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_part_of_a_chosen_path_is_left_in_errors(tmp_path_factory, parts, text):
+    folder = tmp_path_factory.mktemp("chosen").joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("IM1", "IM1.dcm"):
+        (folder / name).touch()
+    with pytest.raises(InputError) as raised, bridge.paths_kept_from_log({folder: "THE SCAN"}):
+        raise InputError(text.format(folder, folder))
+    said = str(raised.value)
+    assert "THE SCAN" in said
+    assert "chosen" not in said
+    assert not any(part in said for part in (*parts, "IM1"))
+    assert raised.value.__suppress_context__, "nor in the trace"
+
+
+@pytest.mark.parametrize("error", [InputError, OutputError, ModelError, CancelledError])
+def test_errors_keep_their_kind_without_paths(tmp_path, error):
+    with pytest.raises(error), bridge.paths_kept_from_log({tmp_path: "it"}):
+        raise error(f"{tmp_path} is wrong")
+
+
+def test_errors_of_the_system_become_ours_without_paths(tmp_path):
+    with pytest.raises(OutputError, match="the chosen place") as raised, bridge.path_kept_from_log(tmp_path / "x"):
+        (tmp_path / "x").read_text()
+    assert str(tmp_path) not in str(raised.value)
+
+
+# The map of changes
+
+
+def test_a_map_of_changes_lies_where_its_scan_does(volume):
+    from MITSGANLib.slicer_bridge.change_map import COLORS, change_map_node
+
+    labels = volume.with_hu((volume.hu % 4).astype(np.int16))
+    scan = bridge.node_from_volume(volume, "CT")
+    put_under_transforms(scan, matrix(rotation((0, 0, 1), 20), (1, 2, 3)))
+    node = change_map_node(labels, scan)
+    assert node.GetClassName() == "vtkMRMLLabelMapVolumeNode"
+    assert node.GetTransformNodeID() == scan.GetTransformNodeID()
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), labels.hu)
+    ours, theirs = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(ours)
+    scan.GetIJKToRASMatrix(theirs)
+    np.testing.assert_allclose(slicer.util.arrayFromVTKMatrix(ours), slicer.util.arrayFromVTKMatrix(theirs), atol=1e-9)
+    colors = node.GetDisplayNode().GetColorNode().GetLookupTable()
+    for value, rgba in COLORS.items():
+        np.testing.assert_allclose(colors.GetTableValue(value), rgba, atol=0.01)
+    assert bridge.first_scan() is scan

@@ -3,10 +3,14 @@
 ``volumes`` exchanges volume nodes and :class:`~MITSGANLib.volume.CTVolume`, ``inspection`` says whether a node looks
 like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables`` the
 metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked point.
-``operations`` is what the module does with nodes, ``packages`` what it installs, ``panel`` the parts of its panel.
+``operations`` is what the module does with nodes, ``locks`` what it does with keys and signatures, ``change_map`` shows
+what a signature found, ``privacy`` keeps paths out of errors, ``packages`` is what it installs, ``panel`` the parts of
+its panel.
 Nothing here imports ``qt``.
 """
 
+from ..seal.keys import is_private
+from .change_map import CHANGE_MAP_ATTRIBUTE, set_changes_visible, show_changes
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
 from .differences import difference_node, set_difference_threshold
@@ -27,20 +31,39 @@ from .layout import (
     show_table,
     show_volume,
 )
+from .locks import (
+    Checked,
+    Locks,
+    ScanOnDisk,
+    change_nodes,
+    check_scan,
+    key_identity,
+    make_key_file,
+    make_signing_key_file,
+    may_be_on_disk,
+    open_key,
+    open_locks,
+    public_key_identity,
+    restore_scan,
+    scan_of_node,
+    signing_key_identity,
+)
 from .operations import (
     attack_nodes,
     compare_nodes,
     compute_here,
     describe_device,
     export_dicom,
+    export_file,
     exportable_files,
+    free_folder,
     load_phantom,
     measure_nodes,
-    path_kept_from_log,
     protect_node,
     save_report,
 )
-from .packages import are_installed, ensure_packages
+from .packages import are_installed, ensure_key_packages, ensure_packages
+from .privacy import path_kept_from_log, paths_kept_from_log
 from .tables import Finding, metrics_table, rmse_chart, slice_of_point, table_text
 from .targets import (
     has_target,
@@ -75,6 +98,7 @@ from .volumes import (
 )
 
 __all__ = [
+    "CHANGE_MAP_ATTRIBUTE",
     "COMPARISON_LAYOUT",
     "DIFFERENCE_ATTRIBUTE",
     "PADDING_ATTRIBUTE",
@@ -85,11 +109,16 @@ __all__ = [
     "STEPS_ATTRIBUTE",
     "SYNTHETIC_ATTRIBUTE",
     "VIEWS",
+    "Checked",
     "ComparisonNodes",
     "Finding",
     "Inspection",
+    "Locks",
+    "ScanOnDisk",
     "are_installed",
     "attack_nodes",
+    "change_nodes",
+    "check_scan",
     "compare_nodes",
     "comparison_is_shown",
     "comparison_nodes",
@@ -98,40 +127,57 @@ __all__ = [
     "describe_device",
     "dicom_files_of",
     "difference_node",
+    "ensure_key_packages",
     "ensure_packages",
     "export_dicom",
+    "export_file",
     "exportable_files",
     "first_scan",
+    "free_folder",
     "has_target",
     "inspect_node",
     "interaction_node",
     "is_placing",
+    "is_private",
     "is_simulated_attack",
     "jump_to_slice",
     "keep_last_point",
     "keep_out_of_comparison",
+    "key_identity",
     "load_phantom",
+    "make_key_file",
+    "make_signing_key_file",
+    "may_be_on_disk",
     "measure_nodes",
     "metrics_table",
     "new_target_list",
     "node_from_volume",
+    "open_key",
+    "open_locks",
     "path_kept_from_log",
+    "paths_kept_from_log",
     "plot_view_node",
     "protect_node",
+    "public_key_identity",
     "ras_from_voxel",
     "register_layout",
     "remove_result",
     "restore_layout",
+    "restore_scan",
     "results_of",
     "rmse_chart",
     "save_report",
+    "scan_of_node",
+    "set_changes_visible",
     "set_difference_threshold",
     "set_window",
+    "show_changes",
     "show_comparison",
     "show_heatmaps",
     "show_in_ordinary_views",
     "show_table",
     "show_volume",
+    "signing_key_identity",
     "slice_of_point",
     "source_of",
     "start_placing",

@@ -89,7 +89,7 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
     original = _series(files)
     stack = stack_series(original)
     # Slicer may count slices from the other end than DICOM's normal does.
-    for candidate in (volume, _reversed_slices(volume)):
+    for candidate in (volume, reversed_slices(volume)):
         series = CTVolume(candidate.hu, stack.spacing, stack.origin, stack.direction)
         if stack.shape == candidate.shape and candidate.same_geometry(series, tolerance_mm=0.05):
             provenance = dataclasses.replace(
@@ -107,7 +107,8 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
     )
 
 
-def _reversed_slices(volume: CTVolume) -> CTVolume:
+def reversed_slices(volume: CTVolume) -> CTVolume:
+    """The same scan with its slices counted from the other end."""
     direction = volume.direction.copy()
     direction[:, 2] *= -1
     return dataclasses.replace(

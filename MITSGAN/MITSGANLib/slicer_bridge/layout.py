@@ -179,6 +179,25 @@ def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = 
     logic.PropagateBackgroundVolumeSelection(int(fit))
 
 
+def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Sequence[float]) -> None:
+    """Lay a label map over what the ordinary slice views show, and move them to a world point in mm."""
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActiveLabelVolumeID(node.GetID())
+    logic.PropagateLabelVolumeSelection(0)
+    set_labels_opacity(node, opacity)
+    tags = {view.tag for view in VIEWS.values()}
+    for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        if slice_node.GetLayoutName() not in tags:
+            slice_node.JumpSliceByOffsetting(*ras)
+
+
+def set_labels_opacity(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float) -> None:
+    """Set how strongly a label map covers the scan, in those views that show this label map."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        if composite.GetLabelVolumeID() == node.GetID() and composite.GetLabelOpacity() != opacity:
+            composite.SetLabelOpacity(opacity)
+
+
 def show_table(node: slicer.vtkMRMLTableNode) -> None:
     """Show a table, in a layout that has room for one."""
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")

@@ -8,8 +8,7 @@ that works in the background and keeps the application responsive.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,14 @@ from slicer.i18n import tr as _
 
 from ..effect import Finding
 from ..errors import CancelledError, InputError, OutputError
+from ..files import SUFFIXES, format_of
 from ..heatmap import LUNG, MEDIASTINUM
 from ..volume import CTVolume
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
 from .layout import VIEWS, set_window, show_in_ordinary_views
+from .locks import Locks, file_behind, new_output, save_locked, stale_companions
+from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
@@ -212,32 +214,65 @@ def export_dicom(
     protected_node: slicer.vtkMRMLScalarVolumeNode,
     folder: Path,
     source_node: slicer.vtkMRMLScalarVolumeNode | None,
+    locks: Locks | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
     compute: Compute = compute_here,
 ) -> Path:
     """Write a protected volume as a derived DICOM series that keeps the headers of its source.
 
     :param folder: an empty or new folder; in a folder with other files a new one is made.
+    :param locks: seals and signs it.
     :return: the folder that holds the series.
     """
     files = exportable_files(protected_node, source_node)
     volume = volume_from_node(protected_node)
-    if folder.is_dir() and any(folder.iterdir()):
-        names = (f"protected-{number}" for number in range(1, 10000))
-        folder = next(folder / name for name in names if not (folder / name).exists())
+    folder = free_folder(folder, "protected") if folder.is_dir() and any(folder.iterdir()) else folder
 
     volume = with_dicom_source(volume, files)
 
-    def work(report: Any) -> None:
-        from ..dicom import write_series
-
-        write_series(volume, folder, progress=report)
-
-    with path_kept_from_log(folder):
-        compute(work, progress)
+    with path_kept_from_log(folder), new_output(folder) as new:
+        compute(lambda report: save_locked(volume, volume, new, locks or Locks(), report), progress)
     logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
     return folder
+
+
+def export_file(
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    path: Path,
+    source_node: slicer.vtkMRMLScalarVolumeNode,
+    locks: Locks | None = None,
+    *,
+    progress: Callable[..., None] | None = None,
+    compute: Compute = compute_here,
+) -> None:
+    """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
+
+    The seal restores the file that the source was loaded from, where it is still there; else the source's HU.
+
+    :param source_node: what is sealed, if the protected node does not know its source.
+    :param locks: seals and signs it; seal and manifest lie beside it.
+    :raises OutputError: the suffix is of no such format, or the file is the source's own.
+    """
+    source_node = source_of(protected_node) or source_node
+    if format_of(path) is None:
+        raise OutputError(_("Give the file a name that ends in {suffixes}.").format(suffixes=", ".join(SUFFIXES)))
+    own = file_behind(source_node)
+    if own is not None and path.exists() and path.samefile(own):
+        raise OutputError(_("The file of the CT volume itself is never replaced; choose another name."))
+    source, protected = _pair(source_node, protected_node)
+
+    with path_kept_from_log(path), new_output(path, overwrite=True) as new:
+        compute(lambda report: save_locked(protected, source, new, locks or Locks(), report, own), progress)
+    # Those of a file that was replaced are not of this one.
+    for beside in stale_companions(path, locks or Locks()):
+        beside.unlink(missing_ok=True)
+    logger.info("MITSGAN exported %s as a file", protected_node.GetID())
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """A folder in ``parent`` that does not exist: ``name-1`` or the next number that is free."""
+    return next(path for number in range(1, 10000) if not (path := parent / f"{name}-{number}").exists())
 
 
 def save_report(
@@ -284,19 +319,6 @@ def save_report(
     with path_kept_from_log(path):
         compute(work, progress)
     logger.info("MITSGAN wrote a report on %s", source_node.GetID())
-
-
-@contextmanager
-def path_kept_from_log(path: Path) -> Iterator[None]:
-    """Take a path that the user chose out of errors: Slicer logs them, and a folder may be named after a patient."""
-    try:
-        yield
-    except (OSError, OutputError) as error:
-        chosen = _("the chosen place")
-        text = str(error)
-        for name in (str(path), str(path.parent)):
-            text = text.replace(name, chosen)
-        raise OutputError(text) from None
 
 
 def _attacker(attacker: Any, action: str) -> Any:

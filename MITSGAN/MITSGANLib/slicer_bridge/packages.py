@@ -10,6 +10,8 @@ from slicer.i18n import tr as _
 
 from ..errors import CancelledError, DependencyError
 
+_KEY_PACKAGE = "cryptography"
+
 
 def are_installed(*names: str) -> bool:
     """Whether packages can be imported; looks without importing."""
@@ -40,8 +42,25 @@ def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
 
     from slicer import packaging
 
+    _ensure(packaging.load_requirements(requirements_path))
+
+
+def ensure_key_packages(requirements_path: str) -> None:
+    """Offer to install what keys and signatures need: not PyTorch, which takes minutes.
+
+    :raises CancelledError: when the user does not want it.
+    """
+    from slicer import packaging
+
+    requirements = packaging.load_requirements(requirements_path)
+    _ensure([requirement for requirement in requirements if str(requirement).startswith(_KEY_PACKAGE)])
+
+
+def _ensure(requirements: list) -> None:
+    from slicer import packaging
+
     try:
-        packaging.pip_ensure(packaging.load_requirements(requirements_path), requester="MITSGAN")
+        packaging.pip_ensure(requirements, requester="MITSGAN")
     except RuntimeError as error:
         # Slicer's way to say that the user declined.
         raise CancelledError(_("Canceled: the packages are needed and were not installed.")) from error

@@ -200,6 +200,11 @@ def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -
 def ras_from_voxel(node: slicer.vtkMRMLScalarVolumeNode, kji: Sequence[float]) -> tuple[float, float, float]:
     """World RAS point in mm of the center of voxel (slice, row, column), through every transform above the node."""
     _require_scalar_volume(node)
+    return ras_on_grid(node, kji)
+
+
+def ras_on_grid(node: slicer.vtkMRMLVolumeNode, kji: Sequence[float]) -> tuple[float, float, float]:
+    """:func:`ras_from_voxel` for volumes of any kind, such as label maps."""
     k, j, i = _point(kji)
     to_ras = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(to_ras)

@@ -1,4 +1,4 @@
-"""Restore the original of a protected scan, bit for bit, with the key it was sealed with.
+"""Restore the original of a protected scan, or of a whole collection, bit for bit, with the key it was sealed with.
 
 DICOM becomes the original files again, with their own headers and UIDs (uncompressed, if they were compressed), named
 in slice order. A .nrrd, .nii, .nii.gz, .mha or .mhd file becomes a file of the original values, type and geometry; its
@@ -9,14 +9,41 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
+from MITSGANLib.errors import InputError
 from MITSGANLib.seal import restore
 
-from .. import key_options
+from .. import key_options, tree_options
 from .. import options as shared
+from ..restoration import restore_collection
+from ..trees import TreeConfig
+
+_COLLECTIONS = """\
+With --collection, INPUT is a tree of folders of any depth, such as mitsgan protect --collection
+writes, and OUTPUT becomes the same tree: every original has the path and name of its protected
+image. A scan with another key, without a seal, or changed since is listed with the reason, and
+the rest goes on.
+
+Skipped, and listed: scans that are not protected, simulated attacks, unrelated files. With
+--others copy they are copied unchanged, but never a simulated attack, a DICOMDIR, a seal, or a
+manifest.
+
+The same command continues what was stopped: a scan is restored again only where its content
+changed, its output is missing, or --overwrite is given. OUTPUT must be new, empty, or from an
+earlier run. Its file mitsgan-collection.json is the summary; the folder .mitsgan says what was
+finished. Each process holds one scan. Dask workers must see both folders, and the key file,
+under the same paths.
+
+Exit code: 0 where all protected scans are restored, 3 where some could not be, 4 where OUTPUT
+cannot be used or the disk is too small for all of it, 130 stopped.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(refuse=parser.error)
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shared.add_input(parser, text="the protected scan")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     shared.add_series(parser)
@@ -24,9 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seal", metavar="FILE", help="the seal of a file (default: INPUT.seal)")
     shared.add_overwrite(parser)
     shared.add_json(parser)
+    tree_options.add_collection(parser, _COLLECTIONS)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    if options.collection:
+        return _restore_collection(options)
+    tree_options.refuse_without_collection(options)
+    _restore_scan(options)
+    return 0
+
+
+def _restore_scan(options: argparse.Namespace) -> None:
     key = key_options.key(options)
     with shared.progress_bar("Reading", "file") as progress:
         restored = restore(
@@ -42,5 +78,22 @@ def run(options: argparse.Namespace) -> None:
         shared.note(f"warning: {warning}")
     shared.write_json(options.json, {"output": options.output, **dataclasses.asdict(restored)})
     if options.json != "-":
-        files = "1 file" if restored.files == 1 else f"{restored.files} files"
+        files = tree_options.counted(restored.files, "file")
         shared.say(f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}")
+
+
+def _restore_collection(options: argparse.Namespace) -> int:
+    for name in ("series", "seal"):
+        if getattr(options, name) is not None:
+            options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
+    key = key_options.key(options)
+    config = TreeConfig(**tree_options.tree_values(options), key=Path(options.key) if options.key else key)
+    try:
+        report = restore_collection(config, stage=shared.progress_bar)
+    except KeyboardInterrupt:
+        shared.note("Finished scans are kept; the same command continues with the rest.")
+        raise
+    shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    if options.json != "-":
+        tree_options.say_report(report, tree_options.counted(report.files, "file"), [], options.output)
+    return InputError.exit_code if report.failed else 0

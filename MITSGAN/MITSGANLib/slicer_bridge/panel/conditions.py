@@ -17,7 +17,9 @@ def missing_for(
     inspection: Inspection | None,
     has_model: bool,
 ) -> dict[str, str]:
-    """For "protect", "attack", "compare", "export" and "report" what the user has to do first; empty when nothing.
+    """What the user has to do first; empty when nothing.
+
+    The names are "protect", "attack", "compare", "export", "export file" and "report".
 
     :param inspection: of the source volume.
     """
@@ -34,10 +36,25 @@ def missing_for(
     no_export = no_protected
     if not no_protected and is_simulated_attack(protected):
         no_export = _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+    no_file = no_protected
+    if not no_protected and is_simulated_attack(protected):
+        no_file = _("A simulated attack is no protected volume; Slicer's own Save writes it, marked as what it is.")
     return {
         "protect": no_scan or no_model,
         "attack": no_target,
         "compare": no_protected,
         "export": no_export,
+        "export file": no_file,
         "report": no_target,
     }
+
+
+def missing_on_disk(*, has_scan: bool, can_open: bool) -> dict[str, str]:
+    """For "restore" and "verify" what the user has to do first; empty when nothing.
+
+    :param has_scan: whether a scan on the disk is chosen, or selected as a volume.
+    :param can_open: whether there is a key or a passphrase.
+    """
+    no_scan = "" if has_scan else _("Choose the folder or the file of a scan, or select a volume loaded from one.")
+    no_key = "" if can_open else _("Choose the key file that the scan was sealed with, or type the passphrase.")
+    return {"restore": no_scan or no_key, "verify": no_scan}

@@ -116,7 +116,8 @@ class JobRunner:
                 pace.restart()
             bar.setRange(0, total)
             bar.setValue(done)
-            bar.format = _progress_text(stage, done, total, pace, unit)
+            # Without a total nobody knows how long it takes, and the bar only moves.
+            bar.format = _progress_text(stage, done, total, pace, unit) if total else ""
 
         return show
 

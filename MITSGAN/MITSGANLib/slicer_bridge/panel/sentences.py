@@ -16,6 +16,11 @@ from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_
 
 if TYPE_CHECKING:
     from ...effect import Effect
+    from ...seal import Restored
+    from ..locks import Checked
+
+_FINDINGS_SHOWN = 12
+_FINGERPRINT_SHOWN = 16
 
 
 def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> str:
@@ -88,3 +93,59 @@ def about_effect(effect: Effect, noise_hu: float | None) -> str:
         if effect.control_share is not None:
             sentences.append(_("Noise of the same RMSE moved it by {share:.0%}.").format(share=effect.control_share))
     return " ".join(sentences)
+
+
+def about_locks(key_id: str | None, is_signed: bool) -> str:
+    """What an export does besides writing.
+
+    :param key_id: of the key that seals; None for none.
+    """
+    if key_id and is_signed:
+        return _("Exports are sealed with key {id} and signed.").format(id=key_id)
+    if key_id:
+        return _("Exports are sealed with key {id}, and not signed.").format(id=key_id)
+    if is_signed:
+        return _("Exports are signed. Without a key file there is no way back from them to the original.")
+    return _("Exports are neither sealed nor signed: from them there is no way back to the original.")
+
+
+def about_restored(name: str, restored: Restored) -> str:
+    """What was restored of the scan of this file name; rich text."""
+    count = _("1 file") if restored.files == 1 else _("{count} files").format(count=restored.files)
+    lines = [
+        _("{name}: <b>restored {count}, bit for bit.</b> SHA-256 {digest}…").format(
+            name=html.escape(name), count=count, digest=restored.sha256[:_FINGERPRINT_SHOWN]
+        )
+    ]
+    return "<br>".join([*lines, *(html.escape(str(warning)) for warning in restored.warnings)])
+
+
+def about_check(name: str, checked: Checked) -> str:
+    """What a check of the scan of this file name found; rich text."""
+    verification = checked.verification
+    if verification is None:
+        words = _("{name}: no manifest. Each image was checked by itself, so missing images were not noticed.")
+        lines = [words.format(name=html.escape(name))]
+        lines += _about_dicom_signatures(checked)
+        return "<br>".join(lines)
+    manifest = verification.manifest
+    short = f"{manifest.fingerprint[:_FINGERPRINT_SHOWN]}…"
+    signer = _("the key that you chose") if checked.is_signer_known else _("an unknown key, {key}").format(key=short)
+    day = manifest.created[:10]
+    if verification.is_intact:
+        words = _("{name}: <b>intact</b> since it was signed on {day} by {signer}.")
+    else:
+        words = _("{name}: <b>CHANGED</b> since it was signed on {day} by {signer} (slices count from 0):")
+    lines = [words.format(name=html.escape(name), day=html.escape(day), signer=html.escape(signer))]
+    findings = [finding.text for finding in verification.findings]
+    lines += [f"• {html.escape(text)}" for text in findings[:_FINDINGS_SHOWN]]
+    if len(findings) > _FINDINGS_SHOWN:
+        lines.append(_("• and {count} more").format(count=len(findings) - _FINDINGS_SHOWN))
+    if not checked.is_signer_known:
+        lines.append(_("Anyone can sign with a key of their own: choose the public key of the signer whom you expect."))
+    lines += [html.escape(note) for note in verification.notes]
+    return "<br>".join([*lines, *_about_dicom_signatures(checked)])
+
+
+def _about_dicom_signatures(checked: Checked) -> list[str]:
+    return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
