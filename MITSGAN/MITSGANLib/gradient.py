@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .budget import Budget, allowed_change, apply_change, body_mask
+from .budget import Budget, allowed_in_slices, apply_change
 from .devices import resolve_device
 from .errors import InputError
 from .metrics import cube_around
@@ -79,7 +79,7 @@ def protect_by_gradient(
     network sees it. The start is half the allowed change with seeded random signs.
 
     :param targets: voxels (slice, row, column); their cubes may overlap.
-    :param budget: never exceeded, in whole HU; see :func:`~MITSGANLib.budget.allowed_change`.
+    :param budget: never exceeded, in whole HU; see :func:`~MITSGANLib.budget.allowed_in_slices`.
     :param steps: gradient steps; 1 is the fast gradient sign method, 20 a thorough search.
     :param progress: called with (done, all) gradients after each; may raise ``CancelledError``.
     :raises InputError: without targets, attackers or steps.
@@ -99,12 +99,12 @@ def protect_by_gradient(
     where = resolve_device(device)
     ready = [attacker.to(where) for attacker in attackers]
     padding = volume.provenance.padding_hu
-    mask = body_mask(volume.hu, padding, volume.spacing_kji)
     scan = torch.from_numpy(volume.hu.copy()).to(where)
     protected = volume.hu.copy()
     done, total = 0, steps * len(places) * len(ready)
     for number, group in enumerate(_overlapping(volume, places)):
-        allowed = allowed_change(volume.hu[group.box], budget, mask[group.box], padding)
+        slices, *crop = group.box
+        allowed = allowed_in_slices(volume.hu[slices], budget, volume.spacing_kji, padding)[:, *crop]
         seen = _seen(volume, group)
         allowed[~seen] = 0
         signs = np.random.default_rng((seed, number)).choice((-0.5, 0.5), allowed.shape)

@@ -19,7 +19,21 @@ from typing import NoReturn
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, MITSGANError
 
-from .commands import attack, compare, demo, evaluate, info, keygen, prepare, protect, restore, sign, verify
+from .commands import (
+    attack,
+    compare,
+    demo,
+    evaluate,
+    fidelity,
+    info,
+    keygen,
+    prepare,
+    protect,
+    restore,
+    sheet,
+    sign,
+    verify,
+)
 
 COMMANDS = {
     "info": info,
@@ -30,9 +44,11 @@ COMMANDS = {
     "verify": verify,
     "attack": attack,
     "compare": compare,
+    "fidelity": fidelity,
     "demo": demo,
     "prepare": prepare,
     "evaluate": evaluate,
+    "sheet": sheet,
 }
 
 

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from MITSGANLib.budget import Budget, allowed_change, apply_change, body_mask, estimate_noise
+from MITSGANLib.budget import (
+    Budget,
+    allowed_change,
+    allowed_in_slices,
+    apply_change,
+    body_mask,
+    estimate_noise,
+    local_noise,
+)
 from MITSGANLib.errors import InputError, ModelError
 from MITSGANLib.phantom import PADDING_HU, thorax_phantom
 from scipy import ndimage
@@ -74,6 +82,86 @@ def test_noise_window_follows_the_spacing():
     hu = soft_tissue(10)
     assert estimate_noise(hu, (1, 0.5, 0.5)).window_voxels == 15
     assert estimate_noise(hu, (1, 3, 3)).window_voxels == 5
+
+
+# Noise from place to place --------------------------------------------------------------------------------------------
+
+
+def lung_and_soft_tissue(lung_hu, soft_hu, shape=(2, 160, 240)):
+    """Lung on the left third, soft tissue on the right, each with noise of its own standard deviation in HU."""
+    hu = soft_tissue(soft_hu, 0.5, shape).astype(float)
+    third = shape[2] // 3
+    hu[..., :third] = -850 + (hu[..., :third] - 40) * (lung_hu / soft_hu)
+    return np.rint(hu).astype(np.int16)
+
+
+@pytest.mark.parametrize("noise_hu", [4, 20, 60])
+@pytest.mark.parametrize(("sigma", "share"), [(0, 0.85), (0.5, 0.8), (1.0, 0.6)])
+def test_noise_map_of_uniform_tissue(noise_hu, sigma, share):
+    noise = local_noise(soft_tissue(noise_hu, sigma)).at()
+    assert noise.shape == (3, 160, 160)
+    assert noise.dtype == np.float32
+    # On the safe side for smooth noise, which a window of 5 mm does not hold in full.
+    assert share * noise_hu < np.median(noise) < 1.05 * noise_hu
+    assert np.abs(noise / np.median(noise) - 1).max() < 0.35
+
+
+def test_noise_map_tells_lung_from_soft_tissue():
+    noise = local_noise(lung_and_soft_tissue(30, 10)).at()
+    assert np.median(noise[..., :50]) == pytest.approx(30, rel=0.12)
+    assert np.median(noise[..., 120:]) == pytest.approx(10, rel=0.12)
+    # The edge between them, of 890 HU, is no noise.
+    assert noise.max() < 36
+
+
+def test_noise_map_is_not_opened_by_vessels_and_edges():
+    hu = lung_and_soft_tissue(20, 20, (1, 240, 240))
+    plain = local_noise(hu).at()
+    crowded = hu.copy()
+    j, i = np.indices(hu.shape[1:])
+    for row in range(8, 240, 24):  # vessels across and along, 800 HU brighter, five windows in nine
+        crowded[0, (np.abs(j - row) <= 1) | (np.abs(i - row) <= 1)] += 800
+    noise = local_noise(crowded).at()
+    assert (noise / plain).max() < 1.5
+    assert np.median(noise / plain) < 1.2
+
+
+def test_noise_map_is_smooth():
+    noise = local_noise(lung_and_soft_tissue(30, 10, (1, 160, 240))).at()[0]
+    for axis in (0, 1):
+        assert np.abs(np.diff(np.log(noise), axis=axis)).max() < 0.06  # 6 % from voxel to voxel
+
+
+def test_noise_map_leaves_out_padding_air_and_saturation():
+    hu = soft_tissue(10, shape=(2, 160, 160))
+    hu[0, :, 80:] = PADDING_HU
+    hu[1, :, 80:] = 3071
+    noise = local_noise(hu, None, PADDING_HU).at()
+    assert np.median(noise[..., 70:80]) == pytest.approx(10, rel=0.15)
+    for empty in (PADDING_HU, -1024, -1000, 3071):
+        assert not local_noise(np.full((1, 80, 80), empty, np.int16), None, PADDING_HU).at().any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (5, 6), (7, 40)])
+def test_noise_map_of_small_slices(shape):
+    noise = local_noise(soft_tissue(10, shape=(2, *shape))).at()
+    assert noise.shape == (2, *shape)
+    assert np.isfinite(noise).all()
+
+
+@pytest.fixture(scope="module")
+def noise_of_padded(padded):
+    return local_noise(padded.hu[:3], padded.spacing_kji, PADDING_HU)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_noise_of_a_voxel_does_not_depend_on_the_box(noise_of_padded, data):
+    box = []
+    for size in noise_of_padded.shape:
+        start = data.draw(st.integers(0, size - 1))
+        box.append(slice(start, data.draw(st.integers(start + 1, size))))
+    assert np.array_equal(noise_of_padded.at(tuple(box)), noise_of_padded.at()[tuple(box)])
 
 
 # Body mask ------------------------------------------------------------------------------------------------------------
@@ -157,6 +245,19 @@ def test_mask_without_spacing_and_in_other_sizes(padded, mask):
     assert not inner[:, :30].any()
 
 
+def test_each_slice_has_its_mask_alone(padded, mask):
+    for k in (0, 7, 23):
+        assert np.array_equal(body_mask(padded.hu[k : k + 1], PADDING_HU, padded.spacing_kji)[0], mask[k])
+    shuffled = np.random.default_rng(0).permutation(len(padded.hu))
+    assert np.array_equal(body_mask(padded.hu[shuffled], PADDING_HU, padded.spacing_kji), mask[shuffled])
+
+
+def test_slice_with_a_table_alone_has_no_body(padded):
+    hu = np.full((1, 128, 128), -1000, np.int16)
+    hu[:, 100:104, 58:70] = 120  # a bar of 11 x 34 mm
+    assert not body_mask(hu, None, padded.spacing_kji).any()
+
+
 def test_no_body_in_air():
     assert not body_mask(np.full((3, 64, 64), -1000, np.int16)).any()
     assert not body_mask(np.full((3, 64, 64), PADDING_HU, np.int16), PADDING_HU).any()
@@ -235,6 +336,29 @@ def test_bound_holds_for_any_change(hu, change, mask, strength, padding_hu):
 
 
 @settings(deadline=None)
+@given(
+    ct_voxels,
+    changes,
+    masks,
+    strengths,
+    st.floats(0, 5),
+    hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(width=32)),
+)
+def test_bound_holds_for_any_noise(hu, change, mask, strength, share, noise):
+    budget = Budget(strength, noise_share=share)
+    allowed = allowed_change(hu, budget, mask, None, noise)
+    moved = apply_change(hu, change, allowed).astype(int) - hu
+    # What is not a number of HU, or negative, allows nothing.
+    known = np.nan_to_num(noise.astype(float), nan=0.0, posinf=1e30).clip(0)
+    assert np.all(np.abs(moved) <= share * known + 1e-9)
+    assert np.all(np.abs(moved) <= strength)
+    assert not moved[~mask].any()
+    # No less than what both bounds allow.
+    both = np.minimum(allowed_change(hu, Budget(strength), mask), np.floor(np.minimum(share * known + 1e-9, 4095)))
+    assert np.array_equal(allowed, both)
+
+
+@settings(deadline=None)
 @given(voxels, changes, hnp.arrays(np.int16, (2, 3, 4), elements=st.integers(0, 32767)))
 def test_bound_holds_for_any_allowance_and_voxel(hu, change, allowed):
     result = apply_change(hu, change, allowed).astype(int)
@@ -271,6 +395,34 @@ def test_slabs_give_what_the_whole_gives(padded, mask):
     assert np.array_equal(whole[~mask], padded.hu[~mask])
 
 
+@pytest.mark.parametrize("noise_share", [None, 0.4])
+def test_part_of_a_series_gives_what_the_whole_gives(padded, noise_share):
+    budget = Budget(20, noise_share=noise_share)
+    whole = allowed_in_slices(padded.hu, budget, padded.spacing_kji, PADDING_HU)
+    assert whole.max() > 4
+    for part in (slice(0, 1), slice(5, 9), slice(23, 24)):
+        alone = allowed_in_slices(padded.hu[part], budget, padded.spacing_kji, PADDING_HU)
+        assert np.array_equal(alone, whole[part])
+
+
+def test_budget_follows_the_noise_of_the_scan():
+    quiet, loud = (thorax_phantom((8, 128, 128), noise_hu=noise).volume for noise in (8, 24))
+    budget = Budget(60, 1, 1, 1, noise_share=0.5)
+    medians = [
+        np.median(allowed[allowed > 0])
+        for allowed in (allowed_in_slices(one.hu, budget, one.spacing_kji) for one in (quiet, loud))
+    ]
+    assert medians[0] == pytest.approx(4, abs=1)
+    assert medians[1] == pytest.approx(12, abs=2)
+
+
+def test_noise_must_be_there_and_fit():
+    hu, mask = np.zeros((2, 2), np.int16), np.ones((2, 2), bool)
+    for wrong in (None, np.ones((2, 3))):
+        with pytest.raises(InputError, match="local_noise"):
+            allowed_change(hu, Budget(noise_share=0.3), mask, None, wrong)
+
+
 def test_nan_is_refused():
     hu, allowed = np.zeros((2, 2), np.int16), np.ones((2, 2), np.int16)
     with pytest.raises(ModelError, match="NaN"):
@@ -300,7 +452,15 @@ def test_mask_must_fit():
 
 @pytest.mark.parametrize(
     "options",
-    [{"strength_hu": -1}, {"strength_hu": float("nan")}, {"strength_hu": 5000}, {"lung": 1.1}, {"bone": -0.1}],
+    [
+        {"strength_hu": -1},
+        {"strength_hu": float("nan")},
+        {"strength_hu": 5000},
+        {"lung": 1.1},
+        {"bone": -0.1},
+        {"noise_share": -0.1},
+        {"noise_share": float("inf")},
+    ],
 )
 def test_impossible_budgets_are_refused(options):
     with pytest.raises(InputError):
@@ -314,3 +474,4 @@ def test_budget_is_json():
         "soft_tissue": 0.3,
         "bone": 0.3,
     }
+    assert json.loads(json.dumps(Budget(12, noise_share=0.3).to_dict()))["noise_share"] == 0.3

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from MITSGANLib import models
-from MITSGANLib.budget import Budget, allowed_change
+from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan.attacker import Attacker
 from MITSGANLib.ctgan.chain import CUBE_MM, MASK, rescale
 from MITSGANLib.errors import InputError
@@ -129,7 +129,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
         """Middle slice of a target: scan, change (gray is none), and each attack on the clean and protected cube."""
         scans = self._validation or self._scans
         (sample,) = self._targets(0, scans[0], 1, np.random.default_rng(self.training.seed))
-        clean, change = self._change(scans[0], [sample], self.generator)
+        clean, change, allowed = self._change(scans[0], [sample], self.generator)
         clean_cube, protected_cube = self._cubes(clean, change)
         middle = CUBE_MM // 2
         forged = [
@@ -137,10 +137,10 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             for attacker in self._attackers
         ]
         plane = clean.shape[1] // 2
-        strength = self.config.budget.strength_hu
+        largest = float(allowed.max().clamp_min(1))
         return {
             "scan": _seen(clean[0, plane]).cpu().numpy(),
-            "change": (change[0, plane] / (2 * strength) + 0.5).cpu().numpy(),
+            "change": (change[0, plane] / (2 * largest) + 0.5).cpu().numpy(),
             "forged on clean, forged on protected": _seen(torch.cat(forged)).cpu().numpy(),
         }
 
@@ -175,13 +175,14 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
     def _loss(
         self, scan: ScanTargets, samples: Sequence[Target], generator: nn.Module
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        clean, change = self._change(scan, samples, generator)
+        clean, change, allowed = self._change(scan, samples, generator)
         clean_cube, protected_cube = self._cubes(clean, change)
         gains = {
             f"{attacker.name} {attacker.action}": mean_over_team(self._gain(attacker, clean_cube, protected_cube))
             for attacker in self._attackers
         }
-        share = self._inner(change) / self.config.budget.strength_hu
+        # Against what is allowed there: noise may allow far less than the strength.
+        share = self._inner(change) / self._inner(allowed).mean().clamp_min(1)
         pattern = mean_over_team(repeated_power(share, self.config.generator.unshuffle))
         # Logarithms, so that the attacker that yields more does not take all of the gradient.
         loss = self.config.pattern_weight * pattern - sum(gain.log() for gain in gains.values())
@@ -189,19 +190,19 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
 
     def _change(
         self, scan: ScanTargets, samples: Sequence[Target], generator: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crops around the targets with their context, and the generator's change of them, in whole HU."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Crops around the targets with their context, the generator's change of them, and what is allowed; whole HU."""
         config, device = self.config, self.inputs.device
         boxes = [scan.box(sample.kji, config.context) for sample in samples]
         crops = [scan.crop(box) for box in boxes]
-        limits = [allowed_change(hu, config.budget, mask, scan.scan.padding_hu) for hu, mask in crops]
+        limits = [scan.allowed(box, config.budget) for box in boxes]
         clean = torch.from_numpy(np.stack([hu for hu, _mask in crops])).to(device).float()
         allowed = torch.from_numpy(np.stack(limits)).to(device).float()
         noise = draw_noise(clean.shape[-2:], config.generator.noise, samples[0].noise_seed).to(device)
         slices = hu_to_network(clean, config.generator.hu_window).flatten(0, 1).unsqueeze(1)
         change = generator(slices, noise).squeeze(1).view_as(clean).float() * allowed
         # Whole HU, as the protector will write; gradient as if not.
-        return clean, change + (change.round() - change).detach()
+        return clean, change + (change.round() - change).detach(), allowed
 
     def _cubes(self, clean: torch.Tensor, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the attackers see of the clean and of the protected crops: (samples, 32, 32, 32) HU at 1 mm."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from MITSGANLib.budget import body_mask
+from MITSGANLib.budget import Budget, LocalNoise, allowed_change, body_mask, local_noise
 from MITSGANLib.ctgan.chain import cube_shape, cube_start
 from MITSGANLib.errors import InputError
 
@@ -82,3 +83,14 @@ class ScanTargets:
         """HU (int16) and body mask (bool) in a box inside the scan."""
         mask = np.unpackbits(self.packed_mask[box[:2]], axis=-1, count=self.scan.hu.shape[-1])
         return np.array(self.scan.hu[box]), mask[..., box[2]].astype(bool)
+
+    def allowed(self, box: Box, budget: Budget) -> np.ndarray:
+        """The largest change in whole HU in a box inside the scan, as it is in the whole scan; int16."""
+        hu, mask = self.crop(box)
+        noise = None if budget.noise_share is None else self.noise.at(box)
+        return allowed_change(hu, budget, mask, self.scan.padding_hu, noise)
+
+    @cached_property
+    def noise(self) -> LocalNoise:
+        """The scan's noise from place to place."""
+        return local_noise(self.scan.hu, self.scan.spacing_kji, self.scan.padding_hu)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from MITSGANLib.budget import Budget, allowed_change
+from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan.attacker import Attacker
 from MITSGANLib.ctgan.chain import CUBE_MM, MASK, cube_shape, cube_start, rescale
 from MITSGANLib.errors import InputError
@@ -92,8 +92,7 @@ class SlabScan:
 
     def allowed(self, slab: Slab, budget: Budget) -> np.ndarray:
         """The largest change in whole HU, of the slab's shape."""
-        hu, mask = self.targets.crop(slab.box)
-        return allowed_change(hu, budget, mask, self.scan.padding_hu)
+        return self.targets.allowed(slab.box, budget)
 
     def _slab(self, number: int, kji: np.ndarray, shares: np.ndarray, seed: int) -> Slab:
         """The slab in which the cube lies in the middle of the slices and, by ``shares``, anywhere in the plane."""

@@ -1,0 +1,139 @@
+"""Protect scans in memory and say whether the change stays within the limits of fidelity; writes no scan.
+
+For each scan and for all: RMSE, share of the scan's own noise, PSNR, largest and mean change, local SSIM in the lung
+and mediastinal windows, comparison with 5:1 JPEG 2000 of the same slice, and flicker from slice to slice; of the worst
+slice, each beside its limit. A limit that is not kept is a result, not an error: the exit code is 0. Of several scans,
+those that cannot be used are named, and the exit code is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+
+from MITSGANLib.errors import InputError
+from MITSGANLib.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
+from MITSGANLib.models import available_protectors
+from MITSGANLib.protector import Protector, load_protector, protect
+from MITSGANLib.storage import load_volume
+
+from .. import options as shared
+
+_MARKS = {True: "pass", False: "FAIL", None: ""}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scans",
+        metavar="SCAN",
+        nargs="+",
+        help="a DICOM folder of one CT series, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
+    )
+    names = ", ".join(card.name for card in available_protectors()) or "none installed"
+    parser.add_argument(
+        "--model", default="default", help=f"protector: {names} (default: the first), or a .safetensors file"
+    )
+    parser.add_argument(
+        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
+    parser.add_argument(
+        "--largest",
+        action="store_true",
+        help="also find by how much the change may be multiplied so that every slice keeps every limit",
+    )
+    shared.add_device(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    scans = list(dict.fromkeys(options.scans))
+    found: dict[str, tuple[Fidelity, LargestScale | None]] = {}
+    failed: dict[str, str] = {}
+    for scan in scans:
+        try:
+            found[scan] = _measured(scan, protector, options)
+        except InputError as error:
+            if len(scans) == 1:
+                raise
+            failed[scan] = str(error)
+            shared.note(f"{scan}: {error}")
+            continue
+        if options.json != "-":
+            _say(scan, *found[scan])
+    verdicts = {scan: fidelity for scan, (fidelity, _scale) in found.items()}
+    if len(found) > 1 and options.json != "-":
+        _say_all(verdicts)
+    shared.write_json(
+        options.json,
+        {
+            "model": protector.name,
+            "model_sha256": protector.digest,
+            "seed": protector.seed,
+            "budget": protector.budget.to_dict(),
+            "passed": all(fidelity.passed for fidelity in verdicts.values()) if verdicts else None,
+            "scans": [
+                {"scan": scan, **fidelity.to_dict(), "largest_scale": dataclasses.asdict(scale) if scale else None}
+                for scan, (fidelity, scale) in found.items()
+            ],
+            "failed": failed,
+        },
+    )
+    return InputError.exit_code if failed else 0
+
+
+def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
+    with shared.progress_bar("Reading", "slice") as progress:
+        original = load_volume(scan, progress=progress)
+    shared.note_warnings(original)
+    with shared.progress_bar("Protecting", "slice") as progress:
+        protected = protect(original, model=protector, device=options.device, progress=progress)
+    with shared.progress_bar("Measuring", "slice") as progress:
+        fidelity = measure_fidelity(original, protected, progress=progress)
+    if not options.largest:
+        return fidelity, None
+    with shared.progress_bar("Scaling", "slice") as progress:
+        return fidelity, largest_scale(original, protected.hu.astype("float32") - original.hu, progress=progress)
+
+
+def _say(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> None:
+    shared.say(f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}")
+    shared.say(f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice")
+    for figure in fidelity.figures:
+        where = "" if figure.worst_slice is None else str(figure.worst_slice)
+        shared.say(f"   {_row(figure, figure.value)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
+    flicker = fidelity.flicker
+    if flicker.change is not None:
+        own = "unknown" if flicker.noise is None else f"{flicker.noise:.2f}"
+        shared.say(
+            f"   slice-to-slice energy: change {flicker.change:.2f}, the scan's own noise {own}, independent noise "
+            f"{flicker.independent:g}"
+        )
+    if scale is not None:
+        limit = f"; more would break {scale.figure} in slice {scale.slice}" if scale.figure else ""
+        shared.say(f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}")
+
+
+def _say_all(verdicts: Mapping[str, Fidelity]) -> None:
+    """The worst of each figure over all scans."""
+    passed = sum(fidelity.passed for fidelity in verdicts.values())
+    shared.say(f"All {len(verdicts)} scans: {passed} keep all limits")
+    for figure in next(iter(verdicts.values())).figures:
+        known = [one for fidelity in verdicts.values() if (one := fidelity[figure.name]).value is not None]
+        worst = (max if figure.sense == "at most" else min)(known, key=lambda one: one.value, default=figure)
+        kept = sum(one.passed is True for one in known)
+        shared.say(f"   {_row(worst, worst.value)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
+
+
+def _row(figure: Figure, value: float | None) -> str:
+    shown = "none" if value is None else f"{value:.4g}"
+    unit = "" if figure.unit == "1" else f" {figure.unit}"
+    limit = "" if figure.limit is None else f"{figure.sense} {figure.limit:g}{unit}"
+    return f"{figure.name:<26} {shown:>9}  {limit:<17}"
+
+
+def _broken(fidelity: Fidelity) -> str:
+    count = sum(figure.passed is False for figure in fidelity.figures)
+    return f"{count} limit{'s are' if count > 1 else ' is'} not kept"

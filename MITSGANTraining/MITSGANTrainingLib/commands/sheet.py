@@ -1,0 +1,67 @@
+"""Draw a sheet of simulated forgeries on untouched scans, to judge on sight how believable an attacker is.
+
+Places are seeded: random lung voxels to inject at; the most nodule-like structures, or places from a file, to remove.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from MITSGANLib.atomic import atomic_file, refuse_existing_file
+
+from .. import options as shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", help="the sheet, a .png file")
+    parser.add_argument(
+        "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
+    )
+    parser.add_argument("--attackers", nargs="+", metavar="NAME", default=["default"], help="installed, or folders")
+    parser.add_argument("--per-action", type=_count, default=4, metavar="N", help="places of each scan and action")
+    parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
+    parser.add_argument("--seed", type=int, default=0, help="of the places")
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from MITSGANLib.ctgan.attacker import load_attacker
+    from MITSGANLib.demonstration import choose_targets
+    from MITSGANLib.storage import load_volume
+
+    from ..evaluation.targets import read_targets, stem
+    from ..sheet import draw_sheet, forge
+
+    output = Path(options.output)
+    refuse_existing_file(output, options.overwrite)
+    attackers = [(name, [load_attacker(name, action) for action in ("inject", "remove")]) for name in options.attackers]
+    given = read_targets(options.targets, options.scans) if options.targets else {}
+    rows: dict[tuple[str, str], list] = {}
+    for path in options.scans:
+        with shared.progress_bar("Reading", "slice") as progress:
+            scan = load_volume(path, progress=progress)
+        if path in given:
+            targets = [place.resolve(scan) for place in given[path]]
+        else:
+            targets = choose_targets(scan, options.per_action, options.seed)
+        for name, pair in attackers:
+            with shared.progress_bar(f"Attacks by {name}", "place") as progress:
+                done = forge(scan, stem(Path(path).name), targets, pair, device=options.device, progress=progress)
+            for forgery in done:
+                rows.setdefault((pair[0].name, forgery.action), []).append(forgery)
+    picture = draw_sheet(
+        [(f"{attacker}: {action}", forgeries) for (attacker, action), forgeries in sorted(rows.items())],
+        "Forgeries on untouched scans",
+    )
+    with atomic_file(output, overwrite=options.overwrite) as temporary:
+        temporary.write_bytes(picture)
+    shared.say(f"wrote {output}")
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of places; give 1 or more")
+    return value
