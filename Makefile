@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/mitsgan demo
@@ -36,5 +36,9 @@ format: .venv/test-installed
 	$(PIP) install -r requirements-test.txt
 	touch $@
 
+# Speed and memory, into bench/; on a machine that does nothing else, where seconds are to mean anything.
+bench: .venv/installed
+	$(BIN)/python Testing/Benchmarks/bench.py --out bench
+
 clean:
-	rm -rf .venv mitsgan-demo
+	rm -rf .venv mitsgan-demo bench

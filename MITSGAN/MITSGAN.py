@@ -116,7 +116,7 @@ class MITSGANParameterNode:
     """
 
     sourceVolume: vtkMRMLScalarVolumeNode
-    model: str = models.DEFAULT_PROTECTOR
+    model: str = "default"
     strengthHU: Annotated[float, WithinRange(0, 30)] = 0.0
     device: Annotated[str, Choice(["auto", "cpu", "cuda"])] = "auto"
     protectedVolume: vtkMRMLScalarVolumeNode
@@ -190,9 +190,10 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return timer
 
     def _fillChoices(self) -> None:
-        for card in models.available_protectors():
-            self.ui.modelComboBox.addItem(card.name, card.name)
-            self.ui.modelComboBox.setItemData(self.ui.modelComboBox.count - 1, card.description, qt.Qt.ToolTipRole)
+        for name, card in models.choices().items():
+            title, words = sentences.model(name, card)
+            self.ui.modelComboBox.addItem(title, name)
+            self.ui.modelComboBox.setItemData(self.ui.modelComboBox.count - 1, words, qt.Qt.ToolTipRole)
         for text, device in (
             (_("Automatic (GPU where there is one)"), "auto"),
             (_("CPU"), "cpu"),
@@ -362,7 +363,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not parameters or self._closed or slicer.mrmlScene.IsBatchProcessing():
             return
         # parameterNodeWrapper has no connector for radio buttons, nor for a combo box filled at run time.
-        modelIndex = self.ui.modelComboBox.findData(parameters.model)
+        modelIndex = self.ui.modelComboBox.findData(models.choice(parameters.model))
         self.ui.modelComboBox.setCurrentIndex(modelIndex)
         self.ui.modelDescriptionLabel.text = (
             self.ui.modelComboBox.itemData(modelIndex, qt.Qt.ToolTipRole) if modelIndex >= 0 else ""

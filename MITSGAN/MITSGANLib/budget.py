@@ -70,6 +70,18 @@ class Budget:
         values = (0.0, self.lung, self.lung, self.soft_tissue, self.soft_tissue, self.bone)
         return np.interp(hu, knots, values)
 
+    def at_strength(self, strength_hu: float) -> Budget:
+        """The budget scaled to another strength: the share of the noise, where there is one, in proportion.
+
+        :raises InputError: when the strength is not usable, or there is none to scale from.
+        """
+        share = self.noise_share
+        if share is not None:
+            if self.strength_hu == 0:
+                raise InputError("A budget of 0 HU cannot be scaled to another strength.")
+            share = share * (strength_hu / self.strength_hu) if math.isfinite(strength_hu) else share
+        return dataclasses.replace(self, strength_hu=strength_hu, noise_share=share)
+
     def to_dict(self) -> dict:
         """JSON-ready form; a share of the noise is there only where it bounds."""
         fields = dataclasses.asdict(self).items()

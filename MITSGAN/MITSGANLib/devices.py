@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "half")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -40,3 +41,46 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def may_use_half(precision: str, device: torch.device) -> bool:
+    """Whether half precision is asked for, or left open ("auto") on a GPU; on a CPU it would be slower.
+
+    :raises DependencyError: for "half" without a GPU, and for an unknown word.
+    """
+    if precision not in PRECISIONS:
+        raise DependencyError(f"Unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}.")
+    if precision == "half" and device.type != "cuda":
+        raise DependencyError("Half precision needs an NVIDIA GPU; choose float32, or leave the choice open.")
+    return precision != "float32" and device.type == "cuda"
+
+
+def start_of_peak(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU now; :func:`peak_memory` counts from here."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that torch has held on a GPU since :func:`start_of_peak`."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that torch can still get on a GPU: free ones, and those that it keeps without using them."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory without using it."""
+    import torch
+
+    with torch.cuda.device(device):
+        torch.cuda.empty_cache()

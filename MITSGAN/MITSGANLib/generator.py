@@ -7,12 +7,16 @@ volume's own minimum and maximum, so that equal HU look equal to the network in 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class GeneratorConfig:
     :param last_kernel: edge of the last convolution's kernel; 1 in the public code.
     :param output: "image" gives the protected slice (paper); "residual" gives a change that is added to the slice.
     :param unshuffle: the trunk works on slices folded by this factor into channels; 1 is the paper's full resolution.
+    :param grid: the output is painted on every ``grid``-th voxel and interpolated in between; divides ``unshuffle``.
+        Change of 6 to 12 mm survives an attacker's resampling, and costs a third in local SSIM of single voxels.
     :param hu_window: HU that map to -1 and 1; values beyond are clipped on the way in and left alone on the way out.
     """
 
@@ -40,6 +46,7 @@ class GeneratorConfig:
     last_kernel: int = 3
     output: Literal["image", "residual"] = "image"
     unshuffle: int = 1
+    grid: int = 1
     hu_window: tuple[float, float] = (-1024.0, 3071.0)
 
     @classmethod
@@ -96,6 +103,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, filters: int) -> None:
         super().__init__()
+        self.inplace = False
         self.layers = nn.Sequential(
             nn.Conv2d(filters, filters, 3, padding=1, bias=False),
             nn.BatchNorm2d(filters),
@@ -105,7 +113,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x)
+        return self.layers(x).add_(x) if self.inplace else x + self.layers(x)
 
 
 class Generator(nn.Module):
@@ -114,6 +122,8 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or GeneratorConfig()
+        if config.unshuffle % config.grid:
+            raise ModelError(f"The grid of {config.grid} voxels does not divide the folding by {config.unshuffle}.")
         folded = config.unshuffle**2
         filters = config.trunk_filters
         self.noise_net = NoiseNet(config.noise_filters, config.noise_kernel)
@@ -127,8 +137,9 @@ class Generator(nn.Module):
             *first,
             nn.ReLU(),
             *(ResidualBlock(filters) for _ in range(config.residual_blocks)),
-            nn.Conv2d(filters, folded, config.last_kernel, padding=config.last_kernel // 2),
-            nn.PixelShuffle(config.unshuffle),
+            nn.Conv2d(filters, folded // config.grid**2, config.last_kernel, padding=config.last_kernel // 2),
+            nn.PixelShuffle(config.unshuffle // config.grid),
+            *([nn.Upsample(scale_factor=config.grid, mode="bilinear")] if config.grid > 1 else []),
         )
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -136,13 +147,48 @@ class Generator(nn.Module):
 
         Rows and columns need not be multiples of ``unshuffle``: edges are replicated and cropped again.
         """
+        return self.with_shaped_noise(x, self.noise_net(noise))
+
+    def with_shaped_noise(self, x: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` for noise (batch or 1, channels, rows, columns) that the Noise Net has shaped already."""
         rows, columns = x.shape[-2:]
-        shaped = self.noise_net(noise).expand(x.shape[0], -1, -1, -1)
-        both = torch.cat([shaped, x], dim=1)
+        both = torch.cat([shaped.expand(x.shape[0], -1, -1, -1), x], dim=1)
         missing = (-columns % self.config.unshuffle, -rows % self.config.unshuffle)
         if any(missing):
             both = nn.functional.pad(both, (0, missing[0], 0, missing[1]), mode="replicate")
         return torch.tanh(self.trunk(both))[..., :rows, :columns]
+
+    @property
+    def margin(self) -> int:
+        """Rows and columns around a part of a slice that decide what comes out within that part.
+
+        Holds for parts that begin and end at multiples of ``unshuffle``, or at the border of the slice.
+        """
+        kernels = [module.kernel_size[0] for module in self.trunk.modules() if isinstance(module, nn.Conv2d)]
+        between = self.config.unshuffle if self.config.grid > 1 else 0
+        return sum(kernel // 2 for kernel in kernels) * self.config.unshuffle + between
+
+
+def for_inference(generator: Generator, *, fused: bool = False) -> Generator:
+    """A copy of a generator in evaluation mode that overwrites what it no longer needs.
+
+    It answers bit for bit as the generator does, unless ``fused``: then each batch norm becomes a part of the
+    convolution before it, which rounds differently (by some 1e-5 of the output's range).
+    """
+    network = copy.deepcopy(generator).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, nn.ReLU | ResidualBlock):
+            module.inplace = True
+        if fused and isinstance(module, nn.Sequential):
+            _fuse_batch_norm(module)
+    return network
+
+
+def _fuse_batch_norm(layers: nn.Sequential) -> None:
+    for place in range(len(layers) - 1):
+        if isinstance(layers[place], nn.Conv2d) and isinstance(layers[place + 1], nn.BatchNorm2d):
+            layers[place] = fuse_conv_bn_eval(layers[place], layers[place + 1])
+            layers[place + 1] = nn.Identity()
 
 
 @dataclass(frozen=True)

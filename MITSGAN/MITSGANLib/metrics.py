@@ -378,7 +378,8 @@ class _SsimSeries:
         if self.reason:
             return
         if self.window:
-            reference, other = self.window.clipped(reference), self.window.clipped(other)
+            # From black, as in a picture: SSIM compares means by their ratio, which makes no sense around 0 HU.
+            reference, other = (self.window.clipped(hu) - self.window.low for hu in (reference, other))
         if np.array_equal(reference, other):
             self.values.append(1.0)
             return
@@ -405,7 +406,7 @@ def _tile_edges(size: int) -> np.ndarray:
 
 def _ssim_metric(series: _SsimSeries, slices: tuple[int, ...], where: str, metric: Callable[..., Metric]) -> Metric:
     window = series.window
-    shown = f" of the picture clipped to {window}" if window else ""
+    shown = f" of the picture in the {window}, black being 0" if window else ""
     return metric(
         () if series.reason else slices,
         series.values,

@@ -30,6 +30,24 @@ DEFAULT_ATTACKER = "ctgan-small"
 
 
 @dataclass(frozen=True)
+class Preset:
+    """An installed protector at a strength, under a name that says what it is for.
+
+    :param strength_hu: in place of the protector's own; None keeps that.
+    """
+
+    protector: str
+    strength_hu: float | None = None
+
+
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(DEFAULT_PROTECTOR),
+    "strong": Preset(DEFAULT_PROTECTOR, 90.0),
+    "paper": Preset("mitsgan-paper-cpu"),
+}
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a file of weights is, how it was made and what was measured.
 
@@ -77,6 +95,19 @@ def available_protectors(folder: Path = MODELS_FOLDER) -> list[ModelCard]:
     return sorted(cards, key=lambda card: card.name != DEFAULT_PROTECTOR)
 
 
+def choices(folder: Path = MODELS_FOLDER) -> dict[str, ModelCard]:
+    """What a user can choose, by name: the presets that are installed, then all other protectors."""
+    cards = {card.name: card for card in available_protectors(folder)}
+    presets = {name: cards[preset.protector] for name, preset in PRESETS.items() if preset.protector in cards}
+    covered = {preset.protector for preset in PRESETS.values()}
+    return {**presets, **{name: card for name, card in cards.items() if name not in covered}}
+
+
+def choice(name: str) -> str:
+    """The name under which :func:`choices` lists a protector: the preset that it is as it was made, or its own."""
+    return next((preset for preset, made in PRESETS.items() if made == Preset(name)), name)
+
+
 def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:
     """Names of all installed attackers, the default one first."""
     names = sorted(path.name for path in (folder / "attackers").glob("*") if path.is_dir())
@@ -86,8 +117,7 @@ def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:
 def load_protector(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> tuple[Generator | TAFIM, ModelCard]:
     """The network of a protector in evaluation mode, and its card.
 
-    :param name: an installed protector ("default" is the default one), or the path of a .safetensors file with its
-        card beside it.
+    :param name: a preset, an installed protector, or the path of a .safetensors file with its card beside it.
     :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
     path = protector_path(name, folder)
@@ -105,11 +135,12 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
         if not path.is_file():
             raise ModelError(f"There are no weights at {path}; check the path.")
         return path
-    name = DEFAULT_PROTECTOR if name == "default" else os.fspath(name)
+    name = os.fspath(name)
+    name = PRESETS[name].protector if name in PRESETS else name
     path = folder / "protectors" / f"{name}.safetensors"
     # A name is not a way to files elsewhere; those are given with their suffix.
     if Path(name).name != name or not path.exists():
-        known = ", ".join(card.name for card in available_protectors(folder)) or "none"
+        known = ", ".join([*PRESETS, *(card.name for card in available_protectors(folder))])
         raise ModelError(f"There is no protector '{name}'; installed are: {known}. A file is named with .safetensors.")
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import models
-from .budget import Budget, allowed_change, apply_change, body_mask
+from .budget import Budget, allowed_in_slices, apply_change
 from .devices import resolve_device
 from .errors import InputError, ModelError
+from .inference import SliceInference
 from .volume import PROTECTION, CTVolume, ProcessingStep
 
 if TYPE_CHECKING:
-    import torch
-
     from .generator import Generator
     from .tafim import TAFIM
 
@@ -45,7 +43,8 @@ def load_protector(
 ) -> Protector:
     """A protector by name, or by the path of a .safetensors file with its card beside it.
 
-    :param strength_hu: largest change anywhere in HU; the model's own default where None.
+    :param name: or one of :data:`~.models.PRESETS`.
+    :param strength_hu: largest change anywhere in HU; the preset's or the model's own where None.
     :raises ModelError: when the model is unknown or corrupt.
     :raises InputError: when the strength is not usable.
     """
@@ -54,8 +53,11 @@ def load_protector(
         budget = Budget(**card.budget)
     except (TypeError, InputError) as error:
         raise ModelError(f"The card of model '{card.name}' has an unusable budget ({error}).") from error
+    preset = models.PRESETS.get(os.fspath(name))
+    if strength_hu is None and preset is not None:
+        strength_hu = preset.strength_hu
     if strength_hu is not None:
-        budget = dataclasses.replace(budget, strength_hu=float(strength_hu))
+        budget = budget.at_strength(float(strength_hu))
     return Protector(card.name, network, budget, seed, card.sha256)
 
 
@@ -66,7 +68,8 @@ def protect(
     strength_hu: float | None = None,
     device: str = "auto",
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
 ) -> CTVolume:
     """The protected scan: same geometry, changed within the body only, by at most the strength, in whole HU.
@@ -74,17 +77,22 @@ def protect(
     The same scan, model, strength and seed give the same voxels on the same device, whatever the batch size.
 
     :param model: name or path of a protector, or one that is already loaded (its own strength and seed hold then).
+    :param batch_size: slices at a time; None finds it, on a GPU from the free memory. Too many become fewer.
+    :param precision: "float32", "half" (GPU), or "auto"; see :class:`~.inference.SliceInference`.
     :param progress: called with (finished slices, all slices) after each batch; may raise ``CancelledError``.
     :raises ModelError: when the model is unknown, corrupt, or answers NaN.
+    :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for one slice.
     """
     ready = model if isinstance(model, Protector) else load_protector(model, strength_hu=strength_hu, seed=seed)
     padding = volume.provenance.padding_hu
-    mask = body_mask(volume.hu, padding, volume.spacing_kji)
-    protected = volume.hu.copy()
-    for slab, proposed in propose_change(volume.hu, ready, device=device, batch_size=batch_size):
-        hu = volume.hu[slab]
-        allowed = allowed_change(hu, ready.budget, mask[slab], padding)
-        protected[slab] = apply_change(hu, proposed(hu, allowed), allowed)
+    protected = np.empty_like(volume.hu)
+
+    def allowed_in(hu: np.ndarray) -> np.ndarray:
+        return allowed_in_slices(hu, ready.budget, volume.spacing_kji, padding)
+
+    options = {"device": device, "batch_size": batch_size, "precision": precision}
+    for slab, allowed, change in propose_change(volume.hu, ready, allowed_in, **options):
+        protected[slab] = apply_change(volume.hu[slab], change, allowed)
         if progress:
             progress(slab.stop, volume.shape[0])
     step = ProcessingStep(
@@ -96,41 +104,32 @@ def protect(
 
 
 def propose_change(
-    hu: np.ndarray, protector: Protector, *, device: str = "auto", batch_size: int = 4
-) -> Iterator[tuple[slice, Callable[[np.ndarray, np.ndarray], np.ndarray]]]:
-    """Run the network over slabs of slices.
+    hu: np.ndarray,
+    protector: Protector,
+    allowed_in: Callable[[np.ndarray], np.ndarray],
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    precision: str = "auto",
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Run the network over slabs of slices, where change is allowed.
 
-    Yields the slab and a function of (HU, allowed change) that gives the proposed change in HU, float32: a residual
-    network's output is a share of what is allowed, an image generator's output is the new slice itself.
+    Yields the slab, what is allowed in it, and the proposed change in HU, float32.
+
+    :param allowed_in: gives the largest change in HU at each voxel of a slab, same shape, from its HU.
     """
-    import torch
-
-    from .generator import hu_to_network, network_to_hu
-
-    where = resolve_device(device)
-    config = protector.generator.config
-    network = _of_slices(protector, hu.shape[1:], where)
-    for start in range(0, len(hu), batch_size):
-        slab = slice(start, min(start + batch_size, len(hu)))
-        with torch.inference_mode():
-            x = hu_to_network(torch.from_numpy(hu[slab].copy()).to(where), config.hu_window).unsqueeze(1)
-            output = network(x).squeeze(1)
-            if config.output == "image":
-                image = network_to_hu(output, config.hu_window).cpu().numpy()
-                yield slab, lambda values, _allowed, image=image: image - values
-            else:
-                share = output.cpu().numpy()
-                yield slab, lambda _values, allowed, share=share: share * allowed
-
-
-def _of_slices(
-    protector: Protector, shape: tuple[int, int], where: torch.device
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The protector's network as a function of slices alone, on its device and in evaluation mode."""
-    from .generator import Generator, draw_noise
-
-    network = protector.generator.to(where).eval()
-    if not isinstance(network, Generator):
-        return network
-    noise = draw_noise(shape, network.config.noise, protector.seed).to(where)
-    return lambda slices: network(slices, noise)
+    network = SliceInference(
+        protector.generator,
+        hu.shape[1:],
+        device=resolve_device(device),
+        seed=protector.seed,
+        strength_hu=protector.budget.strength_hu,
+        precision=precision,
+        batch_size=batch_size,
+    )
+    start = 0
+    while start < len(hu):
+        slab = slice(start, min(start + network.batch_size, len(hu)))
+        allowed = allowed_in(hu[slab])
+        yield slab, allowed, network.change(hu[slab], allowed)
+        start = slab.stop

@@ -475,3 +475,18 @@ def test_budget_is_json():
         "bone": 0.3,
     }
     assert json.loads(json.dumps(Budget(12, noise_share=0.3).to_dict()))["noise_share"] == 0.3
+
+
+@given(strength=st.floats(1, 100), share=st.none() | st.floats(0, 2), wanted=st.floats(0, 400))
+def test_a_budget_is_scaled_as_a_whole(strength, share, wanted):
+    scaled = Budget(strength, noise_share=share).at_strength(wanted)
+    assert scaled.strength_hu == wanted
+    if share is None:
+        assert scaled.noise_share is None
+    else:
+        assert scaled.noise_share * strength == pytest.approx(share * wanted)
+
+
+def test_a_budget_of_nothing_cannot_be_scaled():
+    with pytest.raises(InputError, match="cannot be scaled"):
+        Budget(0.0, noise_share=0.25).at_strength(10)

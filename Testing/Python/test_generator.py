@@ -12,6 +12,7 @@ from MITSGANLib.generator import (
     Generator,
     GeneratorConfig,
     draw_noise,
+    for_inference,
     hu_to_network,
     network_to_hu,
 )
@@ -101,6 +102,51 @@ class TestForward:
         generator(slices, draw_noise((32, 32), config.noise, 0)).square().sum().backward()
         assert slices.grad.abs().sum() > 0
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in generator.parameters())
+
+
+class TestInference:
+    CONFIGS = (
+        GeneratorConfig(trunk_filters=8),
+        GeneratorConfig.public_code().replace(trunk_filters=8),
+        GeneratorConfig(trunk_filters=8, output="residual", unshuffle=4, residual_blocks=1),
+        GeneratorConfig(trunk_filters=8, output="residual", unshuffle=4, residual_blocks=0, grid=2),
+    )
+
+    @pytest.mark.parametrize(("config", "margin"), [*zip(CONFIGS[:3], (8, 7, 16), strict=True)])
+    def test_margin_is_as_far_as_a_voxel_is_felt(self, config, margin):
+        torch.manual_seed(0)
+        generator = Generator(config).eval()
+        slices = torch.rand(1, 1, 64, 64, requires_grad=True)
+        part = slice(32, 32 + config.unshuffle)
+        generator(slices, draw_noise((64, 64), config.noise, 0))[..., part, part].sum().backward()
+        felt = torch.nonzero(slices.grad[0, 0].abs().sum(dim=1))
+        assert generator.margin == margin
+        assert (felt.min(), felt.max()) == (32 - margin, 31 + config.unshuffle + margin)
+
+    @pytest.mark.parametrize("config", CONFIGS)
+    def test_the_copy_for_inference_answers_bit_for_bit(self, config):
+        torch.manual_seed(0)
+        generator = Generator(config)
+        slices, noise = torch.rand(2, 1, 36, 40), draw_noise((36, 40), config.noise, 0)
+        generator(slices, noise)  # moves the statistics of batch norm away from 0 and 1
+        generator.eval()
+        copy, fused = for_inference(generator), for_inference(generator, fused=True)
+        with torch.inference_mode():
+            expected = generator(slices, noise)
+            assert torch.equal(copy(slices, noise), expected)
+            assert torch.allclose(fused(slices, noise), expected, atol=1e-5)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+    def test_the_copy_leaves_the_original_trainable(self):
+        generator = Generator(GeneratorConfig(trunk_filters=4)).train()
+        names = list(generator.state_dict())
+        for_inference(generator, fused=True)
+        assert generator.training
+        assert list(generator.state_dict()) == names
+        slices, noise = torch.rand(1, 1, 16, 16), draw_noise((16, 16), "gaussian", 0)
+        generator(slices, noise).sum().backward()
+        assert all(p.grad is not None for p in generator.parameters())
 
 
 class TestRange:

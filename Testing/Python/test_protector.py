@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from MITSGANLib import models
-from MITSGANLib.budget import Budget, body_mask
-from MITSGANLib.errors import CancelledError, ModelError
-from MITSGANLib.generator import Generator, GeneratorConfig
+from MITSGANLib import devices, inference, models
+from MITSGANLib.budget import Budget, allowed_in_slices, apply_change, body_mask
+from MITSGANLib.errors import CancelledError, DependencyError, ModelError
+from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
 from MITSGANLib.models import ModelCard, write_weights
 from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.tafim import TAFIM, TAFIMConfig
@@ -96,13 +96,58 @@ class TestDeterminism:
     @pytest.mark.parametrize("batch_size", [1, 7, 100])
     def test_batch_size_does_not_matter(self, phantom, protected, batch_size):
         result = protect(phantom.volume, model=untrained(strength_hu=12.0), batch_size=batch_size)
-        # Convolutions may sum in another order; after rounding to whole HU that shows in a few voxels, by 1 HU.
-        difference = np.abs(result.hu.astype(int) - protected.hu)
-        assert difference.max() <= 1
-        assert np.mean(difference > 0) < 1e-3
+        assert (result.hu == protected.hu).all()
+
+    @pytest.mark.parametrize("output", ["residual", "image"])
+    def test_a_part_of_a_series_gives_what_the_whole_gives(self, phantom, output):
+        ready, part = untrained(output, strength_hu=12.0), slice(17, 30)
+        few = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[part])
+        assert (protect(few, model=ready).hu == protect(phantom.volume, model=ready).hu[part]).all()
+
+    @pytest.mark.parametrize("output", ["residual", "image"])
+    def test_parts_of_slices_give_what_the_network_says_of_whole_ones(self, phantom, output, monkeypatch):
+        """Tiles around the body, against the network as it is, on each slice as it is."""
+        monkeypatch.setattr(inference, "_CPU_LAYER_BYTES", 100_000)
+        ready = untrained(output, strength_hu=50.0, soft_tissue=1.0)
+        volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:24])
+        config = ready.generator.config
+        noise = draw_noise(volume.shape[1:], config.noise, ready.seed)
+        allowed = allowed_in_slices(volume.hu, ready.budget, volume.spacing_kji)
+        with torch.no_grad():
+            slices = hu_to_network(torch.from_numpy(volume.hu.copy()), config.hu_window).unsqueeze(1)
+            said = torch.cat([ready.generator(one[None], noise) for one in slices]).squeeze(1)
+        image = network_to_hu(said, config.hu_window).numpy()
+        change = image - volume.hu if output == "image" else said.numpy() * allowed
+        result = protect(volume, model=ready)
+        assert (result.hu == apply_change(volume.hu, change, allowed)).all()
+        assert (result.hu != volume.hu).any()
 
 
 class TestFailure:
+    def test_memory_that_is_too_small_for_a_batch_gives_the_same_voxels(self, phantom, protected, monkeypatch):
+        run = inference.SliceInference._change
+
+        def limited(network: inference.SliceInference, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+            if len(hu) > 3:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return run(network, hu, allowed)
+
+        monkeypatch.setattr(inference.SliceInference, "_change", limited)
+        monkeypatch.setattr(devices, "release_memory", lambda _device: None)
+        seen = []
+        result = protect(
+            phantom.volume,
+            model=untrained(strength_hu=12.0),
+            batch_size=16,
+            progress=lambda done, _total: seen.append(done),
+        )
+        assert (result.hu == protected.hu).all()
+        assert seen[:3] == [16, 18, 20], "the smaller batch is kept"
+
+    def test_half_precision_without_a_gpu_is_refused(self, phantom):
+        with pytest.raises(DependencyError, match="GPU"):
+            protect(phantom.volume, model=untrained(), device="cpu", precision="half")
+
     def test_cancel_raises_and_returns_nothing(self, phantom):
         seen = []
 
@@ -182,6 +227,20 @@ class TestLoading:
         assert load_protector("default").name == models.DEFAULT_PROTECTOR
         with pytest.raises(ModelError, match=models.DEFAULT_PROTECTOR):
             load_protector("no-such-model")
+
+    def test_presets_are_installed_protectors_at_a_strength(self):
+        default, strong, paper = (load_protector(name) for name in ("default", "strong", "paper"))
+        assert strong.digest == default.digest != paper.digest
+        assert strong.budget == default.budget.at_strength(strong.budget.strength_hu)
+        assert strong.budget.strength_hu > default.budget.strength_hu
+        assert load_protector("strong", strength_hu=12).budget == default.budget.at_strength(12)
+
+    def test_every_protector_is_offered_once(self):
+        offered = models.choices()
+        assert list(offered)[: len(models.PRESETS)] == list(models.PRESETS)
+        assert {card.name for card in offered.values()} == {card.name for card in models.available_protectors()}
+        for card in models.available_protectors():
+            assert offered[models.choice(card.name)].name == card.name
 
     def test_a_name_is_not_a_way_out_of_the_models_folder(self, tmp_path, weights):
         weights(untrained().generator)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
-from MITSGANLib.models import available_protectors
+from MITSGANLib.models import PRESETS, available_protectors
 from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.storage import load_volume
 
@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="a DICOM folder of one CT series, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
     )
-    names = ", ".join(card.name for card in available_protectors()) or "none installed"
-    parser.add_argument(
-        "--model", default="default", help=f"protector: {names} (default: the first), or a .safetensors file"
-    )
+    names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
+    parser.add_argument("--model", default="default", help=f"protector: {names}, or a .safetensors file")
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
 from MITSGANLib.integrity import Signers, load_signing_key, manifest_path, signed_output
-from MITSGANLib.models import available_protectors
+from MITSGANLib.models import PRESETS, available_protectors
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.seal import Key, check_sealed_output, save_sealed
 from MITSGANLib.seal.sealing import seal_file
@@ -68,10 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     shared.add_series(parser)
-    names = ", ".join(card.name for card in available_protectors()) or "none installed"
-    parser.add_argument(
-        "--model", default="default", help=f"protector: {names} (default: the first), or a .safetensors file"
-    )
+    names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
+    parser.add_argument("--model", default="default", help=f"protector: {names}, or a .safetensors file")
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )

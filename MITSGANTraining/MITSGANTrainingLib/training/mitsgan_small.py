@@ -191,7 +191,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
     def _change(
         self, scan: ScanTargets, samples: Sequence[Target], generator: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Crops around the targets with their context, the generator's change of them, and what is allowed; whole HU."""
+        """Crops around the targets with their context, the generator's change, and what is allowed, in whole HU."""
         config, device = self.config, self.inputs.device
         boxes = [scan.box(sample.kji, config.context) for sample in samples]
         crops = [scan.crop(box) for box in boxes]

@@ -16,11 +16,25 @@ from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_
 
 if TYPE_CHECKING:
     from ...effect import Effect
+    from ...models import ModelCard
     from ...seal import Restored
     from ..locks import Checked
 
 _FINDINGS_SHOWN = 12
 _FINGERPRINT_SHOWN = 16
+
+
+def model(name: str, card: ModelCard) -> tuple[str, str]:
+    """The title of a protection model or preset in the list, and what it is."""
+    known = {
+        "default": (_("Default: below the scan's noise"), card.description),
+        "strong": (
+            _("Strong: the change may be seen"),
+            _("{description} At three times its strength.").format(description=card.description),
+        ),
+        "paper": (_("As in the paper: for comparison only"), card.description),
+    }
+    return known.get(name, (card.name, card.description))
 
 
 def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> str:

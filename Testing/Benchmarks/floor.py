@@ -1,0 +1,43 @@
+"""What a network costs at least: floating-point operations and bytes, counted by hooks while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Cost:
+    """Of the convolutions that ran: ``flop`` counts a multiplication and an addition as two.
+
+    ``bytes`` are those of inputs, weights and outputs, each moved once, as if nothing stayed in a cache in between.
+    """
+
+    flop: int = 0
+    bytes: int = 0
+
+    def seconds(self, flop_per_s: float, bytes_per_s: float) -> tuple[float, float]:
+        """The least time for the arithmetic, and for moving the bytes, at these rates."""
+        return self.flop / flop_per_s, self.bytes / bytes_per_s
+
+
+@contextmanager
+def counted() -> Iterator[Cost]:
+    """Count every convolution that runs within the block, in whatever network."""
+    cost = Cost()
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            cost.flop += 2 * output.numel() * weight[0].numel()
+            cost.bytes += sum(t.numel() * t.element_size() for t in (inputs[0], weight, output))
+
+    hook = nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield cost
+    finally:
+        hook.remove()
