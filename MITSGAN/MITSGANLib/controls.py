@@ -7,6 +7,7 @@ local level are measured in the scan's soft tissue. Arrays are (slice, row, colu
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -350,7 +351,8 @@ def _with_power(before: np.ndarray, draw: np.ndarray, wanted: float) -> np.ndarr
         return float(np.sum(np.square(np.rint(draw * scale), dtype=np.float64))) - wanted
 
     # Rounding makes the sum a staircase, flat at 0 for small scales: a bracket is safer than corrections.
-    high = np.sqrt(wanted / float(np.sum(np.square(draw, dtype=np.float64))))
+    # A float, as brentq's own: NumPy's would make the product float64 here alone, and the bracket miss the root.
+    high = math.sqrt(wanted / float(np.sum(np.square(draw, dtype=np.float64))))
     while excess(high) < 0:
         high *= 1.5
     scale = optimize.brentq(excess, 0, high, rtol=1e-5, xtol=1e-9)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from MITSGANLib import controls
 from MITSGANLib.budget import body_mask
 from MITSGANLib.controls import (
     NoiseTexture,
@@ -219,3 +220,15 @@ class TestTargets:
         for search in (lambda: lung_positions(muscle, 1, 0), lambda: nodule_like_positions(muscle, 1)):
             with pytest.raises(TargetError, match="No lung"):
                 search()
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(50, 3000), wanted=st.floats(1e4, 1e9))
+def test_any_power_is_met(seed, count, wanted):
+    """A large one once lay between what float32 and float64 made of the same scale, and no root was found."""
+    draw = (18 * np.random.default_rng(seed).standard_normal(count)).astype(np.float32)
+    limit = count * 400.0**2  # beyond, values reach the ends of the range of HU
+    wanted = min(wanted, limit)
+    noisy = controls._with_power(np.full(count, 1000, np.int16), draw, wanted)
+    power = np.sum((noisy.astype(float) - 1000) ** 2)
+    assert power == pytest.approx(wanted, rel=0.01, abs=count)
