@@ -50,6 +50,7 @@ class World:
             "scans": (str(self.scan),),
             "protectors": (str(self.protector),),
             "attackers": (str(self.attacker),),
+            "judges": ("none",),
             "targets": 1,
             "pictures": 0,
             "device": "cpu",
@@ -86,7 +87,7 @@ class TestAttack:
             pasted = np.array(volume.hu)
             pasted[where] = values
             assert (pasted == whole).all()
-            attacked = measuring._Attacked(volume.hu, where, values)
+            attacked = measuring.Attacked(volume.hu, where, values)
             middle = places_at(volume, kji).middle
             for box in (middle.index, np.s_[kji[0] : kji[0] + 1, 0:128, 0:128], np.s_[0:28, 0:3, 0:3]):
                 assert (attacked.part(box) == whole[box]).all()
@@ -122,10 +123,10 @@ class TestResults:
             assert rmse["ct-like"] == pytest.approx(rmse["protected"], rel=0.02)
 
     def test_figures_agree_with_an_attack_by_hand(self, finished, untrained_attackers):
-        measured = next(m for m in finished.record["measurements"] if m["action"] == "remove")
+        measured = next(m for m in finished.record["measurements"] if m["action"] == "inject")
         (target,) = measured["targets"]
         clean = small_scan()
-        attacked = simulate_attack(clean, target["kji"], "remove", attacker=untrained_attackers["remove"], device="cpu")
+        attacked = simulate_attack(clean, target["kji"], "inject", attacker=untrained_attackers["inject"], device="cpu")
         # The files keep weights in half precision, so the last digits differ.
         square = places_at(clean, target["kji"]).square
         change = (attacked.hu.astype(float) - clean.hu)[square.index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import xml.etree.ElementTree as ET
 
@@ -33,7 +34,16 @@ def record(shift: float) -> dict:
         "kji": [1, 2, 3],
         "against_clean": against,
         "forgery": {"clean": {"own": 50.0}} | forgery,
+        "judged": None,
     }
+
+
+def judged(arm: str, number: int, possible: bool = True) -> dict:
+    """A verdict: unprotected attacks reach the finding and pass, protected ones pass at even places alone."""
+    passes = arm == "clean" or number % 2 == 0
+    verdict = {"possible": possible, "achieved": True, "unnoticed": passes, "alarm": arm == "gaussian"}
+    scores = {"forgery_before": 0.5, "forgery_after": 0.4 if passes else 0.9, "nodule_before": 0.0, "nodule_after": 1.0}
+    return {**scores, **verdict, "succeeded": passes if possible else None}
 
 
 def finding(patient: int, protection: str, shifts: tuple[float, ...], absent: dict | None = None) -> Finding:
@@ -138,8 +148,6 @@ class TestLayout:
         assert "≤ 8" in rows["our limit for what cannot be seen"]
 
     def test_one_patient_has_no_interval_and_the_notes_say_so(self, setup):
-        import dataclasses
-
         alone = dataclasses.replace(setup, patients=1, scans=1)
         found = {s.key: s for s in build_sections([finding(1, NAMES[0], (0.0,))], [], alone)}
         assert cell(found["table-1"], ("RMSE (HU)", "protected"), ("Real", NAMES[0])) == "10.00"
@@ -147,8 +155,6 @@ class TestLayout:
         assert len(found["table-1"].tables[0].columns) == 6, "a protection without measurements has no columns"
 
     def test_without_a_sweep_the_reason_stands_there(self, setup):
-        import dataclasses
-
         found = build_sections([finding(1, NAMES[0], (0.0,))], [], dataclasses.replace(setup, sweep=()))
         section = next(section for section in found if section.key == "table-3")
         assert not section.tables
@@ -165,6 +171,50 @@ class TestLayout:
                 assert any(word in table.caption for word in ("slice", "volume", "cube"))
                 assert section.key == "change" or "attack: inject by them at 4 places" in table.caption
                 assert section.key == "forgery" or "data range 4096 HU" in table.caption
+
+
+class TestSuccess:
+    @pytest.fixture
+    def table(self, setup):
+        judges = {q: {"name": q, "sha256": "0" * 64, "threshold": 0.5} for q in ("nodule", "forgery")}
+        findings = [finding(patient, name, (0.0,) * 6) for name in NAMES for patient in (1, 2)]
+        for found in findings:
+            for number, target in enumerate(found.result["targets"]):
+                arms = ("clean", "protected", "gaussian", "ct-like")
+                target["judged"] = {arm: judged(arm, number, possible=number < 4) for arm in arms}
+        sections = build_sections(findings, [], dataclasses.replace(setup, judges=judges))
+        return next(section for section in sections if section.key == "table-4")
+
+    def test_each_arm_stands_beside_the_unprotected_attack(self, table):
+        success = ("Success (%)", "reached and passed")
+        assert cell(table, ("none", "unprotected"), success) == "100.0 [100.0, 100.0]"
+        assert cell(table, ("second", "protected"), success).startswith("50.0 [")
+        assert cell(table, ("second", "protected"), ("Success (%)", "minus unprotected")).startswith("-50.0 [")
+        assert cell(table, ("none", "unprotected"), ("Success (%)", "minus unprotected")) == "–"
+        assert cell(table, (NAMES[0], "protected"), ("Places", "that count")) == "8"
+
+    def test_the_forensic_judge_is_asked_at_all_places(self, table):
+        # Half of the attacked places lie above all untouched ones, half below.
+        assert cell(table, ("second", "protected"), ("Forensic judge", "AUC")).startswith("0.50 [")
+        assert cell(table, ("none", "unprotected"), ("Forensic judge", "AUC")) == "0.00 [0.00, 0.00]"
+        assert cell(table, ("second", "protected"), ("Forensic judge (%)", "attacked, found")).startswith("50.0 [")
+        assert cell(table, ("second", "Gaussian noise instead"), ("Forensic judge (%)", "untouched, alarm")).startswith(
+            "100.0"
+        )
+        assert cell(table, ("second", "CT-like noise instead"), ("Forensic judge (%)", "untouched, alarm")).startswith(
+            "0.0"
+        )
+
+    def test_forgeries_moved_as_in_their_own_table(self, table):
+        assert cell(table, ("second", "protected"), ("Forgery (%)", "moved")).startswith("10.0 ")
+        assert cell(table, ("none", "unprotected"), ("Forgery (%)", "moved")) == "–"
+
+    def test_judges_and_thresholds_are_named(self, table):
+        assert "forgery judge 'forgery' (threshold 0.500, SHA-256 00000000)" in table.notes[2]
+
+    def test_without_judges_it_says_how_to_train_them(self, sections):
+        assert not sections["table-4"].tables
+        assert "train.py judge-forensic" in sections["table-4"].notes[0]
 
 
 class TestFormats:

@@ -1,9 +1,10 @@
 """Measure protectors against attackers: the paper's tables and figures, with the controls it lacks.
 
 Every scan is attacked at the same places as it is, protected, and with Gaussian and CT-like noise of equal RMSE
-instead. OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figures (PNG, SVG); OUTPUT/cache keeps finished
-work, so that a stopped run continues and a larger one measures only what is new. A scan that fails is reported and
-costs no other; the exit code is then 3, although the results of the rest are written.
+instead; what is removed are nodules that are planted first. Two judges say whether the attack shows
+and succeeds. OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figures (PNG, SVG); OUTPUT/cache keeps
+finished work, so that a stopped run continues and a larger one measures only what is new. A scan that fails is reported
+and costs no other; the exit code is then 3, although the results of the rest are written.
 
 PROTECTOR: NAME or FILE.safetensors, also with @HU for another strength; noise:HU or ct-noise:HU for noise of that root
 mean square; gradient:STEPS@HU for signed gradients that know the attacker and the target, an upper bound.
@@ -49,6 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--targets", type=int, default=5, metavar="N", help="places per action and scan (default: 5)")
     places.add_argument(
         "--targets-file", metavar="CSV", help="columns scan, action and k,j,i (slice, row, column) or x,y,z (LPS, mm)"
+    )
+    parser.add_argument(
+        "--nodules",
+        metavar="FILE.npz",
+        default="default",
+        help="nodules of other patients to plant, for removals to have something to remove (default: 12 synthetic "
+        "ones; none: remove nodule-like structures of the scan instead); --targets-file plants nothing",
+    )
+    parser.add_argument(
+        "--judges",
+        metavar="NAME_OR_FILE",
+        nargs="+",
+        default=[],
+        help="a nodule judge and a forensic judge, which decide about success (default: the installed ones; none: "
+        "leave Table 4 out)",
     )
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
     parser.add_argument("--seed", type=int, default=0, help="of places, noise, bootstrap and figures (default: 0)")
@@ -99,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
         data_range_hu=options.data_range,
         device=options.device,
         lpips_weights=options.lpips_weights,
+        judges=tuple(options.judges),
+        nodules=options.nodules,
         own_names=options.names,
         pictures=options.pictures,
         processes=options.processes,

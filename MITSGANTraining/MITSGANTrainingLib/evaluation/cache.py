@@ -22,6 +22,7 @@ Key = Mapping[str, Any]
 
 # What a figure depends on. A change in any of them makes a new key, so that no table mixes figures of two versions.
 _CODE = (
+    "MITSGANLib.body",
     "MITSGANLib.budget",
     "MITSGANLib.controls",
     "MITSGANLib.ctgan.attacker",
@@ -32,11 +33,20 @@ _CODE = (
     "MITSGANLib.forgery",
     "MITSGANLib.generator",
     "MITSGANLib.gradient",
+    "MITSGANLib.hounsfield",
+    "MITSGANLib.inference",
+    "MITSGANLib.judge_networks",
+    "MITSGANLib.judges",
+    "MITSGANLib.lungs",
     "MITSGANLib.metrics",
+    "MITSGANLib.noise",
     "MITSGANLib.perceptual",
     "MITSGANLib.protector",
     "MITSGANLib.tafim",
     "MITSGANTrainingLib.evaluation.measure",
+    "MITSGANTrainingLib.evaluation.planting",
+    "MITSGANTrainingLib.nodules",
+    "MITSGANTrainingLib.success",
 )
 
 

@@ -26,6 +26,7 @@ class Finding:
     :param scan: its name in results.
     :param patient: number of the patient, from 1.
     :param result: as :mod:`measure` stored it.
+    :param scene: number of the scan's scene, where it has several.
     """
 
     scan: str
@@ -34,6 +35,7 @@ class Finding:
     attacker: str
     action: str
     result: Mapping[str, Any]
+    scene: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Setup:
 
     :param sweep: protections of Table 3, with what its columns are called.
     :param lpips: the network that measured LPIPS, or why it was not measured.
+    :param judges: as :meth:`Jury.describe` says it; None where success is not measured.
+    :param nodules: planted for removals, as :meth:`NoduleFile.describe` says it; None where none are.
     """
 
     protections: tuple[Protection, ...]
@@ -64,3 +68,5 @@ class Setup:
     patients: int
     scans: int
     failures: tuple[str, ...] = ()
+    judges: Mapping[str, Any] | None = None
+    nodules: Mapping[str, Any] | None = None

@@ -7,6 +7,7 @@ copies noise from, and nothing else, so the scan is neither copied nor rewritten
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 import warnings
@@ -30,7 +31,9 @@ from MITSGANLib.metrics import Comparison, Region, compare
 from MITSGANLib.perceptual import load_lpips
 from MITSGANLib.volume import CTVolume, hu_from_float
 
+from ..success import Jury
 from .cache import Cache, code_digest
+from .planting import NoduleFile, Plant, planted
 from .protections import Protection
 from .scans import ScanSource, content_digest, keep_headers_out_of_logs
 
@@ -54,12 +57,33 @@ class AttackerChoice:
 
 
 @dataclass(frozen=True)
+class JudgesChoice:
+    """The judges that decide about success.
+
+    :param sources: their names or paths.
+    :param identity: as :meth:`Jury.identity`.
+    """
+
+    sources: tuple[str, ...]
+    identity: Mapping[str, Any]
+
+    def load(self, device: str) -> Jury:
+        """:raises ModelError: when one is missing or corrupt; ``InputError`` when one has changed."""
+        jury = _jury(self.sources, device)
+        if jury.identity() != self.identity:
+            raise InputError("The judges have changed since the evaluation began; run it again.")
+        return jury
+
+
+@dataclass(frozen=True)
 class Settings:
     """What every measurement of one evaluation shares.
 
     :param seed: of the noise controls.
     :param lpips_weights: file of SqueezeNet's weights, or None for the usual places.
     :param lpips: SHA-256 of these weights, or empty where LPIPS cannot be measured.
+    :param judges: names or paths of the judges that decide about success, and :meth:`Jury.identity`; None without.
+    :param nodules: to plant for removals; None where none are planted.
     :param code: SHA-256 of the code that measures.
     """
 
@@ -68,6 +92,8 @@ class Settings:
     device: str = "auto"
     lpips_weights: str | None = None
     lpips: str = ""
+    judges: JudgesChoice | None = None
+    nodules: NoduleFile | None = None
     code: str = field(default_factory=code_digest)
 
     def identity(self) -> dict[str, Any]:
@@ -77,6 +103,7 @@ class Settings:
             "data_range_hu": self.data_range_hu,
             "device": self.device,
             "lpips_sha256": self.lpips,
+            "judges": self.judges.identity if self.judges else None,
             "code": self.code,
         }
 
@@ -85,6 +112,7 @@ class Settings:
 class Task:
     """One attacker's action on one scan with one protection.
 
+    :param plants: nodules that are put into the scan before anything else.
     :param pictured: which of the targets leave their slices for the figures.
     """
 
@@ -92,6 +120,7 @@ class Task:
     action: str
     targets: tuple[Target, ...]
     pictured: tuple[int, ...] = ()
+    plants: tuple[Plant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,19 +138,24 @@ class Job:
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
         """Tasks that share a protected volume."""
-        return tuple((task,) for task in self.tasks) if self.protection.knows_the_attack else (self.tasks,)
+        if self.protection.knows_the_attack:
+            return tuple((task,) for task in self.tasks)
+        by_plants: dict[tuple[Plant, ...], list[Task]] = {}
+        for task in self.tasks:
+            by_plants.setdefault(task.plants, []).append(task)
+        return tuple(map(tuple, by_plants.values()))
 
 
 def protected_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
-    """Of the figures of a whole protected scan."""
+    """Of the figures of a whole protected scan, without anything planted unless protection knows the attack."""
     key = {"what": "whole scan", "scan": digest, "protection": protection.identity(), **settings.identity()}
-    return key | _attack(task) if protection.knows_the_attack else key
+    return key | _attack(task, settings) if protection.knows_the_attack else key
 
 
 def attack_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
     """Of the figures at a task's targets."""
     key = {"what": "targets", "scan": digest, "protection": protection.identity(), **settings.identity()}
-    return key | _attack(task)
+    return key | _attack(task, settings)
 
 
 def picture_key(digest: str, protection: Protection, task: Task, settings: Settings, index: int) -> dict[str, Any]:
@@ -132,11 +166,13 @@ def picture_key(digest: str, protection: Protection, task: Task, settings: Setti
     }
 
 
-def _attack(task: Task) -> dict[str, Any]:
+def _attack(task: Task, settings: Settings) -> dict[str, Any]:
+    nodules = settings.nodules.digest if settings.nodules and task.plants else None
     return {
         "attacker_sha256": task.attacker.digests[task.action],
         "action": task.action,
         "targets": [list(target.kji) for target in task.targets],
+        "planted": [nodules, [dataclasses.asdict(plant) for plant in task.plants]],
     }
 
 
@@ -153,14 +189,21 @@ def measure(job: Job) -> int:
     if content_digest(volume) != job.digest:
         raise InputError(f"{job.source.path} has changed since the evaluation began; run it again.")
     lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)))
+    jury = job.settings.judges.load(str(resolve_device(job.settings.device))) if job.settings.judges else None
     for tasks in job.groups:
-        arms = _Arms(volume, job, tasks[0])
+        arms = _Arms(_before(volume, tasks[0], job.settings), job, tasks[0])
         key = protected_key(job.digest, job.protection, tasks[0], job.settings)
         if cache.load(key) is None:
-            cache.store(key, _whole_scan(arms, lpips))
+            bare = not tasks[0].plants or job.protection.knows_the_attack
+            cache.store(key, _whole_scan(arms if bare else _Arms(volume, job, tasks[0]), lpips))
         for task in tasks:
-            attacked += _run_task(arms, task, cache, lpips)
+            attacked += _run_task(arms, task, cache, lpips, jury)
     return attacked
+
+
+def _before(volume: CTVolume, task: Task, settings: Settings) -> CTVolume:
+    """The scan as it is before protection."""
+    return planted(volume, task.plants, settings.nodules.read()) if task.plants and settings.nodules else volume
 
 
 class _Arms:
@@ -216,7 +259,7 @@ def attack_patch(
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class Attacked:
     """An arm's scan and the patch that the attack puts into it."""
 
     hu: np.ndarray
@@ -240,7 +283,12 @@ def _attacker(source: str, action: str) -> Attacker:
     return load_attacker(source, action)
 
 
-def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any) -> int:
+@functools.lru_cache(maxsize=1)
+def _jury(sources: tuple[str, ...], device: str) -> Jury:
+    return Jury.load(sources).to(device)
+
+
+def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any, jury: Jury | None) -> int:
     job = arms.job
     place = (job.digest, job.protection, task, job.settings)
     key = attack_key(*place)
@@ -252,11 +300,11 @@ def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any) -> int:
     for index in todo:
         target = task.targets[index]
         attacked = {
-            arm: _Attacked(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
+            arm: Attacked(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
             for arm, scan in arms.tensors.items()
         }
         if not measured:
-            records.append(_at_target(arms, attacked, target, lpips))
+            records.append(_at_target(arms, attacked, target, lpips, jury))
         if index in pictured:
             cache.store_arrays(picture_key(*place, index), _slices(arms, attacked, target))
     if not measured:
@@ -272,7 +320,7 @@ def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any) -> int:
     return len(todo)
 
 
-def _slices(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target) -> dict[str, np.ndarray]:
+def _slices(arms: _Arms, attacked: Mapping[str, Attacked], target: Target) -> dict[str, np.ndarray]:
     """The target's slice (rows, columns) int16 of each arm, before and after the attack, and where it is."""
     k = target.kji[0]
     box = _slice_box(arms.clean, k)
@@ -289,7 +337,9 @@ def _slices(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target) -> d
     }
 
 
-def _at_target(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target, lpips: Any) -> dict[str, Any]:
+def _at_target(
+    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, lpips: Any, jury: Jury | None
+) -> dict[str, Any]:
     clean = arms.clean
     places = places_at(clean, target.kji)
     box = _slice_box(clean, target.kji[0])
@@ -310,10 +360,25 @@ def _at_target(arms: _Arms, attacked: Mapping[str, _Attacked], target: Target, l
             for name, image in images.items()
         },
         "forgery": _forgery(arms, attacked, places.middle),
+        "judged": _judged(arms, attacked, target, jury) if jury else None,
     }
 
 
-def _forgery(arms: _Arms, attacked: Mapping[str, _Attacked], middle: Region) -> dict[str, dict[str, float | None]]:
+def _judged(
+    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury
+) -> dict[str, dict[str, float | bool | None]]:
+    """The verdict on each arm, as :meth:`Verdict.to_dict` has it."""
+    spacing_kji = arms.clean.spacing_kji
+    box = jury.box(arms.clean.shape, spacing_kji, target.kji)
+    inside = tuple(k - part.start for k, part in zip(target.kji, box, strict=True))
+    names = list(arms.volumes)
+    parts = [arms.volumes[arm].hu[box] for arm in names] + [attacked[arm].part(box) for arm in names]
+    sights = jury.look(parts, spacing_kji, inside)
+    before, after = (dict(zip(names, half, strict=True)) for half in (sights[: len(names)], sights[len(names) :]))
+    return {arm: jury.verdict(target.action, before[arm], after[arm], clean=before[CLEAN]).to_dict() for arm in names}
+
+
+def _forgery(arms: _Arms, attacked: Mapping[str, Attacked], middle: Region) -> dict[str, dict[str, float | None]]:
     """For each arm, in the middle that the attacker's network makes up, all in HU but the share.
 
     ``own``: how far the attack moves the arm itself; ``moved``: how far its outcome is from the outcome on the clean

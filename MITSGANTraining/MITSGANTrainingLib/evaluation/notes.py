@@ -31,6 +31,36 @@ FORGERY_STATISTICS = (
     "shares at the same target, protection minus noise of equal RMSE: only what exceeds 0 is the merit of the "
     "protection's pattern. A forgery that moved is another forgery, not always a worse one: see Figure 6."
 )
+SUCCESS = (
+    "Not in the paper. Two frozen classifiers judge every place before and after the attack. Nodule judge: is there a "
+    "nodule in the middle of the 32 mm cube? Forensic judge: was this place forged? Its threshold was set to 5 % false "
+    "alarms on untouched places of the scans that it was validated on. AUC: how likely it scores an attacked place "
+    "above an untouched one of the same arm; 0.5 is chance. Untouched, alarm: places of the arm, not attacked, that it "
+    "takes for forged, so false alarms of protection or noise itself."
+)
+SUCCESS_COUNT = (
+    "Finding: an injection reaches it where the nodule judge sees a nodule that the clean scan does not have, a "
+    "removal where it no longer sees the one that is there; places where the clean scan offers nothing to reach count "
+    "neither way, and the last column says how many count. Success: the finding is reached and the forensic judge "
+    "passes the place. Minus unprotected: the difference at the same places, in percentage points; protection should "
+    "make it negative, and more so than noise of equal RMSE. Judges are small networks with errors of their own, and "
+    "no radiologists."
+)
+SUCCESS_INTERVAL = (
+    "In brackets the {confidence:.0%} percentile interval of a two-stage bootstrap ({resamples} resamples, seed "
+    "{seed}): patients are drawn, and places of each. With one patient places alone are drawn, which says nothing of "
+    "others. Forgery moved: as in the table above, resampling patients."
+)
+NO_JUDGES = (
+    "Visibility and success (Table 4) are left out: no judges are installed or named. Train them with 'train.py "
+    "judge-nodule-residual --data DATA' and 'train.py judge-forensic --data DATA', and name the two files with "
+    "--judges."
+)
+PLANTED = (
+    "Removals: {count} nodules ({kind}) are planted in turn at seeded places of healthy lung, so "
+    "that there is something to remove; clean, protected and noisy scans all have them. In a removal, clean means the "
+    "scan with the planted nodule before protection."
+)
 CHANGE = (
     "Not in the paper. Protected against clean scan, the whole volume. Worst slice: the slice of each scan with the"
     " largest RMSE, lowest PSNR, or largest absolute mean change; worst tile: the 32x32-voxel tile of any slice "
@@ -75,6 +105,8 @@ def common_notes(setup: Setup, absences: Sequence[str]) -> tuple[str, ...]:
         CONTROLS,
         f"LPIPS: {setup.lpips}",
     ]
+    if setup.nodules and "remove" in setup.actions:
+        notes.append(PLANTED.format(count=setup.nodules["nodules"], kind=setup.nodules["kind"]))
     kinds = {protection.kind for protection in setup.protections}
     notes += [text for kind, text in KINDS.items() if kind in kinds]
     if absences:

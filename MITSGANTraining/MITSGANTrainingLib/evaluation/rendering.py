@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from .tables import Cell, Section, Table
+from .layout import Cell, Section, Table
 
 CSV_COLUMNS = (
     "table",

@@ -18,9 +18,9 @@ from MITSGANLib.atomic import atomic_folder
 from ..training.run import commit
 from .figures import as_png, as_svg
 from .findings import Case, Finding, Setup, WholeScan
+from .layout import Section
 from .measure import AttackerChoice, Settings
 from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
-from .tables import Section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +56,8 @@ def to_record(
             "data_range_hu": settings.data_range_hu,
             "lpips": setup.lpips,
             "device": settings.device,
+            "judges": dict(setup.judges) if setup.judges else None,
+            "planted": dict(setup.nodules) if setup.nodules else None,
         },
         "scans": [
             {
@@ -66,8 +68,9 @@ def to_record(
                 "spacing_kji_mm": list(case.subject.spacing_kji),
                 "noise_hu": case.subject.noise_hu,
                 "targets": [
-                    {"action": target.action, "kji": list(target.kji), "reason": target.reason}
-                    for target in case.subject.targets
+                    {"action": target.action, "kji": list(target.kji), "reason": target.reason, "scene": number}
+                    for number, scene in enumerate(case.subject.scenes)
+                    for target in scene.targets
                 ],
                 "left_out": [
                     {"action": target.action, "kji": list(target.kji), "reason": reason}
@@ -87,6 +90,7 @@ def to_record(
                 "protection": f.protection,
                 "attacker": f.attacker,
                 "action": f.action,
+                "scene": f.scene,
                 **f.result,
             }
             for f in findings
@@ -150,7 +154,10 @@ def write_results(
 
 
 def _measurement_rows(record: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """One row for each figure at each target; the forgery's own and moved are RMSE in HU, its share a ratio."""
+    """One row for each figure at each target.
+
+    The forgery's own and moved are RMSE in HU, its share a ratio; judges' scores are from 0 to 1, verdicts 0 or 1.
+    """
     for found in record["measurements"]:
         place = tuple(found[key] for key in ("scan", "patient", "protection", "attacker", "action"))
         for target in found["targets"]:
@@ -162,6 +169,9 @@ def _measurement_rows(record: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             for arm, figures in target["forgery"].items():
                 for name, value in figures.items():
                     yield (*start, f"{arm} attacked", "middle", f"forgery {name}", value)
+            for arm, figures in (target["judged"] or {}).items():
+                for name, value in figures.items():
+                    yield (*start, f"{arm} attacked", "cube", name, int(value) if isinstance(value, bool) else value)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:

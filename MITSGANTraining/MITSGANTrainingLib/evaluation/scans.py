@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.storage import describe, load_volume
 from MITSGANLib.volume import CTVolume
 
+from .planting import NoduleFile, Scene, draw_scenes
 from .targets import GivenTarget, stem
 
 
@@ -47,6 +49,7 @@ class Inspection:
     """A scan to look at before the long work: given targets, or how many of each action to choose.
 
     :param given: from a file; None to choose ``count`` places for each action with ``seed``.
+    :param nodules: to plant for the removals that are chosen; None to remove nodule-like structures of the scan.
     """
 
     source: ScanSource
@@ -54,6 +57,7 @@ class Inspection:
     given: tuple[GivenTarget, ...] | None
     count: int
     seed: int
+    nodules: NoduleFile | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Subject:
     :param patient: the same for all scans of one patient; never written anywhere, as it could be traced back.
     :param spacing_kji: mm along (slice, row, column).
     :param noise_hu: standard deviation of its noise in soft tissue, or None.
+    :param scenes: the scan as it is, and with nodules planted, each with the places to attack.
     :param skipped: chosen places that cannot be attacked, each with the reason.
     """
 
@@ -73,8 +78,13 @@ class Subject:
     shape: tuple[int, int, int]
     spacing_kji: tuple[float, float, float]
     noise_hu: float | None
-    targets: tuple[Target, ...]
+    scenes: tuple[Scene, ...]
     skipped: tuple[tuple[Target, str], ...]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Of all scenes."""
+        return tuple(target for scene in self.scenes for target in scene.targets)
 
 
 def inspect(wanted: Inspection) -> Subject:
@@ -84,22 +94,20 @@ def inspect(wanted: Inspection) -> Subject:
     """
     keep_headers_out_of_logs()
     volume = wanted.source.load()
-    if wanted.given is None:
-        targets = choose_targets(volume, wanted.count, wanted.seed)
-    else:
-        targets = tuple(given.resolve(volume) for given in wanted.given)
-    usable, skipped = [], []
-    for target in sorted(targets, key=lambda target: ACTIONS.index(target.action)):
-        if target.action not in wanted.actions:
-            continue
-        try:
-            check_target(volume, target.kji)
-            usable.append(target)
-        except TargetError as error:
-            skipped.append((target, str(error)))
-    if not usable:
+    scenes, skipped = [], []
+    for scene in _scenes(volume, wanted):
+        usable = []
+        for target in scene.targets:
+            try:
+                check_target(volume, target.kji)
+                usable.append(target)
+            except TargetError as error:
+                skipped.append((target, str(error)))
+        if usable:
+            scenes.append(dataclasses.replace(scene, targets=tuple(usable)))
+    if not scenes:
         reason = skipped[0][1] if skipped else "No target has one of the actions asked for."
-        raise TargetError(f"None of the {len(targets)} places can be attacked; the first: {reason}")
+        raise TargetError(f"None of the {len(skipped)} places can be attacked; the first: {reason}")
     return Subject(
         wanted.source,
         content_digest(volume),
@@ -107,9 +115,24 @@ def inspect(wanted: Inspection) -> Subject:
         volume.shape,
         volume.spacing_kji,
         estimate_noise(volume.hu, volume.spacing_kji).sd_hu,
-        tuple(usable),
+        tuple(scenes),
         tuple(skipped),
     )
+
+
+def _scenes(volume: CTVolume, wanted: Inspection) -> tuple[Scene, ...]:
+    """The places wanted, by scene: first those of the scan as it is, then removals of planted nodules."""
+    planting = wanted.given is None and wanted.nodules is not None and "remove" in wanted.actions
+    if wanted.given is not None:
+        targets = tuple(given.resolve(volume) for given in wanted.given)
+    else:
+        targets = choose_targets(volume, wanted.count, wanted.seed)
+    actions = {*wanted.actions} - {"remove"} if planting else wanted.actions
+    asked = [target for target in targets if target.action in actions]
+    scenes = (Scene(tuple(sorted(asked, key=lambda target: ACTIONS.index(target.action)))),)
+    if planting:
+        scenes += draw_scenes(volume, wanted.count, wanted.nodules.read(), wanted.seed)
+    return scenes
 
 
 def keep_headers_out_of_logs() -> None:

@@ -1,11 +1,13 @@
 """Figures over targets and patients, with confidence intervals by patient.
 
-Targets of one patient share anatomy, scanner and noise, so patients are resampled, never targets or slices.
+Targets of one patient share anatomy, scanner and noise, so patients are resampled, never targets or slices. Shares of
+places and areas under curves are rougher figures: there the places of each patient drawn are resampled as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+PLACE_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Estimate:
     high: float | None = None
     patients: int = 0
     values: int = 0
+
+    def times(self, factor: float) -> Estimate:
+        """In another unit, such as percent."""
+        scaled = {name: None if (v := getattr(self, name)) is None else factor * v for name in ("value", "low", "high")}
+        return dataclasses.replace(self, **scaled)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -80,3 +88,53 @@ def estimate(
     )
     low, high = (float(bound) for bound in found.confidence_interval)
     return Estimate(float(own.mean()), low, high, len(own), count)
+
+
+@dataclass(frozen=True)
+class PlaceFigure:
+    """A figure over one patient's places, as it is when each place counts a number of times.
+
+    :param places: how many places have a value.
+    :param of: weights (draws, places), which sum to the number of places, to figures (draws,).
+    """
+
+    places: int
+    of: Callable[[np.ndarray], np.ndarray]
+
+
+def share_of_places(values: Sequence[float | None]) -> PlaceFigure:
+    """The mean of the values that there are, such as of zeros and ones."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    return PlaceFigure(len(known), lambda weights: weights @ known / weights.sum(axis=1))
+
+
+def area_of_places(yes: Sequence[float], no: Sequence[float]) -> PlaceFigure:
+    """Area under the ROC curve between two scores of each place, ties counting half."""
+    scores, others = np.asarray(yes)[:, None], np.asarray(no)[None, :]
+    above = (scores > others) + 0.5 * (scores == others)
+    return PlaceFigure(len(yes), lambda weights: ((weights @ above) * weights).sum(axis=1) / weights.sum(axis=1) ** 2)
+
+
+def estimate_by_place(own: Mapping[int, PlaceFigure], seed: int = 0) -> Estimate:
+    """Mean over patients of each one's figure, with the interval of a two-stage bootstrap: patients, then their places.
+
+    :param own: by patient; with one patient, places alone are resampled.
+    :return: without an interval where there are fewer than two places.
+    """
+    figures = [own[patient] for patient in sorted(own) if own[patient].places]
+    if not figures:
+        return Estimate(None)
+    value = float(np.mean([figure.of(np.ones((1, figure.places)))[0] for figure in figures]))
+    places = sum(figure.places for figure in figures)
+    if places < 2:
+        return Estimate(value, patients=1, values=places)
+    rng = np.random.default_rng(seed)
+    patients = rng.integers(len(figures), size=(PLACE_RESAMPLES, len(figures)))
+    drawn = np.empty(patients.shape)
+    for number, figure in enumerate(figures):
+        chosen = patients == number
+        n = figure.places
+        drawn[chosen] = figure.of(rng.multinomial(n, np.full(n, 1 / n), size=int(chosen.sum())).astype(np.float64))
+    bounds = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = (float(bound) for bound in np.quantile(drawn.mean(axis=1), bounds))
+    return Estimate(value, low, high, len(figures), places)

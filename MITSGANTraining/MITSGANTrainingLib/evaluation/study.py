@@ -11,18 +11,32 @@ from typing import TYPE_CHECKING, Any
 from MITSGANLib.ctgan.attacker import Attacker, load_attacker
 from MITSGANLib.devices import resolve_device
 from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.judges import DEFAULT_JUDGES, available_judges
 from MITSGANLib.perceptual import LpipsUnavailable, load_lpips
 
+from ..success import Jury
 from ..workers import run_all
 from . import notes
 from .cache import Cache
 from .figures import Example, attacks_figure, changes_figure
 from .findings import Case, Finding, Setup, WholeScan
-from .measure import AttackerChoice, Job, Settings, Task, attack_key, measure, picture_key, protected_key
+from .layout import Section
+from .measure import (
+    AttackerChoice,
+    Job,
+    JudgesChoice,
+    Settings,
+    Task,
+    attack_key,
+    measure,
+    picture_key,
+    protected_key,
+)
+from .planting import SYNTHETIC, NoduleFile
 from .protections import Protection, read_protections
 from .results import REPORT, to_record, write_results
 from .scans import Inspection, ScanSource, Subject, inspect, scan_names
-from .tables import Section, build_sections
+from .tables import build_sections
 from .targets import read_targets
 
 if TYPE_CHECKING:
@@ -42,6 +56,9 @@ class Plan:
     :param attackers: names or folders.
     :param sweep: protectors of Table 3; all with a known alpha where empty.
     :param targets: places for each action, chosen with ``seed``, unless ``targets_file`` gives them.
+    :param judges: names or files of the judges that decide about success, one of each question, the default where none
+        is named; ("none",) leaves success out.
+    :param nodules: an .npz of nodules to plant for removals, "default" for synthetic ones, or "none".
     :param own_names: call scans by their file's or folder's name instead of a number and a digest.
     :param pictures: targets of each action that the figures show.
     """
@@ -59,6 +76,8 @@ class Plan:
     data_range_hu: float = 4096.0
     device: str = "auto"
     lpips_weights: str | None = None
+    judges: tuple[str, ...] = ()
+    nodules: str = "default"
     own_names: bool = False
     pictures: int = 2
     processes: int = 1
@@ -105,8 +124,8 @@ def evaluate(plan: Plan, progress: Progress | None = None, note: Note | None = N
     resolve_device(plan.device)
     protections, sweep = _protections(plan)
     attackers = _attackers(plan)
-    settings, lpips = _settings(plan, tell)
-    cases, failures = _cases(plan, report, tell)
+    settings, lpips, jury = _settings(plan, tell)
+    cases, failures = _cases(plan, settings.nodules, report, tell)
     bench = _Bench(
         tuple(cases), protections, _tasks(cases, attackers, plan), settings, Cache(plan.output.resolve() / CACHE)
     )
@@ -127,6 +146,8 @@ def evaluate(plan: Plan, progress: Progress | None = None, note: Note | None = N
         patients=len({finding.patient for finding in findings}),
         scans=len({finding.scan for finding in findings}),
         failures=tuple(map(str, failures)),
+        judges=jury.describe() if jury else None,
+        nodules=settings.nodules.describe() if settings.nodules else None,
     )
     sections = build_sections(findings, whole, setup)
     record = to_record(setup, settings, cases, attackers, findings, whole, sections)
@@ -168,7 +189,9 @@ class _Bench:
                     if result is None or changed is None:
                         continue
                     words = protection.name
-                    findings.append(Finding(case.name, case.patient, words, task.attacker.name, task.action, result))
+                    scene = next(n for n, scene in enumerate(case.subject.scenes) if scene.plants == task.plants)
+                    attack = (task.attacker.name, task.action)
+                    findings.append(Finding(case.name, case.patient, words, *attack, result, scene))
                     if protection.knows_the_attack:
                         words += f" ({task.action} by {task.attacker.name})"
                     whole[case.name, words] = WholeScan(case.name, case.patient, words, changed)
@@ -212,7 +235,8 @@ class _Bench:
                     for protection in shown
                 }
                 if all(slices.values()):
-                    title = f"{task.action}, {case.name}, slice {task.targets[index].kji[0]}"
+                    what = "planted nodule, " if task.plants else ""
+                    title = f"{task.action}, {what}{case.name}, slice {task.targets[index].kji[0]}"
                     yield task.attacker.name, Example(title, slices)
 
 
@@ -266,23 +290,56 @@ def _digest(attacker: Attacker) -> str:
     return digest.hexdigest()
 
 
-def _settings(plan: Plan, tell: Note) -> tuple[Settings, str]:
-    """Settings, and what measures LPIPS. Why nothing does names folders, so the results say it without them."""
+def _settings(plan: Plan, tell: Note) -> tuple[Settings, str, Jury | None]:
+    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out."""
     lpips = load_lpips(plan.lpips_weights)
     weights = str(Path(plan.lpips_weights).resolve()) if plan.lpips_weights else None
     if isinstance(lpips, LpipsUnavailable):
         tell(f"LPIPS is left out. {lpips.reason}.")
-        return Settings(plan.seed, plan.data_range_hu, plan.device, weights), notes.NO_LPIPS
-    words = f"{lpips.description}; of the picture in the lung window."
-    return Settings(plan.seed, plan.data_range_hu, plan.device, weights, lpips.weights_sha256), words
+        words, digest = notes.NO_LPIPS, ""
+    else:
+        words, digest = f"{lpips.description}; of the picture in the lung window.", lpips.weights_sha256
+    jury = _jury(plan, tell)
+    sources = tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges)
+    judges = JudgesChoice(sources, jury.identity()) if jury else None
+    nodules = _nodules(plan)
+    return Settings(plan.seed, plan.data_range_hu, plan.device, weights, digest, judges, nodules), words, jury
 
 
-def _cases(plan: Plan, report: Progress, tell: Note) -> tuple[list[Case], list[Failure]]:
+def _jury(plan: Plan, tell: Note) -> Jury | None:
+    """The judges asked for; none where the default ones are not installed.
+
+    :raises ModelError: when one that was named cannot be used.
+    """
+    if plan.judges == ("none",):
+        return None
+    if not plan.judges and set(DEFAULT_JUDGES.values()) - set(available_judges()):
+        tell(notes.NO_JUDGES)
+        return None
+    return Jury.load(plan.judges)
+
+
+def _nodules(plan: Plan) -> NoduleFile | None:
+    """What is planted for removals; nothing where the user gives the places, or plants none.
+
+    :raises InputError: when the file cannot be used.
+    """
+    if plan.targets_file or plan.nodules == "none":
+        return None
+    return NoduleFile.of(SYNTHETIC if plan.nodules == "default" else Path(plan.nodules))
+
+
+def _cases(plan: Plan, nodules: NoduleFile | None, report: Progress, tell: Note) -> tuple[list[Case], list[Failure]]:
     """Every scan that can be read, with its targets, in the order given."""
     given = read_targets(plan.targets_file, plan.scans) if plan.targets_file else {}
     wanted = [
         Inspection(
-            ScanSource(str(Path(scan).resolve()), plan.series), plan.actions, given.get(scan), plan.targets, plan.seed
+            ScanSource(str(Path(scan).resolve()), plan.series),
+            plan.actions,
+            given.get(scan),
+            plan.targets,
+            plan.seed,
+            nodules,
         )
         for scan in dict.fromkeys(plan.scans)
     ]
@@ -318,29 +375,34 @@ def _tasks(cases: Sequence[Case], attackers: Sequence[AttackerChoice], plan: Pla
     pictured = _pictured(cases, plan)
     return {
         case.subject.digest: tuple(
-            Task(attacker, action, targets, pictured.get((case.subject.digest, action), ()))
+            Task(attacker, action, targets, pictured.get((case.subject.digest, action, number), ()), scene.plants)
             for attacker in attackers
             for action in plan.actions
-            if (targets := tuple(target for target in case.subject.targets if target.action == action))
+            for number, scene in enumerate(case.subject.scenes)
+            if (targets := tuple(target for target in scene.targets if target.action == action))
         )
         for case in cases
     }
 
 
-def _pictured(cases: Sequence[Case], plan: Plan) -> dict[tuple[str, str], tuple[int, ...]]:
-    """Which targets of which scan and action the figures show: drawn by lot, so that they are nobody's favorites.
+def _pictured(cases: Sequence[Case], plan: Plan) -> dict[tuple[str, str, int], tuple[int, ...]]:
+    """Which targets of which scan, action and scene the figures show: drawn by lot, so that nobody favored them.
 
     A lot depends on seed, scan and target alone: another scan may take a place, but moves no other lot.
     """
-    chosen: dict[tuple[str, str], tuple[int, ...]] = {}
+    chosen: dict[tuple[str, str, int], tuple[int, ...]] = {}
     for action in plan.actions:
         lots = sorted(
-            (hashlib.sha256(f"{plan.seed} {case.subject.digest} {action} {n}".encode()).hexdigest(), number, n)
-            for number, case in enumerate(cases)
-            for n in range(sum(target.action == action for target in case.subject.targets))
+            (
+                hashlib.sha256(f"{plan.seed} {case.subject.digest} {action} {scene} {n}".encode()).hexdigest(),
+                (case.subject.digest, action, scene),
+                n,
+            )
+            for case in cases
+            for scene, found in enumerate(case.subject.scenes)
+            for n in range(sum(target.action == action for target in found.targets))
         )
-        for _, number, n in lots[: plan.pictures]:
-            key = (cases[number].subject.digest, action)
+        for _, key, n in lots[: plan.pictures]:
             chosen[key] = tuple(sorted((*chosen.get(key, ()), n)))
     return chosen
 

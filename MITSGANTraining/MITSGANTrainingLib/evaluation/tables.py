@@ -1,80 +1,27 @@
 """The paper's tables from our measurements, beside the paper's own figures and with the controls it lacks.
 
-A section holds the tables of one kind (one for each attacker and action) and says what they mean; a table is text and
-numbers only, and ``rendering`` turns it into Markdown, LaTeX and CSV.
+A section holds the tables of one kind (one for each attacker and action) and says what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from . import notes, paper
 from .findings import Finding, Setup, WholeScan
+from .layout import NONE, ROWS, Cell, Column, Row, Section, Table, attack_words, mean_cell, observations, unprotected
 from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED
-from .statistics import Estimate, Observation, estimate
+from .statistics import Estimate, Observation
+from .success_table import success_section
 
 _METRIC_WORDS = {"rmse": "RMSE (HU)", "psnr": "PSNR (dB)", "lpips": "LPIPS", "ssim": "SSIM"}
 _DIGITS = {"rmse": 2, "psnr": 2, "lpips": 3, "ssim": 4}
-_ROWS = {
-    PROTECTED: "protected",
-    GAUSSIAN: "Gaussian noise instead",
-    CT_LIKE: "CT-like noise instead",
-    CLEAN: "unprotected",
-}
-_NONE = "–"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in a table, and the numbers behind it."""
-
-    text: str = _NONE
-    estimate: Estimate | None = None
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class Column:
-    """Two lines of a table's head."""
-
-    group: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """Labels on the left, as many as the table's ``corner`` has, and one cell for each column."""
-
-    labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table. ``key`` names it in files."""
-
-    key: str
-    caption: str
-    corner: tuple[str, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """Tables of one kind with what they mean."""
-
-    key: str
-    title: str
-    notes: tuple[str, ...]
-    tables: tuple[Table, ...]
 
 
 def build_sections(findings: Sequence[Finding], whole: Sequence[WholeScan], setup: Setup) -> tuple[Section, ...]:
-    """All sections: the scan's own change, Tables 1 to 3 in the paper's layout, and how far the forgery moved."""
+    """All sections: the scan's own change, the paper's Tables 1 to 3, how far the forgery moved, and success."""
     pairs = [(attacker, action) for attacker in setup.attackers for action in setup.actions]
     by_pair = {pair: [f for f in findings if (f.attacker, f.action) == pair] for pair in pairs}
     measured = {finding.protection for finding in findings}
@@ -101,6 +48,7 @@ def build_sections(findings: Sequence[Finding], whole: Sequence[WholeScan], setu
             tuple(_sweep_table(pair, by_pair[pair], setup) for pair in pairs if by_pair[pair]) if setup.sweep else (),
         ),
         _forgery_section(by_pair, names, setup),
+        success_section(by_pair, names, setup),
     )
 
 
@@ -124,9 +72,9 @@ def _image_table(
     )
     rows = []
     for metric in METRICS:
-        for arm, words in _ROWS.items():
+        for arm, words in ROWS.items():
             ours = [
-                _cell(_image_values(findings, name, image, region, metric), _DIGITS[metric], setup.seed)
+                mean_cell(_image_values(findings, name, image, region, metric), _DIGITS[metric], setup.seed)
                 for image in (arm, f"{arm} attacked")
                 for name in names
             ]
@@ -134,7 +82,7 @@ def _image_table(
             rows.append(Row((_METRIC_WORDS[metric], words), (*ours, *theirs)))
     return Table(
         f"table-{number}-{pair[0]}-{pair[1]}",
-        f"{_where(region)}; {_attack(pair, findings)}; data range {setup.data_range_hu:g} HU",
+        f"{_where(region)}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
         ("Metric", "Image compared with the real one"),
         columns,
         tuple(rows),
@@ -148,16 +96,18 @@ def _sweep_table(pair: tuple[str, str], findings: Sequence[Finding], setup: Setu
     )
     rows = []
     for metric in METRICS:
-        for arm, words in _ROWS.items():
+        for arm, words in ROWS.items():
             ours = [
-                _cell(_image_values(findings, name, f"{arm} attacked", "square", metric), _DIGITS[metric], setup.seed)
+                mean_cell(
+                    _image_values(findings, name, f"{arm} attacked", "square", metric), _DIGITS[metric], setup.seed
+                )
                 for name, _ in setup.sweep
             ]
             theirs = [_published(value) if arm == PROTECTED else Cell() for value in paper.TABLE_3[metric]]
             rows.append(Row((_METRIC_WORDS[metric], words), (*ours, *theirs)))
     return Table(
         f"table-3-{pair[0]}-{pair[1]}",
-        f"{_where('square')}; {_attack(pair, findings)}; data range {setup.data_range_hu:g} HU",
+        f"{_where('square')}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
         ("Metric", "Image compared with the real one"),
         columns,
         tuple(rows),
@@ -183,33 +133,31 @@ def _forgery_table(pair: tuple[str, str], findings: Sequence[Finding], names: Se
         Column("Share, protection minus", "Gaussian noise"),
         Column("Share, protection minus", "CT-like noise"),
     )
-    value = partial(_cell, seed=setup.seed)
+    value = partial(mean_cell, seed=setup.seed)
     percent = partial(value, digits=1, within="median", factor=100.0)
 
     def figure(name: str, arm: str, key: str) -> list[Observation]:
-        return _observations(findings, name, lambda record: record["forgery"].get(arm, {}).get(key))
+        return observations(findings, name, lambda record: record["forgery"].get(arm, {}).get(key))
 
     def lead(name: str, arm: str) -> list[Observation]:
         def difference(record: Mapping[str, Any]) -> float | None:
             ours, control = (record["forgery"].get(each, {}).get("share") for each in (PROTECTED, arm))
             return None if ours is None or control is None else ours - control
 
-        return _observations(findings, name, difference)
+        return observations(findings, name, difference)
 
-    # The attack on the clean scan is the same with whatever protection it was measured beside.
-    once = list({finding.scan: finding for finding in findings}.values())
-    unprotected = _observations(once, None, lambda record: record["forgery"][CLEAN]["own"])
-    rows = [Row(("none", _ROWS[CLEAN]), (value(unprotected, 1), *[Cell()] * 4))]
+    own = observations(unprotected(findings), None, lambda record: record["forgery"][CLEAN]["own"])
+    rows = [Row(("none", ROWS[CLEAN]), (value(own, 1), *[Cell()] * 4))]
     for name in names:
         for arm in ARMS:
             leads = [percent(lead(name, control)) if arm == PROTECTED else Cell() for control in (GAUSSIAN, CT_LIKE)]
             measured = [value(figure(name, arm, key), 1) for key in ("own", "moved")]
-            row = Row((name, _ROWS[arm]), (*measured, percent(figure(name, arm, "share")), *leads))
-            if any(cell.text != _NONE for cell in row.cells):
+            row = Row((name, ROWS[arm]), (*measured, percent(figure(name, arm, "share")), *leads))
+            if any(cell.text != NONE for cell in row.cells):
                 rows.append(row)
     return Table(
         f"forgery-{pair[0]}-{pair[1]}",
-        f"middle 20 mm of the attacked cube; {_attack(pair, findings)}",
+        f"middle 20 mm of the attacked cube; {attack_words(pair, findings)}",
         ("Protection", "Image"),
         columns,
         tuple(rows),
@@ -232,7 +180,7 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
         Row(
             (name,),
             tuple(
-                _cell(
+                mean_cell(
                     [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name],
                     digits,
                     setup.seed,
@@ -242,9 +190,7 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
         )
         for name in dict.fromkeys(w.protection for w in whole)
     ]
-    limits = Row(
-        ("our limit for what cannot be seen",), tuple(Cell(limit or _NONE) for _, _, limit in columns.values())
-    )
+    limits = Row(("our limit for what cannot be seen",), tuple(Cell(limit or NONE) for _, _, limit in columns.values()))
     key = "change"
     table = Table(
         key,
@@ -273,51 +219,13 @@ def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
 def _image_values(
     findings: Sequence[Finding], protection: str, image: str, region: str, metric: str
 ) -> list[Observation]:
-    return _observations(
+    return observations(
         findings, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)
     )
 
 
-def _observations(
-    findings: Iterable[Finding], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
-) -> list[Observation]:
-    """One value for each target; of one protection, or of all findings for None."""
-    return [
-        Observation(finding.patient, value(record))
-        for finding in findings
-        if protection in (None, finding.protection)
-        for record in finding.result["targets"]
-    ]
-
-
-def _cell(
-    observations: Sequence[Observation],
-    digits: int,
-    seed: int,
-    within: Literal["mean", "median"] = "mean",
-    factor: float = 1.0,
-) -> Cell:
-    scaled = [Observation(o.patient, None if o.value is None else factor * o.value) for o in observations]
-    found = estimate(scaled, within=within, seed=seed)
-    if found.value is None:
-        return Cell(estimate=found)
-    text = _number(found.value, digits)
-    if found.low is not None:
-        text += f" [{_number(found.low, digits)}, {_number(found.high, digits)}]"
-    return Cell(text, found)
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
-
-
 def _published(value: float) -> Cell:
     return Cell(f"{value:.3f}", Estimate(value), published=True)
-
-
-def _attack(pair: tuple[str, str], findings: Sequence[Finding]) -> str:
-    places = sum(len(found.result["targets"]) for found in {finding.scan: finding for finding in findings}.values())
-    return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"
 
 
 def _where(region: str) -> str:
