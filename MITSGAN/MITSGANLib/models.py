@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
 DEFAULT_PROTECTOR = "mitsgan-small"
 DEFAULT_ATTACKER = "ctgan-small"
+MARK = "mark against diagnosis networks"
+"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ PRESETS: Mapping[str, Preset] = {
     "default": Preset(DEFAULT_PROTECTOR),
     "strong": Preset(DEFAULT_PROTECTOR, 90.0),
     "paper": Preset("mitsgan-paper-cpu"),
+    "block-ai": Preset("miad-mark"),
 }
 
 
@@ -143,6 +146,14 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
         known = ", ".join([*PRESETS, *(card.name for card in available_protectors(folder))])
         raise ModelError(f"There is no protector '{name}'; installed are: {known}. A file is named with .safetensors.")
     return path
+
+
+def is_mark(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bool:
+    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_protector`.
+
+    :raises ModelError: when there is none, or its card cannot be read.
+    """
+    return ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == MARK
 
 
 def _protector_network(card: ModelCard) -> Generator | TAFIM:

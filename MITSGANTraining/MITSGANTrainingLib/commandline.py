@@ -23,6 +23,7 @@ from .commands import (
     attack,
     compare,
     demo,
+    diagnose,
     evaluate,
     fidelity,
     info,
@@ -48,6 +49,7 @@ COMMANDS = {
     "demo": demo,
     "prepare": prepare,
     "evaluate": evaluate,
+    "diagnose": diagnose,
     "sheet": sheet,
 }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
 from MITSGANLib.integrity import Signers, load_signing_key, manifest_path, signed_output
-from MITSGANLib.models import PRESETS, available_protectors
+from MITSGANLib.models import PRESETS, available_protectors, is_mark
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.seal import Key, check_sealed_output, save_sealed
 from MITSGANLib.seal.sealing import seal_file
@@ -93,6 +93,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
+    """One line where the model is no protection but misleads software on purpose."""
+    if is_mark(options.model):
+        advice = "" if has_key else "; use --key, so that the original can be restored"
+        shared.note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
+
+
 def _protect_scan(options: argparse.Namespace) -> None:
     output = Path(options.output)
     protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
@@ -101,6 +108,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
         volume = load_volume(options.input, series=options.series, progress=progress)
     shared.note_warnings(volume)
     key = key_options.key(options, is_new=True)
+    _warn_of_mark(options, key is not None)
     signers = _signers(options)
     (check_sealed_output if key else check_output)(volume, options.output, overwrite=options.overwrite)
     shared.note(f"Protecting {volume.shape[0]} slices with {protector.name} on {describe_device(device)}")
@@ -165,6 +173,7 @@ def _protect_collection(options: argparse.Namespace) -> int:
     if options.series is not None:
         options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
     key = key_options.key(options, is_new=True)
+    _warn_of_mark(options, key is not None)
     config = CollectionConfig(
         **tree_options.tree_values(options),
         model=options.model,

@@ -1,0 +1,127 @@
+"""Measure what a protection does to diagnosis networks: how often nodule judges are right, with it and without.
+
+Made for the model miad-mark, which misleads such networks on purpose: accuracy on clean scans, marked ones, those that
+a removal network has cleaned, and those restored with a key (equal to clean, or the command fails), beside noise of
+equal RMSE. The default protection is measured with the same networks: it should change no more decisions than noise.
+
+Places with and without a nodule, as many of each, come from the validation side of a prepared dataset, and from whole
+scans (--scans) into which nodules of other patients are planted before protection. OUTPUT gets diagnose.json and
+diagnose.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from MITSGANLib import models
+from MITSGANLib.atomic import atomic_folder, refuse_existing_folder
+from MITSGANLib.errors import InputError
+
+from .. import options as shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("dataset", metavar="DATASET", help="folder that mitsgan prepare wrote")
+    parser.add_argument("output", metavar="OUTPUT", help="folder for the report")
+    parser.add_argument("--model", default="miad-mark", help="the mark: a protector, or a .safetensors file")
+    parser.add_argument("--default", default="default", metavar="MODEL", help="the protection beside it")
+    parser.add_argument(
+        "--strength-hu", type=float, metavar="HU", help="largest change of the mark anywhere (default: the model's)"
+    )
+    parser.add_argument(
+        "--judges",
+        nargs="+",
+        default=[],
+        metavar="NAME_OR_FILE",
+        help="nodule judges to ask (default: all installed); those that the mark was trained against are white boxes",
+    )
+    parser.add_argument("--unmark", type=Path, metavar="FILE", help="removal network, a .safetensors file")
+    parser.add_argument(
+        "--nodules", default="", metavar="FILE.npz", help="more nodules of the dataset's patients, as in training"
+    )
+    parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
+    parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
+    parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of places and of the mark's noise (default: 0)")
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    # Imports torch, which takes seconds that --help and wrong usage need not wait for.
+    from MITSGANLib.judges import available_judges, load_judge
+    from MITSGANLib.protector import load_protector
+    from MITSGANLib.storage import load_volume
+
+    from .. import marking_study as study
+    from ..evaluation.planting import SYNTHETIC, NoduleFile
+    from ..samples import Dataset
+    from ..training.marking import CubeSampling
+    from ..training.nodule_samples import NoduleSampling, NoduleSource
+    from ..training.run import commit
+
+    for name in ("places", "noise"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} must be at least 1.")
+    output = Path(options.output)
+    refuse_existing_folder(output, options.overwrite)
+    mark = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    default = load_protector(options.default, seed=options.seed)
+    judges = [load_judge(name) for name in options.judges or available_judges("nodule")]
+    for judge in judges:
+        if judge.question != "nodule":
+            raise InputError(f"The judge {judge.name} is not asked about nodules; name others with --judges.")
+    if not judges:
+        raise InputError("There is no nodule judge; train one with the recipe judge-nodule-residual, or name its file.")
+    trained = models.ModelCard.read(models.protector_path(options.model).with_suffix(".json")).training
+    white = set(trained.get("inputs", {}).values())
+    judges.sort(key=lambda judge: judge.digest not in white)
+    unmark = None
+    if options.unmark:
+        from ..training.unmarking import load_unmarker, unmarked
+
+        network, _card = load_unmarker(options.unmark)
+        unmark = lambda hu: unmarked(hu, network)  # noqa: E731 - the network is bound here alone
+    held_out = tuple(trained.get("held_out", ()))
+    shared.note("Reading the dataset's validation side")
+    source = NoduleSource.of(
+        Dataset.open(options.dataset), "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out
+    )
+    cases = [study.cube_case(source.groups())]
+    if options.scans:
+        nodules = NoduleFile.of(SYNTHETIC).read()
+        for number, path in enumerate(options.scans, start=1):
+            scan = load_volume(path)
+            cases.append(study.scan_case(f"scan {number}", scan, nodules, options.places, options.seed))
+    found = {}
+    with shared.progress_bar("Measuring", "case") as progress:
+        for number, case in enumerate(cases):
+            arms = study.make_arms(case, mark, default, unmark=unmark, draws=options.noise, device=options.device)
+            rmse = {arm: study.rmse_hu(arms, arm) for arm in arms}
+            found[case.name] = (list(study.answers(case, arms, judges)), rmse)
+            progress(number + 1, len(cases))
+    black = tuple(judge.name for judge in judges if judge.digest not in white)
+    facts = {
+        "judges": {judge.name: {"sha256": judge.digest, "threshold": judge.threshold} for judge in judges},
+        "removal_network": bool(unmark),
+        "noise_draws": options.noise,
+        "seed": options.seed,
+        "commit": commit(),
+    }
+    report = study.Study(
+        study.described(mark),
+        study.described(default),
+        tuple(judge.name for judge in judges),
+        black,
+        found,
+        facts,
+    )
+    text = report.to_markdown()
+    with atomic_folder(output, overwrite=options.overwrite) as folder:
+        (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
+        (folder / "diagnose.md").write_text(text, "utf-8")
+    shared.say(text)
+    shared.say(f"Wrote {options.output}")

@@ -1,0 +1,378 @@
+"""What a protection does to diagnosis networks: how often nodule judges are right, with it and without.
+
+Two questions, one measurement. The mark (miad-mark) is made to mislead these networks; the default protection must not
+do so more often than noise of equal RMSE. Places with and without a nodule, as many of each, come from cubes of a
+dataset's validation side and from whole scans into which other patients' nodules are planted before protection.
+Arrays are (slice, row, column), HU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from MITSGANLib.budget import allowed_change, apply_change, local_noise
+from MITSGANLib.controls import equal_rmse_noise
+from MITSGANLib.errors import InputError
+from MITSGANLib.judges import Judge
+from MITSGANLib.lungs import lung_mask, lung_positions
+from MITSGANLib.protector import Protector, propose_change, protect
+from MITSGANLib.seal import generate_key, restore, save_sealed
+from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.volume import PROTECTION, CTVolume, ProcessingStep
+
+from .evaluation.planting import draw_scenes, planted
+from .evaluation.statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
+from .nodules import Nodules
+from .training.judge_samples import Group
+
+CLEAN, MARKED, UNMARKED, RESTORED, NOISE = "clean", "marked", "unmarked", "restored", "noise"
+PROTECTED, PROTECTED_NOISE = "default", "default noise"
+ARMS = {
+    CLEAN: "clean",
+    MARKED: "marked",
+    NOISE: "noise of the mark's RMSE instead",
+    UNMARKED: "marked, then the removal network",
+    RESTORED: "marked, then restored with the key",
+    PROTECTED: "default protection",
+    PROTECTED_NOISE: "noise of the default protection's RMSE instead",
+}
+PAPER = {"white box": 8.57, "black box": 45.83, UNMARKED: 38.59}
+"""Accuracy in percent that the abstract of MIAD-MARK gives, of other networks on other images."""
+
+_APART_MM = 34.0
+_CANDIDATES = 40
+
+Arms = dict[str, list[CTVolume]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Voxels with places that the networks are asked about, as many with a nodule as without.
+
+    :param places: (slice, row, column) of each.
+    :param yes: bool (places,), the right answers.
+    :param patients: (places,) whose anatomy each place shows: the unit of resampling.
+    :param cubes: stacked cubes, all of which counts as body, instead of a whole scan.
+    """
+
+    name: str
+    volume: CTVolume
+    places: tuple[tuple[int, int, int], ...]
+    yes: np.ndarray
+    patients: np.ndarray
+    cubes: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one network says at the places of a case.
+
+    :param said: bool (draws, places); there is more than one draw of noise.
+    """
+
+    judge: str
+    arm: str
+    yes: np.ndarray
+    patients: np.ndarray
+    said: np.ndarray
+    before: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Share of right answers at each place."""
+        return (self.said == self.yes).mean(axis=0)
+
+    @property
+    def changed(self) -> np.ndarray:
+        """Share of answers at each place that differ from the one on the clean scan."""
+        return (self.said != self.before).mean(axis=0)
+
+
+def cube_case(groups: Sequence[Group]) -> Case:
+    """All nodules of some groups of cubes at 1 mm, and as many cubes without, evenly from the groups that have none.
+
+    :raises InputError: when one side is missing.
+    """
+    sides = []
+    for yes in (True, False):
+        of = [group for group in groups if group.yes == yes]
+        if not of:
+            raise InputError("The dataset has no cubes with, or none without, a nodule to validate on; prepare more.")
+        sides.append(of)
+    with_nodule = _spread(sides[0], sum(len(group.views) for group in sides[0]))
+    without = _spread(sides[1], len(with_nodule))
+    with_nodule = with_nodule[: len(without)]
+    views = np.concatenate([[view for view, _ in side] for side in (with_nodule, without)]).astype(np.int16)
+    patients = np.array([patient for side in (with_nodule, without) for _, patient in side])
+    edge = views.shape[1]
+    places = tuple((edge * n + edge // 2, edge // 2, edge // 2) for n in range(len(views)))
+    yes = np.arange(len(views)) < len(with_nodule)
+    return Case("cubes", CTVolume(views.reshape(-1, edge, edge)), places, yes, patients, cubes=True)
+
+
+def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: int) -> Case:
+    """A whole scan with other patients' nodules planted into it, and as many places of lung far from them.
+
+    :param count: nodules wanted; as many as find room in one copy of the scan.
+    :raises TargetError: when no lung is found.
+    """
+    scene = draw_scenes(volume, count, nodules, seed)[0]
+    found = [plant.kji for plant in scene.plants]
+    lung = lung_positions(volume, _CANDIDATES * count, seed, mask=lung_mask(volume))
+    spacing = np.array(volume.spacing_kji)
+    clear: list[tuple[int, int, int]] = []
+    for kji in dict.fromkeys(lung):
+        away = all(np.abs((np.array(kji) - other) * spacing).max() >= _APART_MM for other in [*found, *clear])
+        if away and len(clear) < len(found):
+            clear.append(kji)
+    found = found[: len(clear)]
+    yes = np.arange(2 * len(found)) < len(found)
+    return Case(name, planted(volume, scene.plants, nodules), (*found, *clear), yes, np.full(len(yes), name))
+
+
+def make_arms(
+    case: Case,
+    mark: Protector,
+    default: Protector,
+    *,
+    unmark: Callable[[np.ndarray], np.ndarray] | None = None,
+    draws: int = 3,
+    device: str = "auto",
+    folder: Path | None = None,
+) -> Arms:
+    """Every version of a case's voxels, by arm; several draws of noise, one of all else.
+
+    :param unmark: removes the mark from int16 slices (n, rows, columns); the arm is left out where None.
+    :param folder: for the sealed scan while it is restored; a temporary one where None.
+    :raises InputError: when the key does not give the clean scan back, voxel for voxel.
+    """
+    clean = case.volume
+    marked, protected = (_protected(case, protector, device) for protector in (mark, default))
+    arms = {CLEAN: [clean], MARKED: [marked]}
+    arms[NOISE] = [equal_rmse_noise(clean, marked, seed) for seed in range(draws)]
+    if unmark is not None:
+        arms[UNMARKED] = [marked.with_hu(unmark(marked.hu))]
+    arms[RESTORED] = [_restored(clean, marked, folder)]
+    arms[PROTECTED] = [protected]
+    arms[PROTECTED_NOISE] = [equal_rmse_noise(clean, protected, seed) for seed in range(draws)]
+    return arms
+
+
+def answers(case: Case, arms: Arms, judges: Sequence[Judge]) -> Iterator[Answers]:
+    """What each network says of each arm."""
+    for judge in judges:
+        said = {
+            arm: np.stack([judge.says_yes(judge.score(volume, case.places)) for volume in volumes])
+            for arm, volumes in arms.items()
+        }
+        for arm, values in said.items():
+            yield Answers(judge.name, arm, case.yes, case.patients, values, said[CLEAN][0])
+
+
+def balanced_accuracy(found: Answers, seed: int = 0) -> Estimate:
+    """Mean of the shares of right answers with and without a nodule, 0..1; interval by a bootstrap over patients."""
+    return _estimated(found.right, found.yes, found.patients, seed)
+
+
+def changed_decisions(found: Answers, seed: int = 0) -> Estimate:
+    """Share of decisions that differ from those on the clean scan, nodules and healthy lung counting the same."""
+    return _estimated(found.changed, found.yes, found.patients, seed)
+
+
+def rmse_hu(arms: Arms, arm: str) -> float:
+    """Root mean square change of an arm against the clean voxels, in HU, over all voxels and draws."""
+    clean = arms[CLEAN][0].hu
+    squares = [np.mean(np.subtract(volume.hu, clean, dtype=np.float32) ** 2, dtype=np.float64) for volume in arms[arm]]
+    return float(np.sqrt(np.mean(squares)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """All answers, and what they were measured with. ``to_dict`` and ``to_markdown`` are its reports.
+
+    :param judges: the judges' names, the white boxes first.
+    :param black_boxes: those among them that the mark was not trained against.
+    :param cases: for each case its answers and, by arm, the RMSE in HU.
+    :param facts: what else the report holds, JSON-ready.
+    """
+
+    mark: Mapping[str, Any]
+    default: Mapping[str, Any]
+    judges: tuple[str, ...]
+    black_boxes: tuple[str, ...]
+    cases: Mapping[str, tuple[Sequence[Answers], Mapping[str, float]]]
+    facts: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form: shares from 0 to 1, with intervals by patient."""
+        return {
+            "mark": dict(self.mark),
+            "default": dict(self.default),
+            "black_boxes": list(self.black_boxes),
+            "paper_accuracy_percent": PAPER,
+            **self.facts,
+            "cases": {
+                name: {
+                    "nodules": int(found[0].yes.sum()),
+                    "healthy": int((~found[0].yes).sum()),
+                    "patients": len(np.unique(found[0].patients)),
+                    "rmse_hu": dict(rmse),
+                    "networks": [
+                        {
+                            "judge": one.judge,
+                            "box": self._box(one.judge),
+                            "arm": one.arm,
+                            "accuracy": balanced_accuracy(one).to_dict(),
+                            "right_nodules": float(one.right[one.yes].mean()),
+                            "right_healthy": float(one.right[~one.yes].mean()),
+                            "changed": changed_decisions(one).to_dict(),
+                        }
+                        for one in found
+                    ],
+                }
+                for name, (found, rmse) in self.cases.items()
+            },
+        }
+
+    def to_markdown(self) -> str:
+        """Tables of accuracy and of changed decisions, for each case."""
+        what = (
+            f"Mark: {self.mark['model']}, at most {self.mark['budget']['strength_hu']:g} HU. Default protection: "
+            f"{self.default['model']}. Networks decide at their own thresholds whether a place shows a nodule; "
+            "accuracy is the mean of the shares that are right with a nodule and without. In brackets: 95 % by "
+            "bootstrap over patients (of one patient: over places)."
+        )
+        lines = ["# What protection does to diagnosis networks", "", what, ""]
+        for name, (found, rmse) in self.cases.items():
+            some = found[0]
+            counts = f"{int(some.yes.sum())} places with a nodule, {int((~some.yes).sum())} without"
+            lines += [
+                f"## {name}: {counts}, of {len(np.unique(some.patients))} patient(s)",
+                "",
+                "Accuracy in percent (right with a nodule / without):",
+                "",
+                *self._table(found, rmse, _accuracy_words, (CLEAN, MARKED, NOISE, UNMARKED, RESTORED)),
+                "",
+                "Decisions that change against the clean scan, in percent:",
+                "",
+                *self._table(found, rmse, _changed_words, (MARKED, NOISE, PROTECTED, PROTECTED_NOISE)),
+                "",
+            ]
+        published = (
+            f"For comparison, MIAD-MARK's own networks and images (abstract): white box {PAPER['white box']} %, black "
+            f"box {PAPER['black box']} %, after a removal network {PAPER[UNMARKED]} %. Answers by lot get 50 %."
+        )
+        return "\n".join([*lines, published, ""])
+
+    def _table(
+        self,
+        found: Sequence[Answers],
+        rmse: Mapping[str, float],
+        words: Callable[[Answers], str],
+        arms: Sequence[str],
+    ) -> list[str]:
+        cells = {(one.arm, one.judge): words(one) for one in found}
+        head = ["", "RMSE, HU", *(f"{judge} ({self._box(judge)})" for judge in self.judges)]
+        rows = [head, ["---"] * len(head)]
+        for arm in arms:
+            if arm in rmse:
+                rows.append([ARMS[arm], f"{rmse[arm]:.1f}", *(cells[arm, judge] for judge in self.judges)])
+        return [f"| {' | '.join(row)} |" for row in rows]
+
+    def _box(self, judge: str) -> str:
+        return "black box" if judge in self.black_boxes else "white box"
+
+
+def described(protector: Protector) -> dict[str, Any]:
+    """A protector for reports."""
+    return {
+        "model": protector.name,
+        "sha256": protector.digest,
+        "seed": protector.seed,
+        "budget": protector.budget.to_dict(),
+    }
+
+
+def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]:
+    """Up to ``count`` cubes with their patients, the groups taking turns, each one's own spread over all it has."""
+    shares = [0] * len(groups)
+    while sum(shares) < count and any(n < len(g.views) for n, g in zip(shares, groups, strict=True)):
+        for number, group in enumerate(groups):
+            if shares[number] < len(group.views) and sum(shares) < count:
+                shares[number] += 1
+    return [
+        (group.views[n], str(group.patients[n]))
+        for group, share in zip(groups, shares, strict=True)
+        for n in np.unique(np.linspace(0, len(group.views) - 1, share).astype(int))
+    ]
+
+
+def _protected(case: Case, protector: Protector, device: str) -> CTVolume:
+    """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body."""
+    volume = case.volume
+    if not case.cubes:
+        return protect(volume, model=protector, device=device)
+
+    def allowed_in(hu: np.ndarray) -> np.ndarray:
+        budget = protector.budget
+        noise = None if budget.noise_share is None else local_noise(hu, volume.spacing_kji).at()
+        return allowed_change(hu, budget, np.ones(hu.shape, bool), None, noise)
+
+    hu = np.empty_like(volume.hu)
+    for slab, allowed, change in propose_change(volume.hu, protector, allowed_in, device=device):
+        hu[slab] = apply_change(volume.hu[slab], change, allowed)
+    return volume.with_hu(hu, ProcessingStep(PROTECTION, f"MITSGAN protection with model {protector.name}"))
+
+
+def _restored(clean: CTVolume, marked: CTVolume, folder: Path | None) -> CTVolume:
+    """The clean voxels back from the sealed, marked file, by way of the disk.
+
+    :raises InputError: when they are not what they were.
+    """
+    key = generate_key()
+    with TemporaryDirectory(dir=folder) as temporary:
+        original, sealed, back = (Path(temporary) / f"{name}.nrrd" for name in ("original", "sealed", "back"))
+        save_volume(clean, original)
+        loaded = load_volume(original)
+        save_sealed(loaded.with_hu(marked.hu, marked.provenance.steps[-1]), loaded, sealed, key)
+        restore(sealed, back, key)
+        restored = load_volume(back)
+    if not np.array_equal(restored.hu, clean.hu):
+        raise InputError("The key did not give back the clean scan; report this.")
+    return clean.with_hu(restored.hu)
+
+
+def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray, seed: int) -> Estimate:
+    """Mean of the two sides' means; patients are resampled with all their places, places where there is one patient."""
+    names, owner = np.unique(patients, return_inverse=True)
+    if len(names) < 2:
+        owner = np.arange(len(values))
+    units = int(owner.max()) + 1
+    value = float((values[yes].mean() + values[~yes].mean()) / 2)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(units, np.full(units, 1 / units), size=PLACE_RESAMPLES)[:, owner].astype(np.float64)
+    # A draw without any place of one side says nothing about it.
+    usable = weights[(weights[:, yes].sum(axis=1) > 0) & (weights[:, ~yes].sum(axis=1) > 0)]
+    sides = [usable[:, side] @ values[side] / usable[:, side].sum(axis=1) for side in (yes, ~yes)]
+    low, high = np.quantile(np.mean(sides, axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high), len(names), len(values))
+
+
+def _accuracy_words(found: Answers) -> str:
+    sides = (100 * found.right[found.yes].mean(), 100 * found.right[~found.yes].mean())
+    return f"{_percent(balanced_accuracy(found))} ({sides[0]:.0f} / {sides[1]:.0f})"
+
+
+def _changed_words(found: Answers) -> str:
+    return _percent(changed_decisions(found))
+
+
+def _percent(found: Estimate) -> str:
+    found = found.times(100)
+    return f"{found.value:.1f} [{found.low:.0f}, {found.high:.0f}]"

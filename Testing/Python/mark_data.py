@@ -1,0 +1,113 @@
+"""A small prepared dataset with nodules and lung on either side, a judge, and recipes of the mark and its removal."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from judge_data import untrained, write_judge
+from MITSGANLib import models
+from MITSGANLib.volume import CTVolume
+from training_data import write_dataset
+
+EDGE = 51
+LUNG_HU, NODULE_HU = -850, 20
+PATIENTS = ("patient-0", "patient-2", *"abcdefghij")
+
+MARK = """
+task = "marking"
+name = "tiny-mark"
+judges = ["mine"]
+validation_samples = 4
+learning_rate = 1e-2
+[generator]
+trunk_filters = 4
+residual_blocks = 1
+output = "residual"
+unshuffle = 2
+grid = 2
+[budget]
+strength_hu = 300.0
+soft_tissue = 0.5
+[cubes]
+slice_mm = [4.0]
+pixel_mm = [1.5, 2.0]
+[cubes.nodule]
+file = "nodules.npz"
+[training]
+steps = 4
+batch_size = 4
+validate_every = 2
+images_every = 4
+save_every = 2
+"""
+UNMARK = """
+task = "unmarking"
+name = "tiny-unmark"
+protector = "tiny-mark"
+validation_samples = 2
+[network]
+filters = 4
+layers = 2
+limit_hu = 100.0
+[cubes]
+slice_mm = [4.0]
+pixel_mm = [1.5, 2.0]
+[cubes.nodule]
+file = "nodules.npz"
+[training]
+steps = 4
+batch_size = 2
+validate_every = 2
+"""
+
+
+def balls(count: int, seed: int, radius: float = 5.0) -> np.ndarray:
+    """Balls of soft tissue in the middle of noisy lung, int16 (count, 51, 51, 51) HU."""
+    hu = np.random.default_rng(seed).normal(LUNG_HU, 20, (count, EDGE, EDGE, EDGE))
+    axis = np.arange(EDGE) - EDGE // 2
+    hu[:, sum(np.meshgrid(axis**2, axis**2, axis**2, indexing="ij")) <= radius**2] = NODULE_HU
+    return hu.astype(np.int16)
+
+
+def write_mark_dataset(folder: Path, volume: CTVolume) -> Path:
+    """A dataset of the phantom with healthy lung of both sides, and a file of nodules beside."""
+    write_dataset(folder, {"patient-0": volume, "patient-2": volume})
+    record = json.loads((folder / "dataset.json").read_text())
+    healthy = np.random.default_rng(1).normal(LUNG_HU, 20, (6, EDGE, EDGE, EDGE)).astype(np.int16)
+    np.savez(folder / "cubes" / "lung.npz", hu=healthy, patient=np.repeat(["patient-0", "patient-2"], 3))
+    record["cubes"] = [{"id": "lung", "injector": 0, "remover": 6, "patients": {"patient-0": 3, "patient-2": 3}}]
+    (folder / "dataset.json").write_text(json.dumps(record))
+    count = len(PATIENTS)
+    np.savez(folder / "nodules.npz", hu=balls(count, 0), patient=np.array(PATIENTS), diameter_mm=np.full(count, 10.0))
+    return folder
+
+
+def write_mark_models(folder: Path) -> Path:
+    """A folder of models with the judge that the recipe names; it tells balls from lung."""
+    card = write_judge(folder, "mine", figures={"threshold": 0.5})
+    models.write_weights(folder / "judges" / "mine.safetensors", models.half_precision(_trained_judge()), card)
+    return folder
+
+
+@functools.cache
+def _trained_judge() -> torch.nn.Module:
+    network = untrained("PlainNetwork").train()
+    for module in network.modules():
+        # Few steps: the averages of batch norm have to keep up.
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.momentum = 0.5
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    part = slice(9, 41)
+    nodules = balls(4, 1)[:, part, part, part]
+    lung = np.random.default_rng(2).normal(LUNG_HU, 20, nodules.shape)
+    cubes = torch.from_numpy(np.concatenate([nodules, lung]).astype(np.float32))
+    answers = (torch.arange(len(cubes)) < len(nodules)).float()
+    for _ in range(10):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(network(cubes), answers).backward()
+        optimizer.step()
+    return network.eval()
