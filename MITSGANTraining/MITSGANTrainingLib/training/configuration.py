@@ -113,6 +113,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"'{where}' must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
         return value
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return _convert(inner, value, where)
     if origin is tuple:

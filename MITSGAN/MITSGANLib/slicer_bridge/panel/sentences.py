@@ -33,7 +33,7 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
             _("{description} At three times its strength.").format(description=card.description),
         ),
         "paper": (_("As in the paper: for comparison only"), card.description),
-        "block-ai": (_("Block unauthorized AI"), card.description),
+        "block-ai": (_("Block unauthorized AI: an experiment"), card.description),
     }
     return known.get(name, (card.name, card.description))
 
