@@ -204,8 +204,8 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for name in attackers:
             self.ui.attackerComboBox.addItem(name, name)
         self.ui.noticeLabel.text = _(
-            "Protection disturbs what attacks such as {attackers} forge; in our measurements they mostly still succeeded. "
-            "It is no guarantee. To find any change later, sign what you export."
+            "Protection moves what attacks such as {attackers} forge; in our measurements they succeeded as often as "
+            "without it. It is no guarantee. To find any change later, sign what you export."
         ).format(attackers=", ".join(attackers))
         for text, first, second in (
             (_("Source / protected"), "source", "protected"),
