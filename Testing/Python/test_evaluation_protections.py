@@ -32,7 +32,7 @@ def test_forms(word, kind, amount, steps):
     found = read_protection(word, seed=3)
     assert (found.kind, found.amount_hu, found.steps, found.seed) == (kind, amount, steps, 3)
     assert found.name == word
-    assert found.budget.get("strength_hu", amount) == (amount or 18)
+    assert found.budget.get("strength_hu", amount) == (amount or 30)
 
 
 @pytest.mark.parametrize(
