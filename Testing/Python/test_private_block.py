@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -175,6 +176,17 @@ class TestShares:
         shares[which] = bytes(flipped)
         with pytest.raises(InputError):
             join_shares(shares)
+
+    def test_a_count_that_is_not_true_takes_no_memory(self):
+        share = bytearray(cut_shares(b"all", 1)[0])
+        share[4:8] = b"\xff\xff\xff\xff"
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError, match="of the 4294967295"):
+                join_shares([bytes(share)])
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
 
     @pytest.mark.parametrize(
         ("change", "words"),
