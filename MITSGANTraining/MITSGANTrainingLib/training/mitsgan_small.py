@@ -182,7 +182,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             for attacker in self._attackers
         }
         # Against what is allowed there: noise may allow far less than the strength.
-        share = self._inner(change) / self._inner(allowed).mean().clamp_min(1)
+        share = self._inner(change) / mean_over_team(self._inner(allowed).mean()).clamp_min(1)
         pattern = mean_over_team(repeated_power(share, self.config.generator.unshuffle))
         # Logarithms, so that the attacker that yields more does not take all of the gradient.
         loss = self.config.pattern_weight * pattern - sum(gain.log() for gain in gains.values())
