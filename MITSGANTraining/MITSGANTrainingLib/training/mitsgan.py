@@ -237,6 +237,8 @@ class MITSGANTask(Task[MITSGANConfig]):
     def product(self) -> Product:
         config = self.config
         names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
+        weight = config.reconstruction_weight
+        added = f" and, not in the paper, {weight:g} times the mean difference from the slice" if weight else ""
         way = "through the attacker" if config.through_attacker else "without a gradient through the attacker"
         return Product(
             path=f"protectors/{config.name}.safetensors",
@@ -244,7 +246,7 @@ class MITSGANTask(Task[MITSGANConfig]):
             name=config.name,
             kind="protector",
             description=(
-                f"MITS-GAN with the published objective (alpha {config.alpha:g}, {way}): a generator of "
+                f"MITS-GAN with the published objective (alpha {config.alpha:g}, {way}){added}: a generator of "
                 f"{config.generator.trunk_filters} filters that paints the protected slice itself."
             ),
             architecture={"class": "Generator", "config": dataclasses.asdict(config.generator)},
@@ -254,8 +256,8 @@ class MITSGANTask(Task[MITSGANConfig]):
                 "sources": config.sources,
             },
             limits=(
-                f"For comparison with the paper, not for use: trained against {names} only, with nothing but a "
-                "discriminator to keep the slice as it is, so its change is far above what is imperceptible. It is "
+                f"For comparison with the paper, not for use: trained against {names} only, with no bound on the "
+                "change, which is far above what is imperceptible. It is "
                 "bounded in use by the body, by saturated voxels, and by the strength in HU."
             ),
             budget=config.budget.to_dict(),

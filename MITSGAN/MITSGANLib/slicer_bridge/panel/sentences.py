@@ -32,7 +32,7 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
             _("Strong: the change may be seen"),
             _("{description} At three times its strength.").format(description=card.description),
         ),
-        "paper": (_("As in the paper: for comparison only"), card.description),
+        "paper": (_("After the paper: for comparison only"), card.description),
         "block-ai": (_("Block unauthorized AI: an experiment"), card.description),
     }
     return known.get(name, (card.name, card.description))
