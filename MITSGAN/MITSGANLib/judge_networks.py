@@ -17,8 +17,8 @@ _GRID = 4  # cells per axis that the last features of a cube are averaged into; 
 
 
 @dataclass(frozen=True)
-class PlainConfig:
-    """A plain 3-D CNN.
+class CubeConfig:
+    """What all networks for cubes have.
 
     :param filters: channels of the first layer.
     :param window_hu: what is told apart; values beyond are clipped.
@@ -31,7 +31,20 @@ class PlainConfig:
     smooth_voxels: float = 0.8
 
 
-class PlainNetwork(nn.Module):
+class _CubeNetwork(nn.Module):
+    """Subclasses make ``features`` and ``head``."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        """Cubes (n, edge, edge, edge) in HU to logits (n,)."""
+        return self.head(self.features(hu)).squeeze(1)
+
+
+@dataclass(frozen=True)
+class PlainConfig(CubeConfig):
+    """A plain 3-D CNN."""
+
+
+class PlainNetwork(_CubeNetwork):
     """Four 3x3x3 convolutions, two of them with stride, then two dense layers over a coarse grid."""
 
     def __init__(self, config: PlainConfig) -> None:
@@ -46,34 +59,20 @@ class PlainNetwork(nn.Module):
             _convolution3d(2 * f, 2 * f),
             nn.AdaptiveAvgPool3d(_GRID),
         )
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Dropout(config.dropout),
-            nn.Linear(2 * f * _GRID**3, 32),
-            nn.ReLU(inplace=True),
-            nn.Linear(32, 1),
-        )
-
-    def forward(self, hu: torch.Tensor) -> torch.Tensor:
-        """Cubes (n, edge, edge, edge) in HU to logits (n,)."""
-        return self.head(self.features(hu)).squeeze(1)
+        self.head = _dense(2 * f * _GRID**3, 32, config.dropout)
 
 
 @dataclass(frozen=True)
-class ResidualConfig:
-    """A small residual 3-D network; parameters as of :class:`PlainConfig`.
+class ResidualConfig(CubeConfig):
+    """A small residual 3-D network.
 
     :param blocks: residual blocks at each of the two resolutions.
     """
 
-    filters: int = 16
     blocks: int = 2
-    dropout: float = 0.3
-    window_hu: tuple[float, float] = (-1000.0, 200.0)
-    smooth_voxels: float = 0.8
 
 
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(_CubeNetwork):
     """Residual blocks at a half and a quarter of the resolution; learned weights say where in the cube to look."""
 
     def __init__(self, config: ResidualConfig) -> None:
@@ -91,23 +90,15 @@ class ResidualNetwork(nn.Module):
         # One weight per channel and cell, without a hidden layer between: another kind of head than the plain one's.
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(2 * f * _GRID**3, 1))
 
-    def forward(self, hu: torch.Tensor) -> torch.Tensor:
-        """Cubes (n, edge, edge, edge) in HU to logits (n,)."""
-        return self.head(self.features(hu)).squeeze(1)
-
 
 @dataclass(frozen=True)
-class PlanesConfig:
-    """A 2.5-D network; parameters as of :class:`PlainConfig`.
+class PlanesConfig(CubeConfig):
+    """A 2.5-D network.
 
     :param offsets: planes through the cube, as voxels from its middle, along each of the three axes.
     """
 
-    filters: int = 16
     offsets: tuple[int, ...] = (-6, -3, 0, 3, 6)
-    dropout: float = 0.3
-    window_hu: tuple[float, float] = (-1000.0, 200.0)
-    smooth_voxels: float = 0.8
 
 
 class PlanesNetwork(nn.Module):
@@ -171,13 +162,7 @@ class SquaresNetwork(nn.Module):
             _convolution2d(2 * f, 2 * f),
             nn.AdaptiveAvgPool2d(2 * _GRID),
         )
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Dropout(config.dropout),
-            nn.Linear(2 * f * (2 * _GRID) ** 2, 24),
-            nn.ReLU(inplace=True),
-            nn.Linear(24, 1),
-        )
+        self.head = _dense(2 * f * (2 * _GRID) ** 2, 24, config.dropout)
         self.register_buffer("blur", _gaussian(1.0), persistent=False)
 
     def forward(self, hu: torch.Tensor) -> torch.Tensor:
@@ -241,6 +226,17 @@ def _convolution2d(channels_in: int, channels_out: int, stride: int = 1, kernel:
         nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
+    )
+
+
+def _dense(features: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Two dense layers, from features to one logit."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(features, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, 1),
     )
 
 

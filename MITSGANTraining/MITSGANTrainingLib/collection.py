@@ -37,14 +37,9 @@ from .trees import (
     TreeConfig,
     TreeReport,
     checked,
-    content_digest,
-    copy_files,
-    no_stages,
-    read_records,
     relative_files,
     remove_leavings,
     require_space,
-    sort_out,
     work_through,
     write_together,
 )
@@ -137,6 +132,8 @@ class ProtectionRecord(Record):
 class Report(TreeReport):
     """What became of everything in the tree."""
 
+    command: ClassVar[str] = "protect"
+    doing: ClassVar[str] = "Protecting"
     verb: ClassVar[str] = "protected"
 
     @property
@@ -170,48 +167,27 @@ def measure_change(before: CTVolume, after: CTVolume) -> Change:
 def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> Report:
     """Protect every CT scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage: gives the progress callable of a stage (called as ``progress(done, total)``) from its description and
-        its unit. Progress may raise ``CancelledError``; what is finished then stays, and the summary says that it is
-        not complete.
+    :param stage: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, a key cannot be read, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
-    started = time.monotonic()
+    report = Report()
     config = _checked(config)
     protector = load_protector(config.model, strength_hu=config.strength_hu, seed=config.seed)
     settings = _settings(protector, config.read_key(), config.read_signers())
     if not config.scheduler:
         resolve_device(config.device)
-    stage = stage or no_stages
-    with stage("Scanning", "file") as progress:
-        inventory = take_stock(config.tree, progress)
-    report = Report(failed=list(inventory.failures))
-    jobs = sort_out(
-        config,
-        inventory.scans,
-        inventory.others,
-        read_records(config.out, ProtectionRecord),
-        settings,
-        lambda scan, record: _Protection(config, scan, settings, record),
-        report,
-    )
-    work_through(
-        jobs,
-        config,
-        settings,
-        report,
-        command="protect",
-        stage=lambda: stage("Protecting", "scan"),
-        started=started,
-    )
+    work_through(config, report, _Protection, settings, take_stock, stage)
     return report
 
 
 @dataclass(frozen=True)
 class _Protection(ScanJob):
     """One scan to protect."""
+
+    record_type: ClassVar[type[Record]] = ProtectionRecord
 
     config: CollectionConfig
 
@@ -225,12 +201,9 @@ class _Protection(ScanJob):
         require_space(config.out, self.expected_bytes)
         volume = _load(config.tree, scan)
         if volume.provenance.is_simulated_attack:
-            return Done(reason=ATTACK)
+            return self.pass_over(ATTACK, may_copy=False)
         if any(step.kind == PROTECTION for step in volume.provenance.steps):
-            copied = config.others == "copy"
-            if copied:
-                copy_files(config, scan.files)
-            return Done(reason=PROTECTED, copied=copied)
+            return self.pass_over(PROTECTED)
         protector = _protector(config.model, config.strength_hu, config.seed)
         key, signers = config.read_key(), config.read_signers()
         if _settings(protector, key, signers) != self.settings:
@@ -238,26 +211,19 @@ class _Protection(ScanJob):
                 f"Model '{protector.name}' or a key file differs on this machine; install the same on all workers."
             )
         protected = _protect(volume, protector, config.device)
-        record = ProtectionRecord(
-            source=scan.source,
-            uid=scan.uid,
-            settings=self.settings,
-            stamp=scan.stamp,
-            content=content_digest(config.tree, scan.files),
-            outputs={},
-            slices=volume.shape[0],
-            change=measure_change(volume, protected),
-            seconds=0.0,
-            device=describe_device(resolve_device(config.device)),
-            warnings=tuple(warning.name for warning in volume.provenance.warnings),
-        )
         output = _Output(protected, volume, key, signers)
+        change = measure_change(volume, protected)
 
         def write() -> tuple[list[str], dict[str, Any]]:
             written, warnings = _write(output, config, scan)
-            return written, {"warnings": (*record.warnings, *warnings)}
+            return written, {
+                "slices": volume.shape[0],
+                "change": change,
+                "device": describe_device(resolve_device(config.device)),
+                "warnings": tuple(warning.name for warning in (*volume.provenance.warnings, *warnings)),
+            }
 
-        return self.finish(record, write, started)
+        return self.finish(write, started)
 
 
 @dataclass(frozen=True)
@@ -327,8 +293,8 @@ def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
         ) from error
 
 
-def _write(output: _Output, config: CollectionConfig, scan: Scan) -> tuple[list[str], list[str]]:
-    """Write a protected scan at the places of its originals; their relative paths, and names of warnings."""
+def _write(output: _Output, config: CollectionConfig, scan: Scan) -> tuple[list[str], list[VolumeWarning]]:
+    """Write a protected scan at the places of its originals; their relative paths, and warnings."""
     warnings: list[VolumeWarning] = []
     if not scan.uid:
         target = config.out / scan.files[0]
@@ -344,7 +310,7 @@ def _write(output: _Output, config: CollectionConfig, scan: Scan) -> tuple[list[
 
         written = relative_files(output.originals, config.tree)
         write_together(config.out, written, fill)
-    return written, [warning.name for warning in warnings]
+    return written, warnings
 
 
 def _checked(config: CollectionConfig) -> CollectionConfig:

@@ -36,14 +36,9 @@ from .trees import (
     TreeConfig,
     TreeReport,
     checked,
-    content_digest,
-    copy_files,
-    no_stages,
-    read_records,
     relative_files,
     remove_leavings,
     require_space,
-    sort_out,
     work_through,
     write_together,
 )
@@ -69,6 +64,8 @@ class RestorationRecord(Record):
 class RestorationReport(TreeReport):
     """What became of everything in the tree."""
 
+    command: ClassVar[str] = "restore"
+    doing: ClassVar[str] = "Restoring"
     verb: ClassVar[str] = "restored"
 
     @property
@@ -88,39 +85,18 @@ class RestorationReport(TreeReport):
 def restore_collection(config: TreeConfig, stage: Stage | None = None) -> RestorationReport:
     """Restore the original of every sealed scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage: as in ``collection.protect_collection``.
+    :param stage: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, the key cannot be read, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
     :raises DependencyError: a package is missing.
     """
-    started = time.monotonic()
+    report = RestorationReport()
     require_cryptography()
     config = checked(config)
     if config.read_key() is None:
         raise InputError("Nothing is restored without a key; give the one that the scans were sealed with.")
-    stage = stage or no_stages
-    with stage("Scanning", "file") as progress:
-        inventory = take_sealed_stock(config.tree, progress)
-    report = RestorationReport(failed=list(inventory.failures))
-    jobs = sort_out(
-        config,
-        inventory.scans,
-        inventory.others,
-        read_records(config.out, RestorationRecord),
-        _SETTINGS,
-        lambda scan, record: _Restoration(config, scan, _SETTINGS, record),
-        report,
-    )
-    work_through(
-        jobs,
-        config,
-        _SETTINGS,
-        report,
-        command="restore",
-        stage=lambda: stage("Restoring", "scan"),
-        started=started,
-    )
+    work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage)
     return report
 
 
@@ -147,35 +123,24 @@ def take_sealed_stock(tree: Path, progress: Progress | None = None) -> Inventory
 class _Restoration(ScanJob):
     """One scan to restore."""
 
+    record_type: ClassVar[type[Record]] = RestorationRecord
+
     def work(self) -> Done:
         started = time.monotonic()
         config, scan = self.config, self.scan
         require_space(config.out, self.expected_bytes)
         if not scan.uid and _seal_of(scan.files[0]) not in scan.files:
             return self._unsealed()
-        record = RestorationRecord(
-            source=scan.source,
-            uid=scan.uid,
-            settings=self.settings,
-            stamp=scan.stamp,
-            content=content_digest(config.tree, scan.files),
-            outputs={},
-            seconds=0.0,
-            sha256="",
-        )
-        return self.finish(record, self._restored_series if scan.uid else self._restored_file, started)
+        return self.finish(self._restored_series if scan.uid else self._restored_file, started)
 
     def _unsealed(self) -> Done:
         """A volume file without a seal: one that is not protected is none of ours."""
         volume = load_volume(self.config.tree / self.scan.files[0])
         if volume.provenance.is_simulated_attack:
-            return Done(reason=ATTACK)
+            return self.pass_over(ATTACK, may_copy=False)
         if any(step.kind == PROTECTION for step in volume.provenance.steps):
             raise InputError("It has no seal: it was protected without a key, or its seal was left behind.")
-        copied = self.config.others == "copy"
-        if copied:
-            copy_files(self.config, self.scan.files)
-        return Done(reason=NOT_PROTECTED, copied=copied)
+        return self.pass_over(NOT_PROTECTED)
 
     def _restored_file(self) -> tuple[list[str], dict[str, Any]]:
         name, out = self.scan.files[0], self.config.out

@@ -30,7 +30,7 @@ from MITSGANLib.atomic import atomic_file, output_error
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.seal import Key, read_key_file
 
-from .inventory import RECORDS, SUMMARY, Failure, Other, Scan, file_fact, relative_path
+from .inventory import RECORDS, SUMMARY, Failure, Inventory, Other, Scan, file_fact, relative_path
 from .workers import run_all
 
 Progress = Callable[[int, int], None]
@@ -131,13 +131,16 @@ class Record:
 
 @dataclass
 class TreeReport:
-    """What became of everything in the tree.
+    """What became of everything in the tree. Subclasses name the command, as what it is, does, and has done.
 
     :param finished: the finished scans, and whether an earlier run had finished them.
     :param skipped: files that are no scan for this command, and whether they were copied.
     :param left_over: sources of finished scans in the output that this run did not find, or not find usable.
+    :param seconds: since ``started``, a time of ``time.monotonic``.
     """
 
+    command: ClassVar[str]
+    doing: ClassVar[str]
     verb: ClassVar[str]
 
     finished: list[tuple[Record, bool]] = field(default_factory=list)
@@ -146,6 +149,7 @@ class TreeReport:
     left_over: list[str] = field(default_factory=list)
     complete: bool = False
     seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def skipped_by_reason(self) -> Counter[str]:
@@ -217,6 +221,8 @@ class Job(Protocol):
 class ScanJob:
     """One scan to work on; subclasses say how in ``work``. ``record`` is that of an earlier run."""
 
+    record_type: ClassVar[type[Record]]
+
     config: TreeConfig
     scan: Scan
     settings: dict[str, Any]
@@ -240,27 +246,39 @@ class ScanJob:
     def work(self) -> Done:
         raise NotImplementedError
 
-    def finish(self, record: Record, write: Callable[[], tuple[Sequence[str], dict[str, Any]]], started: float) -> Done:
+    def finish(self, write: Callable[[], tuple[Sequence[str], dict[str, Any]]], started: float) -> Done:
         """Write the output and then its record.
 
-        :param record: as far as it is known before.
-        :param write: writes the output, and gives its files by their paths relative to it, and the record's other
-            values that are known only then.
+        :param write: writes the output, and gives its files by their paths relative to it, and the values of the record
+            that are not those of every record.
+        :param started: a time of ``time.monotonic``.
         """
-        out = self.config.out
+        out, scan = self.config.out, self.scan
+        content = content_digest(self.config.tree, scan.files)
         # Without a record, what is there counts as unfinished: from here on the earlier one would not be true.
-        record_path(out, self.scan.key).unlink(missing_ok=True)
+        record_path(out, scan.key).unlink(missing_ok=True)
         written, values = write()
-        record = dataclasses.replace(
-            record,
+        record = self.record_type(
+            source=scan.source,
+            uid=scan.uid,
+            settings=self.settings,
+            stamp=scan.stamp,
+            content=content,
             outputs={output: (out / output).stat().st_size for output in written},
             seconds=round(time.monotonic() - started, 2),
             **values,
         )
-        write_record(out, self.scan.key, record)
+        write_record(out, scan.key, record)
         for obsolete in set(self.record.outputs if self.record else ()) - set(written):
             (out / obsolete).unlink(missing_ok=True)
         return Done(record)
+
+    def pass_over(self, reason: str, *, may_copy: bool = True) -> Done:
+        """Leave the scan as it is, and copy it where such files are to be copied."""
+        copied = may_copy and self.config.others == "copy"
+        if copied:
+            copy_files(self.config, self.scan.files)
+        return Done(reason=reason, copied=copied)
 
     def _refreshed(self) -> Done | None:
         """The earlier result, when the files were only touched or copied anew since."""
@@ -299,60 +317,37 @@ class CopyJob:
         return Done(reason=self.other.reason, copied=True)
 
 
-def no_stages(_description: str, _unit: str) -> AbstractContextManager[Progress]:
-    """The ``Stage`` of whoever does not look."""
-    return nullcontext(lambda _done, _total: None)
-
-
-def sort_out(
-    config: TreeConfig,
-    scans: Iterable[Scan],
-    others: Iterable[Other],
-    records: dict[str, Record],
-    settings: dict[str, Any],
-    make: Callable[[Scan, Record | None], Job],
-    report: TreeReport,
-) -> list[Job]:
-    """The jobs that are left to do; what needs none goes into ``report``."""
-    scans = list(scans)
-    report.left_over += _left_over(records, scans)
-    jobs: list[Job] = []
-    for scan in scans:
-        record = records.get(scan.key)
-        if record and not config.redo and record.is_current(scan, settings, config.out):
-            report.finished.append((record, True))
-        else:
-            jobs.append(make(scan, record))
-    for other in others:
-        if config.others == "copy" and other.may_copy:
-            jobs.append(CopyJob(config, other))
-        else:
-            report.skipped.append((other, False))
-    return jobs
-
-
 def work_through(
-    jobs: Sequence[Job],
     config: TreeConfig,
-    settings: dict[str, Any],
     report: TreeReport,
-    *,
-    command: str,
-    stage: Callable[[], AbstractContextManager[Progress]],
-    started: float,
+    job: type[ScanJob],
+    settings: dict[str, Any],
+    take_stock: Callable[[Path, Progress], Inventory],
+    stage: Stage | None,
 ) -> None:
-    """Do all jobs into ``report``, and write the summary, whatever happens.
+    """Do all that is left to do in a tree into ``report``, and write the summary, whatever happens.
 
+    :param config: as :func:`checked` gives it.
+    :param job: what is made of each scan.
+    :param settings: what decides the output besides the scan.
+    :param take_stock: gives what the tree holds.
+    :param stage: gives the progress callable of a stage (called as ``progress(done, total)``) from its description and
+        its unit. Progress may raise ``CancelledError``; what is finished then stays, and the summary says that it is
+        not complete.
     :raises OutputError: the output is another command's, is in use by another run, or the disk is too small for all.
     """
+    stage = stage or _no_stages
+    with stage("Scanning", "file") as progress:
+        inventory = take_stock(config.tree, progress)
+    jobs = _sort_out(config, inventory, job, settings, report)
     require_space(config.out, _expected_bytes(jobs, config))
-    with _claimed(config.out, command), _passing_on_sigterm(), _folders_for(jobs, config.out):
+    with _claimed(config.out, report.command), _passing_on_sigterm(), _folders_for(jobs, config.out):
         try:
-            with stage() as progress:
+            with stage(report.doing, "scan") as progress:
                 _work_off(jobs, config, report, progress)
             report.complete = True
         finally:
-            report.seconds = time.monotonic() - started
+            report.seconds = time.monotonic() - report.started
             _write_summary(config, settings, report)
 
 
@@ -485,6 +480,33 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if received:
             signal.raise_signal(signal.SIGTERM)
+
+
+def _no_stages(_description: str, _unit: str) -> AbstractContextManager[Progress]:
+    """The ``Stage`` of whoever does not look."""
+    return nullcontext(lambda _done, _total: None)
+
+
+def _sort_out(
+    config: TreeConfig, inventory: Inventory, job: type[ScanJob], settings: dict[str, Any], report: TreeReport
+) -> list[Job]:
+    """The jobs that are left to do; what needs none goes into ``report``."""
+    records = read_records(config.out, job.record_type)
+    report.failed += inventory.failures
+    report.left_over += _left_over(records, inventory.scans)
+    jobs: list[Job] = []
+    for scan in inventory.scans:
+        record = records.get(scan.key)
+        if record and not config.redo and record.is_current(scan, settings, config.out):
+            report.finished.append((record, True))
+        else:
+            jobs.append(job(config, scan, settings, record))
+    for other in inventory.others:
+        if config.others == "copy" and other.may_copy:
+            jobs.append(CopyJob(config, other))
+        else:
+            report.skipped.append((other, False))
+    return jobs
 
 
 def _run_job(job: Job) -> Done:

@@ -24,8 +24,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from MITSGANLib.errors import InputError, ModelError, OutputError
-from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.models import ModelCard, write_weights
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
@@ -37,6 +35,7 @@ from MITSGANTrainingLib.workers import Outcome, run_all
 from pydicom import DataElement, Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from tree_data import contents, outputs, write_protector
 
 SHAPE = (3, 40, 36)
 SPACING = (8.0, 8.0, 2.5)  # mm: large voxels, so that the small phantom has the size of a body
@@ -44,26 +43,7 @@ SPACING = (8.0, 8.0, 2.5)  # mm: large voxels, so that the small phantom has the
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """An untrained protector as files, so that other processes can load it."""
-    torch.manual_seed(11)
-    config = GeneratorConfig(trunk_filters=4, residual_blocks=1, output="residual", unshuffle=2)
-    card = ModelCard(
-        name="tiny",
-        kind="protector",
-        description="Untrained, for tests.",
-        architecture={"class": "Generator", "config": dataclasses.asdict(config)},
-        data={},
-        training={},
-        figures={},
-        limits="It protects nothing.",
-        seed=11,
-        command="",
-        commit="",
-        budget={"strength_hu": 12.0},
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    write_weights(path, Generator(config).state_dict(), card)
-    return str(path)
+    return write_protector(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -92,15 +72,6 @@ def write_with_gap(folder: Path) -> Path:
 
 def scan(seed: int = 0) -> CTVolume:
     return CTVolume(phantom_hu(SHAPE, seed), spacing=SPACING)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def outputs(out: Path) -> dict[str, bytes]:
-    """The files of an output without its records and its summary."""
-    return {name: data for name, data in contents(out).items() if not name.startswith((RECORDS, SUMMARY))}
 
 
 def reasons(report: Report) -> dict[str, str]:

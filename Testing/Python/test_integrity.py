@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import datetime
 import shutil
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from MITSGANLib.ctgan.attacker import simulate_attack
@@ -30,7 +33,13 @@ from MITSGANLib.integrity import (
 )
 from MITSGANLib.integrity.alignment import aligned
 from MITSGANLib.integrity.digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE
-from MITSGANLib.integrity.envelope import PAYLOAD_TYPE, canonical_json, decode_bytes, pre_authentication_encoding
+from MITSGANLib.integrity.envelope import (
+    PAYLOAD_TYPE,
+    canonical_json,
+    decode_bytes,
+    pre_authentication_encoding,
+    seal_payload,
+)
 from MITSGANLib.integrity.keys import public_key_path
 from MITSGANLib.integrity.manifest import SignedManifest, merge, read_document, sign_volume
 from MITSGANLib.integrity.merkle import merkle_paths, merkle_root, root_from_path
@@ -127,6 +136,45 @@ class TestKnownAnswers:
         assert subprocess.run([*command, *files], capture_output=True, check=False).returncode == 0
         (tmp_path / "message").write_bytes(b"another")
         assert subprocess.run([*command, *files], capture_output=True, check=False).returncode != 0
+
+    def test_a_manifest_of_version_1_is_read(self):
+        """Signed with the first version, by the first key of RFC 8032 (7.1); later versions must read and agree."""
+        secret = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+        signed = read_document(zlib.decompress(base64.b64decode(WRITTEN)))
+        public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+        assert signed.manifest.public_key.hex() == public
+        payload = decode_bytes(signed.envelope["payload"])
+        assert seal_payload(payload, Ed25519PrivateKey.from_private_bytes(secret)) == signed.envelope
+        hu = np.arange(-1000, -200, 100, np.int16).reshape(2, 2, 2)
+        volume = CTVolume(hu, (0.7, 0.8, 2.5), (-100.0, -120.0, 30.0))
+        assert check(volume, signed, images_of(headers_of(2))).is_intact
+        hu[1, 1, 1] -= 1
+        assert kinds(check(volume.with_hu(hu), signed, images_of(headers_of(2)))) == ["voxels"]
+
+
+WRITTEN = """
+eNptVduSozgS/Re/1sS0AOOyO6IfChvZUAYXAkmgjXng5uIiMGUwGDrm31fYPTu7E/ugIITQ4eTJPJk/F2ndp/zSpIvvPxdNOPJLmCy+L9LRLO
+KKZMmelEZxya3ibbRzMFiuWNwZrOky2Dux3HawxNPaGq1RoUbcKZI976PcWNFJv1nbYTgWb621XQ7H3du8v/9j/zx3l4PvDnm4JxnbkzEejZXg
+MDHfbJhv5ae6zR1qF8y3p5Bubl5NuqAi44MblvxEwVK8v0+UmvmJZNpR4R5WPvuw1nsbwy7dk8lSYEWJ2Zx0TmNJROaB/Lg1tUCBUujbzYN3iU
+TMOD/lBnDx/UZkFsZeNmCfVayAFqrAPdlLhaeb+ruSfUVVgzHhF1pxlPqwRAdYfLhCi9Ls2YE7gW8C5GdZRPmNUUfgmm3kQ0CJtkUeOzo0U8O9
+Lbu+mVlFxhIAbyGwD6jWRkKaPqS65GAy2QTBJy4bAypxT2Yuo4wLvW+BTIiLH9gZUdgUTLYWc6OnHrpaJQoEGnC5rRAfKoyQHuPu3SKa6mJyjy
+Y+eQr5xZlPsUJ4XG4qvIcgpOSW6FyfNQ7r5guVjeV6yd4jzQlJ/BT49olI6OrqthEU5uhUjRTrWUvkxAgkdsMHorLpobEV+EhwhW3oI3XGQ/tl
+f4JIsqXmHcOsiMcNoLgzPQ4hrjOXlXaAa8IC2nwkHrFjiRB6SBxr98CzIxll0Z6D1DVWRgGl08H0opI34cT0SEnMVL9L3hTLIW8gwd3OUdidyW
+BikzN5QD1QmE0OxxsjH/K/YzWbuEYXJPbsiVtFldQ7FeEB5l7AURlWELh7s7dAY0WgK3HV4UhHng3hnZQww9RUyfT2D9ynhgkQGScJsd3NhA+c
+u7iVXc/eUqxL4WR/pFgtPcx9VqpWQLPO8hN22m9691mnopZQw6gKvAp2D34V6IUnamtialBnQUilOq4z2fKgEwOiYrqRrQl+BHjDT9iEom7lxN
+cGUq3/lx/U+ljmYPbVzDPdd/v3yZGZp6nvQKVWzcpU1JM1diXSu+aoONew4rtYfJ/ISRhW5o5x2/qVm//wxDJZzniBvJSDyvyKAasjxbhGCpKP
+EywD2hWukhAkka8ErO8Yr+9kx0HsE0DwRaHPuL1nD7DNqLZBQNVC1LCJtiL+OlDdwpBEHQWYdp3IxwET+B5PiLpSU9qeeRDeo45nUq/IZLu0ZE
+fRqlDXn/ErSBIe1efanHlGoJUQMZdJyVrE2dHeQSsUOAiYNamNMeKOFGB1d9ppJpmYhsGn7BV8+StuLzmQMsXPXB9Bc8EgU1zgAFZojUMyKeC8
+tnTRqbgWEC/Z4hL2hARDUNgHTJPu5HZfgfDLWfTB+MGtnD19jGjmnYg9esIHyS67erJqWb52SKl5RJ75xby30VJ0NS3gJYS8fJ80EB2Q/eGaG8
+Grjyteh3SZn3jbWd7bo98ePX189mBL7LVEfDck1GxDap9DmTw8KuroTjFkrpLt4opRPK4VcuA+xtkHm5JLoDCRa63x6H1MAM8CohUuJG709PwY
+yRvwqCf/cyA7VqECEVTd7bnXHSWGSUUkVm1WZAe9kJh+StE2pUvFLaUg3MPh9NR1Cuj9geNgCB0AFYzZlsm26Uiw93SkWfpGT3XoIprZBDOXku
+zgVF2GlExhenb5C2fGnH1DJ6O18mH0HzprWSCL3jzO799u9jjPo09xvpTmczET2vmOJe4YNeojeZhzYrsEeQjAkzHPMDG7jBr8WPz21wD1xnme
+LsKm4Xkcdvml/tbXye9V3rWfYf17Fdb5OW2733vppWgvtbjY5p912N2uabv4/q+fizId83kMy9I5VaTkHErqMpRX0kpeRee1ugTL1TmR5Vcpeo
+3SZBmtwihdqmGortevr+l5+XrevMpStHkiCyBJGy7LLHhp7ma7vkTH+z55Iy+ZcZJ3r8ZE11v90L6bF7yPVhst0+66/g1enZR8DZ399SEFW/98
+b24bIGv7aim5qVMZ2Zvz48fizz/+FP8QYf5inlfh5xz79fz+VXm4fi2czPMshDbfUn0NruGKM7etejC2d1+P7Z6Ws3B5naT3xXcwS9hlAumP3x
+ZdzmfQRUR7/TMPXmhYFiH8fMk2L68oWb8pui7Hd1U51pl51ayq3gWCz29/czishmto3F6Cw7eNcW/BLUu9ww1wcv5s9evo3L7S67WTlfev4b84
+SP+Pw/Yc9/Hr+PYejUP2eV3D7vV2zV9gsD+IkWAZS719yder4/nDeWjyb4LwISI=
+"""
 
 
 class TestKeys:

@@ -96,6 +96,22 @@ class TestVerify:
         text = capsys.readouterr().out
         assert text.startswith("CHANGED")
         assert "1 tile of 32 x 32 pixels in slice 2" in text
+        assert "slice 2, rows 32-39, columns 64-69" in text
+
+    def test_many_tiles_are_counted(self, thorax, key, public, tmp_path, capsys):
+        scan = tmp_path / "scan.nrrd"
+        shutil.copy(thorax, scan)
+        assert main(["sign", str(scan), "--key", str(key)]) == 0
+        volume = load_volume(thorax)
+        hu = volume.hu.copy()
+        hu[3:5, 16:64:32, 16::32] += 1
+        save_volume(volume.with_hu(hu), scan, overwrite=True)
+        capsys.readouterr()
+        assert main(["verify", str(scan), "--public-key", str(public)]) == CHANGED
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  tile ")]
+        assert len(lines) == 9
+        assert lines[0].endswith("slice 3, rows 0-31, columns 0-31")
+        assert "4 more" in lines[-1]
 
     def test_a_forger_who_signs_again_is_unknown(self, signed, public, tmp_path):
         change_one_voxel(signed)
@@ -175,10 +191,13 @@ class TestSign:
         assert words in capsys.readouterr().err
         assert sorted(tmp_path.rglob("*")) == before
 
-    def test_a_locked_key(self, scan, tmp_path, monkeypatch):
+    def test_a_locked_key(self, scan, tmp_path, monkeypatch, capsys):
         save_signing_key(new_signing_key(), tmp_path / "locked.pem", b"correct horse")
         monkeypatch.setenv("PASSPHRASE", "correct horse")
         assert main(["sign", str(scan), "--key", str(tmp_path / "locked.pem")]) == 3
+        error = capsys.readouterr().err
+        assert "locked by a passphrase" in error
+        assert "--" not in error, "sign and protect name the option differently"
         assert main(["sign", str(scan), "--key", str(tmp_path / "locked.pem"), "--passphrase-env", "PASSPHRASE"]) == 0
 
     def test_neither_patient_nor_key_reach_output_or_log(self, scan, key, tmp_path, capsys, caplog):

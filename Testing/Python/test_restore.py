@@ -26,7 +26,7 @@ from MITSGANLib.budget import Budget
 from MITSGANLib.dicom.private_block import get_entry, remove_entries, set_entry
 from MITSGANLib.errors import InputError, MITSGANError, OutputError
 from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.models import ModelCard, write_weights
+from MITSGANLib.models import available_protectors
 from MITSGANLib.protector import Protector, protect
 from MITSGANLib.seal import generate_key, passphrase_key, restore, save_sealed, sealing, write_key_file
 from MITSGANLib.seal.file_original import StoredImage
@@ -44,11 +44,16 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from scipy.spatial.transform import Rotation
+from tree_data import contents, write_protector
 
 KEY = Key(bytes(range(32)))
 CHEAP = ScryptCost(2, 1, 1)
 SPACING = (8.0, 8.0, 2.5)
 STEP = ProcessingStep(PROTECTION, "a change for tests")
+ROTATIONS = st.tuples(*[st.floats(-180, 180)] * 3).map(
+    lambda angles: Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+)
 
 
 def changed(volume: CTVolume, seed: int = 1, bound: int = 18) -> CTVolume:
@@ -62,10 +67,6 @@ def sealed(source: Path, out: Path, key: Key = KEY, **options: object) -> CTVolu
     original = load_volume(source)
     save_sealed(changed(original, **options), original, out, key, cost=CHEAP)
     return original
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def same_files(originals: list[Path], restored: Path) -> bool:
@@ -156,7 +157,7 @@ class TestDicom:
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_any_storage_and_any_change(self, tmp_path_factory, data):
+    def test_any_storage_place_and_change(self, tmp_path_factory, data):
         tmp_path = tmp_path_factory.mktemp("any")
         bits, signed = data.draw(st.sampled_from([12, 13, 16])), data.draw(st.booleans())
         slope = data.draw(st.sampled_from([1, 2, 0.7, 1.37]))
@@ -166,7 +167,17 @@ class TestDicom:
         body = (phantom_hu((3, 12, 10)) - intercept) / slope
         stored = np.clip(np.rint(body), low, high).astype(np.int64)
         stored[:, 0, :2] = low, high
-        series = CTSeries(stored, slope=slope, intercept=intercept, bits=bits, signed=signed)
+        axes = data.draw(ROTATIONS)
+        series = CTSeries(
+            stored,
+            spacing=data.draw(st.tuples(*[st.floats(0.3, 5.0)] * 3)),
+            origin=data.draw(st.tuples(*[st.floats(-1500, 1500)] * 3)),
+            orientation=(*axes[:, 0], *axes[:, 1]),
+            slope=slope,
+            intercept=intercept,
+            bits=bits,
+            signed=signed,
+        )
         paths = series.write(tmp_path / "in")
         original = load_volume(tmp_path / "in")
         protected = changed(original, data.draw(st.integers(0, 99)), data.draw(st.sampled_from([1, 18, 500, 40000])))
@@ -394,6 +405,34 @@ class TestFiles:
         restore(out, back, KEY, overwrite=True)
         np.testing.assert_array_equal(load_volume(back).hu, hu)
 
+    @settings(max_examples=20, deadline=None)
+    @given(
+        suffix=st.sampled_from([".nrrd", ".nii", ".nii.gz", ".mha"]),
+        dtype=st.sampled_from(["int16", "int32", "int64", "float32", "float64"]),
+        spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),
+        origin=st.tuples(*[st.floats(-1500, 1500)] * 3),
+        axes=ROTATIONS,
+        seed=st.integers(0, 99),
+        bound=st.sampled_from([1, 18, 300, 65535]),
+    )
+    def test_any_type_and_place(self, tmp_path_factory, suffix, dtype, spacing, origin, axes, seed, bound):
+        tmp_path = tmp_path_factory.mktemp("any")
+        values = phantom_hu((3, 12, 10), seed).astype(dtype)
+        if dtype.startswith("float"):
+            values += np.random.default_rng(seed).uniform(-0.4, 0.4, values.shape).astype(dtype)
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing(spacing)
+        image.SetOrigin(origin)
+        image.SetDirection(axes.ravel())
+        sitk.WriteImage(image, tmp_path / f"in{suffix}")
+        sealed(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", seed=seed, bound=bound)
+        restore(tmp_path / f"out{suffix}", tmp_path / f"back{suffix}", KEY)
+        one, other = (StoredImage.read(tmp_path / f"{name}{suffix}") for name in ("in", "back"))
+        assert (other.values.dtype, other.values.tobytes()) == (one.values.dtype, one.values.tobytes())
+        # What a format rounds when it is written (NIfTI keeps 32 bits) it may round once more.
+        for name in ("spacing", "origin", "direction"):
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-6, atol=1e-5)
+
     def test_from_dicom_the_hu_come_back(self, tmp_path):
         ct_series().write(tmp_path / "in")
         original = sealed(tmp_path / "in", tmp_path / "out.nrrd")
@@ -489,26 +528,7 @@ class TestFileRefusals:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """An untrained protector as files."""
-    torch.manual_seed(11)
-    config = GeneratorConfig(trunk_filters=4, residual_blocks=1, output="residual", unshuffle=2)
-    card = ModelCard(
-        name="tiny",
-        kind="protector",
-        description="Untrained, for tests.",
-        architecture={"class": "Generator", "config": dataclasses.asdict(config)},
-        data={},
-        training={},
-        figures={},
-        limits="It protects nothing.",
-        seed=11,
-        command="",
-        commit="",
-        budget={"strength_hu": 12.0},
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    write_weights(path, Generator(config).state_dict(), card)
-    return str(path)
+    return write_protector(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("strength", [18.0, 400.0])
@@ -523,6 +543,20 @@ def test_every_kind_of_model(tmp_path, kind, strength):
     paths = ct_series(phantom_hu((3, 40, 36)), spacing=SPACING).write(tmp_path / "in")
     original = load_volume(tmp_path / "in")
     protected = protect(original, model=protector, device="cpu")
+    assert (protected.hu != original.hu).any()
+    save_sealed(protected, original, tmp_path / "out", KEY)
+    restore(tmp_path / "out", tmp_path / "back", KEY)
+    assert same_files(paths, tmp_path / "back")
+
+
+@pytest.mark.parametrize("name", [card.name for card in available_protectors()])
+def test_every_model_that_is_installed(tmp_path, phantom, name):
+    """Voxels at the ends of the range among those that it sees."""
+    stored = phantom.volume.hu[18:34].astype(np.int32)
+    stored[:, 64, 40:48] = -1023, 3070, -1024, 3071, -32768, 32767, -950, 3069
+    paths = CTSeries(stored, spacing=phantom.volume.spacing, intercept=0).write(tmp_path / "in")
+    original = load_volume(tmp_path / "in")
+    protected = protect(original, model=name, device="cpu")
     assert (protected.hu != original.hu).any()
     save_sealed(protected, original, tmp_path / "out", KEY)
     restore(tmp_path / "out", tmp_path / "back", KEY)

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pydicom
 import pytest
-import torch
 from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_enhanced, write_structure_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.generator import Generator, GeneratorConfig
 from MITSGANLib.integrity import new_signing_key, save_signing_key
-from MITSGANLib.models import ModelCard, write_weights
 from MITSGANLib.seal import Key, generate_key, save_sealed, write_key_file
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
@@ -28,6 +25,7 @@ from MITSGANTrainingLib.inventory import RECORDS, SUMMARY
 from MITSGANTrainingLib.restoration import RestorationReport, restore_collection
 from MITSGANTrainingLib.trees import TreeConfig
 from MITSGANTrainingLib.workers import Outcome
+from tree_data import outputs, write_protector
 
 KEY = Key(bytes(range(32)))
 SHAPE, SPACING = (3, 24, 20), (14.0, 14.0, 2.5)
@@ -35,25 +33,7 @@ SHAPE, SPACING = (3, 24, 20), (14.0, 14.0, 2.5)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    torch.manual_seed(11)
-    config = GeneratorConfig(trunk_filters=4, residual_blocks=1, output="residual", unshuffle=2)
-    card = ModelCard(
-        name="tiny",
-        kind="protector",
-        description="Untrained, for tests.",
-        architecture={"class": "Generator", "config": dataclasses.asdict(config)},
-        data={},
-        training={},
-        figures={},
-        limits="It protects nothing.",
-        seed=11,
-        command="",
-        commit="",
-        budget={"strength_hu": 12.0},
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    write_weights(path, Generator(config).state_dict(), card)
-    return str(path)
+    return write_protector(tmp_path_factory.mktemp("model"))
 
 
 def series(seed: int = 0, **options: object):
@@ -62,11 +42,6 @@ def series(seed: int = 0, **options: object):
 
 def scan(seed: int = 0) -> CTVolume:
     return CTVolume(phantom_hu(SHAPE, seed), spacing=SPACING)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if not name.startswith((RECORDS, SUMMARY))}
 
 
 @pytest.fixture
@@ -101,13 +76,13 @@ def run(protected: Path, **changes: object) -> RestorationReport:
 
 
 def test_the_tree_comes_back_byte_for_byte(tree, protected):
-    assert contents(protected) != contents(tree)
-    before = contents(protected)
+    assert outputs(protected) != outputs(tree)
+    before = outputs(protected)
     report = run(protected)
     assert not report.failed
     assert report.complete
     assert len(report.restored) == 8
-    back, original = contents(protected.parent / "back"), contents(tree)
+    back, original = outputs(protected.parent / "back"), outputs(tree)
     assert back.keys() == original.keys()
     # A volume file comes back with its values, in another compression.
     assert {name for name in back if back[name] != original[name]} <= {"files/scan.nii.gz", "files/scan.nrrd"}
@@ -115,7 +90,7 @@ def test_the_tree_comes_back_byte_for_byte(tree, protected):
         one, other = load_volume(tree / name), load_volume(protected.parent / "back" / name)
         assert (one.hu == other.hu).all()
         assert one.same_geometry(other)
-    assert contents(protected) == before
+    assert outputs(protected) == before
     summary = json.loads((protected.parent / "back" / SUMMARY).read_text())
     assert summary["counts"]["restored"] == 8
     assert summary["counts"]["copied_files"] == 2
@@ -129,7 +104,7 @@ def test_others_are_listed_and_seals_never_copied(protected):
         "p1/plan": "holds RT Structure Set, not CT images",
         "files": restoration.BESIDE,
     }
-    assert "notes.txt" not in contents(protected.parent / "back")
+    assert "notes.txt" not in outputs(protected.parent / "back")
 
 
 def test_what_is_not_protected_is_skipped_or_copied(tmp_path):
@@ -144,7 +119,7 @@ def test_what_is_not_protected_is_skipped_or_copied(tmp_path):
         "plain.nrrd": (restoration.NOT_PROTECTED, True),
         "attack.nrrd": (inventory.ATTACK, False),
     }
-    assert contents(tmp_path / "back").keys() == contents(tree).keys() - {"attack.nrrd"}
+    assert outputs(tmp_path / "back").keys() == outputs(tree).keys() - {"attack.nrrd"}
 
 
 class TestFailures:
@@ -176,7 +151,7 @@ class TestFailures:
             assert words[failure.source] in failure.reason, failure.source
             assert str(tmp_path) not in failure.reason
         assert len(report.restored) == 5
-        back = contents(tmp_path / "back")
+        back = outputs(tmp_path / "back")
         assert not any(name.startswith(("other-key", "no-key", "cd", "files/scan.nrrd", "p1/mixed/b")) for name in back)
         assert not list((tmp_path / "back").rglob("*.partial"))
 
@@ -189,11 +164,11 @@ class TestFailures:
                 restore_collection(config)
         else:
             run(protected)
-            before = contents(protected.parent / "back")
+            before = outputs(protected.parent / "back")
             config = CollectionConfig(tree=tree, out=protected.parent / "back", model=model, device="cpu")
             with pytest.raises(OutputError, match="mitsgan restore wrote"):
                 protect_collection(config)
-            assert contents(protected.parent / "back") == before
+            assert outputs(protected.parent / "back") == before
 
     def test_records_from_before_there_were_two_commands_are_those_of_protect(self, protected, tree, model):
         (protected / RECORDS / trees.COMMAND).unlink()
@@ -240,7 +215,7 @@ class TestResume:
     def test_finished_scans_are_left_and_missing_ones_done(self, protected, restored):
         run(protected)
         back = protected.parent / "back"
-        before = contents(back)
+        before = outputs(back)
         restored.clear()
         assert all(earlier for _, earlier in run(protected).restored)
         assert restored == []
@@ -249,8 +224,8 @@ class TestResume:
         report = run(protected)
         assert sorted(restored) == ["protected", "scan.nrrd"]
         assert sum(not earlier for _, earlier in report.restored) == 2
-        assert contents(back).keys() == before.keys()
-        assert contents(back)["cd/b/middle"] == before["cd/b/middle"]
+        assert outputs(back).keys() == before.keys()
+        assert outputs(back)["cd/b/middle"] == before["cd/b/middle"]
 
     def test_stopping_leaves_whole_scans_and_nothing_half_done(self, protected, tree, monkeypatch):
         original, calls = trees.write_record, []
@@ -270,7 +245,7 @@ class TestResume:
         monkeypatch.setattr(trees, "write_record", original)
         report = run(protected)
         assert sum(earlier for _, earlier in report.restored) == 2
-        assert contents(back).keys() == contents(tree).keys()
+        assert outputs(back).keys() == outputs(tree).keys()
 
 
 @given(st.dictionaries(st.sampled_from(["a", "a/b", "c"]), st.sampled_from(["ct", "nrrd", "note"]), min_size=1))
@@ -288,7 +263,7 @@ def test_any_tree_comes_back(tmp_path_factory, model, folders):
     config = CollectionConfig(tree=root / "tree", out=root / "out", model=model, device="cpu", key=KEY, others="copy")
     protect_collection(config)
     assert not run(root / "out").failed
-    original, back = contents(root / "tree"), contents(root / "back")
+    original, back = outputs(root / "tree"), outputs(root / "back")
     assert back.keys() == original.keys()
     assert all(back[name] == original[name] for name in original if not name.endswith(".nrrd"))
 
@@ -367,13 +342,13 @@ class TestSigned:
         for folder in ("cd", "files/scan.nrrd", "files/scan.nii.gz"):
             assert main(["verify", str(out / folder), "--public-key", str(public)]) == 0, folder
         assert "Intact" in capsys.readouterr().out
-        before = contents(out)
+        before = outputs(out)
         assert main(arguments) == 0
         assert "8 of them by an earlier run" in capsys.readouterr().out
-        assert contents(out) == before
+        assert outputs(out) == before
         report = run(out)
         assert not report.failed
-        assert contents(tmp_path / "back")["cd/b/middle"] == contents(tree)["cd/b/middle"]
+        assert outputs(tmp_path / "back")["cd/b/middle"] == outputs(tree)["cd/b/middle"]
 
     def test_another_signer_redoes_all(self, tmp_path, model, signing):
         series().write(tmp_path / "tree")
@@ -390,9 +365,9 @@ class TestSigned:
         save_volume(scan(), tmp_path / "tree" / "scan.nrrd")
         config = CollectionConfig(tree=tmp_path / "tree", out=tmp_path / "out", model=model, device="cpu", key=KEY)
         protect_collection(dataclasses.replace(config, signing_key=signing[0]))
-        assert contents(tmp_path / "out").keys() == {"scan.nrrd", "scan.nrrd.seal", "scan.nrrd.manifest.json"}
+        assert outputs(tmp_path / "out").keys() == {"scan.nrrd", "scan.nrrd.seal", "scan.nrrd.manifest.json"}
         protect_collection(dataclasses.replace(config, key=None))
-        assert contents(tmp_path / "out").keys() == {"scan.nrrd"}
+        assert outputs(tmp_path / "out").keys() == {"scan.nrrd"}
 
     def test_a_locked_key_needs_its_passphrase(self, tree, tmp_path, model, monkeypatch, capsys):
         save_signing_key(new_signing_key(), tmp_path / "locked.pem", b"correct horse")

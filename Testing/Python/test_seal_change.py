@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import bz2
+import lzma
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from MITSGANLib.errors import InputError
+from MITSGANLib.protector import protect
 from MITSGANLib.seal.change import decode_change, encode_change
 from MITSGANLib.seal.parts import pack, unpack
 
@@ -52,6 +54,18 @@ def test_stripes_through_slices_take_a_fraction_of_a_bit(phantom):
     description = encode_change(hu, protected, protected)
     assert 8 * len(description) / hu.size < 0.2
     assert len(description) < len(bz2.compress((protected - hu).tobytes())) / 2
+
+
+def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
+    hu, protected = phantom.volume.hu, protect(phantom.volume, model="strong", device="cpu").hu
+    description = encode_change(hu, protected, protected)
+    np.testing.assert_array_equal(decode_change(description, protected, protected), hu)
+    _, parts = unpack(description)
+    packers = {name: {b"BZh": "bzip2", b"\xfd7z": "LZMA"}[part[:3]] for name, part in parts.items()}
+    assert set(packers.values()) == {"bzip2", "LZMA"}
+    expand = {"bzip2": bz2.decompress, "LZMA": lzma.decompress}
+    by_bzip2 = sum(len(bz2.compress(expand[packers[name]](part))) for name, part in parts.items())
+    assert sum(map(len, parts.values())) < 0.99 * by_bzip2
 
 
 def test_no_change_takes_next_to_nothing(phantom):

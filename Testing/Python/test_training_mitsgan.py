@@ -11,7 +11,6 @@ import torch
 from MITSGANLib.errors import InputError
 from MITSGANLib.protector import load_protector, protect
 from MITSGANTrainingLib.training.engine import Step
-from MITSGANTrainingLib.training.mitsgan import MITSGANTask
 from MITSGANTrainingLib.training.recipes import load_recipe
 from training_rivals import Bench, assert_resumes, learn
 
@@ -46,12 +45,6 @@ def bench(tmp_path_factory, phantom, untrained_attackers) -> Bench:
     return Bench.make(tmp_path_factory.mktemp("mitsgan"), TINY, phantom.volume, untrained_attackers)
 
 
-@pytest.fixture(scope="module")
-def task(bench):
-    """``task(**changes)`` builds the task from the recipe."""
-    return lambda **changes: bench.task(MITSGANTask, **changes)
-
-
 class TestTraining:
     def test_train_py_makes_a_protector_that_paints_slices(self, bench, tmp_path, phantom):
         assert bench.train(tmp_path) == 0
@@ -68,15 +61,15 @@ class TestTraining:
     def test_a_resumed_run_equals_an_unbroken_one(self, bench, tmp_path, monkeypatch):
         assert_resumes(bench, tmp_path, 2, monkeypatch)
 
-    def test_both_networks_learn_their_parts(self, task):
+    def test_both_networks_learn_their_parts(self, bench):
         """The discriminator's loss falls below a guess; the manipulation loss, weighted up, rises."""
-        seen = learn(task(learning_rate=3e-3, alpha=20.0, compared="square"), 25)
+        seen = learn(bench.task(learning_rate=3e-3, alpha=20.0, compared="square"), 25)
         assert np.mean([scalars["discriminator"] for scalars in seen[-5:]]) < 2 * math.log(2) - 0.1
         first, last = (np.mean([s["manipulation"] for s in part]) for part in (seen[:3], seen[-3:]))
         assert last > 1.3 * first
 
-    def test_warm_up_brings_the_generator_to_its_slice(self, task):
-        made = task(learning_rate=3e-3, warm_up=20)
+    def test_warm_up_brings_the_generator_to_its_slice(self, bench):
+        made = bench.task(learning_rate=3e-3, warm_up=20)
         assert [made.draw(Step(number, 0, 1))[0].warm_up for number in (0, 19, 20)] == [True, True, False]
         seen = learn(made, 21)
         assert seen[19]["generator"] < 0.7 * seen[0]["generator"]
@@ -85,11 +78,11 @@ class TestTraining:
 
 
 class TestObjective:
-    def test_gradient_flows_through_the_attacker_unless_turned_off(self, task):
+    def test_gradient_flows_through_the_attacker_unless_turned_off(self, bench):
         """Voxels of the shell move what is forged in the middle; as a constant, the forgery has no such part."""
         gradients, values = {}, {}
         for through in (True, False):
-            made = task(through_attacker=through)
+            made = bench.task(through_attacker=through)
             slab = made.draw(Step(0, 0, 1))[0].slab
             scan = made._scans[slab.scan]
             hu = made._hu(scan, [slab])[0].requires_grad_(True)
@@ -100,9 +93,9 @@ class TestObjective:
         flowing = (gradients[True] - gradients[False]).abs()
         assert flowing.max() > 0.01 * gradients[False].abs().max()
 
-    def test_gradient_is_that_of_the_loss(self, task):
+    def test_gradient_is_that_of_the_loss(self, bench):
         """A step of at most 1 HU along it changes the loss by what it says."""
-        made = task()
+        made = bench.task()
         slab = made.draw(Step(0, 0, 1))[0].slab
         scan = made._scans[slab.scan]
         hu = made._hu(scan, [slab])[0].double().requires_grad_(True)
@@ -116,10 +109,10 @@ class TestObjective:
             change = value(hu + step / 2) - value(hu - step / 2)
         assert change.item() == pytest.approx((gradient * step).sum().item(), rel=0.1)
 
-    def test_mean_over_slices_is_the_cubes_share_of_whole_slices(self, task):
+    def test_mean_over_slices_is_the_cubes_share_of_whole_slices(self, bench):
         values = []
         for compared in ("square", "slices"):
-            made = task(compared=compared)
+            made = bench.task(compared=compared)
             slab = made.draw(Step(0, 0, 1))[0].slab
             scan = made._scans[slab.scan]
             values.append(made._manipulation(scan.scan, made._hu(scan, [slab])[0], slab, made._attackers[0]).item())
@@ -127,8 +120,8 @@ class TestObjective:
         # The cube has 13 x 11 x 11 voxels at 2.5 x 2.8 x 2.8 mm, and the slab 13 slices of 128x128.
         assert slices == pytest.approx(square * 11 * 11 / 128 / 128, rel=1e-5)
 
-    def test_attackers_stay_as_they_are(self, task):
-        made = task()
+    def test_attackers_stay_as_they_are(self, bench):
+        made = bench.task()
         before = [p.clone() for attacker in made._attackers for p in attacker.inpainter.generator.parameters()]
         networks = {name: learner.module for name, learner in made.learners.items()}
         for loss in made.losses(made.draw(Step(0, 0, 1)), networks):
@@ -136,9 +129,9 @@ class TestObjective:
         after = [p for attacker in made._attackers for p in attacker.inpainter.generator.parameters()]
         assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
-    def test_a_pass_shows_as_many_slices_as_there_are(self, task):
-        assert task(slices=16).samples_per_epoch == 3
-        assert task(slices=4).samples_per_epoch == 12
+    def test_a_pass_shows_as_many_slices_as_there_are(self, bench):
+        assert bench.task(slices=16).samples_per_epoch == 3
+        assert bench.task(slices=4).samples_per_epoch == 12
 
 
 class TestRecipes:
@@ -170,6 +163,6 @@ class TestRecipes:
         with pytest.raises(InputError, match=words):
             load_recipe(bench.recipe, changes)
 
-    def test_slices_too_small_for_the_discriminator_are_named(self, task):
+    def test_slices_too_small_for_the_discriminator_are_named(self, bench):
         with pytest.raises(InputError, match="strided_layers"):
-            task(**{"crop": 0, "discriminator.strided_layers": 6})
+            bench.task(**{"crop": 0, "discriminator.strided_layers": 6})

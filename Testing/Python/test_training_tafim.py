@@ -13,7 +13,7 @@ from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.tafim import TAFIM
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.recipes import load_recipe
-from MITSGANTrainingLib.training.tafim import Sample, TAFIMTask
+from MITSGANTrainingLib.training.tafim import Sample
 from training_rivals import Bench, assert_resumes, learn
 
 TINY = """
@@ -44,12 +44,6 @@ def bench(tmp_path_factory, phantom, untrained_attackers) -> Bench:
     return Bench.make(tmp_path_factory.mktemp("tafim"), TINY, phantom.volume, untrained_attackers)
 
 
-@pytest.fixture(scope="module")
-def task(bench):
-    """``task(**changes)`` builds the task from the recipe."""
-    return lambda **changes: bench.task(TAFIMTask, **changes)
-
-
 class TestTraining:
     def test_train_py_makes_a_protector_within_its_budget(self, bench, tmp_path, phantom):
         assert bench.train(tmp_path) == 0
@@ -66,9 +60,9 @@ class TestTraining:
     def test_a_resumed_run_equals_an_unbroken_one(self, bench, tmp_path, monkeypatch):
         assert_resumes(bench, tmp_path, 1, monkeypatch)
 
-    def test_forgeries_come_nearer_to_the_target(self, task):
+    def test_forgeries_come_nearer_to_the_target(self, bench):
         """With the shipped attackers: what untrained ones forge hardly depends on what they see."""
-        made = task(
+        made = bench.task(
             attackers=["ctgan-small"], learning_rate=1e-2, **{"budget.strength_hu": 200.0, "training.batch_size": 1}
         )
         seen = [scalars["manipulation"] for scalars in learn(made, 14)]
@@ -76,16 +70,16 @@ class TestTraining:
 
 
 class TestObjective:
-    def test_gradient_reaches_the_global_perturbation_and_every_weight(self, task):
-        made = task(**{"compression.share": 1.0})
+    def test_gradient_reaches_the_global_perturbation_and_every_weight(self, bench):
+        made = bench.task(**{"compression.share": 1.0})
         networks = {name: learner.module for name, learner in made.learners.items()}
         (loss,) = made.losses(made.draw(Step(0, 0, 2)), networks)
         loss.value.backward()
         assert made.model.perturbation.grad.abs().sum() > 0
         assert all(torch.isfinite(p.grad).all() for p in made.model.parameters())
 
-    def test_change_is_whole_hu_within_the_budget(self, task):
-        made = task()
+    def test_change_is_whole_hu_within_the_budget(self, bench):
+        made = bench.task()
         slabs = [sample.slab for sample in made.draw(Step(0, 0, 2))]
         scan = made._scans[slabs[0].scan]
         with torch.no_grad():
@@ -96,9 +90,9 @@ class TestObjective:
         assert torch.equal(change, change.round())
         assert change.any()
 
-    def test_compression_is_between_protection_and_attack(self, task):
+    def test_compression_is_between_protection_and_attack(self, bench):
         """The same slab and change, compressed hard, give another manipulation loss and the same reconstruction."""
-        made = task()
+        made = bench.task()
         slab = made.draw(Step(0, 0, 1))[0].slab
         scan = made._scans[slab.scan]
         clean, change = made._change(scan, [slab], made.model)
@@ -106,16 +100,16 @@ class TestObjective:
         assert plain["manipulation"] != compressed["manipulation"]
         assert plain["reconstruction"] == compressed["reconstruction"]
 
-    def test_manipulation_is_the_distance_from_the_target(self, task):
-        made = task()
+    def test_manipulation_is_the_distance_from_the_target(self, bench):
+        made = bench.task()
         forger = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 150.0))
         cubes = torch.zeros(1, 32, 32, 32)
         assert made._manipulation(cubes, forger) == 0
         elsewhere = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 50.0))
         assert made._manipulation(cubes, elsewhere) == pytest.approx((100 * 2 / 2048) ** 2)
 
-    def test_draws_follow_from_the_step_alone(self, task):
-        made = task()
+    def test_draws_follow_from_the_step_alone(self, bench):
+        made = bench.task()
         first, again, other = (made.draw(Step(number, 0, 4)) for number in (5, 5, 6))
         assert first == again != other
         qualities = {sample.quality for number in range(20) for sample in made.draw(Step(number, 0, 4))}

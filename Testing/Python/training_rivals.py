@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from MITSGANTrainingLib.samples import Dataset
 from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.engine import Step, Task, Trainer
 from MITSGANTrainingLib.training.inputs import Inputs
-from MITSGANTrainingLib.training.recipes import load_recipe
+from MITSGANTrainingLib.training.recipes import find_task, load_recipe
 from training_data import write_dataset
 
 
@@ -51,12 +50,12 @@ class Bench:
         attackers = ["--attackers", str(self.folder / "models" / "attackers" / "untrained")]
         return main([str(self.recipe), *fixed, *attackers, "--device", "cpu", "--threads", "1", "--no-logs", *options])
 
-    def task(self, kind: Callable[..., Task], **changes: object) -> Task:
+    def task(self, **changes: object) -> Task:
         """The task of the recipe with some values changed, as train.py builds it."""
         made = load_recipe(self.recipe, changes)
         torch.manual_seed(0)
         inputs = Inputs(Dataset.open(self.folder / "dataset"), torch.device("cpu"), models=self.folder / "models")
-        return kind(made.config, made.training, inputs)
+        return find_task(made.task)(made.config, made.training, inputs)
 
 
 def assert_resumes(bench: Bench, folder: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from .keys import load_public_key, load_signing_key, new_signing_key, save_signi
 from .manifest import Manifest, SignedManifest, manifest_path, read_manifest_file
 from .scan import read_scan, read_scan_to_verify
 from .signing import Signers, sign_scan, signed_output
-from .verification import MAP_VALUES, Finding, Verification, manifest_within, verify_scan
+from .verification import MAP_VALUES, Finding, Verification, find_manifest, manifest_within, verify_scan
 
 __all__ = [
     "MAP_VALUES",
@@ -22,6 +22,7 @@ __all__ = [
     "SignedManifest",
     "Signers",
     "Verification",
+    "find_manifest",
     "load_public_key",
     "load_signing_key",
     "manifest_path",

@@ -98,7 +98,7 @@ def load_pem_private_key(path: Path, passphrase: bytes | None) -> PrivateKeyType
         # A passphrase that a plain key does not need is an error of its own in the package; here it does no harm.
         return load_pem_private_key(data, passphrase if b"ENCRYPTED" in data else None)
     except TypeError as error:
-        raise InputError(f"{path} is locked by a passphrase; give it with --passphrase-file.") from error
+        raise InputError(f"{path} is locked by a passphrase; give the passphrase, too.") from error
     except (UnsupportedAlgorithm, ValueError) as error:
         what = (
             "cannot be opened with this passphrase" if passphrase and b"ENCRYPTED" in data else "holds no private key"

@@ -22,7 +22,15 @@ from ..volume import CTVolume, ProcessingStep
 from .alignment import aligned
 from .digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE, HeaderKey, tile_digests
 from .envelope import ManifestError
-from .manifest import Manifest, SignedManifest, SliceRecord, merge, read_document
+from .manifest import (
+    Manifest,
+    SignedManifest,
+    SliceRecord,
+    manifest_path,
+    merge,
+    read_document,
+    read_manifest_file,
+)
 from .scan import ImageFile, Scan
 
 # Values of the map.
@@ -128,6 +136,15 @@ def manifest_within(scan: Scan) -> SignedManifest | None:
             raise error
         return None
     return merge(max(groups.values(), key=len))
+
+
+def find_manifest(scan: Scan) -> SignedManifest | None:
+    """The manifest of a scan: that within its DICOM files, else the one beside it; None if there is neither.
+
+    :raises ManifestError: there is one, and it was altered.
+    """
+    beside = manifest_path(scan.path)
+    return manifest_within(scan) or (read_manifest_file(beside) if beside.exists() else None)
 
 
 def verify_scan(scan: Scan, signed: SignedManifest, *, headers: bool = True) -> Verification:

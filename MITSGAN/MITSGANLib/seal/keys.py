@@ -39,7 +39,7 @@ class Key:
 
         A passphrase has none: a value that is quick to compute would make guessing it quick.
         """
-        return None if self.is_passphrase else _hkdf(self.secret, None, _ID_CONTEXT)[:8].hex()
+        return None if self.is_passphrase else derive(self.secret, None, _ID_CONTEXT)[:8].hex()
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def seal_key(key: Key, salt: bytes, cost: ScryptCost | None) -> bytes:
     :param cost: for a passphrase alone.
     """
     if not key.is_passphrase:
-        return _hkdf(key.secret, salt, _SEAL_CONTEXT)
+        return derive(key.secret, salt, _SEAL_CONTEXT)
     require_cryptography()
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
@@ -146,7 +146,11 @@ def require_cryptography() -> None:
         ) from error
 
 
-def _hkdf(secret: bytes, salt: bytes | None, context: bytes) -> bytes:
+def derive(secret: bytes, salt: bytes | None, context: bytes) -> bytes:
+    """32 bytes for one use of a secret, by HKDF-SHA256 (RFC 5869); ``context`` names the use.
+
+    :raises DependencyError: the package cryptography cannot be imported.
+    """
     require_cryptography()
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF

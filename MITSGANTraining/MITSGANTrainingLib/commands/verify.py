@@ -14,23 +14,21 @@ from typing import Any
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files import write_file
 from MITSGANLib.integrity import (
-    SignedManifest,
     Verification,
+    find_manifest,
     load_public_key,
-    manifest_path,
-    manifest_within,
     read_manifest_file,
     read_scan_to_verify,
     verify_scan,
 )
 from MITSGANLib.integrity.digital_signature import ImageSignatures, load_certificates, verify_images
 from MITSGANLib.integrity.keys import fingerprint, raw_public_key
-from MITSGANLib.integrity.scan import Scan
 from MITSGANLib.storage import is_dicom_output
 
 from .. import options as shared
 
 CHANGED, UNKNOWN_SIGNER = 7, 8
+_MOST_TILES = 8
 
 _EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
@@ -71,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.progress_bar("Reading", "slice") as progress:
         scan = read_scan_to_verify(options.input, options.series, progress)
     signatures = verify_images(scan.files, trusted)
-    signed = _find_manifest(options.manifest, scan)
+    signed = read_manifest_file(options.manifest) if options.manifest else find_manifest(scan)
     if signed is None and not signatures.signed:
         raise InputError(
             f"{options.input} is not signed: it carries no manifest, and none lies beside it; name one with --manifest."
@@ -86,16 +84,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json != "-":
         _say(options, verification, signatures, known)
     return code
-
-
-def _find_manifest(named: Path | None, scan: Scan) -> SignedManifest | None:
-    """
-    :raises ManifestError: there is one, and it was altered.
-    """
-    if named is not None:
-        return read_manifest_file(named)
-    beside = manifest_path(scan.path)
-    return manifest_within(scan) or (read_manifest_file(beside) if beside.exists() else None)
 
 
 def _exit_code(verification: Verification | None, signatures: ImageSignatures, known: dict[str, Path]) -> int:
@@ -145,6 +133,7 @@ def _say(
             shared.say(f"CHANGED since it was {signer} (slices count from 0):")
         for finding in verification.findings:
             shared.say(f"  {finding.kind:<17} {finding.text}")
+        _say_tiles(verification)
         for note in verification.notes:
             shared.say(f"  note              {note}")
     else:
@@ -153,3 +142,13 @@ def _say(
         shared.say(f"DICOM signatures: {line}")
     if options.map:
         shared.say(f"Wrote {options.map}")
+
+
+def _say_tiles(verification: Verification) -> None:
+    """Where in the slices: pixels from 0, both ends included."""
+    boxes = list(verification.changed_boxes())
+    for k, rows, columns in boxes[:_MOST_TILES]:
+        place = f"rows {rows.start}-{rows.stop - 1}, columns {columns.start}-{columns.stop - 1}"
+        shared.say(f"  tile              slice {k}, {place}")
+    if len(boxes) > _MOST_TILES:
+        shared.say(f"  tile              and {len(boxes) - _MOST_TILES} more; --json lists all, --map draws them")

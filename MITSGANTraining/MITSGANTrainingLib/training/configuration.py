@@ -68,6 +68,16 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
         raise InputError(f"In the recipe's {where or 'keys'}: {error}") from error
 
 
+def require_counts(config: Any, table: str, keys: Iterable[str]) -> None:
+    """Refuse numbers below 1 in a table that is a dataclass of the library, whose fields name no limits.
+
+    :raises InputError: naming the key.
+    """
+    for key in keys:
+        if (value := getattr(getattr(config, table), key)) < 1:
+            raise InputError(f"{table}.{key} must be at least 1, not {value}.")
+
+
 def plain(config: Any) -> dict[str, Any]:
     """A dataclass as JSON holds it: tables, lists, numbers, strings."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

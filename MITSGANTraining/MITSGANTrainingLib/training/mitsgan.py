@@ -26,15 +26,12 @@ measuring, and the budget of the card bounds it in use.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan.attacker import Attacker
 from MITSGANLib.ctgan.chain import forge_cube
 from MITSGANLib.errors import InputError
@@ -51,21 +48,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..samples import PreparedScan
-from .configuration import Count, CountOrNone, Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training
-from .inputs import Inputs, fingerprint
-from .slabs import Slab, SlabScan, SlabShape, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu, scans_of
+from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
+from .engine import Learner, Loss, Product, Step, Training
+from .inputs import Inputs
+from .slab_task import SlabTask, SlabTaskConfig
+from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
 from .team import frozen
 
 _STATISTICS_SLABS = 16
 
 
 @dataclass(frozen=True)
-class MITSGANConfig:
-    """MITS-GAN and how it is trained; defaults are the paper's.
+class MITSGANConfig(SlabTaskConfig):
+    """MITS-GAN and how it is trained, beside what all tasks on slabs have; defaults are the paper's.
 
-    :param attackers: names of the attackers trained against; ``--attackers`` replaces them.
-    :param budget: bounds the model in use; training knows nothing of it.
+    Training knows nothing of the budget.
+
     :param alpha: weight of the manipulation loss; table 3 has 0.2, 0.4, 0.6, 0.8 and 1.
     :param compared: what the manipulation loss is the mean over: all voxels of the slices, or those of the cube.
     :param through_attacker: whether gradients flow through the attacker; not so in the public code.
@@ -75,18 +73,11 @@ class MITSGANConfig:
         step sees one small place of one scan, its own statistics say nothing of whole slices: trained with them, the
         generator's error on validation slices jumped between 150 and 450 HU from hundred to hundred steps.
     :param warm_up: first steps in which the generator alone learns, to reproduce the slice.
-    :param slices: at least this many around a place.
-    :param crop: rows and columns of the slices; 0 takes whole slices.
-    :param structure_share: share of the places at nodule-like structures.
-    :param validation_targets: places per validation scan.
-    :param sources: where the data comes from and its licence, for the model card.
     """
 
     name: str = "mitsgan-paper"
-    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    budget: Budget = field(default_factory=Budget)
     alpha: Weight = 1.0
     compared: Literal["slices", "square"] = "slices"
     through_attacker: bool = True
@@ -96,30 +87,18 @@ class MITSGANConfig:
     learning_rate: Positive = 2e-4
     betas: tuple[Share, Share] = (0.5, 0.999)
     slices: Count = 16
-    crop: CountOrNone = 0
-    structure_share: Share = 0.5
     validation_targets: CountOrNone = 2
-    sources: str = ""
 
     def __post_init__(self) -> None:
         if self.generator.output != "image":
             raise InputError("generator.output must be 'image': MITS-GAN paints the slice itself.")
-        for table, keys in (
-            ("generator", ("trunk_filters", "residual_blocks", "unshuffle")),
-            ("discriminator", ("base_filters", "strided_layers")),
-        ):
-            for key in keys:
-                if (value := getattr(getattr(self, table), key)) < 1:
-                    raise InputError(f"{table}.{key} must be at least 1, not {value}.")
+        require_counts(self, "generator", ("trunk_filters", "residual_blocks", "unshuffle"))
+        require_counts(self, "discriminator", ("base_filters", "strided_layers"))
         if self.crop and self.crop < self.discriminator.least_edge:
             raise InputError(
                 f"The discriminator needs {self.discriminator.least_edge} rows and columns; raise crop (now "
                 f"{self.crop}), or lower discriminator.strided_layers (now {self.discriminator.strided_layers})."
             )
-
-    @property
-    def slab_shape(self) -> SlabShape:
-        return SlabShape(self.slices, self.crop, self.structure_share)
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,7 @@ class Sample:
     warm_up: bool = False
 
 
-class MITSGANTask(Task[MITSGANConfig]):
+class MITSGANTask(SlabTask[MITSGANConfig]):
     """A generator whose slices pass for originals and differ as much as they can from what an attack makes of them."""
 
     Configuration = MITSGANConfig
@@ -138,11 +117,6 @@ class MITSGANTask(Task[MITSGANConfig]):
 
     def __init__(self, config: MITSGANConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self._attackers = inputs.load_attackers(config.attackers)
-        self._scans = scans_of(inputs.data.scans("training"), config.slab_shape)
-        self._validation = scans_of(inputs.data.scans("validation"), config.slab_shape)
-        if not self._scans:
-            raise InputError("The data set has no whole scans to train a protector on; prepare scans, not cubes alone.")
         for scan in (*self._scans, *self._validation):
             if min(scan.slab_shape[1:]) < config.discriminator.least_edge:
                 raise InputError(
@@ -159,13 +133,6 @@ class MITSGANTask(Task[MITSGANConfig]):
         self.learners = {
             name: Learner(module, torch.optim.Adam(module.parameters(), config.learning_rate, config.betas))
             for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
-        }
-
-    def identity(self) -> Mapping[str, str]:
-        return {
-            "training_scans": fingerprint(*(mark for scan in self._scans for mark in scan.targets.marks())),
-            "validation_scans": fingerprint(*(mark for scan in self._validation for mark in scan.targets.marks())),
-            **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
         }
 
     def draw(self, step: Step) -> Sequence[Sample]:
@@ -217,7 +184,7 @@ class MITSGANTask(Task[MITSGANConfig]):
 
     def images(self) -> Mapping[str, np.ndarray]:
         """The middle slice of a slab: scan, protected, change (gray is none), and the attacks on the protected one."""
-        scan, samples = next(self._fixed(), (self._scans[0], self._scans[0].draw(0, 1, np.random.default_rng(0))))
+        scan, samples = self._shown()
         hu = self._hu(scan, samples)[0]
         protected = self._to_hu(self._protect(self._slices(scan, samples), samples, self.generator), samples)[0]
         k = samples[0].target[0]
@@ -236,41 +203,22 @@ class MITSGANTask(Task[MITSGANConfig]):
 
     def product(self) -> Product:
         config = self.config
-        names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
         weight = config.reconstruction_weight
         added = f" and, not in the paper, {weight:g} times the mean difference from the slice" if weight else ""
         way = "through the attacker" if config.through_attacker else "without a gradient through the attacker"
-        return Product(
-            path=f"protectors/{config.name}.safetensors",
-            tensors=models.half_precision(self.generator),
-            name=config.name,
-            kind="protector",
+        return self._protector(
+            self.generator,
+            config.generator,
             description=(
                 f"MITS-GAN with the published objective (alpha {config.alpha:g}, {way}){added}: a generator of "
                 f"{config.generator.trunk_filters} filters that paints the protected slice itself."
             ),
-            architecture={"class": "Generator", "config": dataclasses.asdict(config.generator)},
-            data={
-                "training": f"{len(self._scans)} scans",
-                "validation": f"{len(self._validation)} scans",
-                "sources": config.sources,
-            },
             limits=(
-                f"For comparison with the paper, not for use: trained against {names} only, with no bound on the "
-                "change, which is far above what is imperceptible. It is "
-                "bounded in use by the body, by saturated voxels, and by the strength in HU."
+                f"For comparison with the paper, not for use: trained against {self._attacker_names} only, with no "
+                "bound on the change, which is far above what is imperceptible. It is bounded in use by the body, by "
+                "saturated voxels, and by the strength in HU."
             ),
-            budget=config.budget.to_dict(),
         )
-
-    def _fixed(self) -> Iterator[tuple[SlabScan, list[Slab]]]:
-        """The validation scans with their places, always the same."""
-        for number, scan in enumerate(self._validation):
-            samples = scan.draw(
-                number, self.config.validation_targets, np.random.default_rng((self.training.seed, number))
-            )
-            if samples:
-                yield scan, samples
 
     def _hu(self, scan: SlabScan, samples: Sequence[Slab]) -> torch.Tensor:
         """(slabs, slices, rows, columns) HU, float32."""

@@ -21,7 +21,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
 from torch import nn
 
-from .configuration import Count, CountOrNone, Positive, Share, Weight
+from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Task, Training, cosine
 from .inputs import Inputs, fingerprint
 from .scans import ScanTargets
@@ -63,9 +63,7 @@ class SmallProtectorConfig:
     def __post_init__(self) -> None:
         if self.generator.output != "residual":
             raise InputError("generator.output must be 'residual': this task trains a change within the budget.")
-        for key in ("trunk_filters", "residual_blocks", "unshuffle"):
-            if getattr(self.generator, key) < 1:
-                raise InputError(f"generator.{key} must be at least 1, not {getattr(self.generator, key)}.")
+        require_counts(self, "generator", ("trunk_filters", "residual_blocks", "unshuffle"))
         if self.budget.strength_hu == 0:
             raise InputError("budget.strength_hu must be above 0: with no change there is nothing to train.")
 

@@ -14,14 +14,11 @@ is compressed at random, so that the protection outlives that. Built from what t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan.attacker import Attacker
 from MITSGANLib.ctgan.chain import CUBE_MM, MASK
 from MITSGANLib.errors import InputError
@@ -30,54 +27,35 @@ from MITSGANLib.tafim import TAFIM, TAFIMConfig
 from torch import nn
 
 from .compression import Compression, compress, draw_quality
-from .configuration import Count, CountOrNone, Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training, cosine
-from .inputs import Inputs, fingerprint
-from .slabs import Slab, SlabScan, SlabShape, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu, scans_of
+from .configuration import Positive, Share, Weight, require_counts
+from .engine import Learner, Loss, Product, Step, Training, cosine
+from .inputs import Inputs
+from .slab_task import SlabTask, SlabTaskConfig
+from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
 
 
 @dataclass(frozen=True)
-class TAFIMTrainingConfig:
-    """TAFIM and how it is trained.
+class TAFIMTrainingConfig(SlabTaskConfig):
+    """TAFIM and how it is trained, beside what all tasks on slabs have. The budget bounds the change in training, too.
 
-    :param attackers: names of the attackers trained against; ``--attackers`` replaces them.
-    :param budget: bounds the change in training and in use.
     :param target_hu: what the attack shall make of the middle of the cube.
     :param reconstruction_weight: weight of the reconstruction loss; the manipulation loss has 1.
     :param last_rate: share of the learning rate that is left at the end, after half a cosine.
-    :param slices: at least this many around a place.
-    :param crop: rows and columns of the slices; 0 takes whole slices.
-    :param structure_share: share of the places at nodule-like structures.
-    :param validation_targets: places per validation scan.
-    :param sources: where the data comes from and its licence, for the model card.
     """
 
     name: str = "tafim"
-    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
     model: TAFIMConfig = field(default_factory=TAFIMConfig)
-    budget: Budget = field(default_factory=Budget)
     compression: Compression = field(default_factory=Compression)
     target_hu: float = 150.0
     reconstruction_weight: Weight = 1.0
     learning_rate: Positive = 1e-3
     last_rate: Share = 0.05
     betas: tuple[Share, Share] = (0.9, 0.999)
-    slices: Count = 1
-    crop: CountOrNone = 0
-    structure_share: Share = 0.5
-    validation_targets: CountOrNone = 4
-    sources: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("base_filters", "levels", "tile"):
-            if getattr(self.model, key) < 1:
-                raise InputError(f"model.{key} must be at least 1, not {getattr(self.model, key)}.")
+        require_counts(self, "model", ("base_filters", "levels", "tile"))
         if self.budget.strength_hu == 0:
             raise InputError("budget.strength_hu must be above 0: with no change there is nothing to train.")
-
-    @property
-    def slab_shape(self) -> SlabShape:
-        return SlabShape(self.slices, self.crop, self.structure_share)
 
 
 @dataclass(frozen=True)
@@ -88,7 +66,7 @@ class Sample:
     quality: int | None
 
 
-class TAFIMTask(Task[TAFIMTrainingConfig]):
+class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
     """A bounded change after which frozen attackers forge one fixed picture."""
 
     Configuration = TAFIMTrainingConfig
@@ -96,23 +74,11 @@ class TAFIMTask(Task[TAFIMTrainingConfig]):
 
     def __init__(self, config: TAFIMTrainingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self._attackers = inputs.load_attackers(config.attackers)
-        self._scans = scans_of(inputs.data.scans("training"), config.slab_shape)
-        self._validation = scans_of(inputs.data.scans("validation"), config.slab_shape)
-        if not self._scans:
-            raise InputError("The data set has no whole scans to train a protector on; prepare scans, not cubes alone.")
         self.samples_per_epoch = sum(len(scan.targets.lung) for scan in self._scans)
         self.model = TAFIM(config.model)
         self.model.unet.to(memory_format=torch.channels_last)  # faster on a CPU
         optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, config.betas)
         self.learners = {"generator": Learner(self.model, optimizer, cosine(config.last_rate))}
-
-    def identity(self) -> Mapping[str, str]:
-        return {
-            "training_scans": fingerprint(*(mark for scan in self._scans for mark in scan.targets.marks())),
-            "validation_scans": fingerprint(*(mark for scan in self._validation for mark in scan.targets.marks())),
-            **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
-        }
 
     def draw(self, step: Step) -> Sequence[Sample]:
         rng = step.rng()
@@ -148,7 +114,7 @@ class TAFIMTask(Task[TAFIMTrainingConfig]):
 
     def images(self) -> Mapping[str, np.ndarray]:
         """The middle slice of a slab, its change (gray is none), the global perturbation, and what attacks forge."""
-        scan, slabs = next(self._fixed(), (self._scans[0], self._scans[0].draw(0, 1, np.random.default_rng(0))))
+        scan, slabs = self._shown()
         clean, change = self._change(scan, slabs, self.model)
         strength = self.config.budget.strength_hu
         cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
@@ -165,37 +131,18 @@ class TAFIMTask(Task[TAFIMTrainingConfig]):
         }
 
     def product(self) -> Product:
-        config = self.config
-        names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
-        return Product(
-            path=f"protectors/{config.name}.safetensors",
-            tensors=models.half_precision(self.model),
-            name=config.name,
-            kind="protector",
+        return self._protector(
+            self.model,
+            self.config.model,
             description=(
                 "TAFIM, a rival for comparison: a U-Net fits one learned perturbation to each slice, so that attacks "
-                f"forge {config.target_hu:g} HU; the change is bounded in HU."
+                f"forge {self.config.target_hu:g} HU; the change is bounded in HU."
             ),
-            architecture={"class": "TAFIM", "config": dataclasses.asdict(config.model)},
-            data={
-                "training": f"{len(self._scans)} scans",
-                "validation": f"{len(self._validation)} scans",
-                "sources": config.sources,
-            },
             limits=(
-                f"For comparison, not for use: trained against {names} only, on chest CT. No guarantee: an attacker "
-                "who adapts, or forges without a network, is not stopped."
+                f"For comparison, not for use: trained against {self._attacker_names} only, on chest CT. No guarantee: "
+                "an attacker who adapts, or forges without a network, is not stopped."
             ),
-            budget=config.budget.to_dict(),
         )
-
-    def _fixed(self) -> Iterator[tuple[SlabScan, list[Slab]]]:
-        """The validation scans with their places, always the same."""
-        for number, scan in enumerate(self._validation):
-            rng = np.random.default_rng((self.training.seed, number))
-            slabs = scan.draw(number, self.config.validation_targets, rng)
-            if slabs:
-                yield scan, slabs
 
     def _change(self, scan: SlabScan, slabs: Sequence[Slab], model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Slabs (n, slices, rows, columns) in HU, and the model's change of them in whole HU."""

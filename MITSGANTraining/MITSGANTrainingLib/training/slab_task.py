@@ -1,0 +1,108 @@
+"""What tasks share that train a protector on slabs against frozen attackers: settings, data, fixed places, the card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from MITSGANLib import models
+from MITSGANLib.budget import Budget
+from MITSGANLib.errors import InputError
+from torch import nn
+
+from .configuration import Count, CountOrNone, Share
+from .engine import Product, Task, Training
+from .inputs import Inputs, fingerprint
+from .slabs import Slab, SlabScan, SlabShape, scans_of
+
+
+@dataclass(frozen=True)
+class SlabTaskConfig:
+    """Settings of every task on slabs; each has defaults of its own.
+
+    :param attackers: names of the attackers trained against; ``--attackers`` replaces them.
+    :param budget: bounds the model in use.
+    :param slices: at least this many around a place.
+    :param crop: rows and columns of the slices; 0 takes whole slices.
+    :param structure_share: share of the places at nodule-like structures.
+    :param validation_targets: places per validation scan.
+    :param sources: where the data comes from and its licence, for the model card.
+    """
+
+    name: str = ""
+    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
+    budget: Budget = field(default_factory=Budget)
+    slices: Count = 1
+    crop: CountOrNone = 0
+    structure_share: Share = 0.5
+    validation_targets: CountOrNone = 4
+    sources: str = ""
+
+    @property
+    def slab_shape(self) -> SlabShape:
+        return SlabShape(self.slices, self.crop, self.structure_share)
+
+
+Config = TypeVar("Config", bound=SlabTaskConfig)
+
+
+class SlabTask(Task[Config]):
+    """A protector's training on slabs.
+
+    :raises InputError: the data set has no whole scans.
+    """
+
+    def __init__(self, config: Config, training: Training, inputs: Inputs) -> None:
+        super().__init__(config, training, inputs)
+        self._attackers = inputs.load_attackers(config.attackers)
+        self._scans = scans_of(inputs.data.scans("training"), config.slab_shape)
+        self._validation = scans_of(inputs.data.scans("validation"), config.slab_shape)
+        if not self._scans:
+            raise InputError("The data set has no whole scans to train a protector on; prepare scans, not cubes alone.")
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "training_scans": fingerprint(*(mark for scan in self._scans for mark in scan.targets.marks())),
+            "validation_scans": fingerprint(*(mark for scan in self._validation for mark in scan.targets.marks())),
+            **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
+        }
+
+    @property
+    def _attacker_names(self) -> str:
+        return ", ".join(sorted({attacker.name for attacker in self._attackers}))
+
+    def _fixed(self) -> Iterator[tuple[SlabScan, list[Slab]]]:
+        """The validation scans with their places, always the same."""
+        for number, scan in enumerate(self._validation):
+            rng = np.random.default_rng((self.training.seed, number))
+            if slabs := scan.draw(number, self.config.validation_targets, rng):
+                yield scan, slabs
+
+    def _shown(self) -> tuple[SlabScan, list[Slab]]:
+        """The scan and places of sample images."""
+        return next(self._fixed(), (self._scans[0], self._scans[0].draw(0, 1, np.random.default_rng(0))))
+
+    def _protector(self, network: nn.Module, architecture: Any, *, description: str, limits: str) -> Product:
+        """The trained network as a protector.
+
+        :param architecture: its configuration, a dataclass.
+        """
+        config = self.config
+        return Product(
+            path=f"protectors/{config.name}.safetensors",
+            tensors=models.half_precision(network),
+            name=config.name,
+            kind="protector",
+            description=description,
+            architecture={"class": type(network).__name__, "config": dataclasses.asdict(architecture)},
+            data={
+                "training": f"{len(self._scans)} scans",
+                "validation": f"{len(self._validation)} scans",
+                "sources": config.sources,
+            },
+            limits=limits,
+            budget=config.budget.to_dict(),
+        )
