@@ -167,6 +167,7 @@ class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
             "protect.py": _("Protect files or archives:"),
             "sign.py": _("Sign files or DICOM folders:"),
             "verify.py": _("Verify signed scans:"),
+            "check.py": _("Find what a watermark misses:"),
             "restore.py": _("Restore originals with a key:"),
             "attack.py": _("Simulate an attack on files:"),
             "demo.py": _("Run the demonstration:"),

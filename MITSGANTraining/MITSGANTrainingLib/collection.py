@@ -7,7 +7,6 @@ a folder with the same several series, under their new UIDs. See ``trees`` for w
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ from MITSGANLib.dicom.series import DicomSeries
 from MITSGANLib.errors import DependencyError, InputError, ModelError
 from MITSGANLib.integrity import Signers, load_signing_key, manifest_path, signed_output
 from MITSGANLib.integrity.keys import fingerprint, raw_public_key
-from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.seal import Key, save_sealed
 from MITSGANLib.seal.sealing import seal_file
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, CTVolume, VolumeWarning
 
 from .inventory import ATTACK, PROTECTED, Scan, data_files, take_stock
+from .protection import Protection, load_protection
 from .trees import (
     Done,
     Record,
@@ -52,19 +51,27 @@ _SEALED = 1.1
 class CollectionConfig(TreeConfig):
     """What to protect, where to, and how.
 
-    :param model: name or .safetensors file of a protector.
+    :param model: name or .safetensors file of a protector, or as in :func:`~.protection.load_protection`.
     :param strength_hu: largest change in HU; the model's own where None.
+    :param watermark: key file of a watermark; each process reads it itself.
     :param device: "auto", "cpu" or "cuda", for each process.
     :param signing_key: file of an Ed25519 key that signs each scan; each process reads it itself.
     :param signing_passphrase: unlocks that file; never sent to a scheduler.
     """
 
-    model: str = "default"
+    model: str | None = None
     strength_hu: float | None = None
     seed: int = 0
+    watermark: Path | None = None
     device: str = "auto"
     signing_key: Path | None = None
     signing_passphrase: bytes | None = field(default=None, repr=False)
+
+    def load(self) -> Protection:
+        """
+        :raises MITSGANError: as :func:`~.protection.load_protection`.
+        """
+        return load_protection(self.model, self.strength_hu, self.seed, self.watermark)
 
     def read_signers(self) -> Signers | None:
         """Who signs.
@@ -175,8 +182,7 @@ def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> 
     """
     report = Report()
     config = _checked(config)
-    protector = load_protector(config.model, strength_hu=config.strength_hu, seed=config.seed)
-    settings = _settings(protector, config.read_key(), config.read_signers())
+    settings = _settings(config.load(), config.read_key(), config.read_signers())
     if not config.scheduler:
         resolve_device(config.device)
     work_through(config, report, _Protection, settings, take_stock, stage)
@@ -204,13 +210,11 @@ class _Protection(ScanJob):
             return self.pass_over(ATTACK, may_copy=False)
         if any(step.kind == PROTECTION for step in volume.provenance.steps):
             return self.pass_over(PROTECTED)
-        protector = _protector(config.model, config.strength_hu, config.seed)
+        protection = config.load()
         key, signers = config.read_key(), config.read_signers()
-        if _settings(protector, key, signers) != self.settings:
-            raise ModelError(
-                f"Model '{protector.name}' or a key file differs on this machine; install the same on all workers."
-            )
-        protected = _protect(volume, protector, config.device)
+        if _settings(protection, key, signers) != self.settings:
+            raise ModelError("The model or a key file differs on this machine; install the same on all workers.")
+        protected = _protect(volume, protection, config.device)
         output = _Output(protected, volume, key, signers)
         change = measure_change(volume, protected)
 
@@ -267,14 +271,8 @@ def _load(tree: Path, scan: Scan) -> CTVolume:
     return dicom.read_series(DicomSeries(scan.uid, tuple(headers)), source=str(tree / scan.source))
 
 
-@functools.lru_cache(maxsize=1)
-def _protector(model: str, strength_hu: float | None, seed: int) -> Protector:
-    """Loaded once in each process."""
-    return load_protector(model, strength_hu=strength_hu, seed=seed)
-
-
-def _settings(protector: Protector, key: Key | None, signers: Signers | None) -> dict[str, Any]:
-    settings = {"model_sha256": protector.digest, "seed": protector.seed, "budget": protector.budget.to_dict()}
+def _settings(protection: Protection, key: Key | None, signers: Signers | None) -> dict[str, Any]:
+    settings = protection.settings()
     if key is not None:
         settings["sealed_with"] = key.id or "passphrase"
     if signers is not None:
@@ -282,9 +280,9 @@ def _settings(protector: Protector, key: Key | None, signers: Signers | None) ->
     return settings
 
 
-def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
+def _protect(volume: CTVolume, protection: Protection, device: str) -> CTVolume:
     try:
-        return protect(volume, model=protector, device=device)
+        return protection.apply(volume, device)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
@@ -322,6 +320,8 @@ def _checked(config: CollectionConfig) -> CollectionConfig:
     config = checked(config)
     if config.scheduler and config.signing_passphrase is not None:
         raise InputError("A passphrase is never sent to a scheduler; sign with a key file that none locks.")
-    model = str(Path(config.model).absolute()) if config.model.endswith(".safetensors") else config.model
-    signing_key = config.signing_key and config.signing_key.absolute()
-    return dataclasses.replace(config, model=model, signing_key=signing_key)
+    model = config.model
+    if model and model.endswith(".safetensors"):
+        model = str(Path(model).absolute())
+    files = {name: file.absolute() for name in ("watermark", "signing_key") if (file := getattr(config, name))}
+    return dataclasses.replace(config, model=model, **files)

@@ -21,6 +21,7 @@ from MITSGANLib.errors import CancelledError, MITSGANError
 
 from .commands import (
     attack,
+    check,
     compare,
     demo,
     diagnose,
@@ -43,6 +44,7 @@ COMMANDS = {
     "restore": restore,
     "sign": sign,
     "verify": verify,
+    "check": check,
     "attack": attack,
     "compare": compare,
     "fidelity": fidelity,

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
 from MITSGANLib.models import PRESETS, available_protectors
-from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.storage import load_volume
 
 from .. import options as shared
+from ..protection import Protection, load_protection
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
@@ -31,11 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a DICOM folder of one CT series, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
     )
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
-    parser.add_argument("--model", default="default", help=f"protector: {names}, or a .safetensors file")
+    parser.add_argument(
+        "--model", help=f"protector: {names}, a .safetensors file, or none (default: none with --watermark)"
+    )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
+    parser.add_argument("--watermark", metavar="KEYFILE", type=Path, help="with a watermark of this key")
     parser.add_argument(
         "--largest",
         action="store_true",
@@ -46,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    protection = load_protection(options.model, options.strength_hu, options.seed, options.watermark)
     scans = list(dict.fromkeys(options.scans))
     found: dict[str, tuple[Fidelity, LargestScale | None]] = {}
     failed: dict[str, str] = {}
     for scan in scans:
         try:
-            found[scan] = _measured(scan, protector, options)
+            found[scan] = _measured(scan, protection, options)
         except InputError as error:
             if len(scans) == 1:
                 raise
@@ -67,10 +71,8 @@ def run(options: argparse.Namespace) -> int:
     shared.write_json(
         options.json,
         {
-            "model": protector.name,
-            "model_sha256": protector.digest,
-            "seed": protector.seed,
-            "budget": protector.budget.to_dict(),
+            "model": protection.protector and protection.protector.name,
+            **protection.settings(),
             "passed": all(fidelity.passed for fidelity in verdicts.values()) if verdicts else None,
             "scans": [
                 {"scan": scan, **fidelity.to_dict(), "largest_scale": dataclasses.asdict(scale) if scale else None}
@@ -82,12 +84,12 @@ def run(options: argparse.Namespace) -> int:
     return InputError.exit_code if failed else 0
 
 
-def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
+def _measured(scan: str, protection: Protection, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
     with shared.progress_bar("Reading", "slice") as progress:
         original = load_volume(scan, progress=progress)
     shared.note_warnings(original)
     with shared.progress_bar("Protecting", "slice") as progress:
-        protected = protect(original, model=protector, device=options.device, progress=progress)
+        protected = protection.apply(original, options.device, progress)
     with shared.progress_bar("Measuring", "slice") as progress:
         fidelity = measure_fidelity(original, protected, progress=progress)
     if not options.largest:

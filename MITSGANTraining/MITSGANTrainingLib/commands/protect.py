@@ -4,6 +4,9 @@ The output is a new scan of the same geometry: a folder becomes a derived DICOM 
 suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
 the model's card names the attackers it was measured against.
 
+With --watermark the scan carries, in place of a model's change, a keyed watermark within its noise: "mitsgan check"
+then finds with the key which places were painted since, also in another file format.
+
 With a key or a passphrase the output is sealed: "mitsgan restore" gives back the original, bit for bit, to whoever has
 the key. In DICOM the seal is in a private block of the files, beside other files it is OUTPUT.seal. It holds the
 original's headers, too, encrypted. Who loses the key loses the way back.
@@ -19,7 +22,6 @@ from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
 from MITSGANLib.integrity import Signers, load_signing_key, manifest_path, signed_output
 from MITSGANLib.models import PRESETS, available_protectors, is_mark
-from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.seal import Key, check_sealed_output, save_sealed
 from MITSGANLib.seal.sealing import seal_file
 from MITSGANLib.storage import check_output, is_dicom_output, load_volume, save_volume
@@ -28,6 +30,7 @@ from MITSGANLib.volume import CTVolume
 from .. import key_options, tree_options
 from .. import options as shared
 from ..collection import CollectionConfig, measure_change, protect_collection
+from ..protection import NO_MODEL, load_protection
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
@@ -69,11 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     shared.add_series(parser)
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
-    parser.add_argument("--model", default="default", help=f"protector: {names}, or a .safetensors file")
+    parser.add_argument(
+        "--model", help=f"protector: {names}, a .safetensors file, or none (default: none with --watermark)"
+    )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
+    parser.add_argument(
+        "--watermark",
+        metavar="KEYFILE",
+        type=Path,
+        help="add a watermark with this key: mitsgan check then finds forged places",
+    )
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
     parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
@@ -95,14 +106,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
     """One line where the model is no protection but misleads software on purpose."""
-    if is_mark(options.model):
+    if options.model not in (None, NO_MODEL) and is_mark(options.model):
         advice = "" if has_key else "; use --key, so that the original can be restored"
         shared.note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
 
 
 def _protect_scan(options: argparse.Namespace) -> None:
     output = Path(options.output)
-    protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    protection = load_protection(options.model, options.strength_hu, options.seed, options.watermark)
     device = resolve_device(options.device)
     with shared.progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
@@ -111,10 +122,10 @@ def _protect_scan(options: argparse.Namespace) -> None:
     _warn_of_mark(options, key is not None)
     signers = _signers(options)
     (check_sealed_output if key else check_output)(volume, options.output, overwrite=options.overwrite)
-    shared.note(f"Protecting {volume.shape[0]} slices with {protector.name} on {describe_device(device)}")
+    shared.note(f"Protecting {volume.shape[0]} slices with {protection.name} on {describe_device(device)}")
     started = time.monotonic()
     with shared.progress_bar("Protecting", "slice") as progress:
-        protected = protect(volume, model=protector, device=options.device, progress=progress)
+        protected = protection.apply(volume, options.device, progress)
     seconds = time.monotonic() - started
     change, warnings = measure_change(volume, protected), volume.provenance.warnings
     # Writing needs the original for a seal alone; of a long scan, its memory is better used otherwise.
@@ -132,10 +143,8 @@ def _protect_scan(options: argparse.Namespace) -> None:
                 beside.unlink(missing_ok=True)
     result = {
         "output": options.output,
-        "model": protector.name,
-        "model_sha256": protector.digest,
-        "seed": protector.seed,
-        "budget": protector.budget.to_dict(),
+        "model": protection.protector and protection.protector.name,
+        **protection.settings(),
         "device": describe_device(device),
         "seconds": round(seconds, 2),
         "warnings": [{"name": w.name, "text": w.text} for w in warnings],
@@ -179,6 +188,7 @@ def _protect_collection(options: argparse.Namespace) -> int:
         model=options.model,
         strength_hu=options.strength_hu,
         seed=options.seed,
+        watermark=options.watermark,
         device=options.device,
         key=Path(options.key) if options.key else key,
         signing_key=options.sign,

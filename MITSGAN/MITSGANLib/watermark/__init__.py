@@ -1,0 +1,34 @@
+"""A keyed watermark: whoever has the key finds forged places, also after lossy compression or another file format.
+
+Every voxel of the body carries +1 or -1 times a small part of the scan's noise; the signs come from the key, the
+slice's place in the patient, and the HU around the voxel. What an attacker paints lacks them, and without the key they
+are noise that cannot be told from the scanner's. A signature finds every change of a file; the watermark finds what was
+painted, in copies that no longer are that file.
+
+=============  =============================================================================
+``pattern``    the signs of a slice, from the key, the slice's place and its HU
+``embedding``  a scan with its watermark
+``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
+``checking``   where the watermark is and where it should be and is not
+=============  =============================================================================
+"""
+
+from .checking import ALTERED, MARKED, PLACE_THRESHOLD_SD, UNKNOWN, Check, Place, Region, check_watermark
+from .embedding import DEFAULT_BUDGET, embed_watermark
+from .pattern import TILE, WatermarkKey, watermark_key
+
+__all__ = [
+    "ALTERED",
+    "DEFAULT_BUDGET",
+    "MARKED",
+    "PLACE_THRESHOLD_SD",
+    "TILE",
+    "UNKNOWN",
+    "Check",
+    "Place",
+    "Region",
+    "WatermarkKey",
+    "check_watermark",
+    "embed_watermark",
+    "watermark_key",
+]

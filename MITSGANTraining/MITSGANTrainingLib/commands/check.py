@@ -1,0 +1,97 @@
+"""Tell where a watermarked scan was painted over, with the key of "mitsgan protect --watermark".
+
+The watermark lies in the voxels themselves, so copies may be in any format, without headers, in part, or lossily
+compressed; rows, columns and position have to be those of the original. "mitsgan verify" is stricter: it finds every
+change of a signed file, but only in the file that was signed. What the watermark misses: docs/watermark.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from MITSGANLib.errors import OutputError
+from MITSGANLib.files import write_file
+from MITSGANLib.seal import read_key_file
+from MITSGANLib.storage import is_dicom_output, load_volume
+from MITSGANLib.watermark import Check, check_watermark, watermark_key
+
+from .. import options as shared
+
+ALTERED, NOT_FOUND = 7, 8
+_MOST_REGIONS = 12
+
+_EXIT_CODES = """\
+Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere, 8 no watermark of this
+key was found, or only traces of it, 3 not readable.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXIT_CODES
+    shared.add_input(parser)
+    shared.add_series(parser)
+    parser.add_argument(
+        "--watermark", metavar="KEYFILE", type=Path, required=True, help="the key file that the scan was marked with"
+    )
+    shared.add_target(parser, required=False)
+    parser.add_argument(
+        "--map",
+        metavar="FILE",
+        help="write a label map: 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...",
+    )
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.map and is_dicom_output(options.map):
+        raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
+    key = watermark_key(read_key_file(options.watermark))
+    with shared.progress_bar("Reading", "slice") as progress:
+        volume = load_volume(options.input, series=options.series, progress=progress)
+    shared.note_warnings(volume)
+    with shared.progress_bar("Checking", "slice") as progress:
+        check = check_watermark(volume, key, progress=progress)
+    kji = shared.target_voxel(options, volume)
+    place = None if kji is None else check.at(kji)
+    if options.map:
+        write_file(check.class_volume(), options.map, overwrite=options.overwrite)
+    result = {"input": options.input, **check.to_dict(), "map": options.map}
+    shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
+    if options.json != "-":
+        _say(check)
+        if place is not None:
+            shared.say(f"Voxel {kji}: {place.words}")
+        if options.map:
+            shared.say(f"Wrote {options.map}")
+    if not check.is_found or check.is_degraded:
+        return NOT_FOUND
+    return ALTERED if check.regions else 0
+
+
+def _say(check: Check) -> None:
+    if not check.is_found:
+        shared.say(
+            "No watermark of this key: the scan has none, or another key's, or was resampled, cropped or smoothed."
+        )
+        return
+    shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance; {check.gain:.0%} of it is left.")
+    if check.is_degraded:
+        shared.say(
+            "The copy lost too much of it (lossy compression, smoothing) to list places; ask about one with --voxel."
+        )
+        return
+    shared.say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
+    if not check.regions:
+        shared.say("It is missing nowhere.")
+        return
+    shared.say(f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:")
+    for region in check.regions[:_MOST_REGIONS]:
+        size = " x ".join(f"{mm:.0f}" for mm in region.size_mm)
+        lps = ", ".join(f"{mm:.1f}" for mm in region.lps_mm)
+        shared.say(f"  voxel {region.kji}, LPS ({lps}) mm, about {size} mm, {max(region.share, 0):.0%} of it left")
+    if len(check.regions) > _MOST_REGIONS:
+        shared.say(f"  and {len(check.regions) - _MOST_REGIONS} more; see --json or --map")
