@@ -1,10 +1,12 @@
 """What Slicer's build and the Extensions Index expect of the files, checked without Slicer."""
 
 import ast
+import importlib.util
 import json
 import re
 import struct
 import sys
+import types
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("MITSGAN", "MITSGANTraining")
+TRAINING = ROOT / "MITSGANTraining"
 PACKAGES = {"MITSGANLib": ROOT / "MITSGAN", "MITSGANTrainingLib": ROOT / "MITSGANTraining"}
 
 # An extension must load with these alone.
@@ -196,6 +199,22 @@ def test_panel_offers_every_command_line():
     assert scripts <= constants
 
 
+@pytest.mark.parametrize("script", sorted({path.stem for path in TRAINING.glob("*.py")} - {*MODULES}))
+def test_what_lies_beside_a_module_is_quiet_when_slicer_starts(script, capsys, monkeypatch):
+    """Slicer runs every Python file there, and complains of those without a class of the file's name."""
+    spec = importlib.util.spec_from_file_location(script, TRAINING / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, script, module)
+    before = set(sys.modules)
+    spec.loader.exec_module(module)
+    parent = types.SimpleNamespace()
+    getattr(module, script)(parent)
+    assert vars(parent) == {"hidden": True}, "shown in no list of modules"
+    assert not hasattr(module, f"{script}Widget")
+    assert set(sys.modules) == before, "start-up imports nothing for it"
+    assert capsys.readouterr() == ("", "")
+
+
 def test_extension_metadata():
     settings = cmake_settings()
     assert set(settings) == {
@@ -271,12 +290,14 @@ def widgets():
 
 
 def test_panel_names_every_widget_the_code_uses():
+    sections = python_files(PACKAGES["MITSGANLib"] / "MITSGANLib" / "slicer_bridge" / "panel")
     used = {
         node.attr
-        for node in ast.walk(tree(ROOT / "MITSGAN" / "MITSGAN.py"))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.ui"
+        for path in sections
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and re.search(r"(^|\W)_?ui$", ast.unparse(node.value))
     }
-    assert used
+    assert len(used) > 50
     assert used <= set(widgets())
 
 
@@ -307,9 +328,11 @@ def test_panel_declares_its_custom_widgets_and_gives_them_the_scene():
 @pytest.mark.parametrize("module", MODULES)
 def test_texts_are_translatable(module):
     """A text that is put together before ``_()`` sees it has no entry in any catalog."""
+    files = [ROOT / module / f"{module}.py", *python_files(ROOT / module / "MITSGANLib" / "slicer_bridge")]
     calls = [
         node
-        for node in ast.walk(tree(ROOT / module / f"{module}.py"))
+        for path in files
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_"
     ]
     assert calls

@@ -38,7 +38,9 @@ ATTACK = "simulated attack"
 
 @pytest.fixture
 def standin(monkeypatch):
-    return StandIn(monkeypatch)
+    standin = StandIn(monkeypatch)
+    yield standin
+    assert standin.raised == []
 
 
 @pytest.fixture
@@ -127,13 +129,17 @@ def place_target(panel, kji):
     wait_until(lambda: parameters.targetPoint.GetNumberOfControlPoints() == 1)
 
 
-def click_failing(button, error=None):
-    """Click a button whose slot raises; PySide prints what a slot raises, so the slot is called as it is."""
-    with pytest.raises(Exception) as raised:  # noqa: PT011
-        button()
-    if error:
-        assert error in str(raised.value)
-    return str(raised.value)
+def click_failing(button, error=""):
+    """Click a button whose slot raises, and give the text of what it raised: Qt hands that to ``sys.excepthook``."""
+    raised = []
+    hook, sys.excepthook = sys.excepthook, lambda _kind, value, _trace: raised.append(str(value))
+    try:
+        button.click()
+    finally:
+        sys.excepthook = hook
+    assert len(raised) == 1
+    assert error in raised[0]
+    return raised[0]
 
 
 def node_names(class_name="vtkMRMLScalarVolumeNode"):
@@ -192,6 +198,8 @@ def dark_palette():
     role = QtGui.QPalette.ColorRole
     for which, color in ((role.Base, (35, 35, 35)), (role.Highlight, (42, 130, 218))):
         palette.setColor(which, QtGui.QColor(*color))
+    for which in (role.Text, role.WindowText, role.ButtonText):
+        palette.setColor(QtGui.QPalette.ColorGroup.Disabled, which, QtGui.QColor(130, 130, 130))
     return palette
 
 
@@ -206,6 +214,8 @@ def test_the_story(panel, scan, pictures, standin):
     for button in (ui.protectButton, ui.simulateAttackButton, ui.compareButton, ui.exportDicomButton, ui.reportButton):
         assert not button.enabled
         assert "Select a CT volume" in button.toolTip
+    for control in (ui.heatmapCheckBox, ui.opacitySlider, ui.thresholdSlider, ui.lungButton, ui.flickerButton):
+        assert not control.enabled, "there is nothing to show yet"
     pictures.take("empty")
 
     source = add_scan(panel, scan.volume)
@@ -371,7 +381,7 @@ def test_heatmaps_follow_the_controls(loaded, scan):
 def test_a_second_comparison_replaces_the_first(loaded, scan):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
-    wait_until(lambda: not loaded.device.is_asking)
+    wait_until(lambda: not loaded.protect.device.is_asking)
     before = snapshot()
     loaded.ui.compareButton.click()
     assert len(snapshot()) == len(before)
@@ -385,7 +395,7 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     ids.InsertNextValue(series.GetID())
     points.InsertNextValue(7)
     selections.AddItem(points)
-    loaded.comparison._plot_view.slot(ids, selections)
+    loaded.compare.view._plot_view.slot(ids, selections)
     for view in bridge().VIEWS.values():
         to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
         ras = [to_ras.GetElement(row, 3) for row in range(3)]
@@ -396,14 +406,14 @@ def test_flicker_alternates_and_restores(loaded, scan):
     parameters = attack(loaded, scan)
     view = composites()["protected"]
     loaded.ui.flickerButton.checked = True
-    loaded.onFlickerTimeout()
+    loaded.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
-    loaded.onFlickerTimeout()
+    loaded.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
-    loaded.onFlickerTimeout()
+    loaded.compare.flicker_timer.timeout.emit()
     loaded.ui.flickerButton.checked = False
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
-    assert not loaded._flickerTimer.active
+    assert not loaded.compare.flicker_timer.active
 
 
 def test_the_table_is_copied_and_saved(loaded, scan, standin, tmp_path):
@@ -436,6 +446,7 @@ def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
     button.click()
     assert snapshot() == before
     assert "Canceled" in ui.statusLabel.text
+    assert standin.status == ui.statusLabel.text
     assert standin.errors == []
     assert button.enabled
     assert button.text != "Cancel"
@@ -460,6 +471,27 @@ def test_quitting_cancels(loaded, standin):
     assert node_names() == before
 
 
+@pytest.mark.parametrize("step", ["protect", "attack", "compare"])
+def test_work_goes_on_while_another_module_is_open(loaded, scan, standin, step):
+    ui = loaded.ui
+    button, bar, result = {
+        "protect": (ui.protectButton, ui.protectProgressBar, "protectedVolume"),
+        "attack": (ui.simulateAttackButton, ui.attackProgressBar, "sourceAttacked"),
+        "compare": (ui.compareButton, ui.compareProgressBar, "metricsTable"),
+    }[step]
+    if step != "protect":
+        ui.protectButton.click()
+        place_target(loaded, scan.nodule_kji)
+    left = []
+    bar.valueChanged.connect(lambda _done: button.text == "Cancel" and not left and left.append(standin.leave(loaded)))
+    button.click()
+    assert left
+    assert standin.errors == []
+    standin.enter(loaded)
+    assert getattr(loaded._parameterNode, result) is not None
+    assert button.enabled
+
+
 def test_choices_wait_for_the_work_on_them(loaded, scan):
     ui = loaded.ui
     other = bridge().node_from_volume(scan.volume, "Other CT")
@@ -478,11 +510,11 @@ def test_choices_wait_for_the_work_on_them(loaded, scan):
     assert ui.sourceVolumeSelector.enabled
 
 
-def test_entering_again_and_again_leaves_nothing_behind(loaded):
+def test_entering_again_and_again_leaves_nothing_behind(loaded, standin):
     observed = len(loaded.Observations)
     for _ in range(5):
-        loaded.exit()
-        loaded.enter()
+        standin.leave(loaded)
+        standin.enter(loaded)
     assert len(loaded.Observations) == observed
 
 
@@ -498,12 +530,19 @@ def test_declined_packages_are_no_error(loaded, standin, monkeypatch):
     assert node_names() == before
 
 
+def test_an_older_slicer_is_told_what_is_missing(loaded, standin, monkeypatch):
+    monkeypatch.delattr(slicer, "packaging")
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+    message = click_failing(loaded.ui.protectButton, "5.12 or later")
+    assert message in standin.errors[-1]
+
+
 def test_a_path_does_not_reach_the_log(loaded, scan, standin, tmp_path):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
     standin.dialog.answer = str(tmp_path / "DOE^JANE" / "metrics.csv")
     (tmp_path / "DOE^JANE").write_text("a file where the folder should be")
-    click_failing(loaded.onSaveTableButton)
+    click_failing(loaded.ui.saveTableButton)
     assert standin.errors
     assert "JANE" not in "".join(standin.errors)
 
@@ -512,7 +551,7 @@ def test_only_one_job_at_a_time(loaded):
     ui = loaded.ui
     ui.protectButton.click()
     before = node_names()
-    ui.compareProgressBar.valueChanged.connect(lambda _done: loaded.onProtectButton())
+    ui.compareProgressBar.valueChanged.connect(lambda _done: ui.protectButton.clicked.emit())
     ui.compareButton.click()
     names = set(node_names()) - set(before)
     assert names == {"CT protected difference"}
@@ -526,6 +565,26 @@ def test_closing_the_scene_stops_the_work(loaded, standin):
     assert standin.errors == []
     assert "load a sample" in ui.inspectionLabel.text
     assert loaded._parameterNode.sourceVolume is None
+
+
+def test_closing_the_scene_leaves_no_empty_views(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
+    attack(loaded, scan)
+    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    slicer.mrmlScene.Clear(False)
+    assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
+
+
+def test_placing_points_of_another_list_is_not_ours(loaded, scan, standin):
+    loaded.ui.protectButton.click()
+    place_target(loaded, scan.nodule_kji)
+    said = loaded.ui.targetDescriptionLabel.text
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
+    bridge().start_placing(other)
+    assert loaded.ui.targetDescriptionLabel.text == said
+    standin.leave(loaded)
+    assert bridge().is_placing(other), "the user may want to place it elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -552,12 +611,12 @@ def test_bad_targets_are_explained(loaded, scan, standin):
     loaded.ui.protectButton.click()
     before = node_names()
     place_target(loaded, (scan.nodule_kji[0], 1, 1))
-    message = click_failing(loaded.onSimulateAttackButton, "border")
+    message = click_failing(loaded.ui.simulateAttackButton, "border")
     assert message in standin.errors[-1]
     assert message in loaded.ui.statusLabel.text
     place_target(loaded, (-10, 5, 5))
     assert "outside the volume" in loaded.ui.targetDescriptionLabel.text
-    click_failing(loaded.onSimulateAttackButton, "outside")
+    click_failing(loaded.ui.simulateAttackButton, "outside")
     assert node_names() == before
     assert loaded.ui.simulateAttackButton.text == "Simulate attack"
 
@@ -569,7 +628,7 @@ def test_a_target_in_air_is_explained(loaded, scan):
     loaded.ui.protectButton.click()
     place_target(loaded, (scan.nodule_kji[0], 100, 64))
     before = node_names()
-    message = click_failing(loaded.onSimulateAttackButton, "lies in air")
+    message = click_failing(loaded.ui.simulateAttackButton, "lies in air")
     assert message in loaded.ui.statusLabel.text
     assert node_names() == before
 
@@ -604,7 +663,7 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
     assert source.GetDisplayNode().GetLevel() == -600
 
     sample_data.downloadSamples = lambda _name: []
-    click_failing(panel.onSampleChestButton, "check the connection")
+    click_failing(panel.ui.sampleChestButton, "check the connection")
     assert "Failed to load the sample" in standin.errors[-1]
 
 
@@ -613,9 +672,16 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     for name, module in library.items():
         # Put back afterwards: the other tests hold on to these.
         monkeypatch.setitem(sys.modules, name, module)
+    loaded.ui.strengthSpinBox.value = 4.0
     loaded.onReload()
-    again = {name for name in library if sys.modules[name] is not library[name]}
-    assert again == set(library)
+    assert "MITSGANLib.slicer_bridge.panel.jobs" in sys.modules
+    assert [name for name in library if sys.modules.get(name) is library[name]] == []
+    again = slicer.modules.MITSGANWidget
+    assert again is not loaded
+    assert again.ui.strengthSpinBox.value == 4.0
+    again.ui.strengthSpinBox.value = 5.0
+    assert loaded.ui.strengthSpinBox.value == 4.0, "the old panel listens no more"
+    again.cleanup()
 
 
 def test_reload_waits_for_work_in_progress(loaded):
@@ -633,7 +699,7 @@ def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
     assert loaded._parameterNode.device == "cuda"
     wait_until(lambda: "No usable NVIDIA GPU" in loaded.ui.deviceDescriptionLabel.text)
     before = node_names()
-    click_failing(loaded.onProtectButton, "No usable NVIDIA GPU")
+    click_failing(loaded.ui.protectButton, "No usable NVIDIA GPU")
     assert node_names() == before
 
 
@@ -687,14 +753,56 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
 
 def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, module):
     loaded.ui.strengthSpinBox.value = 4.0
-    loaded.exit()
+    standin.leave(loaded)
     assert loaded._parameterNode is None
-    loaded.enter()
+    standin.enter(loaded)
     assert loaded.ui.strengthSpinBox.value == 4.0
     again = standin.open_panel(module)
     assert again.ui.strengthSpinBox.value == 4.0
     assert again.ui.sourceVolumeSelector.currentNode().GetName() == "CT"
     again.cleanup()
+
+
+def test_a_scene_that_is_closed_elsewhere_is_gone_when_the_panel_is_opened_again(loaded, standin, scan):
+    attack(loaded, scan)
+    standin.leave(loaded)
+    slicer.mrmlScene.Clear(False)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+    assert loaded._parameterNode is None, "no other module's scene is touched"
+    standin.enter(loaded)
+    assert loaded.ui.sourceVolumeSelector.currentNode() is None
+    assert "load a sample" in loaded.ui.inspectionLabel.text
+    add_scan(loaded, scan.volume, "Next CT")
+    assert "Looks like CT" in loaded.ui.inspectionLabel.text
+    loaded.ui.protectButton.click()
+    assert "Next CT protected" in node_names()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sourceVolume",
+        "protectedVolume",
+        "targetPoint",
+        "sourceAttacked",
+        "protectionHeatmap",
+        "metricsTable",
+        "rmseChart",
+    ],
+)
+def test_the_user_may_delete_any_node(loaded, scan, name):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    slicer.mrmlScene.RemoveNode(getattr(parameters, name))
+    assert getattr(parameters, name) is None
+    ui = loaded.ui
+    assert ui.protectButton.enabled == (name != "sourceVolume")
+    assert ui.simulateAttackButton.enabled == (name not in ("sourceVolume", "protectedVolume", "targetPoint"))
+    assert ui.copyTableButton.enabled == (name != "metricsTable")
+    assert ("load a sample" in ui.inspectionLabel.text) == (name == "sourceVolume")
+    if ui.compareButton.enabled:
+        ui.compareButton.click()
+        assert parameters.metricsTable.GetNumberOfRows() > 0
 
 
 def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
@@ -709,7 +817,7 @@ def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
 
 def test_export_explains_why_not(loaded, scan, standin):
     parameters = attack(loaded, scan)
-    click_failing(loaded.onExportDicomButton, "not loaded through Slicer's DICOM module")
+    click_failing(loaded.ui.exportDicomButton, "not loaded through Slicer's DICOM module")
     assert "DICOM" in standin.errors[-1]
     loaded.ui.protectedVolumeSelector.setCurrentNode(parameters.sourceAttacked)
     assert not loaded.ui.exportDicomButton.enabled
@@ -780,7 +888,7 @@ def test_a_scan_from_the_dicom_database_is_exported_as_a_derived_series(panel, s
     assert (tmp_path / "export" / "protected-1").is_dir(), "a folder in use is not written into"
 
     standin.dicomDatabase.files = {}
-    click_failing(panel.onExportDicomButton, "no longer in the DICOM database")
+    click_failing(panel.ui.exportDicomButton, "no longer in the DICOM database")
 
 
 def test_a_scan_from_dicom_is_protected_as_its_files_are(panel, standin, tmp_path):

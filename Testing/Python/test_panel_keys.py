@@ -183,8 +183,7 @@ class TestKeyFiles:
     def test_a_key_file_is_never_replaced(self, panel, dialogs, key_file, button):
         before = key_file.read_bytes()
         dialogs.answers = [key_file]
-        slot = {"newKeyButton": panel.onNewKeyButton, "newSigningKeyButton": panel.onNewSigningKeyButton}[button]
-        click_failing(slot, "never replaced")
+        click_failing(getattr(panel.ui, button), "never replaced")
         assert key_file.read_bytes() == before
         assert panel.ui.keyFileLineEdit.text == ""
 
@@ -202,10 +201,7 @@ class TestKeyFiles:
         path = folder / "notes.txt"
         path.write_text("Very private words")
         dialogs.answers = [path]
-        slot = {"keyFile": panel.onKeyFileButton, "signingKey": panel.onSigningKeyButton}.get(
-            what, panel.onPublicKeyButton
-        )
-        message = click_failing(slot)
+        message = click_failing(getattr(panel.ui, f"{what}Button"))
         assert "the key file" in message
         said = "".join(standin.errors) + panel.ui.statusLabel.text
         for secret in ("private words", PATIENT, "notes.txt"):
@@ -284,13 +280,13 @@ class TestFileExport:
 
         before = (folder / "scan.nrrd").read_bytes()
         dialogs.answers = [folder / "scan.nrrd"]
-        click_failing(panel.onExportFileButton, "never replaced")
+        click_failing(panel.ui.exportFileButton, "never replaced")
         assert (folder / "scan.nrrd").read_bytes() == before
 
     @pytest.mark.usefixtures("protected")
     def test_a_name_without_a_known_suffix_is_explained(self, panel, dialogs, folder):
         dialogs.answers = [folder / "out.png"]
-        click_failing(panel.onExportFileButton, "ends in .nrrd")
+        click_failing(panel.ui.exportFileButton, "ends in .nrrd")
         assert list(folder.iterdir()) == []
 
     @pytest.mark.parametrize("moment", ["writing", "sealing"])
@@ -306,7 +302,7 @@ class TestFileExport:
             original = sealing.close_container
 
             def sealing_meanwhile(*arguments, **options):
-                panel.jobs.cancel()
+                panel.panel.jobs.cancel()
                 return original(*arguments, **options)
 
             monkeypatch.setattr(sealing, "close_container", sealing_meanwhile)
@@ -372,7 +368,7 @@ class TestRestore:
         choose(panel, dialogs, "keyFile", tmp_path / "other.key")
         dialogs.answers = [folder / "back.nrrd"]
         before, nodes = sorted(folder.iterdir()), snapshot()
-        click_failing(panel.onRestoreButton, "not the one that this scan was sealed with")
+        click_failing(panel.ui.restoreButton, "not the one that this scan was sealed with")
         assert sorted(folder.iterdir()) == before
         assert snapshot() == nodes
         assert PATIENT not in "".join(standin.errors)
@@ -381,7 +377,7 @@ class TestRestore:
         path = export(folder / "out.nrrd", key_file)
         Path(f"{path}.seal").unlink()
         dialogs.answers = [folder / "back.nrrd"]
-        message = click_failing(panel.onRestoreButton, "its seal was left behind")
+        message = click_failing(panel.ui.restoreButton, "its seal was left behind")
         assert "--seal" not in message, "the panel has no options"
         assert PATIENT not in "".join(standin.errors)
         assert "out.nrrd" not in "".join(standin.errors)
@@ -399,7 +395,7 @@ class TestRestore:
         field.text = "wrong one, this"
         assert panel.ui.restoreButton.enabled
         dialogs.answers = [folder / "back.nrrd"]
-        click_failing(panel.onRestoreButton, "passphrase is not the one")
+        click_failing(panel.ui.restoreButton, "passphrase is not the one")
         assert field.text == "", "also where it did not open"
         field.text = PASSPHRASE
         dialogs.answers = [folder / "back.nrrd"]
@@ -425,7 +421,7 @@ class TestRestore:
         original = locks.restore
 
         def restoring_meanwhile(*arguments, **options):
-            panel.jobs.cancel()
+            panel.panel.jobs.cancel()
             return original(*arguments, **{**options, "progress": None})
 
         monkeypatch.setattr(locks, "restore", restoring_meanwhile)
@@ -504,7 +500,7 @@ class TestDicom:
         assert [path.read_bytes() for path in restored] == [path.read_bytes() for path in paths]
 
         standin.dicomDatabase.files = {}
-        click_failing(panel.onRestoreButton, "no longer in the DICOM database")
+        click_failing(panel.ui.restoreButton, "no longer in the DICOM database")
 
     def test_several_series_are_explained_without_what_their_headers_say(
         self, panel, dialogs, key_file, folder, standin
@@ -514,9 +510,9 @@ class TestDicom:
         choose(panel, dialogs, "keyFile", key_file)
         choose(panel, dialogs, "scanFolder", folder / "all")
         dialogs.answers = [folder]
-        message = click_failing(panel.onRestoreButton, "several CT series")
+        message = click_failing(panel.ui.restoreButton, "several CT series")
         assert "--series" not in message
-        click_failing(panel.onVerifyButton)
+        click_failing(panel.ui.verifyButton)
         assert PATIENT not in "".join(standin.errors)
 
     def test_the_original_is_not_put_into_the_protected_series(self, panel, dialogs, key_file, folder):
@@ -524,7 +520,7 @@ class TestDicom:
         choose(panel, dialogs, "keyFile", key_file)
         choose(panel, dialogs, "scanFolder", folder / "sealed")
         dialogs.answers = [folder / "sealed"]
-        click_failing(panel.onRestoreButton, "cannot lie within the protected scan")
+        click_failing(panel.ui.restoreButton, "cannot lie within the protected scan")
         assert len(list((folder / "sealed").iterdir())) == 6
 
     def test_errors_name_neither_folder_nor_file_nor_patient(self, panel, dialogs, key_file, folder, standin, caplog):
@@ -536,10 +532,9 @@ class TestDicom:
         choose(panel, dialogs, "keyFile", key_file)
         choose(panel, dialogs, "scanFolder", folder / "sealed")
         dialogs.answers = [folder]
-        message = click_failing(panel.onRestoreButton)
+        message = click_failing(panel.ui.restoreButton)
         assert "a file of the protected scan" in message
-        for slot in (panel.onVerifyButton,):
-            click_failing(slot)
+        click_failing(panel.ui.verifyButton)
         for name in (PATIENT, PATIENT_NAME.split("^")[0], "sealed/"):
             assert name not in "".join(standin.errors) + caplog.text
 
@@ -573,6 +568,7 @@ class TestVerify:
         assert opacities() == [0.0]
         panel.ui.showChangesCheckBox.checked = True
         assert opacities() == [0.4]
+        panel.ui.keysCollapsibleButton.collapsed = False
         pictures.take("verified")
 
     def test_the_map_lies_over_the_volume_that_holds_the_scan(self, panel, changed):
@@ -633,13 +629,13 @@ class TestVerify:
 
     def test_unsigned_and_altered_manifests_are_explained(self, panel, export, signing, folder, standin):
         path = export(folder / "out.nrrd")
-        click_failing(panel.onVerifyButton, "is not signed")
+        click_failing(panel.ui.verifyButton, "is not signed")
         assert PATIENT not in "".join(standin.errors)
         standin.errors.clear()
         export(path, signing=signing[0])
         manifest = Path(f"{path}.manifest.json")
         manifest.write_bytes(manifest.read_bytes().replace(b"1", b"2", 1))
-        click_failing(panel.onVerifyButton)
+        click_failing(panel.ui.verifyButton)
         assert PATIENT not in "".join(standin.errors)
         assert panel._parameterNode.changeMap is None
         assert panel.ui.keysResultLabel.text == ""
@@ -670,7 +666,7 @@ class TestSecrets:
         save_signing_key(new_signing_key(), private, PASSPHRASE.encode())
         choose(panel, dialogs, "signingKey", private)
         dialogs.answers = [folder / "out.nrrd"]
-        click_failing(panel.onExportFileButton, "type its passphrase")
+        click_failing(panel.ui.exportFileButton, "type its passphrase")
         assert list(folder.iterdir()) == []
         panel.ui.passphraseLineEdit.text = PASSPHRASE
         dialogs.answers = [folder / "out.nrrd"]
@@ -692,10 +688,10 @@ class TestSecrets:
         tamper(tmp_path / "out.nrrd")
         panel.ui.verifyButton.click()
         dialogs.answers = [tmp_path / "back.nrrd"]
-        click_failing(panel.onRestoreButton, "not as it was when it was sealed")
+        click_failing(panel.ui.restoreButton, "not as it was when it was sealed")
         (vault / "clinic.key").rename(vault / "gone.key")
         dialogs.answers = [tmp_path / "back.nrrd"]
-        click_failing(panel.onRestoreButton, "cannot be read")
+        click_failing(panel.ui.restoreButton, "cannot be read")
 
         (tmp_path / "saved").mkdir()
         kept = everything_kept(panel, standin, caplog, tmp_path / "saved")
@@ -712,15 +708,28 @@ class TestSecrets:
         choose(panel, dialogs, "keyFile", key_file)
         panel.ui.passphraseLineEdit.text = PASSPHRASE
         assert {name: node.GetParameter(name) for name in node.GetParameterNames()} == before
-        source = (Path(sys.modules["MITSGAN"].__file__)).read_text(encoding="utf-8")
-        assert "settings()" not in source
-        assert "QSettings" not in source
+        module_file = Path(sys.modules["MITSGAN"].__file__)
+        for path in (module_file, *(module_file.parent / "MITSGANLib" / "slicer_bridge").rglob("*.py")):
+            source = path.read_text(encoding="utf-8")
+            assert "settings()" not in source
+            assert "QSettings" not in source
 
 
 def test_buttons_say_what_is_missing(panel):
     for button in (panel.ui.restoreButton, panel.ui.verifyButton):
         assert not button.enabled
         assert "Choose the folder or the file of a scan" in button.toolTip
+
+
+def test_a_scan_is_verified_while_another_module_is_open(panel, export, signing, folder, standin):
+    tamper(export(folder / "out.nrrd", signing=signing[0]))
+    left = []
+    panel.ui.keysProgressBar.valueChanged.connect(lambda _done: left or left.append(standin.leave(panel)))
+    panel.ui.verifyButton.click()
+    assert left
+    assert standin.errors == []
+    standin.enter(panel)
+    assert panel._parameterNode.changeMap is not None
 
 
 def test_choices_wait_for_the_work(panel, export, key_file, folder):
@@ -766,4 +775,5 @@ def test_pictures_of_the_section(panel, dialogs, export, key_file, signing, fold
     export(folder / "out.nrrd", key_file, signing[0])
     choose(panel, dialogs, "publicKey", signing[1])
     panel.ui.verifyButton.click()
+    panel.ui.keysCollapsibleButton.collapsed = False
     pictures.take("keys")

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def standin(monkeypatch):
-    return StandIn(monkeypatch)
+    standin = StandIn(monkeypatch)
+    yield standin
+    assert standin.raised == []
 
 
 @pytest.fixture

@@ -484,7 +484,7 @@ def test_layout_is_understood_by_the_layout_logic(scene):
         assert node.GetOrientation() == "Axial"
         assert node.GetViewGroup() != 0
     attacked = scene.GetSingletonNode(bridge.VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
-    assert attacked.GetLayoutLabel() == "Source, attacked (simulated)"
+    assert attacked.GetLayoutLabel() == "Source, attacked"
     np.testing.assert_allclose(attacked.GetLayoutColor(), bridge.SIMULATED_ATTACK_COLOR, atol=1 / 255)
     assert bridge.plot_view_node() is not None
     assert scene.GetSingletonNode("MITSGANTable", "vtkMRMLTableViewNode") is not None

@@ -4,9 +4,8 @@
 like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables`` the
 metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked point.
 ``operations`` is what the module does with nodes, ``locks`` what it does with keys and signatures, ``change_map`` shows
-what a signature found, ``privacy`` keeps paths out of errors, ``packages`` is what it installs, ``panel`` the parts of
-its panel.
-Nothing here imports ``qt``.
+what a signature found, ``privacy`` keeps paths out of errors, ``packages`` is what it installs, ``self_test`` its test
+within Slicer. Only ``panel``, the sections of its panel, imports ``qt``.
 """
 
 from ..seal.keys import is_private
@@ -21,9 +20,11 @@ from .layout import (
     comparison_is_shown,
     jump_to_slice,
     keep_out_of_comparison,
+    layout_before_comparison,
     plot_view_node,
     register_layout,
     restore_layout,
+    set_layout,
     set_window,
     show_comparison,
     show_heatmaps,
@@ -144,6 +145,7 @@ __all__ = [
     "keep_last_point",
     "keep_out_of_comparison",
     "key_identity",
+    "layout_before_comparison",
     "load_phantom",
     "make_key_file",
     "make_signing_key_file",
@@ -170,6 +172,7 @@ __all__ = [
     "scan_of_node",
     "set_changes_visible",
     "set_difference_threshold",
+    "set_layout",
     "set_window",
     "show_changes",
     "show_comparison",

@@ -45,25 +45,29 @@ VIEWS = {
 
 
 def layout_description() -> str:
-    """The layout as Slicer's XML: four slice views in a row, below them the plot and the table."""
+    """The layout as Slicer's XML: before the attack above after it, source beside protected; plot and table beside.
+
+    Slicer never shortens a view's label, and views cannot be narrower than theirs: four of them in a row, with longer
+    labels, would make the window wider than the screens that people have.
+    """
     labels = {
         "source": _("Source"),
         "protected": _("Protected"),
-        "source attacked": _("Source, attacked (simulated)"),
-        "protected attacked": _("Protected, attacked (simulated)"),
+        "source attacked": _("Source, attacked"),
+        "protected attacked": _("Protected, attacked"),
     }
-    top = ElementTree.Element("layout", type="vertical", split="true")
-    views = _row(_item(top, "700"))
-    for name, view in VIEWS.items():
-        node = ElementTree.SubElement(_item(views), "view", {"class": "vtkMRMLSliceNode", "singletontag": view.tag})
-        _property(node, "orientation", "Axial")
-        _property(node, "viewlabel", labels[name])
-        _property(node, "viewcolor", view.color)
-        _property(node, "viewgroup", str(_VIEW_GROUP))
-    below = _row(_item(top, "300"))
-    for class_name, tag, label in (("vtkMRMLPlotViewNode", _PLOT, "P"), ("vtkMRMLTableViewNode", _TABLE, "T")):
-        node = ElementTree.SubElement(_item(below, "500"), "view", {"class": class_name, "singletontag": tag})
-        _property(node, "viewlabel", label)
+    top = _layout("horizontal")
+    slices = _layout("vertical", _item(top, 650))
+    for pair in (("source", "protected"), ("source attacked", "protected attacked")):
+        row = _layout("horizontal", _item(slices, 500))
+        for name in pair:
+            node = _view(_item(row, 500), "vtkMRMLSliceNode", VIEWS[name].tag, labels[name])
+            _property(node, "orientation", "Axial")
+            _property(node, "viewcolor", VIEWS[name].color)
+            _property(node, "viewgroup", str(_VIEW_GROUP))
+    figures = _layout("vertical", _item(top, 350))
+    _view(_item(figures, 500), "vtkMRMLPlotViewNode", _PLOT, "P")
+    _view(_item(figures, 500), "vtkMRMLTableViewNode", _TABLE, "T")
     return ElementTree.tostring(top, encoding="unicode")
 
 
@@ -137,14 +141,27 @@ def comparison_is_shown() -> bool:
     return layout is not None and layout.GetViewArrangement() == COMPARISON_LAYOUT
 
 
-def restore_layout() -> None:
-    """Go back to the layout that was shown before the comparison."""
+def layout_before_comparison() -> int | None:
+    """The number of the layout that was shown before the comparison; None while that is not shown."""
     if not comparison_is_shown():
-        return
+        return None
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     previous = layout.GetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE)
+    return int(previous) if previous else layout.SlicerLayoutConventionalView
+
+
+def restore_layout() -> None:
+    """Go back from the comparison to the layout that was shown before it."""
+    previous = layout_before_comparison()
+    if previous is not None:
+        set_layout(previous)
+
+
+def set_layout(number: int) -> None:
+    """Show a layout."""
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     layout.RemoveAllMaximizedViewNodes()
-    layout.SetViewArrangement(int(previous) if previous else layout.SlicerLayoutConventionalView)
+    layout.SetViewArrangement(number)
 
 
 def show_volume(view: str, node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
@@ -271,12 +288,21 @@ def _id(node: slicer.vtkMRMLNode | None) -> str | None:
     return node.GetID() if node is not None else None
 
 
-def _item(parent: ElementTree.Element, size: str | None = None) -> ElementTree.Element:
-    return ElementTree.SubElement(parent, "item", {"splitSize": size} if size else {})
+def _layout(direction: str, parent: ElementTree.Element | None = None) -> ElementTree.Element:
+    attributes = {"type": direction, "split": "true"}
+    if parent is None:
+        return ElementTree.Element("layout", attributes)
+    return ElementTree.SubElement(parent, "layout", attributes)
 
 
-def _row(parent: ElementTree.Element) -> ElementTree.Element:
-    return ElementTree.SubElement(parent, "layout", type="horizontal", split="true")
+def _item(parent: ElementTree.Element, size: int) -> ElementTree.Element:
+    return ElementTree.SubElement(parent, "item", splitSize=str(size))
+
+
+def _view(parent: ElementTree.Element, class_name: str, tag: str, label: str) -> ElementTree.Element:
+    node = ElementTree.SubElement(parent, "view", {"class": class_name, "singletontag": tag})
+    _property(node, "viewlabel", label)
+    return node
 
 
 def _property(parent: ElementTree.Element, name: str, value: str) -> None:

@@ -23,12 +23,11 @@ from ..files import format_of, read_file
 from ..integrity import (
     Signers,
     Verification,
+    find_manifest,
     load_public_key,
     load_signing_key,
     manifest_path,
-    manifest_within,
     new_signing_key,
-    read_manifest_file,
     read_scan_to_verify,
     save_signing_key,
     signed_output,
@@ -318,8 +317,7 @@ def check_scan(
         read = read_scan_to_verify(scan.path, scan.series, report)
         if report:
             report(0, 0)
-        beside = manifest_path(scan.path)
-        signed = manifest_within(read) or (read_manifest_file(beside) if beside.exists() else None)
+        signed = find_manifest(read)
         signatures = verify_images(read.files)
         if signed is None and not signatures.signed:
             raise InputError(_("The scan is not signed: it carries no manifest, and none lies beside it."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 
 import slicer
 from slicer.i18n import tr as _
@@ -24,7 +25,7 @@ def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
     A PyTorch that can be imported is used as it is, with or without the extension.
 
     :param say: tells the user what takes so long.
-    :raises DependencyError: when PyTorch is missing and so is its extension.
+    :raises DependencyError: when PyTorch is missing and so is its extension, or Slicer is older than 5.12.
     :raises CancelledError: when the user does not want the packages.
     """
     if not are_installed("torch", "torchvision"):
@@ -40,25 +41,30 @@ def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
             raise CancelledError(_("Canceled: PyTorch is needed and was not installed."))
         say("")
 
-    from slicer import packaging
-
-    _ensure(packaging.load_requirements(requirements_path))
+    packaging = _packaging()
+    _ensure(packaging, packaging.load_requirements(requirements_path))
 
 
 def ensure_key_packages(requirements_path: str) -> None:
     """Offer to install what keys and signatures need: not PyTorch, which takes minutes.
 
+    :raises DependencyError: when Slicer is older than 5.12.
     :raises CancelledError: when the user does not want it.
     """
-    from slicer import packaging
-
+    packaging = _packaging()
     requirements = packaging.load_requirements(requirements_path)
-    _ensure([requirement for requirement in requirements if str(requirement).startswith(_KEY_PACKAGE)])
+    _ensure(packaging, [requirement for requirement in requirements if str(requirement).startswith(_KEY_PACKAGE)])
 
 
-def _ensure(requirements: list) -> None:
-    from slicer import packaging
+def _packaging() -> ModuleType:
+    try:
+        from slicer import packaging
+    except ImportError as error:
+        raise DependencyError(_("Install 3D Slicer 5.12 or later; this one cannot install Python packages.")) from error
+    return packaging
 
+
+def _ensure(packaging: ModuleType, requirements: list) -> None:
     try:
         packaging.pip_ensure(requirements, requester="MITSGAN")
     except RuntimeError as error:

@@ -29,17 +29,19 @@ def start_placing(node: slicer.vtkMRMLMarkupsFiducialNode) -> None:
     logic.StartPlaceMode(False)
 
 
-def stop_placing() -> None:
-    """Leave the mode in which a click places a point."""
-    interaction = interaction_node()
-    if interaction and is_placing():
+def stop_placing(node: slicer.vtkMRMLMarkupsFiducialNode | None) -> None:
+    """Leave the mode in which a click places a point of this list."""
+    if is_placing(node):
+        interaction = interaction_node()
         interaction.SetCurrentInteractionMode(interaction.ViewTransform)
 
 
-def is_placing() -> bool:
-    """Whether a click in a view would place a point."""
+def is_placing(node: slicer.vtkMRMLMarkupsFiducialNode | None) -> bool:
+    """Whether a click in a view would place a point of this list."""
     interaction = interaction_node()
-    return interaction is not None and interaction.GetCurrentInteractionMode() == interaction.Place
+    if node is None or interaction is None or interaction.GetCurrentInteractionMode() != interaction.Place:
+        return False
+    return slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == node.GetID()
 
 
 def interaction_node() -> slicer.vtkMRMLInteractionNode | None:

@@ -93,7 +93,8 @@ class Application:
         self._slots.setdefault(signal, []).append(slot)
 
     def disconnect(self, signal, slot):
-        self._slots[signal].remove(slot)
+        if slot in self._slots.get(signal, []):
+            self._slots[signal].remove(slot)
 
     def emit(self, signal):
         """Call what is connected, as the application would."""
@@ -147,7 +148,16 @@ class _Widget:
         return str(Path(sys.modules[type(self).__module__].__file__).parent / "Resources" / name)
 
     def onReload(self):
-        pass
+        """What ``slicer.util.reloadScriptedModule`` does: the code anew, this widget away, another in its place."""
+        module = self.load(Path(sys.modules[type(self).__module__].__file__))
+        self.cleanup()
+        while self.layout.count():
+            item = self.layout.takeAt(0)
+            if item.widget():
+                item.widget().hide()
+        widget = getattr(module, type(self).__name__)(self.parent)
+        setattr(slicer.modules, type(self).__name__, widget)
+        widget.setup()
 
 
 class _Logic:
@@ -176,11 +186,13 @@ class _Test(unittest.TestCase):
 class StandIn:
     """Slicer's names in place for one test; ``monkeypatch`` takes them back.
 
-    ``errors`` are the texts of the message boxes that would have been shown.
+    ``errors`` are the texts of the message boxes that would have been shown, ``status`` is what the status bar says.
+    ``raised`` holds what slots and observers raised, which Qt and VTK would only print.
     """
 
     def __init__(self, monkeypatch):
-        self.errors = []
+        self.errors, self.raised = [], []
+        monkeypatch.setattr(sys, "excepthook", lambda _kind, error, _trace: self.raised.append(error))
         self.application = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
         self.scene, self._logics = new_scene()
         self.dicomDatabase = DicomDatabase()
@@ -199,11 +211,14 @@ class StandIn:
         modules = types.SimpleNamespace(markups=types.SimpleNamespace(logic=lambda: markups))
         monkeypatch.setattr(slicer, "modules", modules, raising=False)
         monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: self.errors.append(text))
+        self.status = ""
+        monkeypatch.setattr(slicer.util, "showStatusMessage", lambda text, _ms=0: setattr(self, "status", text))
         monkeypatch.setattr(slicer.util, "loadUI", widgets.load_ui)
         monkeypatch.setattr(slicer.util, "childWidgetVariables", widgets.child_widget_variables)
         base = types.ModuleType("slicer.ScriptedLoadableModule")
         for kind, value in (("", _Module), ("Widget", _Widget), ("Logic", _Logic), ("Test", _Test)):
             setattr(base, f"ScriptedLoadableModule{kind}", value)
+        monkeypatch.setattr(_Widget, "load", staticmethod(self.load), raising=False)
         packaging = types.ModuleType("slicer.packaging")
         self.ensured = []
         packaging.load_requirements = lambda path: Path(path).read_text().splitlines()
@@ -226,10 +241,21 @@ class StandIn:
         """The module's widget, set up and entered, in a window of the width of Slicer's panel."""
         parent = self.new_parent(width)
         widget = getattr(module, f"{module.__name__}Widget")(parent)
+        setattr(slicer.modules, type(widget).__name__, widget)
         widget.setup()
-        widget.enter()
+        self.enter(widget)
         parent.show()
         return widget
+
+    def enter(self, widget):
+        """Open the module."""
+        widget.parent._is_entered = True
+        widget.enter()
+
+    def leave(self, widget):
+        """Open another module."""
+        widget.parent._is_entered = False
+        widget.exit()
 
     def new_parent(self, width=400):
         """An empty window of the width of Slicer's panel."""

@@ -34,6 +34,14 @@ class _Manners:
             return functools.partial(_by_signature, getattr(QtCore.QObject, name), self)
         return super().__getattribute__(name)
 
+    def __setattr__(self, name, value):
+        # PySide would take any name; PythonQt knows the properties of a class and nothing else. (Qt's loader of ``.ui``
+        # files keeps widgets as attributes.)
+        is_property = isinstance(getattr(type(self), name, None), property | QtCore.Property)
+        if not (is_property or name.startswith("_") or isinstance(value, QtWidgets.QWidget)):
+            raise AttributeError(f"{type(self).__name__} has no property {name}")
+        super().__setattr__(name, value)
+
     @property
     def name(self):
         return self.property("objectName")
@@ -50,21 +58,33 @@ def _attribute(name):
     return property(lambda self: self.property(name), write)
 
 
-def with_manners(base):
-    """A subclass of a PySide6 class that behaves as PythonQt's class of the same name."""
+def with_manners(base, class_name=None):
+    """A subclass of a PySide6 class that behaves as PythonQt's class of that name, by default the same."""
     meta = base.staticMetaObject
     names = {meta.property(index).name() for index in range(meta.propertyCount())} - _FUNCTIONS
     if base is QtWidgets.QProgressBar:
         # A virtual function as well: Qt would ask the property, which asks Qt, and so on.
         names -= {"text"}
     names -= {name for name, value in vars(base).items() if isinstance(value, QtCore.Property)}
-    return type(base.__name__, (_Manners, base), {name: _attribute(name) for name in names})
+    return type(class_name or base.__name__, (_Manners, base), {name: _attribute(name) for name in names})
+
+
+def _stored(kind, name, default):
+    """A property that only keeps its value."""
+    return QtCore.Property(
+        kind, lambda self: getattr(self, name, default), lambda self, value: setattr(self, name, value)
+    )
 
 
 class _NodeComboBox(QtWidgets.QComboBox):
     """qMRMLNodeComboBox: the nodes of a scene by name, and none."""
 
     currentNodeChanged = Signal(object)
+    nodeTypes = _stored("QStringList", "_node_types", [])
+    showChildNodeTypes = _stored(bool, "_show_children", True)
+    noneEnabled = _stored(bool, "_none_enabled", False)
+    addEnabled = _stored(bool, "_add_enabled", True)
+    removeEnabled = _stored(bool, "_remove_enabled", True)
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -91,9 +111,14 @@ class _NodeComboBox(QtWidgets.QComboBox):
         if not shiboken6.isValid(self):
             return
         current = self._ids[max(0, QtWidgets.QComboBox.currentIndex(self))]
-        count = self._scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
-        nodes = (self._scene.GetNthNodeByClass(index, "vtkMRMLScalarVolumeNode") for index in range(count))
-        nodes = [node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode" and node.GetID()]
+        nodes = [
+            node
+            for kind in self.nodeTypes
+            for node in (
+                self._scene.GetNthNodeByClass(index, kind) for index in range(self._scene.GetNumberOfNodesByClass(kind))
+            )
+            if node.GetID() and (self.showChildNodeTypes or node.GetClassName() == kind)
+        ]
         self._filling = True
         self.clear()
         self.addItems(["None", *(node.GetName() for node in nodes)])
@@ -109,25 +134,30 @@ class _NodeComboBox(QtWidgets.QComboBox):
 
 
 class _CollapsibleButton(QtWidgets.QWidget):
-    """ctkCollapsibleButton, always open: a title over its contents."""
+    """ctkCollapsibleButton: a title over its contents, or alone."""
+
+    _TITLE_HEIGHT = 24
+    _text, _is_collapsed = "", False
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self.setContentsMargins(0, 26, 0, 0)
+        self.setContentsMargins(0, self._TITLE_HEIGHT + 2, 0, 0)
 
-    def _title(self):
-        return getattr(self, "_text", "")
-
-    def _set_title(self, text):
+    def _set_text(self, text):
         self._text = text
 
-    text = QtCore.Property(str, _title, _set_title)
+    def _set_collapsed(self, is_collapsed):
+        self._is_collapsed = is_collapsed
+        self.setMaximumHeight(self._TITLE_HEIGHT if is_collapsed else 16777215)
+
+    text = QtCore.Property(str, lambda self: self._text, _set_text)
+    collapsed = QtCore.Property(bool, lambda self: self._is_collapsed, _set_collapsed)
 
     def paintEvent(self, _event):
         option = QtWidgets.QStyleOptionButton()
         option.initFrom(self)
-        option.rect = QtCore.QRect(0, 0, self.width, 24)
-        option.text = "▾ " + self._title()
+        option.rect = QtCore.QRect(0, 0, self.width, self._TITLE_HEIGHT)
+        option.text = ("▸ " if self._is_collapsed else "▾ ") + self._text
         painter = QtWidgets.QStylePainter(self)
         painter.drawControl(QtWidgets.QStyle.ControlElement.CE_PushButton, option)
         painter.end()
@@ -169,14 +199,15 @@ class _SliderWidget(QtWidgets.QWidget):
 class _MRMLWidget(QtWidgets.QWidget):
     """qMRMLWidget: hands its scene to those whom the ``.ui`` connects."""
 
-    isEntered = True
+    _is_entered = False
+    isEntered = QtCore.Property(bool, lambda self: self._is_entered)
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self.receivers = []
+        self._receivers = []
 
     def setMRMLScene(self, scene):
-        for receiver in self.receivers:
+        for receiver in self._receivers:
             receiver.setMRMLScene(scene)
 
 
@@ -208,16 +239,17 @@ _WIDGETS = {
     )
 }
 _CUSTOM = {
-    "qMRMLNodeComboBox": with_manners(_NodeComboBox),
-    "ctkCollapsibleButton": with_manners(_CollapsibleButton),
-    "ctkSliderWidget": with_manners(_SliderWidget),
-    "qMRMLWidget": with_manners(_MRMLWidget),
+    "qMRMLNodeComboBox": with_manners(_NodeComboBox, "qMRMLNodeComboBox"),
+    "ctkCollapsibleButton": with_manners(_CollapsibleButton, "ctkCollapsibleButton"),
+    "ctkSliderWidget": with_manners(_SliderWidget, "ctkSliderWidget"),
+    "qMRMLWidget": with_manners(_MRMLWidget, "qMRMLWidget"),
 }
 _ALL = {**_WIDGETS, **_CUSTOM}
 
 
+@functools.cache
 def qt_module():
-    """What ``import qt`` gives."""
+    """What ``import qt`` gives: always the same, which modules hold on to."""
     module = types.ModuleType("qt")
     for name, value in _WIDGETS.items():
         setattr(module, name, value)
@@ -236,8 +268,9 @@ def slicer_widgets():
     return {name: value for name, value in _CUSTOM.items() if name.startswith("qMRML")}
 
 
+@functools.cache
 def ctk_module():
-    """What ``import ctk`` gives."""
+    """What ``import ctk`` gives, always the same."""
     module = types.ModuleType("ctk")
     for name, value in _CUSTOM.items():
         if name.startswith("ctk"):
@@ -272,11 +305,11 @@ def load_ui(path):
     top = loader.load(buffer)
     if top is None:
         raise RuntimeError(loader.errorString())
-    top.made = loader.made
-    top.receivers = [widget for widget in loader.made if widget.name in receivers]
+    top._made = loader.made
+    top._receivers = [widget for widget in loader.made if widget.name in receivers]
     return top
 
 
 def child_widget_variables(top):
     """``slicer.util.childWidgetVariables``."""
-    return types.SimpleNamespace(**{widget.name: widget for widget in top.made if widget.name})
+    return types.SimpleNamespace(**{widget.name: widget for widget in top._made if widget.name})

@@ -14,6 +14,7 @@ from ...background import Pace, run_in_background
 from ...errors import CancelledError
 
 DOUBLE_CLICK_SECONDS = 0.6
+STATUS_MILLISECONDS = 10_000
 
 
 class JobRunner:
@@ -61,10 +62,11 @@ class JobRunner:
         return run_in_background(work, progress, self._keep_alive)
 
     def say(self, text: str) -> None:
-        """Show a result in the status line."""
+        """Show a result in the status line, and for a while in that of the application, which is always in sight."""
         if not self._closed:
             self._status_label.styleSheet = ""
             self._status_label.text = text
+            slicer.util.showStatusMessage(text, STATUS_MILLISECONDS)
 
     @contextmanager
     def running(self, button: Any, bar: Any, unit: str) -> Iterator[Callable[..., None]]:
@@ -114,8 +116,9 @@ class JobRunner:
             if stage and stage != stages:
                 stages[:] = stage
                 pace.restart()
-            bar.setRange(0, total)
-            bar.setValue(done)
+            # Qt takes no integers of NumPy's.
+            bar.setRange(0, int(total))
+            bar.setValue(int(done))
             # Without a total nobody knows how long it takes, and the bar only moves.
             bar.format = _progress_text(stage, done, total, pace, unit) if total else ""
 

@@ -1,118 +1,242 @@
-"""The choices around keys and signatures: which key files, which scan on disk, and a passphrase for one use.
-
-They belong to the person at this computer and not to the scene, so they live here and in the widgets alone: neither the
-parameter node nor the application's settings ever see them. Of a key file only the place is kept; keys are read anew
-for each job.
-"""
+"""The section on keys and signatures: choosing and making key files, restoring originals, verifying scans."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
 
-from ..locks import Locks, ScanOnDisk, may_be_on_disk, open_key, open_locks, scan_of_node
+from ...seal.keys import is_private
+from ..change_map import set_changes_visible
+from ..layout import show_in_ordinary_views
+from ..locks import (
+    Checked,
+    Locks,
+    ScanOnDisk,
+    key_identity,
+    make_key_file,
+    make_signing_key_file,
+    public_key_identity,
+    signing_key_identity,
+)
+from ..operations import free_folder
+from ..volumes import remove_result
 from . import sentences
+from .key_choices import ChosenPath, KeyChoices
+from .shared import Panel
+
+if TYPE_CHECKING:
+    from .compare import CompareSection
 
 
-class ChosenPath:
-    """A file or folder that the user chose: its name in a line edit, its path in the tool tip.
+class KeysSection:
+    """Keys for exports, the way back to an original, and what was changed in a signed scan.
 
-    :param line_edit: read-only.
-    :param forget_button: forgets the choice.
+    :param compare: flickers no more once a map of changes is shown.
     """
 
-    def __init__(self, line_edit: Any, forget_button: Any) -> None:
-        self._line_edit, self._button = line_edit, forget_button
-        self._tool_tip = line_edit.toolTip
-        self.path: Path | None = None
-        self.identity: str | None = None
-
-    def choose(self, path: Path | None, identity: str | None = None) -> None:
-        """Keep a path, or none.
-
-        :param identity: of the key in a key file, as others name it.
-        """
-        self.path, self.identity = path, identity
-        self._line_edit.text = path.name if path else ""
-        self._line_edit.toolTip = str(path) if path else self._tool_tip
-
-    def refresh(self, *, is_idle: bool) -> None:
-        """Enable what forgets the choice."""
-        self._button.enabled = is_idle and self.path is not None
-
-
-class KeyChoices:
-    """What the user chose in the section on keys and signatures.
-
-    :param ui: the panel's widgets.
-    """
-
-    def __init__(self, ui: Any) -> None:
-        self._ui = ui
-        self.key = ChosenPath(ui.keyFileLineEdit, ui.forgetKeyButton)
-        self.signing = ChosenPath(ui.signingKeyLineEdit, ui.forgetSigningKeyButton)
-        self.public = ChosenPath(ui.publicKeyLineEdit, ui.forgetPublicKeyButton)
-        self.scan = ChosenPath(ui.scanLineEdit, ui.forgetScanButton)
+    def __init__(self, panel: Panel, compare: CompareSection) -> None:
+        self._panel, self._compare = panel, compare
+        ui = panel.ui
+        self.choices = KeyChoices(ui)
+        panel.set_icon(ui.restoreButton, "Restore")
+        panel.set_icon(ui.verifyButton, "Verify")
+        ui.passphraseLineEdit.connect("textChanged(QString)", self._on_passphrase_changed)
+        for button, slot in (
+            (ui.keyFileButton, self.choose_key_file),
+            (ui.newKeyButton, self.make_key_file),
+            (ui.forgetKeyButton, lambda: self._choose(self.choices.key, None)),
+            (ui.signingKeyButton, self.choose_signing_key),
+            (ui.newSigningKeyButton, self.make_signing_key),
+            (ui.forgetSigningKeyButton, lambda: self._choose(self.choices.signing, None)),
+            (ui.publicKeyButton, self.choose_public_key),
+            (ui.forgetPublicKeyButton, lambda: self._choose(self.choices.public, None)),
+            (ui.scanFolderButton, self.choose_scan_folder),
+            (ui.scanFileButton, self.choose_scan_file),
+            (ui.forgetScanButton, lambda: self.take_scan(None)),
+            (ui.restoreButton, self.restore),
+            (ui.verifyButton, self.verify),
+        ):
+            button.connect("clicked()", slot)
 
     @property
-    def has_locks(self) -> bool:
-        """Whether exports are sealed or signed."""
-        return self.key.path is not None or self.signing.path is not None
+    def has_scan(self) -> bool:
+        """Whether there is something on the disk to restore or verify."""
+        return self.choices.scan.path is not None or self.choices.node_on_disk(self._panel.parameters) is not None
 
-    @property
-    def can_open(self) -> bool:
-        """Whether there is a key or a passphrase to restore with."""
-        return self.key.path is not None or bool(self._ui.passphraseLineEdit.text)
+    def refresh(self) -> None:
+        """Show what the parameter node says."""
+        parameters = self._panel.parameters
+        if parameters.changeMap:
+            set_changes_visible(parameters.changeMap, parameters.showChanges)
 
-    def open_locks(self) -> Locks:
-        """The keys for an export; the passphrase is forgotten.
+    def leave(self) -> None:
+        """Forget the passphrase."""
+        self.choices.forget_passphrase()
 
-        :raises InputError: a file is no such key any more, or its passphrase is missing or wrong.
-        """
-        return open_locks(self.key.path, self.signing.path, self._take_passphrase())
+    def take_scan(self, path: Path | None) -> None:
+        """Choose a scan on the disk, or none."""
+        self._choose(self.choices.scan, path)
+        self._panel.show_text(self._panel.ui.keysResultLabel, "")
 
-    def open_key(self) -> Any:
-        """The key to restore with, that of the file or else of the passphrase, which is forgotten.
-
-        :raises InputError: as :meth:`open_locks`.
-        """
-        return open_key(self.key.path, self._take_passphrase())
-
-    def forget_passphrase(self) -> None:
-        """Empty the field."""
-        self._ui.passphraseLineEdit.clear()
-
-    def node_on_disk(self, parameters: Any) -> slicer.vtkMRMLScalarVolumeNode | None:
-        """The selected volume whose files stand in for a scan that was not chosen."""
-        if self.scan.path is not None or not parameters:
+    def open_locks(self) -> Locks | None:
+        """The chosen keys for an export, opened; None where none is chosen."""
+        if not self.choices.has_locks:
             return None
-        return next(
-            (node for node in (parameters.protectedVolume, parameters.sourceVolume) if may_be_on_disk(node)), None
-        )
+        self._panel.ensure_key_packages()
+        return self.choices.open_locks()
 
-    def scan_on_disk(self, parameters: Any) -> ScanOnDisk:
-        """What to restore or verify: the chosen folder or file, else the files of the selected volume.
+    # Key files
 
-        :raises InputError, OutputError: its files are not to be found.
-        """
-        return ScanOnDisk(self.scan.path) if self.scan.path else scan_of_node(self.node_on_disk(parameters))
+    def choose_key_file(self) -> None:
+        """Let the user choose a key file."""
+        path = self._panel.ask_for_file(_("Key file"), _("Key files") + " (*.key);;" + _("All files") + " (*)")
+        self._choose_key(self.choices.key, path, key_identity, _("Failed to read the key file."))
 
-    def refresh(self, parameters: Any, *, is_idle: bool) -> None:
-        """Show what exports do, and which scan is meant."""
-        for chosen in (self.key, self.signing, self.public, self.scan):
-            chosen.refresh(is_idle=is_idle)
-        self._ui.locksLabel.text = sentences.about_locks(
-            self.key.identity if self.key.path else None, self.signing.path is not None
-        )
-        node = self.node_on_disk(parameters)
-        self._ui.scanLineEdit.placeholderText = (
-            _("files of {name}").format(name=node.GetName()) if node else _("choose a folder or a file")
-        )
+    def choose_signing_key(self) -> None:
+        """Let the user choose a signing key."""
+        path = self._panel.ask_for_file(_("Signing key"), self._pem_files)
+        self._choose_key(self.choices.signing, path, signing_key_identity, _("Failed to read the signing key."))
 
-    def _take_passphrase(self) -> str:
-        text = self._ui.passphraseLineEdit.text
-        self.forget_passphrase()
-        return text
+    def choose_public_key(self) -> None:
+        """Let the user choose the public key of a signer."""
+        path = self._panel.ask_for_file(_("Public key"), self._pem_files)
+        self._choose_key(self.choices.public, path, public_key_identity, _("Failed to read the public key."))
+
+    def make_key_file(self) -> None:
+        """Make a key file and use it."""
+        path = self._ask_for_new_key(_("New key file"), "clinic", ".key")
+        if path is None:
+            return
+        jobs = self._panel.jobs
+        with slicer.util.tryWithErrorDisplay(_("Failed to make the key file.")), jobs.showing_error():
+            self._panel.ensure_key_packages()
+            self._choose(self.choices.key, path, make_key_file(path))
+            jobs.say(_("Made the key file. Keep a copy of it apart from the scans: without it there is no way back."))
+
+    def make_signing_key(self) -> None:
+        """Make a signing key and its public key, and use both."""
+        path = self._ask_for_new_key(_("New signing key"), "signing", ".pem")
+        if path is None:
+            return
+        jobs = self._panel.jobs
+        with slicer.util.tryWithErrorDisplay(_("Failed to make the signing key.")), jobs.showing_error():
+            self._panel.ensure_key_packages()
+            identity, public = make_signing_key_file(path)
+            self._choose(self.choices.signing, path, identity)
+            self._choose(self.choices.public, public, identity)
+            jobs.say(
+                _("Made the signing key, which nobody else may have, and {name}, for those who verify.").format(
+                    name=public.name
+                )
+            )
+
+    # Scans on the disk
+
+    def choose_scan_folder(self) -> None:
+        """Let the user choose a DICOM folder to restore or verify."""
+        folder = self._panel.ask_for_folder(_("Folder of a protected or signed DICOM series"))
+        if folder:
+            self.take_scan(folder)
+
+    def choose_scan_file(self) -> None:
+        """Let the user choose a volume file to restore or verify."""
+        path = self._panel.ask_for_file(_("Protected or signed file"), self._panel.volume_files)
+        if path:
+            self.take_scan(path)
+
+    def restore(self) -> None:
+        """Restore the original of a sealed scan; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.restoreButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to restore the original.")):
+            parameters = panel.parameters
+            with panel.jobs.showing_error():
+                scan = self.choices.scan_on_disk(parameters)
+            destination = self._ask_for_destination(scan)
+            if destination is None:
+                return
+            node = self.choices.node_on_disk(parameters)
+            name = _("{name} restored").format(name=node.GetName()) if node else _("Restored scan")
+            panel.show_text(ui.keysResultLabel, "")
+            with panel.jobs.running(ui.restoreButton, ui.keysProgressBar, _("files")) as progress:
+                panel.ensure_key_packages()
+                restored, restored_node = panel.logic.restoreOriginal(
+                    scan,
+                    destination,
+                    self.choices.open_key(),
+                    name=name if parameters.loadRestored else None,
+                    progress=progress,
+                )
+                panel.show_text(ui.keysResultLabel, sentences.about_restored(scan.path.name, restored))
+                if restored_node:
+                    show_in_ordinary_views(restored_node)
+                panel.jobs.say(_("Wrote {path}.").format(path=destination))
+
+    def verify(self) -> None:
+        """Tell whether a signed scan was changed, and show where; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.verifyButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to verify the scan.")):
+            parameters = panel.parameters
+            with panel.jobs.showing_error():
+                scan = self.choices.scan_on_disk(parameters)
+            panel.show_text(ui.keysResultLabel, "")
+            with panel.jobs.running(ui.verifyButton, ui.keysProgressBar, _("files")) as progress:
+                panel.ensure_key_packages()
+                checked = panel.logic.verify(scan, self.choices.public.path, progress=progress)
+                panel.show_text(ui.keysResultLabel, sentences.about_check(scan.path.name, checked))
+                self._show_changes(parameters, checked)
+
+    def _show_changes(self, parameters: Any, checked: Checked) -> None:
+        if parameters.changeMap:
+            remove_result(parameters.changeMap)
+        self._compare.leave()
+        candidates = (parameters.protectedVolume, parameters.sourceVolume)
+        parameters.changeMap = self._panel.logic.showChanges(checked, candidates, visible=parameters.showChanges)[0]
+
+    def _ask_for_destination(self, scan: ScanOnDisk) -> Path | None:
+        """Where to put a restored original, by default beside the scan; None when the user closes the dialog."""
+        if scan.is_file:
+            name, dot, suffixes = scan.path.name.partition(".")
+            beside = scan.path.with_name(f"{name}-restored{dot}{suffixes}")
+            return self._panel.ask_for_new_file(_("Restored original"), str(beside), self._panel.volume_files)
+        folder = self._panel.ask_for_folder(_("Folder to put the restored series in"), str(scan.path.parent))
+        return free_folder(folder, f"{scan.path.name}-restored") if folder else None
+
+    # The choices
+
+    @property
+    def _pem_files(self) -> str:
+        return _("PEM files") + " (*.pem);;" + _("All files") + " (*)"
+
+    def _ask_for_new_key(self, title: str, name: str, suffix: str) -> Path | None:
+        path = self._panel.ask_for_new_file(title, name + suffix, f"{title} (*{suffix})")
+        # Not every system's dialog adds it.
+        return path.with_name(path.name + suffix) if path and not path.suffix else path
+
+    def _choose_key(
+        self, chosen: ChosenPath, path: Path | None, identify: Callable[[Path], str | None], message: str
+    ) -> None:
+        """Take a key file that holds such a key, and explain any other."""
+        if path is None:
+            return
+        jobs = self._panel.jobs
+        with slicer.util.tryWithErrorDisplay(message), jobs.showing_error():
+            self._panel.ensure_key_packages()
+            self._choose(chosen, path, identify(path))
+            is_open = chosen is not self.choices.public and not is_private(path)
+            jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
+
+    def _choose(self, chosen: ChosenPath, path: Path | None, identity: str | None = None) -> None:
+        chosen.choose(path, identity)
+        self._panel.changed()
+
+    def _on_passphrase_changed(self, _text: str) -> None:
+        # It can stand for a key file.
+        self._panel.changed()

@@ -75,7 +75,7 @@ def about_target(
     inspection: Inspection | None,
 ) -> str:
     """Where the target lies in the source volume, or why it lies nowhere; empty without a target."""
-    if is_placing():
+    if is_placing(target):
         return _("Click the structure to attack in a slice view. Press the button again to stop.")
     if not has_target(target) or source is None or inspection is None or not inspection.is_ct:
         return ""

@@ -1,0 +1,162 @@
+"""The section that simulates an attack: target, action, attacker, and the button."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ... import models
+from ..targets import (
+    interaction_node,
+    is_placing,
+    keep_last_point,
+    new_target_list,
+    start_placing,
+    stop_placing,
+    target_events,
+    target_from_markups,
+)
+from . import sentences
+from .shared import Panel, select
+
+if TYPE_CHECKING:
+    from .compare import CompareSection
+
+
+class AttackSection:
+    """Places the target with one click in a view, and attacks both volumes there.
+
+    :param compare: shows all volumes after the attack.
+    """
+
+    def __init__(self, panel: Panel, compare: CompareSection) -> None:
+        self._panel, self._compare = panel, compare
+        self._observed: Any = None
+        ui = panel.ui
+        attackers = models.available_attackers()
+        for name in attackers:
+            ui.attackerComboBox.addItem(name, name)
+        ui.noticeLabel.text = _(
+            "Protection moves what attacks such as {attackers} forge; in our measurements they succeeded as often as "
+            "without it. It is no guarantee. To find any change later, sign what you export."
+        ).format(attackers=", ".join(attackers))
+        panel.set_icon(ui.placeTargetButton, "Target")
+        panel.set_icon(ui.simulateAttackButton, "Attack")
+        ui.attackerComboBox.connect("currentIndexChanged(int)", self._on_attacker_changed)
+        ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
+        ui.placeTargetButton.connect("clicked()", self.place_target)
+        ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
+        ui.simulateAttackButton.connect("clicked()", self.attack)
+
+    def refresh(self) -> None:
+        """Show what the parameter node says."""
+        parameters, ui = self._panel.parameters, self._panel.ui
+        # parameterNodeWrapper has no connector for radio buttons, nor for a combo box filled at run time.
+        if ui.attackerComboBox.findData(parameters.attacker) < 0:
+            ui.attackerComboBox.addItem(Path(parameters.attacker).name, parameters.attacker)
+        select(ui.attackerComboBox, parameters.attacker)
+        ui.injectRadioButton.checked = parameters.action == "inject"
+        ui.removeRadioButton.checked = parameters.action == "remove"
+        attacked = (parameters.sourceAttacked, parameters.protectedAttacked)
+        self._panel.show_text(ui.attackedLabel, sentences.about_attacked(attacked))
+        self._observe(parameters.targetPoint)
+        self._describe_target()
+
+    def leave(self) -> None:
+        """Let clicks in views do what they did before, and observe no target any more."""
+        stop_placing(self._observed)
+        self._observe(None)
+
+    def place_target(self) -> None:
+        """Wait for one click in a slice view; do so no longer when that is under way."""
+        parameters = self._panel.parameters
+        if is_placing(parameters.targetPoint):
+            stop_placing(parameters.targetPoint)
+            return
+        if not parameters.targetPoint:
+            parameters.targetPoint = new_target_list()
+        observer, interaction = self._panel.observer, interaction_node()
+        if not observer.hasObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed):
+            observer.addObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed)
+        start_placing(parameters.targetPoint)
+
+    def choose_attacker_folder(self) -> None:
+        """Let the user choose a folder of attacker files."""
+        folder = self._panel.ask_for_folder(_("Folder with attacker files"))
+        if folder and self._panel.parameters:
+            self._panel.parameters.attacker = str(folder)
+
+    def attack(self) -> None:
+        """Attack both volumes at the target and show all four side by side; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.simulateAttackButton):
+            return
+        with (
+            slicer.util.tryWithErrorDisplay(_("Failed to simulate the attack.")),
+            panel.jobs.running(ui.simulateAttackButton, ui.attackProgressBar, _("volumes")) as progress,
+        ):
+            parameters = panel.parameters
+            panel.ensure_packages()
+            attacked = panel.logic.simulateAttack(
+                parameters.sourceVolume,
+                parameters.protectedVolume,
+                target_from_markups(parameters.targetPoint),
+                parameters.action,
+                parameters.attacker,
+                device=parameters.device,
+                progress=progress,
+            )
+            parameters.sourceAttacked, parameters.protectedAttacked = attacked
+            self._compare.discard(parameters)
+            self._compare.show()
+            panel.jobs.say(
+                _("Created {source} and {protected}.").format(
+                    source=attacked[0].GetName(), protected=attacked[1].GetName()
+                )
+            )
+
+    def _on_attacker_changed(self, index: int) -> None:
+        if self._panel.parameters and index >= 0:
+            self._panel.parameters.attacker = self._panel.ui.attackerComboBox.itemData(index)
+
+    def _on_inject_toggled(self, inject: bool) -> None:
+        if self._panel.parameters:
+            self._panel.parameters.action = "inject" if inject else "remove"
+
+    def _observe(self, target: slicer.vtkMRMLMarkupsFiducialNode | None) -> None:
+        """Placing, moving or deleting a point changes the point list, not the parameter node."""
+        if target is self._observed:
+            return
+        observations = [(slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self._on_target_placed)]
+        observations += [(event, self._on_target_changed) for event in target_events()]
+        for event, method in observations:
+            if self._observed:
+                self._panel.observer.removeObserver(self._observed, event, method)
+            if target:
+                self._panel.observer.addObserver(target, event, method)
+        self._observed = target
+
+    def _on_target_placed(self, _caller: Any = None, _event: Any = None) -> None:
+        # Not within the event: the view that placed the point still holds on to the list.
+        qt.QTimer.singleShot(0, self._keep_last_target)
+
+    def _keep_last_target(self) -> None:
+        if self._observed and not self._panel.is_closed:
+            keep_last_point(self._observed)
+            self._on_target_changed()
+
+    def _on_target_changed(self, _caller: Any = None, _event: Any = None) -> None:
+        if self._panel.parameters and not self._panel.is_closed:
+            self._describe_target()
+            self._panel.changed()
+
+    def _describe_target(self) -> None:
+        parameters = self._panel.parameters
+        self._panel.show_text(
+            self._panel.ui.targetDescriptionLabel,
+            sentences.about_target(parameters.targetPoint, parameters.sourceVolume, self._panel.inspection),
+        )

@@ -1,0 +1,188 @@
+"""The section that measures and shows side by side: figures, heatmaps, windows, flicker, table, views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from ... import atomic
+from ...heatmap import BONE, LUNG, MEDIASTINUM, Window
+from ..comparison import ComparisonNodes
+from ..layout import comparison_is_shown, register_layout, restore_layout, set_window
+from ..privacy import path_kept_from_log
+from ..tables import table_text
+from ..volumes import remove_result, results_of, source_of
+from . import sentences
+from .comparison_view import ComparisonView, volumes_of
+from .shared import Panel
+
+_FLICKER_MILLISECONDS = 500
+
+
+class CompareSection:
+    """Measures all volumes, shows them side by side, and keeps only results of the volumes that are selected."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._observed_layout: Any = None
+        ui = panel.ui
+        for text, first, second in (
+            (_("Source / protected"), "source", "protected"),
+            (_("Source / attacked"), "source", "source attacked"),
+            (_("Protected / attacked"), "protected", "protected attacked"),
+            (_("Attacked / protected, attacked"), "source attacked", "protected attacked"),
+        ):
+            ui.flickerComboBox.addItem(text, f"{first}|{second}")
+        self.flicker_timer = panel.timer(_FLICKER_MILLISECONDS, self._on_timeout)
+        self.view = ComparisonView(lambda: panel.parameters, ui.flickerButton, self.flicker_timer)
+        panel.set_icon(ui.compareButton, "Compare")
+        ui.flickerComboBox.connect("currentIndexChanged(int)", self._on_pair_changed)
+        ui.flickerButton.connect("toggled(bool)", self._on_flicker_toggled)
+        for button, slot in (
+            (ui.compareButton, self.measure),
+            (ui.lungButton, lambda: self.show_window(LUNG)),
+            (ui.mediastinumButton, lambda: self.show_window(MEDIASTINUM)),
+            (ui.boneButton, lambda: self.show_window(BONE)),
+            (ui.copyTableButton, self.copy_table),
+            (ui.saveTableButton, self.save_table),
+            (ui.centerButton, self.show),
+            (ui.restoreLayoutButton, self.restore_layout),
+        ):
+            button.connect("clicked()", slot)
+
+    def refresh(self) -> None:
+        """Show what the parameter node says."""
+        self._panel.show_text(self._panel.ui.summaryLabel, self._panel.parameters.summary)
+        self.view.refresh()
+
+    def leave(self) -> None:
+        """Flicker no more."""
+        self.view.stop_flicker()
+
+    def close(self) -> None:
+        """Let go of the plot, whose widget outlives the panel."""
+        self.view.close()
+
+    def measure(self) -> None:
+        """Measure all volumes and show them side by side; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.compareButton):
+            return
+        with (
+            slicer.util.tryWithErrorDisplay(_("Failed to compare the volumes.")),
+            panel.jobs.running(ui.compareButton, ui.compareProgressBar, _("steps")) as progress,
+        ):
+            parameters = panel.parameters
+            panel.ensure_packages()
+            result = panel.logic.compare(
+                parameters.sourceVolume,
+                parameters.protectedVolume,
+                parameters.sourceAttacked,
+                parameters.protectedAttacked,
+                attacker=parameters.attacker,
+                device=parameters.device,
+                thresholdHU=parameters.heatmapThresholdHU,
+                progress=progress,
+            )
+            self.discard(parameters)
+            self._keep(parameters, result)
+            self.show()
+            panel.jobs.say(_("Click a point of the plot to go to its slice."))
+
+    def show(self) -> None:
+        """Show all volumes side by side, around the target."""
+        self.view.show()
+        layout = register_layout()
+        if layout and layout is not self._observed_layout:
+            self._panel.observer.addObserver(layout, vtk.vtkCommand.ModifiedEvent, self._on_layout_changed)
+            self._observed_layout = layout
+        self._panel.changed()
+
+    def refill(self) -> None:
+        """Views must not be labeled with what they no longer show."""
+        if comparison_is_shown():
+            self.show()
+
+    def show_window(self, window: Window) -> None:
+        """Show all volumes in a window for lung, mediastinum or bone."""
+        if self._panel.parameters:
+            set_window(volumes_of(self._panel.parameters).values(), window)
+
+    def restore_layout(self) -> None:
+        """Go back to the views as they were before the comparison."""
+        self.view.stop_flicker()
+        restore_layout()
+        self._panel.changed()
+
+    def copy_table(self) -> None:
+        """Put the table of metrics on the clipboard."""
+        slicer.app.clipboard().setText(table_text(self._panel.parameters.metricsTable))
+        self._panel.jobs.say(_("Copied the table."))
+
+    def save_table(self) -> None:
+        """Write the table of metrics to a file."""
+        path = self._panel.ask_for_new_file(_("Table of metrics"), "metrics.csv", "CSV (*.csv)")
+        if path is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to write the table.")), self._panel.jobs.showing_error():
+            text = table_text(self._panel.parameters.metricsTable, ",")
+            # The dialog has asked whether to replace the file.
+            with path_kept_from_log(path), atomic.atomic_file(path, overwrite=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            self._panel.jobs.say(_("Wrote {path}.").format(path=path))
+
+    def follow(self, source: slicer.vtkMRMLScalarVolumeNode) -> None:
+        """Select results of this source, as those of another would be compared with the wrong scan."""
+        parameters = self._panel.parameters
+        protected = parameters.protectedVolume
+        origin = source_of(protected) if protected else None
+        # A protected volume from a file knows no source; the user's choice of it stands.
+        if origin is source or (protected and not origin):
+            return
+        results = results_of(source)
+        parameters.protectedVolume = results[-1] if results else None
+        parameters.sourceAttacked = parameters.protectedAttacked = None
+        self.discard(parameters)
+        self.refill()
+
+    def discard(self, parameters: Any) -> None:
+        """Remove the results of the last comparison: they are not of the volumes that are selected now."""
+        for node in (
+            parameters.protectionHeatmap,
+            parameters.sourceAttackedHeatmap,
+            parameters.protectedAttackedHeatmap,
+            parameters.metricsTable,
+            parameters.rmseChart,
+        ):
+            if node:
+                remove_result(node)
+        parameters.summary = ""
+
+    def _keep(self, parameters: Any, result: ComparisonNodes) -> None:
+        parameters.metricsTable, parameters.rmseChart = result.table, result.chart
+        parameters.protectionHeatmap = result.heatmaps.get("protected")
+        parameters.sourceAttackedHeatmap = result.heatmaps.get("source attacked")
+        parameters.protectedAttackedHeatmap = result.heatmaps.get("protected attacked")
+        inspection = self._panel.inspection
+        parameters.summary = sentences.about_effect(result.effect, inspection.noise_sd_hu if inspection else None)
+        parameters.showHeatmaps = True
+
+    def _on_layout_changed(self, _caller: Any, _event: Any) -> None:
+        self._panel.changed()
+
+    def _on_flicker_toggled(self, on: bool) -> None:
+        if on:
+            self.view.start_flicker()
+        else:
+            self.view.end_flicker()
+
+    def _on_pair_changed(self, _index: int) -> None:
+        # Put back what the last pair showed.
+        self.view.stop_flicker()
+
+    def _on_timeout(self) -> None:
+        combo_box = self._panel.ui.flickerComboBox
+        self.view.flicker(combo_box.itemData(combo_box.currentIndex).split("|"))

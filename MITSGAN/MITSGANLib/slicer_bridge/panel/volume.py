@@ -1,0 +1,82 @@
+"""The section on the CT volume: what is selected, whether it can be used, and samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ...errors import InputError
+from ...heatmap import LUNG
+from ..inspection import inspect_node
+from ..layout import set_window
+from . import sentences
+from .shared import Panel
+
+if TYPE_CHECKING:
+    from .compare import CompareSection
+
+
+class VolumeSection:
+    """Says at once whether the selected volume looks like CT, and loads samples.
+
+    :param compare: shows results, which go when they are of another volume.
+    """
+
+    def __init__(self, panel: Panel, compare: CompareSection) -> None:
+        self._panel, self._compare = panel, compare
+        self._inspected: tuple[str, int] | None = None
+        panel.ui.sampleChestButton.connect("clicked()", self.load_chest)
+        panel.ui.samplePhantomButton.connect("clicked()", self.load_phantom)
+
+    @property
+    def key(self) -> tuple[str, int] | None:
+        """Changes when the volume or its voxels do; None without a usable volume."""
+        return self._inspected if self._panel.is_usable else None
+
+    def refresh(self) -> None:
+        """Inspect the source whenever it is another node or has other voxels."""
+        node = self._panel.parameters.sourceVolume
+        inspected = _identity(node)
+        before, self._inspected = self._inspected, inspected
+        if inspected != before:
+            with slicer.util.WaitCursor(show=node is not None):
+                self._panel.inspection = inspect_node(node) if node else None
+            if before and inspected and before[0] != inspected[0]:
+                self._compare.follow(node)
+        self._panel.ui.inspectionLabel.text = sentences.about_volume(node, self._panel.inspection)
+
+    def forget(self) -> None:
+        """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
+        self._inspected = None
+
+    def load_chest(self) -> None:
+        """Load the chest CT of Slicer's Sample Data."""
+        with slicer.util.tryWithErrorDisplay(_("Failed to load the sample."), waitCursor=True):
+            import SampleData
+
+            nodes = SampleData.downloadSamples("CTChest")
+            if not nodes:
+                raise InputError(
+                    _("The sample could not be downloaded; check the connection, or use the synthetic thorax.")
+                )
+            set_window(nodes, LUNG)
+            self._panel.parameters.sourceVolume = nodes[0]
+
+    def load_phantom(self) -> None:
+        """Make the synthetic thorax; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.samplePhantomButton):
+            return
+        with (
+            slicer.util.tryWithErrorDisplay(_("Failed to make the sample.")),
+            panel.jobs.running(ui.samplePhantomButton, ui.protectProgressBar, "") as progress,
+        ):
+            parameters = panel.parameters
+            parameters.sourceVolume = panel.logic.loadPhantom(progress)
+
+
+def _identity(node: Any) -> tuple[str, int] | None:
+    image = node.GetImageData() if node else None
+    return (node.GetID(), image.GetMTime() if image else 0) if node else None

@@ -1,0 +1,144 @@
+"""The module's self test, run inside Slicer from the developer panel or by CTest; without any download."""
+
+# Run by Slicer, whose tests are unittest's.
+# ruff: noqa: PT009
+
+from __future__ import annotations
+
+import tempfile
+import unittest
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from .. import phantom
+from ..errors import CancelledError
+from ..files import read_file, write_file
+from ..heatmap import LUNG
+from ..volume import CTVolume, ProcessingStep
+from .layout import VIEWS, restore_layout, show_comparison
+from .locks import ScanOnDisk, make_key_file, make_signing_key_file, open_key, open_locks
+from .packages import are_installed
+from .volumes import (
+    PROTECTED_ATTRIBUTE,
+    SIMULATED_ATTACK_ATTRIBUTE,
+    SIMULATED_ATTACK_MARK,
+    node_from_volume,
+    ras_from_voxel,
+    volume_from_node,
+    voxel_from_ras,
+)
+
+
+def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
+    """Protection and attack keep the geometry, follow the transform and mark their results."""
+    test.delayDisplay("Creating the phantom")
+    case = phantom.thorax_phantom()
+    volume_node = node_from_volume(case.volume, "Phantom")
+    transform_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform = vtk.vtkTransform()
+    transform.Translate(10, -20, 30)
+    transform.RotateZ(15)
+    transform_node.SetMatrixTransformToParent(transform.GetMatrix())
+    volume_node.SetAndObserveTransformNodeID(transform_node.GetID())
+    ras = ras_from_voxel(volume_node, case.nodule_kji)
+    test.assertEqual(voxel_from_ras(volume_node, ras), tuple(case.nodule_kji))
+
+    if not are_installed("torch", "safetensors", "skimage", "lpips"):
+        test.delayDisplay("PyTorch or another package is not installed: only the geometry was tested")
+        return
+
+    test.delayDisplay("Protecting the phantom")
+    progress = []
+    protected_node = logic.protect(volume_node, progress=lambda done, total: progress.append((done, total)))
+    test.assertEqual(progress[-1][0], progress[-1][1])
+    protected = volume_from_node(protected_node)
+    test.assertTrue(protected.same_geometry(case.volume))
+    test.assertFalse((protected.hu == case.volume.hu).all())
+    test.assertIs(protected_node.GetParentTransformNode(), transform_node)
+    test.assertEqual(protected_node.GetAttribute(PROTECTED_ATTRIBUTE), "true")
+    test.assertIsNone(protected_node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE))
+
+    test.delayDisplay("Simulating an attack")
+    attacked_nodes = logic.simulateAttack(volume_node, protected_node, ras, "remove")
+    for source_node, attacked_node in zip((volume_node, protected_node), attacked_nodes, strict=True):
+        attacked = volume_from_node(attacked_node)
+        test.assertTrue(attacked.same_geometry(case.volume))
+        test.assertTrue(attacked.provenance.is_simulated_attack)
+        test.assertFalse((attacked.hu == volume_from_node(source_node).hu).all())
+        test.assertEqual(attacked_node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE), "true")
+        test.assertIn(SIMULATED_ATTACK_MARK, attacked_node.GetName())
+
+    test.delayDisplay("Comparing the volumes")
+    comparison = logic.compare(volume_node, protected_node, *attacked_nodes, attacker="default")
+    test.assertEqual(sorted(comparison.heatmaps), ["protected", "protected attacked", "source attacked"])
+    test.assertTrue(comparison.table.GetNumberOfRows() > 0)
+    test.assertEqual(comparison.chart.GetNumberOfPlotSeriesNodes(), 2)
+    show_comparison(
+        dict(zip(VIEWS, (volume_node, protected_node, *attacked_nodes), strict=True)),
+        heatmaps=comparison.heatmaps,
+        target_ras=ras,
+        window=LUNG,
+        table=comparison.table,
+        chart=comparison.chart,
+    )
+    restore_layout()
+
+    test.delayDisplay("Canceling")
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+
+    def cancel(_done: int, _total: int) -> None:
+        raise CancelledError("enough")
+
+    with suppress(CancelledError):
+        logic.protect(volume_node, progress=cancel)
+    test.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)
+
+    test.delayDisplay("Test passed")
+
+
+def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
+    """A sealed and signed file gives back the original, and shows the one voxel that was changed."""
+    if not are_installed("cryptography"):
+        test.delayDisplay("The package cryptography is not installed: keys were not tested")
+        return
+    test.delayDisplay("Sealing and signing")
+    hu = np.random.default_rng(0).integers(-1000, 400, (8, 64, 64)).astype(np.int16)
+    original = CTVolume(hu, spacing=(5.0, 5.0, 2.5))
+    protected = original.with_hu(hu + np.int16(1), ProcessingStep("protection", "self test"))
+    volume_node = node_from_volume(original, "Original")
+    protected_node = node_from_volume(protected, "Protected", volume_node)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_key_file(folder / "self.key")
+        make_signing_key_file(folder / "self.pem")
+        locks = open_locks(folder / "self.key", folder / "self.pem", "")
+        path = folder / "protected.nrrd"
+        logic.exportFile(protected_node, path, volume_node, locks=locks)
+
+        test.delayDisplay("Restoring")
+        scan = ScanOnDisk(path)
+        key = open_key(folder / "self.key", "")
+        _restored, restored_node = logic.restoreOriginal(scan, folder / "restored.nrrd", key, name="Restored")
+        test.assertTrue((slicer.util.arrayFromVolume(restored_node) == hu).all())
+
+        test.delayDisplay("Verifying")
+        checked = logic.verify(scan, folder / "self.pub.pem")
+        test.assertTrue(checked.is_intact)
+        test.assertTrue(checked.is_signer_known)
+        test.assertEqual(logic.showChanges(checked), (None, None))
+        forged = read_file(path)
+        values = forged.hu.copy()
+        values[5, 40, 10] += 1
+        write_file(CTVolume(values, forged.spacing, forged.origin, forged.direction), path, overwrite=True)
+        checked = logic.verify(scan)
+        test.assertFalse(checked.is_intact)
+        change_map, _over = logic.showChanges(checked, (volume_node, protected_node))
+        labels = slicer.util.arrayFromVolume(change_map)
+        test.assertEqual(np.argwhere(labels)[0].tolist(), [5, 32, 0])
+        test.assertEqual(int(np.count_nonzero(labels)), 32 * 32)
+    test.delayDisplay("Test passed")
