@@ -187,10 +187,10 @@ class TestCheck:
     def test_an_untouched_copy_has_it_everywhere(self, intact):
         assert intact.is_found
         assert not intact.is_degraded
-        assert intact.sd > 100
+        assert intact.sd > 50
         assert intact.gain == pytest.approx(1, abs=0.1)
         assert intact.regions == ()
-        assert intact.telling_share > 0.5
+        assert intact.telling_share > 0.2
         assert not (intact.classes == ALTERED).any()
 
     @pytest.mark.parametrize("which", ["unmarked", "another key"])

@@ -13,7 +13,7 @@ from .pattern import Grid, WatermarkKey, signs, tile_levels
 Progress = Callable[[int, int], None]
 
 # 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity.
-DEFAULT_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.2, bone=0.2, noise_share=0.15)
+DEFAULT_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
 
 
 def embed_watermark(
