@@ -2,19 +2,21 @@
 
     python Testing/Benchmarks/watermark.py SCAN... --attackers ctgan-small inpainter-l1 ctgan-plain
 
-Each scan is marked with a key made from the seed. Injections come at seeded places of the lung, removals at nodule-like
-structures, several in one copy, far enough from each other that none lies in another's surroundings. A forgery is found
-at its place where ``mitsgan check --voxel`` would say so, and listed where a region of ``mitsgan check`` lies within
-15 mm. False alarms are counted at as many untouched places, and as regions of the untouched copy. Copies: as they are;
-after 5:1 JPEG 2000; "adaptive" ones, where the attacker keeps every voxel's noise and adds only what his forgery
-changes at 3 mm and above, in the hope to keep the watermark. AUC: of the shortfall at forged and at untouched places.
+Each scan is marked with a key made from the seed. Injections come at seeded places of the lung, removals at nodules
+that were planted before marking (``--nodules``, as of ``mitsgan evaluate``), several in one copy, 64 mm from each other.
+A forgery is found where ``mitsgan check --voxel`` would say so of its place, and listed where a region of ``mitsgan
+check`` lies within 15 mm. Success: the default nodule judge sees the finding and the forensic judge passes the place;
+"with check": and it was not found. False alarms are counted at untouched places of the same copies, and as regions of
+the untouched copy. Copies: as they are; after 5:1 JPEG 2000; "adaptive" ones, where the attacker keeps every voxel's
+noise and adds only what his forgery changes at 3 mm and above, in the hope to keep the watermark; these two for the
+first attacker alone. AUC: of the shortfall at forged and at untouched places.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,30 +25,36 @@ import torch
 from MITSGANLib.ctgan.attacker import Attacker, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.fidelity import jpeg2000
-from MITSGANLib.lungs import lung_positions, nodule_like_positions
+from MITSGANLib.lungs import lung_positions
 from MITSGANLib.seal import Key
 from MITSGANLib.storage import load_volume
 from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import Check, check_watermark, embed_watermark, watermark_key
+from MITSGANLib.watermark import Check, WatermarkKey, check_watermark, embed_watermark, watermark_key
 from MITSGANTrainingLib.evaluation.measure import attack_patch
-from MITSGANTrainingLib.success import area_under_curve
+from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
+from MITSGANTrainingLib.success import Jury, area_under_curve
 from scipy import ndimage
 
 SEED = 11
 APART_MM = 64.0
 NEAR_MM = 15.0
 SMOOTH_MM = 3.0
+QUIET = 10  # untouched places looked at in each copy
 
 Place = tuple[int, int, int]
 
 
 @dataclass
 class Row:
-    """Figures of one kind of forgery on one scan: of each place, whether it was found and listed, and by how much."""
+    """What is seen of one kind of forgery on one scan, place by place.
+
+    :ivar succeeded: None where there was nothing to reach.
+    """
 
     found: list[bool] = field(default_factory=list)
     listed: list[bool] = field(default_factory=list)
     missing: list[float] = field(default_factory=list)
+    succeeded: list[bool | None] = field(default_factory=list)
     untouched: list[float] = field(default_factory=list)
     alarms: list[bool] = field(default_factory=list)
 
@@ -66,13 +74,17 @@ class Row:
 
     def cells(self) -> list[str]:
         area = area_under_curve(np.array(self.missing), np.array(self.untouched))
+        reached = [(won, found) for won, found in zip(self.succeeded, self.found, strict=True) if won is not None]
+        alone = np.mean([won for won, _ in reached]) if reached else np.nan
+        checked = np.mean([won and not found for won, found in reached]) if reached else np.nan
         return [
             str(len(self.found)),
             f"{100 * np.mean(self.found):.0f}",
             f"{100 * np.mean(self.listed):.0f}",
             f"{np.median(self.missing):.1f} [{np.percentile(self.missing, 5):.1f}]",
             f"{area:.3f}",
-            f"{100 * np.mean(self.alarms):.1f}",
+            f"{100 * np.mean(self.alarms):.1f} of {len(self.alarms)}",
+            f"{100 * alone:.0f}, {100 * checked:.0f} of {len(reached)}",
         ]
 
 
@@ -122,46 +134,79 @@ def usable(volume: CTVolume, places: Sequence[Place]) -> list[Place]:
     return found
 
 
-def study(name: str, volume: CTVolume, attackers: Sequence[str], count: int, say: Callable[[str], None]) -> None:
-    """Print the rows of one scan."""
-    key = watermark_key(Key(hashlib.sha256(f"benchmark {SEED}".encode()).digest()))
-    marked = embed_watermark(volume, key)
-    change = marked.hu.astype(int) - volume.hu
-    rmse = np.sqrt(np.mean(change[change != 0] ** 2))
-    plain, intact = check_watermark(volume, key), check_watermark(marked, key)
-    say(
-        f"{name}: change {rmse:.1f} HU RMS where there is any, at most {np.abs(change).max()} HU; the marked scan "
-        f"stands out by {intact.sd:.0f} standard deviations, the unmarked one by {plain.sd:.1f}; "
-        f"{intact.telling_share:.0%} of marked tissue can be checked; "
-        f"regions listed in the untouched copy: {len(intact.regions)}"
-    )
-    lung = usable(volume, lung_positions(volume, 2 * count, SEED))
-    untouched, targets = lung[count:], {"inject": lung[:count]}
-    targets["remove"] = usable(volume, nodule_like_positions(volume, count))
-    copies: dict[str, Callable[[CTVolume], CTVolume]] = {
-        "as it is": lambda attacked: attacked,
-        "adaptive": lambda attacked: adaptive(marked, attacked),
-        "JPEG 2000": compressed,
-    }
-    for by in attackers:
-        for action, places in targets.items():
-            attacker = load_attacker(by, action)
-            rows = {copy: Row() for copy in copies}
-            for number, group in enumerate(apart(marked, places)):
-                attacked = forged(marked, group, attacker)
-                spacing = np.array(volume.spacing_kji)
-                quiet = [
-                    kji
-                    for kji in untouched
-                    if all(np.abs(np.subtract(kji, other) * spacing).max() >= APART_MM / 2 for other in group)
-                ]
-                for copy, change_of in copies.items():
-                    # The other two copies of the first attacker alone: each costs as much as the first.
-                    if copy == "as it is" or by == attackers[0]:
-                        rows[copy].look(check_watermark(change_of(attacked), key), group, quiet if number == 0 else ())
-            for copy, row in rows.items():
-                if row.found:
-                    say(f"| {name} | {action}, `{by}` | {copy} | " + " | ".join(row.cells()) + " |")
+@dataclass(frozen=True)
+class Bench:
+    """What every scan is measured with."""
+
+    key: WatermarkKey
+    jury: Jury
+    nodules: NoduleFile
+    attackers: tuple[str, ...]
+    count: int
+
+    def study(self, name: str, volume: CTVolume) -> None:
+        """Print what is found on one scan."""
+        marked = embed_watermark(volume, self.key)
+        change = marked.hu.astype(int) - volume.hu
+        plain, intact = check_watermark(volume, self.key), check_watermark(marked, self.key)
+        print(
+            f"{name}: change {np.sqrt(np.mean(change[change != 0] ** 2)):.1f} HU RMS where there is any, at most "
+            f"{np.abs(change).max()} HU; the marked scan stands out by {intact.sd:.0f} standard deviations, the "
+            f"unmarked one by {plain.sd:.1f}; {intact.telling_share:.0%} of marked tissue can be checked; regions "
+            f"listed in the untouched copy: {len(intact.regions)}",
+            flush=True,
+        )
+        lung = usable(volume, lung_positions(volume, 2 * self.count, SEED))
+        untouched = lung[self.count :]
+        nodules = self.nodules.read()
+        scenes = {"inject": [(volume, marked, lung[: self.count])], "remove": []}
+        for scene in draw_scenes(volume, self.count, nodules, SEED):
+            with_nodules = planted(volume, scene.plants, nodules)
+            places = usable(volume, [plant.kji for plant in scene.plants])
+            scenes["remove"].append((with_nodules, embed_watermark(with_nodules, self.key), places))
+        for by in self.attackers:
+            for action, of_action in scenes.items():
+                copies = ("as it is", "adaptive", "JPEG 2000") if by == self.attackers[0] else ("as it is",)
+                rows = {copy: Row() for copy in copies}
+                attacker = load_attacker(by, action)
+                for clean, own, places in of_action:
+                    for group in apart(own, places):
+                        self._add(rows, clean, own, attacker, group, untouched)
+                for copy, row in rows.items():
+                    print(f"| {name} | {action}, `{by}` | {copy} | " + " | ".join(row.cells()) + " |", flush=True)
+
+    def _add(
+        self,
+        rows: dict[str, Row],
+        clean: CTVolume,
+        marked: CTVolume,
+        attacker: Attacker,
+        group: Sequence[Place],
+        untouched: Sequence[Place],
+    ) -> None:
+        """Attack a group of places, and look at all copies."""
+        attacked = forged(marked, group, attacker)
+        spacing = np.array(marked.spacing_kji)
+        quiet = [
+            kji
+            for kji in untouched
+            if all(np.abs(np.subtract(kji, other) * spacing).max() >= APART_MM / 2 for other in group)
+        ]
+        for copy, row in rows.items():
+            shown = attacked
+            if copy != "as it is":
+                shown = adaptive(marked, attacked) if copy == "adaptive" else compressed(attacked)
+            row.look(check_watermark(shown, self.key), group, quiet[:QUIET])
+            row.succeeded += [self._succeeds(clean, marked, shown, attacker, kji) for kji in group]
+
+    def _succeeds(
+        self, clean: CTVolume, marked: CTVolume, attacked: CTVolume, attacker: Attacker, kji: Place
+    ) -> bool | None:
+        box = self.jury.box(marked.shape, marked.spacing_kji, kji)
+        inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
+        parts = [volume.hu[box] for volume in (clean, marked, attacked)]
+        was, before, after = self.jury.look(parts, marked.spacing_kji, inside)
+        return self.jury.verdict(attacker.action, before, after, clean=was).succeeded
 
 
 def main() -> None:
@@ -169,19 +214,23 @@ def main() -> None:
     parser.add_argument("scans", metavar="SCAN", nargs="+")
     parser.add_argument("--attackers", nargs="+", default=["default"])
     parser.add_argument("--targets", type=int, default=40, help="places of each action")
+    parser.add_argument("--nodules", metavar="FILE", help="nodules to plant for removals (default: synthetic ones)")
     parser.add_argument("--threads", type=int, help="of PyTorch")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    key = watermark_key(Key(hashlib.sha256(f"benchmark {SEED}".encode()).digest()))
+    nodules = NoduleFile.of(Path(options.nodules) if options.nodules else SYNTHETIC)
+    bench = Bench(key, Jury.load(), nodules, tuple(options.attackers), options.targets)
     head = ["scan", "forgery", "copy", "places", "found, %", "listed, %", "shortfall, sd: median [5th percentile]"]
-    head += ["AUC", "alarms at untouched places, %"]
+    head += ["AUC", "alarms at untouched places, %", "success alone, with check, %"]
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for scan in options.scans:
         try:
             volume = load_volume(scan)
         except MITSGANError as error:
             parser.exit(error.exit_code, f"{scan}: {error}\n")
-        study(Path(scan).name.split(".")[0], volume, options.attackers, options.targets, lambda x: print(x, flush=True))
+        bench.study(Path(scan).name.split(".")[0], volume)
 
 
 if __name__ == "__main__":
