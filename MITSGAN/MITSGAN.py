@@ -92,7 +92,7 @@ class MITSGANParameterNode:
     """What the user chose in the panel and what was computed, saved with the scene.
 
     sourceVolume - The CT volume to protect.
-    model - Name of the protection model.
+    model - Name of the protection model, or "watermark".
     strengthHU - Largest change of a voxel in HU; 0 is the strength that the model was made for.
     device - Where networks run.
     protectedVolume - The protected version of the source volume.
@@ -104,7 +104,8 @@ class MITSGANParameterNode:
     metricsTable, rmseChart, summary - Results of the last comparison.
     showHeatmaps, heatmapOpacity, heatmapThresholdHU - How the differences are shown.
     loadRestored - Whether a restored original is also added to the scene.
-    changeMap - What was changed in the scan that was verified last, since it was signed.
+    checkedVolume - The volume in which a watermark is sought.
+    changeMap - What was changed in the scan that was verified or checked for its watermark last.
     showChanges - Whether that is shown.
     """
 
@@ -128,6 +129,7 @@ class MITSGANParameterNode:
     heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.7
     heatmapThresholdHU: Annotated[float, WithinRange(0, 100)] = 1.0
     loadRestored: bool = True
+    checkedVolume: vtkMRMLScalarVolumeNode
     changeMap: vtkMRMLLabelMapVolumeNode
     showChanges: bool = True
 
@@ -156,9 +158,9 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = self.panel.logic
         self.compare = CompareSection(self.panel)
         self.volume = VolumeSection(self.panel, self.compare)
-        self.protect = ProtectSection(self.panel, self.volume, self.compare)
-        self.attack = AttackSection(self.panel, self.compare)
         self.keys = KeysSection(self.panel, self.compare)
+        self.protect = ProtectSection(self.panel, self.volume, self.compare, self.keys)
+        self.attack = AttackSection(self.panel, self.compare)
         self.export = ExportSection(self.panel, self.keys)
         self.panel.on_change = Buttons(self.panel, self.keys).refresh
 
@@ -312,6 +314,21 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
             volumeNode, model, strengthHU, device=device, progress=progress, compute=self._compute
         )
 
+    def watermark(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode,
+        key: Any,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> vtkMRMLScalarVolumeNode:
+        """Create a copy of a CT volume with a keyed watermark, which shows what is painted over later.
+
+        :param volumeNode: the CT volume; it is not changed.
+        :param key: of a key file, see ``slicer_bridge.open_key``.
+        :return: the new volume node, under the same transform and study as the source.
+        """
+        return slicer_bridge.watermark_node(volumeNode, key, progress=progress, compute=self._compute)
+
     def simulateAttack(
         self,
         volumeNode: vtkMRMLScalarVolumeNode,
@@ -457,6 +474,33 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
             slicer_bridge.show_changes(changeMap, over, visible=visible)
         return changeMap, over
 
+    def checkWatermark(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode,
+        key: Any,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Tell whether a CT volume carries the watermark of a key, and where that is missing.
+
+        :param key: of a key file, see ``slicer_bridge.open_key``.
+        :return: a ``MITSGANLib.watermark.Check``.
+        """
+        return slicer_bridge.check_watermark_of_node(volumeNode, key, progress=progress, compute=self._compute)
+
+    def showMissingWatermark(
+        self, check: Any, volumeNode: vtkMRMLScalarVolumeNode, *, visible: bool = True
+    ) -> vtkMRMLLabelMapVolumeNode | None:
+        """Lay a map of where the watermark is missing over the volume, and go to the largest place.
+
+        :param check: of ``checkWatermark`` on this volume.
+        :return: the map; None where nothing is missing.
+        """
+        changeMap = slicer_bridge.missing_watermark_node(check, volumeNode)
+        if changeMap:
+            slicer_bridge.show_changes(changeMap, volumeNode, visible=visible, kji=check.regions[0].kji)
+        return changeMap
+
     def saveReport(
         self,
         volumeNode: vtkMRMLScalarVolumeNode,
@@ -503,6 +547,8 @@ class MITSGANTest(ScriptedLoadableModuleTest):
         self.test_ProtectAndAttackPhantom()
         self.setUp()
         self.test_SealRestoreSignAndVerify()
+        self.setUp()
+        self.test_WatermarkPaintAndCheck()
 
     def test_ProtectAndAttackPhantom(self) -> None:
         """Protection and attack keep the geometry, follow the transform and mark their results."""
@@ -511,3 +557,7 @@ class MITSGANTest(ScriptedLoadableModuleTest):
     def test_SealRestoreSignAndVerify(self) -> None:
         """A sealed and signed file gives back the original, and shows the one voxel that was changed."""
         self_test.seal_and_sign(self, MITSGANLogic())
+
+    def test_WatermarkPaintAndCheck(self) -> None:
+        """A watermark is missing where the scan was painted over, and nowhere else."""
+        self_test.watermark_and_check(self, MITSGANLogic())

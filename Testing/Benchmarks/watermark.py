@@ -3,7 +3,7 @@
     python Testing/Benchmarks/watermark.py SCAN... --attackers ctgan-small inpainter-l1 ctgan-plain
 
 Each scan is marked with a key made from the seed. Injections come at seeded places of the lung, removals at nodules
-that were planted before marking (``--nodules``, as of ``mitsgan evaluate``), several in one copy, 64 mm from each other.
+that were planted before marking (``--nodules``, as of ``mitsgan evaluate``), several in a copy, 64 mm from each other.
 A forgery is found where ``mitsgan check --voxel`` would say so of its place, and listed where a region of ``mitsgan
 check`` lies within 15 mm. Success: the default nodule judge sees the finding and the forensic judge passes the place;
 "with check": and it was not found. False alarms are counted at untouched places of the same copies, and as regions of

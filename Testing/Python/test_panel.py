@@ -20,7 +20,7 @@ from MITSGANLib import duration, protector
 from MITSGANLib.budget import Budget
 from MITSGANLib.ctgan import attacker
 from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.phantom import Phantom
+from MITSGANLib.phantom import Phantom, thorax_phantom
 from MITSGANLib.volume import Provenance
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -845,7 +845,10 @@ def test_the_module_registers_its_sample_and_its_self_test_passes(standin, modul
         registerCustomSampleDataSource=lambda **source: sources.append(source)
     )
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    monkeypatch.setattr("MITSGANLib.phantom.thorax_phantom", lambda: scan)
+    # The small scan in place of the phantom of the default size alone.
+    monkeypatch.setattr(
+        "MITSGANLib.phantom.thorax_phantom", lambda *size, **rest: thorax_phantom(*size, **rest) if size else scan
+    )
     parent = types.SimpleNamespace(path=str(ROOT / "MITSGAN" / "MITSGAN.py"))
     module.MITSGAN(parent)
     assert parent.categories == ["Informatics"]

@@ -542,12 +542,12 @@ def test_errors_of_the_system_become_ours_without_paths(tmp_path):
 
 
 def test_a_map_of_changes_lies_where_its_scan_does(volume):
-    from MITSGANLib.slicer_bridge.change_map import COLORS, change_map_node
+    from MITSGANLib.slicer_bridge.change_map import change_map_node, signature_legend
 
     labels = volume.with_hu((volume.hu % 4).astype(np.int16))
     scan = bridge.node_from_volume(volume, "CT")
     put_under_transforms(scan, matrix(rotation((0, 0, 1), 20), (1, 2, 3)))
-    node = change_map_node(labels, scan)
+    node = change_map_node(labels, scan, signature_legend())
     assert node.GetClassName() == "vtkMRMLLabelMapVolumeNode"
     assert node.GetTransformNodeID() == scan.GetTransformNodeID()
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), labels.hu)
@@ -556,6 +556,6 @@ def test_a_map_of_changes_lies_where_its_scan_does(volume):
     scan.GetIJKToRASMatrix(theirs)
     np.testing.assert_allclose(slicer.util.arrayFromVTKMatrix(ours), slicer.util.arrayFromVTKMatrix(theirs), atol=1e-9)
     colors = node.GetDisplayNode().GetColorNode().GetLookupTable()
-    for value, rgba in COLORS.items():
+    for value, (_words, rgba) in signature_legend().labels.items():
         np.testing.assert_allclose(colors.GetTableValue(value), rgba, atol=0.01)
     assert bridge.first_scan() is scan

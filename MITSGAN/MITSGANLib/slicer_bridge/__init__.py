@@ -3,9 +3,9 @@
 ``volumes`` exchanges volume nodes and :class:`~MITSGANLib.volume.CTVolume`, ``inspection`` says whether a node looks
 like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables`` the
 metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked point.
-``operations`` is what the module does with nodes, ``locks`` what it does with keys and signatures, ``change_map`` shows
-what a signature found, ``privacy`` keeps paths out of errors, ``packages`` is what it installs, ``self_test`` its test
-within Slicer. Only ``panel``, the sections of its panel, imports ``qt``.
+``operations`` is what the module does with nodes, ``locks`` what it does with keys and signatures, ``watermarks`` with
+keyed watermarks, ``change_map`` shows what either found, ``privacy`` keeps paths out of errors, ``packages`` is what it
+installs, ``self_test`` its test within Slicer. Only ``panel``, the sections of its panel, imports ``qt``.
 """
 
 from ..seal.keys import is_private
@@ -89,6 +89,7 @@ from .volumes import (
     ct_from_node,
     first_scan,
     is_simulated_attack,
+    is_watermarked,
     node_from_volume,
     ras_from_voxel,
     remove_result,
@@ -97,6 +98,7 @@ from .volumes import (
     volume_from_node,
     voxel_from_ras,
 )
+from .watermarks import check_watermark_of_node, missing_watermark_node, watermark_node
 
 __all__ = [
     "CHANGE_MAP_ATTRIBUTE",
@@ -120,6 +122,7 @@ __all__ = [
     "attack_nodes",
     "change_nodes",
     "check_scan",
+    "check_watermark_of_node",
     "compare_nodes",
     "comparison_is_shown",
     "comparison_nodes",
@@ -141,6 +144,7 @@ __all__ = [
     "is_placing",
     "is_private",
     "is_simulated_attack",
+    "is_watermarked",
     "jump_to_slice",
     "keep_last_point",
     "keep_out_of_comparison",
@@ -152,6 +156,7 @@ __all__ = [
     "may_be_on_disk",
     "measure_nodes",
     "metrics_table",
+    "missing_watermark_node",
     "new_target_list",
     "node_from_volume",
     "open_key",
@@ -190,5 +195,6 @@ __all__ = [
     "target_from_markups",
     "volume_from_node",
     "voxel_from_ras",
+    "watermark_node",
     "with_dicom_source",
 ]

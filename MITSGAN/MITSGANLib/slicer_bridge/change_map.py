@@ -1,6 +1,9 @@
-"""The map of what was changed since a scan was signed: a label map over the scan, in the ordinary views."""
+"""Maps of what was changed in a signed or watermarked scan: label maps over the scan, in the ordinary views."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import slicer
@@ -13,25 +16,59 @@ from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, 
 from .volumes import ras_on_grid
 
 CHANGE_MAP_ATTRIBUTE = "MITSGAN.ChangeMap"
-# Unlike the orange of simulated attacks, and the blue and orange of differences.
-COLORS = {
-    INTACT: (0.0, 0.0, 0.0, 0.0),
-    CHANGED_TILE: (0.90, 0.10, 0.55, 1.0),
-    WRONG_SLICE: (0.95, 0.80, 0.10, 1.0),
-    MISSING_SLICE: (0.55, 0.55, 0.60, 1.0),
-}
+LEGEND_MISSING, LEGEND_UNTOLD = 1, 2
+"""Labels of :func:`watermark_legend`."""
+
 _OPACITY = 0.4
 
+RGBA = tuple[float, float, float, float]
 
-def change_map_node(labels: CTVolume, over: slicer.vtkMRMLScalarVolumeNode | None) -> slicer.vtkMRMLLabelMapVolumeNode:
+# Unlike the orange of simulated attacks, and the blue and orange of differences.
+_CLEAR: RGBA = (0.0, 0.0, 0.0, 0.0)
+_MAGENTA: RGBA = (0.90, 0.10, 0.55, 1.0)
+_YELLOW: RGBA = (0.95, 0.80, 0.10, 1.0)
+_GRAY: RGBA = (0.55, 0.55, 0.60, 1.0)
+_FAINT_GRAY: RGBA = (0.55, 0.55, 0.60, 0.4)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What a map is called, and what its labels mean.
+
+    :param labels: for each value from 0 on, its name and color.
+    """
+
+    title: str
+    labels: Mapping[int, tuple[str, RGBA]]
+
+
+def signature_legend() -> Legend:
+    """Of what was changed since a scan was signed, by ``MAP_VALUES``."""
+    colors = {INTACT: _CLEAR, CHANGED_TILE: _MAGENTA, WRONG_SLICE: _YELLOW, MISSING_SLICE: _GRAY}
+    return Legend(_("Changes since signing"), {value: (MAP_VALUES[value], rgba) for value, rgba in colors.items()})
+
+
+def watermark_legend() -> Legend:
+    """Of where a watermark is missing."""
+    labels = {
+        0: (_("watermark there, or none expected"), _CLEAR),
+        LEGEND_MISSING: (_("watermark missing"), _MAGENTA),
+        LEGEND_UNTOLD: (_("cannot be told"), _FAINT_GRAY),
+    }
+    return Legend(_("Missing watermark"), labels)
+
+
+def change_map_node(
+    labels: CTVolume, over: slicer.vtkMRMLScalarVolumeNode | None, legend: Legend
+) -> slicer.vtkMRMLLabelMapVolumeNode:
     """A new label map node.
 
-    :param labels: of ``MAP_VALUES``, as ``Verification.map_volume`` gives it.
+    :param labels: of the values in the legend.
     :param over: the volume that it is about, under whose transform it is put; None where none is in the scene.
     """
     scene = slicer.mrmlScene
     node = slicer.vtkMRMLLabelMapVolumeNode()
-    node.SetName(scene.GenerateUniqueName(_("Changes since signing")))
+    node.SetName(scene.GenerateUniqueName(legend.title))
     node.SetAttribute(CHANGE_MAP_ATTRIBUTE, "true")
     directions = np.eye(4)
     directions[:3, :3] = np.diag((-1.0, -1.0, 1.0)) @ labels.direction
@@ -41,24 +78,27 @@ def change_map_node(labels: CTVolume, over: slicer.vtkMRMLScalarVolumeNode | Non
     slicer.util.updateVolumeFromArray(node, labels.hu.astype(np.uint8))
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
-    node.GetDisplayNode().SetAndObserveColorNodeID(_colors(node.GetName()).GetID())
+    node.GetDisplayNode().SetAndObserveColorNodeID(_colors(node.GetName(), legend).GetID())
     if over is not None:
         node.SetAndObserveTransformNodeID(over.GetTransformNodeID())
     return node
 
 
 def show_changes(
-    node: slicer.vtkMRMLLabelMapVolumeNode, over: slicer.vtkMRMLScalarVolumeNode | None, *, visible: bool
+    node: slicer.vtkMRMLLabelMapVolumeNode,
+    over: slicer.vtkMRMLScalarVolumeNode | None,
+    *,
+    visible: bool,
+    kji: Sequence[float] | None = None,
 ) -> None:
-    """Show a change map over its volume in the ordinary views, at the first slice with changes."""
+    """Show a change map over its volume in the ordinary views.
+
+    :param kji: voxel (slice, row, column) that the views go to; None for the first slice with changes.
+    """
     restore_layout()
     if over is not None:
         show_in_ordinary_views(over)
-    labels = slicer.util.arrayFromVolume(node)
-    k = int(labels.any(axis=(1, 2)).argmax())
-    rows, columns = np.nonzero(labels[k])
-    ras = ras_on_grid(node, (k, rows.mean(), columns.mean()) if rows.size else (k, 0, 0))
-    show_labels(node, _OPACITY if visible else 0.0, ras)
+    show_labels(node, _OPACITY if visible else 0.0, ras_on_grid(node, kji or _first_change(node)))
 
 
 def set_changes_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -> None:
@@ -66,13 +106,20 @@ def set_changes_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -
     set_labels_opacity(node, _OPACITY if visible else 0.0)
 
 
-def _colors(name: str) -> slicer.vtkMRMLColorTableNode:
+def _first_change(node: slicer.vtkMRMLLabelMapVolumeNode) -> tuple[float, float, float]:
+    labels = slicer.util.arrayFromVolume(node)
+    k = int(labels.any(axis=(1, 2)).argmax())
+    rows, columns = np.nonzero(labels[k])
+    return (k, float(rows.mean()), float(columns.mean())) if rows.size else (k, 0, 0)
+
+
+def _colors(name: str, legend: Legend) -> slicer.vtkMRMLColorTableNode:
     # Not hidden from editors: a scene file keeps no colors of those that are.
     colors = slicer.vtkMRMLColorTableNode()
     colors.SetTypeToUser()
     colors.SetName(_("{name} colors").format(name=name))
-    colors.SetNumberOfColors(len(COLORS))
-    for value, rgba in COLORS.items():
-        colors.SetColor(value, MAP_VALUES[value], *rgba)
+    colors.SetNumberOfColors(len(legend.labels))
+    for value, (words, rgba) in legend.labels.items():
+        colors.SetColor(value, words, *rgba)
     slicer.mrmlScene.AddNode(colors)
     return colors

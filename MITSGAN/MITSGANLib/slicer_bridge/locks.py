@@ -39,7 +39,7 @@ from ..seal import Key, Restored, generate_key, passphrase_key, read_key_file, r
 from ..seal.sealing import seal_file
 from ..storage import is_dicom_output, load_volume, save_volume
 from ..volume import CTVolume
-from .change_map import change_map_node
+from .change_map import change_map_node, signature_legend
 from .dicom_source import INSTANCES_ATTRIBUTE, dicom_files_of, reversed_slices
 from .privacy import paths_kept_from_log
 from .volumes import node_from_volume, volume_from_node
@@ -343,7 +343,7 @@ def change_nodes(
     over = next((node for node in candidates if node is not None and _holds(node, checked.volume)), None)
     if over is None and checked.volume is not None:
         over = node_from_volume(checked.volume, _("Verified scan"))
-    return change_map_node(checked.verification.map_volume(), over), over
+    return change_map_node(checked.verification.map_volume(), over, signature_legend()), over
 
 
 def _as_in_file(original: CTVolume, own: Path | None) -> CTVolume:

@@ -16,7 +16,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..effect import Finding
-from ..errors import CancelledError, InputError, OutputError
+from ..errors import InputError, OutputError
 from ..files import SUFFIXES, format_of
 from ..heatmap import LUNG, MEDIASTINUM
 from ..volume import CTVolume
@@ -31,6 +31,7 @@ from .volumes import (
     ct_from_node,
     is_simulated_attack,
     node_from_volume,
+    require_in_scene,
     source_of,
     volume_from_node,
     voxel_from_ras,
@@ -99,7 +100,7 @@ def protect_node(
         )
 
     protected = compute(work, progress)
-    _require_in_scene(node)
+    require_in_scene(node)
     logger.info("MITSGAN protected %s", node.GetID())
     return node_from_volume(protected, _("{name} protected").format(name=node.GetName()), node)
 
@@ -134,7 +135,7 @@ def attack_nodes(
         return attacked
 
     results = compute(work, progress)
-    _require_in_scene(source_node, protected_node)
+    require_in_scene(source_node, protected_node)
     logger.info("MITSGAN simulated an attack (%s) on %s, %s", action, source_node.GetID(), protected_node.GetID())
     name = _("{name} nodule injected") if action == "inject" else _("{name} nodule removed")
     source_attacked, protected_attacked = (
@@ -170,7 +171,7 @@ def compare_nodes(
 
     effect = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
-    _require_in_scene(*nodes)
+    require_in_scene(*nodes)
     return comparison_nodes(effect, dict(zip(VIEWS, nodes, strict=False)), threshold_hu)
 
 
@@ -190,7 +191,7 @@ def measure_nodes(
         return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
 
     comparison = compute(work, progress)
-    _require_in_scene(reference_node, other_node)
+    require_in_scene(reference_node, other_node)
     finding = Finding(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
     return metrics_table([finding], _("{name} evaluation").format(name=other_node.GetName()))
 
@@ -339,9 +340,3 @@ def _pair(
             _("The protected volume does not match the CT volume; select the one that was computed from it.")
         )
     return [source, protected]
-
-
-def _require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:
-    # Work in the background leaves the user time to close the scene.
-    if any(node.GetScene() is not slicer.mrmlScene for node in nodes):
-        raise CancelledError(_("Canceled: the volume was removed from the scene."))

@@ -142,3 +142,36 @@ def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
         test.assertEqual(np.argwhere(labels)[0].tolist(), [5, 32, 0])
         test.assertEqual(int(np.count_nonzero(labels)), 32 * 32)
     test.delayDisplay("Test passed")
+
+
+def watermark_and_check(test: unittest.TestCase, logic: Any) -> None:
+    """A watermark is missing where the scan was painted over, and nowhere else."""
+    if not are_installed("cryptography"):
+        test.delayDisplay("The package cryptography is not installed: watermarks were not tested")
+        return
+    test.delayDisplay("Watermarking")
+    # The voxels of a clinical scan: those of the other phantom are too large for a watermark.
+    case = phantom.thorax_phantom((12, 340, 404), (2.5, 0.9, 0.9), seed=5, noise_hu=24)
+    volume_node = node_from_volume(case.volume, "CT")
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "self.key"
+        make_key_file(path)
+        key = open_key(path, "")
+    marked_node = logic.watermark(volume_node, key)
+    test.assertEqual(marked_node.GetAttribute(PROTECTED_ATTRIBUTE), "true")
+
+    test.delayDisplay("Painting")
+    marked = volume_from_node(marked_node)
+    hu, lung = marked.hu.copy(), (6, 146, 113)
+    hu[2:10, 133:159, 100:126] = marked.hu[2:10, 141:167, 116:142]
+    painted_node = node_from_volume(marked.with_hu(hu), "Painted")
+
+    test.delayDisplay("Checking the watermark")
+    intact = logic.checkWatermark(marked_node, key)
+    test.assertTrue(intact.is_found)
+    test.assertEqual(intact.regions, ())
+    check = logic.checkWatermark(painted_node, key)
+    test.assertTrue(check.at(lung).is_missing)
+    change_map = logic.showMissingWatermark(check, painted_node)
+    test.assertEqual(int(slicer.util.arrayFromVolume(change_map)[lung]), 1)
+    test.delayDisplay("Test passed")

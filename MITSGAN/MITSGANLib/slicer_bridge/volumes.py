@@ -18,7 +18,7 @@ import vtk
 from slicer.i18n import tr as _
 
 from .. import plausibility
-from ..errors import InputError, TargetError
+from ..errors import CancelledError, InputError, TargetError
 from ..volume import (
     HU_MAX,
     HU_MIN,
@@ -177,6 +177,20 @@ def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
         return True
     return any(step.kind == SIMULATED_ATTACK for step in _steps_of(node))
+
+
+def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the node's attributes say that a watermark was put into it, or into what it was computed from."""
+    return any("watermark" in step.parameters for step in _steps_of(node))
+
+
+def require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Stop where work in the background has left the user time to close the scene.
+
+    :raises CancelledError: a node is no longer in the scene.
+    """
+    if any(node.GetScene() is not slicer.mrmlScene for node in nodes):
+        raise CancelledError(_("Canceled: the volume was removed from the scene."))
 
 
 def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -> tuple[int, int, int]:

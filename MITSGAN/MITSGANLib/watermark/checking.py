@@ -63,7 +63,7 @@ class Region:
 
     :param kji: voxel (slice, row, column) in its middle.
     :param lps_mm: the same in the patient.
-    :param size_mm: extent along (slice, row, column) of the middles of windows without it; what was painted is larger.
+    :param size_mm: extent along (slice, row, column) of the middles of windows without it, roughly what was painted.
     :param share: of the expected watermark that is left where least is left.
     """
 

@@ -86,7 +86,7 @@ def _say(check: Check) -> None:
         return
     shared.say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
     if not check.regions:
-        shared.say("It is missing nowhere.")
+        shared.say("No place stands out. A small nodule may not: ask about a place with --voxel.")
         return
     shared.say(f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:")
     for region in check.regions[:_MOST_REGIONS]:

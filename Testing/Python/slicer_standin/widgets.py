@@ -105,7 +105,9 @@ class _NodeComboBox(QtWidgets.QComboBox):
 
     def setCurrentNode(self, node):
         self._fill()
-        self.setCurrentIndex(self._ids.index(node.GetID() if node else None))
+        # Of a node that it does not list, Slicer makes none: several parameters may refer to one that is being deleted.
+        node_id = node.GetID() if node else None
+        self.setCurrentIndex(self._ids.index(node_id) if node_id in self._ids else 0)
 
     def _fill(self, *_event):
         if not shiboken6.isValid(self):

@@ -20,6 +20,7 @@ from ..targets import (
     target_events,
     target_from_markups,
 )
+from ..volumes import is_watermarked
 from . import sentences
 from .shared import Panel, select
 
@@ -111,6 +112,8 @@ class AttackSection:
                 progress=progress,
             )
             parameters.sourceAttacked, parameters.protectedAttacked = attacked
+            if is_watermarked(attacked[1]):
+                parameters.checkedVolume = attacked[1]
             self._compare.discard(parameters)
             self._compare.show()
             panel.jobs.say(

@@ -7,8 +7,9 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ..layout import comparison_is_shown
-from .conditions import missing_for, missing_on_disk
+from .conditions import missing_for, missing_for_watermark, missing_on_disk
 from .keys import KeysSection
+from .protect import WATERMARK
 from .shared import Panel
 
 
@@ -23,8 +24,6 @@ class Buttons:
             ui.protectedVolumeSelector,
             ui.sampleChestButton,
             ui.modelComboBox,
-            ui.strengthSpinBox,
-            ui.deviceComboBox,
             ui.placeTargetButton,
             ui.injectRadioButton,
             ui.removeRadioButton,
@@ -39,16 +38,24 @@ class Buttons:
             ui.scanFolderButton,
             ui.scanFileButton,
             ui.loadRestoredCheckBox,
+            ui.checkedVolumeSelector,
         )
 
     def refresh(self) -> None:
         """Follow the parameter node, the chosen keys, the layout, and the job."""
-        is_idle = self._panel.jobs.button is None
+        ui, is_idle = self._panel.ui, self._panel.jobs.button is None
         self._refresh_jobs()
         self._refresh_results()
         self._keys.choices.refresh(self._panel.parameters, is_idle=is_idle)
         for widget in self._choices:
             widget.enabled = is_idle
+        for widget in (ui.strengthSpinBox, ui.deviceComboBox):
+            widget.enabled = is_idle and not self._is_watermark
+
+    @property
+    def _is_watermark(self) -> bool:
+        """Whether the choice is a watermark, which has one strength and runs on no device."""
+        return bool(self._panel.parameters) and self._panel.parameters.model == WATERMARK
 
     def _refresh_jobs(self) -> None:
         ui, running = self._panel.ui, self._panel.jobs.button
@@ -63,6 +70,7 @@ class Buttons:
             ("sample", ui.samplePhantomButton, _("Make a synthetic thorax with a nodule on this computer.")),
             ("restore", ui.restoreButton, _("Give back the original of a sealed scan, bit for bit.")),
             ("verify", ui.verifyButton, _("Tell whether, and where, a signed scan was changed.")),
+            ("check watermark", ui.checkWatermarkButton, _("Tell where the key's watermark is missing in the volume.")),
         ):
             if running is button:
                 _enable(button, "", _("Stop; nothing is left behind."))
@@ -73,14 +81,17 @@ class Buttons:
 
     def _missing(self) -> dict[str, str]:
         parameters = self._panel.parameters
+        has_key = self._keys.choices.key.path is not None
         missing = missing_for(
             parameters.sourceVolume if parameters else None,
             parameters.protectedVolume if parameters else None,
             parameters.targetPoint if parameters else None,
             self._panel.inspection,
             has_model=self._panel.ui.modelComboBox.currentIndex >= 0,
+            lacks_key=self._is_watermark and not has_key,
         )
-        return missing | missing_on_disk(has_scan=self._keys.has_scan, can_open=self._keys.choices.can_open)
+        missing |= missing_on_disk(has_scan=self._keys.has_scan, can_open=self._keys.choices.can_open)
+        return missing | missing_for_watermark(parameters.checkedVolume if parameters else None, has_key=has_key)
 
     def _refresh_results(self) -> None:
         ui, parameters = self._panel.ui, self._panel.parameters
@@ -104,13 +115,15 @@ class Buttons:
         )
         _enable(ui.opacitySlider, no_heatmap, _("Opacity of the heatmap over the scan."))
         _enable(ui.thresholdSlider, no_heatmap, _("Smaller differences are not colored."))
-        no_map = "" if parameters and parameters.changeMap else _("Verify a scan first that was changed.")
+        has_map = parameters and parameters.changeMap
+        no_map = "" if has_map else _("Verify a scan first that was changed, or check its watermark.")
         _enable(
             ui.showChangesCheckBox,
             no_map,
             _(
                 "Color what was changed since the scan was signed: tiles of 32 × 32 pixels in magenta, slices of "
-                "another place or scan in yellow, missing ones in gray."
+                "another place or scan in yellow, missing ones in gray. Or where its watermark is missing, in magenta; "
+                "where that cannot be told, in faint gray."
             ),
         )
 

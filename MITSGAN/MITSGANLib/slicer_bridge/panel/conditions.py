@@ -7,7 +7,7 @@ from slicer.i18n import tr as _
 
 from ..inspection import Inspection
 from ..targets import has_target
-from ..volumes import is_simulated_attack
+from ..volumes import is_simulated_attack, is_watermarked
 
 
 def missing_for(
@@ -16,17 +16,21 @@ def missing_for(
     target: slicer.vtkMRMLMarkupsNode | None,
     inspection: Inspection | None,
     has_model: bool,
+    lacks_key: bool,
 ) -> dict[str, str]:
     """What the user has to do first; empty when nothing.
 
     The names are "protect", "attack", "compare", "export", "export file" and "report".
 
     :param inspection: of the source volume.
+    :param lacks_key: whether a watermark is to be made, and no key file is chosen.
     """
     no_scan = "" if source else _("Select a CT volume.")
     if source and inspection and not inspection.is_ct:
         no_scan = inspection.problem
     no_model = "" if has_model else _("No protection model is installed.")
+    if lacks_key:
+        no_model = _("A watermark needs a key file: choose or make one in the section “Keys and signatures”.")
     no_protected = no_scan
     if not no_scan and (not protected or protected is source):
         no_protected = _("Protect the CT volume, or select its protected version.")
@@ -39,13 +43,16 @@ def missing_for(
     no_file = no_protected
     if not no_protected and is_simulated_attack(protected):
         no_file = _("A simulated attack is no protected volume; Slicer's own Save writes it, marked as what it is.")
+    no_report = no_target
+    if not no_protected and is_watermarked(protected):
+        no_report = _("The report is on what a model's protection does to an attack; a watermark does nothing to it.")
     return {
         "protect": no_scan or no_model,
         "attack": no_target,
         "compare": no_protected,
         "export": no_export,
         "export file": no_file,
-        "report": no_target,
+        "report": no_report,
     }
 
 
@@ -58,3 +65,13 @@ def missing_on_disk(*, has_scan: bool, can_open: bool) -> dict[str, str]:
     no_scan = "" if has_scan else _("Choose the folder or the file of a scan, or select a volume loaded from one.")
     no_key = "" if can_open else _("Choose the key file that the scan was sealed with, or type the passphrase.")
     return {"restore": no_scan or no_key, "verify": no_scan}
+
+
+def missing_for_watermark(checked: slicer.vtkMRMLScalarVolumeNode | None, *, has_key: bool) -> dict[str, str]:
+    """For "check watermark" what the user has to do first; empty when nothing.
+
+    :param checked: the volume whose watermark is sought.
+    """
+    no_scan = "" if checked else _("Select a CT volume.")
+    no_key = "" if has_key else _("Choose the key file that the volume was watermarked with.")
+    return {"check watermark": no_scan or no_key}

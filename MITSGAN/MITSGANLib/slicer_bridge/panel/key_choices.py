@@ -81,6 +81,13 @@ class KeyChoices:
         """
         return open_key(self.key.path, self._take_passphrase())
 
+    def open_key_file(self) -> Any:
+        """The key of the file, for a watermark; a passphrase will not do.
+
+        :raises InputError: it is no key file any more.
+        """
+        return open_key(self.key.path, "")
+
     def forget_passphrase(self) -> None:
         """Empty the field."""
         self._ui.passphraseLineEdit.clear()

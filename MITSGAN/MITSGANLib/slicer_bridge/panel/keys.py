@@ -1,4 +1,4 @@
-"""The section on keys and signatures: choosing and making key files, restoring originals, verifying scans."""
+"""The section on keys and signatures: key files, the way back to originals, and what was changed in scans."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import slicer
 from slicer.i18n import tr as _
 
+from ...errors import TargetError
 from ...seal.keys import is_private
 from ..change_map import set_changes_visible
 from ..layout import show_in_ordinary_views
 from ..locks import (
-    Checked,
     Locks,
     ScanOnDisk,
     key_identity,
@@ -23,17 +23,19 @@ from ..locks import (
     signing_key_identity,
 )
 from ..operations import free_folder
-from ..volumes import remove_result
+from ..targets import has_target, target_from_markups
+from ..volumes import remove_result, voxel_from_ras
 from . import sentences
 from .key_choices import ChosenPath, KeyChoices
 from .shared import Panel
 
 if TYPE_CHECKING:
+    from ...watermark import Check, Place
     from .compare import CompareSection
 
 
 class KeysSection:
-    """Keys for exports, the way back to an original, and what was changed in a signed scan.
+    """Keys for exports, the way back to an original, and what was changed in a signed or watermarked scan.
 
     :param compare: flickers no more once a map of changes is shown.
     """
@@ -44,6 +46,7 @@ class KeysSection:
         self.choices = KeyChoices(ui)
         panel.set_icon(ui.restoreButton, "Restore")
         panel.set_icon(ui.verifyButton, "Verify")
+        panel.set_icon(ui.checkWatermarkButton, "Verify")
         ui.passphraseLineEdit.connect("textChanged(QString)", self._on_passphrase_changed)
         for button, slot in (
             (ui.keyFileButton, self.choose_key_file),
@@ -59,6 +62,7 @@ class KeysSection:
             (ui.forgetScanButton, lambda: self.take_scan(None)),
             (ui.restoreButton, self.restore),
             (ui.verifyButton, self.verify),
+            (ui.checkWatermarkButton, self.check_watermark),
         ):
             button.connect("clicked()", slot)
 
@@ -191,14 +195,31 @@ class KeysSection:
                 panel.ensure_key_packages()
                 checked = panel.logic.verify(scan, self.choices.public.path, progress=progress)
                 panel.show_text(ui.keysResultLabel, sentences.about_check(scan.path.name, checked))
-                self._show_changes(parameters, checked)
+                self._make_room_for_map(parameters)
+                candidates = (parameters.protectedVolume, parameters.sourceVolume)
+                shown, _over = panel.logic.showChanges(checked, candidates, visible=parameters.showChanges)
+                parameters.changeMap = shown
 
-    def _show_changes(self, parameters: Any, checked: Checked) -> None:
+    def check_watermark(self) -> None:
+        """Tell where a volume's watermark is missing, and show it; cancel when that is under way."""
+        panel, ui = self._panel, self._panel.ui
+        if panel.jobs.press(ui.checkWatermarkButton):
+            return
+        with slicer.util.tryWithErrorDisplay(_("Failed to check the watermark.")):
+            panel.show_text(ui.keysResultLabel, "")
+            with panel.jobs.running(ui.checkWatermarkButton, ui.keysProgressBar, _("slices")) as progress:
+                parameters, node = panel.parameters, panel.parameters.checkedVolume
+                panel.ensure_key_packages()
+                check = panel.logic.checkWatermark(node, self.choices.open_key_file(), progress=progress)
+                place = _place_of_target(check, node, parameters.targetPoint)
+                panel.show_text(ui.keysResultLabel, sentences.about_watermark(node.GetName(), check, place))
+                self._make_room_for_map(parameters)
+                parameters.changeMap = panel.logic.showMissingWatermark(check, node, visible=parameters.showChanges)
+
+    def _make_room_for_map(self, parameters: Any) -> None:
         if parameters.changeMap:
             remove_result(parameters.changeMap)
         self._compare.leave()
-        candidates = (parameters.protectedVolume, parameters.sourceVolume)
-        parameters.changeMap = self._panel.logic.showChanges(checked, candidates, visible=parameters.showChanges)[0]
 
     def _ask_for_destination(self, scan: ScanOnDisk) -> Path | None:
         """Where to put a restored original, by default beside the scan; None when the user closes the dialog."""
@@ -240,3 +261,15 @@ class KeysSection:
     def _on_passphrase_changed(self, _text: str) -> None:
         # It can stand for a key file.
         self._panel.changed()
+
+
+def _place_of_target(
+    check: Check, node: slicer.vtkMRMLScalarVolumeNode, target: slicer.vtkMRMLMarkupsNode | None
+) -> Place | None:
+    """What is left of the watermark at the target; None without one in the volume."""
+    if not has_target(target):
+        return None
+    try:
+        return check.at(voxel_from_ras(node, target_from_markups(target)))
+    except TargetError:
+        return None

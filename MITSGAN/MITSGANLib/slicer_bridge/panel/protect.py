@@ -1,8 +1,9 @@
-"""The section that protects the selected volume: model, strength, device, and the button."""
+"""The section that protects the selected volume: model or watermark, strength, device, and the button."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
@@ -17,7 +18,11 @@ from .shared import Panel, select
 
 if TYPE_CHECKING:
     from .compare import CompareSection
+    from .keys import KeysSection
     from .volume import VolumeSection
+
+WATERMARK = "watermark"
+"""The watermark among the names of models, as the parameter node has it."""
 
 _DEVICE_MILLISECONDS = 100
 
@@ -27,13 +32,14 @@ class ProtectSection:
 
     :param volume: knows when the source is another.
     :param compare: shows results, which are of the last protection.
+    :param keys: has the key of a watermark.
     """
 
-    def __init__(self, panel: Panel, volume: VolumeSection, compare: CompareSection) -> None:
-        self._panel, self._volume, self._compare = panel, volume, compare
+    def __init__(self, panel: Panel, volume: VolumeSection, compare: CompareSection, keys: KeysSection) -> None:
+        self._panel, self._volume, self._compare, self._keys = panel, volume, compare, keys
         ui = panel.ui
-        for name, card in models.choices().items():
-            title, words = sentences.model(name, card)
+        choices = {name: sentences.model(name, card) for name, card in models.choices().items()}
+        for name, (title, words) in {**choices, WATERMARK: sentences.watermark()}.items():
             ui.modelComboBox.addItem(title, name)
             ui.modelComboBox.setItemData(ui.modelComboBox.count - 1, words, qt.Qt.ToolTipRole)
         for text, device in (
@@ -57,6 +63,10 @@ class ProtectSection:
         index = ui.modelComboBox.currentIndex
         ui.modelDescriptionLabel.text = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
         select(ui.deviceComboBox, parameters.device)
+        if parameters.model == WATERMARK:
+            self.device.forget()
+            ui.deviceDescriptionLabel.text = _("The watermark has one strength, and needs no network.")
+            return
         node = parameters.sourceVolume if self._panel.is_usable else None
         self.device.show(
             parameters.device,
@@ -83,22 +93,32 @@ class ProtectSection:
             panel.jobs.running(ui.protectButton, ui.protectProgressBar, _("slices")) as progress,
         ):
             parameters, source = panel.parameters, panel.parameters.sourceVolume
-            panel.ensure_packages()
-            protected = panel.logic.protect(
-                source,
-                parameters.model,
-                parameters.strengthHU or None,
-                device=parameters.device,
-                progress=progress,
-            )
+            protected = self._protected(parameters, progress)
             panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
             # Another source may have been selected by a script or another module meanwhile.
             if parameters.sourceVolume is source:
                 parameters.protectedVolume = protected
+                if parameters.model == WATERMARK:
+                    parameters.checkedVolume = protected
                 parameters.sourceAttacked = parameters.protectedAttacked = None
                 self._compare.discard(parameters)
                 show_in_ordinary_views(protected)
                 self._compare.refill()
+
+    def _protected(self, parameters: Any, progress: Callable[..., None]) -> slicer.vtkMRMLScalarVolumeNode:
+        panel = self._panel
+        if parameters.model == WATERMARK:
+            panel.ensure_key_packages()
+            key = self._keys.choices.open_key_file()
+            return panel.logic.watermark(parameters.sourceVolume, key, progress=progress)
+        panel.ensure_packages()
+        return panel.logic.protect(
+            parameters.sourceVolume,
+            parameters.model,
+            parameters.strengthHU or None,
+            device=parameters.device,
+            progress=progress,
+        )
 
     def _on_model_changed(self, index: int) -> None:
         if self._panel.parameters and index >= 0:

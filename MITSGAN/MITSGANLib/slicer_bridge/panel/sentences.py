@@ -12,16 +12,19 @@ from slicer.i18n import tr as _
 from ...errors import MITSGANError
 from ..inspection import Inspection
 from ..targets import has_target, is_placing, target_from_markups
-from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_attack, voxel_from_ras
+from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_attack, is_watermarked, voxel_from_ras
 
 if TYPE_CHECKING:
     from ...effect import Effect
     from ...models import ModelCard
     from ...seal import Restored
+    from ...watermark import Check, Place, Region
     from ..locks import Checked
 
 _FINDINGS_SHOWN = 12
+_REGIONS_SHOWN = 6
 _FINGERPRINT_SHOWN = 16
+_MOST = 0.5
 
 
 def model(name: str, card: ModelCard) -> tuple[str, str]:
@@ -36,6 +39,17 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
         "block-ai": (_("Block unauthorized AI: an experiment"), card.description),
     }
     return known.get(name, (card.name, card.description))
+
+
+def watermark() -> tuple[str, str]:
+    """The title of the watermark in the list of models, and what it does and does not."""
+    return (
+        _("Watermark, with a key"),
+        _(
+            "Hides signs within the scan's noise that only the key file can find. It stops no attack: it shows whoever "
+            "has the key what was painted over since, in a copy of any format."
+        ),
+    )
 
 
 def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> str:
@@ -59,6 +73,8 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
         lines.append(_("<b>This is a simulated attack, not a patient's scan.</b>"))
     elif node.GetAttribute(PROTECTED_ATTRIBUTE) == "true":
         lines.append(_("It is protected already; protecting it again adds to the change."))
+        if is_watermarked(node):
+            lines.append(_("It carries a watermark, which any further change weakens."))
     return "<br>".join([*lines, *(html.escape(warning) for warning in inspection.warnings)])
 
 
@@ -164,3 +180,70 @@ def about_check(name: str, checked: Checked) -> str:
 
 def _about_dicom_signatures(checked: Checked) -> list[str]:
     return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
+
+
+def about_watermark(name: str, check: Check, place: Place | None) -> str:
+    """What a check of the watermark in the volume of this name found; rich text.
+
+    :param place: what is left of it at the target; None without a target in the volume.
+    """
+    name = html.escape(name)
+    if not check.is_found:
+        words = _(
+            "{name}: <b>no watermark of this key found.</b> The volume has none or another key's, or it was cropped, "
+            "resampled, moved or strongly smoothed."
+        )
+        return words.format(name=name)
+    if check.is_degraded:
+        words = _(
+            "{name}: <b>watermark found, but {share:.0%} of it is left</b>, as after lossy compression or smoothing. "
+            "That is too little to list where it is missing."
+        )
+        lines = [words.format(name=name, share=check.gain)]
+    else:
+        lines = _about_regions(name, check)
+    if place is not None:
+        lines.append(_about_place(place))
+    elif not check.regions:
+        # CT-GAN's injector leaves the noise around a nodule as it was.
+        hint = _("Small changes, such as an added nodule, may not stand out: place a target to ask about a point.")
+        lines.append(hint)
+    return "<br>".join(lines)
+
+
+def _about_regions(name: str, check: Check) -> list[str]:
+    told = _("{share:.0%} of the marked tissue can be checked.").format(share=check.telling_share)
+    if check.telling_share < _MOST:
+        told += " " + _("Elsewhere the watermark is too weak, as in large voxels and where there is little noise.")
+    count = len(check.regions)
+    if not count:
+        words = _("{name}: <b>watermark found</b>; no place stands out where it is missing.")
+        return [words.format(name=name), told]
+    places = _("1 place") if count == 1 else _("{count} places").format(count=count)
+    words = _("{name}: <b>watermark MISSING in {places}</b>, the largest first (slices, rows, columns count from 0):")
+    lines = [words.format(name=name, places=places)]
+    lines += [f"• {_about_region(region)}" for region in check.regions[:_REGIONS_SHOWN]]
+    if count > _REGIONS_SHOWN:
+        lines.append(_("• and {count} more").format(count=count - _REGIONS_SHOWN))
+    return [*lines, told]
+
+
+def _about_region(region: Region) -> str:
+    k, j, i = region.kji
+    depth, height, width = region.size_mm
+    words = _(
+        "slice {k}, row {j}, column {i}: about {depth:.0f} × {height:.0f} × {width:.0f} mm, {share:.0%} of it is left"
+    )
+    return words.format(k=k, j=j, i=i, depth=depth, height=height, width=width, share=max(region.share, 0))
+
+
+def _about_place(place: Place) -> str:
+    if not place.can_tell:
+        return _("At the target: cannot be told, the watermark is too weak there.")
+    if place.is_missing:
+        words = _(
+            "At the target: <b>MISSING</b>. {share:.0%} of what is to be expected is in the {mm:.0f} mm around it."
+        )
+    else:
+        words = _("At the target: there. {share:.0%} of what is to be expected is in the {mm:.0f} mm around it.")
+    return words.format(share=max(place.seen / place.expected, 0), mm=place.window_mm)

@@ -37,13 +37,18 @@ class VolumeSection:
 
     def refresh(self) -> None:
         """Inspect the source whenever it is another node or has other voxels."""
-        node = self._panel.parameters.sourceVolume
+        parameters = self._panel.parameters
+        node = parameters.sourceVolume
         inspected = _identity(node)
         before, self._inspected = self._inspected, inspected
+        is_another = inspected and before and before[0] != inspected[0]
+        # A volume that is being deleted is still referred to here when it is no longer there.
+        if slicer.mrmlScene.IsNodePresent(node) and (is_another or not parameters.checkedVolume):
+            parameters.checkedVolume = node
         if inspected != before:
             with slicer.util.WaitCursor(show=node is not None):
                 self._panel.inspection = inspect_node(node) if node else None
-            if before and inspected and before[0] != inspected[0]:
+            if is_another:
                 self._compare.follow(node)
         self._panel.ui.inspectionLabel.text = sentences.about_volume(node, self._panel.inspection)
 

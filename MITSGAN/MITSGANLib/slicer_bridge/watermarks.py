@@ -1,0 +1,96 @@
+"""The keyed watermark on volume nodes: put in, looked for, and shown where it is missing.
+
+As in ``operations``, nothing enters the scene before all is computed. A key is used for one job and kept nowhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from .change_map import LEGEND_MISSING, LEGEND_UNTOLD, change_map_node, watermark_legend
+from .volumes import ct_from_node, node_from_volume, require_in_scene
+
+if TYPE_CHECKING:
+    from ..seal import Key
+    from ..volume import CTVolume
+    from ..watermark import Check
+
+logger = logging.getLogger(__name__)
+
+Compute = Callable[[Callable[[Any], Any], Any], Any]
+
+
+def watermark_node(
+    node: slicer.vtkMRMLScalarVolumeNode,
+    key: Key,
+    *,
+    progress: Callable[[int, int], None] | None,
+    compute: Compute,
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new node with the watermarked copy of a CT volume, under the same transform and study as the source.
+
+    :raises InputError: the node is no CT, or the key a passphrase.
+    """
+    volume = ct_from_node(node)
+
+    def work(report: Any) -> CTVolume:
+        from ..watermark import embed_watermark, watermark_key
+
+        return embed_watermark(volume, watermark_key(key), progress=report)
+
+    marked = compute(work, progress)
+    require_in_scene(node)
+    logger.info("MITSGAN watermarked %s", node.GetID())
+    return node_from_volume(marked, _("{name} watermarked").format(name=node.GetName()), node)
+
+
+def check_watermark_of_node(
+    node: slicer.vtkMRMLScalarVolumeNode,
+    key: Key,
+    *,
+    progress: Callable[[int, int], None] | None,
+    compute: Compute,
+) -> Check:
+    """Look for a key's watermark everywhere in a CT volume.
+
+    :param progress: called with 0 of 0 after the last slice: adding up takes a while more, nobody knows how long.
+    :raises InputError: the node is no CT, or the key a passphrase.
+    """
+    volume = ct_from_node(node)
+
+    def work(report: Any) -> Check:
+        from ..watermark import check_watermark, watermark_key
+
+        def in_slices(done: int, total: int) -> None:
+            if report:
+                report(*((done, total) if done < total else (0, 0)))
+
+        return check_watermark(volume, watermark_key(key), progress=in_slices)
+
+    check = compute(work, progress)
+    require_in_scene(node)
+    logger.info("MITSGAN checked the watermark of %s", node.GetID())
+    return check
+
+
+def missing_watermark_node(
+    check: Check, node: slicer.vtkMRMLScalarVolumeNode
+) -> slicer.vtkMRMLLabelMapVolumeNode | None:
+    """A new label map over the volume that was checked; None where the watermark is missing nowhere."""
+    return change_map_node(_labels(check), node, watermark_legend()) if check.regions else None
+
+
+def _labels(check: Check) -> CTVolume:
+    from ..watermark import ALTERED, UNKNOWN
+
+    # Where no watermark belongs, as in air, there is nothing to tell.
+    untold = (check.classes == UNKNOWN) & (check.expected[0] > 0)
+    shown = np.where(check.classes == ALTERED, LEGEND_MISSING, np.where(untold, LEGEND_UNTOLD, 0)).astype(np.uint8)
+    return dataclasses.replace(check, classes=shown).class_volume()
