@@ -1,4 +1,4 @@
-"""How long a protection will take here: one slice of the scan, timed."""
+"""How long a protection will take here: one slice of the scan, timed; of a mark, some of its cubes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+from .marking import DecisionMark, seconds_to_mark
 from .protector import Protector, load_protector, protect
 from .volume import CTVolume
 
@@ -17,8 +18,11 @@ def seconds_to_protect(volume: CTVolume, model: str | Protector, device: torch.d
     """An estimate for the whole scan, from its middle slice.
 
     :raises ModelError: when the model cannot be loaded.
+    :raises TargetError: when the model is a mark, and no lung is found.
     """
     ready = model if isinstance(model, Protector) else load_protector(model)
+    if isinstance(ready.generator, DecisionMark):
+        return seconds_to_mark(volume, ready.generator, device.type)
     middle = volume.shape[0] // 2
     one_slice = dataclasses.replace(volume, hu=volume.hu[middle : middle + 1])
     # The first run also pays for starting the device.

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     import torch
 
     from .generator import Generator
+    from .marking import DecisionMark
     from .tafim import TAFIM
 
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
 DEFAULT_PROTECTOR = "mitsgan-small"
 DEFAULT_ATTACKER = "ctgan-small"
+DECISION_MARK = "DecisionMark"
+"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
 MARK = "mark against diagnosis networks"
 """Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
@@ -117,14 +120,20 @@ def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_ATTACKER)
 
 
-def load_protector(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> tuple[Generator | TAFIM, ModelCard]:
-    """The network of a protector in evaluation mode, and its card.
+def load_protector(
+    name: str | os.PathLike[str], folder: Path = MODELS_FOLDER
+) -> tuple[Generator | TAFIM | DecisionMark, ModelCard]:
+    """The network of a protector in evaluation mode, or a mark with the networks that it misleads, and its card.
 
     :param name: a preset, an installed protector, or the path of a .safetensors file with its card beside it.
     :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
     path = protector_path(name, folder)
     tensors, card = read_weights(path)
+    if card.architecture.get("class") == DECISION_MARK:
+        from .marking import DecisionMark
+
+        return DecisionMark.of(tensors, card), card
     return fill(_protector_network(card), tensors, card), card
 
 
@@ -163,7 +172,9 @@ def _protector_network(card: ModelCard) -> Generator | TAFIM:
     kinds = {"Generator": (Generator, GeneratorConfig), "TAFIM": (TAFIM, TAFIMConfig)}
     kind = card.architecture.get("class")
     if kind not in kinds:
-        raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({', '.join(kinds)}).")
+        raise ModelError(
+            f"Model '{card.name}' is of class {kind}, not a protector ({', '.join([*kinds, DECISION_MARK])})."
+        )
     network, config = kinds[kind]
     try:
         return network(configuration(config, card))

@@ -14,6 +14,7 @@ from .budget import Budget, allowed_in_slices, apply_change
 from .devices import resolve_device
 from .errors import InputError, ModelError
 from .inference import SliceInference
+from .marking import DecisionMark, judged_places, mark_change
 from .volume import PROTECTION, CTVolume, ProcessingStep
 
 if TYPE_CHECKING:
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+_MARK_SLAB = 16  # slices whose allowed change is found at a time
+
 
 @dataclass(frozen=True)
 class Protector:
     """A network ready to run, the budget that bounds it, and the seed of its noise.
 
-    :param generator: MITS-GAN's generator, or TAFIM, which has a learned perturbation in place of noise and no seed.
+    :param generator: MITS-GAN's generator, or TAFIM, which has a learned perturbation in place of noise and no seed, or
+        a mark, which has a search with a seed in place of a network.
     :param digest: SHA-256 of the weights, recorded with every protected volume.
     """
 
     name: str
-    generator: Generator | TAFIM
+    generator: Generator | TAFIM | DecisionMark
     budget: Budget
     seed: int = 0
     digest: str = ""
@@ -79,22 +83,27 @@ def protect(
     :param model: name or path of a protector, or one that is already loaded (its own strength and seed hold then).
     :param batch_size: slices at a time; None finds it, on a GPU from the free memory. Too many become fewer.
     :param precision: "float32", "half" (GPU), or "auto"; see :class:`~.inference.SliceInference`.
-    :param progress: called with (finished slices, all slices) after each batch; may raise ``CancelledError``.
+    :param progress: called with (finished slices, all slices) after each batch; may raise ``CancelledError``. A mark
+        is searched in all slices at once, so that these are as many as its share of the search that is done.
     :raises ModelError: when the model is unknown, corrupt, or answers NaN.
+    :raises TargetError: when the model is a mark, and no lung is found.
     :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for one slice.
     """
     ready = model if isinstance(model, Protector) else load_protector(model, strength_hu=strength_hu, seed=seed)
     padding = volume.provenance.padding_hu
-    protected = np.empty_like(volume.hu)
 
     def allowed_in(hu: np.ndarray) -> np.ndarray:
         return allowed_in_slices(hu, ready.budget, volume.spacing_kji, padding)
 
-    options = {"device": device, "batch_size": batch_size, "precision": precision}
-    for slab, allowed, change in propose_change(volume.hu, ready, allowed_in, **options):
-        protected[slab] = apply_change(volume.hu[slab], change, allowed)
-        if progress:
-            progress(slab.stop, volume.shape[0])
+    if isinstance(ready.generator, DecisionMark):
+        protected = _marked(volume, ready, allowed_in, device, progress)
+    else:
+        protected = np.empty_like(volume.hu)
+        options = {"device": device, "batch_size": batch_size, "precision": precision}
+        for slab, allowed, change in propose_change(volume.hu, ready, allowed_in, **options):
+            protected[slab] = apply_change(volume.hu[slab], change, allowed)
+            if progress:
+                progress(slab.stop, volume.shape[0])
     step = ProcessingStep(
         PROTECTION,
         f"MITSGAN protection with model {ready.name}, at most {ready.budget.strength_hu:g} HU",
@@ -133,3 +142,28 @@ def propose_change(
         allowed = allowed_in(hu[slab])
         yield slab, allowed, network.change(hu[slab], allowed)
         start = slab.stop
+
+
+def _marked(
+    volume: CTVolume,
+    protector: Protector,
+    allowed_in: Callable[[np.ndarray], np.ndarray],
+    device: str,
+    progress: Progress | None,
+) -> np.ndarray:
+    """The voxels of the scan with a mark, whose search needs all slices at once."""
+    slices = volume.shape[0]
+    slabs = [slice(start, min(start + _MARK_SLAB, slices)) for start in range(0, slices, _MARK_SLAB)]
+    places = judged_places(volume)
+    allowed = np.concatenate([allowed_in(volume.hu[slab]) for slab in slabs])
+    change = mark_change(
+        volume.hu,
+        allowed,
+        places,
+        volume.spacing_kji,
+        protector.generator,
+        seed=protector.seed,
+        device=device,
+        progress=progress and (lambda done, passes: progress(done * slices // passes, slices)),
+    )
+    return np.concatenate([apply_change(volume.hu[slab], change[slab], allowed[slab]) for slab in slabs])

@@ -1,6 +1,6 @@
 """What a protection does to diagnosis networks: how often nodule judges are right, with it and without.
 
-Two questions, one measurement. The mark (miad-mark) is made to mislead these networks; the default protection must not
+Two questions, one measurement. The mark (miad-mark) is to mislead these networks; the default protection must not
 do so more often than noise of equal RMSE. Places with and without a nodule, as many of each, come from cubes of a
 dataset's validation side and from whole scans into which other patients' nodules are planted before protection.
 Arrays are (slice, row, column), HU.
@@ -20,6 +20,7 @@ from MITSGANLib.controls import equal_rmse_noise
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges import Judge
 from MITSGANLib.lungs import lung_mask, lung_positions
+from MITSGANLib.marking import DecisionMark
 from MITSGANLib.protector import Protector, propose_change, protect
 from MITSGANLib.seal import generate_key, restore, save_sealed
 from MITSGANLib.storage import load_volume, save_volume
@@ -29,6 +30,7 @@ from .evaluation.planting import draw_scenes, planted
 from .evaluation.statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
 from .nodules import Nodules
 from .training.judge_samples import Group
+from .training.marking import marked_cube
 
 CLEAN, MARKED, UNMARKED, RESTORED, NOISE = "clean", "marked", "unmarked", "restored", "noise"
 PROTECTED, PROTECTED_NOISE = "default", "default noise"
@@ -119,21 +121,20 @@ def cube_case(groups: Sequence[Group]) -> Case:
 def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: int) -> Case:
     """A whole scan with other patients' nodules planted into it, and as many places of lung far from them.
 
-    :param count: nodules wanted; as many as find room in one copy of the scan.
+    :param count: nodules wanted; as many as find room in one copy of the scan, beside as many places without.
     :raises TargetError: when no lung is found.
     """
-    scene = draw_scenes(volume, count, nodules, seed)[0]
-    found = [plant.kji for plant in scene.plants]
-    lung = lung_positions(volume, _CANDIDATES * count, seed, mask=lung_mask(volume))
+    plants = draw_scenes(volume, count, nodules, seed)[0].plants
+    lung = list(dict.fromkeys(lung_positions(volume, _CANDIDATES * count, seed, mask=lung_mask(volume))))
     spacing = np.array(volume.spacing_kji)
-    clear: list[tuple[int, int, int]] = []
-    for kji in dict.fromkeys(lung):
-        away = all(np.abs((np.array(kji) - other) * spacing).max() >= _APART_MM for other in [*found, *clear])
-        if away and len(clear) < len(found):
-            clear.append(kji)
-    found = found[: len(clear)]
-    yes = np.arange(2 * len(found)) < len(found)
-    return Case(name, planted(volume, scene.plants, nodules), (*found, *clear), yes, np.full(len(yes), name))
+    # In a small scan nodules could take all the room.
+    choices = [(plants[:n], _clear([one.kji for one in plants[:n]], lung, spacing)) for n in range(1, len(plants) + 1)]
+    plants, clear = max(choices, key=lambda choice: min(map(len, choice)))
+    pairs = min(len(plants), len(clear))
+    plants, clear = plants[:pairs], clear[:pairs]
+    yes = np.arange(2 * pairs) < pairs
+    places = (*(one.kji for one in plants), *clear)
+    return Case(name, planted(volume, plants, nodules), places, yes, np.full(len(yes), name))
 
 
 def make_arms(
@@ -145,15 +146,17 @@ def make_arms(
     draws: int = 3,
     device: str = "auto",
     folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> Arms:
     """Every version of a case's voxels, by arm; several draws of noise, one of all else.
 
     :param unmark: removes the mark from int16 slices (n, rows, columns); the arm is left out where None.
     :param folder: for the sealed scan while it is restored; a temporary one where None.
+    :param progress: called with (done, all) while the mark is made; may raise ``CancelledError``.
     :raises InputError: when the key does not give the clean scan back, voxel for voxel.
     """
     clean = case.volume
-    marked, protected = (_protected(case, protector, device) for protector in (mark, default))
+    marked, protected = _protected(case, mark, device, progress), _protected(case, default, device)
     arms = {CLEAN: [clean], MARKED: [marked]}
     arms[NOISE] = [equal_rmse_noise(clean, marked, seed) for seed in range(draws)]
     if unmark is not None:
@@ -197,7 +200,7 @@ class Study:
     """All answers, and what they were measured with. ``to_dict`` and ``to_markdown`` are its reports.
 
     :param judges: the judges' names, the white boxes first.
-    :param black_boxes: those among them that the mark was not trained against.
+    :param black_boxes: those among them that the mark does not know.
     :param cases: for each case its answers and, by arm, the RMSE in HU.
     :param facts: what else the report holds, JSON-ready.
     """
@@ -299,6 +302,20 @@ def described(protector: Protector) -> dict[str, Any]:
     }
 
 
+def _clear(
+    taken: Sequence[tuple[int, int, int]], candidates: Sequence[tuple[int, int, int]], spacing_kji: np.ndarray
+) -> list[tuple[int, int, int]]:
+    """Candidates far from all that is taken and from one another, at most as many as are taken."""
+    clear: list[tuple[int, int, int]] = []
+    for kji in candidates:
+        if len(clear) == len(taken):
+            break
+        others = np.array([*taken, *clear])
+        if (np.abs((others - kji) * spacing_kji).max(axis=1) >= _APART_MM).all():
+            clear.append(kji)
+    return clear
+
+
 def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]:
     """Up to ``count`` cubes with their patients, the groups taking turns, each one's own spread over all it has."""
     shares = [0] * len(groups)
@@ -313,21 +330,35 @@ def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]
     ]
 
 
-def _protected(case: Case, protector: Protector, device: str) -> CTVolume:
-    """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body."""
+def _protected(case: Case, protector: Protector, device: str, progress: Progress | None = None) -> CTVolume:
+    """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body.
+
+    A mark does not know where in a cube judges will be asked, and searches each cube with a seed of its own.
+    """
     volume = case.volume
     if not case.cubes:
-        return protect(volume, model=protector, device=device)
+        return protect(volume, model=protector, device=device, progress=progress)
+    step = ProcessingStep(PROTECTION, f"MITSGAN protection with model {protector.name}")
+    hu = np.empty_like(volume.hu)
+    if isinstance(protector.generator, DecisionMark):
+        edge = volume.shape[1]
+        for number in range(len(hu) // edge):
+            cube = slice(number * edge, (number + 1) * edge)
+            seed = int(np.random.default_rng((protector.seed, number)).integers(2**31))
+            found = (volume.hu[cube], volume.spacing_kji, protector.generator, protector.budget, seed, device)
+            hu[cube] = marked_cube(*found)
+            if progress:
+                progress(cube.stop, len(hu))
+        return volume.with_hu(hu, step)
 
     def allowed_in(hu: np.ndarray) -> np.ndarray:
         budget = protector.budget
         noise = None if budget.noise_share is None else local_noise(hu, volume.spacing_kji).at()
         return allowed_change(hu, budget, np.ones(hu.shape, bool), None, noise)
 
-    hu = np.empty_like(volume.hu)
     for slab, allowed, change in propose_change(volume.hu, protector, allowed_in, device=device):
         hu[slab] = apply_change(volume.hu[slab], change, allowed)
-    return volume.with_hu(hu, ProcessingStep(PROTECTION, f"MITSGAN protection with model {protector.name}"))
+    return volume.with_hu(hu, step)
 
 
 def _restored(clean: CTVolume, marked: CTVolume, folder: Path | None) -> CTVolume:

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from judge_data import untrained, write_judge
 from MITSGANLib import models
+from MITSGANLib.budget import Budget
+from MITSGANLib.judges import Judge, View
+from MITSGANLib.marking import DecisionMark, MarkConfig
 from MITSGANLib.volume import CTVolume
 from training_data import write_dataset
 
@@ -21,14 +24,12 @@ MARK = """
 task = "marking"
 name = "tiny-mark"
 judges = ["mine"]
-validation_samples = 4
-learning_rate = 1e-2
-[generator]
-trunk_filters = 4
-residual_blocks = 1
-output = "residual"
-unshuffle = 2
-grid = 2
+validation_samples = 2
+[search]
+passes = 3
+first_step = 0.6
+reach = 0.0
+false_mm = 32.0
 [budget]
 strength_hu = 300.0
 soft_tissue = 0.5
@@ -38,21 +39,20 @@ pixel_mm = [1.5, 2.0]
 [cubes.nodule]
 file = "nodules.npz"
 [training]
-steps = 4
-batch_size = 4
-validate_every = 2
-images_every = 4
-save_every = 2
+steps = 1
+batch_size = 1
 """
 UNMARK = """
 task = "unmarking"
 name = "tiny-unmark"
 protector = "tiny-mark"
+pairs = 4
+slices = 4
 validation_samples = 2
 [network]
 filters = 4
 layers = 2
-limit_hu = 100.0
+limit_hu = 300.0
 [cubes]
 slice_mm = [4.0]
 pixel_mm = [1.5, 2.0]
@@ -84,6 +84,30 @@ def write_mark_dataset(folder: Path, volume: CTVolume) -> Path:
     count = len(PATIENTS)
     np.savez(folder / "nodules.npz", hu=balls(count, 0), patient=np.array(PATIENTS), diameter_mm=np.full(count, 10.0))
     return folder
+
+
+def tiny_mark(**search: object) -> DecisionMark:
+    """A mark against the judge that :func:`write_mark_models` writes, three passes unless ``search`` says otherwise."""
+    judge = Judge("mine", "nodule", View("cube", 32), _trained_judge(), 0.5, "digest of mine")
+    return DecisionMark(
+        (judge,), MarkConfig(**{"passes": 3, "first_step": 0.6, "reach": 0.0, "false_mm": 32.0, **search})
+    )
+
+
+def write_mark(path: Path, mark: DecisionMark, **changes: object) -> models.ModelCard:
+    """The model file of a mark, its card with changes."""
+    fields = {
+        "name": path.stem,
+        "kind": models.MARK,
+        "architecture": mark.architecture(),
+        "training": {"inputs": {judge.name: judge.digest for judge in mark.judges}},
+        "budget": Budget(strength_hu=40.0).to_dict(),
+        **dict.fromkeys(("description", "limits", "command", "commit"), ""),
+        "data": {},
+        "figures": {},
+        "seed": 0,
+    }
+    return models.write_weights(path, mark.tensors(), models.ModelCard(**fields | changes))
 
 
 def write_mark_models(folder: Path) -> Path:

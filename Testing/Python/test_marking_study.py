@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mark_data import balls, write_mark_dataset, write_mark_models
+from mark_data import balls, tiny_mark, write_mark, write_mark_dataset, write_mark_models
 from MITSGANLib import models
 from MITSGANLib.budget import Budget
 from MITSGANLib.errors import InputError, OutputError
@@ -18,10 +18,15 @@ from MITSGANLib.generator import Generator, GeneratorConfig
 from MITSGANLib.judges import load_judge
 from MITSGANLib.protector import Protector
 from MITSGANLib.storage import save_volume
+from MITSGANLib.volume import CTVolume
 from MITSGANTrainingLib import marking_study as study
 from MITSGANTrainingLib.commandline import main
+from MITSGANTrainingLib.commands import diagnose as command
 from MITSGANTrainingLib.nodules import Nodules
+from MITSGANTrainingLib.samples import Dataset
+from MITSGANTrainingLib.training import nodule_samples
 from MITSGANTrainingLib.training.judge_samples import Group
+from MITSGANTrainingLib.training.nodule_samples import split_nodules, training_nodules
 
 CONFIG = GeneratorConfig(trunk_filters=4, residual_blocks=1, output="residual", unshuffle=2, grid=2)
 CUBE = slice(1, 49)
@@ -60,7 +65,7 @@ def judges(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mark() -> Protector:
-    return Protector("mark", network(1), Budget(strength_hu=40.0, soft_tissue=0.5), digest="1")
+    return Protector("mark", tiny_mark(), Budget(strength_hu=40.0, soft_tissue=0.5), digest="1")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +125,16 @@ class TestArms:
     def test_the_mark_stays_within_its_budget(self, arms, mark):
         clean, marked = (arms[arm][0].hu.astype(int) for arm in (study.CLEAN, study.MARKED))
         assert (np.abs(marked - clean) <= mark.budget.fraction(clean) * mark.budget.strength_hu + 1e-6).all()
+
+    def test_each_cube_has_a_mark_of_its_own(self, case, mark):
+        """Two equal cubes: neither the other nor a judge's place is known, and the seeds differ."""
+        twice = np.concatenate([case.volume.hu[:48]] * 2)
+        pair = dataclasses.replace(case, volume=CTVolume(twice), places=case.places[:2])
+        seen = []
+        marked = study._protected(pair, mark, "cpu", lambda done, total: seen.append((done, total))).hu
+        assert seen == [(48, 96), (96, 96)]
+        assert not np.array_equal(marked[:48], marked[48:])
+        assert not np.array_equal(marked[:48], twice[:48])
 
     def test_a_share_of_the_noise_bounds_the_default_protection(self, arms):
         assert 0 < study.rmse_hu(arms, study.PROTECTED) < 0.5 * 20
@@ -181,26 +196,21 @@ class TestFigures:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, phantom):
-    """A dataset, a judge, the mark as a file, and a scan."""
+    """A dataset, a judge, the mark as a file, a scan, and a few of its slices."""
     root = tmp_path_factory.mktemp("command")
     write_mark_dataset(root / "dataset", phantom.volume)
     write_mark_models(root)
     digest = load_judge("mine", root).digest
+    write_mark(root / "mark.safetensors", tiny_mark(passes=1, false_mm=64.0), training={"inputs": {"mine": digest}})
+    small = {"class": "Generator", "config": dataclasses.asdict(CONFIG)}
     texts = dict.fromkeys(("description", "limits", "command", "commit"), "")
-    for name, seed, judge in (("mark", 1, digest), ("small", 2, "")):
-        card = models.ModelCard(
-            name,
-            models.MARK if name == "mark" else "protector",
-            architecture={"class": "Generator", "config": dataclasses.asdict(CONFIG)},
-            data={},
-            training={"inputs": {"mine": judge}},
-            figures={},
-            seed=0,
-            budget=Budget(strength_hu=40.0).to_dict(),
-            **texts,
-        )
-        models.write_weights(root / f"{name}.safetensors", models.half_precision(network(seed)), card)
-    save_volume(phantom.volume, root / "scan.nrrd")
+    card = models.ModelCard(
+        "small", "protector", architecture=small, data={}, training={}, figures={}, seed=0,
+        budget=Budget(strength_hu=40.0).to_dict(), **texts,
+    )  # fmt: skip
+    models.write_weights(root / "small.safetensors", models.half_precision(network(2)), card)
+    for name, part in (("scan", slice(16, 32)), ("thin", slice(22, 26))):
+        save_volume(dataclasses.replace(phantom.volume, hu=phantom.volume.hu[part]), root / f"{name}.nrrd")
     return root
 
 
@@ -231,6 +241,16 @@ class TestCommand:
         assert record["black_boxes"] == []
         assert str(tmp_path) not in json.dumps(record)
 
+    def test_nodules_of_the_validation_side_are_planted_where_there_are_any(self, folder, monkeypatch):
+        data = Dataset.open(folder / "dataset")
+        theirs = split_nodules(training_nodules(folder / "dataset" / "nodules.npz"), data, ["a"])["validation"]
+        found = command._nodules_to_plant(data, "nodules.npz", ["a"])
+        assert set(found.patients) == set(theirs.patients) != set()
+        monkeypatch.setattr(nodule_samples, "split_nodules", lambda *_: {"validation": theirs.of([])})
+        drawn = command._nodules_to_plant(data, "nodules.npz", [])
+        assert np.array_equal(drawn.hu, command._nodules_to_plant(data, "", []).hu)
+        assert not set(drawn.patients) & set(theirs.patients)
+
     def test_scans_are_measured_too_and_not_named(self, diagnose, folder, tmp_path, capsys):
         assert diagnose(tmp_path / "report", "--scans", str(folder / "scan.nrrd"), "--places", "1") == 0
         record = (tmp_path / "report" / "diagnose.json").read_text()
@@ -257,7 +277,7 @@ class TestCommand:
         assert [path.name for path in (tmp_path / "report").iterdir()] == ["mine"]
 
     def test_protect_says_what_the_mark_is(self, folder, tmp_path, capsys):
-        arguments = ["protect", str(folder / "scan.nrrd")]
+        arguments = ["protect", str(folder / "thin.nrrd")]
         mark = ["--model", str(folder / "mark.safetensors"), "--device", "cpu"]
         assert main([*arguments, str(tmp_path / "a.nrrd"), *mark]) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "mislead diagnosis" in line]

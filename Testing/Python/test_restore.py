@@ -26,8 +26,9 @@ from MITSGANLib.budget import Budget
 from MITSGANLib.dicom.private_block import get_entry, remove_entries, set_entry
 from MITSGANLib.errors import InputError, MITSGANError, OutputError
 from MITSGANLib.generator import Generator, GeneratorConfig
+from MITSGANLib.marking import DecisionMark
 from MITSGANLib.models import available_protectors
-from MITSGANLib.protector import Protector, protect
+from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.seal import generate_key, passphrase_key, restore, save_sealed, sealing, write_key_file
 from MITSGANLib.seal.file_original import StoredImage
 from MITSGANLib.seal.keys import Key, ScryptCost
@@ -556,7 +557,12 @@ def test_every_model_that_is_installed(tmp_path, phantom, name):
     stored[:, 64, 40:48] = -1023, 3070, -1024, 3071, -32768, 32767, -950, 3069
     paths = CTSeries(stored, spacing=phantom.volume.spacing, intercept=0).write(tmp_path / "in")
     original = load_volume(tmp_path / "in")
-    protected = protect(original, model=name, device="cpu")
+    ready = load_protector(name)
+    if isinstance(ready.generator, DecisionMark):
+        # One pass of its search changes voxels as well as forty do.
+        once = dataclasses.replace(ready.generator.config, passes=1)
+        ready = dataclasses.replace(ready, generator=dataclasses.replace(ready.generator, config=once))
+    protected = protect(original, model=ready, device="cpu")
     assert (protected.hu != original.hu).any()
     save_sealed(protected, original, tmp_path / "out", KEY)
     restore(tmp_path / "out", tmp_path / "back", KEY)

@@ -5,21 +5,28 @@ a removal network has cleaned, and those restored with a key (equal to clean, or
 equal RMSE. The default protection is measured with the same networks: it should change no more decisions than noise.
 
 Places with and without a nodule, as many of each, come from the validation side of a prepared dataset, and from whole
-scans (--scans) into which nodules of other patients are planted before protection. OUTPUT gets diagnose.json and
-diagnose.md.
+scans (--scans) into which nodules are planted before protection: the validation side's of at most 20 mm from --nodules,
+or synthetic ones. The mark does not know these places; it is searched anew in every cube, which takes seconds, and in
+every scan, which takes minutes. OUTPUT gets diagnose.json and diagnose.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MITSGANLib import models
 from MITSGANLib.atomic import atomic_folder, refuse_existing_folder
 from MITSGANLib.errors import InputError
 
 from .. import options as shared
+
+if TYPE_CHECKING:
+    from ..nodules import Nodules
+    from ..samples import Dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME_OR_FILE",
-        help="nodule judges to ask (default: all installed); those that the mark was trained against are white boxes",
+        help="nodule judges to ask (default: all installed); those that the mark's file holds are white boxes",
     )
     parser.add_argument("--unmark", type=Path, metavar="FILE", help="removal network, a .safetensors file")
     parser.add_argument(
@@ -45,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
     parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
     parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of places and of the mark's noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of places and of the mark's search (default: 0)")
     shared.add_device(parser)
     shared.add_overwrite(parser)
 
@@ -57,7 +64,6 @@ def run(options: argparse.Namespace) -> None:
     from MITSGANLib.storage import load_volume
 
     from .. import marking_study as study
-    from ..evaluation.planting import SYNTHETIC, NoduleFile
     from ..samples import Dataset
     from ..training.marking import CubeSampling
     from ..training.nodule_samples import NoduleSampling, NoduleSource
@@ -87,22 +93,23 @@ def run(options: argparse.Namespace) -> None:
         unmark = lambda hu: unmarked(hu, network)  # noqa: E731 - the network is bound here alone
     held_out = tuple(trained.get("held_out", ()))
     shared.note("Reading the dataset's validation side")
-    source = NoduleSource.of(
-        Dataset.open(options.dataset), "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out
-    )
+    data = Dataset.open(options.dataset)
+    source = NoduleSource.of(data, "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out)
     cases = [study.cube_case(source.groups())]
     if options.scans:
-        nodules = NoduleFile.of(SYNTHETIC).read()
+        nodules = _nodules_to_plant(data, options.nodules, held_out)
         for number, path in enumerate(options.scans, start=1):
             scan = load_volume(path)
             cases.append(study.scan_case(f"scan {number}", scan, nodules, options.places, options.seed))
     found = {}
-    with shared.progress_bar("Measuring", "case") as progress:
-        for number, case in enumerate(cases):
-            arms = study.make_arms(case, mark, default, unmark=unmark, draws=options.noise, device=options.device)
-            rmse = {arm: study.rmse_hu(arms, arm) for arm in arms}
-            found[case.name] = (list(study.answers(case, arms, judges)), rmse)
-            progress(number + 1, len(cases))
+    for case in cases:
+        shared.note(f"Measuring on {case.name}")
+        with shared.progress_bar("Marking", "slice") as progress:
+            arms = study.make_arms(
+                case, mark, default, unmark=unmark, draws=options.noise, device=options.device, progress=progress
+            )
+        rmse = {arm: study.rmse_hu(arms, arm) for arm in arms}
+        found[case.name] = (list(study.answers(case, arms, judges)), rmse)
     black = tuple(judge.name for judge in judges if judge.digest not in white)
     facts = {
         "judges": {judge.name: {"sha256": judge.digest, "threshold": judge.threshold} for judge in judges},
@@ -125,3 +132,17 @@ def run(options: argparse.Namespace) -> None:
         (folder / "diagnose.md").write_text(text, "utf-8")
     shared.say(text)
     shared.say(f"Wrote {options.output}")
+
+
+def _nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:
+    """Of the validation side's patients where a file of nodules is given and has any that can be planted, or drawn."""
+    from ..evaluation.planting import SYNTHETIC, NoduleFile
+    from ..training.nodule_samples import split_nodules, training_nodules
+
+    if file:
+        path = data.folder / file
+        patients = split_nodules(training_nodules(path), data, held_out)["validation"].patients
+        nodules = NoduleFile.of(path).read().of(sorted(set(patients.tolist())))
+        if len(nodules.hu):
+            return nodules
+    return NoduleFile.of(SYNTHETIC).read()

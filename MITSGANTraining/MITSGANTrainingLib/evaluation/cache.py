@@ -36,6 +36,7 @@ _CODE = (
     "MITSGANLib.hounsfield",
     "MITSGANLib.inference",
     "MITSGANLib.judge_networks",
+    "MITSGANLib.marking",
     "MITSGANLib.judges",
     "MITSGANLib.lungs",
     "MITSGANLib.metrics",

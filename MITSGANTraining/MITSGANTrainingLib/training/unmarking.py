@@ -1,12 +1,15 @@
 """Training of a network that removes the mark, to measure how well the mark bears removal. It does not ship.
 
-Whoever has the marking network can mark scans of their own and learn to undo it: that is what is trained here, on pairs
-of marked and clean cubes, slice by slice.
+Whoever has the mark's file can mark scans of their own and learn to undo it: that is what is trained here, slice by
+slice, on pairs of marked and clean cubes. The mark takes seconds for each cube, so that a number of cubes is marked
+once, and their slices are drawn, flipped and turned again and again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +17,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from MITSGANLib import models
-from MITSGANLib.budget import Budget, allowed_change
-from MITSGANLib.errors import ModelError
-from MITSGANLib.generator import draw_noise, hu_to_network
+from MITSGANLib.budget import Budget
+from MITSGANLib.errors import InputError, ModelError
+from MITSGANLib.generator import hu_to_network
+from MITSGANLib.marking import DecisionMark
 from MITSGANLib.volume import hu_from_float
 from torch import nn
 
 from .configuration import Count, Positive, Share
 from .engine import Learner, Loss, Product, Step, Task, Training, cosine
 from .inputs import Inputs, fingerprint
-from .marking import CubeGrids, CubeSampling, GridDraw
+from .marking import CubeGrids, CubeSampling, marked_cube
 from .team import mean_over_team
+
+logger = logging.getLogger(__name__)
 
 _KIND = "remover of marks"
 
@@ -89,19 +95,33 @@ def unmarked(hu: np.ndarray, network: Unmarker) -> np.ndarray:
 class UnmarkingConfig:
     """The removal network and how it is trained.
 
-    :param protector: the marking network, by name (looked up in the folder of models that is written to, then among
-        the installed ones) or as a file.
+    :param protector: the mark, by name (looked up in the folder of models that is written to, then among the installed
+        ones) or as a file.
+    :param pairs: cubes that are marked to learn from, half of them with a nodule; those that validate come on top.
+    :param slices: slices of each cube in a step.
     """
 
     name: str = "unmark"
     protector: str = "miad-mark"
     network: UnmarkerConfig = field(default_factory=UnmarkerConfig)
     cubes: CubeSampling = field(default_factory=CubeSampling)
+    pairs: Count = 48
+    slices: Count = 8
     learning_rate: Positive = 2e-3
     last_rate: Share = 0.05
-    validation_samples: Count = 48
+    validation_samples: Count = 8
     held_out: tuple[str, ...] = ("LIDC-IDRI-0001", "RIDER-Pilot-0117")
     sources: str = ""
+
+
+@dataclass(frozen=True)
+class PairDraw:
+    """Slices of a pair: of which cube, which of them, whether flipped, and by how many quarters turned."""
+
+    pair: int
+    slices: tuple[int, ...]
+    flipped: bool
+    quarter_turns: int
 
 
 class UnmarkingTask(Task[UnmarkingConfig]):
@@ -113,15 +133,16 @@ class UnmarkingTask(Task[UnmarkingConfig]):
     def __init__(self, config: UnmarkingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
         local = (inputs.models / "protectors" / f"{config.protector}.safetensors").is_file()
-        self._marker, self._card = models.load_protector(
+        self._mark, self._card = models.load_protector(
             config.protector, inputs.models if local else models.MODELS_FOLDER
         )
-        self._marker.to(inputs.device)
+        if not isinstance(self._mark, DecisionMark):
+            raise InputError(f"The protector {self._card.name} is no mark that is searched; name another.")
         self._budget = Budget(**self._card.budget)
         self._training, self._validation = (
             CubeGrids(inputs, part, config.cubes, config.held_out) for part in ("training", "validation")
         )
-        self.samples_per_epoch = len(self._training.source)
+        self.samples_per_epoch = config.pairs
         self.network = Unmarker(config.network)
         optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
         self.learners = {"unmarker": Learner(self.network, optimizer, cosine(config.last_rate))}
@@ -133,24 +154,40 @@ class UnmarkingTask(Task[UnmarkingConfig]):
             self._card.name: self._card.sha256,
         }
 
-    def draw(self, step: Step) -> Sequence[GridDraw]:
-        return self._training.draw(step.batch_size, step.rng())
+    def draw(self, step: Step) -> Sequence[PairDraw]:
+        rng = step.rng()
+        depths = [len(clean) for clean, _marked in self._pairs]
+        return [
+            PairDraw(
+                pair,
+                tuple(rng.integers(depths[pair], size=self.config.slices).tolist()),
+                bool(rng.random() < 0.5),
+                int(rng.integers(4)),
+            )
+            for pair in step.indices(len(depths))
+        ]
 
-    def losses(self, samples: Sequence[GridDraw], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        clean, marked = self._pairs(self._training, samples)
-        error = (networks["unmarker"](marked) - clean).abs().mean()
-        mark = (marked - clean).abs().mean()
-        yield Loss("unmarker", error / self._budget.strength_hu, {"left": mean_over_team(error / mark.clamp_min(1e-3))})
+    def losses(self, samples: Sequence[PairDraw], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        errors, marks = [], []
+        for one in samples:  # one by one: cubes on different grids have different sizes
+            clean, marked = (self._slices(cube, one) for cube in self._pairs[one.pair])
+            errors.append((networks["unmarker"](marked) - clean).square().mean())
+            marks.append((marked - clean).square().mean())
+        error, mark = torch.stack(errors).mean(), torch.stack(marks).mean()
+        left = (error.detach() / mark.clamp_min(1e-3)).sqrt()
+        # Not the absolute error, of which a network has least that leaves all as it is: the likeliest change is none.
+        yield Loss("unmarker", error / self._budget.strength_hu**2, {"left": mean_over_team(left)})
 
     def validate(self) -> Mapping[str, float]:
-        """Mean absolute error, as a share of the mark's strength and (left) of the mark itself."""
-        rng = np.random.default_rng((self.training.seed, 1))
-        found = []
-        for _ in range(-(-self.config.validation_samples // self.training.batch_size)):
-            clean, marked = self._pairs(self._validation, self._validation.draw(self.training.batch_size, rng))
-            error, mark = (self.network(marked) - clean).abs().mean().item(), (marked - clean).abs().mean().item()
-            found.append({"loss": error / self._budget.strength_hu, "left": error / max(mark, 1e-3)})
-        return {name: round(float(np.mean([one[name] for one in found])), 4) for name in found[0]}
+        """Mean square error as a share of the squared strength, and the RMSE (left) as a share of the mark's own."""
+        errors, marks = [], []
+        for pair in self._validation_pairs:
+            clean, marked = (torch.from_numpy(cube).float().to(self.inputs.device) for cube in pair)
+            errors.append((self.network(marked) - clean).square().mean().item())
+            marks.append((marked - clean).square().mean().item())
+        error, mark = float(np.mean(errors)), float(np.mean(marks))
+        found = {"loss": error / self._budget.strength_hu**2, "left": (error / max(mark, 1e-3)) ** 0.5}
+        return {name: round(value, 4) for name, value in found.items()}
 
     def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.network.load_state_dict(tensors)
@@ -171,17 +208,32 @@ class UnmarkingTask(Task[UnmarkingConfig]):
             limits="For measuring only. It does not give back the original; the key does.",
         )
 
-    def _pairs(self, grids: CubeGrids, drawn: Sequence[GridDraw]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices of the cubes, clean and marked, float32 (n, rows, columns) in whole HU, both of one noise."""
-        clean = grids.hu(drawn).flatten(0, 1)
-        allowed = torch.from_numpy(
-            allowed_change(hu_from_float(clean.numpy()), self._budget, np.ones(clean.shape, bool))
-        )
-        clean, config = clean.to(self.inputs.device), self._marker.config
-        noise = draw_noise(clean.shape[-2:], config.noise, drawn[0].noise_seed).to(clean.device)
-        with torch.no_grad():
-            share = self._marker(hu_to_network(clean, config.hu_window).unsqueeze(1), noise).squeeze(1)
-        return clean, clean + (share * allowed.to(clean.device)).round()
+    @functools.cached_property
+    def _pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self._marked(self._training, self.config.pairs, 0)
+
+    @functools.cached_property
+    def _validation_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self._marked(self._validation, self.config.validation_samples, 1)
+
+    def _marked(self, grids: CubeGrids, count: int, stream: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Cubes, clean and marked, int16 (slices, rows, columns); two at a time lie on one grid."""
+        rng = np.random.default_rng((self.training.seed, stream))
+        pairs = []
+        while len(pairs) < count:
+            drawn = grids.draw(2, rng)
+            for one, cube in zip(drawn, grids.hu(drawn), strict=True):
+                clean, device = hu_from_float(cube.numpy()), self.inputs.device.type
+                marked = marked_cube(clean, one.spacing_kji, self._mark, self._budget, one.mark_seed, device)
+                pairs.append((clean, marked))
+            logger.info("Marked %d of %d cubes", min(len(pairs), count), count)
+        return pairs[:count]
+
+    def _slices(self, cube: np.ndarray, drawn: PairDraw) -> torch.Tensor:
+        """float32 (n, rows, columns) on the device."""
+        slices = cube[list(drawn.slices)]
+        slices = np.rot90(slices[:, ::-1] if drawn.flipped else slices, drawn.quarter_turns, axes=(1, 2))
+        return torch.from_numpy(slices.astype(np.float32)).to(self.inputs.device)
 
 
 TASK = UnmarkingTask

@@ -36,7 +36,15 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
             _("{description} At three times its strength.").format(description=card.description),
         ),
         "paper": (_("After the paper: for comparison only"), card.description),
-        "block-ai": (_("Block unauthorized AI: an experiment"), card.description),
+        "block-ai": (
+            _("Block unauthorized AI: hides nodules from some networks"),
+            _(
+                "An experiment, made to mislead diagnosis software, authorized or not. Of the nodules that the two "
+                "networks it knows find, it hid half to four fifths, of a third network's a fifth to two fifths; on "
+                "one small scan fewer. It changes at most 36 HU, takes minutes, and hides nothing from readers. Export "
+                "with a key, and restore the original before any software reads it."
+            ),
+        ),
     }
     return known.get(name, (card.name, card.description))
 
