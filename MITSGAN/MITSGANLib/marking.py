@@ -20,15 +20,13 @@ import numpy as np
 
 from .devices import resolve_device
 from .errors import InputError, ModelError, TargetError
-from .judges import Judge, View, build_network
+from .judges import Judge, View, build_network, load_judge
 from .lungs import lung_mask
-from .models import DECISION_MARK, configuration, fill, half_precision
+from .models import DECISION_MARK, MODELS_FOLDER, ModelCard, configuration, fill, half_precision
 from .volume import CTVolume
 
 if TYPE_CHECKING:
     import torch
-
-    from .models import ModelCard
 
 Progress = Callable[[int, int], None]
 Voxel = tuple[int, int, int]
@@ -129,6 +127,9 @@ class DecisionMark:
             for found in card.architecture["judges"]:
                 prefix = f"{found['name']}/"
                 own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+                if not own:
+                    judges.append(_installed_judge(found["name"], found["sha256"], card))
+                    continue
                 network = fill(build_network(found["class"], found["config"]), own, card)
                 view, threshold = View(**found["view"]), float(found["threshold"])
                 judges.append(Judge(found["name"], "nodule", view, network, threshold, found["sha256"]))
@@ -139,8 +140,18 @@ class DecisionMark:
             ) from error
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The judges' weights, in half precision as they ship, each under its judge's name."""
-        return {f"{j.name}/{key}": tensor for j in self.judges for key, tensor in half_precision(j.network).items()}
+        """What a model's file holds: the SHA-256 of each judge, and the weights of those that are not installed.
+
+        Weights are in half precision, each under its judge's name; installed ones are not shipped twice.
+        """
+        import torch
+
+        digests = " ".join(judge.digest for judge in self.judges)
+        found = {"judges_sha256": torch.frombuffer(bytearray(digests.encode()), dtype=torch.uint8)}
+        for judge in self.judges:
+            if not _is_installed(judge):
+                found |= {f"{judge.name}/{key}": tensor for key, tensor in half_precision(judge.network).items()}
+        return found
 
     def architecture(self) -> dict[str, Any]:
         """What a card says, to be read back by :meth:`of`; JSON-ready."""
@@ -156,6 +167,27 @@ class DecisionMark:
             for judge in self.judges
         ]
         return {"class": DECISION_MARK, "config": dataclasses.asdict(self.config), "judges": judges}
+
+
+def _is_installed(judge: Judge) -> bool:
+    try:
+        card = ModelCard.read(MODELS_FOLDER / "judges" / f"{judge.name}.json")
+    except ModelError:
+        return False
+    return card.sha256 == judge.digest
+
+
+def _installed_judge(name: str, sha256: str, card: ModelCard) -> Judge:
+    """
+    :raises ModelError: when it is another one than the mark was made with, or missing.
+    """
+    judge = load_judge(name)
+    if judge.digest != sha256:
+        raise ModelError(
+            f"Mark '{card.name}' was made with another judge '{name}' than the installed one; make it anew with "
+            "train.py, or reinstall the extension."
+        )
+    return judge
 
 
 def judged_places(volume: CTVolume) -> np.ndarray:

@@ -27,10 +27,11 @@ from MITSGANLib.errors import InputError, ModelError, OutputError
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
-from MITSGANTrainingLib import collection, inventory, trees
+from MITSGANTrainingLib import collection, inventory, protection, trees
 from MITSGANTrainingLib.collection import Change, CollectionConfig, Report, measure_change, protect_collection
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.inventory import RECORDS, SUMMARY, take_stock
+from MITSGANTrainingLib.protection import load_protection
 from MITSGANTrainingLib.workers import Outcome, run_all
 from pydicom import DataElement, Dataset
 from pydicom.dataset import FileMetaDataset
@@ -387,13 +388,15 @@ class TestFailures:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
         series().write(tmp_path / "tree")
-        monkeypatch.setattr(collection, "protect", full)
+        monkeypatch.setattr(protection, "protect", full)
         (failure,) = run().failed
         assert "fewer processes" in failure.reason
 
     def test_a_worker_with_another_model_is_refused(self, tmp_path, run, model, monkeypatch):
-        other = dataclasses.replace(load_protector(model), digest="0" * 64)
-        monkeypatch.setattr(collection, "_protector", lambda *_: other)
+        here = load_protection(model)
+        there = dataclasses.replace(here, protector=dataclasses.replace(here.protector, digest="0" * 64))
+        loaded = iter([here, there])
+        monkeypatch.setattr(collection, "load_protection", lambda *_: next(loaded))
         series().write(tmp_path / "tree")
         assert "differs on this machine" in run().failed[0].reason
         assert not outputs(tmp_path / "out")
@@ -501,7 +504,7 @@ class TestResume:
         assert precious.read_text() == "mine"
 
     @pytest.mark.parametrize(
-        ("module", "moment"), [(collection, "protect"), (collection, "save_volume"), (trees, "write_record")]
+        ("module", "moment"), [(protection, "protect"), (collection, "save_volume"), (trees, "write_record")]
     )
     def test_stopping_keeps_what_is_finished_and_nothing_half_done(
         self, tree, tmp_path, run, monkeypatch, module, moment
@@ -778,7 +781,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         series().write(tmp_path / "tree")
-        monkeypatch.setattr(collection, "protect", stop)
+        monkeypatch.setattr(protection, "protect", stop)
         assert main(arguments) == 130
         assert "the same command continues" in capsys.readouterr().err
         assert not outputs(tmp_path / "out")

@@ -15,7 +15,7 @@ from MITSGANLib import marking, models
 from MITSGANLib.budget import Budget, allowed_change, allowed_in_slices
 from MITSGANLib.duration import seconds_to_protect
 from MITSGANLib.errors import CancelledError, InputError, ModelError, TargetError
-from MITSGANLib.judges import Judge, View
+from MITSGANLib.judges import Judge, View, load_judge
 from MITSGANLib.marking import DecisionMark, MarkConfig, judged_places, mark_change, places_inside
 from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.volume import CTVolume
@@ -251,8 +251,24 @@ class TestFile:
     )
     def test_a_card_that_does_not_fit_is_refused(self, path, change):
         write_mark(path, tiny_mark(), architecture=change(tiny_mark().architecture()))
-        with pytest.raises(ModelError, match="mine"):
+        with pytest.raises(ModelError, match=r"mine|other"):
             load_protector(path)
+
+    def test_installed_judges_are_not_stored_twice(self, tmp_path):
+        judge = load_judge("nodule-plain")
+        mark = DecisionMark((judge, *tiny_mark().judges), MarkConfig())
+        assert not any(name.startswith("nodule-plain/") for name in mark.tensors())
+        assert any(name.startswith("mine/") for name in mark.tensors())
+        card = write_mark(tmp_path / "both.safetensors", mark)
+        read = load_protector(tmp_path / "both.safetensors").generator.judges[0]
+        assert (read.digest, read.threshold, read.view) == (judge.digest, judge.threshold, judge.view)
+        views = np.random.default_rng(0).normal(-800, 100, (2, 32, 32, 32))
+        np.testing.assert_array_equal(read.score_views(views), judge.score_views(views))
+
+        judges = [{**card.architecture["judges"][0], "sha256": "0" * 64}]
+        write_mark(tmp_path / "other.safetensors", mark, architecture={**card.architecture, "judges": judges})
+        with pytest.raises(ModelError, match="another judge 'nodule-plain'"):
+            load_protector(tmp_path / "other.safetensors")
 
     def test_a_judge_of_something_else_is_refused(self):
         forensic = Judge("forensic", "forgery", SQUARES, untrained("SquaresNetwork"), 0.5)
