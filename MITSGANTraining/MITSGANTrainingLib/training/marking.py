@@ -189,7 +189,7 @@ class MarkingTask(Task[MarkingConfig]):
             kind=models.MARK,
             description=(
                 "MADE TO MISLEAD DIAGNOSIS NETWORKS: after MIAD-MARK, a change bounded in HU, searched on the scan "
-                "itself so that networks miss nodules and see others that are not there. How often they do: "
+                "itself so that networks miss nodules. How often they do: "
                 "docs/miad-mark.md. Seal with a key. Takes minutes."
             ),
             architecture=self.mark.architecture(),
