@@ -1,8 +1,9 @@
 """Tell where a watermarked scan was painted over, with the key of "mitsgan protect --watermark".
 
-The watermark lies in the voxels themselves, so copies may be in any format, without headers, in part, or lossily
-compressed; rows, columns and position have to be those of the original. "mitsgan verify" is stricter: it finds every
-change of a signed file, but only in the file that was signed. What the watermark misses: docs/watermark.md.
+The watermark lies in the voxels themselves, so copies may be in any format, without headers, or in part; rows, columns
+and position have to be those of the original. Small nodules may show only where --voxel asks; after lossy compression
+nothing can be listed at all. "mitsgan verify" is stricter: it finds every change, but only against what was signed.
+What the watermark misses: docs/watermark.md.
 """
 
 from __future__ import annotations

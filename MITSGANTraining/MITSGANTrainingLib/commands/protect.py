@@ -1,4 +1,4 @@
-"""Protect a scan, or a whole collection: a bounded, seeded change that makes generative tampering fail more visibly.
+"""Protect a scan, or a whole collection: a bounded change meant to disturb generative tampering, or a keyed watermark.
 
 The output is a new scan of the same geometry: a folder becomes a derived DICOM series, a file gets the format of its
 suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
