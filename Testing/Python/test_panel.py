@@ -673,6 +673,8 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
         # Put back afterwards: the other tests hold on to these.
         monkeypatch.setitem(sys.modules, name, module)
     loaded.ui.strengthSpinBox.value = 4.0
+    # A thread that imports while modules are exchanged, here or at the end, would leave some of either kind.
+    wait_until(lambda: not loaded.protect.device.is_asking)
     loaded.onReload()
     assert "MITSGANLib.slicer_bridge.panel.jobs" in sys.modules
     assert [name for name in library if sys.modules.get(name) is library[name]] == []
@@ -681,6 +683,7 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     assert again.ui.strengthSpinBox.value == 4.0
     again.ui.strengthSpinBox.value = 5.0
     assert loaded.ui.strengthSpinBox.value == 4.0, "the old panel listens no more"
+    wait_until(lambda: not again.protect.device.is_asking)
     again.cleanup()
 
 
