@@ -168,6 +168,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneEndBatchProcess)
         # Quitting waits for work in progress: the application calls cleanup only after it.
         slicer.app.connect("lastWindowClosed()", self.panel.jobs.cancel)
         self.initializeParameterNode()
@@ -225,6 +226,10 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self.initializeParameterNode()
 
+    def onSceneEndBatchProcess(self, _caller, _event) -> None:
+        """Show what was not shown while nodes came and went: a scene opened in place of another ends its import so."""
+        self._onParametersModified()
+
     def initializeParameterNode(self) -> None:
         """Make sure that a parameter node exists, is observed and has a source volume if the scene has one."""
         self.setParameterNode(self.logic.getParameterNode())
@@ -252,7 +257,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
 
     def _onParametersModified(self, _caller=None, _event=None) -> None:
-        # While a scene is read its nodes are half there; the end of the import calls again.
+        # While a scene is read its nodes are half there; the end of the batch calls again.
         if not self._parameterNode or self.panel.is_closed or slicer.mrmlScene.IsBatchProcessing():
             return
         for section in (self.volume, self.protect, self.attack, self.compare, self.keys):

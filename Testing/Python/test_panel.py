@@ -123,6 +123,10 @@ def place_target(panel, kji):
     assert "Click" in panel.ui.targetDescriptionLabel.text
     parameters = panel._parameterNode
     ras = bridge().ras_from_voxel(parameters.sourceVolume, kji)
+    # Slicer takes a click only in views that show the list.
+    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    display = parameters.targetPoint.GetDisplayNode()
+    assert [node.GetName() for node in views if not display.IsDisplayableInView(node.GetID())] == []
     assert slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == parameters.targetPoint.GetID()
     parameters.targetPoint.AddControlPointWorld(vtk.vtkVector3d(ras))
     interaction.SetCurrentInteractionMode(interaction.ViewTransform)
@@ -351,6 +355,19 @@ def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin)
     loaded.ui.samplePhantomButton.click()
     assert composites()["source"].GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
     assert composites()["protected"].GetBackgroundVolumeID() is None
+
+
+def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
+    parameters = attack(loaded, scan)
+    assert bridge().comparison_is_shown()
+    k, j, i = scan.nodule_kji
+    place_target(loaded, (k, j - 4, i))
+    assert loaded.ui.targetDescriptionLabel.text.startswith(f"Slice {k}, row {j - 4}, column {i}")
+    loaded.ui.simulateAttackButton.click()
+    target = parameters.targetPoint.GetDisplayNode()
+    for view in bridge().VIEWS.values():
+        slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        assert not target.IsDisplayableInView(slice_node.GetID()), "it covers what is compared"
 
 
 def test_heatmaps_follow_the_controls(loaded, scan):
@@ -706,22 +723,28 @@ def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
     assert node_names() == before
 
 
+def save_scene(folder):
+    """Save the scene and the data of all its nodes, as Slicer's Save dialog does."""
+    scene = slicer.mrmlScene
+    scene.SetRootDirectory(str(folder))
+    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
+        if node.GetSaveWithScene() and node.GetDefaultStorageNodeClassName():
+            node.AddDefaultStorageNode()
+            storage = node.GetStorageNode()
+            name = f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"
+            storage.SetFileName(str(folder / name))
+            assert storage.WriteData(node), node.GetName()
+    scene.SetURL(str(folder / "scene.mrml"))
+    assert scene.Commit()
+
+
 def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
     parameters.strengthHU = 7.5
     attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
     scene = slicer.mrmlScene
-    scene.SetRootDirectory(str(tmp_path))
-    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
-        if node.GetSaveWithScene() and node.GetDefaultStorageNodeClassName():
-            node.AddDefaultStorageNode()
-            storage = node.GetStorageNode()
-            name = f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"
-            storage.SetFileName(str(tmp_path / name))
-            assert storage.WriteData(node), node.GetName()
-    scene.SetURL(str(tmp_path / "scene.mrml"))
-    assert scene.Commit()
+    save_scene(tmp_path)
     assert "Jane" not in (tmp_path / "scene.mrml").read_text()
 
     scene.Clear(False)
@@ -752,6 +775,29 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     parameters = loaded._parameterNode
     assert parameters.sourceAttacked.GetName() == attacked
     assert (parameters.summary, parameters.metricsTable.GetNumberOfRows() > 20) == (summary, True)
+
+
+def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
+    """As a scene bundle is opened: closing and reading are one batch, which ends only after the import."""
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
+    save_scene(tmp_path)
+    scene = slicer.mrmlScene
+    scene.Clear(False)
+    add_scan(loaded, scan.volume, "Other CT")
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Connect()
+    assert loaded._parameterNode.sourceVolume.GetName() == "CT"
+    assert loaded.ui.sourceVolumeSelector.currentNode().GetName() == "CT"
+    assert "Looks like CT" in loaded.ui.inspectionLabel.text
+    assert attacked in loaded.ui.attackedLabel.text
+    assert loaded.ui.summaryLabel.text == summary
+    assert loaded.ui.removeRadioButton.checked
+    assert loaded.ui.simulateAttackButton.enabled
+    assert composites()["source attacked"].GetForegroundVolumeID() == (
+        loaded._parameterNode.sourceAttackedHeatmap.GetID()
+    )
 
 
 def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, module):

@@ -24,6 +24,10 @@ def new_target_list() -> slicer.vtkMRMLMarkupsFiducialNode:
 
 def start_placing(node: slicer.vtkMRMLMarkupsFiducialNode) -> None:
     """Let the next click in a view put a point into the list."""
+    node.CreateDefaultDisplayNodes()
+    # Slicer takes no click in a view that does not show the list, and the comparison keeps the last target out of its
+    # views (see ``layout.keep_out_of_comparison``).
+    node.GetDisplayNode().RemoveAllViewNodeIDs()
     logic = slicer.modules.markups.logic()
     logic.SetActiveList(node)
     logic.StartPlaceMode(False)
