@@ -21,17 +21,54 @@ T = TypeVar("T")
 _INTERVAL_SECONDS = 0.02
 
 
+class _Collection:
+    """Python's collection of garbage, off while somebody needs that."""
+
+    def __init__(self) -> None:
+        self._holders, self._was_enabled = 0, False
+
+    def pause(self) -> None:
+        if not self._holders:
+            self._was_enabled = gc.isenabled()
+            gc.disable()
+        self._holders += 1
+
+    def resume(self) -> None:
+        self._holders -= 1
+        if not self._holders and self._was_enabled:
+            gc.enable()
+
+
+_collection = _Collection()
+
+
 class BackgroundTask:
-    """A function that runs in a thread from the moment this object is made."""
+    """A function that runs in a thread from the moment this object is made.
+
+    Whoever makes it calls :meth:`wait` until that says True, or :meth:`abandon`: no garbage is collected before.
+    Collecting it in the thread, as an import of a large package would, could destroy objects of the interface there,
+    which crashes; nothing here makes much of it.
+    """
 
     def __init__(self, work: Callable[[], Any]) -> None:
+        _collection.pause()
+        self._is_holding = True
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MITSGAN")
         self._future = executor.submit(work)
         executor.shutdown(wait=False)
 
     def wait(self, seconds: float) -> bool:
         """Let the work go on for at most ``seconds``; True when it has ended."""
-        return bool(wait([self._future], timeout=seconds).done)
+        ended = bool(wait([self._future], timeout=seconds).done)
+        if ended:
+            self.abandon()
+        return ended
+
+    def abandon(self) -> None:
+        """Collect garbage again, though the function may still run: nobody waits for it."""
+        if self._is_holding:
+            self._is_holding = False
+            _collection.resume()
 
     def result(self) -> Any:
         """What the function returned; what it raised is raised here."""
@@ -55,15 +92,11 @@ def run_in_background(
             raise CancelledError("Canceled.")
         reports.put(arguments)
 
-    # Collecting garbage in the thread could destroy objects of the interface there, which crashes; nothing here makes
-    # much of it.
-    collected = gc.isenabled()
-    gc.disable()
+    task = BackgroundTask(lambda: work(report))
     try:
-        return _wait(BackgroundTask(lambda: work(report)), reports, stop, progress, keep_alive)
+        return _wait(task, reports, stop, progress, keep_alive)
     finally:
-        if collected:
-            gc.enable()
+        task.abandon()
 
 
 def _wait(

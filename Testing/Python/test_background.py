@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
-from MITSGANLib.background import Pace, run_in_background
+from MITSGANLib.background import BackgroundTask, Pace, run_in_background
 from MITSGANLib.errors import CancelledError, InputError
 
 
@@ -65,6 +66,34 @@ def test_cancel_stops_the_work_at_its_next_report(by):
     with pytest.raises(CancelledError, match="enough"):
         run_in_background(work, cancel if by == "progress" else None, cancel if by == "keep_alive" else lambda: None)
     assert stopped == [True]
+
+
+def test_no_garbage_is_collected_while_a_thread_works():
+    """It would be collected in that thread, and with it objects of the interface."""
+    assert gc.isenabled()
+    release = threading.Event()
+    first = BackgroundTask(lambda: release.wait(30) and gc.isenabled())
+    assert run_in_background(lambda _report: gc.isenabled(), None, lambda: None) is False
+    assert not first.wait(0)
+    assert not gc.isenabled(), "the other thread still works"
+    release.set()
+    assert first.wait(30)
+    assert first.result() is False
+    assert gc.isenabled()
+    abandoned = BackgroundTask(lambda: release.wait(30))
+    abandoned.abandon()
+    assert gc.isenabled()
+    abandoned.wait(30)
+    assert gc.isenabled()
+
+
+def test_garbage_is_collected_again_after_an_interruption():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_background(lambda _report: None, None, interrupt)
+    assert gc.isenabled()
 
 
 def test_pace_by_a_given_clock():

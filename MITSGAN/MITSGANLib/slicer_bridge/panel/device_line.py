@@ -73,6 +73,8 @@ class DeviceLine:
         """Ask no more at all; a question under way runs to its end unheard."""
         self._timer.stop()
         self.forget()
+        if self._task is not None:
+            self._task.abandon()
 
     def _ask(self) -> None:
         if self._wanted is None:
