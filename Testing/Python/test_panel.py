@@ -547,6 +547,40 @@ def test_declined_packages_are_no_error(loaded, standin, monkeypatch):
     assert node_names() == before
 
 
+@pytest.mark.parametrize("found", ["torch, torchvision", "torch"])
+@pytest.mark.usefixtures("module")
+def test_an_installed_torch_is_used_as_it_is(standin, monkeypatch, found):
+    """With or without the PyTorch extension; and no other package may bring another torch."""
+    from MITSGANLib.slicer_bridge import packages
+
+    asked, said = [], []
+    monkeypatch.setattr(packages, "are_installed", lambda *names: set(names) <= set(found.split(", ")))
+    monkeypatch.setattr(standin.packaging, "pip_ensure", lambda wanted, **_options: asked.extend(wanted))
+    packages.ensure_packages(ROOT / "MITSGAN" / "Resources" / "requirements.txt", said.append)
+    names = [requirement.name for requirement in asked]
+    assert "scikit-image" in names
+    assert ("lpips" in names) == (found != "torch")
+    assert said == []
+
+
+@pytest.mark.usefixtures("module")
+def test_without_torch_its_extension_is_asked_for(monkeypatch):
+    from MITSGANLib.errors import CancelledError, DependencyError
+    from MITSGANLib.slicer_bridge import packages
+
+    path, said = ROOT / "MITSGAN" / "Resources" / "requirements.txt", []
+    monkeypatch.setattr(packages, "are_installed", lambda *_names: False)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    with pytest.raises(DependencyError, match="PyTorch extension"):
+        packages.ensure_packages(path, said.append)
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = lambda: types.SimpleNamespace(installTorch=lambda **_options: None)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    with pytest.raises(CancelledError, match="PyTorch is needed"):
+        packages.ensure_packages(path, said.append)
+    assert "takes minutes" in said[0]
+
+
 def test_an_older_slicer_is_told_what_is_missing(loaded, standin, monkeypatch):
     monkeypatch.delattr(slicer, "packaging")
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)
@@ -682,6 +716,29 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
     sample_data.downloadSamples = lambda _name: []
     click_failing(panel.ui.sampleChestButton, "check the connection")
     assert "Failed to load the sample" in standin.errors[-1]
+
+
+def test_leaving_during_the_download_keeps_the_sample(panel, scan, standin, monkeypatch):
+    def download(name):
+        standin.leave(panel)
+        return [bridge().node_from_volume(scan.volume, name)]
+
+    sample_data = types.ModuleType("SampleData")
+    sample_data.downloadSamples = download
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    panel.ui.sampleChestButton.click()
+    assert standin.errors == []
+    standin.enter(panel)
+    assert panel._parameterNode.sourceVolume.GetName() == "CTChest"
+
+
+def test_no_events_are_processed_while_the_parameter_node_is_shown(panel, scan, standin, monkeypatch):
+    """They may be those of a user who closes the scene or leaves the module."""
+    before = []
+    monkeypatch.setattr(standin.app, "processEvents", lambda: before.append(panel.ui.inspectionLabel.text))
+    add_scan(panel, scan.volume)
+    assert "Looks like CT" in panel.ui.inspectionLabel.text
+    assert before == []
 
 
 def test_reload_brings_in_the_library_anew(loaded, monkeypatch):

@@ -226,9 +226,23 @@ class TestKeyFiles:
     def test_only_what_keys_need_is_installed(self, panel, dialogs, key_file, monkeypatch):
         asked = []
         packaging = sys.modules["slicer.packaging"]
-        monkeypatch.setattr(packaging, "pip_ensure", lambda wanted, requester: asked.append((wanted, requester)))
+        monkeypatch.setattr(
+            packaging, "pip_ensure", lambda wanted, requester: asked.append(([one.name for one in wanted], requester))
+        )
         choose(panel, dialogs, "keyFile", key_file)
         assert asked == [(["cryptography"], "MITSGAN")]
+
+    @pytest.mark.parametrize("what", ["keyFile", "newKey", "newSigningKey"])
+    def test_declined_packages_are_no_error(self, panel, dialogs, key_file, tmp_path, standin, monkeypatch, what):
+        def decline(_wanted, requester):
+            raise RuntimeError(f"User declined package installation for {requester}")
+
+        monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_ensure", decline)
+        choose(panel, dialogs, what, key_file if what == "keyFile" else tmp_path / "new.key")
+        assert standin.errors == []
+        assert "packages are needed" in panel.ui.statusLabel.text
+        assert panel.ui.keyFileLineEdit.text == panel.ui.signingKeyLineEdit.text == ""
+        assert not (tmp_path / "new.key").exists()
 
 
 class TestFileExport:

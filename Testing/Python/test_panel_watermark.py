@@ -136,7 +136,9 @@ class TestProtect:
     def test_the_result_is_a_protected_volume(self, keyed, ct, marked, monkeypatch, standin):
         ui, asked, progress = keyed.ui, [], []
         packaging = sys.modules["slicer.packaging"]
-        monkeypatch.setattr(packaging, "pip_ensure", lambda wanted, requester: asked.append((wanted, requester)))
+        monkeypatch.setattr(
+            packaging, "pip_ensure", lambda wanted, requester: asked.append(([one.name for one in wanted], requester))
+        )
         source = add_scan(keyed, ct)
         transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
         source.SetAndObserveTransformNodeID(transform.GetID())

@@ -22,13 +22,14 @@ def are_installed(*names: str) -> bool:
 def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
     """Offer to install what is missing: PyTorch through its extension, the rest through Slicer's packaging.
 
-    A PyTorch that can be imported is used as it is, with or without the extension.
+    A PyTorch that can be imported is used as it is, with or without the extension. Where it came without torchvision,
+    lpips is left out, which would bring a torchvision that replaces it; LPIPS is then not measured, and tables say why.
 
     :param say: tells the user what takes so long.
     :raises DependencyError: when PyTorch is missing and so is its extension, or Slicer is older than 5.12.
     :raises CancelledError: when the user does not want the packages.
     """
-    if not are_installed("torch", "torchvision"):
+    if not are_installed("torch"):
         try:
             import PyTorchUtils
         except ModuleNotFoundError as error:
@@ -42,7 +43,9 @@ def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
         say("")
 
     packaging = _packaging()
-    _ensure(packaging, packaging.load_requirements(requirements_path))
+    left_out = () if are_installed("torchvision") else ("lpips",)
+    requirements = packaging.load_requirements(requirements_path)
+    _ensure(packaging, [requirement for requirement in requirements if requirement.name not in left_out])
 
 
 def ensure_key_packages(requirements_path: str) -> None:
@@ -53,7 +56,7 @@ def ensure_key_packages(requirements_path: str) -> None:
     """
     packaging = _packaging()
     requirements = packaging.load_requirements(requirements_path)
-    _ensure(packaging, [requirement for requirement in requirements if str(requirement).startswith(_KEY_PACKAGE)])
+    _ensure(packaging, [requirement for requirement in requirements if requirement.name == _KEY_PACKAGE])
 
 
 def _packaging() -> ModuleType:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import slicer
 import vtk
+from packaging.requirements import Requirement
 from PySide6 import QtWidgets
 
 from . import parameters, widgets
@@ -113,7 +114,8 @@ class Application:
     def setOverrideCursor(self, _cursor):
         pass
 
-    restoreOverrideCursor = processEvents
+    def restoreOverrideCursor(self):
+        pass
 
 
 class DicomDatabase:
@@ -219,9 +221,9 @@ class StandIn:
         for kind, value in (("", _Module), ("Widget", _Widget), ("Logic", _Logic), ("Test", _Test)):
             setattr(base, f"ScriptedLoadableModule{kind}", value)
         monkeypatch.setattr(_Widget, "load", staticmethod(self.load), raising=False)
-        packaging = types.ModuleType("slicer.packaging")
+        packaging = self.packaging = types.ModuleType("slicer.packaging")
         self.ensured = []
-        packaging.load_requirements = lambda path: Path(path).read_text().splitlines()
+        packaging.load_requirements = _load_requirements
         packaging.pip_ensure = lambda _requirements, requester: self.ensured.append(requester)
         for module in (widgets.qt_module(), widgets.ctk_module(), base, packaging, parameters.module()):
             monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -263,6 +265,12 @@ class StandIn:
         parent.setLayout(QtWidgets.QVBoxLayout())
         parent.setFixedWidth(width)
         return parent
+
+
+def _load_requirements(path):
+    """``slicer.packaging.load_requirements``: objects, without comments and options."""
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
 
 
 def new_scene():

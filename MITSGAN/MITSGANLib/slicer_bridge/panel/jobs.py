@@ -83,8 +83,6 @@ class JobRunner:
         try:
             with self.showing_error():
                 yield self._progress(bar, unit)
-        except CancelledError as canceled:
-            self.say(str(canceled))
         finally:
             self._button = None
             if not self._closed:
@@ -94,11 +92,14 @@ class JobRunner:
 
     @contextmanager
     def showing_error(self) -> Iterator[None]:
-        """Leave what went wrong in the panel, where it can still be read when the message box is closed."""
+        """Leave what went wrong in the panel, where it can still be read when the message box is closed.
+
+        What the user canceled, or declined, is no error: it is said and goes no further.
+        """
         try:
             yield
-        except CancelledError:
-            raise
+        except CancelledError as canceled:
+            self.say(str(canceled))
         except Exception as error:
             self.say(str(error))
             if not self._closed:

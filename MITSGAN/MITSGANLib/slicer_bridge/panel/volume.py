@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -46,7 +49,7 @@ class VolumeSection:
         if slicer.mrmlScene.IsNodePresent(node) and (is_another or not parameters.checkedVolume):
             parameters.checkedVolume = node
         if inspected != before:
-            with slicer.util.WaitCursor(show=node is not None):
+            with _wait_cursor():
                 self._panel.inspection = inspect_node(node) if node else None
             if is_another:
                 self._compare.follow(node)
@@ -61,13 +64,15 @@ class VolumeSection:
         with slicer.util.tryWithErrorDisplay(_("Failed to load the sample."), waitCursor=True):
             import SampleData
 
+            # The download lets the user open another module.
+            parameters = self._panel.parameters
             nodes = SampleData.downloadSamples("CTChest")
             if not nodes:
                 raise InputError(
                     _("The sample could not be downloaded; check the connection, or use the synthetic thorax.")
                 )
             set_window(nodes, LUNG)
-            self._panel.parameters.sourceVolume = nodes[0]
+            parameters.sourceVolume = nodes[0]
 
     def load_phantom(self) -> None:
         """Make the synthetic thorax; cancel when that is under way."""
@@ -80,6 +85,16 @@ class VolumeSection:
         ):
             parameters = panel.parameters
             parameters.sourceVolume = panel.logic.loadPhantom(progress)
+
+
+@contextmanager
+def _wait_cursor() -> Iterator[None]:
+    """Slicer's own WaitCursor processes events, which may close the scene while the parameter node is being shown."""
+    slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
+    try:
+        yield
+    finally:
+        slicer.app.restoreOverrideCursor()
 
 
 def _identity(node: Any) -> tuple[str, int] | None:
