@@ -194,8 +194,9 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self) -> None:
         """Reload the library together with the module (developer mode)."""
-        jobs = self.panel.jobs
-        if jobs.button:
+        # None after a set-up that failed, which is what a reload may have been pressed for.
+        jobs = self.panel and self.panel.jobs
+        if jobs and jobs.button:
             jobs.cancel()
             jobs.say(_("Canceling; reload again when it has stopped."))
             return

@@ -12,6 +12,7 @@ class attack:  # noqa: N801 - Slicer looks for a class of the file's name
     """Keeps this script out of Slicer's module list: Slicer takes every Python file beside a module for a module."""
 
     def __init__(self, parent):
+        parent.title = "MITSGAN command: attack"
         parent.hidden = True
 
 

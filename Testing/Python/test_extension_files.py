@@ -209,7 +209,8 @@ def test_what_lies_beside_a_module_is_quiet_when_slicer_starts(script, capsys, m
     spec.loader.exec_module(module)
     parent = types.SimpleNamespace()
     getattr(module, script)(parent)
-    assert vars(parent) == {"hidden": True}, "shown in no list of modules"
+    assert parent.hidden, "found by no search for modules"
+    assert parent.title == f"MITSGAN command: {script}", "the settings list hidden modules, too, by their titles"
     assert not hasattr(module, f"{script}Widget")
     assert set(sys.modules) == before, "start-up imports nothing for it"
     assert capsys.readouterr() == ("", "")

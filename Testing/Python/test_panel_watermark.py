@@ -333,6 +333,8 @@ class TestCheck:
         second = add_scan(keyed, ct, "Second")
         assert parameters.checkedVolume is second
         slicer.mrmlScene.RemoveNode(second)
+        assert parameters.sourceVolume is parameters.checkedVolume is first, "Slicer's selectors fall back on one above"
+        slicer.mrmlScene.RemoveNode(first)
         assert parameters.sourceVolume is parameters.checkedVolume is None
         assert keyed.ui.checkedVolumeSelector.currentNode() is None
 

@@ -10,6 +10,7 @@ import types
 from xml.etree import ElementTree
 
 import shiboken6
+import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtUiTools import QUiLoader
@@ -97,6 +98,7 @@ class _NodeComboBox(QtWidgets.QComboBox):
         self._scene = scene
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent):
             scene.AddObserver(event, self._fill)
+        scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._leave_out)
         self._fill()
 
     def currentNode(self):
@@ -108,6 +110,22 @@ class _NodeComboBox(QtWidgets.QComboBox):
         # Of a node that it does not list, Slicer makes none: several parameters may refer to one that is being deleted.
         node_id = node.GetID() if node else None
         self.setCurrentIndex(self._ids.index(node_id) if node_id in self._ids else 0)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _leave_out(self, scene, _event, node):
+        """As in Slicer, a node's row goes before the node does, and Qt then selects the row before it."""
+        if not shiboken6.isValid(self) or scene.IsClosing() or node.GetID() not in self._ids:
+            return
+        current = QtWidgets.QComboBox.currentIndex(self)
+        index = self._ids.index(node.GetID())
+        self._filling = True
+        self.removeItem(index)
+        del self._ids[index]
+        if current == index:
+            self.setCurrentIndex(index - 1)
+        self._filling = False
+        if current == index:
+            self._emit()
 
     def _fill(self, *_event):
         if not shiboken6.isValid(self):
