@@ -29,7 +29,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise DependencyError(f"Unknown device '{name}'; choose one of {', '.join(DEVICES)}.")
     if name == "cuda" and not torch.cuda.is_available():
         raise DependencyError(
-            "No usable NVIDIA GPU was found; choose --device cpu, or install a CUDA build of PyTorch."
+            "No usable NVIDIA GPU was found; choose the CPU (--device cpu), or install a CUDA build of PyTorch."
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 

@@ -221,8 +221,8 @@ class SliceInference:
             slices = len(hu)
         if slices == 1:
             raise DependencyError(
-                "The GPU's memory is too small for a single slice; close other programs that use it, or choose "
-                "--device cpu."
+                "The GPU's memory is too small for a single slice; close other programs that use it, or choose the "
+                "CPU (--device cpu)."
             )
         devices.release_memory(self._device)
         self.batch_size, self._finds_batch = -(-slices // 2), False

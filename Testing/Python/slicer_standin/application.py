@@ -22,10 +22,14 @@ from . import parameters, widgets
 class _PlotView:
     """Keeps the slot that a module connects, so that a test can click a point."""
 
-    def connect(self, _signal, slot):
+    _SIGNAL = "dataSelected(vtkStringArray*,vtkCollection*)"
+
+    def connect(self, signal, slot):
+        assert signal.replace(" ", "") == self._SIGNAL
         self.slot = slot
 
-    def disconnect(self, _signal, _slot):
+    def disconnect(self, signal, _slot):
+        assert signal.replace(" ", "") == self._SIGNAL
         self.slot = None
 
 
@@ -82,7 +86,7 @@ class Application:
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._logic.SetMRMLScene(scene)
         self._layout_manager = LayoutManager(scene)
-        self._slots = {}
+        self._slots = {"startupCompleted()": [], "lastWindowClosed()": []}
 
     def applicationLogic(self):
         return self._logic
@@ -91,15 +95,15 @@ class Application:
         return self._layout_manager
 
     def connect(self, signal, slot):
-        self._slots.setdefault(signal, []).append(slot)
+        self._slots[signal].append(slot)
 
     def disconnect(self, signal, slot):
-        if slot in self._slots.get(signal, []):
+        if slot in self._slots[signal]:
             self._slots[signal].remove(slot)
 
     def emit(self, signal):
         """Call what is connected, as the application would."""
-        for slot in list(self._slots.get(signal, [])):
+        for slot in list(self._slots[signal]):
             slot()
 
     def processEvents(self):

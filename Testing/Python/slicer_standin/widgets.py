@@ -20,9 +20,15 @@ _FUNCTIONS = {"sizeHint", "minimumSizeHint", "singleShot"}
 
 
 def _by_signature(function, sender, *arguments):
-    """``connect`` and ``disconnect`` by PythonQt's plain signature; PySide's signals call them in their own way."""
+    """``connect`` and ``disconnect`` by PythonQt's plain signature; PySide's signals call them in their own way.
+
+    Of a signal that does not exist PythonQt says so on the console only, and nothing is ever called.
+    """
     if len(arguments) == 2 and isinstance(arguments[0], str) and not arguments[0][0].isdigit():
-        return function(sender, QtCore.SIGNAL(arguments[0]), arguments[1])
+        signal = QtCore.QMetaObject.normalizedSignature(arguments[0]).data().decode()
+        if sender.metaObject().indexOfSignal(signal) < 0:
+            raise LookupError(f"{type(sender).__name__} has no signal {signal}")
+        return function(sender, QtCore.SIGNAL(signal), arguments[1])
     return function(*arguments)
 
 
