@@ -404,19 +404,48 @@ def test_a_second_comparison_replaces_the_first(loaded, scan):
     assert len(snapshot()) == len(before)
 
 
-def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
-    parameters = attack(loaded, scan)
-    loaded.ui.compareButton.click()
-    series = parameters.rmseChart.GetNthPlotSeriesNode(0)
-    ids, points, selections = vtk.vtkStringArray(), vtk.vtkIdTypeArray(), vtk.vtkCollection()
-    ids.InsertNextValue(series.GetID())
-    points.InsertNextValue(7)
-    selections.AddItem(points)
-    loaded.compare.view._plot_view.slot(ids, selections)
+def select_points(panel, points_by_series):
+    """Tell of the selected points of each line, as Slicer's plot does."""
+    ids, selections = vtk.vtkStringArray(), vtk.vtkCollection()
+    for series, selected in points_by_series.items():
+        ids.InsertNextValue(series.GetID())
+        points = vtk.vtkIdTypeArray()
+        for point in selected:
+            points.InsertNextValue(point)
+        selections.AddItem(points)
+    panel.compare.view._plot_view.slot(ids, selections)
+
+
+def slices_shown(panel):
+    """The slice of the source that each view of the comparison shows."""
+    shown = set()
     for view in bridge().VIEWS.values():
         to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
         ras = [to_ras.GetElement(row, 3) for row in range(3)]
-        assert bridge().voxel_from_ras(parameters.sourceVolume, ras)[0] == 7
+        shown.add(bridge().voxel_from_ras(panel._parameterNode.sourceVolume, ras)[0])
+    return shown
+
+
+def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    first, second = (parameters.rmseChart.GetNthPlotSeriesNode(index) for index in range(2))
+    select_points(loaded, {first: [7]})
+    assert slices_shown(loaded) == {7}
+    # Each click comes with the points that were selected before it, then with the new one among those of other lines.
+    select_points(loaded, {first: [7]})
+    select_points(loaded, {first: [7], second: [11]})
+    assert slices_shown(loaded) == {11}
+    select_points(loaded, {first: [7], second: [11]})
+    select_points(loaded, {first: [3], second: [11]})
+    assert slices_shown(loaded) == {3}
+    loaded.compare.show()
+    select_points(loaded, {first: [3], second: [11]})
+    assert slices_shown(loaded) == {3}, "the same point again"
+    select_points(loaded, {})
+    slicer.mrmlScene.RemoveNode(first)
+    select_points(loaded, {})
+    assert slices_shown(loaded) == {3}
 
 
 def test_flicker_alternates_and_restores(loaded, scan):

@@ -50,6 +50,8 @@ class ComparisonView:
         self._button, self._timer = flicker_button, flicker_timer
         self._shows_first = False
         self._plot_view: Any = None
+        self._selected: dict[str, tuple[int, ...]] = {}
+        self._clicked_series = ""
 
     def show(self) -> None:
         """Switch to the comparison layout, centered on the target, in a lung window."""
@@ -118,14 +120,18 @@ class ComparisonView:
 
     def on_points_selected(self, series_ids: vtk.vtkStringArray, selections: vtk.vtkCollection) -> None:
         """Go to the slice whose point was clicked."""
-        parameters = self._get_parameters()
-        if not parameters or not parameters.sourceVolume:
+        before, self._selected = self._selected, _points_by_series(series_ids, selections)
+        # The chart keeps a selected point for each line, and tells of a click before it selects and after it.
+        self._clicked_series = next(
+            (series_id for series_id, points in self._selected.items() if points != before.get(series_id)),
+            self._clicked_series,
+        )
+        parameters, points = self._get_parameters(), self._selected.get(self._clicked_series)
+        if not parameters or not parameters.sourceVolume or not points:
             return
-        for index in range(series_ids.GetNumberOfValues()):
-            points = selections.GetItemAsObject(index)
-            series = slicer.mrmlScene.GetNodeByID(series_ids.GetValue(index))
-            if series and points and points.GetNumberOfValues():
-                jump_to_slice(parameters.sourceVolume, slice_of_point(series, points.GetValue(0)))
+        series = slicer.mrmlScene.GetNodeByID(self._clicked_series)
+        if series:
+            jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
 
     def _connect_plot(self) -> None:
         # The plot's widget exists once the layout has been shown.
@@ -137,3 +143,13 @@ class ComparisonView:
             if widget.mrmlPlotViewNode() is plot_view_node():
                 self._plot_view = widget.plotView()
                 self._plot_view.connect(_PLOT_SIGNAL, self.on_points_selected)
+
+
+def _points_by_series(series_ids: vtk.vtkStringArray, selections: vtk.vtkCollection) -> dict[str, tuple[int, ...]]:
+    """Indices of the selected points, for each line that has any."""
+    found = {}
+    for index in range(series_ids.GetNumberOfValues()):
+        points = selections.GetItemAsObject(index)
+        if points is not None and points.GetNumberOfValues():
+            found[series_ids.GetValue(index)] = tuple(points.GetValue(i) for i in range(points.GetNumberOfValues()))
+    return found
