@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from MITSGANLib.ctgan.attacker import Attacker
 from MITSGANLib.ctgan.chain import Inpainter
 from MITSGANLib.ctgan.equalization import Equalization
@@ -16,6 +17,11 @@ from MITSGANLib.ctgan.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.phantom import Phantom, thorax_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+# No example is too slow: on a busy machine any may take longer than Hypothesis allows by default.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:

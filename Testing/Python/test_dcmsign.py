@@ -123,6 +123,12 @@ def dcmsign(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(["dcmsign", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+def without_padding(value: bytes) -> bytes:
+    """A DER sequence of less than 64 KiB without the zero byte that may follow it; it may end with one of its own."""
+    head = {0x81: 3, 0x82: 4}.get(value[1], 2)
+    return value[: head + int.from_bytes(value[2:head] or value[1:2], "big")]
+
+
 def status(file: Path) -> list[str]:
     return [report.status for report in verify_dataset(pydicom.dcmread(file))]
 
@@ -228,13 +234,37 @@ class TestOurs:
         trusted = load_certificates(keys["ec"][1])
         dataset = pydicom.dcmread(sign(write(tmp_path, ExplicitVRLittleEndian), keys["ec"], ("PatientID",)))
         item = dataset.DigitalSignaturesSequence[0]
-        value = item[part].value.rstrip(b"\x00")
+        value = without_padding(item[part].value)
         for place in range(len(value)):
             item[part].value = value[:place] + bytes([value[place] ^ 0x11]) + value[place + 1 :]
             (report,) = verify_dataset(dataset, trusted)
             assert report.status != "valid" or (part == "CertificateOfSigner" and not report.trusted)
         item[part].value = value
         assert verify_dataset(dataset, trusted)[0].trusted
+
+    @pytest.mark.parametrize("is_padded", [True, False])
+    def test_a_certificate_that_ends_with_a_zero_byte(self, tmp_path, is_padded):
+        """One in 256 does, and one of odd length is followed by another zero, which is no part of it."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        for number in range(100_000):
+            signer = DicomSigner(key, certificate(f"{number:0{5 + number % 2}d}", key))
+            der = signer.certificate.public_bytes(serialization.Encoding.DER)
+            if der[-1] == 0 and len(der) % 2 == is_padded:
+                break
+        dataset = pydicom.dcmread(write(tmp_path, ExplicitVRLittleEndian))
+        sign_dataset(dataset, signer, NOW, ("PatientID",))
+        assert without_padding(dataset.DigitalSignaturesSequence[0].CertificateOfSigner) == der
+        assert verify_dataset(dataset, [signer.certificate])[0].trusted
+
+    @pytest.mark.parametrize("bits", [2048, 2056])
+    def test_a_signature_of_odd_length(self, tmp_path, bits):
+        key = rsa.generate_private_key(65537, bits)
+        signer = DicomSigner(key, certificate("Odd", key))
+        dataset = pydicom.dcmread(write(tmp_path, ExplicitVRLittleEndian))
+        sign_dataset(dataset, signer, NOW)
+        assert verify_dataset(dataset, [signer.certificate])[0].status == "valid"
+        dataset.PatientID = "43"
+        assert verify_dataset(dataset, [signer.certificate])[0].status == "changed"
 
     @pytest.mark.parametrize("damage", ["MACIDNumber", "CertificateType", "DigitalSignatureDateTime", "Signature"])
     def test_a_missing_part_is_a_report(self, tmp_path, keys, damage):

@@ -350,6 +350,10 @@ def _check(certificate: Certificate, signature: bytes, mac: bytes, algorithm: st
     prehashed = utils.Prehashed(getattr(hashes, algorithm)())
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MINIMUM_RSA_BITS:
+        # As long as the modulus; a zero byte follows where that is odd (PS3.5 8.1).
+        size = (key.key_size + 7) // 8
+        if signature[size:] == b"\x00":
+            signature = signature[:size]
         key.verify(signature, mac, padding.PKCS1v15(), prehashed)
     elif isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= MINIMUM_CURVE_BITS:
         key.verify(_der_sequence(signature), mac, ec.ECDSA(prehashed))
