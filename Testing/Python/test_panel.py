@@ -30,6 +30,7 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL librarie
 
 from PySide6 import QtGui, QtWidgets  # noqa: E402
 from slicer_standin import StandIn  # noqa: E402
+from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
@@ -393,6 +394,29 @@ def test_heatmaps_follow_the_controls(loaded, scan):
     assert shown["protected"].GetCompositing() == shown["protected"].Alpha
     assert shown["protected"].GetForegroundOpacity() == 0
     assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(heatmaps["protected"]).GetVisibility()
+
+
+def picture_of(view):
+    """The pixels (RGBA) that Slicer's pipeline composes for a view of the comparison."""
+    tag = bridge().VIEWS[view].tag
+    logics = slicer.app.layoutManager().mrmlSliceLogics()
+    (logic,) = (one for one in logics if one.GetSliceNode().GetLayoutName() == tag)
+    connection = logic.GetImageDataConnection()
+    connection.GetProducer().Update()
+    image = connection.GetProducer().GetOutputDataObject(connection.GetIndex())
+    return vtk_to_numpy(image.GetPointData().GetScalars()).astype(int)
+
+
+def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
+    """The heatmap of an attack is a box of a few centimeters: nothing around it may become dark or transparent."""
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    with_overlay = picture_of("source attacked")
+    loaded.ui.heatmapCheckBox.checked = False
+    without = picture_of("source attacked")
+    assert (with_overlay[:, 3] == without[:, 3]).all()
+    assert (with_overlay >= without).all(), "light is only added"
+    assert (with_overlay != without).any()
 
 
 def test_a_second_comparison_replaces_the_first(loaded, scan):

@@ -178,6 +178,8 @@ def show_heatmaps(
     for name, _slice_node, composite in _views():
         node = heatmaps.get(name)
         composite.SetForegroundVolumeID(_id(node))
+        # Or Slicer, where that is not its default, shows the scan beyond the overlay's box at half its brightness.
+        composite.SetClipToBackgroundVolume(True)
         composite.SetForegroundOpacity(opacity if visible and node else 0.0)
         composite.SetCompositing(composite.Add if visible and node else composite.Alpha)
     for node in filter(None, heatmaps.values()):
