@@ -24,6 +24,7 @@ __all__ = [
     "Budget",
     "LocalNoise",
     "NoiseEstimate",
+    "Surroundings",
     "allowed_change",
     "allowed_in_slices",
     "apply_change",
@@ -122,23 +123,53 @@ def allowed_change(
             "This budget is a share of the scan's noise, so it needs the noise at each voxel; get it from local_noise."
         )
     # In float64, as for the strength: 0.3 of 10 HU is 3. What is not a number of HU allows nothing.
-    share = np.floor(budget.noise_share * np.asarray(noise_hu, np.float64) + 1e-9)
+    with np.errstate(invalid="ignore"):  # none of infinite noise is not a number, and allows nothing
+        share = np.floor(budget.noise_share * np.asarray(noise_hu, np.float64) + 1e-9)
     return np.minimum(allowed, np.clip(np.nan_to_num(share, nan=0.0), 0, HIGHEST_HU - LOWEST_HU)).astype(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What budgets look at beside a voxel's own HU, of whole slices: where the body is, and how much noise.
+
+    Each slice's depends on that slice alone, so slabs, and a part of a series, give what the whole gives.
+
+    :param mask: bool (slices, rows, columns), the body.
+    :param noise_hu: standard deviation of the scan's noise, of the same shape; None where no budget asks for it.
+    """
+
+    mask: np.ndarray
+    noise_hu: np.ndarray | None
+    padding_hu: int | None
+
+    @classmethod
+    def of(
+        cls, hu: np.ndarray, spacing_kji: Sequence[float], padding_hu: int | None = None, *, with_noise: bool = True
+    ) -> Surroundings:
+        """Of slices as they are.
+
+        :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
+        :param spacing_kji: mm along (slice, row, column).
+        :param with_noise: whether a budget will want the noise, which takes most of the time.
+        """
+        mask = body_mask(hu, padding_hu, spacing_kji)
+        return cls(mask, local_noise(hu, spacing_kji, padding_hu).at() if with_noise else None, padding_hu)
+
+    def allowed(self, hu: np.ndarray, budget: Budget) -> np.ndarray:
+        """:func:`allowed_change` of the same slices, also after a change: int16 (slices, rows, columns)."""
+        return allowed_change(hu, budget, self.mask, self.padding_hu, self.noise_hu)
 
 
 def allowed_in_slices(
     hu: np.ndarray, budget: Budget, spacing_kji: Sequence[float], padding_hu: int | None = None
 ) -> np.ndarray:
-    """:func:`allowed_change` of whole slices, with their body and their noise found: int16 (slices, rows, columns).
-
-    Each slice depends on itself alone, so slabs, and a part of a series, give what the whole gives.
+    """:func:`allowed_change` of whole slices with their :class:`Surroundings`: int16 (slices, rows, columns).
 
     :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
     :param spacing_kji: mm along (slice, row, column).
     """
-    mask = body_mask(hu, padding_hu, spacing_kji)
-    noise = None if budget.noise_share is None else local_noise(hu, spacing_kji, padding_hu).at()
-    return allowed_change(hu, budget, mask, padding_hu, noise)
+    around = Surroundings.of(hu, spacing_kji, padding_hu, with_noise=budget.noise_share is not None)
+    return around.allowed(hu, budget)
 
 
 def apply_change(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.ndarray:

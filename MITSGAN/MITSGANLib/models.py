@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
 DEFAULT_PROTECTOR = "mitsgan-small"
 DEFAULT_ATTACKER = "ctgan-small"
+NO_MODEL = "none"
+"""In place of a protector's name: a watermark alone."""
 DECISION_MARK = "DecisionMark"
 """Class of a protector that is no network, but searches its change with the judges that its file holds."""
 MARK = "mark against diagnosis networks"
@@ -36,18 +38,20 @@ MARK = "mark against diagnosis networks"
 
 @dataclass(frozen=True)
 class Preset:
-    """An installed protector at a strength, under a name that says what it is for.
+    """An installed protector at a strength, with or without the open watermark, under a name that says what it is for.
 
-    :param strength_hu: in place of the protector's own; None keeps that.
+    :param strength_hu: of the network, in place of the protector's own; None keeps that.
+    :param watermark_hu: largest change by the watermark, on top of the network's; None without one.
     """
 
     protector: str
     strength_hu: float | None = None
+    watermark_hu: float | None = None
 
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset(DEFAULT_PROTECTOR),
-    "strong": Preset(DEFAULT_PROTECTOR, 90.0),
+    "default": Preset(DEFAULT_PROTECTOR, 16.0, 10.0),
+    "strong": Preset(DEFAULT_PROTECTOR, 48.0, 30.0),
     "paper": Preset("mitsgan-paper-cpu"),
     "block-ai": Preset("miad-mark"),
 }
@@ -105,7 +109,7 @@ def choices(folder: Path = MODELS_FOLDER) -> dict[str, ModelCard]:
     """What a user can choose, by name: the presets that are installed, then all other protectors."""
     cards = {card.name: card for card in available_protectors(folder)}
     presets = {name: cards[preset.protector] for name, preset in PRESETS.items() if preset.protector in cards}
-    covered = {preset.protector for preset in PRESETS.values()}
+    covered = {preset.protector for preset in PRESETS.values() if preset == Preset(preset.protector)}
     return {**presets, **{name: card for name, card in cards.items() if name not in covered}}
 
 
@@ -158,11 +162,11 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
 
 
 def is_mark(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bool:
-    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_protector`.
+    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_protector`, or none.
 
-    :raises ModelError: when there is none, or its card cannot be read.
+    :raises ModelError: when it is unknown, or its card cannot be read.
     """
-    return ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == MARK
+    return name != NO_MODEL and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == MARK
 
 
 def _protector_network(card: ModelCard) -> Generator | TAFIM:

@@ -1,21 +1,24 @@
-"""Protection of a whole scan: slice-wise inference of a network, bounded by the budget, in whole HU."""
+"""Protection of a whole scan, in whole HU: a network's change, bounded by the budget, and a watermark on top."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import models
-from .budget import Budget, allowed_in_slices, apply_change
+from .budget import Budget, Surroundings, apply_change
 from .devices import resolve_device
 from .errors import InputError, ModelError
 from .inference import SliceInference
 from .marking import DecisionMark, judged_places, mark_change
 from .volume import PROTECTION, CTVolume, ProcessingStep
+from .watermark import DEFAULT_BUDGET, OPEN_KEY, Watermark, WatermarkKey
+from .watermark.pattern import ScanSigns
 
 if TYPE_CHECKING:
     from .generator import Generator
@@ -23,46 +26,100 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-_MARK_SLAB = 16  # slices whose allowed change is found at a time
+_SLAB = 16  # slices at a time, where no network decides
 
 
 @dataclass(frozen=True)
 class Protector:
-    """A network ready to run, the budget that bounds it, and the seed of its noise.
+    """What is ready to protect scans: a network, a watermark, or both.
 
     :param generator: MITS-GAN's generator, or TAFIM, which has a learned perturbation in place of noise and no seed, or
-        a mark, which has a search with a seed in place of a network.
+        a mark, which has a search with a seed in place of a network; None where there is a watermark alone.
+    :param budget: bounds the network's change; the watermark has its own, and comes on top.
+    :param seed: of the network's noise.
     :param digest: SHA-256 of the weights, recorded with every protected volume.
     """
 
     name: str
-    generator: Generator | TAFIM | DecisionMark
+    generator: Generator | TAFIM | DecisionMark | None
     budget: Budget
     seed: int = 0
     digest: str = ""
+    watermark: Watermark | None = None
+
+    @property
+    def strength_hu(self) -> float:
+        """The largest change of a voxel, in HU."""
+        of_network = self.budget.strength_hu if self.generator is not None else 0.0
+        return of_network + (self.watermark.budget.strength_hu if self.watermark else 0.0)
+
+    @property
+    def title(self) -> str:
+        """For people: what is done to a scan."""
+        parts = [f"model {self.name}"] if self.generator is not None else []
+        if self.watermark:
+            parts.append("the open watermark" if self.watermark.is_open else "a keyed watermark")
+        return " and ".join(parts)
+
+    def at_strength(self, strength_hu: float) -> Protector:
+        """The same with another largest change: network and watermark in proportion.
+
+        :raises InputError: when the strength is not usable.
+        """
+        if self.watermark is None:
+            return dataclasses.replace(self, budget=self.budget.at_strength(strength_hu))
+        share = strength_hu / self.strength_hu
+        mark = dataclasses.replace(
+            self.watermark, budget=self.watermark.budget.at_strength(share * self.watermark.budget.strength_hu)
+        )
+        return dataclasses.replace(
+            self, budget=self.budget.at_strength(share * self.budget.strength_hu), watermark=mark
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the provenance of what is protected; nothing of a key."""
+        network = {"model": self.name, "model_sha256": self.digest, "seed": self.seed, **self.budget.to_dict()}
+        return (network if self.generator is not None else {}) | (self.watermark.to_dict() if self.watermark else {})
 
 
 def load_protector(
-    name: str | os.PathLike[str] = "default", *, strength_hu: float | None = None, seed: int = 0
+    name: str | os.PathLike[str] = "default",
+    *,
+    strength_hu: float | None = None,
+    seed: int = 0,
+    watermark: WatermarkKey | None = None,
 ) -> Protector:
     """A protector by name, or by the path of a .safetensors file with its card beside it.
 
-    :param name: or one of :data:`~.models.PRESETS`.
+    :param name: or one of :data:`~.models.PRESETS`, or :data:`~.models.NO_MODEL` for a watermark alone.
     :param strength_hu: largest change anywhere in HU; the preset's or the model's own where None.
+    :param watermark: key of a watermark in place of the preset's open one, or in addition to a model that has none.
     :raises ModelError: when the model is unknown or corrupt.
     :raises InputError: when the strength is not usable.
     """
+    ready = _load(name, seed)
+    if watermark is not None:
+        mark = ready.watermark or Watermark()
+        ready = dataclasses.replace(ready, watermark=dataclasses.replace(mark, key=watermark))
+    return ready if strength_hu is None else ready.at_strength(float(strength_hu))
+
+
+def _load(name: str | os.PathLike[str], seed: int) -> Protector:
+    """The protector as its preset or its card has it."""
+    if os.fspath(name) == models.NO_MODEL:
+        return Protector(models.NO_MODEL, None, Budget(), watermark=Watermark())
     network, card = models.load_protector(name)
     try:
         budget = Budget(**card.budget)
     except (TypeError, InputError) as error:
         raise ModelError(f"The card of model '{card.name}' has an unusable budget ({error}).") from error
-    preset = models.PRESETS.get(os.fspath(name))
-    if strength_hu is None and preset is not None:
-        strength_hu = preset.strength_hu
-    if strength_hu is not None:
-        budget = budget.at_strength(float(strength_hu))
-    return Protector(card.name, network, budget, seed, card.sha256)
+    preset = models.PRESETS.get(os.fspath(name), models.Preset(card.name))
+    if preset.strength_hu is not None:
+        budget = budget.at_strength(preset.strength_hu)
+    mark = None
+    if preset.watermark_hu is not None:
+        mark = Watermark(OPEN_KEY, DEFAULT_BUDGET.at_strength(preset.watermark_hu))
+    return Protector(card.name, network, budget, seed, card.sha256, mark)
 
 
 def protect(
@@ -78,6 +135,8 @@ def protect(
 ) -> CTVolume:
     """The protected scan: same geometry, changed within the body only, by at most the strength, in whole HU.
 
+    The network comes first, then the watermark, whose signs depend on the HU that the network leaves.
+
     The same scan, model, strength and seed give the same voxels on the same device, whatever the batch size.
 
     :param model: name or path of a protector, or one that is already loaded (its own strength and seed hold then).
@@ -90,26 +149,57 @@ def protect(
     :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for one slice.
     """
     ready = model if isinstance(model, Protector) else load_protector(model, strength_hu=strength_hu, seed=seed)
-    padding = volume.provenance.padding_hu
-
-    def allowed_in(hu: np.ndarray) -> np.ndarray:
-        return allowed_in_slices(hu, ready.budget, volume.spacing_kji, padding)
-
-    if isinstance(ready.generator, DecisionMark):
-        protected = _marked(volume, ready, allowed_in, device, progress)
+    slabs = _Slabs(volume, ready)
+    if ready.generator is None:
+        changed = _unchanged(volume, slabs)
+    elif isinstance(ready.generator, DecisionMark):
+        changed = _marked(volume, ready, slabs, device, progress)
+        progress = None  # told already: its search takes nearly all of the time
     else:
-        protected = np.empty_like(volume.hu)
         options = {"device": device, "batch_size": batch_size, "precision": precision}
-        for slab, allowed, change in propose_change(volume.hu, ready, allowed_in, **options):
-            protected[slab] = apply_change(volume.hu[slab], change, allowed)
-            if progress:
-                progress(slab.stop, volume.shape[0])
-    step = ProcessingStep(
-        PROTECTION,
-        f"MITSGAN protection with model {ready.name}, at most {ready.budget.strength_hu:g} HU",
-        {"model": ready.name, "model_sha256": ready.digest, "seed": ready.seed, **ready.budget.to_dict()},
-    )
-    return volume.with_hu(protected, step)
+        proposed = propose_change(volume.hu, ready, slabs, **options)
+        changed = ((slab, apply_change(volume.hu[slab], change, allowed)) for slab, allowed, change in proposed)
+    signs = ScanSigns.of(volume, ready.watermark.key) if ready.watermark else None
+    protected = np.empty_like(volume.hu)
+    for slab, hu in changed:
+        protected[slab] = ready.watermark.marked(hu, slabs.around, signs, slab.start) if ready.watermark else hu
+        if progress:
+            progress(slab.stop, volume.shape[0])
+    words = f"MITSGAN protection with {ready.title}, at most {ready.strength_hu:g} HU"
+    return volume.with_hu(protected, ProcessingStep(PROTECTION, words, ready.to_dict()))
+
+
+class _Slabs:
+    """What is allowed in slab after slab; keeps the last one's surroundings, which the watermark asks for as well.
+
+    :ivar around: of the slab that was asked for last.
+    """
+
+    around: Surroundings
+
+    def __init__(self, volume: CTVolume, protector: Protector) -> None:
+        self._volume, self._budget = volume, protector.budget
+        budgets = [protector.budget] if protector.generator is not None else []
+        budgets += [protector.watermark.budget] if protector.watermark else []
+        self._with_noise = any(budget.noise_share is not None for budget in budgets)
+
+    def __call__(self, hu: np.ndarray) -> np.ndarray:
+        """The largest change by the network in HU at each voxel of a slab, same shape, from its HU."""
+        volume = self._volume
+        self.around = Surroundings.of(hu, volume.spacing_kji, volume.provenance.padding_hu, with_noise=self._with_noise)
+        return self.around.allowed(hu, self._budget)
+
+
+def _unchanged(volume: CTVolume, slabs: _Slabs) -> Iterator[tuple[slice, np.ndarray]]:
+    """The scan's own slabs, where there is no network."""
+    for slab in _in_slabs(volume):
+        slabs(volume.hu[slab])
+        yield slab, volume.hu[slab]
+
+
+def _in_slabs(volume: CTVolume) -> list[slice]:
+    slices = volume.shape[0]
+    return [slice(start, min(start + _SLAB, slices)) for start in range(0, slices, _SLAB)]
 
 
 def propose_change(
@@ -145,17 +235,12 @@ def propose_change(
 
 
 def _marked(
-    volume: CTVolume,
-    protector: Protector,
-    allowed_in: Callable[[np.ndarray], np.ndarray],
-    device: str,
-    progress: Progress | None,
-) -> np.ndarray:
-    """The voxels of the scan with a mark, whose search needs all slices at once."""
+    volume: CTVolume, protector: Protector, slabs: _Slabs, device: str, progress: Progress | None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slabs of the scan with a mark, whose search needs all slices at once."""
     slices = volume.shape[0]
-    slabs = [slice(start, min(start + _MARK_SLAB, slices)) for start in range(0, slices, _MARK_SLAB)]
     places = judged_places(volume)
-    allowed = np.concatenate([allowed_in(volume.hu[slab]) for slab in slabs])
+    allowed = np.concatenate([slabs(volume.hu[slab]) for slab in _in_slabs(volume)])
     change = mark_change(
         volume.hu,
         allowed,
@@ -166,4 +251,7 @@ def _marked(
         device=device,
         progress=progress and (lambda done, passes: progress(done * slices // passes, slices)),
     )
-    return np.concatenate([apply_change(volume.hu[slab], change[slab], allowed[slab]) for slab in slabs])
+    for slab in _in_slabs(volume):
+        if protector.watermark:
+            slabs(volume.hu[slab])
+        yield slab, apply_change(volume.hu[slab], change[slab], allowed[slab])

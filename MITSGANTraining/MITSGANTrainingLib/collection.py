@@ -25,6 +25,7 @@ from MITSGANLib.seal import Key, save_sealed
 from MITSGANLib.seal.sealing import seal_file
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, CTVolume, VolumeWarning
+from MITSGANLib.watermark import WatermarkKey
 
 from .inventory import ATTACK, PROTECTED, Scan, data_files, take_stock
 from .protection import Protection, load_protection
@@ -59,7 +60,7 @@ class CollectionConfig(TreeConfig):
     :param signing_passphrase: unlocks that file; never sent to a scheduler.
     """
 
-    model: str | None = None
+    model: str = "default"
     strength_hu: float | None = None
     seed: int = 0
     watermark: Path | None = None
@@ -215,7 +216,7 @@ class _Protection(ScanJob):
         if _settings(protection, key, signers) != self.settings:
             raise ModelError("The model or a key file differs on this machine; install the same on all workers.")
         protected = _protect(volume, protection, config.device)
-        output = _Output(protected, volume, key, signers)
+        output = _Output(protected, volume, key, signers, protection.watermark_key)
         change = measure_change(volume, protected)
 
         def write() -> tuple[list[str], dict[str, Any]]:
@@ -238,6 +239,7 @@ class _Output:
     original: CTVolume
     key: Key | None
     signers: Signers | None
+    watermark: WatermarkKey | None
 
     @property
     def originals(self) -> tuple[str, ...]:
@@ -259,7 +261,8 @@ class _Output:
     def _save(self, path: Path, *, overwrite: bool = False) -> tuple[VolumeWarning, ...]:
         if self.key is None:
             return save_volume(self.volume, path, overwrite=overwrite)
-        return save_sealed(self.volume, self.original, path, self.key, overwrite=overwrite)
+        known = {"watermark": self.watermark, "overwrite": overwrite}
+        return save_sealed(self.volume, self.original, path, self.key, **known)
 
 
 def _load(tree: Path, scan: Scan) -> CTVolume:

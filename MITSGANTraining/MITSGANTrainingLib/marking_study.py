@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from MITSGANLib.budget import allowed_change, apply_change, local_noise
+from MITSGANLib.budget import Surroundings, apply_change, local_noise
 from MITSGANLib.controls import equal_rmse_noise
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges import Judge
@@ -25,6 +25,7 @@ from MITSGANLib.protector import Protector, propose_change, protect
 from MITSGANLib.seal import generate_key, restore, save_sealed
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import PROTECTION, CTVolume, ProcessingStep
+from MITSGANLib.watermark.pattern import ScanSigns
 
 from .evaluation.planting import draw_scenes, planted
 from .evaluation.statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
@@ -351,13 +352,17 @@ def _protected(case: Case, protector: Protector, device: str, progress: Progress
                 progress(cube.stop, len(hu))
         return volume.with_hu(hu, step)
 
-    def allowed_in(hu: np.ndarray) -> np.ndarray:
-        budget = protector.budget
-        noise = None if budget.noise_share is None else local_noise(hu, volume.spacing_kji).at()
-        return allowed_change(hu, budget, np.ones(hu.shape, bool), None, noise)
+    def around(hu: np.ndarray) -> Surroundings:
+        return Surroundings(np.ones(hu.shape, bool), local_noise(hu, volume.spacing_kji).at(), None)
 
+    def allowed_in(hu: np.ndarray) -> np.ndarray:
+        return around(hu).allowed(hu, protector.budget)
+
+    signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
     for slab, allowed, change in propose_change(volume.hu, protector, allowed_in, device=device):
         hu[slab] = apply_change(volume.hu[slab], change, allowed)
+        if protector.watermark:
+            hu[slab] = protector.watermark.marked(hu[slab], around(volume.hu[slab]), signs, slab.start)
     return volume.with_hu(hu, step)
 
 

@@ -32,11 +32,11 @@ from MITSGANLib.volume import CTVolume
 from MITSGANLib.watermark import Check, WatermarkKey, check_watermark, embed_watermark, watermark_key
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
+from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
 from MITSGANTrainingLib.success import Jury, area_under_curve
 from scipy import ndimage
 
 SEED = 11
-APART_MM = 64.0
 NEAR_MM = 15.0
 SMOOTH_MM = 3.0
 QUIET = 10  # untouched places looked at in each copy
@@ -86,19 +86,6 @@ class Row:
             f"{100 * np.mean(self.alarms):.1f} of {len(self.alarms)}",
             f"{100 * alone:.0f}, {100 * checked:.0f} of {len(reached)}",
         ]
-
-
-def apart(volume: CTVolume, places: Sequence[Place]) -> list[list[Place]]:
-    """The places in groups, of which each has them far from each other; greedily, in order."""
-    groups: list[list[Place]] = []
-    spacing = np.array(volume.spacing_kji)
-    for kji in places:
-        fits = (g for g in groups if all(np.abs(np.subtract(kji, o) * spacing).max() >= APART_MM for o in g))
-        group = next(fits, None)
-        if group is None:
-            groups.append(group := [])
-        group.append(kji)
-    return groups
 
 
 def forged(volume: CTVolume, places: Sequence[Place], attacker: Attacker) -> CTVolume:
@@ -170,7 +157,7 @@ class Bench:
                 rows = {copy: Row() for copy in copies}
                 attacker = load_attacker(by, action)
                 for clean, own, places in of_action:
-                    for group in apart(own, places):
+                    for group in apart(places, own.spacing_kji):
                         self._add(rows, clean, own, attacker, group, untouched)
                 for copy, row in rows.items():
                     print(f"| {name} | {action}, `{by}` | {copy} | " + " | ".join(row.cells()) + " |", flush=True)

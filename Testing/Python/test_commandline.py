@@ -75,7 +75,8 @@ class TestProtect:
         change = np.abs(protected.hu.astype(int) - phantom.volume.hu)
         assert 0 < change.max() <= 7
         assert result["change"]["maximum_hu"] == change.max()
-        assert result["budget"]["strength_hu"] == 7
+        assert result["strength_hu"] == 7
+        assert result["budget"]["strength_hu"] + result["watermark"]["budget"]["strength_hu"] == pytest.approx(7)
         assert protected.same_geometry(phantom.volume)
         assert protected.provenance.steps[-1].parameters["model_sha256"] == result["model_sha256"]
         assert "RMSE" in capsys.readouterr().out

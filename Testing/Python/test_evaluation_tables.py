@@ -186,12 +186,15 @@ class TestSuccess:
         return next(section for section in sections if section.key == "table-4")
 
     def test_each_arm_stands_beside_the_unprotected_attack(self, table):
-        success = ("Success (%)", "reached and passed")
+        success = ("Success (%)", "past the judges")
         assert cell(table, ("none", "unprotected"), success) == "100.0 [100.0, 100.0]"
         assert cell(table, ("second", "protected"), success).startswith("50.0 [")
         assert cell(table, ("second", "protected"), ("Success (%)", "minus unprotected")).startswith("-50.0 [")
         assert cell(table, ("none", "unprotected"), ("Success (%)", "minus unprotected")) == "–"
         assert cell(table, (NAMES[0], "protected"), ("Places", "that count")) == "8"
+        # Without a watermark no check is asked.
+        assert cell(table, ("second", "protected"), ("Success (%)", "past all checks")).startswith("50.0 [")
+        assert cell(table, ("second", "protected"), ("Watermark check (%)", "attacked, found")) == "–"
 
     def test_the_forensic_judge_is_asked_at_all_places(self, table):
         # Half of the attacked places lie above all untouched ones, half below.

@@ -7,14 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from MITSGANLib import devices, inference, models
-from MITSGANLib.budget import Budget, allowed_in_slices, apply_change, body_mask
+from MITSGANLib.budget import Budget, Surroundings, allowed_in_slices, apply_change, body_mask
 from MITSGANLib.errors import CancelledError, DependencyError, ModelError
 from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
 from MITSGANLib.models import ModelCard, write_weights
 from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.volume import PROTECTION, CTVolume, Provenance
+from MITSGANLib.watermark import OPEN_KEY, Watermark, embed_watermark
 
 
 def untrained(output: str = "residual", seed: int = 0, **budget: float) -> Protector:
@@ -84,6 +87,19 @@ class TestBound:
         assert step.parameters["strength_hu"] == 12.0
         assert step.parameters["model_sha256"] == "ab" * 32
         assert not protected.provenance.is_simulated_attack
+
+    def test_the_change_of_both_stays_within_what_both_are_allowed(self, phantom):
+        ready = dataclasses.replace(untrained(strength_hu=6.0), watermark=Watermark())
+        around = Surroundings.of(phantom.volume.hu, phantom.volume.spacing_kji)
+        alone = protect(phantom.volume, model=dataclasses.replace(ready, watermark=None))
+        both = protect(phantom.volume, model=ready)
+        assert (np.abs(both.hu.astype(int) - alone.hu) <= around.allowed(alone.hu, ready.watermark.budget)).all()
+        assert (both.hu != alone.hu).any()
+        assert both.provenance.steps[-1].parameters["watermark"] == "open"
+        assert np.abs(both.hu.astype(int) - phantom.volume.hu).max() <= ready.strength_hu
+
+    def test_a_watermark_alone_needs_no_network(self, phantom):
+        assert np.array_equal(protect(phantom.volume, model="none").hu, embed_watermark(phantom.volume, OPEN_KEY).hu)
 
 
 class TestDeterminism:
@@ -231,9 +247,23 @@ class TestLoading:
     def test_presets_are_installed_protectors_at_a_strength(self):
         default, strong, paper = (load_protector(name) for name in ("default", "strong", "paper"))
         assert strong.digest == default.digest != paper.digest
-        assert strong.budget == default.budget.at_strength(strong.budget.strength_hu)
-        assert strong.budget.strength_hu > default.budget.strength_hu
-        assert load_protector("strong", strength_hu=12).budget == default.budget.at_strength(12)
+        again = default.at_strength(strong.strength_hu)
+        assert strong.budget.to_dict() == pytest.approx(again.budget.to_dict())
+        assert strong.watermark.budget.to_dict() == pytest.approx(again.watermark.budget.to_dict())
+        assert strong.strength_hu == 3 * default.strength_hu
+        assert default.watermark.is_open
+        assert paper.watermark is None
+        weak = load_protector("strong", strength_hu=12)
+        assert weak.budget.strength_hu + weak.watermark.budget.strength_hu == pytest.approx(12)
+
+    @given(strength=st.floats(0.1, 200))
+    def test_network_and_watermark_are_scaled_together(self, strength):
+        default = load_protector("default")
+        scaled = default.at_strength(strength)
+        assert scaled.strength_hu == pytest.approx(strength)
+        ratio = strength / default.strength_hu
+        assert scaled.budget.noise_share == pytest.approx(ratio * default.budget.noise_share)
+        assert scaled.watermark.budget.noise_share == pytest.approx(ratio * default.watermark.budget.noise_share)
 
     def test_every_protector_is_offered_once(self):
         offered = models.choices()

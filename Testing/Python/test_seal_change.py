@@ -15,12 +15,16 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.protector import protect
 from MITSGANLib.seal.change import decode_change, encode_change
 from MITSGANLib.seal.parts import pack, unpack
+from MITSGANLib.watermark import OPEN_KEY, embed_watermark
+from MITSGANLib.watermark.pattern import ScanSigns
 
 ENDS = [-32768, -32767, -64, -63, -1, 0, 1, 63, 64, 32766, 32767]
 
 
-def restored(original: np.ndarray, protected: np.ndarray, hu: np.ndarray) -> np.ndarray:
-    return decode_change(encode_change(original, protected, hu), protected, hu)
+def restored(
+    original: np.ndarray, protected: np.ndarray, hu: np.ndarray, signs: np.ndarray | None = None
+) -> np.ndarray:
+    return decode_change(encode_change(original, protected, hu, signs), protected, hu, signs)
 
 
 @settings(max_examples=30)
@@ -31,7 +35,8 @@ def test_exact_for_any_voxels(data):
     elements = st.one_of(st.sampled_from(ENDS), st.integers(-32768, 32767))
     original, protected, hu = (data.draw(arrays(np.int16, shape, elements=elements)) for _ in range(3))
     original, protected = original.view(dtype), protected.view(dtype)
-    result = restored(original, protected, hu)
+    signs = data.draw(st.none() | arrays(np.int8, shape, elements=st.integers(-1, 1)))
+    result = restored(original, protected, hu, signs)
     assert result.dtype == original.dtype
     np.testing.assert_array_equal(result, original)
 
@@ -66,6 +71,15 @@ def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
     expand = {"bzip2": bz2.decompress, "LZMA": lzma.decompress}
     by_bzip2 = sum(len(bz2.compress(expand[packers[name]](part))) for name, part in parts.items())
     assert sum(map(len, parts.values())) < 0.99 * by_bzip2
+
+
+def test_where_the_signs_are_known_a_watermark_takes_a_fraction_of_a_bit(phantom):
+    volume = phantom.volume
+    marked = embed_watermark(volume, OPEN_KEY)
+    signs = [ScanSigns.of(volume, OPEN_KEY).of_slice(k, plane) for k, plane in enumerate(marked.hu)]
+    short, long = (len(encode_change(volume.hu, marked.hu, marked.hu, known)) for known in (signs, None))
+    assert short < long / 3
+    np.testing.assert_array_equal(restored(volume.hu, marked.hu, marked.hu, signs), volume.hu)
 
 
 def test_no_change_takes_next_to_nothing(phantom):

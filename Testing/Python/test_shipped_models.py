@@ -31,18 +31,19 @@ def protected(scan) -> CTVolume:
 
 def test_change_is_within_the_cards_budget_and_shifts_no_tissue(scan, protected):
     change = protected.hu.astype(int) - scan.hu
-    budget = load_protector().budget
+    ready = load_protector()
     lung = lung_mask(scan)
     soft = body_mask(scan.hu, None, scan.spacing_kji) & (scan.hu > 0) & (scan.hu < 100)
-    assert np.abs(change).max() <= budget.strength_hu
-    assert np.abs(change[soft]).max() <= np.ceil(budget.strength_hu * budget.soft_tissue)
+    assert np.abs(change).max() <= ready.strength_hu
+    in_soft = sum(np.ceil(b.strength_hu * b.soft_tissue) for b in (ready.budget, ready.watermark.budget))
+    assert np.abs(change[soft]).max() <= in_soft
     assert abs(change[lung].mean()) < 2
     assert abs(change[soft].mean()) < 1
 
 
 def test_a_part_of_the_series_is_protected_as_within_the_whole(scan, protected):
     """Slices far from the cut; near it the body mask may differ by its own definition of a slice's surroundings."""
-    part = protect(dataclasses.replace(scan, hu=scan.hu[10:30]))
+    part = protect(dataclasses.replace(scan, hu=scan.hu[10:30], origin=tuple(scan.voxel_to_lps((10, 0, 0)))))
     difference = np.abs(part.hu.astype(int) - protected.hu[10:30])
     assert np.mean(difference > 1) < 1e-3
 

@@ -23,6 +23,7 @@ from MITSGANLib.watermark import (
     ALTERED,
     DEFAULT_BUDGET,
     MARKED,
+    OPEN_KEY,
     TILE,
     UNKNOWN,
     Check,
@@ -30,7 +31,17 @@ from MITSGANLib.watermark import (
     embed_watermark,
     watermark_key,
 )
-from MITSGANLib.watermark.pattern import Grid, block_sums, signs, tile_levels
+from MITSGANLib.watermark.pattern import (
+    LAYER_MM,
+    Grid,
+    ScanSigns,
+    SlicePlace,
+    block_sums,
+    grid_secret,
+    layers,
+    signs,
+    tile_levels,
+)
 from MITSGANLib.watermark.whitening import whitening_kernel
 from MITSGANTrainingLib.commandline import main
 from scipy import ndimage
@@ -89,29 +100,48 @@ def painted(volume: CTVolume, kji: tuple[int, int, int]) -> CTVolume:
 
 
 class TestPattern:
-    @given(st.binary(min_size=32, max_size=32), st.binary(max_size=60), st.integers(-20, 60))
+    @given(st.binary(min_size=32, max_size=32), st.binary(max_size=60), st.floats(-200, 200), st.integers(-20, 60))
     @settings(max_examples=20, deadline=None)
-    def test_signs_follow_key_place_and_level_and_nothing_else(self, secret, place, level):
-        key = watermark_key(Key(secret))
-        levels = np.full((3, 4), level)
-        found = signs(key, place, levels, (25, 33))
-        assert np.array_equal(found, signs(key, place, levels, (25, 33)))
-        assert set(np.unique(found[:24, :32])) == {-1, 1}
-        assert not found[24:].any()
-        assert not found[:, 32:].any()
-        others = signs(key, place + b"x", levels, (25, 33)), signs(key, place, levels + 1, (25, 33))
-        for other in (*others, signs(watermark_key(Key(bytes(32))), place, levels, (25, 33))):
+    def test_signs_follow_key_place_layer_and_level_and_nothing_else(self, secret, plane, depth, level):
+        def found(secret=secret, plane=plane, depth=depth, level=level):
+            of_grid = grid_secret(watermark_key(Key(secret)), SlicePlace(plane, depth))
+            return signs(of_grid, depth, np.full((3, 4), level), (25, 33))
+
+        first = found()
+        assert np.array_equal(first, found())
+        assert set(np.unique(first[:24, :32])) == {-1, 1}
+        assert not first[24:].any()
+        assert not first[:, 32:].any()
+        others = found(plane=plane + b"x"), found(depth=depth + 1), found(level=level + 1)
+        for other in (*others, found(secret=bytes(32))):
             # 768 fair coins: 5 standard deviations are 0.18.
-            assert secret == bytes(32) or abs(np.mean(found[:24, :32] * other[:24, :32])) < 0.18
+            assert secret == bytes(32) or abs(np.mean(first[:24, :32] * other[:24, :32])) < 0.18
 
     def test_a_tile_changes_its_signs_alone(self):
         levels = np.zeros((3, 4), int)
-        before = signs(KEY, b"", levels, (24, 32))
+        before = signs(bytes(32), 0.0, levels, (24, 32))
         levels[1, 2] = 1
-        differs = before != signs(KEY, b"", levels, (24, 32))
+        differs = before != signs(bytes(32), 0.0, levels, (24, 32))
         assert differs[8:16, 16:24].any()
         differs[8:16, 16:24] = False
         assert not differs.any()
+
+    def test_tiles_change_their_signs_one_after_the_other(self):
+        """Over half a layer about half of the tiles change, over a whole one each does, once."""
+        shape = (40, 40)
+        at = [layers(bytes(32), depth, shape) for depth in (3.2, 3.7, 4.2)]
+        assert 0.4 < np.mean(at[1] != at[0]) < 0.6
+        assert (at[2] - at[0] == 1).all()
+
+    def test_what_a_scans_signs_depend_on_can_be_kept(self, scan):
+        kept = ScanSigns.from_dict(json.loads(json.dumps(ScanSigns.of(scan, KEY).to_dict())))
+        for k in (0, 7):
+            turned = flipped(scan, (1, 2))
+            mine, other = kept.of_slice(k, scan.hu[k]), ScanSigns.of(turned, KEY).of_slice(k, turned.hu[k])
+            assert np.array_equal(mine, ScanSigns.of(scan, KEY).of_slice(k, scan.hu[k]))
+            # Of scans whose edges are whole tiles the same signs lie at the same places.
+            assert mine.shape == other.shape == scan.shape[1:]
+        assert KEY.secret.hex() not in json.dumps(kept.to_dict())
 
     @given(arrays(np.int16, st.tuples(st.integers(8, 30), st.integers(8, 30)), elements=st.integers(-1024, 3071)))
     def test_blocks_hold_all_that_whole_tiles_hold(self, plane):
@@ -121,12 +151,15 @@ class TestPattern:
 
     @given(st.floats(-900, 900), st.sampled_from([0.25, 0.5, 0.7999999680851063, 1.25, 2.5]), st.integers(0, 400))
     def test_the_rounding_of_files_keeps_the_place(self, origin, step, k):
-        def grid(z: float) -> Grid:
-            return Grid.of(CTVolume(np.zeros((1, 16, 16), np.int16), (0.7, 0.7, step), (-12.5, origin, z)))
+        def grid(y: float) -> Grid:
+            return Grid.of(CTVolume(np.zeros((1, 16, 16), np.int16), (0.7, 0.7, step), (-12.5, y, y)))
 
+        place = grid(origin).place(k)
         for error in (-0.009, 0.0, 0.009):
-            assert grid(origin).place(k) in set(grid(origin + error).places(k))
-        assert grid(origin).place(k) != grid(origin).place(k + 2)
+            assert place.plane in {other.plane for other in grid(origin + error).places(k)}
+            # Along the slices, rounding moves the limits of layers by less than a hundredth of one.
+            assert abs(place.depth - grid(origin + error).place(k).depth) < 0.01
+        assert grid(origin).place(k + 2).depth - place.depth == pytest.approx(2 * step / LAYER_MM)
 
     def test_levels_near_a_step_are_not_sure(self):
         for mean, sure in ((-864, True), (-832, False), (-828, False), (-820, True)):
@@ -161,7 +194,8 @@ class TestEmbedding:
         assert 0.2 < np.mean(change != 0) < 0.9
         assert np.abs(change).max() <= DEFAULT_BUDGET.strength_hu
         assert abs(change.mean()) < 0.05
-        assert marked.provenance.steps[-1].parameters["watermark"] == 1
+        assert marked.provenance.steps[-1].parameters["watermark"] == "keyed"
+        assert embed_watermark(scan, OPEN_KEY).provenance.steps[-1].parameters["watermark"] == "open"
 
     def test_a_part_of_a_series_gets_what_the_whole_gets(self, scan, marked):
         part = dataclasses.replace(scan, hu=scan.hu[7:12], origin=tuple(scan.voxel_to_lps((7, 0, 0))))
@@ -319,7 +353,8 @@ class TestCommand:
         write_key_file(Key(bytes(range(32))), folder / "clinic.key")
         write_key_file(Key(bytes(32)), folder / "other.key")
         words = ["protect", folder / "scan.nrrd", folder / "marked.nrrd", "--watermark", folder / "clinic.key"]
-        assert main([str(word) for word in words]) == 0
+        assert main([str(word) for word in [*words, "--model", "none"]]) == 0
+        assert main(["protect", str(folder / "scan.nrrd"), str(folder / "default.nrrd"), "--device", "cpu"]) == 0
         return folder
 
     def check(self, folder, name="marked.nrrd", key="clinic.key", *words):
@@ -357,17 +392,29 @@ class TestCommand:
         captured = capsys.readouterr()
         assert secret not in captured.out + captured.err + caplog.text
 
-    @pytest.mark.parametrize("words", [["--model", "none"], ["--model", "none", "--strength-hu", "5"]])
-    def test_nothing_to_do_is_refused(self, files, words, capsys):
-        assert main(["protect", str(files / "scan.nrrd"), str(files / "no.nrrd"), *words]) == InputError.exit_code
-        assert "--watermark" in capsys.readouterr().err
-        assert not (files / "no.nrrd").exists()
+    def test_the_default_carries_the_open_watermark(self, files, lung, capsys):
+        assert main(["check", str(files / "default.nrrd")]) == 0
+        assert self.check(files, "default.nrrd") == 8
+        save_volume(painted(load_volume(files / "default.nrrd"), lung), files / "forged.nrrd", overwrite=True)
+        assert main(["check", str(files / "forged.nrrd")]) == 7
+        assert "MISSING in 1 place" in capsys.readouterr().out
+        assert main(["check", str(files / "marked.nrrd")]) == 8
+        assert "name it with --watermark" in capsys.readouterr().out
 
-    def test_with_a_model_both_are_there(self, files, scan):
+    def test_without_a_model_there_is_the_open_watermark_alone(self, files, scan):
+        words = ["protect", str(files / "scan.nrrd"), str(files / "open.nrrd"), "--model", "none"]
+        assert main(words) == 0
+        assert np.array_equal(load_volume(files / "open.nrrd").hu, embed_watermark(scan, OPEN_KEY).hu)
+        assert main([*words, "--strength-hu", "20", "--overwrite"]) == 0
+        stronger = embed_watermark(scan, OPEN_KEY, budget=DEFAULT_BUDGET.at_strength(20))
+        assert np.array_equal(load_volume(files / "open.nrrd").hu, stronger.hu)
+
+    def test_a_key_takes_the_place_of_the_open_one(self, files, scan):
         words = ["protect", files / "scan.nrrd", files / "both.nrrd", "--watermark", files / "clinic.key"]
-        assert main([str(word) for word in [*words, "--model", "default", "--device", "cpu"]]) == 0
+        assert main([str(word) for word in [*words, "--device", "cpu"]]) == 0
         both = load_volume(files / "both.nrrd")
         assert check_watermark(both, KEY).is_found
+        assert not check_watermark(both).is_found
         change = np.abs(both.hu.astype(int) - scan.hu)
         assert change.max() > np.abs(load_volume(files / "marked.nrrd").hu.astype(int) - scan.hu).max()
 
@@ -375,7 +422,7 @@ class TestCommand:
         tree, out = tmp_path / "tree", tmp_path / "out"
         tree.mkdir()
         save_volume(load_volume(files / "scan.nrrd"), tree / "a.nrrd")
-        words = ["protect", str(tree), str(out), "--collection", "--processes", "1", "--watermark"]
+        words = ["protect", str(tree), str(out), "--collection", "--processes", "1", "--model", "none", "--watermark"]
         for name, other in (("clinic.key", "other.key"), ("other.key", "clinic.key")):
             assert main([*words, str(files / name)]) == 0
             assert self.check(out.parent, out.name + "/a.nrrd", files / name) == 0

@@ -1,11 +1,12 @@
 """A compact, exact description of how far 16-bit voxels lie from others: what protection changed.
 
 The change of a voxel is coded given what both sides know already: its change in the slice before, and in which kind of
-tissue the protected voxel lies. For each such context a table ranks the changes by how often they occur; a voxel is
-coded as its rank, mostly 0. Ranks of contexts that are about equally sure are put together, so that each of a few
-streams is of one kind. bzip2 brings those near their entropy in which hardly anything but 0 occurs; of the others LZMA
-makes less, by 4 to 8 % of the whole, since it looks at the rank before. All is integer arithmetic without rounding: the
-same on every machine.
+tissue the protected voxel lies. Of a scan with a watermark both sides also know each voxel's sign: changes are coded
+times their sign, given whether the slice before has the same, which takes the default protection from 17 % of the scan
+to 7 %. For each such context a table ranks the changes by how often they occur; a voxel is coded as its rank, mostly 0.
+Ranks of contexts that are about equally sure are put together, so that each of a few streams is of one kind. bzip2
+brings those near their entropy in which hardly anything but 0 occurs; of the others LZMA makes less, by 4 to 8 % of the
+whole, since it looks at the rank before. All is integer arithmetic without rounding: the same on every machine.
 
 Changes outside -63..63, which nobody would call imperceptible, are coded as an exception and stand in a stream
 of their own, so any change at all is described exactly, if less compactly.
@@ -29,7 +30,7 @@ TISSUE_LIMITS_HU = (-1000, -960, -950, -940, -930, -920, -500, -475, -450, -425,
 _LARGEST = 63
 _EXCEPTION = 2 * _LARGEST + 1
 _SYMBOLS = _EXCEPTION + 1
-_CONTEXTS = (len(TISSUE_LIMITS_HU) + 1) * _SYMBOLS
+_CONTEXTS = (len(TISSUE_LIMITS_HU) + 1) * _SYMBOLS  # twice as many where signs are known
 _STREAMS = 16
 
 _XZ_MARK = b"\xfd7zXZ"
@@ -46,16 +47,22 @@ _LZMA = {
 }
 
 
-def encode_change(original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray]) -> bytes:
+def encode_change(
+    original: np.ndarray,
+    protected: np.ndarray,
+    hu: Sequence[np.ndarray],
+    signs: Sequence[np.ndarray] | None = None,
+) -> bytes:
     """Describe how to get ``original`` back from ``protected``.
 
     :param original: int16 or uint16 (slices, rows, columns).
     :param protected: of the same shape and type.
     :param hu: for each slice, the HU of the protected voxels (rows, columns), int16; any values do, good ones make the
         description short.
+    :param signs: for each slice those of the watermark, int8 of the same shape: -1 or another number; None without one.
     """
-    counts = np.zeros((_CONTEXTS, _SYMBOLS), np.int64)
-    for context, symbols, _ in _contexts(original, protected, hu):
+    counts = np.zeros((_CONTEXTS * (1 if signs is None else 2), _SYMBOLS), np.int64)
+    for context, symbols, _ in _contexts(original, protected, hu, signs):
         cells = context.astype(np.int64) * _SYMBOLS + symbols
         counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
     ranked = np.argsort(-counts, axis=1, kind="stable").astype(np.uint8)
@@ -63,7 +70,7 @@ def encode_change(original: np.ndarray, protected: np.ndarray, hu: Sequence[np.n
     stream_of = _sureness(counts)
     streams: list[list[np.ndarray]] = [[] for _ in range(_STREAMS)]
     exceptions = []
-    for context, symbols, change in _contexts(original, protected, hu):
+    for context, symbols, change in _contexts(original, protected, hu, signs):
         ranks = rank_of[context, symbols]
         for number, places in enumerate(_places(stream_of[context])):
             streams[number].append(ranks[places])
@@ -77,23 +84,31 @@ def encode_change(original: np.ndarray, protected: np.ndarray, hu: Sequence[np.n
     return pack({"shape": original.shape}, {name: _compressed(part) for name, part in parts.items()})
 
 
-def decode_change(description: bytes, protected: np.ndarray, hu: Sequence[np.ndarray]) -> np.ndarray:
+def decode_change(
+    description: bytes,
+    protected: np.ndarray,
+    hu: Sequence[np.ndarray],
+    signs: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
     """The original, of the shape and type of ``protected``, from :func:`encode_change`'s description.
 
+    :param hu: as given there.
+    :param signs: as given there.
     :raises InputError: the description is of voxels of another shape.
     """
     facts, parts = unpack(description)
     if tuple(facts["shape"]) != protected.shape:
         raise InputError("The seal is of a scan of another size; give the scan that it belongs to.")
     data = {name: _expanded(part) for name, part in parts.items()}
-    ranked = np.frombuffer(data["ranked"], np.uint8).reshape(_CONTEXTS, _SYMBOLS)
+    ranked = np.frombuffer(data["ranked"], np.uint8).reshape(-1, _SYMBOLS)
     stream_of = np.frombuffer(data["stream_of"], np.uint8)
     exceptions = Reader(np.frombuffer(data["exceptions"], "<i2"))
     streams = [Reader(np.frombuffer(data[str(number)], np.uint8)) for number in range(_STREAMS)]
     original = np.empty_like(protected)
-    before = np.zeros(protected[0].size, np.int16)
+    before, sign_before = np.zeros(protected[0].size, np.int16), None
     for k, plane in enumerate(protected):
-        context = _context(hu[k], before)
+        sign = _sign(signs, k)
+        context = _context(hu[k], before, sign, sign_before)
         ranks = np.empty(plane.size, np.uint8)
         for reader, places in zip(streams, _places(stream_of[context]), strict=True):
             ranks[places] = reader.take(places.size)
@@ -101,26 +116,38 @@ def decode_change(description: bytes, protected: np.ndarray, hu: Sequence[np.nda
         change = symbols.astype(np.int16) - np.int16(_LARGEST)
         is_exception = symbols == _EXCEPTION
         change[is_exception] = exceptions.take(np.count_nonzero(is_exception))
+        if sign is not None:
+            change *= sign
         original[k] = (plane.view(np.uint16) + change.view(np.uint16).reshape(plane.shape)).view(plane.dtype)
-        before = change
+        before, sign_before = change, sign
     return original
 
 
 def _contexts(
-    original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray]
+    original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray], signs: Sequence[np.ndarray] | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Context, symbol and change of the voxels of each slice, one-dimensional."""
-    before = np.zeros(protected[0].size, np.int16)
+    """Context, symbol and change of the voxels of each slice, one-dimensional; times their sign where it is known."""
+    before, sign_before = np.zeros(protected[0].size, np.int16), None
     for k, plane in enumerate(protected):
+        sign = _sign(signs, k)
         # Modulo 2^16, so that no difference overflows.
         change = (original[k].view(np.uint16) - plane.view(np.uint16)).view(np.int16).ravel()
-        yield _context(hu[k], before), _symbols(change), change
-        before = change
+        signed = change if sign is None else change * sign
+        yield _context(hu[k], before, sign, sign_before), _symbols(signed), signed
+        before, sign_before = change, sign
 
 
-def _context(hu: np.ndarray, before: np.ndarray) -> np.ndarray:
-    tissue = np.searchsorted(np.array(TISSUE_LIMITS_HU, np.int16), hu.ravel(), side="right")
-    return tissue * _SYMBOLS + _symbols(before)
+def _sign(signs: Sequence[np.ndarray] | None, k: int) -> np.ndarray | None:
+    """1 or -1 for each voxel of a slice, int16; -32768 times either is itself, modulo 2^16."""
+    return None if signs is None else np.where(signs[k].ravel() < 0, np.int16(-1), np.int16(1))
+
+
+def _context(hu: np.ndarray, before: np.ndarray, sign: np.ndarray | None, sign_before: np.ndarray | None) -> np.ndarray:
+    context = np.searchsorted(np.array(TISSUE_LIMITS_HU, np.int16), hu.ravel(), side="right")
+    if sign is None:
+        return context * _SYMBOLS + _symbols(before)
+    is_same = np.zeros(sign.shape, bool) if sign_before is None else sign == sign_before
+    return (2 * context + is_same) * _SYMBOLS + _symbols(before * sign)
 
 
 def _symbols(change: np.ndarray) -> np.ndarray:

@@ -29,10 +29,13 @@ from ..dicom.write import set_pixels
 from ..errors import InputError
 from ..volume import VolumeWarning
 from .change import decode_change, encode_change
+from .known_signs import as_record, from_record, signs_of_slices
 from .parts import Reader, pack, unpack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from ..watermark.pattern import ScanSigns
 
 KIND = "dicom"
 
@@ -83,8 +86,12 @@ def identity(files: Sequence[StoredFile]) -> dict[str, Any]:
     return {"kind": KIND, "files": len(files), "image_sha256": digest.hexdigest()}
 
 
-def describe_series(originals: Sequence[Path], protected: Sequence[StoredFile]) -> bytes:
+def describe_series(
+    originals: Sequence[Path], protected: Sequence[StoredFile], watermark: ScanSigns | None = None
+) -> bytes:
     """The payload that turns ``protected`` back into ``originals``, given file by file in the same order.
+
+    :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
 
     :raises InputError: an original is damaged or gone.
     """
@@ -101,14 +108,13 @@ def describe_series(originals: Sequence[Path], protected: Sequence[StoredFile]) 
         unused.append(bz2.compress(differing.astype("<u2").tobytes()) if differing.any() else b"")
         fact = {"before": start, "after": len(data) - end, "unused": len(unused[-1]), "little_endian": is_little_endian}
         facts.append(fact)
+    after, hu = np.concatenate([file.stored for file in protected]), _all_hu(protected)
     parts = {
-        "change": encode_change(
-            np.concatenate(stored), np.concatenate([file.stored for file in protected]), _all_hu(protected)
-        ),
+        "change": encode_change(np.concatenate(stored), after, hu, signs_of_slices(watermark, hu)),
         "around": lzma.compress(b"".join(around)),
         "unused": b"".join(unused),
     }
-    return pack({"files": facts, "sha256": digest.hexdigest()}, parts)
+    return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": as_record(watermark)}, parts)
 
 
 def restored_files(payload: bytes, protected: Sequence[StoredFile]) -> list[bytes]:
@@ -117,7 +123,8 @@ def restored_files(payload: bytes, protected: Sequence[StoredFile]) -> list[byte
     :raises InputError: they are not what was sealed.
     """
     facts, parts = unpack(payload)
-    stored = decode_change(parts["change"], np.concatenate([file.stored for file in protected]), _all_hu(protected))
+    after, hu = np.concatenate([file.stored for file in protected]), _all_hu(protected)
+    stored = decode_change(parts["change"], after, hu, signs_of_slices(from_record(facts.get("watermark")), hu))
     around, unused = Reader(lzma.decompress(parts["around"])), Reader(parts["unused"])
     files, digest, first = [], hashlib.sha256(), 0
     for fact, file in zip(facts["files"], protected, strict=True):

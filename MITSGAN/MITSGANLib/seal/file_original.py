@@ -12,7 +12,7 @@ import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,7 +22,11 @@ from ..files import GEOMETRY_TOLERANCE_MM, format_of
 from ..plausibility import to_hu
 from ..volume import CTVolume
 from .change import decode_change, encode_change
+from .known_signs import as_record, from_record, signs_of_slices
 from .parts import pack, unpack
+
+if TYPE_CHECKING:
+    from ..watermark.pattern import ScanSigns
 
 KIND = "volume"
 
@@ -125,8 +129,11 @@ def is_same(volume: CTVolume, sealed: Mapping[str, Any]) -> bool:
     return volume.same_geometry(then, GEOMETRY_TOLERANCE_MM)
 
 
-def describe_image(original: StoredImage, protected: CTVolume) -> bytes:
-    """The payload that turns ``protected`` back into ``original``, which is of the same shape."""
+def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSigns | None = None) -> bytes:
+    """The payload that turns ``protected`` back into ``original``, which is of the same shape.
+
+    :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
+    """
     values = original.values
     hu = to_hu(values)[0]
     facts = {
@@ -137,8 +144,9 @@ def describe_image(original: StoredImage, protected: CTVolume) -> bytes:
         "direction": original.direction,
         "format": original.format,
         "metadata": dict(original.metadata),
+        "watermark": as_record(watermark),
     }
-    parts = {"change": encode_change(hu, protected.hu, protected.hu)}
+    parts = {"change": encode_change(hu, protected.hu, protected.hu, signs_of_slices(watermark, protected.hu))}
     if values.dtype != np.int16:
         remainder = np.bitwise_xor(_bits(values), _bits(hu.astype(values.dtype)))
         parts["remainder"] = lzma.compress(_little(remainder))
@@ -151,7 +159,8 @@ def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
     :raises InputError: it is not what was sealed.
     """
     facts, parts = unpack(payload)
-    values = decode_change(parts["change"], protected.hu, protected.hu)
+    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
+    values = decode_change(parts["change"], protected.hu, protected.hu, signs)
     dtype = np.dtype(facts["type"]).newbyteorder("=")
     if "remainder" in parts:
         bits = _bits(values.astype(dtype))

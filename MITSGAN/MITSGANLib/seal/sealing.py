@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import dicom, files
 from ..atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
@@ -30,6 +30,10 @@ from .container import close_container, open_container, read_identity
 from .dicom_original import StoredFile
 from .file_original import StoredImage
 from .keys import Key, ScryptCost, require_cryptography
+from .known_signs import signs_in
+
+if TYPE_CHECKING:
+    from ..watermark.pattern import ScanSigns, WatermarkKey
 
 Progress = Callable[[int, int], None]
 
@@ -63,6 +67,7 @@ def save_sealed(
     path: str | os.PathLike[str],
     key: Key,
     *,
+    watermark: WatermarkKey | None = None,
     overwrite: bool = False,
     cost: ScryptCost | None = None,
     progress: Progress | None = None,
@@ -72,6 +77,8 @@ def save_sealed(
     What is written is restored once, in memory, before it appears at ``path``: what cannot be restored never appears.
 
     :param original: the volume that was protected. Its DICOM or other file must still be there.
+    :param watermark: key of a watermark that the protected volume carries, which makes the seal shorter; not needed for
+        the open one.
     :param cost: of guessing a passphrase; see :class:`ScryptCost`.
     :param progress: called as ``progress(done, total)`` while the scan is written; may raise ``CancelledError``.
     :returns: what the output does not show exactly as the volume (DICOM only).
@@ -84,14 +91,15 @@ def save_sealed(
         with atomic_file(path, overwrite=overwrite) as temporary:
             files.write_file(protected, temporary, progress=progress)
             written = files.read_file(temporary)
-            payload = file_original.describe_image(StoredImage.of(original), written)
+            payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
             file_original.restored_image(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
             seal_file(temporary).write_bytes(container)
         return ()
     with atomic_folder(path, overwrite=overwrite) as temporary:
         warnings = dicom.write_series(protected, temporary, progress=progress)
-        _seal_series([Path(file) for file in original.provenance.dicom_files], sorted(temporary.iterdir()), key, cost)
+        originals = [Path(file) for file in original.provenance.dicom_files]
+        _seal_series(originals, sorted(temporary.iterdir()), key, cost, signs_in(protected, watermark))
     return warnings
 
 
@@ -147,9 +155,11 @@ def seal_file(path: Path) -> Path:
     return path.with_name(path.name + SEAL_SUFFIX)
 
 
-def _seal_series(originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None) -> None:
+def _seal_series(
+    originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None, watermark: ScanSigns | None
+) -> None:
     protected = [StoredFile.read(path) for path in written]
-    payload = dicom_original.describe_series(originals, protected)
+    payload = dicom_original.describe_series(originals, protected, watermark)
     dicom_original.restored_files(payload, protected)
     container = close_container(payload, dicom_original.identity(protected), key, cost=cost)
     for path, share in zip(written, cut_shares(container, len(written)), strict=True):

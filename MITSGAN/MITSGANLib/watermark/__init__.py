@@ -1,9 +1,10 @@
-"""A keyed watermark: whoever has the key finds forged places, also after lossy compression or another file format.
+"""A watermark with a key: whoever has the key finds forged places, also in another file format.
 
 Every voxel of the body carries +1 or -1 times a small part of the scan's noise; the signs come from the key, the
 slice's place in the patient, and the HU around the voxel. What an attacker paints lacks them, and without the key they
 are noise that cannot be told from the scanner's. A signature finds every change of a file; the watermark finds what was
-painted, in copies that no longer are that file.
+painted, in copies that no longer are that file. The default protection carries one with an open key, which everybody
+has: it shows forgeries by whoever does not know of it.
 
 =============  =============================================================================
 ``pattern``    the signs of a slice, from the key, the slice's place and its HU
@@ -14,19 +15,21 @@ painted, in copies that no longer are that file.
 """
 
 from .checking import ALTERED, MARKED, PLACE_THRESHOLD_SD, UNKNOWN, Check, Place, Region, check_watermark
-from .embedding import DEFAULT_BUDGET, embed_watermark
-from .pattern import TILE, WatermarkKey, watermark_key
+from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark
+from .pattern import OPEN_KEY, TILE, WatermarkKey, watermark_key
 
 __all__ = [
     "ALTERED",
     "DEFAULT_BUDGET",
     "MARKED",
+    "OPEN_KEY",
     "PLACE_THRESHOLD_SD",
     "TILE",
     "UNKNOWN",
     "Check",
     "Place",
     "Region",
+    "Watermark",
     "WatermarkKey",
     "check_watermark",
     "embed_watermark",

@@ -2,7 +2,8 @@
 
 In each block of 4x4 voxels the whitened voxels are correlated with the signs that the key, the place and the tile's HU
 call for. In voxels that do not carry them every sign is as likely as its opposite, so the correlation over a window,
-divided by the root of its sum of squares, has mean 0 and standard deviation 1 there, whatever the image. Where the
+divided by the root of its sum of squares (of sums over slices that share a sign), has mean 0 and standard deviation 1
+there, whatever the image. Where the
 watermark is, it has the mean that the rest of the scan around shows.
 
 Arrays of blocks are (slice, block row, block column), turned so that rows and columns run along growing LPS.
@@ -21,7 +22,18 @@ from ..budget import Budget, allowed_in_slices
 from ..errors import TargetError
 from ..volume import CTVolume, Provenance
 from .embedding import DEFAULT_BUDGET
-from .pattern import TILE, Grid, WatermarkKey, block_sums, signs, tile_levels
+from .pattern import (
+    OPEN_KEY,
+    TILE,
+    Grid,
+    SlicePlace,
+    WatermarkKey,
+    block_sums,
+    grid_secret,
+    layers,
+    signs,
+    tile_levels,
+)
 from .whitening import whitening_kernel
 
 Progress = Callable[[int, int], None]
@@ -210,7 +222,7 @@ class Check:
 
 
 def check_watermark(
-    volume: CTVolume, key: WatermarkKey, *, budget: Budget = DEFAULT_BUDGET, progress: Progress | None = None
+    volume: CTVolume, key: WatermarkKey = OPEN_KEY, *, budget: Budget = DEFAULT_BUDGET, progress: Progress | None = None
 ) -> Check:
     """Look for the key's watermark everywhere in a scan of whole, uncropped slices on their own grid.
 
@@ -290,51 +302,120 @@ class _Sums:
         kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
         kernel = kernel[:: grid.flips[0], :: grid.flips[1]]
         found = []
+        runs = _Runs(grid.turned(volume.hu[0]).shape)
         for k, plane in enumerate(volume.hu):
             allowed = grid.turned(allowed_in(slice(k, k + 1))[0]).astype(np.float32)
-            found.append(_best(_slice_sums(grid.turned(plane), allowed, kernel, key, at) for at in grid.places(k)))
+            best = _best(_Slice.of(grid.turned(plane), allowed, kernel, key, place) for place in grid.places(k))
+            planes = best.product, runs.squares(best), best.expected**2
+            is_lung = block_sums(grid.turned(plane), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
+            found.append((*(block_sums(values, BLOCK) for values in planes), is_lung))
             if progress:
                 progress(k + 1, volume.shape[0])
         return cls(*(np.stack(values) for values in zip(*found, strict=True)))
 
 
-def _best(candidates: Iterator[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """The first, unless another clearly carries the watermark: the largest of several would be above 0 by chance."""
-    first, *others = candidates
-    for other in others:
-        if other[0].sum() >= _FOUND_SD * np.sqrt(other[1].sum()) and other[0].sum() > first[0].sum():
-            return other
-    return first
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """Of each voxel (row, column) of a slice along growing LPS.
+
+    :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs.
+    :param expected: of the whitened voxel, in its standard deviations, where the watermark is.
+    :param tiles: (layer and level, tile rows, tile columns): what the signs of a tile depend on.
+    """
+
+    product: np.ndarray
+    expected: np.ndarray
+    tiles: np.ndarray
+
+    @classmethod
+    def of(
+        cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: SlicePlace
+    ) -> _Slice:
+        levels, unsure = tile_levels(plane)
+        secret = grid_secret(key, place)
+        tiles = np.stack([layers(secret, place.depth, levels.shape), levels])
+        product, expected = np.zeros(plane.shape, np.float32), np.zeros(plane.shape, np.float32)
+        box = _box_of_tiles(allowed)
+        if box is not None:
+            mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
+            found = _in_box(plane[box].astype(np.float32), mark, kernel)
+            for values, part in zip((product, expected), found, strict=True):
+                values[box] = part
+                rows, columns = (size * TILE for size in levels.shape)
+                values[:rows, :columns][_enlarge(unsure, TILE)] = 0
+        return cls(product, expected, tiles)
 
 
-def _slice_sums(
-    plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: bytes
-) -> tuple[np.ndarray, ...]:
-    """What :class:`_Sums` holds, of a slice along growing LPS."""
+def _box_of_tiles(allowed: np.ndarray) -> tuple[slice, slice] | None:
+    """Whole tiles of a slice around all that may be marked, with two more tiles around for the filter; None for none.
+
+    What depends on anything outside of the box is multiplied by 0.
+    """
+    rows, columns = (np.flatnonzero(allowed.any(axis=axis)) for axis in (1, 0))
+    whole = [size // TILE for size in allowed.shape]
+    if not rows.size or not min(whole):
+        return None
+    ends = (
+        (max(0, at[0] // TILE - 2), min(count, at[-1] // TILE + 3))
+        for at, count in zip((rows, columns), whole, strict=True)
+    )
+    box = tuple(slice(start * TILE, stop * TILE) for start, stop in ends)
+    return box if all(part.start < part.stop for part in box) else None
+
+
+def _in_box(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What :class:`_Slice` holds, of whole tiles.
+
+    :param values: HU (rows, columns), float32.
+    :param mark: what the watermark adds to them.
+    """
     from scipy import ndimage
 
-    levels, unsure = tile_levels(plane)
-    rows, columns = (size * TILE for size in levels.shape)
-    mark = signs(key, place, levels, plane.shape) * allowed
-    whitened = ndimage.correlate(plane.astype(np.float32), kernel)[:rows, :columns]
-    tiles = np.abs(whitened).reshape(levels.shape[0], TILE, levels.shape[1], TILE).transpose(0, 2, 1, 3)
-    middle = 1.48 * np.median(tiles.reshape(*levels.shape, TILE * TILE), axis=-1)
+    whitened = ndimage.correlate(values, kernel)
+    tile_rows, tile_columns = (size // TILE for size in values.shape)
+    tiles = np.abs(whitened).reshape(tile_rows, TILE, tile_columns, TILE).transpose(0, 2, 1, 3)
+    middle = 1.48 * np.median(tiles.reshape(tile_rows, tile_columns, TILE * TILE), axis=-1)
     limit = _CLIP_SD * np.maximum(middle, 0.5)[..., None, None]
     variance = np.maximum(np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3)), _LEAST_VARIANCE)
     spread = np.sqrt(_enlarge(variance, TILE))
     # At edges of anatomy and of the picture a voxel says nothing of the watermark.
-    usable = np.zeros(plane.shape, bool)
-    usable[:rows, :columns] = np.abs(whitened) < _CLIP_SD * spread
-    weighted = np.zeros(plane.shape, np.float32)
-    np.divide(whitened, spread**2, out=weighted[:rows, :columns], where=usable[:rows, :columns])
+    usable = np.abs(whitened) < _CLIP_SD * spread
+    weighted = np.where(usable, whitened / spread**2, np.float32(0))
     # Back through the filter, so that each voxel's own sign can be factored out: then squares add up to the variance.
     product = mark * ndimage.correlate(weighted, kernel[::-1, ::-1])
-    expected = ndimage.correlate(mark, kernel) * usable
-    expected[:rows, :columns] /= spread
-    for values in (product, expected):
-        values[:rows, :columns][_enlarge(unsure, TILE)] = 0
-    is_lung = block_sums(plane, BLOCK) < _LUNG_BELOW_HU * BLOCK**2
-    return block_sums(product, BLOCK), block_sums(product**2, BLOCK), block_sums(expected**2, BLOCK), is_lung
+    return product, ndimage.correlate(mark, kernel) * usable / spread
+
+
+def _best(candidates: Iterator[_Slice]) -> _Slice:
+    """The first, unless another clearly carries the watermark: the largest of several would be above 0 by chance."""
+    first, *others = candidates
+    for other in others:
+        total = other.product.sum()
+        if total >= _FOUND_SD * np.sqrt(np.square(other.product).sum()) and total > first.product.sum():
+            return other
+    return first
+
+
+class _Runs:
+    """The variance of products that share a sign with those of the slices before, taken slice by slice.
+
+    A sign that stays the same over some slices multiplies the sum of what it multiplies in each, so the square of that
+    sum is the variance; each slice has its own square of it, and twice its products with those before it.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._before = np.zeros(tuple(shape), np.float32)
+        self._tiles: np.ndarray | None = None
+
+    def squares(self, of: _Slice) -> np.ndarray:
+        """The share of the variance of the slice that comes next, (rows, columns)."""
+        if self._tiles is not None:
+            other = _enlarge((of.tiles != self._tiles).any(axis=0), TILE)
+            self._before[: other.shape[0], : other.shape[1]][other] = 0
+        squares = of.product * (of.product + 2 * self._before)
+        self._before += of.product
+        self._tiles = of.tiles
+        return squares
 
 
 def _enlarge(blocks: np.ndarray, edge: int) -> np.ndarray:

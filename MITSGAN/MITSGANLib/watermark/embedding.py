@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget import Budget, allowed_in_slices, apply_change
+from ..budget import Budget, Surroundings, apply_change
 from ..volume import PROTECTION, CTVolume, ProcessingStep
-from .pattern import Grid, WatermarkKey, signs, tile_levels
+from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
 
 Progress = Callable[[int, int], None]
 
 # 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity.
 DEFAULT_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """What scans are marked with, and how strongly.
+
+    :param key: the open one, which everybody has, or one's own.
+    """
+
+    key: WatermarkKey = OPEN_KEY
+    budget: Budget = DEFAULT_BUDGET
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody can check it, and forge it."""
+        return self.key == OPEN_KEY
+
+    def to_dict(self) -> dict[str, float | str]:
+        """For the provenance of what is marked; nothing of the key."""
+        return {"watermark": "open" if self.is_open else "keyed", "watermark_strength_hu": self.budget.strength_hu}
+
+    def marked(self, hu: np.ndarray, around: Surroundings, signs: ScanSigns, first: int) -> np.ndarray:
+        """Slices with their signs, int16 (slices, rows, columns); each depends on itself alone.
+
+        :param hu: int16 (slices, rows, columns) in HU: whole slices, which may have been changed already.
+        :param around: of these slices as they came.
+        :param signs: of the scan, with this watermark's key.
+        :param first: index of the first of these slices.
+        """
+        allowed = around.allowed(hu, self.budget)
+        pattern = np.stack([signs.of_slice(first + k, plane) for k, plane in enumerate(hu)]).astype(np.float32)
+        return apply_change(hu, pattern * allowed, allowed)
 
 
 def embed_watermark(
@@ -26,16 +59,19 @@ def embed_watermark(
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    grid = Grid.of(volume)
-    padding = volume.provenance.padding_hu
+    signs, watermark = ScanSigns.of(volume, key), Watermark(key, budget)
     marked = np.empty_like(volume.hu)
-    for k, plane in enumerate(volume.hu):
+    for k in range(volume.shape[0]):
         slab = slice(k, k + 1)
-        allowed = allowed_in_slices(volume.hu[slab], budget, volume.spacing_kji, padding)
-        levels, _ = tile_levels(grid.turned(plane))
-        pattern = grid.turned(signs(key, grid.place(k), levels, plane.shape))
-        marked[slab] = apply_change(volume.hu[slab], pattern[None] * allowed.astype(np.float32), allowed)
+        around = Surroundings.of(
+            volume.hu[slab],
+            volume.spacing_kji,
+            volume.provenance.padding_hu,
+            with_noise=budget.noise_share is not None,
+        )
+        marked[slab] = watermark.marked(volume.hu[slab], around, signs, k)
         if progress:
             progress(k + 1, volume.shape[0])
-    description = f"MITSGAN keyed watermark, at most {budget.strength_hu:g} HU"
-    return volume.with_hu(marked, ProcessingStep(PROTECTION, description, {"watermark": 1, **budget.to_dict()}))
+    kind = "open" if watermark.is_open else "keyed"
+    description = f"MITSGAN {kind} watermark, at most {budget.strength_hu:g} HU"
+    return volume.with_hu(marked, ProcessingStep(PROTECTION, description, {**watermark.to_dict(), **budget.to_dict()}))

@@ -1,21 +1,26 @@
 """The signs of the watermark: a keystream bound to the slice's place in the patient and to the HU of each tile.
 
-- **Key**: AES-256 in counter mode (NIST SP 800-38A) under a key that HKDF-SHA256 (RFC 5869) derives for each slice.
-- **Place**: shape, voxel size, orientation and position of the slice, to 0.25 mm. So slices of one scan differ, two
-  scans hardly ever share signs, a part of a series is checked as within the whole, and a slice put elsewhere is missed.
+- **Key**: AES-256 in counter mode (NIST SP 800-38A) under a key that HKDF-SHA256 (RFC 5869) derives for each layer.
+- **Place**: shape, voxel size, orientation and position of the slice; in its plane to 0.25 mm. So two scans hardly ever
+  share signs, a part of a series is checked as within the whole, and a slice put elsewhere is missed.
+- **Layers**: along the slices the signs of a tile change every 5 mm, in each tile at a depth of its own. Signs that
+  change in every slice flicker more than the scan's own noise, which overlapping slices share.
 - **Content**: the mean of each tile of 8x8 voxels, in steps of 64 HU. Whoever adds a smooth nodule to the marked
   voxels keeps their signs, but these are then the wrong ones.
 
 Arrays are (row, column) of one slice, turned so that rows and columns run along growing LPS: a file that stores them
-the other way round gives the same signs.
+the other way round gives the same signs, and so does one with its slices in the opposite order.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +35,10 @@ LEVEL_HU = 64.0
 # Rounding and lossy compression move the mean of a tile: one this near to a step may be of either level.
 LEVEL_MARGIN_HU = 6.0
 
-_CONTEXT = b"MITSGAN watermark 1"
+LAYER_MM = 5.0
+"""Along the slices, how far a tile keeps its signs."""
+
+_CONTEXT = b"MITSGAN watermark 2"
 _PLACE_MM, _PLACE_TOLERANCE_MM = 0.25, 0.01
 # Keeps multiples of 0.025 mm, as most positions are, off the limits between two places.
 _PLACE_OFFSET_MM = 0.0125
@@ -42,6 +50,10 @@ class WatermarkKey:
     """What signs are derived from: 32 bytes of their own, so that it tells nothing of the seals' keys."""
 
     secret: bytes = field(repr=False)
+
+
+OPEN_KEY = WatermarkKey(hashlib.sha256(b"MITSGAN open watermark").digest())
+"""Everybody's: shows what was painted by those who do not think of it, and needs no key file to be checked."""
 
 
 def watermark_key(key: Key) -> WatermarkKey:
@@ -56,15 +68,30 @@ def watermark_key(key: Key) -> WatermarkKey:
 
 
 @dataclass(frozen=True)
+class SlicePlace:
+    """Where a slice lies, as its signs depend on it.
+
+    :param plane: shape, voxel size, orientation and place in the plane; all slices of a scan share it.
+    :param depth: along the slices, in layers.
+    """
+
+    plane: bytes
+    depth: float
+
+
+@dataclass(frozen=True)
 class Grid:
     """How the voxels of a scan lie in the patient: which axes to turn, and where each slice is.
 
     :param flips: for rows and columns, -1 where the index runs against LPS, else 1.
+    :param in_plane: LPS in steps of 0.25 mm of the slices' common corner, without what lies along the slices.
+    :param first_depth, step_depth: of the first slice and from one to the next, in layers.
     """
 
     flips: tuple[int, int]
-    first_lps: np.ndarray
-    step_lps: np.ndarray
+    in_plane: np.ndarray
+    first_depth: float
+    step_depth: float
     fixed: bytes
 
     @classmethod
@@ -74,32 +101,36 @@ class Grid:
         flips = tuple(-1 if axis[np.abs(axis).argmax()] < 0 else 1 for axis in axes)
         corner = [0 if flip > 0 else size - 1 for flip, size in zip(flips, volume.shape[1:], strict=True)]
         first = volume.voxel_to_lps((0, *corner))
+        along = volume.direction[:, 2]
+        along = along * (-1 if along[np.abs(along).argmax()] < 0 else 1)
         step = volume.voxel_to_lps((1, *corner)) - first
+        in_plane = (first - (first @ along) * along + _PLACE_OFFSET_MM) / _PLACE_MM
         turned = np.concatenate([axis * flip for axis, flip in zip(axes, flips, strict=True)])
         whole = [*volume.shape[1:], *np.rint(np.array(volume.spacing_kji[1:]) / _SPACING_MM)]
         whole += [*np.rint(turned / _DIRECTION)]
-        return cls(flips, first, step, struct.pack(f"<{len(whole)}i", *map(int, whole)))
+        depths = float(first @ along) / LAYER_MM, float(step @ along) / LAYER_MM
+        return cls(flips, in_plane, *depths, struct.pack(f"<{len(whole)}i", *map(int, whole)))
 
     def turned(self, plane: np.ndarray) -> np.ndarray:
         """A slice (rows, columns) along growing LPS, or back; a view."""
         return plane[:: self.flips[0], :: self.flips[1]]
 
-    def place(self, k: int) -> bytes:
+    def place(self, k: int) -> SlicePlace:
         """Slice ``k``'s place, for embedding."""
-        return self._packed(np.floor(self._steps(k)))
+        return self._at(k, np.floor(self.in_plane))
 
-    def places(self, k: int) -> Iterator[bytes]:
-        """Where slice ``k`` may have been before a file format rounded its position; as it is first, mostly alone."""
-        steps = self._steps(k)
+    def places(self, k: int) -> Iterator[SlicePlace]:
+        """Where slice ``k`` may have been before a file format rounded its position; as it is first, mostly alone.
+
+        Along the slices rounding moves the limits of layers, by so little that no second place is needed.
+        """
         tolerance = _PLACE_TOLERANCE_MM / _PLACE_MM
-        found = [dict.fromkeys((np.floor(s), np.floor(s - tolerance), np.floor(s + tolerance))) for s in steps]
-        yield from map(self._packed, itertools.product(*found))
+        found = [dict.fromkeys((np.floor(s), np.floor(s - tolerance), np.floor(s + tolerance))) for s in self.in_plane]
+        yield from (self._at(k, steps) for steps in itertools.product(*found))
 
-    def _steps(self, k: int) -> np.ndarray:
-        return (self.first_lps + k * self.step_lps + _PLACE_OFFSET_MM) / _PLACE_MM
-
-    def _packed(self, steps: Sequence[float]) -> bytes:
-        return self.fixed + struct.pack("<3i", *map(int, steps))
+    def _at(self, k: int, steps: Sequence[float]) -> SlicePlace:
+        plane = self.fixed + struct.pack("<3i", *map(int, steps))
+        return SlicePlace(plane, self.first_depth + k * self.step_depth)
 
 
 def block_sums(plane: np.ndarray, edge: int) -> np.ndarray:
@@ -119,25 +150,87 @@ def tile_levels(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.floor(steps).astype(np.int32), unsure
 
 
-def signs(key: WatermarkKey, place: bytes, levels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+@dataclass(frozen=True)
+class ScanSigns:
+    """The signs of one scan: all that they depend on beside the HU, without the key.
+
+    Whoever has this can tell and forge the signs of this scan, and of no other that lies elsewhere.
+
+    :param secret: derived from the key for the scan's grid.
+    :param depths: of each slice, in layers.
+    """
+
+    secret: bytes = field(repr=False)
+    flips: tuple[int, int]
+    depths: tuple[float, ...]
+
+    @classmethod
+    def of(cls, volume: CTVolume, key: WatermarkKey) -> ScanSigns:
+        """Of a scan as it lies."""
+        grid = Grid.of(volume)
+        places = [grid.place(k) for k in range(volume.shape[0])]
+        return cls(grid_secret(key, places[0]), grid.flips, tuple(place.depth for place in places))
+
+    def of_slice(self, k: int, hu: np.ndarray) -> np.ndarray:
+        """Of slice ``k``, int8 (rows, columns) as it is stored; 0 where no whole tile fits.
+
+        :param hu: int16 (rows, columns), which the levels of tiles are taken from.
+        """
+        turned = hu[:: self.flips[0], :: self.flips[1]]
+        found = signs(self.secret, self.depths[k], tile_levels(turned)[0], turned.shape)
+        return found[:: self.flips[0], :: self.flips[1]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, which holds the secret."""
+        return {"secret": self.secret.hex(), "flips": list(self.flips), "depths": list(self.depths)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> ScanSigns:
+        """Of :meth:`to_dict`'s."""
+        return cls(bytes.fromhex(record["secret"]), tuple(record["flips"]), tuple(record["depths"]))
+
+
+def grid_secret(key: WatermarkKey, place: SlicePlace) -> bytes:
+    """What the signs of all slices of a scan are derived from."""
+    return derive(key.secret, None, _CONTEXT + place.plane)
+
+
+def layers(secret: bytes, depth: float, shape: Sequence[int]) -> np.ndarray:
+    """The number of the layer that each tile of a slice lies in, int64.
+
+    :param secret: of :func:`grid_secret`.
+    :param depth: of the slice, in layers.
+    :param shape: (tile rows, tile columns).
+    """
+    limits = np.frombuffer(_keystream(derive(secret, None, b"limits"), 0, math.prod(shape)), np.uint8)
+    return np.floor(depth + limits.reshape(tuple(shape)) / 256).astype(np.int64)
+
+
+def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """+1 or -1 for each voxel of a slice along growing LPS, int8; 0 where no whole tile fits.
 
-    :param place: of :meth:`Grid.place`.
+    :param secret: of :func:`grid_secret`.
+    :param depth: of the slice, in layers.
     :param levels: of each tile, as :func:`tile_levels` has them.
     :param shape: (rows, columns) of the slice.
     """
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    of_slice = derive(key.secret, None, _CONTEXT + place)
     rows, columns = levels.shape
     result = np.zeros(tuple(shape), np.int8)
     inner = result[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE).transpose(0, 2, 1, 3)
-    empty = bytes(levels.size * TILE * TILE // 8)
-    for level in np.unique(levels):
-        # Counters of two levels are 2**64 blocks apart.
-        counter = struct.pack(">qQ", int(level), 0)
-        stream = Cipher(algorithms.AES(of_slice), modes.CTR(counter)).encryptor().update(empty)
-        bits = np.unpackbits(np.frombuffer(stream, np.uint8)).reshape(rows, columns, TILE, TILE)
-        here = levels == level
-        inner[here] = 2 * bits[here].astype(np.int8) - 1
+    of_tile = layers(secret, depth, levels.shape)
+    for layer in np.unique(of_tile):
+        of_layer = derive(secret, None, struct.pack("<q", int(layer)))
+        for level in np.unique(levels[of_tile == layer]):
+            stream = np.frombuffer(_keystream(of_layer, int(level), levels.size * TILE * TILE // 8), np.uint8)
+            here = (of_tile == layer) & (levels == level)
+            bits = np.unpackbits(stream.reshape(rows, columns, -1)[here], axis=-1)
+            inner[here] = 2 * bits.reshape(-1, TILE, TILE).astype(np.int8) - 1
     return result
+
+
+def _keystream(key: bytes, level: int, size: int) -> bytes:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    # Counters of two levels are 2**64 blocks apart.
+    counter = struct.pack(">qQ", level, 0)
+    return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(bytes(size))

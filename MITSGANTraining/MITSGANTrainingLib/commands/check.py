@@ -1,4 +1,7 @@
-"""Tell where a watermarked scan was painted over, with the key of "mitsgan protect --watermark".
+"""Tell where a protected scan was painted over since, by its watermark.
+
+Without --watermark the open one is sought, which "mitsgan protect" leaves by default: it shows what was painted by
+those who do not know of it. With the key file that a scan was protected with, nobody without the key could renew it.
 
 The watermark lies in the voxels themselves, so copies may be in any format, without headers, or in part; rows, columns
 and position have to be those of the original. Small nodules may show only where --voxel asks; after lossy compression
@@ -15,7 +18,7 @@ from MITSGANLib.errors import OutputError
 from MITSGANLib.files import write_file
 from MITSGANLib.seal import read_key_file
 from MITSGANLib.storage import is_dicom_output, load_volume
-from MITSGANLib.watermark import Check, check_watermark, watermark_key
+from MITSGANLib.watermark import OPEN_KEY, Check, check_watermark, watermark_key
 
 from .. import options as shared
 
@@ -23,8 +26,8 @@ ALTERED, NOT_FOUND = 7, 8
 _MOST_REGIONS = 12
 
 _EXIT_CODES = """\
-Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere, 8 no watermark of this
-key was found, or only traces of it, 3 not readable.
+Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere, 8 no such watermark
+was found, or only traces of it, 3 not readable.
 """
 
 
@@ -35,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_input(parser)
     shared.add_series(parser)
     parser.add_argument(
-        "--watermark", metavar="KEYFILE", type=Path, required=True, help="the key file that the scan was marked with"
+        "--watermark",
+        metavar="KEYFILE",
+        type=Path,
+        help="the key file that the scan was protected with (default: the open watermark)",
     )
     shared.add_target(parser, required=False)
     parser.add_argument(
@@ -50,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.map and is_dicom_output(options.map):
         raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
-    key = watermark_key(read_key_file(options.watermark))
+    key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
     with shared.progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     shared.note_warnings(volume)
@@ -60,10 +66,11 @@ def run(options: argparse.Namespace) -> int:
     place = None if kji is None else check.at(kji)
     if options.map:
         write_file(check.class_volume(), options.map, overwrite=options.overwrite)
-    result = {"input": options.input, **check.to_dict(), "map": options.map}
+    kind = "keyed" if options.watermark else "open"
+    result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
     shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
     if options.json != "-":
-        _say(check)
+        _say(check, is_open=options.watermark is None)
         if place is not None:
             shared.say(f"Voxel {kji}: {place.words}")
         if options.map:
@@ -73,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
     return ALTERED if check.regions else 0
 
 
-def _say(check: Check) -> None:
+def _say(check: Check, *, is_open: bool) -> None:
     if not check.is_found:
-        shared.say(
-            "No watermark of this key: the scan has none, or another key's, or was resampled, cropped or smoothed."
-        )
+        missing = "No open watermark" if is_open else "No watermark of this key"
+        advice = "; if it was protected with a key, name it with --watermark" if is_open else ""
+        shared.say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
         return
     shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance; {check.gain:.0%} of it is left.")
     if check.is_degraded:

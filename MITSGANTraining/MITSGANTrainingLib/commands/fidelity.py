@@ -33,13 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
     parser.add_argument(
-        "--model", help=f"protector: {names}, a .safetensors file, or none (default: none with --watermark)"
+        "--model",
+        default="default",
+        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
     )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
-    parser.add_argument("--watermark", metavar="KEYFILE", type=Path, help="with a watermark of this key")
+    parser.add_argument(
+        "--watermark", metavar="KEYFILE", type=Path, help="with a watermark of this key, in place of the open one"
+    )
     parser.add_argument(
         "--largest",
         action="store_true",
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     shared.write_json(
         options.json,
         {
-            "model": protection.protector and protection.protector.name,
+            "model": protection.protector.name,
             **protection.settings(),
             "passed": all(fidelity.passed for fidelity in verdicts.values()) if verdicts else None,
             "scans": [

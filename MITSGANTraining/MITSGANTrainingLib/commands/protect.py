@@ -4,8 +4,9 @@ The output is a new scan of the same geometry: a folder becomes a derived DICOM 
 suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
 the model's card names the attackers it was measured against.
 
-With --watermark the scan carries, in place of a model's change, a keyed watermark within its noise: "mitsgan check"
-then finds with the key which places were painted since, also in another file format.
+The presets default and strong also leave an open watermark within the scan's noise: "mitsgan check" then shows places
+that were painted since, also in another file format. Everybody can check it, so whoever knows of it can also forge it;
+with --watermark it has a key of your own.
 
 With a key or a passphrase the output is sealed: "mitsgan restore" gives back the original, bit for bit, to whoever has
 the key. In DICOM the seal is in a private block of the files, beside other files it is OUTPUT.seal. It holds the
@@ -26,11 +27,12 @@ from MITSGANLib.seal import Key, check_sealed_output, save_sealed
 from MITSGANLib.seal.sealing import seal_file
 from MITSGANLib.storage import check_output, is_dicom_output, load_volume, save_volume
 from MITSGANLib.volume import CTVolume
+from MITSGANLib.watermark import WatermarkKey
 
 from .. import key_options, tree_options
 from .. import options as shared
 from ..collection import CollectionConfig, measure_change, protect_collection
-from ..protection import NO_MODEL, load_protection
+from ..protection import load_protection
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
@@ -73,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_series(parser)
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
     parser.add_argument(
-        "--model", help=f"protector: {names}, a .safetensors file, or none (default: none with --watermark)"
+        "--model",
+        default="default",
+        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
     )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
@@ -83,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watermark",
         metavar="KEYFILE",
         type=Path,
-        help="add a watermark with this key: mitsgan check then finds forged places",
+        help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
     )
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
@@ -106,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
     """One line where the model is no protection but misleads software on purpose."""
-    if options.model not in (None, NO_MODEL) and is_mark(options.model):
+    if is_mark(options.model):
         advice = "" if has_key else "; use --key, so that the original can be restored"
         shared.note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
 
@@ -132,10 +136,10 @@ def _protect_scan(options: argparse.Namespace) -> None:
     original = volume if key else None
     del volume
     if signers is None:
-        _save(protected, original, options.output, key, overwrite=options.overwrite)
+        _save(protected, original, options.output, key, protection.watermark_key, overwrite=options.overwrite)
     else:
         with signed_output(options.output, signers, overwrite=options.overwrite) as unsigned:
-            _save(protected, original, unsigned, key)
+            _save(protected, original, unsigned, key, protection.watermark_key)
     if options.overwrite and not is_dicom_output(options.output):
         # A seal or a manifest of the file that was replaced is not of this one.
         for beside, is_new in ((seal_file(output), key is not None), (manifest_path(output), signers is not None)):
@@ -143,7 +147,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
                 beside.unlink(missing_ok=True)
     result = {
         "output": options.output,
-        "model": protection.protector and protection.protector.name,
+        "model": protection.protector.name,
         **protection.settings(),
         "device": describe_device(device),
         "seconds": round(seconds, 2),
@@ -168,14 +172,21 @@ def _signers(options: argparse.Namespace) -> Signers | None:
 
 
 def _save(
-    protected: CTVolume, original: CTVolume | None, path: str | Path, key: Key | None, *, overwrite: bool = False
+    protected: CTVolume,
+    original: CTVolume | None,
+    path: str | Path,
+    key: Key | None,
+    watermark: WatermarkKey | None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the protected scan; with a key it is sealed, which needs the original."""
     with shared.progress_bar("Writing", "slice") as progress:
+        options = {"overwrite": overwrite, "progress": progress}
         if key is None:
-            save_volume(protected, path, overwrite=overwrite, progress=progress)
+            save_volume(protected, path, **options)
         else:
-            save_sealed(protected, original, path, key, overwrite=overwrite, progress=progress)
+            save_sealed(protected, original, path, key, watermark=watermark, **options)
 
 
 def _protect_collection(options: argparse.Namespace) -> int:

@@ -44,8 +44,13 @@ _CODE = (
     "MITSGANLib.perceptual",
     "MITSGANLib.protector",
     "MITSGANLib.tafim",
+    "MITSGANLib.watermark.checking",
+    "MITSGANLib.watermark.embedding",
+    "MITSGANLib.watermark.pattern",
+    "MITSGANLib.watermark.whitening",
     "MITSGANTrainingLib.evaluation.measure",
     "MITSGANTrainingLib.evaluation.planting",
+    "MITSGANTrainingLib.evaluation.watermark_check",
     "MITSGANTrainingLib.nodules",
     "MITSGANTrainingLib.success",
 )

@@ -30,12 +30,14 @@ from MITSGANLib.heatmap import LUNG, MEDIASTINUM
 from MITSGANLib.metrics import Comparison, Region, compare
 from MITSGANLib.perceptual import load_lpips
 from MITSGANLib.volume import CTVolume, hu_from_float
+from MITSGANLib.watermark import Check, check_watermark
 
 from ..success import Jury
 from .cache import Cache, code_digest
 from .planting import NoduleFile, Plant, planted
 from .protections import Protection
 from .scans import ScanSource, content_digest, keep_headers_out_of_logs
+from .watermark_check import Checked, check_places
 
 CLEAN, PROTECTED, GAUSSIAN, CT_LIKE = "clean", "protected", "gaussian", "ct-like"
 ARMS = (PROTECTED, GAUSSIAN, CT_LIKE)
@@ -236,6 +238,11 @@ class _Arms:
             self.absent[CT_LIKE] = str(error)
 
     @functools.cached_property
+    def intact(self) -> Check | None:
+        """What the check says of the protected scan before any attack; None where it carries no watermark."""
+        return check_watermark(self.protected) if self.job.protection.watermark else None
+
+    @functools.cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Each arm's HU on the device."""
         with warnings.catch_warnings():
@@ -297,6 +304,15 @@ def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any, jury: Jury | No
     attacker = _attacker(task.attacker.source, task.action)
     started, records = time.monotonic(), []
     todo = range(len(task.targets)) if not measured else pictured
+    checked: dict[tuple[int, int, int], Checked] = {}
+    if not measured and jury and arms.intact:
+        scan, spacing_kji = arms.tensors[PROTECTED], arms.clean.spacing_kji
+        checked = check_places(
+            arms.protected,
+            arms.intact,
+            [target.kji for target in task.targets],
+            lambda kji: attack_patch(scan, kji, spacing_kji, attacker),
+        )
     for index in todo:
         target = task.targets[index]
         attacked = {
@@ -304,7 +320,7 @@ def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any, jury: Jury | No
             for arm, scan in arms.tensors.items()
         }
         if not measured:
-            records.append(_at_target(arms, attacked, target, lpips, jury))
+            records.append(_at_target(arms, attacked, target, lpips, jury, checked.get(target.kji)))
         if index in pictured:
             cache.store_arrays(picture_key(*place, index), _slices(arms, attacked, target))
     if not measured:
@@ -338,7 +354,12 @@ def _slices(arms: _Arms, attacked: Mapping[str, Attacked], target: Target) -> di
 
 
 def _at_target(
-    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, lpips: Any, jury: Jury | None
+    arms: _Arms,
+    attacked: Mapping[str, Attacked],
+    target: Target,
+    lpips: Any,
+    jury: Jury | None,
+    checked: Checked | None,
 ) -> dict[str, Any]:
     clean = arms.clean
     places = places_at(clean, target.kji)
@@ -360,14 +381,14 @@ def _at_target(
             for name, image in images.items()
         },
         "forgery": _forgery(arms, attacked, places.middle),
-        "judged": _judged(arms, attacked, target, jury) if jury else None,
+        "judged": _judged(arms, attacked, target, jury, checked) if jury else None,
     }
 
 
 def _judged(
-    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury
+    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury, checked: Checked | None
 ) -> dict[str, dict[str, float | bool | None]]:
-    """The verdict on each arm, as :meth:`Verdict.to_dict` has it."""
+    """The verdict on each arm, as :meth:`Verdict.to_dict` has it; where there is a watermark, the check's as well."""
     spacing_kji = arms.clean.spacing_kji
     box = jury.box(arms.clean.shape, spacing_kji, target.kji)
     inside = tuple(k - part.start for k, part in zip(target.kji, box, strict=True))
@@ -375,7 +396,12 @@ def _judged(
     parts = [arms.volumes[arm].hu[box] for arm in names] + [attacked[arm].part(box) for arm in names]
     sights = jury.look(parts, spacing_kji, inside)
     before, after = (dict(zip(names, half, strict=True)) for half in (sights[: len(names)], sights[len(names) :]))
-    return {arm: jury.verdict(target.action, before[arm], after[arm], clean=before[CLEAN]).to_dict() for arm in names}
+    verdicts = {
+        arm: jury.verdict(target.action, before[arm], after[arm], clean=before[CLEAN]).to_dict() for arm in names
+    }
+    if checked:
+        verdicts[PROTECTED] |= checked.to_dict()
+    return verdicts
 
 
 def _forgery(arms: _Arms, attacked: Mapping[str, Attacked], middle: Region) -> dict[str, dict[str, float | None]]:

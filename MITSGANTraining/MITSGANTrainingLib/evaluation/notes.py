@@ -41,10 +41,12 @@ SUCCESS = (
 SUCCESS_COUNT = (
     "Finding: an injection reaches it where the nodule judge sees a nodule that the clean scan does not have, a "
     "removal where it no longer sees the one that is there; places where the clean scan offers nothing to reach count "
-    "neither way, and the last column says how many count. Success: the finding is reached and the forensic judge "
-    "passes the place. Minus unprotected: the difference at the same places, in percentage points; protection should "
-    "make it negative, and more so than noise of equal RMSE. Judges are small networks with errors of their own, and "
-    "no radiologists."
+    "neither way, and the last column says how many count. Success, past the judges: the finding is reached and the "
+    "forensic judge passes the place; past all checks: and 'mitsgan check' does not find it either, where the scan "
+    "carries the open watermark. Check: whether it misses the watermark at the place, after the attack and before. "
+    "Minus unprotected: the difference of the former at the same places, in percentage points; protection should make "
+    "it negative, and more so than noise of equal RMSE. These attackers do not know of the watermark. Judges are small "
+    "networks with errors of their own, and no radiologists."
 )
 SUCCESS_INTERVAL = (
     "In brackets the {confidence:.0%} percentile interval of a two-stage bootstrap ({resamples} resamples, seed "

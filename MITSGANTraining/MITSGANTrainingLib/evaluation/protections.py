@@ -1,7 +1,7 @@
 """What ``--protectors`` names: a model, noise without a network, or signed gradients that know the target.
 
-- ``NAME`` is an installed protector, ``FILE`` a ``.safetensors`` with its card beside it; both also with ``@HU`` for
-  that strength instead of the model's own.
+- ``NAME`` is an installed protector, or a preset, which may carry the open watermark; ``FILE`` a ``.safetensors`` with
+  its card beside it; both also with ``@HU`` for that strength instead of their own.
 - ``noise:HU`` is white Gaussian noise of this root mean square in the patient, ``ct-noise:HU`` noise like the scan's
   own.
 - ``gradient:N@HU`` is N signed-gradient steps of at most HU (less in soft tissue and bone, as in the default budget)
@@ -41,6 +41,7 @@ class Protection:
     :param amount_hu: strength or root mean square in HU; None for a model's own strength.
     :param steps: of signed gradients.
     :param digest: SHA-256 of the weights.
+    :param watermark: budget of the open watermark; empty without one.
     :param alpha: weight of the paper's term in training, where the card says it.
     """
 
@@ -52,6 +53,7 @@ class Protection:
     steps: int = 0
     digest: str = ""
     budget: Mapping[str, float] = field(default_factory=dict)
+    watermark: Mapping[str, float] = field(default_factory=dict)
     alpha: float | None = None
 
     @property
@@ -74,6 +76,7 @@ class Protection:
             "steps": self.steps,
             "weights_sha256": self.digest,
             "budget": dict(self.budget),
+            "watermark": dict(self.watermark),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -149,12 +152,13 @@ def read_protection(word: str, seed: int) -> Protection:
     card = models.ModelCard.read(models.protector_path(source).with_suffix(".json"))
     return Protection(
         "network",
-        ready.name + (f"@{amount:g}" if at else ""),
+        (source if source in models.PRESETS else ready.name) + (f"@{amount:g}" if at else ""),
         seed,
         source=source,
         amount_hu=amount,
         digest=ready.digest,
         budget=ready.budget.to_dict(),
+        watermark=ready.watermark.budget.to_dict() if ready.watermark else {},
         alpha=_alpha(card.training),
     )
 

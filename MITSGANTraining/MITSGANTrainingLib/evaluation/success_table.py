@@ -38,8 +38,11 @@ _COLUMNS = (
     Column("Forensic judge", "AUC"),
     Column("Forensic judge (%)", "attacked, found"),
     Column("Forensic judge (%)", "untouched, alarm"),
+    Column("Watermark check (%)", "attacked, found"),
+    Column("Watermark check (%)", "untouched, alarm"),
     Column("Nodule judge (%)", "finding reached"),
-    Column("Success (%)", "reached and passed"),
+    Column("Success (%)", "past the judges"),
+    Column("Success (%)", "past all checks"),
     Column("Success (%)", "minus unprotected"),
     Column("Places", "that count"),
 )
@@ -92,9 +95,18 @@ def _row(labels: tuple[str, str], arm: str, findings: Sequence[Finding], seed: i
     def area(own: Sequence[Judged]) -> PlaceFigure:
         return area_of_places(*([place[arm][f"forgery_{when}"] for place in own] for when in ("after", "before")))
 
+    def past_all(verdict: Mapping[str, Any]) -> float | None:
+        if not verdict["possible"]:
+            return None
+        return float(verdict["succeeded"] and not verdict.get("check_found", False))
+
     def lead(place: Judged) -> float | None:
-        ours, theirs = place[arm]["succeeded"], place[CLEAN]["succeeded"]
-        return None if ours is None or theirs is None else float(ours) - float(theirs)
+        ours, theirs = past_all(place[arm]), past_all(place[CLEAN])
+        return None if ours is None or theirs is None else ours - theirs
+
+    def by_check(key: str) -> Cell:
+        checked = any(f"check_{key}" in place[arm] for own in places.values() for place in own)
+        return percent(lambda place: float(place[arm][f"check_{key}"])) if checked else Cell()
 
     def counted(verdict: Mapping[str, Any], key: str) -> float | None:
         return float(verdict[key]) if verdict["possible"] else None
@@ -108,8 +120,11 @@ def _row(labels: tuple[str, str], arm: str, findings: Sequence[Finding], seed: i
             by_place(area, 2),
             percent(lambda place: float(not place[arm]["unnoticed"])),
             percent(lambda place: float(place[arm]["alarm"])),
+            by_check("found"),
+            by_check("alarm"),
             percent(lambda place: counted(place[arm], "achieved")),
             percent(lambda place: counted(place[arm], "succeeded")),
+            percent(lambda place: past_all(place[arm])),
             percent(lead) if arm != CLEAN else Cell(),
             Cell(str(count)) if any(places.values()) else Cell(),
         ),

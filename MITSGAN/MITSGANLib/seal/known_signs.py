@@ -1,0 +1,53 @@
+"""The signs of a watermark, where the sealer knows them: with them, what the watermark changed is short to tell.
+
+What they derive from lies in the seal, encrypted: whoever can restore the original can also tell the signs of this one
+scan. The positions of the slices lie there too, so that they are the very same numbers when the seal is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..volume import PROTECTION, CTVolume
+
+if TYPE_CHECKING:
+    # Not at run time: the watermark takes its keys from this package.
+    from ..watermark.pattern import ScanSigns, WatermarkKey
+
+
+def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | None:
+    """Of a protected volume; None where it has no watermark, or its key is not known.
+
+    :param key: of a watermark that is not the open one.
+    """
+    from ..watermark.pattern import OPEN_KEY, ScanSigns
+
+    steps = [step.parameters for step in volume.provenance.steps if step.kind == PROTECTION]
+    kind = steps[-1].get("watermark") if steps else None
+    used = {"open": OPEN_KEY, "keyed": key}.get(str(kind))
+    return None if used is None else ScanSigns.of(volume, used)
+
+
+def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The signs of each protected slice, int8 (rows, columns); None without a watermark.
+
+    :param hu: int16 HU of each slice, as it is protected.
+    """
+    if watermark is None or len(watermark.depths) != len(hu):
+        return None
+    return [watermark.of_slice(k, plane) for k, plane in enumerate(hu)]
+
+
+def as_record(watermark: ScanSigns | None) -> dict[str, Any] | None:
+    """JSON-ready form for the encrypted payload."""
+    return None if watermark is None else watermark.to_dict()
+
+
+def from_record(record: Mapping[str, Any] | None) -> ScanSigns | None:
+    """Of :func:`as_record`'s."""
+    from ..watermark.pattern import ScanSigns
+
+    return None if record is None else ScanSigns.from_dict(record)

@@ -1,0 +1,71 @@
+"""Does ``mitsgan check`` find what was forged? For protections that carry the open watermark.
+
+Each check looks at a whole copy of the scan, as a user's does; several places are forged in one copy, so far from each
+other that none is in another's surroundings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from MITSGANLib.volume import CTVolume
+from MITSGANLib.watermark import Check, check_watermark
+
+APART_MM = 64.0
+
+Voxel = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check said of one place.
+
+    :param found: whether it misses the watermark there after the attack.
+    :param alarm: whether it did before.
+    """
+
+    found: bool
+    alarm: bool
+
+    def to_dict(self) -> dict[str, bool]:
+        return {"check_found": self.found, "check_alarm": self.alarm}
+
+
+def apart(places: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[list[Voxel]]:
+    """The places in groups, of which each has them at least :data:`APART_MM` from each other along some axis."""
+    groups: list[list[Voxel]] = []
+    spacing = np.array(spacing_kji)
+    for kji in places:
+        fits = (g for g in groups if all(np.abs(np.subtract(kji, o) * spacing).max() >= APART_MM for o in g))
+        group = next(fits, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(kji)
+    return groups
+
+
+def check_places(
+    marked: CTVolume,
+    intact: Check,
+    places: Sequence[Voxel],
+    forge: Callable[[Voxel], tuple[Box, np.ndarray]],
+) -> dict[Voxel, Checked]:
+    """Forge every place, and ask the check about it.
+
+    :param marked: the protected scan.
+    :param intact: its check.
+    :param forge: gives where an attack at a place changes the scan, and its int16 HU there.
+    """
+    found: dict[Voxel, Checked] = {}
+    for group in apart(list(dict.fromkeys(places)), marked.spacing_kji):
+        hu = marked.hu.copy()
+        for kji in group:
+            where, values = forge(kji)
+            hu[where] = values
+        check = check_watermark(marked.with_hu(hu))
+        for kji in group:
+            found[kji] = Checked(check.at(kji).is_missing, intact.at(kji).is_missing)
+    return found
