@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -106,6 +107,30 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     return CTVolume(hu, header.spacing, header.origin, header.direction, provenance)
 
 
+def read_metadata(reader: sitk.ImageFileReader) -> dict[str, str]:
+    """The header entries of a file whose header was read, as :func:`header_text`.
+
+    An entry whose name is no UTF-8 is left out: ITK's Python interface cannot be asked for it.
+    """
+    return {key: header_text(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if _is_utf8(key)}
+
+
+def header_text(text: str) -> str:
+    """An entry of a header as ITK's Python interface gives it, such that it also takes it again.
+
+    Bytes that are no UTF-8 come as surrogates, which it refuses; they are read as Latin-1, as older programs write it.
+    """
+    return text if _is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_file(
     volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
 ) -> None:
@@ -181,7 +206,7 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
         )
     if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
         raise InputError(f"{path} has 8-bit values, a segmentation or a picture and not HU; load the CT volume itself.")
-    metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
     warnings = grid_warnings(size[2], spacing)
     if _lacks_orientation(format_of(path), metadata):
@@ -211,8 +236,11 @@ def _damaged(path: Path) -> InputError:
 
 
 def _padding(metadata: Mapping[str, str]) -> int | None:
-    text = metadata.get(PADDING_FIELD, "")
-    return int(text) if text.lstrip("-").isdigit() and -(2**15) <= int(text) < 2**15 else None
+    try:
+        padding = int(metadata.get(PADDING_FIELD, ""))
+    except ValueError:
+        return None
+    return padding if -(2**15) <= padding < 2**15 else None
 
 
 def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tuple[VolumeWarning, ...]]:
@@ -220,8 +248,8 @@ def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tup
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()
     try:
-        steps = tuple(ProcessingStep(**step) for step in json.loads(metadata.get(STEPS_FIELD, "[]")))
-    except (TypeError, ValueError):
+        steps = tuple(_step(values) for values in json.loads(metadata.get(STEPS_FIELD, "[]")))
+    except (RecursionError, TypeError, ValueError):
         text = "The processing history in the file's header cannot be read; parts of it are unknown."
         warnings = (VolumeWarning("unreadable-history", text),)
     descrip = metadata.get(DESCRIP_FIELD, "")
@@ -231,6 +259,17 @@ def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tup
     elif not steps and descrip.startswith(PROTECTED_MARK):
         steps = (ProcessingStep(PROTECTION, descrip, time=""),)
     return steps, warnings
+
+
+def _step(values: Mapping[str, Any]) -> ProcessingStep:
+    """
+    :raises TypeError: the values are not those of a step.
+    """
+    step = ProcessingStep(**values)
+    texts = (step.kind, step.description, step.time)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(step.parameters, dict):
+        raise TypeError("no step")
+    return step
 
 
 def _image(volume: CTVolume, file_format: FileFormat) -> sitk.Image:

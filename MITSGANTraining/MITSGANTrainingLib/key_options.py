@@ -28,8 +28,18 @@ def _add_passphrase(group: argparse._MutuallyExclusiveGroup, text: str) -> None:
     group.add_argument("--passphrase", action="store_true", help=text)
     group.add_argument("--passphrase-env", metavar="NAME", help="take the passphrase from this environment variable")
     group.add_argument(
-        "--passphrase-fd", metavar="N", type=int, help="take the passphrase from the first line of file descriptor N"
+        "--passphrase-fd",
+        metavar="N",
+        type=_descriptor,
+        help="take the passphrase from the first line of file descriptor N",
     )
+
+
+def _descriptor(text: str) -> int:
+    """The number of a file descriptor, of which a system has no more than 2^31."""
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a file descriptor")
+    return int(text)
 
 
 def key(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:

@@ -129,14 +129,50 @@ def test_nifti_descrip_field_holds_the_mark(tmp_path):
     assert [step.kind for step in read_file(tmp_path / "scan.nii").provenance.steps] == [PROTECTION]
 
 
-def test_unreadable_history_is_a_warning_but_the_notice_counts(tmp_path):
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "[{",
+        "[" * 100_000,
+        "7",
+        '[{"kind": "protection"}]',
+        '[{"kind": 1, "description": "", "parameters": {}}]',
+        '[{"kind": "protection", "description": 2, "parameters": {}}]',
+        '[{"kind": "protection", "description": "", "parameters": [3]}]',
+    ],
+)
+def test_unreadable_history_is_a_warning_but_the_notice_counts(tmp_path, steps):
     image = sitk.GetImageFromArray(phantom_hu())
-    image.SetMetaData(files.STEPS_FIELD, "[{")
+    image.SetMetaData(files.STEPS_FIELD, steps)
     image.SetMetaData(files.NOTICE_FIELD, "SIMULATED ATTACK by MITSGAN")
-    sitk.WriteImage(image, tmp_path / "scan.mha")
-    volume = read_file(tmp_path / "scan.mha")
+    sitk.WriteImage(image, tmp_path / "scan.nrrd")
+    volume = read_file(tmp_path / "scan.nrrd")
     assert "unreadable-history" in warning_names(volume)
     assert volume.provenance.is_simulated_attack
+
+
+@pytest.mark.parametrize("text", ["", "--5", "\u00b2", "9" * 5000, "40000", "soft"])
+def test_padding_that_is_no_hu_counts_as_none(tmp_path, text):
+    image = sitk.GetImageFromArray(phantom_hu())
+    image.SetMetaData(files.PADDING_FIELD, text)
+    sitk.WriteImage(image, tmp_path / "scan.nrrd")
+    assert read_file(tmp_path / "scan.nrrd").provenance.padding_hu is None
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_headers_that_are_no_utf8(tmp_path, suffix):
+    """As Latin-1, which older programs write; entries whose names are none are left out."""
+    path = tmp_path / f"scan{suffix}"
+    image = sitk.GetImageFromArray(phantom_hu())
+    image.SetMetaData("note", "Ruecken")
+    image.SetMetaData("noteX", "other")
+    sitk.WriteImage(image, path, useCompression=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"Ruecken", b"R\xfccken").replace(b"noteX", b"not\xe9X"))
+    metadata = files.read_file_header(path).metadata
+    assert metadata["note"] == "R\xfccken"
+    assert "other" not in metadata.values()
+    assert (read_file(path).hu == phantom_hu()).all()
 
 
 def test_steps_field_is_json(tmp_path):

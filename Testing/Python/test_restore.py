@@ -394,6 +394,25 @@ class TestFiles:
         assert other.values.tobytes() == one.values.tobytes()
         assert {**other.metadata, "modified": ""} == {**one.metadata, "modified": ""}
 
+    @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+    def test_header_text_that_is_no_utf8_comes_back_as_utf8(self, tmp_path, suffix, monkeypatch):
+        """ITK's Python interface gives such bytes as surrogates and does not take them: the scan stayed protected."""
+        path = tmp_path / f"in{suffix}"
+        image = sitk.GetImageFromArray(phantom_hu((4, 20, 18)))
+        image.SetMetaData("note", "Ruecken")
+        sitk.WriteImage(image, path, useCompression=False)
+        path.write_bytes(path.read_bytes().replace(b"Ruecken", b"R\xfccken"))
+        original = sealed(path, tmp_path / f"out{suffix}")
+        restore(tmp_path / f"out{suffix}", tmp_path / f"back{suffix}", KEY)
+        assert StoredImage.read(tmp_path / f"back{suffix}").metadata["note"] == "R\xfccken"
+        # Seals of earlier versions hold the surrogates.
+        metadata = {**StoredImage.read(path).metadata, "note": "R\udcfccken"}
+        monkeypatch.setattr(sealing.file_original, "read_metadata", lambda _: metadata)
+        save_sealed(changed(original), original, tmp_path / f"early{suffix}", KEY, cost=CHEAP)
+        monkeypatch.undo()
+        restore(tmp_path / f"early{suffix}", tmp_path / f"again{suffix}", KEY)
+        assert StoredImage.read(tmp_path / f"again{suffix}").metadata["note"] == "R\xfccken"
+
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(seed=st.integers(0, 99), bound=st.sampled_from([0, 1, 18, 300, 65535]), ends=st.booleans())
     def test_any_change(self, tmp_path, seed, bound, ends):
@@ -726,6 +745,14 @@ def test_through_an_archive(tmp_path, proposed):
             server.terminate()
     restore(tmp_path / "archive", tmp_path / "back", KEY)
     assert same_files(paths, tmp_path / "back")
+
+
+@pytest.mark.parametrize("number", ["-1", "99999999999999", "x", "\u0663"])
+def test_a_file_descriptor_is_a_number_that_can_be_one(tmp_path, capsys, number):
+    with pytest.raises(SystemExit) as stopped:
+        main(["restore", str(tmp_path), str(tmp_path / "out"), f"--passphrase-fd={number}"])
+    assert stopped.value.code == 2
+    assert "no number of a file descriptor" in capsys.readouterr().err
 
 
 def test_the_size_of_a_seal_on_a_real_scan(real_ct, tmp_path):

@@ -36,7 +36,7 @@ def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) ->
         with quiet_pydicom():
             stored = pixel_array(dataset, raw=True, correct_unused_bits=not unused_bits)
     except Exception as error:  # the decoding plugins raise whatever their libraries do
-        raise damaged_file(path) from error
+        raise _not_decoded(dataset, path) from error
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
     if stored.size != np.prod(shape):
         raise damaged_file(path)
@@ -82,6 +82,18 @@ def _nearest_stored(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.nd
         first, last = frame.padding
         best = np.where(frame.is_padding(best), np.where(original > last, last + 1, first - 1), best)
     return best
+
+
+def _not_decoded(dataset: Dataset, path: Path) -> InputError:
+    """Of compressed pixels it cannot be told whether they are damaged or of a kind that the decoders do not know."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return damaged_file(path)
+    return InputError(
+        f"{path} is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
+        "here, such as lossy JPEG of 12 bits; copy it again from its source, or decompress the series first, for "
+        "example with dcmdjpeg."
+    )
 
 
 def _require_decoder(dataset: Dataset, path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, OutputError
-from ..files import GEOMETRY_TOLERANCE_MM, format_of
+from ..files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata
 from ..plausibility import to_hu
 from ..volume import CTVolume
 from .change import decode_change, encode_change
@@ -54,7 +54,7 @@ class StoredImage:
             image = reader.Execute()
         except RuntimeError as error:
             raise InputError(f"{path} is damaged or incomplete; copy or export it again.") from error
-        metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+        metadata = read_metadata(reader)
         return cls(
             sitk.GetArrayFromImage(image),
             image.GetSpacing(),
@@ -87,7 +87,8 @@ class StoredImage:
         image.SetOrigin(self.origin)
         image.SetDirection(self.direction)
         for key, text in self.metadata.items() if file_format.name == self.format else ():
-            image.SetMetaData(key, text)
+            # Earlier seals hold text that is no UTF-8 as it was read.
+            image.SetMetaData(key, header_text(text))
         # The lower case suffix is what ITK knows.
         suffix = max((one for one in file_format.suffixes if path.name.lower().endswith(one)), key=len)
         plain = path.with_name(path.name[: -len(suffix)] + suffix)
