@@ -483,13 +483,13 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
     def checkWatermark(
         self,
         volumeNode: vtkMRMLScalarVolumeNode,
-        key: Any,
+        key: Any = None,
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
-        """Tell whether a CT volume carries the watermark of a key, and where that is missing.
+        """Tell whether a CT volume carries a watermark, and where that is missing.
 
-        :param key: of a key file, see ``slicer_bridge.open_key``.
+        :param key: of a key file, see ``slicer_bridge.open_key``; None for the open watermark.
         :return: a ``MITSGANLib.watermark.Check``.
         """
         return slicer_bridge.check_watermark_of_node(volumeNode, key, progress=progress, compute=self._compute)

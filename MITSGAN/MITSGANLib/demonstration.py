@@ -24,6 +24,7 @@ from .metrics import Comparison, compare
 from .perceptual import load_lpips
 from .protector import Protector, protect
 from .volume import CTVolume
+from .watermark import Place, check_place, check_watermark
 
 Arm = Literal["clean", "protected", "noise"]
 ARMS: tuple[Arm, ...] = ("clean", "protected", "noise")
@@ -51,6 +52,8 @@ class TargetResult:
     :param against_clean: each arm compared with the clean scan within the cube.
     :param forgery: the attack's own change in the middle: clean attacked against clean.
     :param forgery_change: attack on the protected (or noise) scan compared with that on the clean scan, in the middle.
+    :param watermark: what is left there of the protected scan's watermark, before the attack and after; None where the
+        protection has none, or it cannot be found in this scan.
     """
 
     target: Target
@@ -59,6 +62,7 @@ class TargetResult:
     against_clean: dict[str, Comparison]
     forgery: Comparison
     forgery_change: dict[str, Comparison]
+    watermark: tuple[Place, Place] | None = None
 
     def relative_change(self, arm: str) -> float | None:
         """RMSE in the middle between the forgeries on this arm and the clean scan, as a share of the attack's own."""
@@ -107,6 +111,10 @@ class Demonstration:
                         for arm in ("protected", "noise")
                     },
                 }
+        checked = [result.watermark for result in self.targets if result.watermark]
+        if checked:
+            before, after = (sum(place.is_missing for place in places) for places in zip(*checked, strict=True))
+            figures["watermark"] = {"places": len(checked), "missing_before": before, "missing_after_attack": after}
         return figures
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +126,7 @@ class Demonstration:
                 "sha256": self.protector.digest,
                 "seed": self.protector.seed,
                 "budget": self.protector.budget.to_dict(),
+                "watermark": self.protector.watermark and self.protector.watermark.to_dict(),
             },
             "attackers": [{"name": a.name, "action": a.action, "sha256": a.digest} for a in self.attackers],
             "device": self.device,
@@ -133,6 +142,8 @@ class Demonstration:
                     "forgery": result.forgery.to_dict(),
                     "forgery_change": {name: c.to_dict() for name, c in result.forgery_change.items()},
                     "relative_forgery_change": {arm: result.relative_change(arm) for arm in ("protected", "noise")},
+                    "watermark": result.watermark
+                    and dict(zip(("before", "after_attack"), (p.to_dict() for p in result.watermark), strict=True)),
                 }
                 for result in self.targets
             ],
@@ -180,6 +191,11 @@ def demonstrate(
     with _timer(seconds, "noise control"):
         noise = equal_rmse_noise(volume, protected, protector.seed)
     arms: dict[Arm, CTVolume] = {"clean": volume, "protected": protected, "noise": noise}
+    mark = protector.watermark
+    intact = None
+    if mark and targets:
+        with _timer(seconds, "check the watermark"):
+            intact = check_watermark(protected, mark.key, progress=partial(report, "Checking"))
 
     results = []
     for index, target in enumerate(targets):
@@ -190,8 +206,13 @@ def demonstrate(
                 arm: simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
                 for arm, scan in arms.items()
             }
+        watermark = None
+        if intact and intact.is_found:
+            with _timer(seconds, "check the watermark"):
+                after = check_place(attacked["protected"], target.kji, mark.key)
+            watermark = (intact.at(target.kji), after) if after else None
         with _timer(seconds, "metrics at the targets"):
-            results.append(_measure_target(arms, attacked, target, lpips))
+            results.append(_measure_target(arms, attacked, target, lpips, watermark))
     report("Attacking", len(targets), len(targets))
 
     # LPIPS takes about a second a slice on two cores: evenly spaced slices, which the output names.
@@ -229,7 +250,11 @@ def _timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _measure_target(
-    arms: dict[Arm, CTVolume], attacked: dict[Arm, CTVolume], target: Target, lpips: Any
+    arms: dict[Arm, CTVolume],
+    attacked: dict[Arm, CTVolume],
+    target: Target,
+    lpips: Any,
+    watermark: tuple[Place, Place] | None,
 ) -> TargetResult:
     clean, places = arms["clean"], places_at(arms["clean"], target.kji)
     scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
@@ -247,4 +272,5 @@ def _measure_target(
             arm: compare(attacked["clean"], attacked[arm], region=places.middle, lpips=lpips)
             for arm in ("protected", "noise")
         },
+        watermark,
     )

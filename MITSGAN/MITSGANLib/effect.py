@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import volume as volumes
 from .errors import InputError
 from .forgery import MIDDLE, places_at, relative_change
 from .heatmap import LUNG, MEDIASTINUM
 from .metrics import Comparison, Region, compare
 from .volume import SIMULATED_ATTACK, CTVolume
+from .watermark import Place, check_place
 
 if TYPE_CHECKING:
     from .ctgan.attacker import Attacker
@@ -50,10 +52,13 @@ class Effect:
 
     :param findings: the protection of the whole scan first; those at the target follow when there was an attack.
     :param rmse_by_slice: for the plot: RMSE in HU of every slice against the source.
+    :param watermark: what is left of the open watermark at the target after the attack; None without an attack, or
+        where the protected volume carries none.
     """
 
     findings: tuple[Finding, ...]
     rmse_by_slice: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    watermark: Place | None = None
 
     @property
     def protection(self) -> Comparison:
@@ -110,7 +115,7 @@ def measure_effect(
     :raises InputError: when the volumes do not share their grid, or the two attacks differ in target or action.
     """
     slices = source.shape[0]
-    targets = 4 if source_attacked is not None and protected_attacked is not None else 0
+    targets = 5 if source_attacked is not None and protected_attacked is not None else 0
     report = progress or (lambda _done, _total: None)
     total = slices + targets
 
@@ -152,8 +157,15 @@ def measure_effect(
     if control is not None:
         here = dataclasses.replace(middle, k0=middle.k0 - first, k1=middle.k1 - first)
         find(CONTROL, _slab(source_attacked, first, last), control, here)
+    report(slices + 4, total)
+    place = check_place(protected_attacked, attack.kji) if _has_open_watermark(protected) else None
     report(total, total)
-    return Effect(tuple(findings), curves)
+    return Effect(tuple(findings), curves, place)
+
+
+def _has_open_watermark(volume: CTVolume) -> bool:
+    steps = [step.parameters for step in volume.provenance.steps if step.kind == volumes.PROTECTION]
+    return bool(steps) and steps[-1].get("watermark") == "open"
 
 
 @dataclass(frozen=True)

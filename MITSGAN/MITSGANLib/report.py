@@ -15,6 +15,7 @@ from . import __version__
 from .demonstration import Demonstration, TargetResult
 from .heatmap import LUNG, Square, difference_overlay, render_slice, rmse_bars
 from .metrics import Metric
+from .watermark import Watermark
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "Resources" / "report.html.j2"
 _ZOOM_MM = 64.0
@@ -71,7 +72,7 @@ def render_report(demonstration: Demonstration, *, title: str, synthetic: bool =
 
 def _summary(demo: Demonstration) -> str:
     figures = demo.summary()
-    first = f"Protection with {demo.protector.name} changed the scan by RMSE {figures['rmse_hu']:.1f} HU"
+    first = f"Protection with {demo.protector.title} changed the scan by RMSE {figures['rmse_hu']:.1f} HU"
     if figures["noise_hu"]:
         first += f"; the scan's own noise is {figures['noise_hu']:.1f} HU (standard deviation in soft tissue)"
     sentences = [first]
@@ -84,6 +85,13 @@ def _summary(demo: Demonstration) -> str:
                 "At {}, protection changed what the attacker forged ({}) by {} of the attack's own change "
                 "(median); noise of the same size by {}".format(places, action, *shares)
             )
+    if "watermark" in figures:
+        found = figures["watermark"]
+        alarms = found["missing_before"]
+        sentences.append(
+            f"The watermark check shows the forgery at {found['missing_after_attack']} of {found['places']} attacked "
+            f"places, and raised {alarms or 'no'} alarm{'s' * (alarms > 1)} there before"
+        )
     return ". ".join(sentences) + "."
 
 
@@ -130,6 +138,8 @@ def _effect_table(demo: Demonstration) -> _Table:
         "Attack changed the clean scan",
         "Forgery changed by protection",
         "Forgery changed by noise",
+        "Watermark left: before the attack, after",
+        "Forgery shows",
     )
     rows = tuple(
         (
@@ -139,10 +149,19 @@ def _effect_table(demo: Demonstration) -> _Table:
                 f"{r.forgery_change[a].rmse.value:.1f} HU ({_percent(r.relative_change(a))})"
                 for a in ("protected", "noise")
             ),
+            *_watermark_cells(r),
         )
         for r in demo.targets
     )
     return _Table(header, rows)
+
+
+def _watermark_cells(result: TargetResult) -> tuple[str, str]:
+    if result.watermark is None:
+        return "–", "–"
+    left = ", ".join(_percent(max(place.seen / max(place.expected, 1e-9), 0)) for place in result.watermark)
+    after = result.watermark[1]
+    return left, ("yes" if after.is_missing else "no") if after.can_tell else "cannot be told"
 
 
 def _whole_figures(demo: Demonstration) -> list[_Figure]:
@@ -238,11 +257,17 @@ def _making(demo: Demonstration) -> list[tuple[str, str]]:
                 f"tissue, {budget.bone:.0%} in bone, nothing outside the body"
             ),
         ),
+        *([("Watermark", _watermark_words(demo.protector.watermark))] if demo.protector.watermark else []),
         *((f"Attacker, {a.action}", f"{a.name}, SHA-256 {a.digest[:16]}…") for a in demo.attackers),
         ("Device", demo.device),
         ("Times", ", ".join(f"{stage} {value:.1f} s" for stage, value in demo.seconds.items())),
         ("Versions", f"MITSGAN {__version__}, Python {platform.python_version()}, {versions}"),
     ]
+
+
+def _watermark_words(watermark: Watermark) -> str:
+    kind = "open: everybody can check it, and forge it" if watermark.is_open else "with a key"
+    return f"{kind}; at most {watermark.budget.strength_hu:g} HU, on top of the network's change"
 
 
 def _view(demo: Demonstration, **size: float) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from MITSGANLib.files import read_file, write_file
 from MITSGANLib.phantom import thorax_phantom
 from MITSGANLib.seal import Key, read_key_file, write_key_file
 from MITSGANLib.volume import CTVolume, Provenance
-from MITSGANLib.watermark import Check, Place, Region, check_watermark, embed_watermark, watermark_key
+from MITSGANLib.watermark import (
+    OPEN_KEY,
+    Check,
+    Place,
+    Region,
+    Watermark,
+    check_watermark,
+    embed_watermark,
+    watermark_key,
+)
 from MITSGANTrainingLib.commandline import main
 
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
@@ -226,12 +235,28 @@ class TestCheck:
         ui = panel.ui
         assert not ui.checkWatermarkButton.enabled
         assert "Select a CT volume" in ui.checkWatermarkButton.toolTip
-        add_scan(panel, ct)
+        node = add_scan(panel, ct)
+        # Without a key there is the open watermark to look for, but not in a volume that says that it has another.
+        assert ui.checkWatermarkButton.enabled
+        keyed = bridge().node_from_volume(embed_watermark(bridge().volume_from_node(node), KEY), "marked", node)
+        panel._parameterNode.checkedVolume = keyed
         ui.passphraseLineEdit.text = PASSPHRASE
         assert not ui.checkWatermarkButton.enabled
         assert "key file" in ui.checkWatermarkButton.toolTip
         choose(panel, dialogs, "keyFile", key_file)
         assert ui.checkWatermarkButton.enabled
+
+    def test_without_a_key_the_open_one_is_sought(self, panel, ct, standin):
+        ui = panel.ui
+        node = add_scan(panel, ct)
+        ui.checkWatermarkButton.click()
+        assert standin.errors == []
+        assert "no open watermark found" in ui.keysResultLabel.text
+        marked = embed_watermark(bridge().volume_from_node(node), OPEN_KEY)
+        panel._parameterNode.checkedVolume = bridge().node_from_volume(marked, "marked", node)
+        ui.checkWatermarkButton.click()
+        assert standin.errors == []
+        assert "watermark found" in ui.keysResultLabel.text
 
     def test_what_was_painted_is_named_and_shown(self, keyed, painted, found, standin):
         ui = keyed.ui
@@ -407,7 +432,7 @@ def test_nothing_of_the_key_outlives_a_click(panel, dialogs, ct, tmp_path, stand
 def test_the_logic_alone_does_what_the_command_line_does(standin, module, ct, key_file, tmp_path, capsys):  # noqa: ARG001
     logic = module.MITSGANLogic()
     write_file(ct, tmp_path / "ct.nrrd")
-    words = ["protect", tmp_path / "ct.nrrd", tmp_path / "marked.nrrd", "--watermark", key_file]
+    words = ["protect", tmp_path / "ct.nrrd", tmp_path / "marked.nrrd", "--model", "none", "--watermark", key_file]
     assert main([str(word) for word in words]) == 0
     node = bridge().node_from_volume(read_file(tmp_path / "ct.nrrd"), "CT")
     key = bridge().open_key(key_file, "")
@@ -428,6 +453,50 @@ def test_the_logic_alone_does_what_the_command_line_does(standin, module, ct, ke
 
     with pytest.raises(Exception, match="key file"):
         logic.watermark(node, bridge().open_key(None, PASSPHRASE))
+
+
+class TestOpen:
+    """The default protection leaves the open watermark, and the comparison says what it shows."""
+
+    @pytest.fixture
+    def attacked(self, panel, ct, monkeypatch):
+        from MITSGANLib import protector
+
+        plain = protector.load_protector
+
+        def load_protector(*args, **kwargs):
+            return dataclasses.replace(plain(*args, **kwargs), watermark=Watermark())
+
+        monkeypatch.setattr(protector, "load_protector", load_protector)
+        add_scan(panel, ct)
+        panel.ui.protectButton.click()
+        place_target(panel, LUNG)
+        panel.ui.removeRadioButton.checked = True
+        panel.ui.simulateAttackButton.click()
+        return panel
+
+    def test_the_comparison_says_that_the_forgery_shows(self, attacked, standin):
+        ui, parameters = attacked.ui, attacked._parameterNode
+        assert parameters.checkedVolume is parameters.protectedAttacked
+        ui.compareButton.click()
+        assert standin.errors == []
+        assert "The forgery shows:" in ui.summaryLabel.text
+        text = bridge().table_text(parameters.metricsTable)
+        assert "watermark left" in text
+        assert "watermark expected" in text
+
+    def test_no_key_is_needed_to_check_it(self, attacked, standin):
+        ui = attacked.ui
+        ui.checkWatermarkButton.click()
+        assert standin.errors == []
+        assert "At the target: <b>MISSING</b>" in ui.keysResultLabel.text
+        assert ui.reportButton.enabled
+
+    def test_a_chosen_key_is_not_looked_for_where_the_volume_has_the_open_one(self, attacked, dialogs, key_file):
+        choose(attacked, dialogs, "keyFile", key_file)
+        attacked.ui.checkWatermarkButton.click()
+        assert "no watermark of this key" not in attacked.ui.keysResultLabel.text
+        assert "watermark MISSING" in attacked.ui.keysResultLabel.text
 
 
 def test_pictures_of_the_sections(keyed, ct, pictures):

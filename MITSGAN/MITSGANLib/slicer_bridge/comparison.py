@@ -47,7 +47,7 @@ def comparison_nodes(
     }
     name = volumes["source"].GetName()
     return ComparisonNodes(
-        metrics_table(effect.findings, _("{name} metrics").format(name=name)),
+        metrics_table(effect.findings, _("{name} metrics").format(name=name), effect.watermark),
         rmse_chart(effect.rmse_by_slice, _("{name} change").format(name=name)),
         heatmaps,
         effect,

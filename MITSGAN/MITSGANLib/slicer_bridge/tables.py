@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import slicer
@@ -10,16 +11,23 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..effect import Finding
+from ..effect import ATTACK_ON_PROTECTED, Finding
+
+if TYPE_CHECKING:
+    from ..watermark import Place
 
 COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
 _SLICE_COLUMN = "Slice"
 _SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
 
 
-def metrics_table(findings: Sequence[Finding], name: str) -> slicer.vtkMRMLTableNode:
-    """A new table node with one row for each metric of each finding; where there is no figure, the reason."""
+def metrics_table(findings: Sequence[Finding], name: str, watermark: Place | None = None) -> slicer.vtkMRMLTableNode:
+    """A new table node with one row for each metric of each finding; where there is no figure, the reason.
+
+    :param watermark: what is left of it at the target after the attack, for two rows more.
+    """
     rows = [row for finding in findings for row in _rows(finding)]
+    rows += _watermark_rows(watermark) if watermark else []
     node = slicer.vtkMRMLTableNode()
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     for index, title in enumerate(COLUMNS):
@@ -98,6 +106,22 @@ def _rows(finding: Finding) -> list[tuple[str, ...]]:
             metric.definition if metric.value is not None else f"no value: {metric.reason}",
         )
         for metric in comparison.metrics.values()
+    ]
+
+
+def _watermark_rows(place: Place) -> list[tuple[str, ...]]:
+    where = f"{place.window_mm:.0f} mm around the target"
+    definition = (
+        "of the open watermark, in the window that shows a loss most, in standard deviations of what chance gives; "
+        f"missing where it falls short by more than {place.threshold:g}"
+    )
+    figures = (
+        ("watermark left", place.seen, "what is left "),
+        ("watermark expected", place.expected, "what would be "),
+    )
+    return [
+        (ATTACK_ON_PROTECTED, where, name, _text(value), "sd", "", "", words + definition)
+        for name, value, words in figures
     ]
 
 

@@ -181,7 +181,18 @@ def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
 
 def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Whether the node's attributes say that a watermark was put into it, or into what it was computed from."""
-    return any("watermark" in step.parameters for step in _steps_of(node))
+    return watermark_kind(node) is not None
+
+
+def watermark_kind(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
+    """Of the watermark that :func:`is_watermarked` finds, the last one: "open" or "keyed"."""
+    kinds = [step.parameters["watermark"] for step in _steps_of(node) if "watermark" in step.parameters]
+    return str(kinds[-1]) if kinds else None
+
+
+def is_changed_by_model(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the node's attributes say that a model protected it, or what it was computed from."""
+    return any("model" in step.parameters for step in _steps_of(node))
 
 
 def require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:

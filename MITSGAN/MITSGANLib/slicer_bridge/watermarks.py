@@ -1,4 +1,4 @@
-"""The keyed watermark on volume nodes: put in, looked for, and shown where it is missing.
+"""The watermark on volume nodes: put in with a key, looked for, and shown where it is missing.
 
 As in ``operations``, nothing enters the scene before all is computed. A key is used for one job and kept nowhere.
 """
@@ -53,26 +53,27 @@ def watermark_node(
 
 def check_watermark_of_node(
     node: slicer.vtkMRMLScalarVolumeNode,
-    key: Key,
+    key: Key | None,
     *,
     progress: Callable[[int, int], None] | None,
     compute: Compute,
 ) -> Check:
-    """Look for a key's watermark everywhere in a CT volume.
+    """Look for a watermark everywhere in a CT volume.
 
+    :param key: None for the open watermark, which the default protection leaves.
     :param progress: called with 0 of 0 after the last slice: adding up takes a while more, nobody knows how long.
     :raises InputError: the node is no CT, or the key a passphrase.
     """
     volume = ct_from_node(node)
 
     def work(report: Any) -> Check:
-        from ..watermark import check_watermark, watermark_key
+        from ..watermark import OPEN_KEY, check_watermark, watermark_key
 
         def in_slices(done: int, total: int) -> None:
             if report:
                 report(*((done, total) if done < total else (0, 0)))
 
-        return check_watermark(volume, watermark_key(key), progress=in_slices)
+        return check_watermark(volume, OPEN_KEY if key is None else watermark_key(key), progress=in_slices)
 
     check = compute(work, progress)
     require_in_scene(node)

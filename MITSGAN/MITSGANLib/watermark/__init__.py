@@ -14,7 +14,7 @@ has: it shows forgeries by whoever does not know of it.
 =============  =============================================================================
 """
 
-from .checking import ALTERED, MARKED, PLACE_THRESHOLD_SD, UNKNOWN, Check, Place, Region, check_watermark
+from .checking import ALTERED, MARKED, PLACE_THRESHOLD_SD, UNKNOWN, Check, Place, Region, check_place, check_watermark
 from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark
 from .pattern import OPEN_KEY, TILE, WatermarkKey, watermark_key
 
@@ -31,6 +31,7 @@ __all__ = [
     "Region",
     "Watermark",
     "WatermarkKey",
+    "check_place",
     "check_watermark",
     "embed_watermark",
     "watermark_key",

@@ -250,6 +250,26 @@ def check_watermark(
     return Check(volume, sd, gain, seen, expected, classes, regions)
 
 
+def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey = OPEN_KEY) -> Place | None:
+    """What is left of the watermark around one voxel, from the slices around it alone; None where there is none.
+
+    As :meth:`Check.at` of the whole scan, but for the filter, which is learned from fewer slices.
+
+    :param kji: voxel (slice, row, column).
+    :raises TargetError: outside the scan.
+    :raises DependencyError: the package cryptography cannot be imported.
+    """
+    if not volume.contains(kji):
+        raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
+    reach = int(np.ceil((_SURROUNDING_MM + WINDOWS_MM[-1]) / 2 / volume.spacing_kji[0])) + 1
+    first = max(0, kji[0] - reach)
+    slab = dataclasses.replace(
+        volume, hu=volume.hu[first : kji[0] + reach + 1], origin=tuple(volume.voxel_to_lps((first, 0, 0)))
+    )
+    check = check_watermark(slab, key)
+    return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
+
+
 def _in_windows(sums: _Sums, size_mm: float, block_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """What windows around each block hold of the watermark, and what they should, in standard deviations."""
     from scipy import ndimage

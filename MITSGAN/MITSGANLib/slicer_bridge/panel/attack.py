@@ -42,8 +42,10 @@ class AttackSection:
         for name in attackers:
             ui.attackerComboBox.addItem(name, name)
         ui.noticeLabel.text = _(
-            "Protection moves what attacks such as {attackers} forge; in our measurements they succeeded as often as "
-            "without it. It is no guarantee. To find any change later, sign what you export."
+            "Protection stops no attack: in our measurements those of {attackers} succeeded as often as without it. "
+            "But what they forge lacks the watermark of the default protection, and shows where that is checked. It is "
+            "no guarantee: who knows of the open watermark can forge it, too. To find any change later, sign what you "
+            "export."
         ).format(attackers=", ".join(attackers))
         panel.set_icon(ui.placeTargetButton, "Target")
         panel.set_icon(ui.simulateAttackButton, "Attack")

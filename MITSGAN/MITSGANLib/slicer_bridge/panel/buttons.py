@@ -70,7 +70,7 @@ class Buttons:
             ("sample", ui.samplePhantomButton, _("Make a synthetic thorax with a nodule on this computer.")),
             ("restore", ui.restoreButton, _("Give back the original of a sealed scan, bit for bit.")),
             ("verify", ui.verifyButton, _("Tell whether, and where, a signed scan was changed.")),
-            ("check watermark", ui.checkWatermarkButton, _("Tell where the key's watermark is missing in the volume.")),
+            ("check watermark", ui.checkWatermarkButton, _("Tell where the watermark is missing in the volume.")),
         ):
             if running is button:
                 _enable(button, "", _("Stop; nothing is left behind."))

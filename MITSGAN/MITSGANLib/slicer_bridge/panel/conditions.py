@@ -7,7 +7,7 @@ from slicer.i18n import tr as _
 
 from ..inspection import Inspection
 from ..targets import has_target
-from ..volumes import is_simulated_attack, is_watermarked
+from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked, watermark_kind
 
 
 def missing_for(
@@ -44,7 +44,7 @@ def missing_for(
     if not no_protected and is_simulated_attack(protected):
         no_file = _("A simulated attack is no protected volume; Slicer's own Save writes it, marked as what it is.")
     no_report = no_target
-    if not no_protected and is_watermarked(protected):
+    if not no_protected and is_watermarked(protected) and not is_changed_by_model(protected):
         no_report = _("The report is on what a model's protection does to an attack; a watermark does nothing to it.")
     return {
         "protect": no_scan or no_model,
@@ -73,5 +73,6 @@ def missing_for_watermark(checked: slicer.vtkMRMLScalarVolumeNode | None, *, has
     :param checked: the volume whose watermark is sought.
     """
     no_scan = "" if checked else _("Select a CT volume.")
-    no_key = "" if has_key else _("Choose the key file that the volume was watermarked with.")
+    needs_key = checked is not None and watermark_kind(checked) == "keyed" and not has_key
+    no_key = _("Choose the key file that the volume was watermarked with.") if needs_key else ""
     return {"check watermark": no_scan or no_key}

@@ -24,7 +24,7 @@ from ..locks import (
 )
 from ..operations import free_folder
 from ..targets import has_target, target_from_markups
-from ..volumes import remove_result, voxel_from_ras
+from ..volumes import remove_result, voxel_from_ras, watermark_kind
 from . import sentences
 from .key_choices import ChosenPath, KeyChoices
 from .shared import Panel
@@ -210,11 +210,19 @@ class KeysSection:
             with panel.jobs.running(ui.checkWatermarkButton, ui.keysProgressBar, _("slices")) as progress:
                 parameters, node = panel.parameters, panel.parameters.checkedVolume
                 panel.ensure_key_packages()
-                check = panel.logic.checkWatermark(node, self.choices.open_key_file(), progress=progress)
+                key = self._watermark_key(node)
+                check = panel.logic.checkWatermark(node, key, progress=progress)
                 place = _place_of_target(check, node, parameters.targetPoint)
-                panel.show_text(ui.keysResultLabel, sentences.about_watermark(node.GetName(), check, place))
+                words = sentences.about_watermark(node.GetName(), check, place, is_open=key is None)
+                panel.show_text(ui.keysResultLabel, words)
                 self._make_room_for_map(parameters)
                 parameters.changeMap = panel.logic.showMissingWatermark(check, node, visible=parameters.showChanges)
+
+    def _watermark_key(self, node: slicer.vtkMRMLScalarVolumeNode) -> Any:
+        """The key to look for in a volume; None for the open watermark, if the volume says so or no key is chosen."""
+        if watermark_kind(node) == "open" or self.choices.key.path is None:
+            return None
+        return self.choices.open_key_file()
 
     def _make_room_for_map(self, parameters: Any) -> None:
         if parameters.changeMap:

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from ... import models
 from ..layout import show_in_ordinary_views
-from ..volumes import volume_from_node
+from ..volumes import is_watermarked, volume_from_node
 from . import sentences
 from .device_line import DeviceLine
 from .shared import Panel, select
@@ -98,7 +98,7 @@ class ProtectSection:
             # Another source may have been selected by a script or another module meanwhile.
             if parameters.sourceVolume is source:
                 parameters.protectedVolume = protected
-                if parameters.model == WATERMARK:
+                if is_watermarked(protected):
                     parameters.checkedVolume = protected
                 parameters.sourceAttacked = parameters.protectedAttacked = None
                 self._compare.discard(parameters)

@@ -30,10 +30,16 @@ _MOST = 0.5
 def model(name: str, card: ModelCard) -> tuple[str, str]:
     """The title of a protection model or preset in the list, and what it is."""
     known = {
-        "default": (_("Default: below the scan's noise"), card.description),
+        "default": (
+            _("Default: below the scan's noise, forgeries show"),
+            _(
+                "A network's change of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it, "
+                "which what is painted later lacks. Everybody can check it, so who knows of it can forge it, too."
+            ),
+        ),
         "strong": (
             _("Strong: the change may be seen"),
-            _("{description} At three times its strength.").format(description=card.description),
+            _("The default at three times its strength; for comparison."),
         ),
         "paper": (_("After the paper: for comparison only"), card.description),
         "block-ai": (
@@ -52,10 +58,10 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
 def watermark() -> tuple[str, str]:
     """The title of the watermark in the list of models, and what it does and does not."""
     return (
-        _("Watermark, with a key"),
+        _("Watermark alone, with a key"),
         _(
-            "Hides signs within the scan's noise that only the key file can find. It stops no attack: it shows whoever "
-            "has the key what was painted over since, in a copy of any format."
+            "Hides signs within the scan's noise that only the key file can find, and nobody else can forge. It stops "
+            "no attack: it shows whoever has the key what was painted over since, in a copy of any format."
         ),
     )
 
@@ -131,7 +137,21 @@ def about_effect(effect: Effect, noise_hu: float | None) -> str:
         sentences.append(_("Protection moved the forgery by {share:.0%} of that.").format(share=effect.forgery_share))
         if effect.control_share is not None:
             sentences.append(_("Noise of the same RMSE moved it by {share:.0%}.").format(share=effect.control_share))
+    if effect.watermark is not None:
+        sentences.append(about_forgery(effect.watermark))
     return " ".join(sentences)
+
+
+def about_forgery(place: Place) -> str:
+    """Whether the open watermark shows that the attacked place was forged."""
+    if not place.can_tell:
+        return _("The watermark is too weak there to show the forgery.")
+    words = (
+        _("<b>The forgery shows:</b> of the watermark {share:.0%} of what is to be expected is left there.")
+        if place.is_missing
+        else _("The watermark does not show the forgery: {share:.0%} of what is to be expected is there.")
+    )
+    return words.format(share=max(place.seen / place.expected, 0))
 
 
 def about_locks(key_id: str | None, is_signed: bool) -> str:
@@ -190,16 +210,24 @@ def _about_dicom_signatures(checked: Checked) -> list[str]:
     return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
 
 
-def about_watermark(name: str, check: Check, place: Place | None) -> str:
+def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bool = False) -> str:
     """What a check of the watermark in the volume of this name found; rich text.
 
     :param place: what is left of it at the target; None without a target in the volume.
+    :param is_open: whether the open watermark was sought, not a key's.
     """
     name = html.escape(name)
     if not check.is_found:
-        words = _(
-            "{name}: <b>no watermark of this key found.</b> The volume has none or another key's, or it was cropped, "
-            "resampled, moved or strongly smoothed."
+        words = (
+            _(
+                "{name}: <b>no open watermark found.</b> The volume has none or a key's, for which choose the key "
+                "file, or it was cropped, resampled, moved or strongly smoothed."
+            )
+            if is_open
+            else _(
+                "{name}: <b>no watermark of this key found.</b> The volume has none or another key's, or it was "
+                "cropped, resampled, moved or strongly smoothed."
+            )
         )
         return words.format(name=name)
     if check.is_degraded:
