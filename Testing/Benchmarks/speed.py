@@ -8,10 +8,12 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from floor import counted
-from MITSGANLib.budget import allowed_in_slices, apply_change
+from MITSGANLib.budget import Surroundings, allowed_in_slices, apply_change
 from MITSGANLib.inference import SliceInference
 from MITSGANLib.protector import Protector, load_protector
 from MITSGANLib.volume import CTVolume
+from MITSGANLib.watermark import Watermark
+from MITSGANLib.watermark.pattern import ScanSigns
 from subjects import naive_change, papers_protector
 from timing import Case, alternate, matrix_multiplication, memory_copy
 
@@ -49,6 +51,8 @@ def measure_speed(volume: CTVolume, repeats: int, model: str = "default") -> dic
     multiplication, flop = matrix_multiplication()
     copying, moved = memory_copy()
     cases |= {"matrix multiplication": multiplication, "memory copy": copying}
+    if small.watermark:
+        cases["watermark"] = _marking(small.watermark, volume, slice(middle, middle + few))
     times = alternate(cases, repeats, warm_up=False)  # the counted run was the first
     flop_rate, copy_rate = flop / times["matrix multiplication"].cpu_s, moved / times["memory copy"].cpu_s
     for name, row in rows.items():
@@ -58,6 +62,7 @@ def measure_speed(volume: CTVolume, repeats: int, model: str = "default") -> dic
         row["floor_arithmetic_s"] = row["gflop_per_slice"] * 1e9 / flop_rate
         row["floor_bytes_s"] = row["gigabytes_per_slice"] * 1e9 / copy_rate
     ours, naive = f"{small.name}, as mitsgan runs it", f"{small.name}, naive"
+    mark_s = times["watermark"].cpu_s if small.watermark else 0.0
     return {
         "definition": (
             "seconds of one 512x512 slice, float32; ratios and floors from CPU seconds of the process, which other "
@@ -71,8 +76,10 @@ def measure_speed(volume: CTVolume, repeats: int, model: str = "default") -> dic
             "both_as_mitsgan_runs_them": times["paper, as mitsgan runs it"].cpu_s / times[ours].cpu_s,
             "both_naive": times["paper, naive"].cpu_s / times[naive].cpu_s,
             "ours_against_naive_paper": times["paper, naive"].cpu_s / times[ours].cpu_s,
+            "ours_with_watermark_against_naive_paper": times["paper, naive"].cpu_s / (times[ours].cpu_s + mark_s),
             "gflop": rows["paper, naive"]["gflop_per_slice"] / rows[naive]["gflop_per_slice"],
         },
+        "watermark_cpu_s": mark_s,
         "ways": rows,
     }
 
@@ -94,6 +101,13 @@ def _ours(protector: Protector, volume: CTVolume, *, fused: bool | None = None) 
         strength_hu=protector.budget.strength_hu,
         fused=fused,
     ).change
+
+
+def _marking(watermark: Watermark, volume: CTVolume, slab: slice) -> Case:
+    hu = volume.hu[slab]
+    around = Surroundings.of(hu, volume.spacing_kji, volume.provenance.padding_hu)
+    signs = ScanSigns.of(volume, watermark.key)
+    return Case(lambda: watermark.marked(hu, around, signs, slab.start), len(hu))
 
 
 def _whole(protector: Protector, volume: CTVolume) -> Change:

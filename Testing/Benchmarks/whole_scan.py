@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.budget import allowed_in_slices, apply_change
+from MITSGANLib.budget import Surroundings, apply_change
 from MITSGANLib.inference import SliceInference
 from MITSGANLib.protector import load_protector
 from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.watermark.pattern import ScanSigns
 from timing import Stages
 
 _COMMAND = "import sys; from MITSGANTrainingLib.commandline import main; sys.exit(main())"
@@ -92,15 +93,20 @@ def measure_stages(scan: Path, model: str = "default") -> dict[str, object]:
     with stages.stage("network"):
         network = SliceInference(protector.generator, volume.shape[1:], device=torch.device("cpu"))
     protected = np.empty_like(volume.hu)
+    signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
     for start in range(0, volume.shape[0], network.batch_size):
         slab = slice(start, start + network.batch_size)
         hu = volume.hu[slab]
         with stages.stage("body and budget"):
-            allowed = allowed_in_slices(hu, protector.budget, volume.spacing_kji, volume.provenance.padding_hu)
+            around = Surroundings.of(hu, volume.spacing_kji, volume.provenance.padding_hu)
+            allowed = around.allowed(hu, protector.budget)
         with stages.stage("network"):
             change = network.change(hu, allowed)
         with stages.stage("whole HU"):
             protected[slab] = apply_change(hu, change, allowed)
+        if signs:
+            with stages.stage("watermark"):
+                protected[slab] = protector.watermark.marked(protected[slab], around, signs, start)
     with tempfile.TemporaryDirectory() as folder, stages.stage("write"):
         output = Path(folder) / ("protected" if volume.provenance.dicom_files else "protected.nrrd")
         save_volume(volume.with_hu(protected), output)
