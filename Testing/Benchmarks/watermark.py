@@ -1,15 +1,16 @@
-"""Does the keyed watermark show what was forged, and only that? Prints Markdown; takes minutes a scan.
+"""Does the watermark show what was forged, and only that? Prints Markdown; takes minutes a scan.
 
     python Testing/Benchmarks/watermark.py SCAN... --attackers ctgan-small inpainter-l1 ctgan-plain
 
-Each scan is marked with a key made from the seed. Injections come at seeded places of the lung, removals at nodules
-that were planted before marking (``--nodules``, as of ``mitsgan evaluate``), several in a copy, 64 mm from each other.
-A forgery is found where ``mitsgan check --voxel`` would say so of its place, and listed where a region of ``mitsgan
-check`` lies within 15 mm. Success: the default nodule judge sees the finding and the forensic judge passes the place;
-"with check": and it was not found. False alarms are counted at untouched places of the same copies, and as regions of
-the untouched copy. Copies: as they are; after 5:1 JPEG 2000; "adaptive" ones, where the attacker keeps every voxel's
-noise and adds only what his forgery changes at 3 mm and above, in the hope to keep the watermark; these two for the
-first attacker alone. AUC: of the shortfall at forged and at untouched places.
+Each scan is protected, with a watermark whose key is made from the seed (``--model none`` for that alone). Injections
+come at seeded places of the lung, removals at nodules that were planted before marking (``--nodules``, as of ``mitsgan
+evaluate``), several in a copy, 64 mm from each other. A forgery is found where ``mitsgan check --voxel`` would say so of
+its place, and listed where a region of ``mitsgan check`` lies within 15 mm. Success: the default nodule judge sees the
+finding and the forensic judge passes the place; "with check": and it was not found. False alarms are counted at
+untouched places of the same copies, and as regions of the untouched copy. Copies: as they are; after 5:1 JPEG 2000;
+"adaptive" ones, where the attacker keeps every voxel's noise and adds only what his forgery changes at 3 mm and above,
+in the hope to keep the watermark; these two for the first attacker alone. AUC: of the shortfall at forged and at
+untouched places.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from MITSGANLib.ctgan.attacker import Attacker, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.fidelity import jpeg2000
 from MITSGANLib.lungs import lung_positions
+from MITSGANLib.protector import Protector, load_protector, protect
 from MITSGANLib.seal import Key
 from MITSGANLib.storage import load_volume
 from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import Check, WatermarkKey, check_watermark, embed_watermark, watermark_key
+from MITSGANLib.watermark import Check, WatermarkKey, check_watermark, watermark_key
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
@@ -126,6 +128,7 @@ class Bench:
     """What every scan is measured with."""
 
     key: WatermarkKey
+    protector: Protector
     jury: Jury
     nodules: NoduleFile
     attackers: tuple[str, ...]
@@ -133,7 +136,7 @@ class Bench:
 
     def study(self, name: str, volume: CTVolume) -> None:
         """Print what is found on one scan."""
-        marked = embed_watermark(volume, self.key)
+        marked = protect(volume, model=self.protector, device="cpu")
         change = marked.hu.astype(int) - volume.hu
         plain, intact = check_watermark(volume, self.key), check_watermark(marked, self.key)
         print(
@@ -150,7 +153,7 @@ class Bench:
         for scene in draw_scenes(volume, self.count, nodules, SEED):
             with_nodules = planted(volume, scene.plants, nodules)
             places = usable(volume, [plant.kji for plant in scene.plants])
-            scenes["remove"].append((with_nodules, embed_watermark(with_nodules, self.key), places))
+            scenes["remove"].append((with_nodules, protect(with_nodules, model=self.protector, device="cpu"), places))
         for by in self.attackers:
             for action, of_action in scenes.items():
                 copies = ("as it is", "adaptive", "JPEG 2000") if by == self.attackers[0] else ("as it is",)
@@ -200,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", metavar="SCAN", nargs="+")
     parser.add_argument("--attackers", nargs="+", default=["default"])
+    parser.add_argument("--model", default="default", help="protector that the watermark comes with, or none")
     parser.add_argument("--targets", type=int, default=40, help="places of each action")
     parser.add_argument("--nodules", metavar="FILE", help="nodules to plant for removals (default: synthetic ones)")
     parser.add_argument("--threads", type=int, help="of PyTorch")
@@ -208,7 +212,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     key = watermark_key(Key(hashlib.sha256(f"benchmark {SEED}".encode()).digest()))
     nodules = NoduleFile.of(Path(options.nodules) if options.nodules else SYNTHETIC)
-    bench = Bench(key, Jury.load(), nodules, tuple(options.attackers), options.targets)
+    ready = load_protector(options.model, watermark=key)
+    bench = Bench(key, ready, Jury.load(), nodules, tuple(options.attackers), options.targets)
     head = ["scan", "forgery", "copy", "places", "found, %", "listed, %", "shortfall, sd: median [5th percentile]"]
     head += ["AUC", "alarms at untouched places, %", "success alone, with check, %"]
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
