@@ -4,7 +4,7 @@
 
 Each scan is protected, with a watermark whose key is made from the seed (``--model none`` for that alone). Injections
 come at seeded places of the lung, removals at nodules that were planted before marking (``--nodules``, as of ``mitsgan
-evaluate``), several in a copy, 64 mm from each other. A forgery is found where ``mitsgan check --voxel`` would say so of
+evaluate``), several in a copy, 64 mm from each other. A forgery is found where ``mitsgan check --voxel`` says so of
 its place, and listed where a region of ``mitsgan check`` lies within 15 mm. Success: the default nodule judge sees the
 finding and the forensic judge passes the place; "with check": and it was not found. False alarms are counted at
 untouched places of the same copies, and as regions of the untouched copy. Copies: as they are; after 5:1 JPEG 2000;
