@@ -62,6 +62,9 @@ def atomic_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
 
 def output_error(error: OSError, destination: Path) -> OutputError:
     """The sentence for the user behind an ``OSError`` met while writing ``destination``."""
+    # pydicom raises another one with its trace as text and without a number; what the system said is its cause.
+    while error.errno is None and isinstance(error.__cause__, OSError):
+        error = error.__cause__
     if error.errno in _NO_SPACE:
         return OutputError(f"No space left on the disk for {destination}; free some space or choose another disk.")
     if error.errno in _NO_PERMISSION:

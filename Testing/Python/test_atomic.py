@@ -148,3 +148,13 @@ def test_system_errors_become_sentences(tmp_path, number, message):
     with pytest.raises(OutputError, match=message), atomic_file(tmp_path / "scan.nrrd"):
         raise OSError(number, "system text")
     assert entries(tmp_path) == []
+
+
+def test_the_system_error_behind_one_without_a_number_counts(tmp_path):
+    """pydicom raises such a one, whose text is its trace."""
+    error = OSError("With tag (7FE1,1000) got exception: ...\nTraceback (most recent call last):")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "series"):
+        raise error
+    assert str(caught.value).startswith("No space left on the disk")
+    assert "Traceback" not in str(caught.value)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import dicom_factory
 import pydicom
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from MITSGANLib.errors import InputError
 from MITSGANLib.integrity import (
     Signers,
+    digital_signature,
     manifest_within,
     new_signing_key,
     read_scan_to_verify,
@@ -157,6 +159,16 @@ class TestAgainstDcmsign:
         dcmsign("--sign", *keys["rsa"], f"--mac-{mac}", "-t", "PixelData", "-t", "ReferencedImageSequence", file, file)
         assert status(file) == ["valid"]
 
+    @pytest.mark.parametrize("kind", ["rsa", "ec"])
+    def test_the_digest_that_it_takes_by_itself(self, tmp_path, keys, kind):
+        file = write(tmp_path, ExplicitVRLittleEndian)
+        assert dcmsign("--sign", *keys[kind], file, file).returncode == 0
+        dataset = pydicom.dcmread(file)
+        (report,) = verify_dataset(dataset, load_certificates(keys[kind][1]))
+        assert (report.status, report.trusted, report.covers_pixels) == ("valid", True, True)
+        dataset.PatientID = "43"
+        assert verify_dataset(dataset)[0].status == "changed"
+
     def test_its_signature_of_big_endian_files(self, tmp_path, keys):
         file = write(tmp_path, ExplicitVRBigEndian)
         assert dcmsign("--sign", *keys["rsa"], "--mac-sha256", file, tmp_path / "signed").returncode == 0
@@ -255,6 +267,30 @@ class TestOurs:
         sign_dataset(dataset, signer, NOW, ("PatientID",))
         assert without_padding(dataset.DigitalSignaturesSequence[0].CertificateOfSigner) == der
         assert verify_dataset(dataset, [signer.certificate])[0].trusted
+
+    def test_ripemd160_with_rsa(self, tmp_path, keys, monkeypatch):
+        """The package cryptography has no such signatures, so this one is made by hand (RFC 8017 8.2.1 and 9.2)."""
+
+        def sign_by_hand(signer: DicomSigner, mac: bytes) -> bytes:
+            numbers, info = signer.private_key.private_numbers(), "3021300906052b2403020105000414"
+            padded = b"\x00\x01" + b"\xff" * (256 - 3 - 15 - 20) + b"\x00" + bytes.fromhex(info) + mac
+            number = pow(int.from_bytes(padded, "big"), numbers.d, numbers.public_numbers.n)
+            return number.to_bytes(256, "big")
+
+        monkeypatch.setattr(digital_signature, "_sign", sign_by_hand)
+        monkeypatch.setitem(digital_signature.MAC_ALGORITHMS, "SHA256", "ripemd160")
+        dataset = pydicom.dcmread(sign(write(tmp_path, ExplicitVRLittleEndian), keys["rsa"]))
+        monkeypatch.undo()
+        # The name of the digest is not signed.
+        dataset.MACParametersSequence[0].MACAlgorithm = "RIPEMD160"
+        (report,) = verify_dataset(dataset, load_certificates(keys["rsa"][1]))
+        assert (report.status, report.trusted) == ("valid", True)
+        dataset.PatientID = "43"
+        assert verify_dataset(dataset)[0].status == "changed"
+        monkeypatch.setattr(digital_signature.hashlib, "new", Mock(side_effect=ValueError("unsupported hash type")))
+        (report,) = verify_dataset(dataset)
+        assert report.status == "unusable"
+        assert "RIPEMD160" in report.text
 
     @pytest.mark.parametrize("bits", [2048, 2056])
     def test_a_signature_of_odd_length(self, tmp_path, bits):

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import dicom_factory
 import numpy as np
@@ -13,10 +14,13 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from MITSGANLib.dicom.headers import quiet_pydicom
+from MITSGANLib.errors import OutputError
 from MITSGANLib.integrity import new_signing_key, save_signing_key
 from MITSGANLib.phantom import thorax_phantom
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANTrainingLib.commandline import main
+from MITSGANTrainingLib.commands import verify
+from pydicom.uid import JPEGLSLossless
 
 CHANGED, UNKNOWN = 7, 8
 SHAPE = (4, 40, 70)
@@ -89,6 +93,25 @@ class TestVerify:
         assert np.argwhere(labels).min(axis=0).tolist() == [2, 32, 64]
         assert image.GetSpacing() == pytest.approx(load_volume(signed).spacing)
         assert "changed tile" in image.GetMetaData("MITSGAN_steps")
+
+    @pytest.mark.parametrize("failing", ["map", "json"])
+    def test_a_disk_that_is_full_keeps_the_verdict_from_nobody(self, signed, tmp_path, capsys, monkeypatch, failing):
+        def full(*_: object, **__: object) -> None:
+            raise OutputError("No space left on the disk for it.")
+
+        change_one_voxel(signed)
+        monkeypatch.setattr(*((verify, "write_file") if failing == "map" else (verify.shared, "write_json")), full)
+        written = ["--map", str(tmp_path / "map.nrrd"), "--json", str(tmp_path / "result.json")]
+        assert main(["verify", str(signed), *written]) == 4
+        assert capsys.readouterr().out.startswith("CHANGED")
+        assert not (tmp_path / "result.json").exists()
+
+    def test_a_map_that_is_there_is_refused_before_the_scan_is_read(self, signed, tmp_path, capsys, monkeypatch):
+        (tmp_path / "map.nrrd").write_text("mine")
+        monkeypatch.setattr(verify, "read_scan_to_verify", Mock(side_effect=AssertionError("read")))
+        assert main(["verify", str(signed), "--map", str(tmp_path / "map.nrrd")]) == 4
+        assert "already exists" in capsys.readouterr().err
+        assert (tmp_path / "map.nrrd").read_text() == "mine"
 
     def test_changed_in_words(self, signed, public, capsys):
         change_one_voxel(signed)
@@ -273,6 +296,21 @@ def test_dicom_signatures_alone(scan, tmp_path, key, public, capsys):
     assert main(["verify", str(out), "--certificate", str(certificate)]) == 0
     assert "missing images were not noticed" in capsys.readouterr().out
     assert main(["verify", str(out)]) == UNKNOWN
+    packed = Path(shutil.copytree(out, tmp_path / "packed"))
+    for file in packed.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+        dataset.save_as(file)
+    capsys.readouterr()
+    # Packing without loss is no change, but such signatures do not survive it.
+    arguments, result = ["verify", str(packed), "--certificate", str(certificate)], tmp_path / "result.json"
+    assert main([*arguments, "--json", str(result)]) == 3
+    assert json.loads(result.read_text())["verdict"] == "cannot be checked"
+    assert "cannot be checked" in capsys.readouterr().out
+    dataset = pydicom.dcmread(file)
+    del dataset.DigitalSignaturesSequence
+    dataset.save_as(file)
+    assert main(arguments) == CHANGED
     change_one_voxel(out)
     assert main(["verify", str(out), "--certificate", str(certificate)]) == CHANGED
     assert "1 images were CHANGED" in capsys.readouterr().out

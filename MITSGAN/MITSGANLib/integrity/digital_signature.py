@@ -26,13 +26,17 @@ from .keys import fingerprint, load_pem_private_key, read_key_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
     from cryptography.x509 import Certificate
     from pydicom import Dataset
 
 CERTIFICATE_TYPE = "X509_1993_SIG"
-# RIPEMD-160, MD5 and SHA-1 are of the standard too, but too weak or too rare to accept today.
-MAC_ALGORITHMS = {"SHA256": "sha256", "SHA384": "sha384", "SHA512": "sha512"}
+# MD5 and SHA-1 are of the standard too, but collisions of theirs are known. RIPEMD-160 is what dcmsign takes where it
+# is not told otherwise; nobody can make another image to a signature over it, but we sign with SHA-256.
+RIPEMD160 = "RIPEMD160"
+MAC_ALGORITHMS = {RIPEMD160: "ripemd160", "SHA256": "sha256", "SHA384": "sha384", "SHA512": "sha512"}
+# What RFC 8017 9.2 puts before a digest of RIPEMD-160 in an RSA signature; its identifier is 1.3.36.3.2.1.
+_RIPEMD160_DIGEST_INFO = bytes.fromhex("3021300906052b2403020105000414")
 MINIMUM_RSA_BITS, MINIMUM_CURVE_BITS = 2048, 224
 
 # What the Creator RSA profile (PS3.15 C.2) asks for in a CT, and what else places the image, gives its pixels their HU
@@ -120,6 +124,11 @@ class ImageSignatures:
     def all_valid(self) -> bool:
         """Whether every image has a valid signature over its pixels, and none that is not."""
         return not self.changed and all(any(map(_covers, reports)) for reports in self.reports.values())
+
+    @property
+    def all_signed(self) -> bool:
+        """Whether every image has a signature of any kind, valid or not."""
+        return all(self.reports.values())
 
     @property
     def all_trusted(self) -> bool:
@@ -293,8 +302,10 @@ def _judge(
 
     chosen = parameters[int(item.MACIDNumber)]
     algorithm = str(chosen.MACAlgorithm)
-    if algorithm not in MAC_ALGORITHMS:
-        raise InputError(f"It uses {algorithm}, which is not accepted; sign with one of {', '.join(MAC_ALGORITHMS)}.")
+    try:
+        hashlib.new(MAC_ALGORITHMS[algorithm])
+    except (KeyError, ValueError) as error:  # of RIPEMD-160, which some builds of OpenSSL leave out
+        raise InputError(f"It uses {algorithm}, which is not accepted here; sign with SHA256 or longer.") from error
     if item.CertificateType != CERTIFICATE_TYPE:
         raise InputError(f"Its certificate is of type {_text(item, 'CertificateType')}, not {CERTIFICATE_TYPE}.")
     _require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
@@ -345,22 +356,37 @@ def _check(certificate: Certificate, signature: bytes, mac: bytes, algorithm: st
     :raises InputError: the key is of a kind or size that is not accepted.
     """
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
-    prehashed = utils.Prehashed(getattr(hashes, algorithm)())
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MINIMUM_RSA_BITS:
-        # As long as the modulus; a zero byte follows where that is odd (PS3.5 8.1).
-        size = (key.key_size + 7) // 8
-        if signature[size:] == b"\x00":
-            signature = signature[:size]
-        key.verify(signature, mac, padding.PKCS1v15(), prehashed)
+        _check_rsa(key, signature, mac, algorithm)
     elif isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= MINIMUM_CURVE_BITS:
-        key.verify(_der_sequence(signature), mac, ec.ECDSA(prehashed))
+        # The package knows no RIPEMD-160; of a digest that is ready it asks for the size alone, which SHA-1 shares.
+        kind = hashes.SHA1() if algorithm == RIPEMD160 else getattr(hashes, algorithm)()
+        key.verify(_der_sequence(signature), mac, ec.ECDSA(utils.Prehashed(kind)))
     else:
         raise InputError(
             "Its key is not accepted: neither RSA of at least 2048 bits nor on an elliptic curve of at least 224."
         )
+
+
+def _check_rsa(key: RSAPublicKey, signature: bytes, mac: bytes, algorithm: str) -> None:
+    """
+    :raises InvalidSignature: the signature is not of this MAC.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding, utils
+
+    # As long as the modulus; a zero byte follows where that is odd (PS3.5 8.1).
+    size = (key.key_size + 7) // 8
+    if signature[size:] == b"\x00":
+        signature = signature[:size]
+    if algorithm != RIPEMD160:
+        key.verify(signature, mac, padding.PKCS1v15(), utils.Prehashed(getattr(hashes, algorithm)()))
+    elif key.recover_data_from_signature(signature, padding.PKCS1v15(), None) != _RIPEMD160_DIGEST_INFO + mac:
+        raise InvalidSignature
 
 
 def _is_trusted(certificate: Certificate, trusted: Sequence[Certificate], time: str) -> bool:

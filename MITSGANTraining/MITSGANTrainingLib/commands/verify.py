@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from MITSGANLib.atomic import refuse_existing_file
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files import write_file
 from MITSGANLib.integrity import (
@@ -27,12 +28,18 @@ from MITSGANLib.storage import is_dicom_output
 
 from .. import options as shared
 
-CHANGED, UNKNOWN_SIGNER = 7, 8
+INTACT, NOT_CHECKED, CHANGED, UNKNOWN_SIGNER = 0, InputError.exit_code, 7, 8
+_VERDICTS = {
+    INTACT: "intact",
+    NOT_CHECKED: "cannot be checked",
+    CHANGED: "changed",
+    UNKNOWN_SIGNER: "intact, unknown signer",
+}
 _MOST_TILES = 8
 
 _EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
-signed by an unknown key, 3 not signed or not readable.
+signed by an unknown key, 3 not signed, not readable, or signed in a way that cannot be checked.
 """
 
 
@@ -62,8 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.map and is_dicom_output(options.map):
-        raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
+    if options.map:
+        if is_dicom_output(options.map):
+            raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd, not {options.map}.")
+        refuse_existing_file(Path(options.map), options.overwrite)
     known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
     trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
     with shared.progress_bar("Reading", "slice") as progress:
@@ -77,12 +86,15 @@ def run(options: argparse.Namespace) -> int:
     if signed is None and options.map:
         raise InputError(f"{options.input} has no manifest, which a map needs; name one with --manifest.")
     verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
+    code = _exit_code(verification, signatures, known)
+    if options.json != "-":
+        # Before anything is written: a full disk must not keep the verdict from anyone.
+        _say(verification, signatures, known)
     if options.map:
         write_file(verification.map_volume(), options.map, overwrite=options.overwrite)
-    code = _exit_code(verification, signatures, known)
+        if options.json != "-":
+            shared.say(f"Wrote {options.map}")
     shared.write_json(options.json, _result(options, code, verification, signatures, known))
-    if options.json != "-":
-        _say(options, verification, signatures, known)
     return code
 
 
@@ -90,11 +102,14 @@ def _exit_code(verification: Verification | None, signatures: ImageSignatures, k
     if (verification and not verification.is_intact) or signatures.changed:
         return CHANGED
     if verification:
-        return 0 if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
-    # Without a manifest DICOM's own signatures stand alone, so each image needs one that covers its pixels.
-    if not signatures.all_valid:
+        return INTACT if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
+    # Without a manifest DICOM's own signatures stand alone, so each image needs one that covers its pixels. One without
+    # any among the others was put there, or lost its signature.
+    if not signatures.all_signed:
         return CHANGED
-    return 0 if signatures.all_trusted else UNKNOWN_SIGNER
+    if not signatures.all_valid:
+        return NOT_CHECKED
+    return INTACT if signatures.all_trusted else UNKNOWN_SIGNER
 
 
 def _result(
@@ -104,10 +119,9 @@ def _result(
     signatures: ImageSignatures,
     known: dict[str, Path],
 ) -> dict[str, Any]:
-    verdict = {0: "intact", CHANGED: "changed", UNKNOWN_SIGNER: "intact, unknown signer"}[code]
     return {
         "input": options.input,
-        "verdict": verdict,
+        "verdict": _VERDICTS[code],
         "manifest": verification
         and {**verification.to_dict(), "known_signer": verification.manifest.fingerprint in known},
         "dicom_signatures": signatures.to_dict(),
@@ -115,12 +129,7 @@ def _result(
     }
 
 
-def _say(
-    options: argparse.Namespace,
-    verification: Verification | None,
-    signatures: ImageSignatures,
-    known: dict[str, Path],
-) -> None:
+def _say(verification: Verification | None, signatures: ImageSignatures, known: dict[str, Path]) -> None:
     if verification:
         manifest = verification.manifest
         if manifest.fingerprint in known:
@@ -140,8 +149,6 @@ def _say(
         shared.say("No manifest: each image was checked by itself, so missing images were not noticed.")
     for line in signatures.summary():
         shared.say(f"DICOM signatures: {line}")
-    if options.map:
-        shared.say(f"Wrote {options.map}")
 
 
 def _say_tiles(verification: Verification) -> None:
