@@ -95,7 +95,7 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise _damaged(path) from error
+        raise damaged_file(path) from error
     hu, conversion_warnings = to_hu(sitk.GetArrayViewFromImage(image))
     padding_hu = _padding(header.metadata)
     steps, step_warnings = _steps(header.metadata)
@@ -189,7 +189,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
                 f"{path} has slanted axes (a tilted gantry, or a registration); resample it to a straight grid in the "
                 "viewer and save it again."
             ) from error
-        raise _damaged(path) from error
+        raise damaged_file(path) from error
     return reader
 
 
@@ -231,7 +231,8 @@ def _lacks_orientation(file_format: FileFormat, metadata: Mapping[str, str]) -> 
     return False
 
 
-def _damaged(path: Path) -> InputError:
+def damaged_file(path: Path) -> InputError:
+    """What to say of a file that is not what its name says."""
     return InputError(f"{path} is damaged, incomplete or not of the format its name says; copy or export it again.")
 
 

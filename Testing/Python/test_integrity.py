@@ -37,6 +37,7 @@ from MITSGANLib.integrity.envelope import (
     PAYLOAD_TYPE,
     canonical_json,
     decode_bytes,
+    parse_canonical_json,
     pre_authentication_encoding,
     seal_payload,
 )
@@ -211,6 +212,11 @@ class TestKeys:
             with pytest.raises(InputError):
                 load(path)
 
+    @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no endless file here")
+    def test_a_file_without_end_is_no_key(self):
+        with pytest.raises(InputError, match="too large"):
+            load_public_key(Path("/dev/zero"))
+
 
 class TestDocument:
     def test_comes_back(self):
@@ -248,6 +254,16 @@ class TestDocument:
         for document in (value, {"envelope": value, "slices": [value]}):
             with pytest.raises(ManifestError):
                 read_document(canonical_json(document))
+
+    def test_a_signed_scan_of_impossible_size_is_refused(self):
+        """Anyone may sign, and the map of what was changed is as large as the scan is said to be."""
+        payload = parse_canonical_json(decode_bytes(SIGNED.envelope["payload"]))
+        (record, *_) = SIGNED.shares([[0], [1, 2, 3, 4]])
+        share = parse_canonical_json(record)
+        for shape in ([65536, 65536, 65536], [65536, 512, 512], [-1, 40, 70], [5, 40, 0], [5.0, 40, 70], [5, 40]):
+            envelope = seal_payload(canonical_json({**payload, "shape": shape}), KEY)
+            with pytest.raises(ManifestError, match="damaged"):
+                read_document(canonical_json({**share, "envelope": envelope}))
 
     def test_deep_nesting_is_refused(self):
         with pytest.raises(ManifestError):

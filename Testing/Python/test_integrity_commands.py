@@ -171,6 +171,17 @@ class TestVerify:
         assert main([*arguments, "--manifest", str(manifest)]) == CHANGED
         assert "altered" in capsys.readouterr().err
 
+    def test_a_copy_in_another_format_against_the_files_that_carry_the_manifest(self, signed, scan, tmp_path, public):
+        volume = load_volume(signed)
+        save_volume(volume, tmp_path / "copy.nrrd")
+        arguments = ["verify", str(tmp_path / "copy.nrrd"), "--public-key", str(public), "--manifest"]
+        assert main([*arguments, str(signed)]) == 0
+        hu = volume.hu.copy()
+        hu[1, 2, 3] += 1
+        save_volume(volume.with_hu(hu), tmp_path / "copy.nrrd", overwrite=True)
+        assert main([*arguments, str(signed)]) == CHANGED
+        assert main([*arguments, str(scan)]) == 3
+
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
         [

@@ -1144,6 +1144,7 @@ def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, rea
     panel.ui.compareButton.click()
     assert standin.errors == []
     assert "Noise of the same RMSE moved it by" in panel.ui.summaryLabel.text
+    assert "The forgery shows:" in panel.ui.summaryLabel.text, "what was painted lacks the default's watermark"
     pictures.take("real-compared")
     parameters = panel._parameterNode
     change = hu(parameters.protectedVolume).astype(int) - hu(parameters.sourceVolume)

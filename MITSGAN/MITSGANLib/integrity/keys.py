@@ -123,8 +123,10 @@ def read_key_file(path: Path) -> bytes:
     :raises InputError: the file is missing, cannot be read or is far too large for a key.
     """
     try:
-        if path.stat().st_size > LARGEST_KEY_FILE:
-            raise InputError(f"{path} is no key: it is too large; check the name.")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST_KEY_FILE + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its name and permissions.") from error
+    if len(data) > LARGEST_KEY_FILE:
+        raise InputError(f"{path} is no key: it is too large; check the name.")
+    return data

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".manifest.json"
 LARGEST_FILE = 1 << 28
-LARGEST_SIDE = 1 << 16
+# Of a hostile manifest, so that its map does not fill the memory: ten times the longest scans.
+LARGEST_SIDE, LARGEST_VOXELS = 1 << 16, 1 << 33
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,8 @@ def _shape(values: Any) -> tuple[int, int, int]:
     slices, rows, columns = values
     if not all(isinstance(size, int) and 0 < size <= LARGEST_SIDE for size in values):
         raise ValueError("sizes must be whole numbers")
+    if slices * rows * columns > LARGEST_VOXELS:
+        raise ValueError("more voxels than a scan has")
     return slices, rows, columns
 
 

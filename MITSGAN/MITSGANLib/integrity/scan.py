@@ -189,7 +189,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     except (MITSGANError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:
-        raise damaged_file(path) from error
+        raise (files.damaged_file(path) if files.format_of(path) else damaged_file(path)) from error
 
 
 def _image_file(path: Path) -> ImageFile:

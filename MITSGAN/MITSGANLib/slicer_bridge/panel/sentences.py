@@ -31,7 +31,7 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
     """The title of a protection model or preset in the list, and what it is."""
     known = {
         "default": (
-            _("Default: below the scan's noise, forgeries show"),
+            _("Default: forgeries show"),
             _(
                 "A network's change of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it, "
                 "which what is painted later lacks. Everybody can check it, so who knows of it can forge it, too."
@@ -147,7 +147,7 @@ def about_forgery(place: Place) -> str:
     if not place.can_tell:
         return _("The watermark is too weak there to show the forgery.")
     words = (
-        _("<b>The forgery shows:</b> of the watermark {share:.0%} of what is to be expected is left there.")
+        _("The forgery shows: of the watermark {share:.0%} of what is to be expected is left there.")
         if place.is_missing
         else _("The watermark does not show the forgery: {share:.0%} of what is to be expected is there.")
     )
