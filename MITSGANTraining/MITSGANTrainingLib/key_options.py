@@ -51,9 +51,14 @@ def key(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:
     if options.key is None:
         return passphrase(options, is_new=is_new)
     found = read_key_file(options.key)
-    if not is_private(options.key):
-        shared.note(f"warning: others may read the key file {options.key}; run: chmod 600 {options.key}")
+    warn_of_readers(options.key)
     return found
+
+
+def warn_of_readers(path: str | os.PathLike[str]) -> None:
+    """One line where others than its owner may read the file of a secret key."""
+    if not is_private(path):
+        shared.note(f"warning: others may read the key file {path}; run: chmod 600 {path}")
 
 
 def passphrase(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from MITSGANLib.integrity import (
     sign_scan,
     verify_scan,
 )
+from MITSGANLib.integrity import scan as integrity_scan
 from MITSGANLib.integrity.alignment import aligned
 from MITSGANLib.integrity.digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE
 from MITSGANLib.integrity.envelope import (
@@ -517,3 +519,13 @@ class TestFiles:
         second, _ = sign_scan(tmp_path / "scan.nrrd", None, Signers(KEY), overwrite=True)
         assert first.manifest.salt != second.manifest.salt
         assert not (first.records[0].tiles == second.records[0].tiles).all(axis=2).any()
+
+
+@pytest.mark.parametrize(("name", "is_dicom"), [("scan.mha", False), ("scan", True)])
+def test_damage_is_named_as_what_it_is_of(tmp_path, monkeypatch, name, is_dicom):
+    """Readers of foreign bytes raise whatever they like."""
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(integrity_scan, "load_volume", Mock(side_effect=KeyError("surprise")))
+    with pytest.raises(InputError, match="damaged") as caught:
+        read_scan_to_verify(tmp_path / name)
+    assert ("DICOM" in str(caught.value)) == is_dicom

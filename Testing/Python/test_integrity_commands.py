@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -233,6 +234,16 @@ class TestSign:
         assert "locked by a passphrase" in error
         assert "--" not in error, "sign and protect name the option differently"
         assert main(["sign", str(scan), "--key", str(tmp_path / "locked.pem"), "--passphrase-env", "PASSPHRASE"]) == 0
+
+    @pytest.mark.skipif(os.name != "posix", reason="files have no such permissions here")
+    @pytest.mark.parametrize("mode", [0o600, 0o640])
+    def test_a_key_that_others_may_read_is_remarked(self, scan, thorax, key, tmp_path, capsys, mode):
+        shutil.copy(key, tmp_path / "my.pem")
+        (tmp_path / "my.pem").chmod(mode)
+        assert main(["sign", str(scan), "--key", str(tmp_path / "my.pem")]) == 0
+        out = str(tmp_path / "out.nrrd")
+        assert main(["protect", str(thorax), out, "--model", "none", "--sign", str(tmp_path / "my.pem")]) == 0
+        assert capsys.readouterr().err.count("chmod 600") == (0 if mode == 0o600 else 2)
 
     def test_neither_patient_nor_key_reach_output_or_log(self, scan, key, tmp_path, capsys, caplog):
         caplog.set_level(logging.DEBUG)

@@ -168,7 +168,9 @@ def _protect_scan(options: argparse.Namespace) -> None:
 def _signers(options: argparse.Namespace) -> Signers | None:
     if options.sign is None:
         return None
-    return Signers(load_signing_key(options.sign, key_options.passphrase_from(options.sign_passphrase_env)))
+    key = load_signing_key(options.sign, key_options.passphrase_from(options.sign_passphrase_env))
+    key_options.warn_of_readers(options.sign)
+    return Signers(key)
 
 
 def _save(

@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
     )
+    for secret in filter(None, (options.key, options.dicom_key)):
+        key_options.warn_of_readers(secret)
     with shared.progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,

@@ -15,9 +15,11 @@ from MITSGANLib.atomic import refuse_existing_file
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files import write_file
 from MITSGANLib.integrity import (
+    SignedManifest,
     Verification,
     find_manifest,
     load_public_key,
+    manifest_within,
     read_manifest_file,
     read_scan_to_verify,
     verify_scan,
@@ -49,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
     shared.add_input(parser)
     shared.add_series(parser)
-    parser.add_argument("--manifest", metavar="FILE", type=Path, help="the manifest, where it lies elsewhere")
+    parser.add_argument(
+        "--manifest",
+        metavar="PATH",
+        type=Path,
+        help="the manifest, where it lies elsewhere, or a signed DICOM folder that carries it",
+    )
     parser.add_argument(
         "--public-key", metavar="FILE", type=Path, action="append", help="public key of a signer you trust; repeatable"
     )
@@ -78,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.progress_bar("Reading", "slice") as progress:
         scan = read_scan_to_verify(options.input, options.series, progress)
     signatures = verify_images(scan.files, trusted)
-    signed = read_manifest_file(options.manifest) if options.manifest else find_manifest(scan)
+    signed = _manifest(options.manifest) if options.manifest else find_manifest(scan)
     if signed is None and not signatures.signed:
         raise InputError(
             f"{options.input} is not signed: it carries no manifest, and none lies beside it; name one with --manifest."
@@ -96,6 +103,19 @@ def run(options: argparse.Namespace) -> int:
             shared.say(f"Wrote {options.map}")
     shared.write_json(options.json, _result(options, code, verification, signatures, known))
     return code
+
+
+def _manifest(path: Path) -> SignedManifest:
+    """The manifest in a file, or within the DICOM files of a folder: what a copy in another format is compared with.
+
+    :raises InputError: there is none.
+    """
+    if not path.is_dir():
+        return read_manifest_file(path)
+    signed = manifest_within(read_scan_to_verify(path))
+    if signed is None:
+        raise InputError(f"The DICOM files in {path} carry no manifest; name the file that mitsgan sign wrote.")
+    return signed
 
 
 def _exit_code(verification: Verification | None, signatures: ImageSignatures, known: dict[str, Path]) -> int:
