@@ -50,7 +50,8 @@ def test_attack_and_control(volumes, untrained_attackers):
     assert 0 < result.control_share < 1
     expected = [np.sqrt(np.mean((attacked - source)[k] ** 2)) for k in range(16)]
     assert result.rmse_by_slice[effect.ATTACK] == pytest.approx(expected, rel=1e-5)
-    assert seen[-1] == (20, 20)
+    assert seen[-1] == (21, 21)
+    assert result.watermark is None, "nothing was marked"
     assert seen == sorted(seen)
 
 

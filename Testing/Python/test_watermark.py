@@ -27,6 +27,7 @@ from MITSGANLib.watermark import (
     TILE,
     UNKNOWN,
     Check,
+    check_place,
     check_watermark,
     embed_watermark,
     watermark_key,
@@ -311,6 +312,15 @@ class TestCheck:
         check = check_watermark(part, KEY)
         assert check.is_found
         assert check.regions == ()
+
+    def test_a_place_is_told_from_the_slices_around_it(self, marked, lung):
+        forged = painted(marked, lung)
+        assert check_place(forged, lung, KEY).is_missing
+        assert not check_place(marked, lung, KEY).is_missing
+        assert check_place(marked, lung, KEY).kji == lung
+        assert check_place(marked, lung, OTHER) is None
+        with pytest.raises(TargetError, match="outside the scan"):
+            check_place(marked, (99, 0, 0), KEY)
 
     def test_places_outside_the_scan_are_refused(self, intact):
         with pytest.raises(TargetError, match="outside"):
