@@ -1,6 +1,7 @@
 """The README's table of threats, row by row: what seal and signature do against each, and what they do not.
 
-What the perturbation does against in-painting is measured, not tested; see docs/protection.md.
+What the perturbation does against in-painting is measured, not tested; see docs/protection.md. The watermark's column
+is tested in test_watermark.py: painting, copied lung, other formats, lossy copies, and another key.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from MITSGANLib.integrity.digital_signature import DicomSigner, verify_images
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
+from pydicom.uid import JPEG2000, JPEGLSLossless, RLELossless
 from tree_data import contents, write_protector
 
 INTACT, REFUSED, CHANGED, UNKNOWN = 0, 3, 7, 8
@@ -182,6 +184,25 @@ def test_tampering_before_protection_is_signed_and_restored_as_it_is(clinic, tmp
     assert verify(tmp_path / "out", clinic) == INTACT
     assert restore(tmp_path / "out", tmp_path / "back", clinic / "seal.key") == 0
     assert [path.read_bytes() for path in paths] == [p.read_bytes() for p in sorted((tmp_path / "back").iterdir())]
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless, None])
+def test_lossless_compression_and_another_format_are_no_alarm(clinic, copy, tmp_path, syntax):
+    if syntax:
+        edit(copy, lambda dataset: dataset.compress(syntax, generate_instance_uid=False))
+        assert verify(copy, clinic) == INTACT
+        assert restore(copy, tmp_path / "back", clinic / "seal.key") == 0
+        return
+    save_volume(load_volume(copy), tmp_path / "copy.nii.gz")
+    assert verify(tmp_path / "copy.nii.gz", clinic, "--manifest", str(copy)) == INTACT
+
+
+def test_lossy_compression_is_an_alarm_and_in_the_way_of_the_original(clinic, copy, tmp_path):
+    """It is a change of voxels like any other, however well it is meant."""
+    compress = {"encoding_plugin": "pylibjpeg", "j2k_cr": [5], "generate_instance_uid": False}
+    edit(copy, lambda dataset: dataset.compress(JPEG2000, **compress))
+    assert verify(copy, clinic) == CHANGED
+    assert restore(copy, tmp_path / "back", clinic / "seal.key") == REFUSED
 
 
 def test_anyone_can_read_a_sealed_scan_but_not_its_seal(clinic):
