@@ -81,13 +81,20 @@ def run(options: argparse.Namespace) -> None:
                 f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in its middle 20 mm; forgery "
                 f"changed by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
             )
-        for action, found in result.summary().items():
-            if isinstance(found, dict):
-                shared.say(
-                    f"{action}, median of {found['targets']}: forgery changed by "
-                    f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
-                    f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
-                )
+        figures = result.summary()
+        for action in (action for action in ("inject", "remove") if action in figures):
+            found = figures[action]
+            shared.say(
+                f"{action}, median of {found['targets']}: forgery changed by "
+                f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
+                f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
+            )
+        if "watermark" in figures:
+            found = figures["watermark"]
+            shared.say(
+                f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked places; "
+                f"alarms there before: {found['missing_before']}"
+            )
         shared.say(f"Wrote {report}")
 
 
