@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from MITSGANLib.budget import Budget, allowed_in_slices
+from MITSGANLib.demonstration import Target
 from MITSGANLib.errors import CancelledError, InputError, TargetError
 from MITSGANLib.fidelity import jpeg2000
 from MITSGANLib.lungs import lung_mask
@@ -352,6 +353,26 @@ def test_the_filter_takes_out_what_is_smooth():
     assert kernel[2, 2] == 1
     left = ndimage.correlate(smooth[0].astype(float), kernel)
     assert left.std() < 0.3 * smooth[0].std()
+
+
+class TestDemonstration:
+    def test_says_where_the_forgery_shows(self, scan, lung, untrained_attackers, tmp_path, monkeypatch, capsys):
+        attacker = untrained_attackers["remove"]
+        monkeypatch.setattr("MITSGANLib.ctgan.attacker.load_attacker", lambda *_: attacker)
+        monkeypatch.setattr(
+            "MITSGANLib.demonstration.choose_targets", lambda *_: (Target("remove", lung, "in the lung"),)
+        )
+        save_volume(scan, tmp_path / "scan.nrrd")
+        words = ["demo", tmp_path / "scan.nrrd", tmp_path / "report", "--model", "none", "--device", "cpu"]
+        assert main([str(word) for word in words]) == 0
+        assert "the forgery shows at 1 of 1 attacked places; alarms there before: 0" in capsys.readouterr().out
+        record = json.loads((tmp_path / "report" / "report.json").read_text())
+        assert record["summary"]["watermark"] == {"places": 1, "missing_before": 0, "missing_after_attack": 1}
+        assert record["targets"][0]["watermark"]["after_attack"]["missing"] is True
+        html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+        assert (
+            "The watermark check shows the forgery at 1 of 1 attacked places, and raised no alarm there before" in html
+        )
 
 
 class TestCommand:

@@ -92,8 +92,8 @@ def run(options: argparse.Namespace) -> None:
         if "watermark" in figures:
             found = figures["watermark"]
             shared.say(
-                f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked places; "
-                f"alarms there before: {found['missing_before']}"
+                f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked "
+                f"places; alarms there before: {found['missing_before']}"
             )
         shared.say(f"Wrote {report}")
 
