@@ -39,6 +39,7 @@ from ..seal import Key, Restored, generate_key, passphrase_key, read_key_file, r
 from ..seal.sealing import seal_file
 from ..storage import is_dicom_output, load_volume, save_volume
 from ..volume import CTVolume
+from ..watermark import watermark_key
 from .change_map import change_map_node, signature_legend
 from .dicom_source import INSTANCES_ATTRIBUTE, dicom_files_of, reversed_slices
 from .privacy import paths_kept_from_log
@@ -252,7 +253,9 @@ def save_locked(
         if locks.key is None:
             save_volume(volume, unsigned, progress=while_writing)
         else:
-            save_sealed(volume, original, unsigned, locks.key, progress=while_writing)
+            # Mostly the same key file made the watermark; with another's the seal is as exact, but longer.
+            mark = None if locks.key.is_passphrase else watermark_key(locks.key)
+            save_sealed(volume, original, unsigned, locks.key, watermark=mark, progress=while_writing)
 
 
 def stale_companions(path: Path, locks: Locks) -> list[Path]:
