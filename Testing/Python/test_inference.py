@@ -97,14 +97,20 @@ class TestTiles:
 class TestIdentity:
     @pytest.mark.parametrize("name", CONFIGS)
     @pytest.mark.parametrize(("rows", "columns"), [(slice(60, 90), slice(20, 200)), (slice(0, 290), slice(190, 287))])
-    def test_parts_are_bit_for_bit_what_whole_slices_give(self, monkeypatch, name, rows, columns):
+    def test_parts_are_what_whole_slices_give(self, monkeypatch, name, rows, columns):
+        """Bit for bit, but that a processor may choose another order of sums for another size.
+
+        One did, an Intel Xeon with one thread and for one of the configurations: 0.007 % of the voxels by the last bit.
+        """
         monkeypatch.setattr(inference, "_CPU_LAYER_BYTES", 1_200_000)
         network = trained_like(CONFIGS[name])
         hu = scan((2, 290, 287))
         allowed = allowed_in(hu, rows, columns)
         change = SliceInference(network, hu.shape[1:], device=CPU).change(hu, allowed)
         expected = whole_change(network, hu, allowed)
-        assert np.array_equal(change[:, rows, columns], expected[:, rows, columns])
+        difference = np.abs(change - expected)[:, rows, columns]
+        assert difference.max() <= 4 * np.spacing(np.float32(np.abs(expected).max()))
+        assert np.mean(difference > 0) < 1e-3
         assert np.ptp(expected[:, rows, columns]) > 0
 
     @pytest.mark.parametrize("shape", [(64, 64), (40, 300)])
