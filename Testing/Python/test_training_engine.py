@@ -317,6 +317,13 @@ class TestMixedPrecision:
 
 
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def of_the_foreground(self):
+        """Shells let what they start in the background ignore Ctrl-C."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_the_first_signal_asks_to_stop_and_ctrl_c_after_it_stops_at_once(self, number, capfd):
         with stop_on_signals() as stop:
