@@ -17,6 +17,7 @@ from .body import body_mask
 from .errors import InputError, ModelError
 from .hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
 from .noise import LocalNoise, NoiseEstimate, estimate_noise, local_noise
+from .threads import map_slices
 
 __all__ = [
     "HIGHEST_HU",
@@ -113,19 +114,21 @@ def allowed_change(
         raise InputError(
             f"The body mask must be a bool array of shape {hu.shape}, not {mask.dtype} of shape {mask.shape}."
         )
-    table = _allowed_table(budget, padding_hu)
-    index = np.clip(hu, LOWEST_HU, HIGHEST_HU).astype(np.int32) - LOWEST_HU
-    allowed = np.where(mask, table[index], np.int16(0))
+    allowed = np.where(mask, _allowed_table(budget, padding_hu)[hu.view(np.uint16)], np.int16(0))
     if budget.noise_share is None:
         return allowed
     if noise_hu is None or np.shape(noise_hu) != hu.shape:
         raise InputError(
             "This budget is a share of the scan's noise, so it needs the noise at each voxel; get it from local_noise."
         )
-    # In float64, as for the strength: 0.3 of 10 HU is 3. What is not a number of HU allows nothing.
-    with np.errstate(invalid="ignore"):  # none of infinite noise is not a number, and allows nothing
-        share = np.floor(budget.noise_share * np.asarray(noise_hu, np.float64) + 1e-9)
-    return np.minimum(allowed, np.clip(np.nan_to_num(share, nan=0.0), 0, HIGHEST_HU - LOWEST_HU)).astype(np.int16)
+    # In float64, as for the strength: 0.3 of 10 HU is 3.
+    with np.errstate(invalid="ignore"):  # none of infinite noise is not a number
+        share = np.asarray(noise_hu, np.float64) * budget.noise_share
+    share += 1e-9
+    np.floor(share, out=share)
+    # What is not a number of HU allows nothing: of two values these take the one that is a number.
+    np.fmin(np.fmax(share, 0.0, out=share), HIGHEST_HU - LOWEST_HU, out=share)
+    return np.minimum(allowed, share.astype(np.int16), out=allowed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +155,32 @@ class Surroundings:
         :param spacing_kji: mm along (slice, row, column).
         :param with_noise: whether a budget will want the noise, which takes most of the time.
         """
-        mask = body_mask(hu, padding_hu, spacing_kji)
-        return cls(mask, local_noise(hu, spacing_kji, padding_hu).at() if with_noise else None, padding_hu)
+        mask = np.empty(hu.shape, bool)
+        noise_hu = np.empty(hu.shape, np.float32) if with_noise else None
+
+        def look(k: int) -> None:
+            plane = hu[k : k + 1]
+            mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
+            if noise_hu is not None:
+                noise_hu[k] = local_noise(plane, spacing_kji, padding_hu).at()[0]
+
+        map_slices(look, len(hu))
+        return cls(mask, noise_hu, padding_hu)
 
     def allowed(self, hu: np.ndarray, budget: Budget) -> np.ndarray:
         """:func:`allowed_change` of the same slices, also after a change: int16 (slices, rows, columns)."""
-        return allowed_change(hu, budget, self.mask, self.padding_hu, self.noise_hu)
+        allowed = np.empty(hu.shape, np.int16)
+
+        def look(k: int) -> None:
+            allowed[k] = self.allowed_in(k, hu[k], budget)
+
+        map_slices(look, len(hu))
+        return allowed
+
+    def allowed_in(self, k: int, hu: np.ndarray, budget: Budget) -> np.ndarray:
+        """:meth:`allowed` of one slice: int16 (rows, columns)."""
+        noise_hu = None if self.noise_hu is None else self.noise_hu[k]
+        return allowed_change(hu, budget, self.mask[k], self.padding_hu, noise_hu)
 
 
 def allowed_in_slices(
@@ -204,8 +227,8 @@ def apply_change(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.
 
 
 def _allowed_table(budget: Budget, padding_hu: int | None) -> np.ndarray:
-    """Allowed change for each of the 4096 values from -1024 to 3071 HU, int16."""
-    hu = np.arange(LOWEST_HU, HIGHEST_HU + 1)
+    """Allowed change, int16, for each int16 of HU, where its bits as uint16 say."""
+    hu = np.clip(np.arange(1 << 16, dtype=np.uint16).view(np.int16), LOWEST_HU, HIGHEST_HU).astype(np.int64)
     # 20 * 0.3 is 6 in real numbers and must be in floating point; the bound by the strength is kept, as it is exact
     # wherever the product is within 1e-9 of a whole number.
     allowed = np.floor(budget.strength_hu * budget.fraction(hu) + 1e-9)

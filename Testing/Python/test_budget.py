@@ -15,6 +15,7 @@ from MITSGANLib.budget import (
     local_noise,
 )
 from MITSGANLib.errors import InputError, ModelError
+from MITSGANLib.noise import _in_windows
 from MITSGANLib.phantom import PADDING_HU, thorax_phantom
 from scipy import ndimage
 
@@ -140,6 +141,18 @@ def test_noise_map_leaves_out_padding_air_and_saturation():
     assert np.median(noise[..., 70:80]) == pytest.approx(10, rel=0.15)
     for empty in (PADDING_HU, -1024, -1000, 3071):
         assert not local_noise(np.full((1, 80, 80), empty, np.int16), None, PADDING_HU).at().any()
+
+
+@pytest.mark.parametrize("window", [3, 5, 7, 11])
+@pytest.mark.parametrize("antisymmetric", [False, True])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_sums_in_windows_are_those_of_scipy(window, antisymmetric, step):
+    half = window // 2
+    weights = (np.arange(-half, half + 1) / 7 if antisymmetric else np.full(window, 1 / window)).astype(np.float32)
+    values = np.random.default_rng(window).normal(0, 300, (40, 33)).astype(np.float32)
+    every = ndimage.correlate1d(values, weights, axis=0)
+    # Processors that fuse multiplication and addition may round SciPy's sums in another way.
+    np.testing.assert_allclose(_in_windows(values, weights, step), every[half : 40 - half : step], rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (5, 6), (7, 40)])

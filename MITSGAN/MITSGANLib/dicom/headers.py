@@ -120,13 +120,23 @@ def quiet_pydicom() -> Iterator[None]:
     """
     logger = logging.getLogger("pydicom")
     level = logger.level
+    if level == logging.CRITICAL:  # within another such block; to set a level makes every logger forget what it knows
+        with _ignored_warnings():
+            yield
+        return
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _ignored_warnings():
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def require_pydicom() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..budget import Budget, Surroundings, apply_change
+from ..threads import map_slices
 from ..volume import PROTECTION, CTVolume, ProcessingStep
 from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
 
@@ -44,9 +45,15 @@ class Watermark:
         :param signs: of the scan, with this watermark's key.
         :param first: index of the first of these slices.
         """
-        allowed = around.allowed(hu, self.budget)
-        pattern = np.stack([signs.of_slice(first + k, plane) for k, plane in enumerate(hu)]).astype(np.float32)
-        return apply_change(hu, pattern * allowed, allowed)
+        marked = np.empty_like(hu)
+
+        def mark(k: int) -> None:
+            allowed = around.allowed_in(k, hu[k], self.budget)
+            pattern = signs.of_slice(first + k, hu[k]).astype(np.float32)
+            marked[k] = apply_change(hu[k], pattern * allowed, allowed)
+
+        map_slices(mark, len(hu))
+        return marked
 
 
 def embed_watermark(

@@ -215,16 +215,20 @@ def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int])
     :param shape: (rows, columns) of the slice.
     """
     rows, columns = levels.shape
-    result = np.zeros(tuple(shape), np.int8)
-    inner = result[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE).transpose(0, 2, 1, 3)
     of_tile = layers(secret, depth, levels.shape)
+    packed = np.empty((levels.size, TILE * TILE // 8), np.uint8)
     for layer in np.unique(of_tile):
         of_layer = derive(secret, None, struct.pack("<q", int(layer)))
-        for level in np.unique(levels[of_tile == layer]):
-            stream = np.frombuffer(_keystream(of_layer, int(level), levels.size * TILE * TILE // 8), np.uint8)
-            here = (of_tile == layer) & (levels == level)
-            bits = np.unpackbits(stream.reshape(rows, columns, -1)[here], axis=-1)
-            inner[here] = 2 * bits.reshape(-1, TILE, TILE).astype(np.int8) - 1
+        tiles = np.flatnonzero(of_tile == layer)
+        tiles = tiles[np.argsort(levels.flat[tiles], kind="stable")]
+        found, starts = np.unique(levels.flat[tiles], return_index=True)
+        for level, here in zip(found, np.split(tiles, starts[1:]), strict=True):
+            stream = np.frombuffer(_keystream(of_layer, int(level), packed.size), np.uint8)
+            packed[here] = stream.reshape(packed.shape)[here]
+    bits = np.unpackbits(packed).view(np.int8).reshape(rows, columns, TILE, TILE)
+    result = np.zeros(tuple(shape), np.int8)
+    inner = result[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE)
+    inner[:] = (2 * bits - 1).transpose(0, 2, 1, 3)
     return result
 
 

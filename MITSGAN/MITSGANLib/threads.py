@@ -1,0 +1,31 @@
+"""Slices of a scan side by side on the cores: NumPy and SciPy release Python's lock while they compute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def usable_threads() -> int:
+    """As many as torch uses, where it is loaded, so that whoever limits the ones limits the others; else every core."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
+    """``function(k)`` for each slice ``k`` of ``slices``, in their order.
+
+    What a function raises is raised here, and the slices that nobody has begun are left.
+    """
+    threads = min(usable_threads(), slices)
+    if threads <= 1:
+        return [function(k) for k in range(slices)]
+    with ThreadPoolExecutor(threads, thread_name_prefix="MITSGAN slices") as pool:
+        return list(pool.map(function, range(slices)))

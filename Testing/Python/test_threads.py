@@ -1,0 +1,76 @@
+"""Slices side by side: in order, as many threads as torch has, errors that reach the caller, results that stay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from MITSGANLib.budget import Surroundings
+from MITSGANLib.errors import CancelledError
+from MITSGANLib.protector import protect
+from MITSGANLib.threads import map_slices, usable_threads
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads torch has, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("slices", [0, 1, 2, 17])
+def test_results_come_in_order(threads, count, slices):
+    threads(count)
+    assert map_slices(lambda k: k * k, slices) == [k * k for k in range(slices)]
+
+
+def test_slices_run_side_by_side(threads):
+    threads(3)
+    together = threading.Barrier(3, timeout=60)
+    assert map_slices(lambda _: together.wait() in range(3), 3) == [True] * 3
+
+
+def test_one_thread_is_the_callers_own(threads):
+    threads(1)
+    assert map_slices(lambda _: threading.get_ident(), 3) == [threading.get_ident()] * 3
+
+
+def test_what_a_slice_raises_reaches_the_caller_and_ends_the_rest(threads):
+    threads(2)
+    begun = []
+
+    def work(k: int) -> None:
+        begun.append(k)
+        if k == 0:
+            raise CancelledError("Canceled.")
+        threading.Event().wait(0.01)
+
+    with pytest.raises(CancelledError):
+        map_slices(work, 1000)
+    assert len(begun) < 1000
+
+
+def test_without_torch_every_usable_core_counts():
+    code = "import sys; from MITSGANLib.threads import usable_threads as u; print(u(), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert found == [str(cores), "False"]
+    assert usable_threads() == torch.get_num_threads()
+
+
+def test_the_number_of_threads_does_not_change_what_is_protected(threads, phantom):
+    volume, found = phantom.volume, []
+    for count in (1, 3):
+        threads(count)
+        around = Surroundings.of(volume.hu, volume.spacing_kji, volume.provenance.padding_hu)
+        # Without a network, whose own threads may round in another way.
+        found.append((around.mask, around.noise_hu, protect(volume, model="none").hu))
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
