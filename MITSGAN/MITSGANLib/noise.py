@@ -176,7 +176,7 @@ def local_noise(
     Median of the map in soft tissue beside the slice's :func:`estimate_noise`, in HU: 14.9 and 14.8 (LIDC-IDRI-0001),
     17.0 and 17.3 (RIDER-Pilot-0117), 12.6 and 14.3 (LIDC-IDRI-0002), 8.6 and 8.1 (GE STANDARD, LIDC-IDRI-0028), 45 and
     38, 9.0 and 6.8 (Philips L and B). Noise that is smooth over the window comes out too low, on the safe side: 0.65
-    times for a sigma of 1 voxel. 133 slices of 512 x 512 take 2 s on one core; :class:`~.budget.Surroundings` share them out.
+    times for a sigma of 1 voxel. 133 slices of 512 x 512 take 2 s on one core.
 
     :param hu: (slices, rows, columns) in HU, or one slice (rows, columns): whole slices, not crops.
     :param spacing_kji: mm along (slice, row, column); without it 0.7 mm in plane is assumed.
