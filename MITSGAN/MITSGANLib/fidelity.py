@@ -27,6 +27,7 @@ from .heatmap import LUNG, MEDIASTINUM, Window
 from .hounsfield import HIGHEST_HU, LOWEST_HU
 from .metrics import DATA_RANGE_HU, ssim_map
 from .noise import local_noise
+from .threads import each_slice
 from .volume import CTVolume
 
 Progress = Callable[[int, int], None]
@@ -182,8 +183,11 @@ def measure_fidelity(
         )
     limits = limits or FidelityLimits()
     values: dict[str, list[float | None]] = {figure.name: [] for figure in _figures(limits)}
-    for k in range(len(original.hu)):
-        found = _Slice.of(original, k, limits.jpeg2000_ratio).measure(protected.hu[k])
+
+    def measure(k: int) -> dict[str, float]:
+        return _Slice.of(original, k, limits.jpeg2000_ratio).measure(protected.hu[k])
+
+    for k, found in enumerate(each_slice(measure, len(original.hu))):
         for name, series in values.items():
             series.append(found.get(name))
         if progress:

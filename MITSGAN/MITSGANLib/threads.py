@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_AT_ONCE = 16
 
 
 def usable_threads() -> int:
@@ -29,3 +31,9 @@ def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
         return [function(k) for k in range(slices)]
     with ThreadPoolExecutor(threads, thread_name_prefix="MITSGAN slices") as pool:
         return list(pool.map(function, range(slices)))
+
+
+def each_slice(function: Callable[[int], T], slices: int) -> Iterator[T]:
+    """As :func:`map_slices`, of a whole scan: no more than 16 results wait to be taken at any time."""
+    for first in range(0, slices, _AT_ONCE):
+        yield from map_slices(lambda k, first=first: function(first + k), min(_AT_ONCE, slices - first))

@@ -13,7 +13,7 @@ import torch
 from MITSGANLib.budget import Surroundings
 from MITSGANLib.errors import CancelledError
 from MITSGANLib.protector import protect
-from MITSGANLib.threads import map_slices, usable_threads
+from MITSGANLib.threads import each_slice, map_slices, usable_threads
 
 
 @pytest.fixture
@@ -29,6 +29,22 @@ def threads():
 def test_results_come_in_order(threads, count, slices):
     threads(count)
     assert map_slices(lambda k: k * k, slices) == [k * k for k in range(slices)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("slices", [0, 1, 16, 41])
+def test_few_results_wait(threads, count, slices):
+    threads(count)
+    begun = []
+
+    def work(k: int) -> int:
+        begun.append(k)
+        return k * k
+
+    for taken, result in enumerate(each_slice(work, slices)):
+        assert result == taken * taken
+        assert len(begun) <= taken + 16
+    assert sorted(begun) == list(range(slices))
 
 
 def test_slices_run_side_by_side(threads):

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..budget import Budget, allowed_in_slices
 from ..errors import TargetError
+from ..threads import each_slice
 from ..volume import CTVolume, Provenance
 from .embedding import DEFAULT_BUDGET
 from .pattern import (
@@ -321,13 +322,17 @@ class _Sums:
         inside = np.concatenate([allowed_in(slice(k, k + 1)) > 0 for k in some])
         kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
         kernel = kernel[:: grid.flips[0], :: grid.flips[1]]
+
+        def look(k: int) -> _Slice:
+            allowed = grid.turned(allowed_in(slice(k, k + 1))[0]).astype(np.float32)
+            plane = grid.turned(volume.hu[k])
+            return _best(_Slice.of(plane, allowed, kernel, key, place) for place in grid.places(k))
+
         found = []
         runs = _Runs(grid.turned(volume.hu[0]).shape)
-        for k, plane in enumerate(volume.hu):
-            allowed = grid.turned(allowed_in(slice(k, k + 1))[0]).astype(np.float32)
-            best = _best(_Slice.of(grid.turned(plane), allowed, kernel, key, place) for place in grid.places(k))
+        for k, best in enumerate(each_slice(look, volume.shape[0])):
             planes = best.product, runs.squares(best), best.expected**2
-            is_lung = block_sums(grid.turned(plane), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
+            is_lung = block_sums(grid.turned(volume.hu[k]), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
             found.append((*(block_sums(values, BLOCK) for values in planes), is_lung))
             if progress:
                 progress(k + 1, volume.shape[0])
