@@ -1,0 +1,325 @@
+"""The default protection in one table: python Testing/Benchmarks/protection_table.py SCAN... --out FOLDER
+
+Of each scan: every limit of fidelity in its worst slice; how many attacks at seeded places succeed unprotected, under
+protection, and under noise of equal size; and how fast the protection is beside the paper's generator. What is measured
+of attacks is kept in FOLDER, so that a stopped run continues. Two scans at 100 places an action against three attackers
+take an hour and a half on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter.
+
+Seconds by the clock mean something only on a machine that does nothing else; ratios are measured alternately.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from MITSGANLib.atomic import atomic_file
+from MITSGANLib.fidelity import Fidelity, measure_fidelity
+from MITSGANLib.protector import protect
+from MITSGANLib.storage import load_volume
+from MITSGANTrainingLib.evaluation.statistics import area_of_places, estimate_by_place, share_of_places
+from MITSGANTrainingLib.evaluation.study import Plan, evaluate
+from MITSGANTrainingLib.training.run import commit
+from speed import measure_speed
+from timing import machine
+from whole_scan import measure_command
+
+ACTIONS = ("inject", "remove")
+# Of what succeeds unprotected, at most these shares may succeed under protection.
+GOALS = {"trained against": 0.1, "held out": 0.5}
+SPEED_GOAL, COMMAND_GOAL_S, COMMAND_SLICES = 30.0, 15.0, 133
+
+Places = Sequence[Mapping[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    results = measure(options)
+    text = to_markdown(results)
+    for name, content in (("table.json", json.dumps(results, indent=1) + "\n"), ("table.md", text)):
+        with atomic_file(options.out / name, overwrite=True) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything, in a form fit for JSON; scans go by the names of their files or folders."""
+    scans = {Path(scan).name.split(".")[0]: Path(scan) for scan in options.scans}
+    effect = _effect(options, [options.model], [*options.attackers, *options.held_out], options.targets)
+    bound = []
+    if options.bound_targets:
+        bound = _effect(options, [options.bound], options.attackers, options.bound_targets)
+    # Last, when the evaluation's processes are gone.
+    return {
+        "commit": commit(),
+        "model": options.model,
+        "scans": list(scans),
+        "effect": effect,
+        "bound": bound,
+        "fidelity": {name: _fidelity(path, options.model).to_dict() for name, path in scans.items()},
+        "machine": machine(),
+        "speed": {name: _speed(path, options) for name, path in scans.items()},
+    }
+
+
+def _fidelity(scan: Path, model: str) -> Fidelity:
+    volume = load_volume(scan)
+    return measure_fidelity(volume, protect(volume, model=model))
+
+
+def _speed(scan: Path, options: argparse.Namespace) -> dict[str, Any]:
+    volume = load_volume(scan)
+    return {
+        "slices": volume.shape[0],
+        "one_slice": measure_speed(volume, options.repeats, options.model),
+        "command": measure_command(scan, options.threads, options.model),
+    }
+
+
+def _effect(
+    options: argparse.Namespace, protectors: Sequence[str], attackers: Sequence[str], targets: int
+) -> list[dict[str, Any]]:
+    """A row for each scan, attacker and action."""
+    plan = Plan(
+        scans=tuple(options.scans),
+        output=options.out / "effect",
+        protectors=tuple(protectors),
+        attackers=tuple(attackers),
+        targets=targets,
+        nodules=options.nodules,
+        own_names=True,
+        pictures=0,
+        processes=options.processes,
+    )
+    study = evaluate(plan, lambda stage, done, total: print(f"{stage} {done} of {total}", file=sys.stderr))
+    if study.failures:
+        raise SystemExit(f"Not measured: {'; '.join(f'{one}: {one.reason}' for one in study.failures)}")
+    return effect_rows(study.record["measurements"], options.held_out)
+
+
+def effect_rows(measurements: Sequence[Mapping[str, Any]], held_out: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What an evaluation measured, by scan, attacker and action. Shares with their interval over the scan's places."""
+    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for one in measurements:
+        key = (one["attacker"], one["action"], one["scan"], one["protection"])
+        places.setdefault(key, []).extend(target for target in one["targets"] if target["judged"])
+    return [
+        {
+            **dict(zip(("attacker", "action", "scan", "protection"), key, strict=True)),
+            "kind": "held out" if key[0] in held_out else "trained against",
+            "places": len(found),
+            **_shares(found),
+        }
+        for key, found in places.items()
+    ]
+
+
+def _shares(places: Places) -> dict[str, Any]:
+    def share(value: Callable[[Mapping[str, Any]], float | None]) -> dict[str, Any]:
+        return estimate_by_place({1: share_of_places([value(place) for place in places])}).to_dict()
+
+    def succeeded(arm: str, *, checked: bool = False) -> dict[str, Any]:
+        def value(place: Mapping[str, Any]) -> float | None:
+            verdict = place["judged"][arm]
+            if not verdict["possible"]:
+                return None
+            return float(verdict["succeeded"] and not (checked and verdict["check_found"]))
+
+        return share(value)
+
+    def area(arm: str) -> float:
+        scores = ([place["judged"][arm][f"forgery_{when}"] for place in places] for when in ("after", "before"))
+        return estimate_by_place({1: area_of_places(*scores)}).value
+
+    first = places[0]["judged"]
+    is_checked = "check_found" in first["protected"]
+    noises = [arm for arm in ("gaussian", "ct-like") if arm in first]
+    moved = sorted(place["forgery"]["protected"]["share"] for place in places)
+    return {
+        "unprotected": succeeded("clean"),
+        "past_judges": succeeded("protected"),
+        "past_check": succeeded("protected", checked=True) if is_checked else None,
+        "noise": {arm: succeeded(arm) for arm in noises},
+        "moved_median": moved[len(moved) // 2],
+        "area_unprotected": area("clean"),
+        "area_protected": area("protected"),
+        "check_found": share(lambda place: float(place["judged"]["protected"]["check_found"])) if is_checked else None,
+        "check_alarm": share(lambda place: float(place["judged"]["protected"]["check_alarm"])) if is_checked else None,
+    }
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """Three tables: fidelity, effect and speed."""
+    scans, tool = results["scans"], results["machine"]
+    what = (
+        f"Model `{results['model']}`, commit {results['commit']}; {tool['cpu']}, {tool['threads']} threads, PyTorch "
+        f"{tool['torch']}, load average {tool['load_average']}."
+    )
+    parts = [
+        what,
+        _table(["fidelity, worst slice", "limit", *scans], list(_fidelity_rows(results))),
+        _table(
+            [
+                "attack",
+                "scan",
+                "success unprotected",
+                "protected, past the judges",
+                "**protected, past the check too**",
+                "noise instead: Gaussian / CT-like",
+                "forgery moved",
+                "forensic AUC: without, with",
+                "check finds / alarms",
+                "goal",
+            ],
+            [*_effect_lines(results["effect"]), *_bound_lines(results["bound"])],
+        ),
+        _table(["speed", "goal", *scans], list(_speed_rows(results))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fidelity_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    by_scan = [results["fidelity"][scan]["figures"] for scan in results["scans"]]
+    for name, figure in by_scan[0].items():
+        unit = "" if figure["unit"] == "1" else f" {figure['unit']}"
+        limit = "-" if figure["limit"] is None else f"{figure['sense']} {figure['limit']:g}{unit}"
+        yield [name, limit, *(_fidelity_cell(figures[name]) for figures in by_scan)]
+
+
+def _fidelity_cell(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "none"
+    text = f"{figure['value']:.3g}"
+    return f"**{text}, missed**" if figure["passed"] is False else text
+
+
+def _effect_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    for row in rows:
+        reached = row["past_check"] or row["past_judges"]
+        goal = GOALS[row["kind"]] * row["unprotected"]["value"]
+        kept = f"at most {100 * goal:.1f} %: {'kept' if reached['value'] <= goal + 1e-12 else '**missed**'}"
+        yield [
+            f"{row['action']}, `{row['attacker']}`{' (held out)' if row['kind'] == 'held out' else ''}",
+            f"{row['scan']}, {row['places']} places",
+            _percent(row["unprotected"]),
+            _percent(row["past_judges"]),
+            f"**{_percent(row['past_check'])}**" if row["past_check"] else "-",
+            " / ".join(_percent(one, interval=False) for one in row["noise"].values()) or "-",
+            f"{100 * row['moved_median']:.1f} %",
+            f"{row['area_unprotected']:.2f}, {row['area_protected']:.2f}",
+            f"{_percent(row['check_found'], interval=False)} / {_percent(row['check_alarm'], interval=False)}"
+            if row["check_found"]
+            else "-",
+            kept if row["unprotected"]["value"] else "nothing succeeded",
+        ]
+
+
+def _bound_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Signed gradients know attacker and place: no protection, but what one of this size could do to the judges."""
+    for row in rows:
+        yield [
+            f"{row['action']}, `{row['attacker']}`: upper bound `{row['protection']}`",
+            f"{row['scan']}, {row['places']} places",
+            _percent(row["unprotected"]),
+            _percent(row["past_judges"]),
+            "-",
+            "-",
+            f"{100 * row['moved_median']:.0f} %",
+            f"{row['area_unprotected']:.2f}, {row['area_protected']:.2f}",
+            "-",
+            "-",
+        ]
+
+
+def _speed_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    measured = [results["speed"][scan] for scan in results["scans"]]
+
+    def ratio(key: str) -> list[str]:
+        return [f"{one['one_slice']['default_against_paper'][key]:.0f}" for one in measured]
+
+    def one_slice(way: str) -> list[str]:
+        ways = [next(row for name, row in one["one_slice"]["ways"].items() if name.endswith(way)) for one in measured]
+        return [
+            f"{row['cpu_s']:.3f} s, {row['floor_arithmetic_s']:.3f} s, {row['floor_bytes_s']:.3f} s" for row in ways
+        ]
+
+    paper = [
+        one["one_slice"]["ways"]["paper, naive"]["cpu_s"]
+        / one["one_slice"]["ways"]["paper, as mitsgan runs it"]["cpu_s"]
+        for one in measured
+    ]
+    yield [
+        "network against the paper's generator, both as MITSGAN runs them (times as fast)",
+        f"{SPEED_GOAL:g}",
+        *ratio("both_as_mitsgan_runs_them"),
+    ]
+    yield ["both naive", f"{SPEED_GOAL:g}", *ratio("both_naive")]
+    yield ["network against the naive paper's generator", "-", *ratio("ours_against_naive_paper")]
+    yield [
+        "network and watermark against the naive paper's generator",
+        "-",
+        *ratio("ours_with_watermark_against_naive_paper"),
+    ]
+    yield ["paper's generator as MITSGAN runs it against itself, naive", "2", *(f"{one:.1f}" for one in paper)]
+    yield [
+        "network, one slice as MITSGAN runs it: CPU s, floor by arithmetic, floor by bytes",
+        "-",
+        *one_slice(f"{_network(measured[0])}, as mitsgan runs it"),
+    ]
+    yield ["watermark, one slice: CPU s", "-", *(f"{one['one_slice']['watermark_cpu_s']:.3f}" for one in measured)]
+    yield [
+        "`mitsgan protect`, reading and writing included: seconds by the clock (CPU s)",
+        f"{COMMAND_GOAL_S:g} of {COMMAND_SLICES} slices",
+        *(
+            f"{one['command']['wall_s']:.1f} ({one['command']['cpu_s']:.1f}), {one['slices']} slices"
+            for one in measured
+        ),
+    ]
+
+
+def _network(speed: Mapping[str, Any]) -> str:
+    return next(name for name in speed["one_slice"]["ways"] if not name.startswith("paper")).partition(",")[0]
+
+
+def _percent(share: Mapping[str, Any], *, interval: bool = True) -> str:
+    if share["value"] is None:
+        return "-"
+    text = f"{100 * share['value']:.1f} %"
+    if interval and share["low"] is not None and share["low"] < share["high"]:
+        text += f" [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
+    return text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scans", nargs="+", metavar="SCAN", help="DICOM folders or files")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the tables and what is kept")
+    parser.add_argument("--model", default="default", help="protector (default: default)")
+    parser.add_argument("--attackers", nargs="+", default=["ctgan-small", "inpainter-l1"], metavar="NAME")
+    parser.add_argument("--held-out", nargs="*", default=["ctgan-plain"], metavar="NAME", help="not met in training")
+    parser.add_argument("--targets", type=int, default=100, metavar="N", help="places per action and scan")
+    parser.add_argument("--nodules", default="default", metavar="FILE.npz", help="to plant (default: synthetic ones)")
+    parser.add_argument("--bound", default="gradient:10@8", help="upper bound: signed gradients, STEPS@HU")
+    parser.add_argument(
+        "--bound-targets", type=int, default=20, metavar="N", help="places of the upper bound; 0 leaves it out"
+    )
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each case of speed")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="for the attacks")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
