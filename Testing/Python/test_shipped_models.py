@@ -9,8 +9,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from MITSGANLib.budget import body_mask
+import torch
+from MITSGANLib import devices
+from MITSGANLib.budget import allowed_in_slices, apply_change, body_mask
 from MITSGANLib.ctgan.attacker import simulate_attack, tampered_box
+from MITSGANLib.inference import SliceInference
 from MITSGANLib.lungs import lung_mask, nodule_like_positions
 from MITSGANLib.protector import load_protector, protect
 from MITSGANLib.storage import load_volume
@@ -55,3 +58,23 @@ def test_the_remover_takes_a_bright_structure_away(scan):
     middle = tuple(slice((s.start + s.stop) // 2 - 3, (s.start + s.stop) // 2 + 4) for s in box)
     assert scan.hu[middle].mean() > -500
     assert attacked.hu[middle].mean() < scan.hu[middle].mean() - 150
+
+
+def test_half_precision_moves_the_default_by_at_most_1_hu(scan, monkeypatch):
+    """The arithmetic of a GPU on a CPU, which does not choose it by itself: same numbers, other order of sums."""
+    monkeypatch.setattr(devices, "may_use_half", lambda precision, _device: precision != "float32")
+    ready, hu = load_protector(), scan.hu[20:22]
+    allowed = allowed_in_slices(hu, ready.budget, scan.spacing_kji)
+    found = {}
+    for precision in ("auto", "float32"):
+        network = SliceInference(
+            ready.generator,
+            hu.shape[1:],
+            device=torch.device("cpu"),
+            strength_hu=ready.budget.strength_hu,
+            precision=precision,
+            fused=True,
+        )
+        found[network.precision] = apply_change(hu, network.change(hu, allowed), allowed).astype(int)
+    assert np.abs(found["float32"] - hu).max() >= 2
+    assert np.abs(found["half"] - found["float32"]).max() <= 1
