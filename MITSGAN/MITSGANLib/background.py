@@ -6,7 +6,6 @@ The work must not touch Qt or MRML, which belong to the interface's thread.
 
 from __future__ import annotations
 
-import gc
 import queue
 import threading
 import time
@@ -15,31 +14,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from .errors import CancelledError
+from .threads import garbage
 
 T = TypeVar("T")
 
 _INTERVAL_SECONDS = 0.02
-
-
-class _Collection:
-    """Python's collection of garbage, off while somebody needs that."""
-
-    def __init__(self) -> None:
-        self._holders, self._was_enabled = 0, False
-
-    def pause(self) -> None:
-        if not self._holders:
-            self._was_enabled = gc.isenabled()
-            gc.disable()
-        self._holders += 1
-
-    def resume(self) -> None:
-        self._holders -= 1
-        if not self._holders and self._was_enabled:
-            gc.enable()
-
-
-_collection = _Collection()
 
 
 class BackgroundTask:
@@ -51,7 +30,7 @@ class BackgroundTask:
     """
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        _collection.pause()
+        garbage.pause()
         self._is_holding = True
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MITSGAN")
         self._future = executor.submit(work)
@@ -68,7 +47,7 @@ class BackgroundTask:
         """Collect garbage again, though the function may still run: nobody waits for it."""
         if self._is_holding:
             self._is_holding = False
-            _collection.resume()
+            garbage.resume()
 
     def result(self) -> Any:
         """What the function returned; what it raised is raised here."""

@@ -1,4 +1,4 @@
-"""How long a protection will take here: one slice of the scan, timed; of a mark, some of its cubes."""
+"""How long a protection will take here: a few slices of the scan, timed; of a mark, some of its cubes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 from .marking import DecisionMark, seconds_to_mark
 from .protector import Protector, load_protector, protect
+from .threads import usable_threads
 from .volume import CTVolume
 
 if TYPE_CHECKING:
     import torch
 
+_MOST_SLICES = 4
+
 
 def seconds_to_protect(volume: CTVolume, model: str | Protector, device: torch.device) -> float:
-    """An estimate for the whole scan, from its middle slice.
+    """An estimate for the whole scan, from slices of its middle: as many as run side by side, but few.
 
     :raises ModelError: when the model cannot be loaded.
     :raises TargetError: when the model is a mark, and no lung is found.
@@ -23,10 +26,11 @@ def seconds_to_protect(volume: CTVolume, model: str | Protector, device: torch.d
     ready = model if isinstance(model, Protector) else load_protector(model)
     if isinstance(ready.generator, DecisionMark):
         return seconds_to_mark(volume, ready.generator, device.type)
-    middle = volume.shape[0] // 2
-    one_slice = dataclasses.replace(volume, hu=volume.hu[middle : middle + 1])
+    count = min(_MOST_SLICES, usable_threads(), volume.shape[0])
+    first = (volume.shape[0] - count) // 2
+    few = dataclasses.replace(volume, hu=volume.hu[first : first + count])
     # The first run also pays for starting the device.
-    protect(dataclasses.replace(one_slice, hu=one_slice.hu[:, :64, :64]), model=ready, device=device.type)
+    protect(dataclasses.replace(few, hu=few.hu[:1, :64, :64]), model=ready, device=device.type)
     started = time.perf_counter()
-    protect(one_slice, model=ready, device=device.type)
-    return (time.perf_counter() - started) * volume.shape[0]
+    protect(few, model=ready, device=device.type)
+    return (time.perf_counter() - started) * volume.shape[0] / count

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +13,30 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _AT_ONCE = 16
+
+
+class _Garbage:
+    """Python's collection of garbage, off while somebody needs that."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders, self._was_enabled = threading.Lock(), 0, False
+
+    def pause(self) -> None:
+        with self._lock:
+            if not self._holders:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._holders += 1
+
+    def resume(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders and self._was_enabled:
+                gc.enable()
+
+
+garbage = _Garbage()
+"""Of the whole process: what is collected in a thread may be an object of the interface, which must not end there."""
 
 
 def usable_threads() -> int:
@@ -29,8 +55,12 @@ def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
     threads = min(usable_threads(), slices)
     if threads <= 1:
         return [function(k) for k in range(slices)]
-    with ThreadPoolExecutor(threads, thread_name_prefix="MITSGAN slices") as pool:
-        return list(pool.map(function, range(slices)))
+    garbage.pause()
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="MITSGAN slices") as pool:
+            return list(pool.map(function, range(slices)))
+    finally:
+        garbage.resume()
 
 
 def each_slice(function: Callable[[int], T], slices: int) -> Iterator[T]:

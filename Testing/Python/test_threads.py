@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_what_a_slice_raises_reaches_the_caller_and_ends_the_rest(threads):
     with pytest.raises(CancelledError):
         map_slices(work, 1000)
     assert len(begun) < 1000
+
+
+def test_no_garbage_is_collected_in_a_thread(threads):
+    threads(2)
+    assert gc.isenabled()
+    assert map_slices(lambda _: gc.isenabled(), 3) == [False] * 3
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        map_slices(lambda k: 1 // k, 3)
+    assert gc.isenabled()
 
 
 def test_without_torch_every_usable_core_counts():
