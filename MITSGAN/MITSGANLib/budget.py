@@ -7,6 +7,7 @@ networks: whatever a network proposes, :func:`apply_change` is the last step and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,11 +222,14 @@ def apply_change(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.
         )
     signal = (hu > LOWEST_HU) & (hu < HIGHEST_HU)
     # No voxel with a signal can move by more than the range, so whole HU up to it, exact in float32, are all there is.
-    limit = np.where(signal, np.minimum(allowed, HIGHEST_HU - LOWEST_HU), 0).astype(np.result_type(change, np.float32))
-    step = np.rint(np.clip(change, -limit, limit)).astype(np.int16)
-    return np.where(signal, np.clip(hu + step, LOWEST_HU + 1, HIGHEST_HU - 1), hu).astype(np.int16)
+    most = HIGHEST_HU - LOWEST_HU
+    limit = np.minimum(allowed, most).astype(np.int16) * signal
+    wanted = np.rint(np.clip(change.astype(np.result_type(change, np.float32), copy=False), -most, most))
+    step = np.clip(wanted.astype(np.int16), -limit, limit)
+    return np.where(signal, np.clip(hu + step, LOWEST_HU + 1, HIGHEST_HU - 1), hu)
 
 
+@functools.lru_cache(maxsize=8)
 def _allowed_table(budget: Budget, padding_hu: int | None) -> np.ndarray:
     """Allowed change, int16, for each int16 of HU, where its bits as uint16 say."""
     hu = np.clip(np.arange(1 << 16, dtype=np.uint16).view(np.int16), LOWEST_HU, HIGHEST_HU).astype(np.int64)

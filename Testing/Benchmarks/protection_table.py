@@ -3,7 +3,8 @@
 Of each scan: every limit of fidelity in its worst slice; how many attacks at seeded places succeed unprotected, under
 protection, and under noise of equal size; and how fast the protection is beside the paper's generator. What is measured
 of attacks is kept in FOLDER, so that a stopped run continues. Two scans at 100 places an action against three attackers
-take an hour and a half on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter.
+take an hour and a half on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter. With --parts
+some parts are measured anew, and the others are taken from FOLDER/table.json.
 
 Seconds by the clock mean something only on a machine that does nothing else; ratios are measured alternately.
 """
@@ -30,7 +31,7 @@ from speed import measure_speed
 from timing import machine
 from whole_scan import measure_command
 
-ACTIONS = ("inject", "remove")
+PARTS = ("effect", "fidelity", "speed")
 # Of what succeeds unprotected, at most these shares may succeed under protection.
 GOALS = {"trained against": 0.1, "held out": 0.5}
 SPEED_GOAL, COMMAND_GOAL_S, COMMAND_SLICES = 30.0, 15.0, 133
@@ -41,7 +42,12 @@ Places = Sequence[Mapping[str, Any]]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    results = measure(options)
+    before = options.out / "table.json"
+    results = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    missing = set(PARTS) - set(options.parts) - set(results)
+    if missing:
+        raise SystemExit(f"{before} lacks {', '.join(sorted(missing))}; name these in --parts as well.")
+    results |= measure(options)
     text = to_markdown(results)
     for name, content in (("table.json", json.dumps(results, indent=1) + "\n"), ("table.md", text)):
         with atomic_file(options.out / name, overwrite=True) as temporary:
@@ -51,23 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in a form fit for JSON; scans go by the names of their files or folders."""
+    """The parts that were asked for, in a form fit for JSON; scans go by the names of their files or folders."""
     scans = {Path(scan).name.split(".")[0]: Path(scan) for scan in options.scans}
-    effect = _effect(options, [options.model], [*options.attackers, *options.held_out], options.targets)
-    bound = []
-    if options.bound_targets:
-        bound = _effect(options, [options.bound], options.attackers, options.bound_targets)
-    # Last, when the evaluation's processes are gone.
-    return {
-        "commit": commit(),
-        "model": options.model,
-        "scans": list(scans),
-        "effect": effect,
-        "bound": bound,
-        "fidelity": {name: _fidelity(path, options.model).to_dict() for name, path in scans.items()},
-        "machine": machine(),
-        "speed": {name: _speed(path, options) for name, path in scans.items()},
-    }
+    results: dict[str, Any] = {"model": options.model, "scans": list(scans)}
+    if "effect" in options.parts:
+        found = _effect(options, [options.model], [*options.attackers, *options.held_out], options.targets)
+        bound = []
+        if options.bound_targets:
+            bound = _effect(options, [options.bound], options.attackers, options.bound_targets)
+        results["effect"] = {"commit": commit(), "rows": found, "bound": bound}
+    if "fidelity" in options.parts:
+        of_scans = {name: _fidelity(path, options.model).to_dict() for name, path in scans.items()}
+        results["fidelity"] = {"commit": commit(), "scans": of_scans}
+    if "speed" in options.parts:
+        # Last, when the evaluation's processes are gone.
+        tool = machine()
+        of_scans = {name: _speed(path, options) for name, path in scans.items()}
+        results["speed"] = {"commit": commit(), "machine": tool, "scans": of_scans}
+    return results
 
 
 def _fidelity(scan: Path, model: str) -> Fidelity:
@@ -158,10 +165,11 @@ def _shares(places: Places) -> dict[str, Any]:
 
 def to_markdown(results: Mapping[str, Any]) -> str:
     """Three tables: fidelity, effect and speed."""
-    scans, tool = results["scans"], results["machine"]
+    scans, tool = results["scans"], results["speed"]["machine"]
+    commits = ", ".join(f"{part} at {(results[part]['commit'] or 'no commit')[:7]}" for part in PARTS)
     what = (
-        f"Model `{results['model']}`, commit {results['commit']}; {tool['cpu']}, {tool['threads']} threads, PyTorch "
-        f"{tool['torch']}, load average {tool['load_average']}."
+        f"Model `{results['model']}`; {commits}. {tool['cpu']}, {tool['threads']} threads, PyTorch {tool['torch']}, "
+        f"load average {tool['load_average']}."
     )
     parts = [
         what,
@@ -179,7 +187,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
                 "check finds / alarms",
                 "goal",
             ],
-            [*_effect_lines(results["effect"]), *_bound_lines(results["bound"])],
+            [*_effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])],
         ),
         _table(["speed", "goal", *scans], list(_speed_rows(results))),
     ]
@@ -187,7 +195,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _fidelity_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    by_scan = [results["fidelity"][scan]["figures"] for scan in results["scans"]]
+    by_scan = [results["fidelity"]["scans"][scan]["figures"] for scan in results["scans"]]
     for name, figure in by_scan[0].items():
         unit = "" if figure["unit"] == "1" else f" {figure['unit']}"
         limit = "-" if figure["limit"] is None else f"{figure['sense']} {figure['limit']:g}{unit}"
@@ -240,7 +248,7 @@ def _bound_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 
 
 def _speed_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    measured = [results["speed"][scan] for scan in results["scans"]]
+    measured = [results["speed"]["scans"][scan] for scan in results["scans"]]
 
     def ratio(key: str) -> list[str]:
         return [f"{one['one_slice']['default_against_paper'][key]:.0f}" for one in measured]
@@ -306,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", nargs="+", metavar="SCAN", help="DICOM folders or files")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the tables and what is kept")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--model", default="default", help="protector (default: default)")
     parser.add_argument("--attackers", nargs="+", default=["ctgan-small", "inpainter-l1"], metavar="NAME")
     parser.add_argument("--held-out", nargs="*", default=["ctgan-plain"], metavar="NAME", help="not met in training")

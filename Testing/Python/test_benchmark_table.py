@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 
 import pytest
@@ -91,15 +92,23 @@ def test_the_report_holds_every_figure(table):
         "default_against_paper": dict(zip(keys, (31.0, 32.0, 83.0, 49.0), strict=True)),
         "watermark_cpu_s": 0.017,
     }
+    rows, bound = (
+        table.effect_rows([measurement([one] * 2)]) for one in (place(True, True, True), place(True, False, False, 2.0))
+    )
+    speed = {"slices": 133, "one_slice": one_slice, "command": {"wall_s": 13.2, "cpu_s": 16.9}}
     results = {
-        "commit": "abc",
         "model": "default",
         "scans": ["a"],
-        "effect": table.effect_rows([measurement([place(True, True, True)] * 2)]),
-        "bound": table.effect_rows([measurement([place(True, False, False, 2.0)] * 2)]),
-        "fidelity": {"a": {"figures": {"rmse": figure(1.93, True), "other": figure(9.0, False)}}},
-        "machine": {"cpu": "cpu", "threads": 2, "torch": "2", "load_average": 0.1},
-        "speed": {"a": {"slices": 133, "one_slice": one_slice, "command": {"wall_s": 13.2, "cpu_s": 16.9}}},
+        "effect": {"commit": "a" * 40, "rows": rows, "bound": bound},
+        "fidelity": {
+            "commit": None,
+            "scans": {"a": {"figures": {"rmse": figure(1.93, True), "other": figure(9.0, False)}}},
+        },
+        "speed": {
+            "commit": "b" * 40,
+            "machine": {"cpu": "cpu", "threads": 2, "torch": "2", "load_average": 0.1},
+            "scans": {"a": speed},
+        },
     }
     text = table.to_markdown(results)
     for words in (
@@ -115,5 +124,23 @@ def test_the_report_holds_every_figure(table):
     ):
         assert words in text
     assert "13.2 (16.9), 133 slices" in text
+    assert "effect at aaaaaaa, fidelity at no commit, speed at bbbbbbb" in text
     assert "upper bound" in text
     assert "200 %" in text
+
+
+def test_parts_are_measured_anew_and_the_others_kept(table, tmp_path, monkeypatch, capsys):
+    def measure(options) -> dict:
+        return {"model": options.model, "scans": ["a"], **{part: f"new {part}" for part in options.parts}}
+
+    monkeypatch.setattr(table, "measure", measure)
+    monkeypatch.setattr(table, "to_markdown", lambda results: f"{results['effect']}, {results['speed']}\n")
+    arguments = ["scan.nrrd", "--out", str(tmp_path), "--threads", "1"]
+    with pytest.raises(SystemExit, match="lacks effect, fidelity"):
+        table.main([*arguments, "--parts", "speed"])
+    assert table.main(arguments) == 0
+    kept = json.loads((tmp_path / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps({**kept, "effect": "old effect"}))
+    capsys.readouterr()
+    assert table.main([*arguments, "--parts", "speed"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "table.md").read_text() == "old effect, new speed\n"

@@ -38,6 +38,8 @@ from MITSGANLib.watermark.pattern import (
     Grid,
     ScanSigns,
     SlicePlace,
+    _keystream,
+    _keystream_of_tiles,
     block_sums,
     grid_secret,
     layers,
@@ -118,6 +120,14 @@ class TestPattern:
         for other in (*others, found(secret=bytes(32))):
             # 768 fair coins: 5 standard deviations are 0.18.
             assert secret == bytes(32) or abs(np.mean(first[:24, :32] * other[:24, :32])) < 0.18
+
+    @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40), st.binary(min_size=32, max_size=32))
+    @settings(max_examples=30, deadline=None)
+    def test_signs_of_a_tile_are_where_it_lies_in_the_keystream_of_its_level(self, levels, key):
+        tiles = np.arange(len(levels))[::-1].copy()
+        found = _keystream_of_tiles(key, np.array(levels, np.int32), tiles)
+        whole = [_keystream(key, level, 8 * len(levels)) for level in levels]
+        assert [row.tobytes() for row in found] == [of[8 * t : 8 * t + 8] for of, t in zip(whole, tiles, strict=True)]
 
     def test_a_tile_changes_its_signs_alone(self):
         levels = np.zeros((3, 4), int)

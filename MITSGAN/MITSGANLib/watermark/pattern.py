@@ -31,6 +31,8 @@ from ..volume import CTVolume
 TILE = 8
 """Edge in voxels of the tiles whose mean HU the signs are bound to."""
 
+_TILE_BYTES, _BLOCK_BYTES = TILE * TILE // 8, 16
+
 LEVEL_HU = 64.0
 # Rounding and lossy compression move the mean of a tile: one this near to a step may be of either level.
 LEVEL_MARGIN_HU = 6.0
@@ -216,15 +218,11 @@ def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int])
     """
     rows, columns = levels.shape
     of_tile = layers(secret, depth, levels.shape)
-    packed = np.empty((levels.size, TILE * TILE // 8), np.uint8)
+    packed = np.empty((levels.size, _TILE_BYTES), np.uint8)
     for layer in np.unique(of_tile):
         of_layer = derive(secret, None, struct.pack("<q", int(layer)))
         tiles = np.flatnonzero(of_tile == layer)
-        tiles = tiles[np.argsort(levels.flat[tiles], kind="stable")]
-        found, starts = np.unique(levels.flat[tiles], return_index=True)
-        for level, here in zip(found, np.split(tiles, starts[1:]), strict=True):
-            stream = np.frombuffer(_keystream(of_layer, int(level), packed.size), np.uint8)
-            packed[here] = stream.reshape(packed.shape)[here]
+        packed[tiles] = _keystream_of_tiles(of_layer, levels.flat[tiles], tiles)
     bits = np.unpackbits(packed).view(np.int8).reshape(rows, columns, TILE, TILE)
     result = np.zeros(tuple(shape), np.int8)
     inner = result[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE)
@@ -238,3 +236,20 @@ def _keystream(key: bytes, level: int, size: int) -> bytes:
     # Counters of two levels are 2**64 blocks apart.
     counter = struct.pack(">qQ", level, 0)
     return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(bytes(size))
+
+
+def _keystream_of_tiles(key: bytes, levels: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """Of each tile, where it lies in its own level's :func:`_keystream`: uint8 (tiles, bytes).
+
+    Counter mode encrypts counters one by one, so the blocks wanted are encrypted alone: a slice has some 70 levels, and
+    whole keystreams took three times as long as all else.
+
+    :param tiles: numbers of the tiles in the slice.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    counters = np.empty((len(tiles), 2), ">i8")
+    counters[:, 0], counters[:, 1] = levels, tiles * _TILE_BYTES // _BLOCK_BYTES
+    blocks = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(counters.tobytes())
+    parts = np.frombuffer(blocks, np.uint8).reshape(len(tiles), -1, _TILE_BYTES)
+    return parts[np.arange(len(tiles)), tiles % parts.shape[1]]
