@@ -166,7 +166,7 @@ def _shares(places: Places) -> dict[str, Any]:
 def to_markdown(results: Mapping[str, Any]) -> str:
     """Three tables: fidelity, effect and speed."""
     scans, tool = results["scans"], results["speed"]["machine"]
-    commits = ", ".join(f"{part} at {(results[part]['commit'] or 'no commit')[:7]}" for part in PARTS)
+    commits = ", ".join(f"{part} at {_short(results[part]['commit'])}" for part in PARTS)
     what = (
         f"Model `{results['model']}`; {commits}. {tool['cpu']}, {tool['threads']} threads, PyTorch {tool['torch']}, "
         f"load average {tool['load_average']}."
@@ -192,6 +192,10 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         _table(["speed", "goal", *scans], list(_speed_rows(results))),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _short(commit: str | None) -> str:
+    return commit[:7] if commit else "no commit"
 
 
 def _fidelity_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -133,6 +133,7 @@ def test_parts_are_measured_anew_and_the_others_kept(table, tmp_path, monkeypatc
     def measure(options) -> dict:
         return {"model": options.model, "scans": ["a"], **{part: f"new {part}" for part in options.parts}}
 
+    monkeypatch.setattr(table.torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(table, "measure", measure)
     monkeypatch.setattr(table, "to_markdown", lambda results: f"{results['effect']}, {results['speed']}\n")
     arguments = ["scan.nrrd", "--out", str(tmp_path), "--threads", "1"]
