@@ -16,6 +16,7 @@ from .devices import resolve_device
 from .errors import InputError, ModelError
 from .inference import SliceInference
 from .marking import DecisionMark, judged_places, mark_change
+from .threads import slabs
 from .volume import PROTECTION, CTVolume, ProcessingStep
 from .watermark import DEFAULT_BUDGET, OPEN_KEY, Watermark, WatermarkKey
 from .watermark.pattern import ScanSigns
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .tafim import TAFIM
 
 Progress = Callable[[int, int], None]
-
-_SLAB = 16  # slices at a time, where no network decides
 
 
 @dataclass(frozen=True)
@@ -149,27 +148,27 @@ def protect(
     :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for one slice.
     """
     ready = model if isinstance(model, Protector) else load_protector(model, strength_hu=strength_hu, seed=seed)
-    slabs = _Slabs(volume, ready)
+    limits = _Limits(volume, ready)
     if ready.generator is None:
-        changed = _unchanged(volume, slabs)
+        changed = _unchanged(volume, limits)
     elif isinstance(ready.generator, DecisionMark):
-        changed = _marked(volume, ready, slabs, device, progress)
+        changed = _marked(volume, ready, limits, device, progress)
         progress = None  # told already: its search takes nearly all of the time
     else:
         options = {"device": device, "batch_size": batch_size, "precision": precision}
-        proposed = propose_change(volume.hu, ready, slabs, **options)
+        proposed = propose_change(volume.hu, ready, limits, **options)
         changed = ((slab, apply_change(volume.hu[slab], change, allowed)) for slab, allowed, change in proposed)
     signs = ScanSigns.of(volume, ready.watermark.key) if ready.watermark else None
     protected = np.empty_like(volume.hu)
     for slab, hu in changed:
-        protected[slab] = ready.watermark.marked(hu, slabs.around, signs, slab.start) if ready.watermark else hu
+        protected[slab] = ready.watermark.marked(hu, limits.around, signs, slab.start) if ready.watermark else hu
         if progress:
             progress(slab.stop, volume.shape[0])
     words = f"MITSGAN protection with {ready.title}, at most {ready.strength_hu:g} HU"
     return volume.with_hu(protected, ProcessingStep(PROTECTION, words, ready.to_dict()))
 
 
-class _Slabs:
+class _Limits:
     """What is allowed in slab after slab; keeps the last one's surroundings, which the watermark asks for as well.
 
     :ivar around: of the slab that was asked for last.
@@ -190,16 +189,11 @@ class _Slabs:
         return self.around.allowed(hu, self._budget)
 
 
-def _unchanged(volume: CTVolume, slabs: _Slabs) -> Iterator[tuple[slice, np.ndarray]]:
+def _unchanged(volume: CTVolume, limits: _Limits) -> Iterator[tuple[slice, np.ndarray]]:
     """The scan's own slabs, where there is no network."""
-    for slab in _in_slabs(volume):
-        slabs(volume.hu[slab])
+    for slab in slabs(volume.shape[0]):
+        limits(volume.hu[slab])
         yield slab, volume.hu[slab]
-
-
-def _in_slabs(volume: CTVolume) -> list[slice]:
-    slices = volume.shape[0]
-    return [slice(start, min(start + _SLAB, slices)) for start in range(0, slices, _SLAB)]
 
 
 def propose_change(
@@ -235,12 +229,12 @@ def propose_change(
 
 
 def _marked(
-    volume: CTVolume, protector: Protector, slabs: _Slabs, device: str, progress: Progress | None
+    volume: CTVolume, protector: Protector, limits: _Limits, device: str, progress: Progress | None
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Slabs of the scan with a mark, whose search needs all slices at once."""
     slices = volume.shape[0]
     places = judged_places(volume)
-    allowed = np.concatenate([slabs(volume.hu[slab]) for slab in _in_slabs(volume)])
+    allowed = np.concatenate([limits(volume.hu[slab]) for slab in slabs(slices)])
     change = mark_change(
         volume.hu,
         allowed,
@@ -251,7 +245,7 @@ def _marked(
         device=device,
         progress=progress and (lambda done, passes: progress(done * slices // passes, slices)),
     )
-    for slab in _in_slabs(volume):
+    for slab in slabs(slices):
         if protector.watermark:
-            slabs(volume.hu[slab])
+            limits(volume.hu[slab])
         yield slab, apply_change(volume.hu[slab], change[slab], allowed[slab])

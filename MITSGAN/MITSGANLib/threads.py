@@ -65,5 +65,10 @@ def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
 
 def each_slice(function: Callable[[int], T], slices: int) -> Iterator[T]:
     """As :func:`map_slices`, of a whole scan: no more than 16 results wait to be taken at any time."""
-    for first in range(0, slices, _AT_ONCE):
-        yield from map_slices(lambda k, first=first: function(first + k), min(_AT_ONCE, slices - first))
+    for slab in slabs(slices):
+        yield from map_slices(lambda k, first=slab.start: function(first + k), slab.stop - slab.start)
+
+
+def slabs(slices: int) -> list[slice]:
+    """A scan in parts of at most 16 slices, so that what is worked out for them needs little memory."""
+    return [slice(first, min(first + _AT_ONCE, slices)) for first in range(0, slices, _AT_ONCE)]

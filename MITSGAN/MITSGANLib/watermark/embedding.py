@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..budget import Budget, Surroundings, apply_change
-from ..threads import map_slices
+from ..threads import map_slices, slabs
 from ..volume import PROTECTION, CTVolume, ProcessingStep
 from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
 
@@ -68,17 +68,16 @@ def embed_watermark(
     """
     signs, watermark = ScanSigns.of(volume, key), Watermark(key, budget)
     marked = np.empty_like(volume.hu)
-    for k in range(volume.shape[0]):
-        slab = slice(k, k + 1)
+    for slab in slabs(volume.shape[0]):
         around = Surroundings.of(
             volume.hu[slab],
             volume.spacing_kji,
             volume.provenance.padding_hu,
             with_noise=budget.noise_share is not None,
         )
-        marked[slab] = watermark.marked(volume.hu[slab], around, signs, k)
+        marked[slab] = watermark.marked(volume.hu[slab], around, signs, slab.start)
         if progress:
-            progress(k + 1, volume.shape[0])
+            progress(slab.stop, volume.shape[0])
     kind = "open" if watermark.is_open else "keyed"
     description = f"MITSGAN {kind} watermark, at most {budget.strength_hu:g} HU"
     return volume.with_hu(marked, ProcessingStep(PROTECTION, description, {**watermark.to_dict(), **budget.to_dict()}))
