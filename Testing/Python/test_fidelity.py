@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import dicom_factory
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -268,3 +269,14 @@ class TestCommand:
         assert list(json.loads(out)["failed"]) == [str(broken)]
         assert str(broken) in err
         assert main(["fidelity", str(broken), "--device", "cpu"]) == 3
+
+    def test_one_of_several_series_is_chosen(self, scan, tmp_path, capsys):
+        for k in range(2):
+            series = dicom_factory.ct_series(scan.hu[2 * k : 2 * k + 2], uid=f"1.2.3.{k}", prefix=f"series{k}-")
+            series.write(tmp_path / "scan")
+        command = ["fidelity", str(tmp_path / "scan"), "--device", "cpu", "--json", "-"]
+        assert main(command) == 3
+        assert "--series UID" in capsys.readouterr().err
+        assert main([*command, "--series", "1.2.3.1", "1.2.3.4"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["scans"]
+        assert len(found["figures"]["rmse"]["per_slice"]) == 2

@@ -16,7 +16,6 @@ from pathlib import Path
 from MITSGANLib.errors import InputError
 from MITSGANLib.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
 from MITSGANLib.models import PRESETS, available_protectors
-from MITSGANLib.storage import load_volume
 
 from .. import options as shared
 from ..protection import Protection, load_protection
@@ -29,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scans",
         metavar="SCAN",
         nargs="+",
-        help="a DICOM folder of one CT series, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
+        help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
     )
+    parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
     parser.add_argument(
         "--model",
@@ -89,8 +89,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measured(scan: str, protection: Protection, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
+    # Imports what takes a while, and is not needed for --help.
+    from ..evaluation.scans import ScanSource
+
     with shared.progress_bar("Reading", "slice") as progress:
-        original = load_volume(scan, progress=progress)
+        original = ScanSource(scan, tuple(options.series)).load(progress)
     shared.note_warnings(original)
     with shared.progress_bar("Protecting", "slice") as progress:
         protected = protection.apply(original, options.device, progress)

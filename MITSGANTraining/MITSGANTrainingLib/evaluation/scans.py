@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,9 @@ class ScanSource:
     path: str
     series: tuple[str, ...] = ()
 
-    def load(self) -> CTVolume:
+    def load(self, progress: Callable[[int, int], None] | None = None) -> CTVolume:
         """:raises InputError: when it is no CT, or holds several series and none of them is named."""
-        return load_volume(self.path, series=self._chosen())
+        return load_volume(self.path, series=self._chosen(), progress=progress)
 
     def _chosen(self) -> str | None:
         if not self.series or not Path(self.path).is_dir():
