@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,12 @@ from MITSGANLib.atomic import atomic_file
 from MITSGANLib.fidelity import Fidelity, measure_fidelity
 from MITSGANLib.protector import protect
 from MITSGANLib.storage import load_volume
-from MITSGANTrainingLib.evaluation.statistics import area_of_places, estimate_by_place, share_of_places
+from MITSGANTrainingLib.evaluation.statistics import (
+    PlaceFigure,
+    area_of_places,
+    estimate_by_place,
+    share_of_places,
+)
 from MITSGANTrainingLib.evaluation.study import Plan, evaluate
 from MITSGANTrainingLib.training.run import commit
 from speed import measure_speed
@@ -35,6 +41,8 @@ PARTS = ("effect", "fidelity", "speed")
 # Of what succeeds unprotected, at most these shares may succeed under protection.
 GOALS = {"trained against": 0.1, "held out": 0.5}
 SPEED_GOAL, COMMAND_GOAL_S, COMMAND_SLICES = 30.0, 15.0, 133
+
+_ATTACK = ("attacker", "action", "protection")
 
 Places = Sequence[Mapping[str, Any]]
 
@@ -61,10 +69,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     scans = {Path(scan).name.split(".")[0]: Path(scan) for scan in options.scans}
     results: dict[str, Any] = {"model": options.model, "scans": list(scans)}
     if "effect" in options.parts:
-        found = _effect(options, [options.model], [*options.attackers, *options.held_out], options.targets)
-        bound = []
+        attackers = [*options.attackers, *options.held_out]
+        found, bound = _effect(options, "effect", options.model, attackers, options.targets), []
         if options.bound_targets:
-            bound = _effect(options, [options.bound], options.attackers, options.bound_targets)
+            bound = _effect(options, "bound", options.bound, options.attackers[:1], options.bound_targets)
         results["effect"] = {"commit": commit(), "rows": found, "bound": bound}
     if "fidelity" in options.parts:
         of_scans = {name: _fidelity(path, options.model).to_dict() for name, path in scans.items()}
@@ -92,13 +100,13 @@ def _speed(scan: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _effect(
-    options: argparse.Namespace, protectors: Sequence[str], attackers: Sequence[str], targets: int
+    options: argparse.Namespace, folder: str, protector: str, attackers: Sequence[str], targets: int
 ) -> list[dict[str, Any]]:
-    """A row for each scan, attacker and action."""
+    """The rows of one protector, whose evaluation is kept in a folder of its own."""
     plan = Plan(
         scans=tuple(options.scans),
-        output=options.out / "effect",
-        protectors=tuple(protectors),
+        output=options.out / folder,
+        protectors=(protector,),
         attackers=tuple(attackers),
         targets=targets,
         nodules=options.nodules,
@@ -113,25 +121,38 @@ def _effect(
 
 
 def effect_rows(measurements: Sequence[Mapping[str, Any]], held_out: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What an evaluation measured, by scan, attacker and action. Shares with their interval over the scan's places."""
-    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    """What an evaluation measured, by attacker and action: a row for each scan, and of several one for all of them.
+
+    Shares and areas of all scans are means over the scans. Intervals are over places, of all scans over scans as well.
+    """
+    by_attack: dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]] = {}
     for one in measurements:
-        key = (one["attacker"], one["action"], one["scan"], one["protection"])
-        places.setdefault(key, []).extend(target for target in one["targets"] if target["judged"])
-    return [
-        {
-            **dict(zip(("attacker", "action", "scan", "protection"), key, strict=True)),
-            "kind": "held out" if key[0] in held_out else "trained against",
-            "places": len(found),
-            **_shares(found),
-        }
-        for key, found in places.items()
-    ]
+        of_scans = by_attack.setdefault(tuple(one[name] for name in _ATTACK), {})
+        of_scans.setdefault(one["scan"], []).extend(target for target in one["targets"] if target["judged"])
+    rows = []
+    for attack, of_scans in by_attack.items():
+        groups = {scan: {scan: places} for scan, places in of_scans.items()}
+        if len(of_scans) > 1:
+            groups[f"all {len(of_scans)}"] = of_scans
+        rows += [
+            {
+                **dict(zip(_ATTACK, attack, strict=True)),
+                "scan": name,
+                "kind": "held out" if attack[0] in held_out else "trained against",
+                "places": sum(map(len, group.values())),
+                **_shares(list(group.values())),
+            }
+            for name, group in groups.items()
+        ]
+    return rows
 
 
-def _shares(places: Places) -> dict[str, Any]:
+def _shares(scans: Sequence[Places]) -> dict[str, Any]:
+    def over_scans(figure: Callable[[Places], PlaceFigure]) -> dict[str, Any]:
+        return estimate_by_place({number: figure(places) for number, places in enumerate(scans)}).to_dict()
+
     def share(value: Callable[[Mapping[str, Any]], float | None]) -> dict[str, Any]:
-        return estimate_by_place({1: share_of_places([value(place) for place in places])}).to_dict()
+        return over_scans(lambda places: share_of_places([value(place) for place in places]))
 
     def succeeded(arm: str, *, checked: bool = False) -> dict[str, Any]:
         def value(place: Mapping[str, Any]) -> float | None:
@@ -143,23 +164,30 @@ def _shares(places: Places) -> dict[str, Any]:
         return share(value)
 
     def area(arm: str) -> float:
-        scores = ([place["judged"][arm][f"forgery_{when}"] for place in places] for when in ("after", "before"))
-        return estimate_by_place({1: area_of_places(*scores)}).value
+        def of_places(places: Places) -> PlaceFigure:
+            after, before = (
+                [place["judged"][arm][f"forgery_{when}"] for place in places] for when in ("after", "before")
+            )
+            return area_of_places(after, before)
 
-    first = places[0]["judged"]
+        return over_scans(of_places)["value"]
+
+    def by_check(key: str) -> dict[str, Any] | None:
+        return share(lambda place: float(place["judged"]["protected"][f"check_{key}"])) if is_checked else None
+
+    first = scans[0][0]["judged"]
     is_checked = "check_found" in first["protected"]
-    noises = [arm for arm in ("gaussian", "ct-like") if arm in first]
-    moved = sorted(place["forgery"]["protected"]["share"] for place in places)
+    moved = [statistics.median(place["forgery"]["protected"]["share"] for place in places) for places in scans]
     return {
         "unprotected": succeeded("clean"),
         "past_judges": succeeded("protected"),
         "past_check": succeeded("protected", checked=True) if is_checked else None,
-        "noise": {arm: succeeded(arm) for arm in noises},
-        "moved_median": moved[len(moved) // 2],
+        "noise": {arm: succeeded(arm) for arm in ("gaussian", "ct-like") if arm in first},
+        "moved_median": statistics.mean(moved),
         "area_unprotected": area("clean"),
         "area_protected": area("protected"),
-        "check_found": share(lambda place: float(place["judged"]["protected"]["check_found"])) if is_checked else None,
-        "check_alarm": share(lambda place: float(place["judged"]["protected"]["check_alarm"])) if is_checked else None,
+        "check_found": by_check("found"),
+        "check_alarm": by_check("alarm"),
     }
 
 
@@ -194,8 +222,10 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _short(commit: str | None) -> str:
-    return commit[:7] if commit else "no commit"
+def _short(commit: str) -> str:
+    """Without most of its digits; whether files differed from it stays."""
+    head, space, rest = commit.partition(" ")
+    return head[:7] + space + rest
 
 
 def _fidelity_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -320,13 +350,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the tables and what is kept")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--model", default="default", help="protector (default: default)")
-    parser.add_argument("--attackers", nargs="+", default=["ctgan-small", "inpainter-l1"], metavar="NAME")
+    parser.add_argument(
+        "--attackers", nargs="+", default=["ctgan-small", "inpainter-l1"], metavar="NAME", help="met in training"
+    )
     parser.add_argument("--held-out", nargs="*", default=["ctgan-plain"], metavar="NAME", help="not met in training")
     parser.add_argument("--targets", type=int, default=100, metavar="N", help="places per action and scan")
     parser.add_argument("--nodules", default="default", metavar="FILE.npz", help="to plant (default: synthetic ones)")
-    parser.add_argument("--bound", default="gradient:10@8", help="upper bound: signed gradients, STEPS@HU")
     parser.add_argument(
-        "--bound-targets", type=int, default=20, metavar="N", help="places of the upper bound; 0 leaves it out"
+        "--bound", default="gradient:10@8", help="upper bound: signed gradients, STEPS@HU, against the first attacker"
+    )
+    parser.add_argument(
+        "--bound-targets", type=int, default=20, metavar="N", help="places per action and scan; 0 leaves the bound out"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each case of speed")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="for the attacks")

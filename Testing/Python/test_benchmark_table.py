@@ -55,7 +55,9 @@ def test_scenes_of_a_scan_are_put_together_and_scans_kept_apart(table):
         measurement([place(True, True, True)], scan="b"),
     ]
     rows = table.effect_rows(measurements)
-    assert [(row["scan"], row["places"], row["unprotected"]["value"]) for row in rows] == [("a", 2, 0.5), ("b", 1, 1.0)]
+    found = [(row["scan"], row["places"], row["unprotected"]["value"]) for row in rows]
+    # Of all scans the mean over scans, as no scan counts for more because it has more places.
+    assert found == [("a", 2, 0.5), ("b", 1, 1.0), ("all 2", 3, 0.75)]
 
 
 def test_a_goal_that_is_missed_says_so_and_held_out_attackers_have_their_own(table):
@@ -101,7 +103,7 @@ def test_the_report_holds_every_figure(table):
         "scans": ["a"],
         "effect": {"commit": "a" * 40, "rows": rows, "bound": bound},
         "fidelity": {
-            "commit": None,
+            "commit": "c" * 40 + " with local changes",
             "scans": {"a": {"figures": {"rmse": figure(1.93, True), "other": figure(9.0, False)}}},
         },
         "speed": {
@@ -124,7 +126,7 @@ def test_the_report_holds_every_figure(table):
     ):
         assert words in text
     assert "13.2 (16.9), 133 slices" in text
-    assert "effect at aaaaaaa, fidelity at no commit, speed at bbbbbbb" in text
+    assert "effect at aaaaaaa, fidelity at ccccccc with local changes, speed at bbbbbbb" in text
     assert "upper bound" in text
     assert "200 %" in text
 
