@@ -41,9 +41,13 @@ garbage = _Garbage()
 
 def usable_threads() -> int:
     """As many as torch uses, where it is loaded, so that whoever limits the ones limits the others; else every core."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
+    # While another thread imports torch, not all of it is there yet.
+    of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    return usable_cores() if of_torch is None else int(of_torch())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from MITSGANLib.errors import CancelledError, DependencyError, InputError, MITSGANError
+from MITSGANLib.threads import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,11 +53,6 @@ def run_all(
             yield _attempt(function, item)
     else:
         yield from _over_processes(function, todo, min(processes, len(todo)))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

@@ -6,7 +6,8 @@ import os
 
 import pytest
 from MITSGANLib.errors import InputError
-from MITSGANTrainingLib.workers import run_all, usable_cores
+from MITSGANLib.threads import usable_cores
+from MITSGANTrainingLib.workers import run_all
 
 
 def halve(number):

@@ -21,9 +21,9 @@ from pathlib import Path
 from MITSGANLib.ctgan import ACTIONS
 from MITSGANLib.errors import InputError
 from MITSGANLib.metrics import DATA_RANGE_HU
+from MITSGANLib.threads import usable_cores
 
 from .. import options as shared
-from ..workers import usable_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

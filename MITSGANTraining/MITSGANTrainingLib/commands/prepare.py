@@ -87,10 +87,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _request(options: argparse.Namespace) -> Request:
+    from MITSGANLib.threads import usable_cores
+
     from ..preparation.cutting import PreparationOptions
     from ..preparation.plan import Request
     from ..preparation.splitting import SplitOptions
-    from ..workers import usable_cores
 
     if options.processes is not None and options.processes < 1:
         raise InputError(f"The number of processes cannot be {options.processes}; give 1 or more.")
