@@ -117,11 +117,11 @@ class JobRunner:
             if stage and stage != stages:
                 stages[:] = stage
                 pace.restart()
+            # Without a total nobody knows how long it takes, and the bar only moves.
+            bar.format = _progress_text(stage, done, total, pace, unit) if total else ""
             # Qt takes no integers of NumPy's.
             bar.setRange(0, int(total))
             bar.setValue(int(done))
-            # Without a total nobody knows how long it takes, and the bar only moves.
-            bar.format = _progress_text(stage, done, total, pace, unit) if total else ""
 
         return show
 
