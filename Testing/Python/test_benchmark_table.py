@@ -97,7 +97,11 @@ def test_the_report_holds_every_figure(table):
     rows, bound = (
         table.effect_rows([measurement([one] * 2)]) for one in (place(True, True, True), place(True, False, False, 2.0))
     )
-    speed = {"slices": 133, "one_slice": one_slice, "command": {"wall_s": 13.2, "cpu_s": 16.9}}
+    speed = {
+        "slices": 133,
+        "one_slice": one_slice,
+        "commands": [{"wall_s": wall, "cpu_s": 16.9} for wall in (19.0, 13.2, 12)],
+    }
     results = {
         "model": "default",
         "scans": ["a"],
@@ -125,7 +129,7 @@ def test_the_report_holds_every_figure(table):
         "0.250 s",
     ):
         assert words in text
-    assert "13.2 (16.9), 133 slices" in text
+    assert "13.2 (19.0, 13.2, 12.0); 16.9, 133 slices" in text
     assert "effect at aaaaaaa, fidelity at ccccccc with local changes, speed at bbbbbbb" in text
     assert "upper bound" in text
     assert "200 %" in text
