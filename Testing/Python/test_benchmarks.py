@@ -128,6 +128,7 @@ def test_the_command_measures_and_writes_both_reports(benchmarks, tmp_path, monk
         exact = "fused" not in name
         assert (way["difference_before_rounding_hu"] == 0) == exact
         assert way["floor_arithmetic_s"] > 0
+    assert f"The watermark takes {results['speed']['watermark_cpu_s']:.3f} CPU s" in text
     ours, naive = ways["paper, as mitsgan runs it"], ways["paper, naive"]
     assert ours["gflop_per_slice"] <= naive["gflop_per_slice"]
 
