@@ -239,4 +239,6 @@ def _allowed_table(budget: Budget, padding_hu: int | None) -> np.ndarray:
     room = np.minimum(hu - (LOWEST_HU + 1), (HIGHEST_HU - 1) - hu)
     if padding_hu is not None:
         room = np.minimum(room, np.abs(hu - padding_hu) - 1)
-    return np.maximum(np.minimum(allowed, room), 0).astype(np.int16)
+    table = np.maximum(np.minimum(allowed, room), 0).astype(np.int16)
+    table.setflags(write=False)  # all calls share it
+    return table

@@ -8,7 +8,6 @@ alternately, so they hold on a busy machine, too; seconds by the clock do not. W
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 from memory import FORMATS, measure_memory, write_scan
-from MITSGANLib.atomic import atomic_file
-from rendering import to_markdown
+from rendering import to_markdown, write_reports
 from speed import measure_speed
 from subjects import scan_or_phantom
 from timing import machine
@@ -35,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = measure(options)
     text = to_markdown(results)
     if options.out:
-        for name, content in (("bench.json", json.dumps(results, indent=1) + "\n"), ("bench.md", text)):
-            with atomic_file(options.out / name, overwrite=True) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_reports(options.out, "bench", results, text)
     print(text, end="")
     return 0
 

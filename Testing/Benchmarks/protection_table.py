@@ -3,7 +3,7 @@
 Of each scan: every limit of fidelity in its worst slice; how many attacks at seeded places succeed unprotected, under
 protection, and under noise of equal size; and how fast the protection is beside the paper's generator. What is measured
 of attacks is kept in FOLDER, so that a stopped run continues. Two scans at 100 places an action against three attackers
-take an hour and a half on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter. With --parts
+take an hour on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter. With --parts
 some parts are measured anew, and the others are taken from FOLDER/table.json.
 
 Seconds by the clock mean something only on a machine that does nothing else; ratios are measured alternately.
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from MITSGANLib.atomic import atomic_file
 from MITSGANLib.fidelity import Fidelity, measure_fidelity
 from MITSGANLib.protector import protect
 from MITSGANLib.storage import load_volume
@@ -33,6 +32,7 @@ from MITSGANTrainingLib.evaluation.statistics import (
 )
 from MITSGANTrainingLib.evaluation.study import Plan, evaluate
 from MITSGANTrainingLib.training.run import commit
+from rendering import table, write_reports
 from speed import measure_speed
 from timing import machine
 from whole_scan import measure_command
@@ -55,18 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = set(PARTS) - set(options.parts) - set(results)
     if missing:
         raise SystemExit(f"{before} lacks {', '.join(sorted(missing))}; name these in --parts as well.")
+    if set(options.parts) != set(PARTS):
+        # Parts of several scans or models in one table would say what nobody measured.
+        for what, wanted in (("model", options.model), ("scans", list(_scans(options)))):
+            if results[what] != wanted:
+                raise SystemExit(f"{before} is of {what} {results[what]}, not {wanted}; choose another folder.")
     results |= measure(options)
     text = to_markdown(results)
-    for name, content in (("table.json", json.dumps(results, indent=1) + "\n"), ("table.md", text)):
-        with atomic_file(options.out / name, overwrite=True) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    write_reports(options.out, "table", results, text)
     print(text, end="")
     return 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The parts that were asked for, in a form fit for JSON; scans go by the names of their files or folders."""
-    scans = {Path(scan).name.split(".")[0]: Path(scan) for scan in options.scans}
+    scans = _scans(options)
     results: dict[str, Any] = {"model": options.model, "scans": list(scans)}
     if "effect" in options.parts:
         attackers = [*options.attackers, *options.held_out]
@@ -83,6 +86,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         of_scans = {name: _speed(path, options) for name, path in scans.items()}
         results["speed"] = {"commit": commit(), "machine": tool, "scans": of_scans}
     return results
+
+
+def _scans(options: argparse.Namespace) -> dict[str, Path]:
+    named = {Path(scan).name.split(".")[0]: Path(scan) for scan in options.scans}
+    if len(named) < len(options.scans):
+        raise SystemExit("Two of the scans have the same name; rename one.")
+    return named
 
 
 def _fidelity(scan: Path, model: str) -> Fidelity:
@@ -118,6 +128,8 @@ def _effect(
     study = evaluate(plan, lambda stage, done, total: print(f"{stage} {done} of {total}", file=sys.stderr))
     if study.failures:
         raise SystemExit(f"Not measured: {'; '.join(f'{one}: {one.reason}' for one in study.failures)}")
+    if not study.record["settings"]["judges"]:
+        raise SystemExit("No judges are installed, so nothing tells whether an attack succeeds.")
     return effect_rows(study.record["measurements"], options.held_out)
 
 
@@ -202,8 +214,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     )
     parts = [
         what,
-        _table(["fidelity, worst slice", "limit", *scans], list(_fidelity_rows(results))),
-        _table(
+        table(["fidelity, worst slice", "limit", *scans], list(_fidelity_rows(results)), numbers=False),
+        table(
             [
                 "attack",
                 "scan",
@@ -217,8 +229,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
                 "goal",
             ],
             [*_effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])],
+            numbers=False,
         ),
-        _table(["speed", "goal", *scans], list(_speed_rows(results))),
+        table(["speed", "goal", *scans], list(_speed_rows(results)), numbers=False),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -353,10 +366,6 @@ def _percent(share: Mapping[str, Any], *, interval: bool = True) -> str:
     if interval and share["low"] is not None and share["low"] < share["high"]:
         text += f" [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
     return text
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def _parser() -> argparse.ArgumentParser:

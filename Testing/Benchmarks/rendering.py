@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from MITSGANLib.atomic import atomic_file
+
 Figures = Mapping[str, Any]
+
+
+def write_reports(folder: Path, name: str, results: Figures, text: str) -> None:
+    """``NAME.json`` and ``NAME.md`` in a folder, in place of earlier ones; each whole or not at all."""
+    for file, content in ((f"{name}.json", json.dumps(results, indent=1) + "\n"), (f"{name}.md", text)):
+        with atomic_file(folder / file, overwrite=True) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def to_markdown(results: Figures) -> str:
@@ -66,7 +77,7 @@ def _speed(speed: Figures) -> str:
             f" The watermark takes {speed['watermark_cpu_s']:.3f} CPU s more; with it the default is "
             f"{against['ours_with_watermark_against_naive_paper']:.0f} times as fast as the naive paper's."
         )
-    return "\n\n".join(["## One slice", rates, _table(head, rows), ratios])
+    return "\n\n".join(["## One slice", rates, table(head, rows), ratios])
 
 
 def _identity(way: Figures) -> str:
@@ -88,8 +99,8 @@ def _scan(scan: Figures) -> str:
         f"{command['start_wall_s']:.1f} s, and PyTorch's import {command['torch_wall_s']:.1f} s. The same work "
         "within one process:"
     )
-    table = _table(("stage", "s by the clock", "CPU s"), rows)
-    return "\n\n".join([f"## A whole scan: {stages['slices']} slices", whole, table])
+    rows_table = table(("stage", "s by the clock", "CPU s"), rows)
+    return "\n\n".join([f"## A whole scan: {stages['slices']} slices", whole, rows_table])
 
 
 def _memory(memory: Figures) -> str:
@@ -108,8 +119,10 @@ def _memory(memory: Figures) -> str:
         f"{_sentence(memory['definition'])} The volume takes {_mb(memory['volume_bytes'])}; a process that "
         f"protects a few slices, {_mb(memory['start_bytes'])}."
     )
-    table = _table(("format", "peak", "volumes beyond a few slices", "limit", "within", "s by the clock"), rows)
-    return "\n\n".join([f"## Memory: {memory['slices']} slices of {memory['edge']}x{memory['edge']}", sizes, table])
+    rows_table = table(("format", "peak", "volumes beyond a few slices", "limit", "within", "s by the clock"), rows)
+    return "\n\n".join(
+        [f"## Memory: {memory['slices']} slices of {memory['edge']}x{memory['edge']}", sizes, rows_table]
+    )
 
 
 def _sentence(text: str) -> str:
@@ -120,6 +133,7 @@ def _mb(count: float) -> str:
     return f"{count / 1e6:.0f} MB"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table in Markdown; all but its first column hold numbers, to the right, or words."""
+    lines = [head, ["---", *("---:" if numbers else "---" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-NAMES = ("floor", "protection_table", "speed", "subjects", "timing", "whole_scan")
+NAMES = ("floor", "protection_table", "rendering", "speed", "subjects", "timing", "whole_scan")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_report_holds_every_figure(table):
 
 def test_parts_are_measured_anew_and_the_others_kept(table, tmp_path, monkeypatch, capsys):
     def measure(options) -> dict:
-        return {"model": options.model, "scans": ["a"], **{part: f"new {part}" for part in options.parts}}
+        return {"model": options.model, "scans": ["scan"], **{part: f"new {part}" for part in options.parts}}
 
     monkeypatch.setattr(table.torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(table, "measure", measure)
@@ -151,3 +151,18 @@ def test_parts_are_measured_anew_and_the_others_kept(table, tmp_path, monkeypatc
     capsys.readouterr()
     assert table.main([*arguments, "--parts", "speed"]) == 0
     assert capsys.readouterr().out == (tmp_path / "table.md").read_text() == "old effect, new speed\n"
+
+
+def test_parts_of_other_scans_or_models_are_not_mixed(table, tmp_path, monkeypatch):
+    kept = {"model": "default", "scans": ["a"], "effect": 1, "fidelity": 1, "speed": 1}
+    (tmp_path / "table.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(table.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(table, "measure", lambda _options: pytest.fail("nothing was to be measured"))
+    common = ["--out", str(tmp_path), "--parts", "speed"]
+    with pytest.raises(SystemExit, match=r"of scans \['a'\], not \['b'\]"):
+        table.main(["b.nrrd", *common])
+    with pytest.raises(SystemExit, match="of model default, not strong"):
+        table.main(["a.nrrd", *common, "--model", "strong"])
+    with pytest.raises(SystemExit, match="same name"):
+        table.main(["a.nrrd", "x/a.nii", *common])
+    assert json.loads((tmp_path / "table.json").read_text()) == kept
