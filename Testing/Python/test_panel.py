@@ -29,7 +29,7 @@ vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
 from PySide6 import QtGui, QtWidgets  # noqa: E402
-from slicer_standin import StandIn  # noqa: E402
+from slicer_standin import StandIn, run_in_lockstep  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +67,9 @@ def models(monkeypatch, untrained_attackers):
 @pytest.fixture
 def panel(standin, module, request, monkeypatch):
     request.getfixturevalue("models")
-    # The tests' clicks follow each other faster than any user's.
+    # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
     widget = standin.open_panel(module)
     yield widget
     widget.cleanup()

@@ -12,7 +12,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from slicer_standin import StandIn  # noqa: E402
+from slicer_standin import StandIn, run_in_lockstep  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +57,7 @@ def test_loaded_volumes_are_evaluated_into_a_table(panel):
 @pytest.mark.usefixtures("volumes")
 def test_cancel_leaves_no_table(panel, monkeypatch):
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
     panel.progressBar.valueChanged.connect(lambda _done: panel.evaluateButton.click())
     panel.evaluateButton.click()
     assert slicer.util.getNodesByClass("vtkMRMLTableNode") == []
