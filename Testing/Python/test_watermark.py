@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -247,7 +248,7 @@ class TestCheck:
         assert check.regions == ()
         assert not check.classes.any()
         # The statement that thresholds rest on: mean 0, standard deviation 1, whatever the image.
-        for seen in check.seen:
+        for seen in (*check.seen, *check.places.seen):
             values = seen[seen != 0]
             assert abs(values.mean()) < 0.25
             assert values.std() == pytest.approx(1, abs=0.15)
@@ -318,6 +319,37 @@ class TestCheck:
         assert check.is_degraded
         assert check.regions == ()
 
+    @pytest.mark.parametrize("is_lossy", [False, True])
+    def test_few_untouched_places_miss_it_whatever_a_copy_has_lost(self, marked, is_lossy):
+        copy = marked.with_hu(np.stack([jpeg2000(plane, 5) for plane in marked.hu])) if is_lossy else marked
+        check = check_watermark(copy, KEY)
+        assert check.is_found
+        told = missing = 0
+        for kji in itertools.product(range(2, 18, 3), range(60, 280, 7), range(40, 360, 7)):
+            place = check.at(kji)
+            told += place.can_tell
+            missing += place.is_missing
+        assert told > 2000
+        assert 0 < missing < 0.03 * told
+
+    def test_what_a_place_may_lack_is_three_times_of_what_four_in_five_do(self, intact):
+        places = intact.places
+        shortfall = (places.expected - places.seen).max(axis=0)
+        for tissue, limit in enumerate(places.thresholds):
+            usual = shortfall[(intact.expected[0] > 2) & (places.is_lung == tissue)]
+            assert 0.7 < np.mean(usual < limit / 3) < 0.9
+            assert 0.97 < np.mean(usual < limit) < 1
+
+    def test_forged_places_hardly_change_what_others_may_lack(self, marked, intact, lung):
+        check = check_watermark(painted(marked, lung), KEY)
+        np.testing.assert_allclose(check.places.thresholds, intact.places.thresholds, rtol=0.1)
+
+    def test_of_too_few_places_the_limit_is_a_fixed_one(self, marked, lung):
+        k, j, i = lung
+        rows, columns = (slice(start // TILE * TILE - 16, start // TILE * TILE + 16) for start in (j, i))
+        small = dataclasses.replace(marked, hu=marked.hu[k : k + 2, rows, columns])
+        assert check_watermark(small, KEY).places.thresholds == (2.0, 2.0)
+
     def test_a_part_of_a_series_is_checked_as_the_whole(self, marked):
         part = dataclasses.replace(marked, hu=marked.hu[4:16], origin=tuple(marked.voxel_to_lps((4, 0, 0))))
         check = check_watermark(part, KEY)
@@ -348,6 +380,8 @@ class TestCheck:
         check = check_watermark(CTVolume(hu), KEY)
         assert np.isfinite(check.seen).all()
         assert np.isfinite(check.expected).all()
+        assert np.isfinite(check.places.seen).all()
+        assert np.isfinite(check.places.expected).all()
 
     def test_scans_smaller_than_a_tile_hold_none(self):
         small = CTVolume(np.full((2, 7, 40), 40, np.int16))

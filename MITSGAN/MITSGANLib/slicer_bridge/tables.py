@@ -113,7 +113,7 @@ def _watermark_rows(place: Place) -> list[tuple[str, ...]]:
     where = f"{place.window_mm:.0f} mm around the target"
     definition = (
         "of the open watermark, in the window that shows a loss most, in standard deviations of what chance gives; "
-        f"missing where it falls short by more than {place.threshold:g}"
+        f"missing where it falls short by more than {place.threshold:.1f}"
     )
     figures = (
         ("watermark left", place.seen, "what is left "),

@@ -11,19 +11,20 @@ has: it shows forgeries by whoever does not know of it.
 ``embedding``  a scan with its watermark
 ``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
 ``checking``   where the watermark is and where it should be and is not
+``places``     what is left of it at one place that is asked about
 =============  =============================================================================
 """
 
-from .checking import ALTERED, MARKED, PLACE_THRESHOLD_SD, UNKNOWN, Check, Place, Region, check_place, check_watermark
+from .checking import ALTERED, MARKED, UNKNOWN, Check, Region, check_place, check_watermark
 from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark
 from .pattern import OPEN_KEY, TILE, WatermarkKey, watermark_key
+from .places import Place
 
 __all__ = [
     "ALTERED",
     "DEFAULT_BUDGET",
     "MARKED",
     "OPEN_KEY",
-    "PLACE_THRESHOLD_SD",
     "TILE",
     "UNKNOWN",
     "Check",

@@ -35,6 +35,7 @@ from .pattern import (
     signs,
     tile_levels,
 )
+from .places import Place, Places
 from .whitening import whitening_kernel
 
 Progress = Callable[[int, int], None]
@@ -47,6 +48,7 @@ BLOCK = 4
 
 # Of what an attack leaves in the scan: a nodule of its own size, or the 20 mm that CT-GAN paints.
 WINDOWS_MM = (9.0, 14.0, 20.0)
+"""Edges of the windows whose loss is listed; for single places see :mod:`.places`."""
 # The strength of the watermark that is left (lossy compression takes a part) is that of so wide a surrounding.
 # Lung and all else lose by different amounts.
 _SURROUNDING_MM = 60.0
@@ -58,9 +60,6 @@ _FOUND_SD = 6.0
 # Lossy compression takes more from smooth tissue than from the rest, and nobody can tell that from forgery: 5:1
 # JPEG 2000 leaves a quarter on LIDC-IDRI-0002, and 93 places would be listed in an untouched copy.
 _DEGRADED_GAIN = 0.6
-# Of 200 untouched places in each of LIDC-IDRI-0002 and -0028, 5 % fell short by more than 1.1 and 1.4, 1 % by 1.4 and
-# 1.8; after 5:1 JPEG 2000, 5 % by 5.9 and 5.2.
-PLACE_THRESHOLD_SD, DEGRADED_THRESHOLD_SD = 2.0, 6.0
 _SMALLEST_MM3 = 150.0
 # The watermark itself adds to the noise that is measured, 1 % at the default budget. Where that would raise what is
 # allowed from none to 1 HU, nothing was embedded.
@@ -89,56 +88,6 @@ class Region:
         return {"kji": self.kji, "lps_mm": self.lps_mm, "size_mm": self.size_mm, "share": self.share}
 
 
-@dataclass(frozen=True)
-class Place:
-    """What is left of the watermark around one voxel.
-
-    :param window_mm: edge of the window that shows a loss most.
-    :param seen: how much the window holds, in standard deviations.
-    :param expected: what it would hold if it were like its surroundings.
-    :param threshold: what it may fall short by at an untouched place.
-    """
-
-    kji: tuple[int, int, int]
-    window_mm: float
-    seen: float
-    expected: float
-    threshold: float = PLACE_THRESHOLD_SD
-
-    @property
-    def missing_sd(self) -> float:
-        """By how many standard deviations it falls short."""
-        return self.expected - self.seen
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether it falls short by more than it may at an untouched place."""
-        return self.can_tell and self.missing_sd > self.threshold
-
-    @property
-    def can_tell(self) -> bool:
-        """Whether so much of it is expected that its absence would be noticed."""
-        return self.expected > self.threshold
-
-    @property
-    def words(self) -> str:
-        """One sentence for people."""
-        figures = f"{self.seen:.1f} of {self.expected:.1f} standard deviations are left in {self.window_mm:.0f} mm"
-        if self.is_missing:
-            return f"watermark MISSING: {figures}."
-        return f"watermark there: {figures}." if self.can_tell else f"cannot be told: {figures}."
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kji": self.kji,
-            "window_mm": self.window_mm,
-            "seen_sd": round(self.seen, 2),
-            "expected_sd": round(self.expected, 2),
-            "missing": self.is_missing,
-            "can_tell": self.can_tell,
-        }
-
-
 @dataclass(frozen=True, eq=False)
 class Check:
     """What a check found.
@@ -151,6 +100,7 @@ class Check:
     :param classes: uint8 (slices, block rows, block columns), of :data:`UNKNOWN`, :data:`MARKED` and :data:`ALTERED`;
         all unknown without a watermark, or with one that has lost too much.
     :param regions: where it is missing, the largest first.
+    :param places: what is left of it at any place that is asked about.
     """
 
     volume: CTVolume
@@ -160,6 +110,7 @@ class Check:
     expected: np.ndarray
     classes: np.ndarray
     regions: tuple[Region, ...]
+    places: Places
 
     @property
     def is_found(self) -> bool:
@@ -181,11 +132,7 @@ class Check:
 
         :raises TargetError: outside the scan.
         """
-        block = self.block_of(kji)
-        seen, expected = (values[:, block[0], block[1], block[2]] for values in (self.seen, self.expected))
-        window = int(np.argmax(expected - seen))
-        threshold = DEGRADED_THRESHOLD_SD if self.is_degraded else PLACE_THRESHOLD_SD
-        return Place(kji, WINDOWS_MM[window], float(seen[window]), float(expected[window]), threshold)
+        return self.places.at(kji, self.block_of(kji))
 
     def block_of(self, kji: tuple[int, int, int]) -> tuple[int, int, int]:
         """The block of a voxel (slice, row, column); the nearest where rows or columns fill no tile.
@@ -236,7 +183,8 @@ def check_watermark(
     sd = total / max(float(np.sqrt(sums.squares.sum())), 1e-12)
     gain = total / max(float(sums.full.sum()), 1e-12)
     mm = (volume.spacing_kji[0], *(BLOCK * step for step in volume.spacing_kji[1:]))
-    evidence = [_in_windows(sums, size_mm, mm) for size_mm in WINDOWS_MM]
+    left = _left(sums, mm)
+    evidence = [_in_windows(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]
     seen, expected = (np.stack(values) for values in zip(*evidence, strict=True))
     classes = np.zeros(sums.full.shape, np.uint8)
     regions: tuple[Region, ...] = ()
@@ -248,7 +196,8 @@ def check_watermark(
         classes[altered] = ALTERED
         share = np.where(telling, seen / np.where(telling, expected, 1), 1).min(axis=0)
         regions = _regions(volume, altered, share)
-    return Check(volume, sd, gain, seen, expected, classes, regions)
+    places = Places.of(sums.correlation, sums.squares, sums.full, left, sums.is_lung, mm)
+    return Check(volume, sd, gain, seen, expected, classes, regions, places)
 
 
 def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey = OPEN_KEY) -> Place | None:
@@ -271,26 +220,35 @@ def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey =
     return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
 
 
-def _in_windows(sums: _Sums, size_mm: float, block_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """What windows around each block hold of the watermark, and what they should, in standard deviations."""
+def _around(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) -> np.ndarray:
+    """Sum over a window with an odd number of blocks."""
     from scipy import ndimage
 
-    def around(values: np.ndarray, edge_mm: float) -> np.ndarray:
-        """Sum over a window with an odd number of blocks."""
-        size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
-        return ndimage.uniform_filter(values, size, mode="constant") * np.prod(size)
+    size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
+    return ndimage.uniform_filter(values, size, mode="constant") * np.prod(size)
 
-    squares, full = around(sums.squares, size_mm), around(sums.full, size_mm)
+
+def _left(sums: _Sums, block_mm: Sequence[float]) -> np.ndarray:
+    """What the correlation of each block comes to where as much of the watermark is lost as around."""
+    left = np.zeros_like(sums.full)
+    for tissue in (sums.is_lung, ~sums.is_lung):
+        near, wide = (_around(values * tissue, _SURROUNDING_MM, block_mm) for values in (sums.correlation, sums.full))
+        gain = np.where(wide > _LEAST_SIGNAL, near / np.maximum(wide, _LEAST_SIGNAL), 0).clip(0)
+        left += gain * sums.full * tissue
+    return left
+
+
+def _in_windows(
+    sums: _Sums, left: np.ndarray, size_mm: float, block_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What windows around each block hold of the watermark, and what they should, in standard deviations."""
+    squares, full = (_around(values, size_mm, block_mm) for values in (sums.squares, sums.full))
     # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
     any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
     root = np.sqrt(np.where(any_signal, squares, 1))
-    seen = np.where(any_signal, around(sums.correlation, size_mm) / root, 0)
-    left = np.zeros_like(full)
-    for tissue in (sums.is_lung, ~sums.is_lung):
-        near, wide = (around(values * tissue, _SURROUNDING_MM) for values in (sums.correlation, sums.full))
-        gain = np.where(wide > _LEAST_SIGNAL, near / np.maximum(wide, _LEAST_SIGNAL), 0).clip(0)
-        left += around(gain * sums.full * tissue, size_mm)
-    return seen.astype(np.float32), np.where(any_signal, left / root, 0).astype(np.float32)
+    held = (_around(values, size_mm, block_mm) for values in (sums.correlation, left))
+    seen, expected = (np.where(any_signal, values / root, 0).astype(np.float32) for values in held)
+    return seen, expected
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,7 @@ _CODE = (
     "MITSGANLib.watermark.checking",
     "MITSGANLib.watermark.embedding",
     "MITSGANLib.watermark.pattern",
+    "MITSGANLib.watermark.places",
     "MITSGANLib.watermark.whitening",
     "MITSGANTrainingLib.evaluation.measure",
     "MITSGANTrainingLib.evaluation.planting",
