@@ -484,6 +484,18 @@ class TestCommandLine:
         assert "--targets 3" in figures["X"]["command"]
         assert figures["loss"] == 1.5, "what training measured stays"
 
+    def test_an_installed_model_is_not_replaced_unless_asked_to(self, train, injector, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(models, "MODELS_FOLDER", tmp_path / "models")
+        assert train(injector) == 0, "none of this name is installed"
+        (weights,) = (tmp_path / "models").rglob("*.safetensors")
+        before = weights.read_bytes()
+        assert train(injector, "--seed", "5", work="again") == OutputError.exit_code
+        assert "--out" in capsys.readouterr().err
+        assert weights.read_bytes() == before
+        assert train(injector, "--seed", "5", work="again", out="mine") == 0
+        assert train(injector, "--seed", "5", "--overwrite", work="again") == 0
+        assert weights.read_bytes() != before
+
     def test_figures_are_for_protectors(self, injector, tmp_path, capsys):
         assert main([str(injector), "--figures", str(tmp_path / "report.json")]) == InputError.exit_code
         assert "name a protector's recipe" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=MODELS_FOLDER, help="folder of models to write to (default: the installed ones)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an installed model of the same name")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="change a value of the recipe, such as training.batch_size=4; may be repeated",
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace) -> str:
     work = options.work or Path("runs") / recipe.name
     with stop_on_signals() as stop, join_team(options.device) as team:
         inputs = Inputs(Dataset.open(options.data), team.device, tuple(options.attackers), options.out)
-        run = Run(recipe, inputs, work, _command(options, recipe.name), options.start_from)
+        run = Run(recipe, inputs, work, _command(options, recipe.name), options.start_from, options.overwrite)
         if options.dry_run:
             return _described(run.rehearse(team))
         logs = None if options.no_logs else work / "logs"

@@ -31,6 +31,7 @@ class Run:
     :param work: folder of the run's checkpoints and logs.
     :param command: how to train this model again, for its card; without paths of this machine.
     :param start_from: weights (.safetensors, card beside them) to begin with instead of random ones.
+    :param overwrite: whether a model that is installed may be replaced.
     """
 
     recipe: Recipe
@@ -38,14 +39,17 @@ class Run:
     work: Path
     command: str
     start_from: Path | None = None
+    overwrite: bool = False
 
     def train(self, team: Team, monitor: Monitor | None = None, stop: Callable[[], bool] = lambda: False) -> Path:
         """Train to the end and write weights and card, whole or not at all; gives the path of the weights.
 
-        Errors are those of :meth:`Trainer.run`, and ``OutputError`` when the model cannot be written.
+        Errors are those of :meth:`Trainer.run`, and ``OutputError`` when the model cannot be written, or would replace
+        an installed one.
         """
         team.on_leader(lambda: [_require_writable(folder) for folder in (self.inputs.models, self.work)])
         trainer, start = self._trainer(team, monitor, stop)
+        team.on_leader(lambda: self._require_not_installed(trainer.task))
         result = trainer.run()
         return team.on_leader(lambda: self._publish(trainer.task, result, start, team))
 
@@ -63,6 +67,15 @@ class Run:
         start = take_over(task, self.start_from) if self.start_from else ""
         configuration = {**recipe.plain(), "inputs": dict(task.identity()), "start_from": start}
         return Trainer(task, configuration, self.work, team=team, monitor=monitor, stop=stop), start
+
+    def _require_not_installed(self, task: Task) -> None:
+        """What the extension came with is behind every figure of it; and hours later is too late to ask."""
+        folder, path = self.inputs.models, task.product().path
+        if not self.overwrite and folder.resolve() == models.MODELS_FOLDER.resolve() and (folder / path).exists():
+            raise OutputError(
+                f"The model {path} is installed already; name a folder for yours with --out, or replace it with "
+                "--overwrite."
+            )
 
     def _publish(self, task: Task, result: Result, start: str, team: Team) -> Path:
         product = task.product()
