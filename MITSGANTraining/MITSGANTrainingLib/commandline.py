@@ -1,9 +1,9 @@
 """The command ``mitsgan``: one subcommand per file in ``commands``, one place for errors and exit codes.
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 unusable input (of many scans: of at least one), 4 output not
-written, 5 model not usable, 6 package or device missing, 7 a signed scan was changed, 8 it is signed by an unknown key,
-130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything else to standard error. Errors are one line
-that says what to do; ``--verbose`` adds the trace.
+written, 5 model not usable, 6 package or device missing, 7 a signed or watermarked scan was changed, 8 it is signed by
+an unknown key or carries no such watermark, 130 stopped by Ctrl-C or SIGTERM. Results go to standard output, everything
+else to standard error. Errors are one line that says what to do; ``--verbose`` adds the trace.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NoReturn
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, MITSGANError
 
+from . import options as shared
 from .commands import (
     attack,
     check,
@@ -58,7 +59,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(shared.with_points(sys.argv[1:] if arguments is None else arguments))
     level = logging.DEBUG if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     # pydicom logs header values it finds odd; they can hold patient data, which no log may.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.volume import CTVolume, lps_from_ras
 
 Progress = Callable[[int, int], None]
+
+_POINTS = ("--voxel", "--lps", "--ras")
 
 
 def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = "the scan") -> None:
@@ -47,6 +50,17 @@ def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
     group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")
     group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
+
+
+def with_points(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each point joined to its option: argparse takes ``--ras -60,40,-120`` for two options."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _POINTS and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, int, int] | None:

@@ -175,13 +175,22 @@ class TestAttack:
         record = tmp_path / "record.json"
         text = ",".join(str(value) for value in point)
         out = tmp_path / "attacked.nrrd"
-        assert (
-            main(["attack", str(scan), str(out), "--action", "remove", f"--{kind}={text}", "--json", str(record)]) == 0
-        )
+        words = ["--action", "remove", f"--{kind}", text, "--json", str(record)]
+        assert main(["attack", str(scan), str(out), *words]) == 0
         assert json.loads(record.read_text())["target_kji"] == list(phantom.nodule_kji)
         attacked = load_volume(out)
         assert attacked.provenance.is_simulated_attack
         assert (attacked.hu != phantom.volume.hu).any()
+
+    @pytest.mark.parametrize("text", ["-60,40,-120", "-.5,40,-120", "60,-40,120"])
+    def test_a_point_may_begin_with_a_minus(self, scan, tmp_path, capsys, text):
+        assert main(["attack", str(scan), str(tmp_path / "out.nrrd"), "--action", "inject", "--ras", text]) == 3
+        assert "outside" in capsys.readouterr().err
+
+    def test_an_option_is_no_point(self, scan, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            main(["attack", str(scan), str(tmp_path / "out.nrrd"), "--ras", "--action", "inject"])
+        assert "--ras: expected one argument" in capsys.readouterr().err
 
     def test_equals_the_library(self, scan, tmp_path, phantom):
         out = tmp_path / "attacked.nrrd"
