@@ -161,7 +161,7 @@ def check_file_output(volume: CTVolume, path: str | os.PathLike[str], *, overwri
     path = Path(path)
     if format_of(path) is None:
         raise OutputError(f"{path.name} has no suffix of a supported format; use one of {', '.join(SUFFIXES)}.")
-    _refuse_source(path, volume.provenance)
+    refuse_source(path, volume.provenance.source)
     refuse_existing_file(path, overwrite)
 
 
@@ -317,8 +317,9 @@ def _descrip(provenance: Provenance) -> str:
     return " ".join(text.split())[:DESCRIP_LENGTH]
 
 
-def _refuse_source(path: Path, provenance: Provenance) -> None:
-    if provenance.source and path.exists() and Path(provenance.source).exists() and path.samefile(provenance.source):
+def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
+    """:raises OutputError: when a file to be written is the one that was read."""
+    if os.fspath(source) and path.exists() and Path(source).exists() and path.samefile(source):
         raise OutputError(f"{path} is the source itself, which is never overwritten; choose another name.")
 
 

@@ -107,6 +107,13 @@ class TestVerify:
         assert capsys.readouterr().out.startswith("CHANGED")
         assert not (tmp_path / "result.json").exists()
 
+    def test_the_scan_is_not_replaced_by_its_map(self, tmp_path, capsys):
+        (tmp_path / "scan.nrrd").write_text("a scan")
+        words = [str(tmp_path / "scan.nrrd"), "--map", str(tmp_path / "scan.nrrd"), "--overwrite"]
+        assert main(["verify", *words]) == 4
+        assert "the source itself" in capsys.readouterr().err
+        assert (tmp_path / "scan.nrrd").read_text() == "a scan"
+
     def test_a_map_that_is_there_is_refused_before_the_scan_is_read(self, signed, tmp_path, capsys, monkeypatch):
         (tmp_path / "map.nrrd").write_text("mine")
         monkeypatch.setattr(verify, "read_scan_to_verify", Mock(side_effect=AssertionError("read")))

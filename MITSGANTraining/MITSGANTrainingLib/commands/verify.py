@@ -13,7 +13,7 @@ from typing import Any
 
 from MITSGANLib.atomic import refuse_existing_file
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files import write_file
+from MITSGANLib.files import refuse_source, write_file
 from MITSGANLib.integrity import (
     SignedManifest,
     Verification,
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     if options.map:
         if is_dicom_output(options.map):
             raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd, not {options.map}.")
+        refuse_source(Path(options.map), options.input)
         refuse_existing_file(Path(options.map), options.overwrite)
     known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
     trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
