@@ -32,8 +32,12 @@ class BackgroundTask:
     def __init__(self, work: Callable[[], Any]) -> None:
         garbage.pause()
         self._is_holding = True
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MITSGAN")
-        self._future = executor.submit(work)
+        try:
+            executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MITSGAN")
+            self._future = executor.submit(work)
+        except BaseException:
+            self.abandon()
+            raise
         executor.shutdown(wait=False)
 
     def wait(self, seconds: float) -> bool:

@@ -83,7 +83,6 @@ def plan_tiles(
     :param most_voxels: a tile is divided further while it has more than this, margins included, and is not yet small.
     :param least_edge: rows and columns that a tile has at least, margins included; smaller slices are one tile.
     """
-    columns = np.flatnonzero(needed.any(axis=0))
     rows = np.flatnonzero(needed.any(axis=1))
     if not rows.size:
         return []

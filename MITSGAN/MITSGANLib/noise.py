@@ -219,8 +219,8 @@ def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | Non
 def _in_windows(values: np.ndarray, weights: np.ndarray, step: int) -> np.ndarray:
     """Weighted sums along the first axis in every ``step``-th window that lies wholly in it, float32.
 
-    Bit for bit what ``ndimage.correlate1d`` has there; that computes all the windows between as well, in four times
-    the time.
+    What ``ndimage.correlate1d`` has there, bit for bit where both round alike; that computes all the windows between as
+    well, in four times the time.
 
     :param weights: of odd length, symmetric or antisymmetric.
     """

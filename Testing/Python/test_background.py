@@ -87,6 +87,16 @@ def test_no_garbage_is_collected_while_a_thread_works():
     assert gc.isenabled()
 
 
+def test_garbage_is_collected_where_no_thread_can_begin(monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        BackgroundTask(lambda: None)
+    assert gc.isenabled()
+
+
 def test_garbage_is_collected_again_after_an_interruption():
     def interrupt():
         raise KeyboardInterrupt

@@ -65,9 +65,10 @@ def test_what_a_slice_raises_reaches_the_caller_and_ends_the_rest(threads, monke
     begun, first_left, cancel = [], threading.Event(), Future.cancel
 
     def cancel_and_tell(future: Future) -> bool:
-        left = cancel(future)
-        first_left.set()
-        return left
+        is_left = cancel(future)
+        if is_left:  # and not done already
+            first_left.set()
+        return is_left
 
     def work(k: int) -> None:
         begun.append(k)
