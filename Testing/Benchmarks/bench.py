@@ -8,7 +8,6 @@ alternately, so they hold on a busy machine, too; seconds by the clock do not. W
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from memory import FORMATS, measure_memory, write_scan
+from MITSGANLib.threads import usable_cores
 from rendering import to_markdown, write_reports
 from speed import measure_speed
 from subjects import scan_or_phantom
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of it (default: all)")
     parser.add_argument("--edge", type=int, default=512, metavar="N", help="rows and columns of synthetic scans")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default: one for each core)"
+        "--threads", type=int, default=usable_cores(), metavar="N", help="threads (default: one for each core)"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write bench.json and bench.md")
     return parser

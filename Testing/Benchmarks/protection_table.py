@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import torch
 from MITSGANLib.fidelity import Fidelity, measure_fidelity
 from MITSGANLib.protector import protect
 from MITSGANLib.storage import load_volume
+from MITSGANLib.threads import usable_cores
 from MITSGANTrainingLib.evaluation.statistics import (
     PlaceFigure,
     area_of_places,
@@ -259,9 +259,6 @@ def _fidelity_cell(figure: Mapping[str, Any]) -> str:
 
 def _effect_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for row in rows:
-        reached = row["past_check"] or row["past_judges"]
-        goal = GOALS[row["kind"]] * row["unprotected"]["value"]
-        kept = f"at most {100 * goal:.1f} %: {'kept' if reached['value'] <= goal + 1e-12 else '**missed**'}"
         yield [
             f"{row['action']}, `{row['attacker']}`{' (held out)' if row['kind'] == 'held out' else ''}",
             f"{row['scan']}, {row['places']} places",
@@ -274,8 +271,18 @@ def _effect_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             f"{_percent(row['check_found'], interval=False)} / {_percent(row['check_alarm'], interval=False)}"
             if row["check_found"]
             else "-",
-            kept if row["unprotected"]["value"] else "nothing succeeded",
+            _against_goal(row),
         ]
+
+
+def _against_goal(row: Mapping[str, Any]) -> str:
+    unprotected, reached = row["unprotected"]["value"], (row["past_check"] or row["past_judges"])["value"]
+    if unprotected is None or reached is None:
+        return "no place counts"
+    if not unprotected:
+        return "nothing succeeded"
+    goal = GOALS[row["kind"]] * unprotected
+    return f"at most {100 * goal:.1f} %: {'kept' if reached <= goal + 1e-12 else '**missed**'}"
 
 
 def _bound_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -388,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each case of speed, and of the command")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="for the attacks")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--threads", type=int, default=usable_cores(), metavar="N")
     return parser
 
 

@@ -65,8 +65,8 @@ def measure_speed(volume: CTVolume, repeats: int, model: str = "default") -> dic
     mark_s = times["watermark"].cpu_s if small.watermark else 0.0
     return {
         "definition": (
-            "seconds of one 512x512 slice, float32; ratios and floors from CPU seconds of the process, which other "
-            "programs disturb least; floors at the rates below, measured in the same alternation"
+            f"seconds of one {volume.shape[1]}x{volume.shape[2]} slice, float32; ratios and floors from CPU seconds of "
+            "the process, which other programs disturb least; floors at the rates below, measured in turn with them"
         ),
         "slice_shape": list(volume.shape[1:]),
         "threads": torch.get_num_threads(),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from MITSGANLib.threads import usable_cores
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,9 @@ class Stages:
 def machine() -> dict[str, object]:
     """What the figures were measured on, and how busy it was at that moment."""
     load = os.getloadavg()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "cpu": _cpu_name(),
-        "cores": cores,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

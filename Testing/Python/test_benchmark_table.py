@@ -72,6 +72,8 @@ def test_a_goal_that_is_missed_says_so_and_held_out_attackers_have_their_own(tab
     assert "(held out)" in held_out
     nothing = table._effect_lines(table.effect_rows([measurement([place(False, False, True)] * 2)]))
     assert next(nothing)[-1] == "nothing succeeded"
+    impossible = table._effect_lines(table.effect_rows([measurement([place(True, True, True, possible=False)])]))
+    assert next(impossible)[-1] == "no place counts"
 
 
 def test_the_report_holds_every_figure(table):
