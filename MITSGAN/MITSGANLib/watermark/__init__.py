@@ -10,13 +10,14 @@ has: it shows forgeries by whoever does not know of it.
 ``pattern``    the signs of a slice, from the key, the slice's place and its HU
 ``embedding``  a scan with its watermark
 ``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
+``sums``       the evidence in each block of a scan
 ``checking``   where the watermark is and where it should be and is not
 ``places``     what is left of it at one place that is asked about
 =============  =============================================================================
 """
 
 from .checking import ALTERED, MARKED, UNKNOWN, Check, Region, check_place, check_watermark
-from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark
+from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark, recorded_budget
 from .pattern import OPEN_KEY, TILE, WatermarkKey, watermark_key
 from .places import Place
 
@@ -35,5 +36,6 @@ __all__ = [
     "check_place",
     "check_watermark",
     "embed_watermark",
+    "recorded_budget",
     "watermark_key",
 ]

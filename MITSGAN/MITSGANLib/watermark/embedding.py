@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..budget import Budget, Surroundings, apply_change
+from ..hounsfield import HIGHEST_HU, LOWEST_HU
 from ..threads import map_slices, slabs
 from ..volume import PROTECTION, CTVolume, ProcessingStep
 from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
@@ -16,6 +17,8 @@ Progress = Callable[[int, int], None]
 
 # 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity.
 DEFAULT_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
+
+_STRENGTH = "watermark_strength_hu"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Watermark:
 
     def to_dict(self) -> dict[str, float | str]:
         """For the provenance of what is marked; nothing of the key."""
-        return {"watermark": "open" if self.is_open else "keyed", "watermark_strength_hu": self.budget.strength_hu}
+        return {"watermark": "open" if self.is_open else "keyed", _STRENGTH: self.budget.strength_hu}
 
     def marked(self, hu: np.ndarray, around: Surroundings, signs: ScanSigns, first: int) -> np.ndarray:
         """Slices with their signs, int16 (slices, rows, columns); each depends on itself alone.
@@ -54,6 +57,16 @@ class Watermark:
 
         map_slices(mark, len(hu))
         return marked
+
+
+def recorded_budget(volume: CTVolume) -> Budget | None:
+    """What the scan's provenance says that it was marked with; None where it says nothing, as in most formats."""
+    for step in reversed(volume.provenance.steps):
+        strength = step.parameters.get(_STRENGTH)
+        # What a file says may be anything.
+        if step.kind == PROTECTION and isinstance(strength, (int, float)) and 0 < strength <= HIGHEST_HU - LOWEST_HU:
+            return DEFAULT_BUDGET.at_strength(float(strength))
+    return None
 
 
 def embed_watermark(

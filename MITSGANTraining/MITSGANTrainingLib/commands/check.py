@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.errors import OutputError
-from MITSGANLib.files import write_file
+from MITSGANLib.errors import OutputError, TargetError
+from MITSGANLib.files import check_file_output, write_file
 from MITSGANLib.seal import read_key_file
 from MITSGANLib.storage import is_dicom_output, load_volume
-from MITSGANLib.watermark import OPEN_KEY, Check, check_watermark, watermark_key
+from MITSGANLib.watermark import OPEN_KEY, Check, Place, check_watermark, recorded_budget, watermark_key
 
 from .. import options as shared
 
@@ -26,8 +26,8 @@ ALTERED, NOT_FOUND = 7, 8
 _MOST_REGIONS = 12
 
 _EXIT_CODES = """\
-Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere, 8 no such watermark
-was found, or only traces of it, 3 not readable.
+Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere or at the place asked
+about, 8 no such watermark was found, or so little of it that nothing can be told, 3 not readable.
 """
 
 
@@ -60,24 +60,41 @@ def run(options: argparse.Namespace) -> int:
     with shared.progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     shared.note_warnings(volume)
+    if options.map:
+        check_file_output(volume, options.map, overwrite=options.overwrite)
+    kji = shared.target_voxel(options, volume)
+    if kji is not None and not volume.contains(kji):
+        raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
     with shared.progress_bar("Checking", "slice") as progress:
         check = check_watermark(volume, key, progress=progress)
-    kji = shared.target_voxel(options, volume)
     place = None if kji is None else check.at(kji)
-    if options.map:
-        write_file(check.class_volume(), options.map, overwrite=options.overwrite)
-    kind = "keyed" if options.watermark else "open"
-    result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
-    shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
     if options.json != "-":
+        # Before anything is written: a full disk must not keep the verdict from anyone.
         _say(check, is_open=options.watermark is None)
         if place is not None:
             shared.say(f"Voxel {kji}: {place.words}")
-        if options.map:
+    if options.map:
+        write_file(check.class_volume(), options.map, overwrite=options.overwrite)
+        if options.json != "-":
             shared.say(f"Wrote {options.map}")
-    if not check.is_found or check.is_degraded:
+    kind = "keyed" if options.watermark else "open"
+    result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
+    shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
+    return exit_code(check, place)
+
+
+def exit_code(check: Check, place: Place | None) -> int:
+    """What the command ends with, see its help.
+
+    :param place: what was found at the place asked about, if any was.
+    """
+    if not check.is_found:
         return NOT_FOUND
-    return ALTERED if check.regions else 0
+    if check.regions or (place is not None and place.is_missing):
+        return ALTERED
+    # Of a copy that has lost most of it nothing is listed, but one place may still be answered for.
+    is_answered = place is not None and place.can_tell
+    return NOT_FOUND if check.is_degraded and not is_answered else 0
 
 
 def _say(check: Check, *, is_open: bool) -> None:
@@ -86,10 +103,13 @@ def _say(check: Check, *, is_open: bool) -> None:
         advice = "; if it was protected with a key, name it with --watermark" if is_open else ""
         shared.say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
         return
-    shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance; {check.gain:.0%} of it is left.")
+    made = "it was made" if recorded_budget(check.volume) else "the default makes it"
+    strength = f"{check.gain:.0%} as strong as {made}"
+    shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
     if check.is_degraded:
         shared.say(
-            "The copy lost too much of it (lossy compression, smoothing) to list places; ask about one with --voxel."
+            "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at a "
+            "lower --strength-hu and no longer says so. Ask about a place with --voxel."
         )
         return
     shared.say(f"{check.telling_share:.0%} of the marked tissue could be checked.")

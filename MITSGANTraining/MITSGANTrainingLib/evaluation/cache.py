@@ -20,8 +20,7 @@ from MITSGANLib.atomic import atomic_file
 
 Key = Mapping[str, Any]
 
-# What a figure depends on. A change in any of them makes a new key, so that no table mixes figures of two versions.
-_CODE = (
+CODE = (
     "MITSGANLib.body",
     "MITSGANLib.budget",
     "MITSGANLib.controls",
@@ -33,28 +32,34 @@ _CODE = (
     "MITSGANLib.forgery",
     "MITSGANLib.generator",
     "MITSGANLib.gradient",
+    "MITSGANLib.heatmap",
     "MITSGANLib.hounsfield",
     "MITSGANLib.inference",
     "MITSGANLib.judge_networks",
-    "MITSGANLib.marking",
     "MITSGANLib.judges",
     "MITSGANLib.lungs",
+    "MITSGANLib.marking",
     "MITSGANLib.metrics",
     "MITSGANLib.noise",
     "MITSGANLib.perceptual",
     "MITSGANLib.protector",
+    "MITSGANLib.seal.keys",
     "MITSGANLib.tafim",
+    "MITSGANLib.volume",
     "MITSGANLib.watermark.checking",
     "MITSGANLib.watermark.embedding",
     "MITSGANLib.watermark.pattern",
     "MITSGANLib.watermark.places",
+    "MITSGANLib.watermark.sums",
     "MITSGANLib.watermark.whitening",
     "MITSGANTrainingLib.evaluation.measure",
     "MITSGANTrainingLib.evaluation.planting",
+    "MITSGANTrainingLib.evaluation.protections",
     "MITSGANTrainingLib.evaluation.watermark_check",
     "MITSGANTrainingLib.nodules",
     "MITSGANTrainingLib.success",
 )
+"""What a figure depends on. A change in any of them makes a new key, so that no table mixes figures of two versions."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Cache:
 def code_digest() -> str:
     """SHA-256 over the source of everything that a figure depends on."""
     digest = hashlib.sha256()
-    for name in _CODE:
+    for name in CODE:
         found = importlib.util.find_spec(name)
         digest.update(name.encode())
         if found and found.origin:

@@ -103,7 +103,7 @@ class Settings:
         return {
             "seed": self.seed,
             "data_range_hu": self.data_range_hu,
-            "device": self.device,
+            "device": resolve_device(self.device).type,
             "lpips_sha256": self.lpips,
             "judges": self.judges.identity if self.judges else None,
             "code": self.code,

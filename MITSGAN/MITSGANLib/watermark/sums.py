@@ -1,0 +1,248 @@
+"""The evidence for a watermark in each block of a scan, before anybody decides on it.
+
+In each block of 4x4 voxels the whitened voxels are correlated with the signs that the key, the place and the tile's HU
+call for. In voxels that do not carry them every sign is as likely as its opposite, so the correlation over a window,
+divided by the root of its sum of squares (of sums over slices that share a sign), has mean 0 and standard deviation 1
+there, whatever the image. Where the watermark is, it has the mean that the rest of the scan around shows.
+
+Arrays of blocks are (slice, block row, block column), turned so that rows and columns run along growing LPS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..budget import Budget, allowed_in_slices
+from ..threads import each_slice
+from ..volume import CTVolume
+from .pattern import (
+    TILE,
+    Grid,
+    SlicePlace,
+    WatermarkKey,
+    block_sums,
+    grid_secret,
+    layers,
+    signs,
+    tile_levels,
+)
+from .whitening import whitening_kernel
+
+Progress = Callable[[int, int], None]
+
+BLOCK = 4
+"""Edge in voxels of the blocks that evidence is added up from."""
+
+SURROUNDING_MM = 60.0
+"""The strength of the watermark that is left (lossy compression takes a part) is that of so wide a surrounding."""
+
+FOUND_SD = 6.0
+"""What stands out by more carries the watermark: by chance once in 500 million scans."""
+
+# Lung and all else lose by different amounts.
+_LUNG_BELOW_HU = -500.0
+# The watermark itself adds to the noise that is measured, 1 % at the default budget. Where that would raise what is
+# allowed from none to 1 HU, nothing was embedded.
+_SURELY = 0.97
+_LEAST_SIGNAL = 4.0  # squared standard deviations
+_CLIP_SD = 3.0
+_LEAST_VARIANCE = 0.25  # HU squared: rounding to whole HU alone leaves a third of it
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Of each block.
+
+    :param correlation: of the whitened voxels with the signs.
+    :param squares: its variance where the watermark is not, from the same voxels.
+    :param full: what the correlation comes to where nothing of the watermark is lost.
+    :param is_lung: which blocks are lung.
+    """
+
+    correlation: np.ndarray
+    squares: np.ndarray
+    full: np.ndarray
+    is_lung: np.ndarray
+
+    @classmethod
+    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget, progress: Progress | None) -> Sums:
+        grid, padding = Grid.of(volume), volume.provenance.padding_hu
+
+        share = budget.noise_share
+        surely = dataclasses.replace(budget, noise_share=None if share is None else _SURELY * share)
+
+        def allowed_in(slab: slice) -> np.ndarray:
+            return allowed_in_slices(volume.hu[slab], surely, volume.spacing_kji, padding)
+
+        some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
+        inside = np.concatenate([allowed_in(slice(k, k + 1)) > 0 for k in some])
+        kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
+        kernel = kernel[:: grid.flips[0], :: grid.flips[1]]
+
+        def look(k: int) -> _Slice:
+            allowed = grid.turned(allowed_in(slice(k, k + 1))[0]).astype(np.float32)
+            plane = grid.turned(volume.hu[k])
+            return _best(_Slice.of(plane, allowed, kernel, key, place) for place in grid.places(k))
+
+        found = []
+        runs = _Runs(grid.turned(volume.hu[0]).shape)
+        for k, best in enumerate(each_slice(look, volume.shape[0])):
+            planes = best.product, runs.squares(best), best.expected**2
+            is_lung = block_sums(grid.turned(volume.hu[k]), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
+            found.append((*(block_sums(values, BLOCK) for values in planes), is_lung))
+            if progress:
+                progress(k + 1, volume.shape[0])
+        return cls(*(np.stack(values) for values in zip(*found, strict=True)))
+
+    def left(self, block_mm: Sequence[float]) -> np.ndarray:
+        """What the correlation of each block comes to where as much of the watermark is lost as around.
+
+        :param block_mm: edges of a block along (slice, row, column).
+        """
+        left = np.zeros_like(self.full)
+        for tissue in (self.is_lung, ~self.is_lung):
+            near, wide = (
+                sum_in_boxes(values * tissue, SURROUNDING_MM, block_mm) for values in (self.correlation, self.full)
+            )
+            gain = np.where(wide > _LEAST_SIGNAL, near / np.maximum(wide, _LEAST_SIGNAL), 0).clip(0)
+            left += gain * self.full * tissue
+        return left
+
+
+def sum_in_boxes(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) -> np.ndarray:
+    """Sum over a box with an odd number of blocks around each."""
+    from scipy import ndimage
+
+    size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
+    return ndimage.uniform_filter(values, size, mode="constant") * np.prod(size)
+
+
+def deviations(
+    sums: Sums, left: np.ndarray, around: Callable[[np.ndarray, int], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What windows around each block hold of the watermark, and what they should, in standard deviations.
+
+    :param left: :meth:`Sums.left`.
+    :param around: gives weighted sums over the windows around each block, of values and the power of the weights. The
+        variance of such a sum has their squares; nearly, as slices that share signs are not independent.
+    """
+    squares, full = around(sums.squares, 2), around(sums.full, 1)
+    # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
+    any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
+    root = np.sqrt(np.where(any_signal, squares, 1))
+    held = (np.where(any_signal, around(values, 1) / root, 0) for values in (sums.correlation, left))
+    seen, expected = (values.astype(np.float32) for values in held)
+    return seen, expected
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """Of each voxel (row, column) of a slice along growing LPS.
+
+    :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs.
+    :param expected: of the whitened voxel, in its standard deviations, where the watermark is.
+    :param tiles: (layer and level, tile rows, tile columns): what the signs of a tile depend on.
+    """
+
+    product: np.ndarray
+    expected: np.ndarray
+    tiles: np.ndarray
+
+    @classmethod
+    def of(
+        cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: SlicePlace
+    ) -> _Slice:
+        levels, unsure = tile_levels(plane)
+        secret = grid_secret(key, place)
+        tiles = np.stack([layers(secret, place.depth, levels.shape), levels])
+        product, expected = np.zeros(plane.shape, np.float32), np.zeros(plane.shape, np.float32)
+        box = _box_of_tiles(allowed)
+        if box is not None:
+            mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
+            found = _in_box(plane[box].astype(np.float32), mark, kernel)
+            for values, part in zip((product, expected), found, strict=True):
+                values[box] = part
+                rows, columns = (size * TILE for size in levels.shape)
+                values[:rows, :columns][enlarge(unsure, TILE)] = 0
+        return cls(product, expected, tiles)
+
+
+def _box_of_tiles(allowed: np.ndarray) -> tuple[slice, slice] | None:
+    """Whole tiles of a slice around all that may be marked, with two more tiles around for the filter; None for none.
+
+    What depends on anything outside of the box is multiplied by 0.
+    """
+    rows, columns = (np.flatnonzero(allowed.any(axis=axis)) for axis in (1, 0))
+    whole = [size // TILE for size in allowed.shape]
+    if not rows.size or not min(whole):
+        return None
+    ends = (
+        (max(0, at[0] // TILE - 2), min(count, at[-1] // TILE + 3))
+        for at, count in zip((rows, columns), whole, strict=True)
+    )
+    box = tuple(slice(start * TILE, stop * TILE) for start, stop in ends)
+    return box if all(part.start < part.stop for part in box) else None
+
+
+def _in_box(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What :class:`_Slice` holds, of whole tiles.
+
+    :param values: HU (rows, columns), float32.
+    :param mark: what the watermark adds to them.
+    """
+    from scipy import ndimage
+
+    whitened = ndimage.correlate(values, kernel)
+    tile_rows, tile_columns = (size // TILE for size in values.shape)
+    tiles = np.abs(whitened).reshape(tile_rows, TILE, tile_columns, TILE).transpose(0, 2, 1, 3)
+    middle = 1.48 * np.median(tiles.reshape(tile_rows, tile_columns, TILE * TILE), axis=-1)
+    limit = _CLIP_SD * np.maximum(middle, 0.5)[..., None, None]
+    variance = np.maximum(np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3)), _LEAST_VARIANCE)
+    spread = np.sqrt(enlarge(variance, TILE))
+    # At edges of anatomy and of the picture a voxel says nothing of the watermark.
+    usable = np.abs(whitened) < _CLIP_SD * spread
+    weighted = np.where(usable, whitened / spread**2, np.float32(0))
+    # Back through the filter, so that each voxel's own sign can be factored out: then squares add up to the variance.
+    product = mark * ndimage.correlate(weighted, kernel[::-1, ::-1])
+    return product, ndimage.correlate(mark, kernel) * usable / spread
+
+
+def _best(candidates: Iterator[_Slice]) -> _Slice:
+    """The first, unless another clearly carries the watermark: the largest of several would be above 0 by chance."""
+    first, *others = candidates
+    for other in others:
+        total = other.product.sum()
+        if total >= FOUND_SD * np.sqrt(np.square(other.product).sum()) and total > first.product.sum():
+            return other
+    return first
+
+
+class _Runs:
+    """The variance of products that share a sign with those of the slices before, taken slice by slice.
+
+    A sign that stays the same over some slices multiplies the sum of what it multiplies in each, so the square of that
+    sum is the variance; each slice has its own square of it, and twice its products with those before it.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._before = np.zeros(tuple(shape), np.float32)
+        self._tiles: np.ndarray | None = None
+
+    def squares(self, of: _Slice) -> np.ndarray:
+        """The share of the variance of the slice that comes next, (rows, columns)."""
+        if self._tiles is not None:
+            other = enlarge((of.tiles != self._tiles).any(axis=0), TILE)
+            self._before[: other.shape[0], : other.shape[1]][other] = 0
+        squares = of.product * (of.product + 2 * self._before)
+        self._before += of.product
+        self._tiles = of.tiles
+        return squares
+
+
+def enlarge(blocks: np.ndarray, edge: int) -> np.ndarray:
+    """Each value of (rows, columns) as a square of so many voxels."""
+    return blocks.repeat(edge, axis=0).repeat(edge, axis=1)
