@@ -560,6 +560,14 @@ class TestCommand:
         assert self.check(files, strong.name, "clinic.key", "--json", files / "strong.json") == 0
         assert json.loads((files / "strong.json").read_text())["gain"] == pytest.approx(gain, rel=0.1)
         assert words_for_it in capsys.readouterr().out
+        told = ("--model", "none", "--strength-hu", "30", "--json", files / "told.json")
+        assert self.check(files, strong.name, "clinic.key", *told) == 0
+        assert json.loads((files / "told.json").read_text())["gain"] == pytest.approx(1, abs=0.1)
+        assert "as strong as it was made" in capsys.readouterr().out
+
+    def test_a_protection_without_a_watermark_cannot_be_checked(self, files, capsys):
+        assert main(["check", str(files / "marked.nrrd"), "--model", "mitsgan-small"]) == 3
+        assert "leaves no watermark" in capsys.readouterr().err
 
     def test_another_key_finds_nothing(self, files, capsys):
         assert self.check(files, "marked.nrrd", "other.key") == 8

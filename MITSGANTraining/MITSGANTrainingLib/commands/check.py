@@ -14,11 +14,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.errors import OutputError, TargetError
+from MITSGANLib.budget import Budget
+from MITSGANLib.errors import InputError, OutputError, TargetError
 from MITSGANLib.files import check_file_output, write_file
+from MITSGANLib.protector import load_protector
 from MITSGANLib.seal import read_key_file
 from MITSGANLib.storage import is_dicom_output, load_volume
-from MITSGANLib.watermark import OPEN_KEY, Check, Place, check_watermark, recorded_budget, watermark_key
+from MITSGANLib.watermark import (
+    OPEN_KEY,
+    Check,
+    Place,
+    WatermarkKey,
+    check_watermark,
+    recorded_budget,
+    watermark_key,
+)
 
 from .. import options as shared
 
@@ -43,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the key file that the scan was protected with (default: the open watermark)",
     )
+    parser.add_argument(
+        "--model",
+        help="the protector that it was protected with, as given to mitsgan protect (default: what the file says, as "
+        "NRRD and MetaImage do, else default)",
+    )
+    parser.add_argument("--strength-hu", type=float, metavar="HU", help="the strength, likewise")
     shared.add_target(parser, required=False)
     parser.add_argument(
         "--map",
@@ -57,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if options.map and is_dicom_output(options.map):
         raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
     key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
+    budget = _budget(options, key)
     with shared.progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     shared.note_warnings(volume)
@@ -66,11 +83,12 @@ def run(options: argparse.Namespace) -> int:
     if kji is not None and not volume.contains(kji):
         raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
     with shared.progress_bar("Checking", "slice") as progress:
-        check = check_watermark(volume, key, progress=progress)
+        check = check_watermark(volume, key, budget=budget, progress=progress)
     place = None if kji is None else check.at(kji)
     if options.json != "-":
         # Before anything is written: a full disk must not keep the verdict from anyone.
-        _say(check, is_open=options.watermark is None)
+        is_known = budget is not None or recorded_budget(volume) is not None
+        _say(check, is_open=options.watermark is None, made="it was made" if is_known else "the default makes it")
         if place is not None:
             shared.say(f"Voxel {kji}: {place.words}")
     if options.map:
@@ -97,19 +115,31 @@ def exit_code(check: Check, place: Place | None) -> int:
     return NOT_FOUND if check.is_degraded and not is_answered else 0
 
 
-def _say(check: Check, *, is_open: bool) -> None:
+def _budget(options: argparse.Namespace, key: WatermarkKey) -> Budget | None:
+    """Of the watermark that the named protection leaves; None where none is named."""
+    if options.model is None and options.strength_hu is None:
+        return None
+    own_key = key if options.watermark else None
+    ready = load_protector(options.model or "default", strength_hu=options.strength_hu, watermark=own_key)
+    if ready.watermark is None:
+        raise InputError(
+            f"The protector '{options.model}' leaves no watermark that could be checked; leave --model out."
+        )
+    return ready.watermark.budget
+
+
+def _say(check: Check, *, is_open: bool, made: str) -> None:
     if not check.is_found:
         missing = "No open watermark" if is_open else "No watermark of this key"
         advice = "; if it was protected with a key, name it with --watermark" if is_open else ""
         shared.say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
         return
-    made = "it was made" if recorded_budget(check.volume) else "the default makes it"
     strength = f"{check.gain:.0%} as strong as {made}"
     shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
     if check.is_degraded:
         shared.say(
-            "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at a "
-            "lower --strength-hu and no longer says so. Ask about a place with --voxel."
+            "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at "
+            "another strength, which --strength-hu can name. Ask about a place with --voxel."
         )
         return
     shared.say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
