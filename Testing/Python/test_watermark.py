@@ -341,7 +341,7 @@ class TestCheck:
         places = intact.places
         shortfall = (places.expected - places.seen).max(axis=0)
         for tissue, limit in enumerate(places.thresholds):
-            usual = shortfall[(intact.expected[0] > 2) & (places.is_lung == tissue)]
+            usual = shortfall[(intact.expected[0] > 2) & (places.in_lung == tissue)]
             assert 0.975 < np.mean(usual < limit) < 0.999
 
     def test_forged_places_hardly_change_what_others_may_lack(self, marked, intact, lung):
