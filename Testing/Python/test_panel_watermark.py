@@ -399,7 +399,7 @@ class TestWords:
 
     def test_what_cannot_be_checked_is_said(self, said, found):
         nothing = dataclasses.replace(found, regions=(), classes=np.zeros_like(found.classes))
-        text = said("CT", nothing, Place(LUNG, 8.0, 0.1, 0.7, 2.0))
+        text = said("CT", nothing, Place(LUNG, 9.0, 0.1, 0.7))
         assert "no place stands out" in text
         assert "place a target" not in text, "there is one"
         assert "place a target" in said("CT", nothing, None)

@@ -7,7 +7,7 @@ columns run along growing LPS.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from ..errors import TargetError
 from ..volume import CTVolume, Provenance
 from .embedding import DEFAULT_BUDGET, recorded_budget
 from .pattern import OPEN_KEY, Grid, WatermarkKey
-from .places import REACH_MM, Place, Places
-from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Sums, deviations, enlarge, sum_in_boxes
+from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
+from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Sums, deviations, enlarge
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +28,7 @@ UNKNOWN, MARKED, ALTERED = range(3)
 
 # Of what an attack leaves in the scan: a nodule of its own size, or the 20 mm that CT-GAN paints.
 WINDOWS_MM = (9.0, 14.0, 20.0)
-"""Edges of the windows whose loss is listed; for single places see :mod:`.places`."""
+"""Edges of the windows in which a loss is sought."""
 # A window tells where so many standard deviations are expected, and misses the watermark below both of these.
 _TELLING, _MISSING_SD, _MISSING_SHARE = 8.0, 4.0, 0.3
 # Lossy compression takes more from smooth tissue than from the rest, and nobody can tell that from forgery: 5:1
@@ -69,7 +69,6 @@ class Check:
     :param classes: uint8 (slices, block rows, block columns), of :data:`UNKNOWN`, :data:`MARKED` and :data:`ALTERED`;
         all unknown without a watermark, or with one that has lost too much.
     :param regions: where it is missing, the largest first.
-    :param places: what is left of it at any place that is asked about.
     """
 
     volume: CTVolume
@@ -79,7 +78,6 @@ class Check:
     expected: np.ndarray
     classes: np.ndarray
     regions: tuple[Region, ...]
-    places: Places
 
     @property
     def is_found(self) -> bool:
@@ -101,7 +99,11 @@ class Check:
 
         :raises TargetError: as :meth:`block_of`.
         """
-        return self.places.at(kji, self.block_of(kji))
+        block = self.block_of(kji)
+        seen, expected = (values[:, block[0], block[1], block[2]] for values in (self.seen, self.expected))
+        window = int(np.argmax(expected - seen))
+        threshold = DEGRADED_THRESHOLD_SD if self.is_degraded else PLACE_THRESHOLD_SD
+        return Place(kji, WINDOWS_MM[window], float(seen[window]), float(expected[window]), threshold)
 
     def block_of(self, kji: tuple[int, int, int]) -> tuple[int, int, int]:
         """The block of a voxel (slice, row, column); the nearest where rows or columns fill no tile.
@@ -156,7 +158,7 @@ def check_watermark(
     gain = total / max(float(sums.full.sum()), 1e-12)
     mm = (volume.spacing_kji[0], *(BLOCK * step for step in volume.spacing_kji[1:]))
     left = sums.left(mm)
-    evidence = [_in_boxes(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]
+    evidence = [deviations(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]
     seen, expected = (np.stack(values) for values in zip(*evidence, strict=True))
     classes = np.zeros(sums.full.shape, np.uint8)
     regions: tuple[Region, ...] = ()
@@ -168,13 +170,13 @@ def check_watermark(
         classes[altered] = ALTERED
         share = np.where(telling, seen / np.where(telling, expected, 1), 1).min(axis=0)
         regions = _regions(volume, altered, share)
-    return Check(volume, sd, gain, seen, expected, classes, regions, Places.of(sums, left, mm))
+    return Check(volume, sd, gain, seen, expected, classes, regions)
 
 
 def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey = OPEN_KEY) -> Place | None:
     """What is left of the watermark around one voxel, from the slices around it alone; None where there is none.
 
-    As :meth:`Check.at` of the whole scan, but filter and limit are learned from fewer slices.
+    As :meth:`Check.at` of the whole scan, but for the filter, which is learned from fewer slices.
 
     :param kji: voxel (slice, row, column).
     :raises TargetError: outside the scan.
@@ -182,18 +184,13 @@ def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey =
     """
     if not volume.contains(kji):
         raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
-    reach = int(np.ceil((SURROUNDING_MM / 2 + REACH_MM) / volume.spacing_kji[0])) + 1
+    reach = int(np.ceil((SURROUNDING_MM + WINDOWS_MM[-1]) / 2 / volume.spacing_kji[0])) + 1
     first = max(0, kji[0] - reach)
     slab = dataclasses.replace(
         volume, hu=volume.hu[first : kji[0] + reach + 1], origin=tuple(volume.voxel_to_lps((first, 0, 0)))
     )
     check = check_watermark(slab, key)
     return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
-
-
-def _in_boxes(sums: Sums, left: np.ndarray, size_mm: float, block_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`~.sums.deviations` of boxes around each block."""
-    return deviations(sums, left, lambda values, _power: sum_in_boxes(values, size_mm, block_mm))
 
 
 def _without_specks(missing: np.ndarray, block_mm3: float) -> np.ndarray:

@@ -122,20 +122,19 @@ def sum_in_boxes(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) 
 
 
 def deviations(
-    sums: Sums, left: np.ndarray, around: Callable[[np.ndarray, int], np.ndarray]
+    sums: Sums, left: np.ndarray, edge_mm: float, block_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What windows around each block hold of the watermark, and what they should, in standard deviations.
+    """What boxes around each block hold of the watermark, and what they should, in standard deviations.
 
     :param left: :meth:`Sums.left`.
-    :param around: gives weighted sums over the windows around each block, of values and the power of the weights. The
-        variance of such a sum has their squares; nearly, as slices that share signs are not independent.
+    :param block_mm: edges of a block along (slice, row, column).
     """
-    squares, full = around(sums.squares, 2), around(sums.full, 1)
+    squares, full = (sum_in_boxes(values, edge_mm, block_mm) for values in (sums.squares, sums.full))
     # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
     any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
     root = np.sqrt(np.where(any_signal, squares, 1))
-    held = (np.where(any_signal, around(values, 1) / root, 0) for values in (sums.correlation, left))
-    seen, expected = (values.astype(np.float32) for values in held)
+    held = (sum_in_boxes(values, edge_mm, block_mm) for values in (sums.correlation, left))
+    seen, expected = (np.where(any_signal, values / root, 0).astype(np.float32) for values in held)
     return seen, expected
 
 
