@@ -489,7 +489,11 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("suffix", "gain", "words_for_it"),
-        [("nrrd", 1, "as strong as it was made"), ("nii.gz", 3, "as strong as the default makes it")],
+        [
+            ("nrrd", 1, "as strong as it was made"),
+            ("mha", 1, "as strong as it was made"),
+            ("nii.gz", 3, "as strong as the default makes it"),
+        ],
     )
     def test_strong_protection_is_checked_at_its_strength(self, files, capsys, suffix, gain, words_for_it):
         """NIfTI does not say how strong it was."""
