@@ -232,8 +232,8 @@ def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bo
         return words.format(name=name)
     if check.is_degraded:
         words = _(
-            "{name}: <b>watermark found, but {share:.0%} of it is left</b>, as after lossy compression or smoothing. "
-            "That is too little to list where it is missing."
+            "{name}: <b>watermark found, but {share:.0%} of it is left</b>, as after lossy compression, smoothing, or "
+            "protection at a lower strength. That is too little to list where it is missing."
         )
         lines = [words.format(name=name, share=check.gain)]
     else:
