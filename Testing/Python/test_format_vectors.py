@@ -1,0 +1,215 @@
+"""Formats that must never change: signs, seals, manifests and voxels that were written down once.
+
+A seal, a signature or a marked scan out there is read by every later version, or its owner loses the original. A red
+test here is never mended by new data: the code is wrong, or the format needs a new version that reads the old one too.
+How the data were made says ``vectors/make.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from MITSGANLib.budget import Budget
+from MITSGANLib.errors import InputError
+from MITSGANLib.files import read_file
+from MITSGANLib.integrity import (
+    find_manifest,
+    load_public_key,
+    read_manifest_file,
+    read_scan_to_verify,
+    verify_scan,
+)
+from MITSGANLib.integrity.keys import fingerprint, raw_public_key
+from MITSGANLib.seal import Key, read_key_file, restore
+from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.volume import CTVolume
+from MITSGANLib.watermark import OPEN_KEY, embed_watermark, watermark_key
+from MITSGANLib.watermark.pattern import Grid, ScanSigns
+
+VECTORS = Path(__file__).resolve().parent / "vectors"
+ORIGINAL, KEY_FILE, SIGNER = VECTORS / "original.nrrd", VECTORS / "key.txt", VECTORS / "signer.pub.pem"
+KEY = Key(bytes(range(32)))
+KEYS = {"open": OPEN_KEY, "keyed": watermark_key(KEY)}
+
+FOLDERS = ["unversioned"]
+SCANS = [f"{folder}/{scan}" for folder in FOLDERS for scan in ("scan.nrrd", "series")]
+
+# Over the values of original.nrrd, int16, little-endian.
+ORIGINAL_SHA256 = "de9f4f49afe5fc4ce1183445930c9d427fdffc183b763c3d74019d83ca1cf866"
+# Of the DICOM files that were protected, which are not kept here.
+SERIES_SHA256 = {
+    "unversioned": [
+        "dd4aceca07c21a65ec0f606a40ea1d62f6a6d6fb31516b402bac6b808c783a5f",
+        "3e07f5bdf6e188d1833f477116444e4c1a8a6a347af43369f761a9c229ee1e58",
+        "73cebb26bf3f678e072d443b0de2983d21ad7a72de7bc52f4e63c31046b26607",
+    ],
+}
+
+
+def sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def voxels_sha256(hu: np.ndarray) -> str:
+    return sha256([hu.astype("<i2").tobytes()])
+
+
+# ---------------------------------------------------------------------- signs
+
+# Grids by direction cosines, column by column along growing column, row and slice index.
+GRIDS = {
+    "straight": np.eye(3),
+    "turned": np.diag([-1.0, -1.0, 1.0]),
+    "rows turned, from top to bottom": np.diag([1.0, -1.0, -1.0]),
+    "oblique": np.array([[0.96, 0.0, 0.28], [0.0, 1.0, 0.0], [-0.28, 0.0, 0.96]]),
+}
+
+SIGNS_SHA256 = {
+    ("open", "straight"): "35f9210c694a1d06e8875c21d5ce7d3b3bd91eb71caa34150e1007649b230912",
+    ("open", "turned"): "001a6b847b1467b954414f913b80f524854ae8a11312756b54719bc3c2a7885c",
+    ("open", "rows turned, from top to bottom"): "02a2090e0ec98e3501de09f6a261c90f47196b8469aed9d48c9cf5d52a035b2f",
+    ("open", "oblique"): "8c017d5820b071dae548bbff0161c622c279f6ce5c98ecfe475b922854a1e100",
+    ("keyed", "straight"): "35b6d28bbeb7ffc01bce17b05d8cd0515291cc1cc0a3855fce5fa8a4f53fe47e",
+    ("keyed", "turned"): "210d5c52a1c9df41609a7d3bff357a4f02c4b385065a963905585566390b554a",
+    ("keyed", "rows turned, from top to bottom"): "631d7c9e1ecf75f001f0d9285e10bba394cee5fb5f13906f799a7b0e20a3244e",
+    ("keyed", "oblique"): "b158d920f4fbf29bee3eeb82662469cc6b62327f65c2aecc0b6a7b8ea6f37d48",
+}
+
+
+def plane_volume(direction: np.ndarray) -> CTVolume:
+    """Four slices by integer arithmetic alone: a ramp from -1000 to 1113 HU, rough, and no multiple of a tile."""
+    k, j, i = np.ogrid[:4, :43, :52]
+    hu = (-1000 + 29 * j + 14 * i + 50 * k + (37 * i * j + 91 * j + 53 * k) % 61).astype(np.int16)
+    return CTVolume(hu, (0.7, 0.8, 3.0), (-170.3, -150.1, 40.5), direction)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kind", KEYS)
+def test_signs(kind, grid):
+    volume = plane_volume(GRIDS[grid])
+    signs = ScanSigns.of(volume, KEYS[kind])
+    found = [signs.of_slice(k, plane) for k, plane in enumerate(volume.hu)]
+    assert sha256(plane.tobytes() for plane in found) == SIGNS_SHA256[kind, grid]
+
+
+def test_turning_of_a_slice():
+    plane = np.arange(6).reshape(2, 3)
+    found = {name: Grid.of(plane_volume(direction)).turned(plane).tolist() for name, direction in GRIDS.items()}
+    assert found == {
+        "straight": [[0, 1, 2], [3, 4, 5]],
+        "turned": [[5, 4, 3], [2, 1, 0]],
+        "rows turned, from top to bottom": [[3, 4, 5], [0, 1, 2]],
+        "oblique": [[0, 1, 2], [3, 4, 5]],
+    }
+
+
+# ---------------------------------------------------------------------- voxels
+
+# No vector holds a network's voxels. On one machine mitsgan-small gave the same bits with one thread and with two, but
+# PyTorch chooses its kernels by the CPU, so another machine may round a change the other way. A watermark alone is bit
+# for bit: the noise that bounds it is floating point, but lies at least 0.0002 HU from where a whole HU would flip.
+BUDGETS = {
+    "default": Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15),
+    "without noise": Budget(strength_hu=8.0, lung=1.0, soft_tissue=0.3, bone=0.2),
+}
+VOXELS_SHA256 = {
+    ("open", "default"): "5ca813fdf4117fd2c282e8e4a1fe0802292f487e34db755c1d678b34d90d997f",
+    ("open", "without noise"): "1ba9983d7a1942e62a09da4c0e439c8a87a518e51f95077121762ee6654d3ff2",
+    ("keyed", "default"): "104667a6747529302c1b1edb402b2c98273a3204f1ab189cafd5a5da9906d4bb",
+    ("keyed", "without noise"): "480820a81a3ac2ccdb2e779adb2f829de7b7ae518be71733dc5c7ea72d27d156",
+}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("kind", KEYS)
+def test_voxels_of_a_watermark(kind, budget):
+    marked = embed_watermark(read_file(ORIGINAL), KEYS[kind], budget=BUDGETS[budget])
+    assert voxels_sha256(marked.hu) == VOXELS_SHA256[kind, budget]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_scans_hold_the_voxels_that_a_watermark_gives_today(folder):
+    assert voxels_sha256(read_file(VECTORS / folder / "scan.nrrd").hu) == VOXELS_SHA256["keyed", "default"]
+    assert voxels_sha256(load_volume(VECTORS / folder / "series").hu) == VOXELS_SHA256["open", "default"]
+
+
+# ---------------------------------------------------------------------- seals
+
+
+def test_key_file():
+    assert read_key_file(KEY_FILE) == KEY
+    assert KEY.id == "615e2c069b7c4677"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_sealed_file_is_restored(folder, tmp_path):
+    restored = restore(VECTORS / folder / "scan.nrrd", tmp_path / "back.nrrd", read_key_file(KEY_FILE))
+    assert restored.sha256 == ORIGINAL_SHA256
+    original, back = read_file(ORIGINAL), read_file(tmp_path / "back.nrrd")
+    assert voxels_sha256(back.hu) == voxels_sha256(original.hu) == ORIGINAL_SHA256
+    assert (back.spacing, back.origin, back.provenance.steps) == (original.spacing, original.origin, ())
+    np.testing.assert_array_equal(back.direction, original.direction)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_sealed_dicom_is_restored_byte_for_byte(folder, tmp_path):
+    restored = restore(VECTORS / folder / "series", tmp_path / "back", read_key_file(KEY_FILE))
+    files = [path.read_bytes() for path in sorted((tmp_path / "back").iterdir())]
+    assert [sha256([data]) for data in files] == SERIES_SHA256[folder]
+    assert (restored.format, restored.files, restored.sha256) == ("dicom", 3, sha256(files))
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_another_key_restores_nothing(scan, tmp_path):
+    with pytest.raises(InputError, match="not the one that this scan was sealed with"):
+        restore(VECTORS / scan, tmp_path / Path(scan).name, Key(bytes(32)))
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- signatures
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_signed_scan_is_intact(scan):
+    found = read_scan_to_verify(VECTORS / scan)
+    signed = find_manifest(found)
+    assert signed.manifest.fingerprint == fingerprint(raw_public_key(load_public_key(SIGNER)))
+    assert verify_scan(found, signed).is_intact
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_changed_voxel_of_a_file_is_found(folder, tmp_path):
+    volume = read_file(VECTORS / folder / "scan.nrrd")
+    hu = volume.hu.copy()
+    hu[1, 40, 8] += 1
+    save_volume(volume.with_hu(hu), tmp_path / "scan.nrrd")
+    found = verify_scan(
+        read_scan_to_verify(tmp_path / "scan.nrrd"),
+        read_manifest_file(VECTORS / folder / "scan.nrrd.manifest.json"),
+    )
+    assert [finding.kind for finding in found.findings] == ["voxels"]
+    assert list(found.changed_boxes()) == [(1, slice(32, 64), slice(0, 32))]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_changed_voxel_of_dicom_is_found(folder, tmp_path):
+    shutil.copytree(VECTORS / folder / "series", tmp_path / "series")
+    path = tmp_path / "series" / "IM0003.dcm"
+    dataset = pydicom.dcmread(path)
+    pixels = bytearray(dataset.PixelData)
+    pixels[0] ^= 1
+    dataset.PixelData = bytes(pixels)
+    dataset.save_as(path)
+    scan = read_scan_to_verify(tmp_path / "series")
+    found = verify_scan(scan, find_manifest(scan))
+    assert [finding.kind for finding in found.findings] == ["voxels"]
+    assert list(found.changed_boxes()) == [(2, slice(0, 32), slice(0, 32))]

@@ -1,0 +1,68 @@
+"""Makes a folder of format vectors: ``PYTHONPATH=MITSGAN:Testing/Python python Testing/Python/vectors/make.py NAME``.
+
+Each folder here was made once, by the version of MITSGAN that wrote its format first, and is never made again: what it
+holds must open for ever. Salts, nonces, UIDs and dates are random or of that day, so another run gives other bytes of
+the same meaning. A new version of a format gets a new folder beside the old ones.
+
+- ``original.nrrd``: three slices of the synthetic thorax, no patient.
+- ``key.txt``: key file of the seals and of the keyed watermark. ``signer.pub.pem``: of the first key of RFC 8032 (7.1).
+- ``unversioned``: made before the watermark's record had a version.
+
+In each folder: ``scan.nrrd`` with a keyed watermark, its seal and its manifest; ``series`` with the open watermark, the
+seal and the manifest in its files.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from dicom_factory import ct_series
+from MITSGANLib.integrity import Signers, save_signing_key, signed_output
+from MITSGANLib.phantom import thorax_phantom
+from MITSGANLib.seal import Key, save_sealed, write_key_file
+from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.volume import CTVolume
+from MITSGANLib.watermark import OPEN_KEY, WatermarkKey, embed_watermark, watermark_key
+
+HERE = Path(__file__).resolve().parent
+KEY = Key(bytes(range(32)))
+SIGNER = Ed25519PrivateKey.from_private_bytes(
+    bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+)
+SPACING, ORIGIN = (2.0, 2.0, 2.5), (-70.3, -60.1, 40.5)
+
+
+def make_shared() -> None:
+    """Write the original and the keys."""
+    hu = thorax_phantom(shape=(24, 72, 72), seed=3, noise_hu=25).volume.hu[11:14]
+    save_volume(CTVolume(hu, SPACING, ORIGIN), HERE / "original.nrrd")
+    write_key_file(KEY, HERE / "key.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        public = save_signing_key(SIGNER, Path(folder) / "signer.pem")
+        (HERE / "signer.pub.pem").write_bytes(public.read_bytes())
+
+
+def make(folder: Path) -> None:
+    """Write what stands in one folder."""
+    folder.mkdir()
+    write_protected(HERE / "original.nrrd", folder / "scan.nrrd", watermark_key(KEY))
+    hu = load_volume(HERE / "original.nrrd").hu
+    with tempfile.TemporaryDirectory() as source:
+        ct_series(hu, spacing=SPACING, origin=ORIGIN).write(Path(source) / "in")
+        write_protected(Path(source) / "in", folder / "series", OPEN_KEY)
+
+
+def write_protected(source: Path, target: Path, watermark: WatermarkKey) -> None:
+    """Write a scan with its watermark, sealed and signed."""
+    original = load_volume(source)
+    with signed_output(target, Signers(SIGNER)) as unsigned:
+        save_sealed(embed_watermark(original, watermark), original, unsigned, KEY, watermark=watermark)
+
+
+if __name__ == "__main__":
+    if not (HERE / "original.nrrd").exists():
+        make_shared()
+    make(HERE / sys.argv[1])
