@@ -27,6 +27,8 @@ from MITSGANLib.integrity import (
 )
 from MITSGANLib.integrity.keys import fingerprint, raw_public_key
 from MITSGANLib.seal import Key, read_key_file, restore
+from MITSGANLib.seal.container import open_container
+from MITSGANLib.seal.parts import unpack
 from MITSGANLib.storage import load_volume, save_volume
 from MITSGANLib.volume import CTVolume
 from MITSGANLib.watermark import OPEN_KEY, embed_watermark, watermark_key
@@ -37,7 +39,7 @@ ORIGINAL, KEY_FILE, SIGNER = VECTORS / "original.nrrd", VECTORS / "key.txt", VEC
 KEY = Key(bytes(range(32)))
 KEYS = {"open": OPEN_KEY, "keyed": watermark_key(KEY)}
 
-FOLDERS = ["unversioned"]
+FOLDERS = ["unversioned", "watermark-1"]
 SCANS = [f"{folder}/{scan}" for folder in FOLDERS for scan in ("scan.nrrd", "series")]
 
 # Over the values of original.nrrd, int16, little-endian.
@@ -48,6 +50,11 @@ SERIES_SHA256 = {
         "dd4aceca07c21a65ec0f606a40ea1d62f6a6d6fb31516b402bac6b808c783a5f",
         "3e07f5bdf6e188d1833f477116444e4c1a8a6a347af43369f761a9c229ee1e58",
         "73cebb26bf3f678e072d443b0de2983d21ad7a72de7bc52f4e63c31046b26607",
+    ],
+    "watermark-1": [
+        "9d1a9a0472d5745c3b09fc6a5a219c1ee8cad924a547c3dd125ae637d7a666ed",
+        "45776bab3ec8c59100c0f262ad43378f9bbe8199d630c0ca7b8231c45e8e83d8",
+        "25d25d02035f9ddc00815d123ef1c7bfcb7f253d03697b210d39dbc1d5013573",
     ],
 }
 
@@ -110,6 +117,33 @@ def test_turning_of_a_slice():
         "rows turned, from top to bottom": [[3, 4, 5], [0, 1, 2]],
         "oblique": [[0, 1, 2], [3, 4, 5]],
     }
+
+
+# The version that a watermark records in its seal and in its scan's history; before there was one, none.
+VERSIONS = {"unversioned": None, "watermark-1": 1}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_recorded_version(folder):
+    scan = VECTORS / folder / "scan.nrrd"
+    _, payload = open_container(scan.with_name("scan.nrrd.seal").read_bytes(), KEY)
+    assert unpack(payload)[0]["watermark"].get("version") == VERSIONS[folder]
+    assert read_file(scan).provenance.steps[-1].parameters.get("watermark_version") == VERSIONS[folder]
+
+
+def test_todays_version():
+    volume = plane_volume(np.eye(3))
+    assert ScanSigns.of(volume, OPEN_KEY).to_dict()["version"] == 1
+    assert embed_watermark(volume, OPEN_KEY).provenance.steps[-1].parameters["watermark_version"] == 1
+
+
+def test_signs_of_an_unknown_version_are_refused():
+    signs = ScanSigns.of(plane_volume(np.eye(3)), OPEN_KEY)
+    record = signs.to_dict()
+    assert ScanSigns.from_dict(record) == signs
+    assert ScanSigns.from_dict({name: value for name, value in record.items() if name != "version"}) == signs
+    with pytest.raises(InputError, match="newer version of MITSGAN"):
+        ScanSigns.from_dict(record | {"version": 2})
 
 
 # ---------------------------------------------------------------------- voxels

@@ -11,7 +11,7 @@ from ..budget import Budget, Surroundings, apply_change
 from ..hounsfield import HIGHEST_HU, LOWEST_HU
 from ..threads import map_slices, slabs
 from ..volume import PROTECTION, CTVolume, ProcessingStep
-from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
+from .pattern import OPEN_KEY, VERSION, ScanSigns, WatermarkKey
 
 Progress = Callable[[int, int], None]
 
@@ -38,7 +38,8 @@ class Watermark:
 
     def to_dict(self) -> dict[str, float | str]:
         """For the provenance of what is marked; nothing of the key."""
-        return {"watermark": "open" if self.is_open else "keyed", _STRENGTH: self.budget.strength_hu}
+        kind = "open" if self.is_open else "keyed"
+        return {"watermark": kind, "watermark_version": VERSION, _STRENGTH: self.budget.strength_hu}
 
     def marked(self, hu: np.ndarray, around: Surroundings, signs: ScanSigns, first: int) -> np.ndarray:
         """Slices with their signs, int16 (slices, rows, columns); each depends on itself alone.

@@ -28,6 +28,12 @@ from ..errors import InputError
 from ..seal.keys import Key, derive
 from ..volume import CTVolume
 
+VERSION = 1
+"""Version of the signs and of all that they depend on, for seals and provenance. A record without one is of version 1.
+
+The number in the context of the keys is another one: 2 is part of version 1, and no seal ever held signs of 1.
+"""
+
 TILE = 8
 """Edge in voxels of the tiles whose mean HU the signs are bound to."""
 
@@ -184,11 +190,18 @@ class ScanSigns:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, which holds the secret."""
-        return {"secret": self.secret.hex(), "flips": list(self.flips), "depths": list(self.depths)}
+        return {"version": VERSION, "secret": self.secret.hex(), "flips": list(self.flips), "depths": list(self.depths)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ScanSigns:
-        """Of :meth:`to_dict`'s."""
+        """The signs of a :meth:`to_dict`, also of one from before it had a version.
+
+        :raises InputError: for a version that is not known here.
+        """
+        if record.get("version", 1) != VERSION:
+            raise InputError(
+                "The scan has a watermark of a version that this MITSGAN does not know; use a newer version of MITSGAN."
+            )
         return cls(bytes.fromhex(record["secret"]), tuple(record["flips"]), tuple(record["depths"]))
 
 

@@ -7,6 +7,7 @@ the same meaning. A new version of a format gets a new folder beside the old one
 - ``original.nrrd``: three slices of the synthetic thorax, no patient.
 - ``key.txt``: key file of the seals and of the keyed watermark. ``signer.pub.pem``: of the first key of RFC 8032 (7.1).
 - ``unversioned``: made before the watermark's record had a version.
+- ``watermark-1``: made with version 1 of it.
 
 In each folder: ``scan.nrrd`` with a keyed watermark, its seal and its manifest; ``series`` with the open watermark, the
 seal and the manifest in its files.
