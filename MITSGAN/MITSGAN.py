@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import slicer
 import vtk
-from MITSGANLib import models, slicer_bridge
+from MITSGANLib import slicer_bridge
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.slicer_bridge import self_test
 from MITSGANLib.slicer_bridge.panel import (
     AttackSection,
@@ -116,7 +117,7 @@ class MITSGANParameterNode:
     protectedVolume: vtkMRMLScalarVolumeNode
     targetPoint: vtkMRMLMarkupsFiducialNode
     action: Annotated[str, Choice(["inject", "remove"])] = "inject"
-    attacker: str = models.DEFAULT_ATTACKER
+    attacker: str = DEFAULT_ATTACKER
     sourceAttacked: vtkMRMLScalarVolumeNode
     protectedAttacked: vtkMRMLScalarVolumeNode
     protectionHeatmap: vtkMRMLScalarVolumeNode
@@ -490,7 +491,7 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
         """Tell whether a CT volume carries a watermark, and where that is missing.
 
         :param key: of a key file, see ``slicer_bridge.open_key``; None for the open watermark.
-        :return: a ``MITSGANLib.watermark.Check``.
+        :return: a ``MITSGANLib.watermark.checking.Check``.
         """
         return slicer_bridge.check_watermark_of_node(volumeNode, key, progress=progress, compute=self._compute)
 

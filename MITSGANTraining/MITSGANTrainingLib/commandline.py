@@ -19,7 +19,6 @@ from typing import NoReturn
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, MITSGANError
 
-from . import options as shared
 from .commands import (
     attack,
     check,
@@ -37,6 +36,7 @@ from .commands import (
     sign,
     verify,
 )
+from .commands.options import with_points
 
 COMMANDS = {
     "info": info,
@@ -59,7 +59,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
-    options = _parser().parse_args(shared.with_points(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(with_points(sys.argv[1:] if arguments is None else arguments))
     level = logging.DEBUG if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     # pydicom logs header values it finds odd; they can hold patient data, which no log may.

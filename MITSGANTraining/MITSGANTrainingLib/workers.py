@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from MITSGANLib.errors import CancelledError, DependencyError, InputError, MITSGANError
-from MITSGANLib.threads import usable_cores
+from MITSGANLib.runtime.threads import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

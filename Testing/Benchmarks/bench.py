@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from memory import FORMATS, measure_memory, write_scan
-from MITSGANLib.threads import usable_cores
+from MITSGANLib.runtime.threads import usable_cores
 from rendering import to_markdown, write_reports
 from speed import measure_speed
 from subjects import scan_or_phantom

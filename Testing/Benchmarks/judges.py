@@ -15,21 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.ctgan.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
-from MITSGANLib.judges import Judge, available_judges, load_judge
-from MITSGANLib.lungs import lung_positions, nodule_like_positions
-from MITSGANLib.protector import protect
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume, hu_from_float
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.judge import Judge, available_judges, load_judge
+from MITSGANLib.protection.protector import protect
+from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
+from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
-from MITSGANTrainingLib.evaluation.statistics import (
-    PlaceFigure,
-    area_of_places,
-    estimate_by_place,
-    share_of_places,
-)
+from MITSGANTrainingLib.evaluation.statistics import PlaceFigure, area_of_places, estimate_by_place, share_of_places
 
 NOISE_HU = 5.0
 SEED = 7

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from MITSGANLib.phantom import thorax_phantom
+from MITSGANLib.scan.phantom import thorax_phantom
 from whole_scan import run_command
 
 GIB = 1 << 30

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.budget import Budget
-from MITSGANLib.controls import equal_rmse_noise
-from MITSGANLib.ctgan.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.regions import regions_at
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import MITSGANError, TargetError
-from MITSGANLib.forgery import places_at
-from MITSGANLib.gradient import protect_by_gradient
-from MITSGANLib.lungs import lung_mask, lung_positions
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.measure.noise_controls import equal_rmse_noise
+from MITSGANLib.scan.lungs import lung_mask, lung_positions
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANTrainingLib.evaluation.gradient_search import protect_by_gradient
+from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
-from MITSGANTrainingLib.success import Jury
 
 SEED = 13
 REACH_MM = 12.0
@@ -106,7 +106,7 @@ class Bench:
             Attacked(scan.hu, *attack_patch(torch.from_numpy(scan.hu.copy()), kji, scan.spacing_kji, self.attacker))
             for scan in (clean, shown)
         )
-        middle = places_at(clean, kji).middle.index
+        middle = regions_at(clean, kji).middle.index
         own, other = (scan.part(middle).astype(float) for scan in (plain, forged))
         row.moved.append(_rms(other - own) / _rms(own - clean.hu[middle]))
         box = self.jury.box(clean.shape, clean.spacing_kji, kji)

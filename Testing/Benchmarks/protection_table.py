@@ -20,17 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from MITSGANLib.fidelity import Fidelity, measure_fidelity
-from MITSGANLib.protector import protect
-from MITSGANLib.storage import load_volume
-from MITSGANLib.threads import usable_cores
-from MITSGANTrainingLib.evaluation.statistics import (
-    PlaceFigure,
-    area_of_places,
-    estimate_by_place,
-    share_of_places,
-)
-from MITSGANTrainingLib.evaluation.study import Plan, evaluate
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.protection.protector import protect
+from MITSGANLib.runtime.threads import usable_cores
+from MITSGANTrainingLib.evaluation.evaluate import EvaluationPlan, evaluate
+from MITSGANTrainingLib.evaluation.fidelity import Fidelity, measure_fidelity
+from MITSGANTrainingLib.evaluation.statistics import PlaceFigure, area_of_places, estimate_by_place, share_of_places
 from MITSGANTrainingLib.training.run import commit
 from rendering import table, write_reports
 from speed import measure_speed
@@ -114,7 +109,7 @@ def _effect(
     options: argparse.Namespace, folder: str, protector: str, attackers: Sequence[str], targets: int
 ) -> list[dict[str, Any]]:
     """The rows of one protector, whose evaluation is kept in a folder of its own."""
-    plan = Plan(
+    plan = EvaluationPlan(
         scans=tuple(options.scans),
         output=options.out / folder,
         protectors=(protector,),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.atomic import atomic_file
+from MITSGANLib.files.atomic import atomic_file
 
 Figures = Mapping[str, Any]
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from floor import counted
-from MITSGANLib.budget import Surroundings, allowed_in_slices, apply_change
-from MITSGANLib.inference import SliceInference
-from MITSGANLib.protector import Protector, load_protector
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import Watermark
+from MITSGANLib.budget.budget import Surroundings, allowed_in_slices, apply_change
+from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.protector import Protector, load_protector
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.embedding import Watermark
 from MITSGANLib.watermark.pattern import ScanSigns
 from subjects import naive_change, papers_protector
 from timing import Case, alternate, matrix_multiplication, memory_copy

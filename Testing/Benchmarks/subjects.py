@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.budget import Budget
-from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
-from MITSGANLib.phantom import thorax_phantom
-from MITSGANLib.protector import Protector
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.budget.budget import Budget
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
+from MITSGANLib.protection.protector import Protector
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.volume import CTVolume
 from torch import nn
 
 # Wide enough that no network is stopped by it: every voxel of the body shows what the network said.

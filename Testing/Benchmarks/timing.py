@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from MITSGANLib.threads import usable_cores
+from MITSGANLib.runtime.threads import usable_cores
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.ctgan.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
-from MITSGANLib.fidelity import jpeg2000
-from MITSGANLib.lungs import lung_positions
-from MITSGANLib.protector import Protector, load_protector, protect
-from MITSGANLib.seal import Key
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import Check, WatermarkKey, check_watermark, watermark_key
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.keys.key_files import Key
+from MITSGANLib.protection.protector import Protector, load_protector, protect
+from MITSGANLib.scan.lungs import lung_positions
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.checking import Check, check_watermark
+from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
+from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
+from MITSGANTrainingLib.evaluation.jury import Jury, area_under_curve
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
-from MITSGANTrainingLib.success import Jury, area_under_curve
 from scipy import ndimage
 
 SEED = 11

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.budget import Surroundings, apply_change
-from MITSGANLib.inference import SliceInference
-from MITSGANLib.protector import load_protector
-from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.budget.budget import Surroundings, apply_change
+from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.watermark.pattern import ScanSigns
 from timing import Stages
 

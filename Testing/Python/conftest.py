@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from MITSGANLib.ctgan.attacker import Attacker
-from MITSGANLib.ctgan.chain import Inpainter
-from MITSGANLib.ctgan.equalization import Equalization
-from MITSGANLib.ctgan.networks import CTGANConfig, CTGANGenerator
-from MITSGANLib.phantom import Phantom, thorax_phantom
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.chain import Inpainter
+from MITSGANLib.attack.equalization import Equalization
+from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
+from MITSGANLib.scan.phantom import Phantom, thorax_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

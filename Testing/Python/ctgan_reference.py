@@ -1,6 +1,6 @@
 """CT-GAN's published pipeline written out in NumPy and SciPy from its described steps, for comparison with ours.
 
-Deliberately naive: whole-scan copies, explicit zooms, voxel loops. It shares no code with ``MITSGANLib.ctgan``.
+Deliberately naive: whole-scan copies, explicit zooms, voxel loops. It shares no code with ``MITSGANLib.attack``.
 """
 
 from __future__ import annotations

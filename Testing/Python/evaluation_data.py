@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.models import ModelCard, write_weights
-from MITSGANLib.phantom import thorax_phantom
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.protection.generator import Generator, GeneratorConfig
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.weights import ModelCard, write_weights
 
 
 def small_scan(seed: int = 3) -> CTVolume:

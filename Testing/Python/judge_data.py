@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from MITSGANLib import models
-from MITSGANLib.judge_networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
-from MITSGANLib.judges import View, build_network, kind_of
+from MITSGANLib import weights
+from MITSGANLib.judges.judge import Sight, build_network, kind_of
+from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 
-CUBE, SQUARES = View("cube", 32), View("squares", 24, 3)
+CUBE, SQUARES = Sight("cube", 32), Sight("squares", 24, 3)
 NETWORKS = {
     "PlainNetwork": PlainConfig(filters=4),
     "ResidualNetwork": ResidualConfig(filters=2, blocks=1),
@@ -29,9 +29,9 @@ def write_judge(
     name: str = "mine",
     question: str = "nodule",
     network: str = "PlainNetwork",
-    view: View = CUBE,
+    view: Sight = CUBE,
     **changes: object,
-) -> models.ModelCard:
+) -> weights.ModelCard:
     """An untrained judge as an installed one, its card with changes."""
     fields = {
         "name": name,
@@ -47,7 +47,7 @@ def write_judge(
         "training": {},
         "seed": 0,
     }
-    card = models.ModelCard(**fields | changes)
-    return models.write_weights(
-        folder / "judges" / f"{name}.safetensors", models.half_precision(untrained(network)), card
+    card = weights.ModelCard(**fields | changes)
+    return weights.write_weights(
+        folder / "judges" / f"{name}.safetensors", weights.half_precision(untrained(network)), card
     )

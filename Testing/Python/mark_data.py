@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from judge_data import untrained, write_judge
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
-from MITSGANLib.judges import Judge, View
-from MITSGANLib.marking import DecisionMark, MarkConfig
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.budget.budget import Budget
+from MITSGANLib.judges.judge import Judge, Sight
+from MITSGANLib.protection.diagnosis_blocking import BlockingConfig, DiagnosisBlocker
+from MITSGANLib.protection.presets import BLOCKER_KIND
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.weights import ModelCard, half_precision, write_weights
 from training_data import write_dataset
 
 EDGE = 51
@@ -86,19 +87,19 @@ def write_mark_dataset(folder: Path, volume: CTVolume) -> Path:
     return folder
 
 
-def tiny_mark(**search: object) -> DecisionMark:
+def tiny_mark(**search: object) -> DiagnosisBlocker:
     """A mark against the judge that :func:`write_mark_models` writes, three passes unless ``search`` says otherwise."""
-    judge = Judge("mine", "nodule", View("cube", 32), _trained_judge(), 0.5, "digest of mine")
-    return DecisionMark(
-        (judge,), MarkConfig(**{"passes": 3, "first_step": 0.6, "reach": 0.0, "false_mm": 32.0, **search})
+    judge = Judge("mine", "nodule", Sight("cube", 32), _trained_judge(), 0.5, "digest of mine")
+    return DiagnosisBlocker(
+        (judge,), BlockingConfig(**{"passes": 3, "first_step": 0.6, "reach": 0.0, "false_mm": 32.0, **search})
     )
 
 
-def write_mark(path: Path, mark: DecisionMark, **changes: object) -> models.ModelCard:
+def write_mark(path: Path, mark: DiagnosisBlocker, **changes: object) -> ModelCard:
     """The model file of a mark, its card with changes."""
     fields = {
         "name": path.stem,
-        "kind": models.MARK,
+        "kind": BLOCKER_KIND,
         "architecture": mark.architecture(),
         "training": {"inputs": {judge.name: judge.digest for judge in mark.judges}},
         "budget": Budget(strength_hu=40.0).to_dict(),
@@ -107,13 +108,13 @@ def write_mark(path: Path, mark: DecisionMark, **changes: object) -> models.Mode
         "figures": {},
         "seed": 0,
     }
-    return models.write_weights(path, mark.tensors(), models.ModelCard(**fields | changes))
+    return write_weights(path, mark.tensors(), ModelCard(**fields | changes))
 
 
 def write_mark_models(folder: Path) -> Path:
     """A folder of models with the judge that the recipe names; it tells balls from lung."""
     card = write_judge(folder, "mine", figures={"threshold": 0.5})
-    models.write_weights(folder / "judges" / "mine.safetensors", models.half_precision(_trained_judge()), card)
+    write_weights(folder / "judges" / "mine.safetensors", half_precision(_trained_judge()), card)
     return folder
 
 

@@ -15,24 +15,21 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from MITSGANLib.budget import Budget
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
-from MITSGANLib.files import read_file
-from MITSGANLib.integrity import (
-    find_manifest,
-    load_public_key,
-    read_manifest_file,
-    read_scan_to_verify,
-    verify_scan,
-)
-from MITSGANLib.integrity.keys import fingerprint, raw_public_key
-from MITSGANLib.seal import Key, read_key_file, restore
+from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.files.volume_files import read_file
+from MITSGANLib.keys.key_files import Key, read_key_file
+from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
+from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.seal.container import open_container
-from MITSGANLib.seal.parts import unpack
-from MITSGANLib.storage import load_volume, save_volume
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import OPEN_KEY, embed_watermark, watermark_key
-from MITSGANLib.watermark.pattern import Grid, ScanSigns
+from MITSGANLib.seal.packing import unpack
+from MITSGANLib.seal.sealing import restore
+from MITSGANLib.signature.contents import read_contents_to_verify
+from MITSGANLib.signature.manifest import read_manifest_file
+from MITSGANLib.signature.verification import find_manifest, verify_scan
+from MITSGANLib.watermark.embedding import embed_watermark
+from MITSGANLib.watermark.pattern import OPEN_KEY, Grid, ScanSigns, watermark_key
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 ORIGINAL, KEY_FILE, SIGNER = VECTORS / "original.nrrd", VECTORS / "key.txt", VECTORS / "signer.pub.pem"
@@ -214,7 +211,7 @@ def test_another_key_restores_nothing(scan, tmp_path):
 
 @pytest.mark.parametrize("scan", SCANS)
 def test_a_signed_scan_is_intact(scan):
-    found = read_scan_to_verify(VECTORS / scan)
+    found = read_contents_to_verify(VECTORS / scan)
     signed = find_manifest(found)
     assert signed.manifest.fingerprint == fingerprint(raw_public_key(load_public_key(SIGNER)))
     assert verify_scan(found, signed).is_intact
@@ -227,7 +224,7 @@ def test_a_changed_voxel_of_a_file_is_found(folder, tmp_path):
     hu[1, 40, 8] += 1
     save_volume(volume.with_hu(hu), tmp_path / "scan.nrrd")
     found = verify_scan(
-        read_scan_to_verify(tmp_path / "scan.nrrd"),
+        read_contents_to_verify(tmp_path / "scan.nrrd"),
         read_manifest_file(VECTORS / folder / "scan.nrrd.manifest.json"),
     )
     assert [finding.kind for finding in found.findings] == ["voxels"]
@@ -243,7 +240,7 @@ def test_a_changed_voxel_of_dicom_is_found(folder, tmp_path):
     pixels[0] ^= 1
     dataset.PixelData = bytes(pixels)
     dataset.save_as(path)
-    scan = read_scan_to_verify(tmp_path / "series")
+    scan = read_contents_to_verify(tmp_path / "series")
     found = verify_scan(scan, find_manifest(scan))
     assert [finding.kind for finding in found.findings] == ["voxels"]
     assert list(found.changed_boxes()) == [(2, slice(0, 32), slice(0, 32))]

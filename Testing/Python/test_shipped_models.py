@@ -10,14 +10,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from MITSGANLib import devices
-from MITSGANLib.budget import allowed_in_slices, apply_change, body_mask
-from MITSGANLib.ctgan.attacker import simulate_attack, tampered_box
-from MITSGANLib.inference import SliceInference
-from MITSGANLib.lungs import lung_mask, nodule_like_positions
-from MITSGANLib.protector import load_protector, protect
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.attack.attacker import simulate_attack, tampered_box
+from MITSGANLib.budget.body import body_mask
+from MITSGANLib.budget.budget import allowed_in_slices, apply_change
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.protector import load_protector, protect
+from MITSGANLib.runtime import devices
+from MITSGANLib.scan.lungs import lung_mask, nodule_like_positions
+from MITSGANLib.scan.volume import CTVolume
 
 
 @pytest.fixture(scope="module")

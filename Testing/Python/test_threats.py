@@ -20,11 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu
-from MITSGANLib.ctgan.attacker import simulate_attack
-from MITSGANLib.dicom.private_block import get_entry, set_entry
-from MITSGANLib.integrity import Signers, load_signing_key, read_scan_to_verify, sign_scan
-from MITSGANLib.integrity.digital_signature import DicomSigner, verify_images
-from MITSGANLib.storage import load_volume, save_volume
+from MITSGANLib.attack.attacker import simulate_attack
+from MITSGANLib.files.dicom.private_block import get_entry, set_entry
+from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.keys.signing_keys import load_signing_key
+from MITSGANLib.signature.contents import read_contents_to_verify
+from MITSGANLib.signature.dicom.digital_signature import DicomSigner, verify_images
+from MITSGANLib.signature.signing import Signers, sign_scan
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
 from pydicom.uid import JPEG2000, JPEGLSLossless, RLELossless
@@ -231,4 +233,4 @@ def test_a_forger_who_signs_is_unknown(clinic, copy, tmp_path):
     assert main(["sign", str(copy), str(tmp_path / "forged"), "--key", str(tmp_path / "forger.pem")]) == 0
     assert verify(tmp_path / "forged", clinic, "--json", str(tmp_path / "result.json")) == UNKNOWN
     assert json.loads((tmp_path / "result.json").read_text())["verdict"] == "intact, unknown signer"
-    assert not verify_images(read_scan_to_verify(tmp_path / "forged").files).signed
+    assert not verify_images(read_contents_to_verify(tmp_path / "forged").files).signed

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from MITSGANLib.errors import InputError
-from MITSGANLib.threads import usable_cores
+from MITSGANLib.runtime.threads import usable_cores
 from MITSGANTrainingLib.workers import run_all
 
 

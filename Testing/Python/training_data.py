@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.ctgan.attacker import Attacker, own_tensors
-from MITSGANLib.lungs import lung_positions, nodule_like_positions
-from MITSGANLib.volume import CTVolume
+from MITSGANLib import weights
+from MITSGANLib.attack.attacker import Attacker, own_tensors
+from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
+from MITSGANLib.scan.volume import CTVolume
 
 EDGE = 40
 
@@ -51,9 +51,9 @@ def write_untrained_attackers(folder: Path, attackers: Mapping[str, Attacker]) -
         architecture = {"class": "CTGANGenerator", "config": dataclasses.asdict(painter.generator.config)}
         texts = dict.fromkeys(("description", "limits", "command", "commit"), "")
         tables = {"data": {}, "training": {}, "figures": {}, "architecture": architecture}
-        card = models.ModelCard(name="untrained", kind=role, seed=0, **texts, **tables)
+        card = weights.ModelCard(name="untrained", kind=role, seed=0, **texts, **tables)
         path = folder / "attackers" / "untrained" / f"{role}.safetensors"
-        models.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
+        weights.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
 
 
 def _write_scan(folder: Path, patient: str, volume: CTVolume) -> dict:

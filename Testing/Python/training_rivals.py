@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from MITSGANLib import models
-from MITSGANLib.ctgan.attacker import Attacker, own_tensors
-from MITSGANLib.volume import CTVolume
-from MITSGANTrainingLib.samples import Dataset
+from MITSGANLib import weights
+from MITSGANLib.attack.attacker import Attacker, own_tensors
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.engine import Step, Task, Trainer
 from MITSGANTrainingLib.training.inputs import Inputs
@@ -35,11 +35,11 @@ class Bench:
             painter = attackers[action].inpainter
             architecture = {"class": "CTGANGenerator", "config": dataclasses.asdict(painter.generator.config)}
             words = dict.fromkeys(("description", "limits", "command", "commit"), "")
-            card = models.ModelCard(
+            card = weights.ModelCard(
                 "untrained", role, architecture=architecture, data={}, training={}, figures={}, seed=0, **words
             )
             path = folder / "models" / "attackers" / "untrained" / f"{role}.safetensors"
-            models.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
+            weights.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
         path = folder / "tiny.toml"
         path.write_text(recipe)
         return cls(folder, path)

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from MITSGANLib.generator import Generator, GeneratorConfig
-from MITSGANLib.models import ModelCard, write_weights
-from MITSGANTrainingLib.inventory import RECORDS, SUMMARY
+from MITSGANLib.protection.generator import Generator, GeneratorConfig
+from MITSGANLib.weights import ModelCard, write_weights
+from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY
 
 
 def write_protector(folder: Path) -> str:

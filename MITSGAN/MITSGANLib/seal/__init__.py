@@ -9,19 +9,3 @@
 ``sealing``           writing a protected scan with its seal, and restoring it
 ====================  =======================================================================
 """
-
-from .keys import Key, generate_key, passphrase_key, read_key_file, write_key_file
-from .sealing import SEAL_SUFFIX, Restored, check_sealed_output, restore, save_sealed
-
-__all__ = [
-    "SEAL_SUFFIX",
-    "Key",
-    "Restored",
-    "check_sealed_output",
-    "generate_key",
-    "passphrase_key",
-    "read_key_file",
-    "restore",
-    "save_sealed",
-    "write_key_file",
-]

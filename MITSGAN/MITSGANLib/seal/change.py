@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..errors import InputError
-from .parts import Reader, pack, unpack
+from .packing import Reader, pack, unpack
 
 # Limits in HU between classes of tissue, fine where the change that a budget allows depends on the HU (see ``budget``).
 # These and the numbers below are part of the format: with others, earlier seals do not open.

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import InputError
-from .keys import SALT_BYTES, Key, ScryptCost, require_cryptography, seal_key
+from ..keys.key_files import SALT_BYTES, Key, ScryptCost, require_cryptography, seal_key
 
 MARK = b"MITSGAN seal 1\n"
 NONCE_BYTES, TAG_BYTES = 12, 16

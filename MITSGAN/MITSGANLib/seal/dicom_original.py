@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dicom.derive import keep_lossy_history
-from ..dicom.frames import Frame, frames_of
-from ..dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_header
-from ..dicom.pixels import decode_stored, to_int16_hu
-from ..dicom.write import set_pixels
 from ..errors import InputError
-from ..volume import VolumeWarning
+from ..files.dicom.derive import keep_lossy_history
+from ..files.dicom.frames import Frame, frames_of
+from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_header
+from ..files.dicom.pixels import decode_stored, to_int16_hu
+from ..files.dicom.write import set_pixels
+from ..scan.volume import VolumeWarning
 from .change import decode_change, encode_change
 from .known_signs import as_record, from_record, signs_of_slices
-from .parts import Reader, pack, unpack
+from .packing import Reader, pack, unpack
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -18,12 +18,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, OutputError
-from ..files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata
-from ..plausibility import to_hu
-from ..volume import CTVolume
+from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata
+from ..scan.plausibility import to_hu
+from ..scan.volume import CTVolume
 from .change import decode_change, encode_change
 from .known_signs import as_record, from_record, signs_of_slices
-from .parts import pack, unpack
+from .packing import pack, unpack
 
 if TYPE_CHECKING:
     from ..watermark.pattern import ScanSigns

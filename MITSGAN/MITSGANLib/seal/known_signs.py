@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..volume import PROTECTION, CTVolume
+from ..scan.volume import PROTECTION, CTVolume
 
 if TYPE_CHECKING:
     # Not at run time: the watermark takes its keys from this package.

@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import dicom, files
-from ..atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
-from ..dicom.headers import quiet_pydicom, read_dataset
-from ..dicom.private_block import cut_shares, get_entry, join_shares, set_entry
-from ..dicom.write import refuse_foreign_files
 from ..errors import InputError, OutputError
-from ..storage import check_output, is_dicom_output
-from ..volume import CTVolume, VolumeWarning
+from ..files import volume_files
+from ..files.atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
+from ..files.dicom.headers import quiet_pydicom, read_dataset
+from ..files.dicom.private_block import cut_shares, get_entry, join_shares, set_entry
+from ..files.dicom.series import choose_series, scan_dicom
+from ..files.dicom.write import refuse_foreign_files, write_series
+from ..files.storage import check_output, is_dicom_output
+from ..keys.key_files import Key, ScryptCost, require_cryptography
+from ..scan.volume import CTVolume, VolumeWarning
 from . import dicom_original, file_original
 from .container import close_container, open_container, read_identity
 from .dicom_original import StoredFile
 from .file_original import StoredImage
-from .keys import Key, ScryptCost, require_cryptography
 from .known_signs import signs_in
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ def save_sealed(
     check_sealed_output(protected, path, overwrite=overwrite)
     if not is_dicom_output(path):
         with atomic_file(path, overwrite=overwrite) as temporary:
-            files.write_file(protected, temporary, progress=progress)
-            written = files.read_file(temporary)
+            volume_files.write_file(protected, temporary, progress=progress)
+            written = volume_files.read_file(temporary)
             payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
             file_original.restored_image(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
             seal_file(temporary).write_bytes(container)
         return ()
     with atomic_folder(path, overwrite=overwrite) as temporary:
-        warnings = dicom.write_series(protected, temporary, progress=progress)
+        warnings = write_series(protected, temporary, progress=progress)
         originals = [Path(file) for file in original.provenance.dicom_files]
         _seal_series(originals, sorted(temporary.iterdir()), key, cost, signs_in(protected, watermark))
     return warnings
@@ -141,7 +142,7 @@ def restore(
     """
     require_cryptography()
     path, destination = Path(path), Path(destination)
-    if path.is_file() and files.format_of(path):
+    if path.is_file() and volume_files.format_of(path):
         if series is not None:
             raise InputError(f"{path} is one volume and has no series to choose; leave --series out.")
         return _restore_file(path, destination, key, Path(seal) if seal else seal_file(path), overwrite)
@@ -184,7 +185,7 @@ def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite
     except OSError as error:
         raise InputError(f"{seal} cannot be read ({error.strerror}); check its permissions.") from error
     _require_kind(read_identity(container), file_original.KIND)
-    volume = files.read_file(path)
+    volume = volume_files.read_file(path)
     sealed, payload = open_container(container, key)
     if not file_original.is_same(volume, sealed):
         raise InputError(_CHANGED)
@@ -192,7 +193,7 @@ def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite
     with atomic_file(destination, overwrite=overwrite) as temporary:
         image.write(temporary)
     digest = hashlib.sha256(image.values.astype(image.values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return Restored(files.format_of(destination).name, 1, digest.hexdigest())
+    return Restored(volume_files.format_of(destination).name, 1, digest.hexdigest())
 
 
 def _restore_series(
@@ -203,7 +204,7 @@ def _restore_series(
     _refuse_itself(destination, path)
     refuse_existing_folder(destination, overwrite)
     refuse_foreign_files(destination)
-    found = dicom.choose_series(dicom.scan_dicom(path, progress), series)
+    found = choose_series(scan_dicom(path, progress), series)
     container, paths = _collected([header.path for header in found.images])
     _require_kind(read_identity(container), dicom_original.KIND)
     protected = [StoredFile.read(file) for file in paths]

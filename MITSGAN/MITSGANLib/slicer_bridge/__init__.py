@@ -1,19 +1,38 @@
 """All of the library that imports ``slicer``: what the panel shows, as MRML nodes, and back.
 
-``volumes`` exchanges volume nodes and :class:`~MITSGANLib.volume.CTVolume`, ``inspection`` says whether a node looks
-like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables`` the
-metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked point.
-``operations`` is what the module does with nodes, ``locks`` what it does with keys and signatures, ``watermarks`` with
-keyed watermarks, ``change_map`` shows what either found, ``privacy`` keeps paths out of errors, ``packages`` is what it
-installs, ``self_test`` its test within Slicer. Only ``panel``, the sections of its panel, imports ``qt``.
+``volumes`` exchanges volume nodes and :class:`~MITSGANLib.scan.volume.CTVolume`, ``inspection`` says whether a node
+looks like CT, ``dicom_source`` finds the original files of a node, ``differences`` makes heatmap overlays, ``tables``
+the metrics table and the plot, ``comparison`` all of these together, ``layout`` the views, ``targets`` the clicked
+point. ``operations`` is what the module does with nodes, ``keys_and_seals`` what it does with keys, seals and
+signatures, ``watermarks`` with watermarks. ``change_map`` shows what either found, ``privacy`` keeps paths out of
+errors, ``packages`` is what it installs, ``self_test`` its test within Slicer. Only ``panel``, the sections of its
+panel, imports ``qt``.
 """
 
-from ..seal.keys import is_private
+from ..keys.key_files import is_private
+from ..measure.attack_effect import ComparedPair
 from .change_map import CHANGE_MAP_ATTRIBUTE, set_changes_visible, show_changes
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
 from .differences import difference_node, set_difference_threshold
 from .inspection import Inspection, inspect_node
+from .keys_and_seals import (
+    Locks,
+    ScanOnDisk,
+    SignatureCheck,
+    change_nodes,
+    check_scan,
+    key_identity,
+    make_key_file,
+    make_signing_key_file,
+    may_be_on_disk,
+    open_key,
+    open_locks,
+    public_key_identity,
+    restore_scan,
+    scan_of_node,
+    signing_key_identity,
+)
 from .layout import (
     COMPARISON_LAYOUT,
     VIEWS,
@@ -32,23 +51,6 @@ from .layout import (
     show_table,
     show_volume,
 )
-from .locks import (
-    Checked,
-    Locks,
-    ScanOnDisk,
-    change_nodes,
-    check_scan,
-    key_identity,
-    make_key_file,
-    make_signing_key_file,
-    may_be_on_disk,
-    open_key,
-    open_locks,
-    public_key_identity,
-    restore_scan,
-    scan_of_node,
-    signing_key_identity,
-)
 from .operations import (
     attack_nodes,
     compare_nodes,
@@ -65,7 +67,7 @@ from .operations import (
 )
 from .packages import are_installed, ensure_key_packages, ensure_packages
 from .privacy import path_kept_from_log, paths_kept_from_log
-from .tables import Finding, metrics_table, rmse_chart, slice_of_point, table_text
+from .tables import metrics_table, rmse_chart, slice_of_point, table_text
 from .targets import (
     has_target,
     interaction_node,
@@ -112,12 +114,12 @@ __all__ = [
     "STEPS_ATTRIBUTE",
     "SYNTHETIC_ATTRIBUTE",
     "VIEWS",
-    "Checked",
+    "ComparedPair",
     "ComparisonNodes",
-    "Finding",
     "Inspection",
     "Locks",
     "ScanOnDisk",
+    "SignatureCheck",
     "are_installed",
     "attack_nodes",
     "change_nodes",

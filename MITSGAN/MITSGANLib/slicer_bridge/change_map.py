@@ -9,9 +9,8 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from ..integrity import MAP_VALUES
-from ..integrity.verification import CHANGED_TILE, INTACT, MISSING_SLICE, WRONG_SLICE
-from ..volume import CTVolume, lps_from_ras
+from ..scan.volume import CTVolume, lps_from_ras
+from ..signature.verification import CHANGED_TILE, INTACT, MAP_VALUES, MISSING_SLICE, WRONG_SLICE
 from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, show_labels
 from .volumes import ras_on_grid
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import slicer
 from slicer.i18n import tr as _
 
-from ..effect import Effect
+from ..measure.attack_effect import Effect
 from .differences import difference_node
 from .tables import metrics_table, rmse_chart
 

@@ -12,10 +12,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import MITSGANError, OutputError
-from ..volume import CTVolume
+from ..scan.volume import CTVolume
 
 if TYPE_CHECKING:
-    from ..dicom.series import DicomSeries
+    from ..files.dicom.series import DicomSeries
 
 # Slicer's DICOM module writes this attribute to every volume that it loads.
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
@@ -62,15 +62,15 @@ def declared_padding_hu(node: slicer.vtkMRMLScalarVolumeNode) -> int | None:
 
 @functools.lru_cache(maxsize=8)
 def _padding_of_files(files: tuple[Path, ...]) -> int | None:
-    from ..dicom.read import declared_padding_hu as declared
-    from ..dicom.read import stack_series
+    from ..files.dicom.read import declared_padding_hu as declared
+    from ..files.dicom.read import stack_series
 
     return declared(stack_series(_series(files)).frames)
 
 
 def _series(files: Sequence[Path]) -> DicomSeries:
-    from ..dicom.headers import read_header
-    from ..dicom.series import DicomSeries
+    from ..files.dicom.headers import read_header
+    from ..files.dicom.series import DicomSeries
 
     headers = tuple(header for file in files if (header := read_header(file)))
     if not headers:
@@ -83,8 +83,8 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
 
     :raises OutputError: when the files do not form the series that the volume shows.
     """
-    from ..dicom.frames import slices_by_file
-    from ..dicom.read import stack_series
+    from ..files.dicom.frames import slices_by_file
+    from ..files.dicom.read import stack_series
 
     original = _series(files)
     stack = stack_series(original)

@@ -14,8 +14,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError
-from ..heatmap import color_limit
-from ..volume import CTVolume
+from ..report.pictures import color_limit
+from ..scan.volume import CTVolume
 from .volumes import DIFFERENCE_ATTRIBUTE, node_from_volume, volume_from_node
 
 _SLICES_FOR_LIMIT = 32

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 
-from ..budget import estimate_noise
+from ..budget.noise import estimate_noise
 from ..errors import InputError
 from .volumes import ct_from_node
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import slicer
 from slicer.i18n import tr as _
 
-from ..heatmap import Window
+from ..scan.windows import Window
 from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel
 
 # Custom layouts need a number of their own; Slicer's are below 100.
@@ -25,7 +25,7 @@ _ZOOM_MM = 120.0
 
 
 @dataclass(frozen=True)
-class View:
+class SliceView:
     """One slice view of the comparison: its name in MRML and the color of its bar."""
 
     tag: str
@@ -37,10 +37,10 @@ def _hex(rgb: Sequence[float]) -> str:
 
 
 VIEWS = {
-    "source": View("MITSGANSource", "#7a8793"),
-    "protected": View("MITSGANProtected", "#2f80c3"),
-    "source attacked": View("MITSGANSourceAttacked", _hex(SIMULATED_ATTACK_COLOR)),
-    "protected attacked": View("MITSGANProtectedAttacked", _hex(SIMULATED_ATTACK_COLOR)),
+    "source": SliceView("MITSGANSource", "#7a8793"),
+    "protected": SliceView("MITSGANProtected", "#2f80c3"),
+    "source attacked": SliceView("MITSGANSourceAttacked", _hex(SIMULATED_ATTACK_COLOR)),
+    "protected attacked": SliceView("MITSGANProtectedAttacked", _hex(SIMULATED_ATTACK_COLOR)),
 }
 
 

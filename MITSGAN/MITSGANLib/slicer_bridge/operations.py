@@ -15,15 +15,15 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..effect import Finding
 from ..errors import InputError, OutputError
-from ..files import SUFFIXES, format_of
-from ..heatmap import LUNG, MEDIASTINUM
-from ..volume import CTVolume
+from ..files.volume_files import SUFFIXES, format_of
+from ..measure.attack_effect import ComparedPair
+from ..scan.volume import CTVolume
+from ..scan.windows import LUNG, MEDIASTINUM
 from .comparison import ComparisonNodes, comparison_nodes
 from .dicom_source import dicom_files_of, with_dicom_source
+from .keys_and_seals import Locks, file_behind, new_output, save_locked, stale_companions
 from .layout import VIEWS, set_window, show_in_ordinary_views
-from .locks import Locks, file_behind, new_output, save_locked, stale_companions
 from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
@@ -51,7 +51,7 @@ def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slice
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
 
     def work(_report: Any) -> CTVolume:
-        from ..phantom import thorax_phantom
+        from ..scan.phantom import thorax_phantom
 
         return thorax_phantom().volume
 
@@ -67,13 +67,13 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
 
     :raises DependencyError: when the device is not there; nothing falls back silently.
     """
-    from .. import devices
+    from ..runtime import devices
 
     where = devices.resolve_device(device)
     words = devices.describe_device(where)
     if volume is None:
         return words, None
-    from ..duration import seconds_to_protect
+    from ..protection.duration import seconds_to_protect
 
     return words, seconds_to_protect(volume, model, where)
 
@@ -92,7 +92,7 @@ def protect_node(
 
     def work(report: Any) -> CTVolume:
         # Imports torch, which the panel may have installed only now.
-        from .. import protector
+        from ..protection import protector
 
         # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
         return protector.protect(
@@ -124,7 +124,7 @@ def attack_nodes(
     kji = voxel_from_ras(source_node, ras)
 
     def work(report: Any) -> list[CTVolume]:
-        from ..ctgan.attacker import simulate_attack
+        from ..attack.attacker import simulate_attack
 
         ready = _attacker(attacker, action)
         attacked = []
@@ -164,8 +164,8 @@ def compare_nodes(
     scans = [*_pair(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
 
     def work(report: Any) -> Any:
-        from ..effect import measure_effect
-        from ..perceptual import load_lpips
+        from ..measure.attack_effect import measure_effect
+        from ..measure.lpips_distance import load_lpips
 
         return measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
 
@@ -186,13 +186,13 @@ def measure_nodes(
     reference, other = ct_from_node(reference_node), ct_from_node(other_node)
 
     def work(report: Any) -> Any:
-        from ..metrics import compare
+        from ..measure.metrics import compare
 
         return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
 
     comparison = compute(work, progress)
     require_in_scene(reference_node, other_node)
-    finding = Finding(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
+    finding = ComparedPair(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
     return metrics_table([finding], _("{name} evaluation").format(name=other_node.GetName()))
 
 
@@ -300,10 +300,11 @@ def save_report(
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
     def work(report: Any) -> None:
-        from .. import devices
-        from .. import report as reports
-        from ..demonstration import Target, demonstrate
-        from ..recorded import protector_of
+        from ..protection.recorded_protector import protector_of
+        from ..report import page as reports
+        from ..report.demonstration import demonstrate
+        from ..runtime import devices
+        from ..scan.targets import Target
 
         demonstration = demonstrate(
             volume,
@@ -323,7 +324,7 @@ def save_report(
 
 
 def _attacker(attacker: Any, action: str) -> Any:
-    from ..ctgan.attacker import Attacker, load_attacker
+    from ..attack.attacker import Attacker, load_attacker
 
     return attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
 

@@ -15,14 +15,14 @@ import numpy as np
 import slicer
 import vtk
 
-from .. import phantom
 from ..errors import CancelledError
-from ..files import read_file, write_file
-from ..heatmap import LUNG
-from ..seal import Key, write_key_file
-from ..volume import CTVolume, ProcessingStep
+from ..files.volume_files import read_file, write_file
+from ..keys.key_files import Key, write_key_file
+from ..scan import phantom
+from ..scan.volume import CTVolume, ProcessingStep
+from ..scan.windows import LUNG
+from .keys_and_seals import ScanOnDisk, make_key_file, make_signing_key_file, open_key, open_locks
 from .layout import VIEWS, restore_layout, show_comparison
-from .locks import ScanOnDisk, make_key_file, make_signing_key_file, open_key, open_locks
 from .packages import are_installed
 from .volumes import (
     PROTECTED_ATTRIBUTE,

@@ -11,17 +11,19 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..effect import ATTACK_ON_PROTECTED, Finding
+from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ComparedPair
 
 if TYPE_CHECKING:
-    from ..watermark import Place
+    from ..watermark.places import Place
 
 COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
 _SLICE_COLUMN = "Slice"
 _SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
 
 
-def metrics_table(findings: Sequence[Finding], name: str, watermark: Place | None = None) -> slicer.vtkMRMLTableNode:
+def metrics_table(
+    findings: Sequence[ComparedPair], name: str, watermark: Place | None = None
+) -> slicer.vtkMRMLTableNode:
     """A new table node with one row for each metric of each finding; where there is no figure, the reason.
 
     :param watermark: what is left of it at the target after the attack, for two rows more.
@@ -92,7 +94,7 @@ def slice_of_point(series_node: slicer.vtkMRMLPlotSeriesNode, point: int) -> int
     return int(column.GetValue(point))
 
 
-def _rows(finding: Finding) -> list[tuple[str, ...]]:
+def _rows(finding: ComparedPair) -> list[tuple[str, ...]]:
     comparison = finding.comparison
     return [
         (
@@ -120,7 +122,7 @@ def _watermark_rows(place: Place) -> list[tuple[str, ...]]:
         ("watermark expected", place.expected, "what would be "),
     )
     return [
-        (ATTACK_ON_PROTECTED, where, name, _text(value), "sd", "", "", words + definition)
+        (ATTACK_ON_PROTECTED_PAIR, where, name, _text(value), "sd", "", "", words + definition)
         for name, value, words in figures
     ]
 

@@ -17,9 +17,9 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from .. import plausibility
 from ..errors import CancelledError, InputError, TargetError
-from ..volume import (
+from ..scan import plausibility
+from ..scan.volume import (
     HU_MAX,
     HU_MIN,
     PROTECTION,

@@ -18,9 +18,9 @@ from .change_map import LEGEND_MISSING, LEGEND_UNTOLD, change_map_node, watermar
 from .volumes import ct_from_node, node_from_volume, require_in_scene
 
 if TYPE_CHECKING:
-    from ..seal import Key
-    from ..volume import CTVolume
-    from ..watermark import Check
+    from ..keys.key_files import Key
+    from ..scan.volume import CTVolume
+    from ..watermark.checking import Check
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def watermark_node(
     volume = ct_from_node(node)
 
     def work(report: Any) -> CTVolume:
-        from ..watermark import embed_watermark, watermark_key
+        from ..watermark.embedding import embed_watermark
+        from ..watermark.pattern import watermark_key
 
         return embed_watermark(volume, watermark_key(key), progress=report)
 
@@ -67,7 +68,8 @@ def check_watermark_of_node(
     volume = ct_from_node(node)
 
     def work(report: Any) -> Check:
-        from ..watermark import OPEN_KEY, check_watermark, watermark_key
+        from ..watermark.checking import check_watermark
+        from ..watermark.pattern import OPEN_KEY, watermark_key
 
         def in_slices(done: int, total: int) -> None:
             if report:
@@ -89,7 +91,7 @@ def missing_watermark_node(
 
 
 def _labels(check: Check) -> CTVolume:
-    from ..watermark import ALTERED, UNKNOWN
+    from ..watermark.checking import ALTERED, UNKNOWN
 
     # Where no watermark belongs, as in air, there is nothing to tell.
     untold = (check.classes == UNKNOWN) & (check.expected[0] > 0)

@@ -15,27 +15,3 @@ has: it shows forgeries by whoever does not know of it.
 ``places``     what is left of it at one place that is asked about
 =============  =============================================================================
 """
-
-from .checking import ALTERED, MARKED, UNKNOWN, Check, Region, check_place, check_watermark
-from .embedding import DEFAULT_BUDGET, Watermark, embed_watermark, recorded_budget
-from .pattern import OPEN_KEY, TILE, WatermarkKey, watermark_key
-from .places import Place
-
-__all__ = [
-    "ALTERED",
-    "DEFAULT_BUDGET",
-    "MARKED",
-    "OPEN_KEY",
-    "TILE",
-    "UNKNOWN",
-    "Check",
-    "Place",
-    "Region",
-    "Watermark",
-    "WatermarkKey",
-    "check_place",
-    "check_watermark",
-    "embed_watermark",
-    "recorded_budget",
-    "watermark_key",
-]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..budget import Budget
+from ..budget.budget import Budget
 from ..errors import TargetError
-from ..volume import CTVolume, Provenance
+from ..scan.volume import CTVolume, Provenance
 from .embedding import DEFAULT_BUDGET, recorded_budget
 from .pattern import OPEN_KEY, Grid, WatermarkKey
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
@@ -38,7 +38,7 @@ _SMALLEST_MM3 = 150.0
 
 
 @dataclass(frozen=True)
-class Region:
+class MissingRegion:
     """A place where the watermark is missing.
 
     :param kji: voxel (slice, row, column) in its middle.
@@ -77,7 +77,7 @@ class Check:
     seen: np.ndarray
     expected: np.ndarray
     classes: np.ndarray
-    regions: tuple[Region, ...]
+    regions: tuple[MissingRegion, ...]
 
     @property
     def is_found(self) -> bool:
@@ -161,7 +161,7 @@ def check_watermark(
     evidence = [deviations(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]
     seen, expected = (np.stack(values) for values in zip(*evidence, strict=True))
     classes = np.zeros(sums.full.shape, np.uint8)
-    regions: tuple[Region, ...] = ()
+    regions: tuple[MissingRegion, ...] = ()
     if sd >= FOUND_SD and gain >= _DEGRADED_GAIN:
         telling = (expected >= _TELLING) & (expected[0] > 0)
         missing = telling & (seen < np.maximum(_MISSING_SD, _MISSING_SHARE * expected))
@@ -202,7 +202,7 @@ def _without_specks(missing: np.ndarray, block_mm3: float) -> np.ndarray:
     return sizes[labels] >= _SMALLEST_MM3
 
 
-def _regions(volume: CTVolume, missing: np.ndarray, share: np.ndarray) -> tuple[Region, ...]:
+def _regions(volume: CTVolume, missing: np.ndarray, share: np.ndarray) -> tuple[MissingRegion, ...]:
     from scipy import ndimage
 
     labels, _ = ndimage.label(missing, np.ones((3, 3, 3)))
@@ -219,5 +219,5 @@ def _regions(volume: CTVolume, missing: np.ndarray, share: np.ndarray) -> tuple[
             size[axis] *= BLOCK
         size_mm = tuple(round(float(n * step), 1) for n, step in zip(size, volume.spacing_kji, strict=True))
         lps = tuple(round(float(value), 1) for value in volume.voxel_to_lps(kji))
-        found.append((here.sum(), Region(tuple(kji), lps, size_mm, round(float(share[box][here].min()), 3))))
+        found.append((here.sum(), MissingRegion(tuple(kji), lps, size_mm, round(float(share[box][here].min()), 3))))
     return tuple(region for _, region in sorted(found, key=lambda pair: -pair[0]))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget import Budget, Surroundings, apply_change
-from ..hounsfield import HIGHEST_HU, LOWEST_HU
-from ..threads import map_slices, slabs
-from ..volume import PROTECTION, CTVolume, ProcessingStep
+from ..budget.budget import Budget, Surroundings, apply_change
+from ..runtime.threads import map_slices, slabs
+from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU
+from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
 from .pattern import OPEN_KEY, VERSION, ScanSigns, WatermarkKey
 
 Progress = Callable[[int, int], None]

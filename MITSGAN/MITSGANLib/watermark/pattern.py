@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..seal.keys import Key, derive
-from ..volume import CTVolume
+from ..keys.key_files import Key, derive
+from ..scan.volume import CTVolume
 
 VERSION = 1
 """Version of the signs and of all that they depend on, for seals and provenance. A record without one is of version 1.

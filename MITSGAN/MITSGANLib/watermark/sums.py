@@ -16,20 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget import Budget, allowed_in_slices
-from ..threads import each_slice
-from ..volume import CTVolume
-from .pattern import (
-    TILE,
-    Grid,
-    SlicePlace,
-    WatermarkKey,
-    block_sums,
-    grid_secret,
-    layers,
-    signs,
-    tile_levels,
-)
+from ..budget.budget import Budget, allowed_in_slices
+from ..runtime.threads import each_slice
+from ..scan.volume import CTVolume
+from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, signs, tile_levels
 from .whitening import whitening_kernel
 
 Progress = Callable[[int, int], None]

@@ -14,23 +14,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.budget import Budget
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError, OutputError, TargetError
-from MITSGANLib.files import check_file_output, write_file
-from MITSGANLib.protector import load_protector
-from MITSGANLib.seal import read_key_file
-from MITSGANLib.storage import is_dicom_output, load_volume
-from MITSGANLib.watermark import (
-    OPEN_KEY,
-    Check,
-    Place,
-    WatermarkKey,
-    check_watermark,
-    recorded_budget,
-    watermark_key,
-)
+from MITSGANLib.files.storage import is_dicom_output, load_volume
+from MITSGANLib.files.volume_files import check_file_output, write_file
+from MITSGANLib.keys.key_files import read_key_file
+from MITSGANLib.protection.protector import load_protector
+from MITSGANLib.watermark.checking import Check, check_watermark
+from MITSGANLib.watermark.embedding import recorded_budget
+from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
+from MITSGANLib.watermark.places import Place
 
-from .. import options as shared
+from .options import (
+    add_input,
+    add_json,
+    add_overwrite,
+    add_series,
+    add_target,
+    note_warnings,
+    progress_bar,
+    say,
+    target_voxel,
+    write_json,
+)
 
 ALTERED, NOT_FOUND = 7, 8
 _MOST_REGIONS = 12
@@ -45,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Paragraphs stay paragraphs.
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXIT_CODES
-    shared.add_input(parser)
-    shared.add_series(parser)
+    add_input(parser)
+    add_series(parser)
     parser.add_argument(
         "--watermark",
         metavar="KEYFILE",
@@ -59,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NRRD and MetaImage do, else default)",
     )
     parser.add_argument("--strength-hu", type=float, metavar="HU", help="the strength, likewise")
-    shared.add_target(parser, required=False)
+    add_target(parser, required=False)
     parser.add_argument(
         "--map",
         metavar="FILE",
         help="write a label map: 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...",
     )
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    add_overwrite(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,15 +80,15 @@ def run(options: argparse.Namespace) -> int:
         raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
     key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
     budget = _budget(options, key)
-    with shared.progress_bar("Reading", "slice") as progress:
+    with progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
-    shared.note_warnings(volume)
+    note_warnings(volume)
     if options.map:
         check_file_output(volume, options.map, overwrite=options.overwrite)
-    kji = shared.target_voxel(options, volume)
+    kji = target_voxel(options, volume)
     if kji is not None and not volume.contains(kji):
         raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
-    with shared.progress_bar("Checking", "slice") as progress:
+    with progress_bar("Checking", "slice") as progress:
         check = check_watermark(volume, key, budget=budget, progress=progress)
     place = None if kji is None else check.at(kji)
     if options.json != "-":
@@ -90,14 +96,14 @@ def run(options: argparse.Namespace) -> int:
         is_known = budget is not None or recorded_budget(volume) is not None
         _say(check, is_open=options.watermark is None, made="it was made" if is_known else "the default makes it")
         if place is not None:
-            shared.say(f"Voxel {kji}: {place.words}")
+            say(f"Voxel {kji}: {place.words}")
     if options.map:
         write_file(check.class_volume(), options.map, overwrite=options.overwrite)
         if options.json != "-":
-            shared.say(f"Wrote {options.map}")
+            say(f"Wrote {options.map}")
     kind = "keyed" if options.watermark else "open"
     result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
-    shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
+    write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
     return exit_code(check, place)
 
 
@@ -132,24 +138,24 @@ def _say(check: Check, *, is_open: bool, made: str) -> None:
     if not check.is_found:
         missing = "No open watermark" if is_open else "No watermark of this key"
         advice = "; if it was protected with a key, name it with --watermark" if is_open else ""
-        shared.say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
+        say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
         return
     strength = f"{check.gain:.0%} as strong as {made}"
-    shared.say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
+    say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
     if check.is_degraded:
-        shared.say(
+        say(
             "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at "
             "another strength, which --strength-hu can name. Ask about a place with --voxel."
         )
         return
-    shared.say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
+    say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
     if not check.regions:
-        shared.say("No place stands out. A small nodule may not: ask about a place with --voxel.")
+        say("No place stands out. A small nodule may not: ask about a place with --voxel.")
         return
-    shared.say(f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:")
+    say(f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:")
     for region in check.regions[:_MOST_REGIONS]:
         size = " x ".join(f"{mm:.0f}" for mm in region.size_mm)
         lps = ", ".join(f"{mm:.1f}" for mm in region.lps_mm)
-        shared.say(f"  voxel {region.kji}, LPS ({lps}) mm, about {size} mm, {max(region.share, 0):.0%} of it left")
+        say(f"  voxel {region.kji}, LPS ({lps}) mm, about {size} mm, {max(region.share, 0):.0%} of it left")
     if len(check.regions) > _MOST_REGIONS:
-        shared.say(f"  and {len(check.regions) - _MOST_REGIONS} more; see --json or --map")
+        say(f"  and {len(check.regions) - _MOST_REGIONS} more; see --json or --map")

@@ -9,25 +9,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from MITSGANLib.ctgan import ACTIONS
-from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
-from MITSGANLib.phantom import thorax_phantom
-from MITSGANLib.protector import load_protector
-from MITSGANLib.storage import load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.protection.protector import load_protector
+from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.targets import ACTIONS
+from MITSGANLib.scan.volume import CTVolume
 
-from .. import options as shared
-from ..sample_scan import NAME, fetch_sample_scan
+from ..data.sample_scan import NAME, fetch_sample_scan
+from .options import Progress, add_device, add_json, add_series, note, note_warnings, progress_bar, say, write_json
 
 if TYPE_CHECKING:
-    from MITSGANLib.demonstration import Target
+    from MITSGANLib.scan.targets import Target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a scan of your own (default: LIDC-IDRI-0001)")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", default="mitsgan-demo", help="folder for the report")
-    shared.add_series(parser)
+    add_series(parser)
     parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
     parser.add_argument("--model", default="default", help="protector to use")
     parser.add_argument(
@@ -37,15 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=int, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the noise (default: 0)")
     parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
-    shared.add_device(parser)
-    shared.add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
-    from MITSGANLib.ctgan.attacker import load_attacker
-    from MITSGANLib.demonstration import demonstrate
-    from MITSGANLib.report import save_report
+    from MITSGANLib.attack.attacker import load_attacker
+    from MITSGANLib.report.demonstration import demonstrate
+    from MITSGANLib.report.page import save_report
 
     if options.targets < 1:
         raise InputError("--targets must be at least 1.")
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> None:
     attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
     device = describe_device(resolve_device(options.device))
     volume, title, targets = _scan(options)
-    shared.note_warnings(volume)
-    shared.note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
+    note_warnings(volume)
+    note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
     with _StageBars() as bars:
         result = demonstrate(
             volume,
@@ -68,53 +68,53 @@ def run(options: argparse.Namespace) -> None:
         )
     folder = Path(options.output)
     report = folder / "report.html"
-    shared.note("Drawing the report")
+    note("Drawing the report")
     save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")
     record = {"scan": title, **result.to_dict()}
-    shared.write_json(str(folder / "report.json"), record)
-    shared.write_json(options.json, record)
+    write_json(str(folder / "report.json"), record)
+    write_json(options.json, record)
     if options.json != "-":
         for item in result.targets:
             own = item.forgery.rmse.value
             share = {arm: 100 * (item.relative_change(arm) or 0) for arm in ("protected", "noise")}
-            shared.say(
+            say(
                 f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in its middle 20 mm; forgery "
                 f"changed by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
             )
         figures = result.summary()
         for action in (action for action in ("inject", "remove") if action in figures):
             found = figures[action]
-            shared.say(
+            say(
                 f"{action}, median of {found['targets']}: forgery changed by "
                 f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
                 f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
             )
         if "watermark" in figures:
             found = figures["watermark"]
-            shared.say(
+            say(
                 f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked "
                 f"places; alarms there before: {found['missing_before']}"
             )
-        shared.say(f"Wrote {report}")
+        say(f"Wrote {report}")
 
 
 def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...]]:
     """The scan, its title without patient data, and where to attack it."""
-    from MITSGANLib.demonstration import Target, choose_targets
+    from MITSGANLib.scan.targets import Target, choose_targets
 
     if options.input and not options.phantom:
-        with shared.progress_bar("Reading", "slice") as progress:
+        with progress_bar("Reading", "slice") as progress:
             volume = load_volume(options.input, series=options.series, progress=progress)
         return volume, Path(options.input).name, choose_targets(volume, options.targets, options.seed)
     if not options.phantom:
         try:
-            shared.note(f"Fetching the public scan {NAME} (once; 35 MB)")
-            with shared.progress_bar("Reading", "slice") as progress:
+            note(f"Fetching the public scan {NAME} (once; 35 MB)")
+            with progress_bar("Reading", "slice") as progress:
                 volume = load_volume(fetch_sample_scan(), progress=progress)
             title = f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)"
             return volume, title, choose_targets(volume, options.targets, options.seed)
         except InputError as error:
-            shared.note(f"warning: {error} Using the synthetic phantom instead.")
+            note(f"warning: {error} Using the synthetic phantom instead.")
     phantom = thorax_phantom(seed=options.seed)
     nodule = Target("remove", phantom.nodule_kji, "the phantom's nodule")
     inject = [t for t in choose_targets(phantom.volume, options.targets, options.seed) if t.action == "inject"]
@@ -127,7 +127,7 @@ class _StageBars:
     def __init__(self) -> None:
         self._stage = ""
         self._bar = None
-        self._report: shared.Progress | None = None
+        self._report: Progress | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +140,6 @@ class _StageBars:
         if stage != self._stage:
             self.__exit__(None, None, None)
             self._stage = stage
-            self._bar = shared.progress_bar(stage, "target" if stage == "Attacking" else "slice")
+            self._bar = progress_bar(stage, "target" if stage == "Attacking" else "slice")
             self._report = self._bar.__enter__()
         self._report(done, total)

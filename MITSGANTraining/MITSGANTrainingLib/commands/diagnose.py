@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MITSGANLib import models
-from MITSGANLib.atomic import atomic_folder, refuse_existing_folder
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import atomic_folder, refuse_existing_folder
+from MITSGANLib.protection.presets import protector_path
+from MITSGANLib.weights import ModelCard
 
-from .. import options as shared
+from .options import add_device, add_overwrite, note, progress_bar, say
 
 if TYPE_CHECKING:
-    from ..nodules import Nodules
-    from ..samples import Dataset
+    from ..data.dataset import Dataset
+    from ..data.nodules import Nodules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,19 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
     parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of places and of the mark's search (default: 0)")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
+    add_device(parser)
+    add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
-    from MITSGANLib.judges import available_judges, load_judge
-    from MITSGANLib.protector import load_protector
-    from MITSGANLib.storage import load_volume
+    from MITSGANLib.files.storage import load_volume
+    from MITSGANLib.judges.judge import available_judges, load_judge
+    from MITSGANLib.protection.protector import load_protector
 
-    from .. import marking_study as study
-    from ..samples import Dataset
-    from ..training.marking import CubeSampling
+    from ..data.dataset import Dataset
+    from ..evaluation import diagnosis_blocking as study
+    from ..training.diagnosis_blocking import CubeSampling
     from ..training.nodule_samples import NoduleSampling, NoduleSource
     from ..training.run import commit
 
@@ -82,17 +83,17 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"The judge {judge.name} is not asked about nodules; name others with --judges.")
     if not judges:
         raise InputError("There is no nodule judge; train one with the recipe judge-nodule-residual, or name its file.")
-    trained = models.ModelCard.read(models.protector_path(options.model).with_suffix(".json")).training
+    trained = ModelCard.read(protector_path(options.model).with_suffix(".json")).training
     white = set(trained.get("inputs", {}).values())
     judges.sort(key=lambda judge: judge.digest not in white)
     unmark = None
     if options.unmark:
-        from ..training.unmarking import load_unmarker, unmarked
+        from ..training.unblocking import load_unblocker, unblocked
 
-        network, _card = load_unmarker(options.unmark)
-        unmark = lambda hu: unmarked(hu, network)  # noqa: E731 - the network is bound here alone
+        network, _card = load_unblocker(options.unmark)
+        unmark = lambda hu: unblocked(hu, network)  # noqa: E731 - the network is bound here alone
     held_out = tuple(trained.get("held_out", ()))
-    shared.note("Reading the dataset's validation side")
+    note("Reading the dataset's validation side")
     data = Dataset.open(options.dataset)
     source = NoduleSource.of(data, "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out)
     cases = [study.cube_case(source.groups())]
@@ -103,8 +104,8 @@ def run(options: argparse.Namespace) -> None:
             cases.append(study.scan_case(f"scan {number}", scan, nodules, options.places, options.seed))
     found = {}
     for case in cases:
-        shared.note(f"Measuring on {case.name}")
-        with shared.progress_bar("Marking", "slice") as progress:
+        note(f"Measuring on {case.name}")
+        with progress_bar("Marking", "slice") as progress:
             arms = study.make_arms(
                 case, mark, default, unmark=unmark, draws=options.noise, device=options.device, progress=progress
             )
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "commit": commit(),
     }
-    report = study.Study(
+    report = study.BlockingResults(
         study.described(mark),
         study.described(default),
         tuple(judge.name for judge in judges),
@@ -130,8 +131,8 @@ def run(options: argparse.Namespace) -> None:
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
         (folder / "diagnose.md").write_text(text, "utf-8")
-    shared.say(text)
-    shared.say(f"Wrote {options.output}")
+    say(text)
+    say(f"Wrote {options.output}")
 
 
 def _nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:

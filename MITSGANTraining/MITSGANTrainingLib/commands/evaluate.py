@@ -18,12 +18,12 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from MITSGANLib.ctgan import ACTIONS
 from MITSGANLib.errors import InputError
-from MITSGANLib.metrics import DATA_RANGE_HU
-from MITSGANLib.threads import usable_cores
+from MITSGANLib.measure.metrics import DATA_RANGE_HU
+from MITSGANLib.runtime.threads import usable_cores
+from MITSGANLib.scan.targets import ACTIONS
 
-from .. import options as shared
+from .options import Progress, add_device, add_json, note, progress_bar, say, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,14 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes", type=int, default=1, metavar="N", help=f"on this machine, of {usable_cores()} cores (default: 1)"
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, whose workers see the same folders")
-    shared.add_device(parser)
-    shared.add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
+    from ..evaluation.evaluate import EvaluationPlan, evaluate
     from ..evaluation.rendering import to_markdown
-    from ..evaluation.study import Plan, evaluate
 
     for name, least in (("targets", 1), ("pictures", 0), ("processes", 1)):
         if getattr(options, name) < least:
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--data-range must be a positive number of HU.")
     if options.seed < 0:
         raise InputError("--seed must not be negative.")
-    plan = Plan(
+    plan = EvaluationPlan(
         scans=tuple(options.scans),
         output=Path(options.output),
         protectors=tuple(options.protectors),
@@ -123,13 +123,13 @@ def run(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
     )
     with _Bars() as bars:
-        study = evaluate(plan, bars.report, lambda text: shared.note(f"warning: {text}"))
-    shared.write_json(options.json, study.record)
+        study = evaluate(plan, bars.report, lambda text: note(f"warning: {text}"))
+    write_json(options.json, study.record)
     if options.json != "-":
-        shared.say(to_markdown("Evaluation", study.sections))
-        shared.say(f"Wrote {study.results}")
+        say(to_markdown("Evaluation", study.sections))
+        say(f"Wrote {study.results}")
     if study.failures:
-        shared.note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
+        note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
         return InputError.exit_code
     return 0
 
@@ -138,14 +138,14 @@ class _Bars(ExitStack):
     """One progress bar after the other, as stages come and go."""
 
     _stage = ""
-    _report: shared.Progress | None = None
+    _report: Progress | None = None
 
     def report(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self.close()
             self._stage = stage
             unit = "scan" if stage == "Reading" else "scan x protector"
-            self._report = self.enter_context(shared.progress_bar(stage, unit))
+            self._report = self.enter_context(progress_bar(stage, unit))
         self._report(done, total)
 
 

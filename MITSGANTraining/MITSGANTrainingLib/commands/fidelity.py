@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
-from MITSGANLib.models import PRESETS, available_protectors
+from MITSGANLib.protection.presets import PRESETS, available_protectors
 
-from .. import options as shared
-from ..protection import Protection, load_protection
+from ..archives.protection_settings import ProtectionSettings, load_settings
+from ..evaluation.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
+from .options import add_device, add_json, note, note_warnings, progress_bar, say, write_json
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also find by how much the change may be multiplied so that every slice keeps every limit",
     )
-    shared.add_device(parser)
-    shared.add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    protection = load_protection(options.model, options.strength_hu, options.seed, options.watermark)
+    protection = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     scans = list(dict.fromkeys(options.scans))
     found: dict[str, tuple[Fidelity, LargestScale | None]] = {}
     failed: dict[str, str] = {}
@@ -65,14 +65,14 @@ def run(options: argparse.Namespace) -> int:
             if len(scans) == 1:
                 raise
             failed[scan] = str(error)
-            shared.note(f"{scan}: {error}")
+            note(f"{scan}: {error}")
             continue
         if options.json != "-":
             _say(scan, *found[scan])
     verdicts = {scan: fidelity for scan, (fidelity, _scale) in found.items()}
     if len(found) > 1 and options.json != "-":
         _say_all(verdicts)
-    shared.write_json(
+    write_json(
         options.json,
         {
             "model": protection.protector.name,
@@ -88,50 +88,52 @@ def run(options: argparse.Namespace) -> int:
     return InputError.exit_code if failed else 0
 
 
-def _measured(scan: str, protection: Protection, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
+def _measured(
+    scan: str, protection: ProtectionSettings, options: argparse.Namespace
+) -> tuple[Fidelity, LargestScale | None]:
     # Imports what takes a while, and is not needed for --help.
     from ..evaluation.scans import ScanSource
 
-    with shared.progress_bar("Reading", "slice") as progress:
+    with progress_bar("Reading", "slice") as progress:
         original = ScanSource(scan, tuple(options.series)).load(progress)
-    shared.note_warnings(original)
-    with shared.progress_bar("Protecting", "slice") as progress:
+    note_warnings(original)
+    with progress_bar("Protecting", "slice") as progress:
         protected = protection.apply(original, options.device, progress)
-    with shared.progress_bar("Measuring", "slice") as progress:
+    with progress_bar("Measuring", "slice") as progress:
         fidelity = measure_fidelity(original, protected, progress=progress)
     if not options.largest:
         return fidelity, None
-    with shared.progress_bar("Scaling", "slice") as progress:
+    with progress_bar("Scaling", "slice") as progress:
         return fidelity, largest_scale(original, protected.hu.astype("float32") - original.hu, progress=progress)
 
 
 def _say(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> None:
-    shared.say(f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}")
-    shared.say(f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice")
+    say(f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}")
+    say(f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice")
     for figure in fidelity.figures:
         where = "" if figure.worst_slice is None else str(figure.worst_slice)
-        shared.say(f"   {_row(figure, figure.value)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
+        say(f"   {_row(figure, figure.value)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
     flicker = fidelity.flicker
     if flicker.change is not None:
         own = "unknown" if flicker.noise is None else f"{flicker.noise:.2f}"
-        shared.say(
+        say(
             f"   slice-to-slice energy: change {flicker.change:.2f}, the scan's own noise {own}, independent noise "
             f"{flicker.independent:g}"
         )
     if scale is not None:
         limit = f"; more would break {scale.figure} in slice {scale.slice}" if scale.figure else ""
-        shared.say(f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}")
+        say(f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}")
 
 
 def _say_all(verdicts: Mapping[str, Fidelity]) -> None:
     """The worst of each figure over all scans."""
     passed = sum(fidelity.passed for fidelity in verdicts.values())
-    shared.say(f"All {len(verdicts)} scans: {passed} keep all limits")
+    say(f"All {len(verdicts)} scans: {passed} keep all limits")
     for figure in next(iter(verdicts.values())).figures:
         known = [one for fidelity in verdicts.values() if (one := fidelity[figure.name]).value is not None]
         worst = (max if figure.sense == "at most" else min)(known, key=lambda one: one.value, default=figure)
         kept = sum(one.passed is True for one in known)
-        shared.say(f"   {_row(worst, worst.value)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
+        say(f"   {_row(worst, worst.value)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
 
 
 def _row(figure: Figure, value: float | None) -> str:

@@ -9,22 +9,22 @@ import argparse
 import dataclasses
 from typing import Any
 
-from MITSGANLib.budget import estimate_noise
+from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.storage import SeriesSummary, describe, load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files.storage import SeriesSummary, describe, load_volume
+from MITSGANLib.scan.volume import CTVolume
 
-from .. import options as shared
+from .options import add_input, add_json, add_series, progress_bar, say, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser)
-    shared.add_series(parser)
-    shared.add_json(parser)
+    add_input(parser)
+    add_series(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    with shared.progress_bar("Scanning", "file") as progress:
+    with progress_bar("Scanning", "file") as progress:
         summaries = describe(options.input, progress)
     usable = [summary for summary in summaries if summary.problem is None]
     wanted = [summary for summary in usable if options.series in (None, summary.series_instance_uid)]
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"input": options.input, "series": [_series(summary) for summary in summaries]}
     loaded = None
     if len(wanted) == 1:
-        with shared.progress_bar("Reading", "slice") as progress:
+        with progress_bar("Reading", "slice") as progress:
             loaded = load_volume(options.input, series=wanted[0].series_instance_uid, progress=progress)
         result["volume"] = _volume(loaded)
-    shared.write_json(options.json, result)
+    write_json(options.json, result)
     if options.json != "-":
         _say(summaries, wanted, result, loaded)
 
@@ -67,33 +67,33 @@ def _say(
 ) -> None:
     for number, summary in enumerate(summaries, start=1):
         kernel = f", kernel {summary.kernel}" if summary.kernel else ""
-        shared.say(
+        say(
             f"{number}. {summary.description or '(no description)'} [{summary.modality or summary.format}]{kernel}, "
             f"{summary.image_count} images"
         )
         if summary.series_instance_uid:
-            shared.say(f"   series   {summary.series_instance_uid}")
+            say(f"   series   {summary.series_instance_uid}")
         if summary.shape:
-            shared.say("   voxels   {} slices, {} rows, {} columns".format(*summary.shape))
-            shared.say("   spacing  {:.4g} x {:.4g} x {:.4g} mm (column, row, slice)".format(*summary.spacing))
+            say("   voxels   {} slices, {} rows, {} columns".format(*summary.shape))
+            say("   spacing  {:.4g} x {:.4g} x {:.4g} mm (column, row, slice)".format(*summary.spacing))
         if summary.problem:
-            shared.say(f"   not usable: {summary.problem}")
+            say(f"   not usable: {summary.problem}")
         # The loaded volume repeats its headers' warnings and adds those about its voxels.
         if not (loaded and summary in wanted):
             for warning in summary.warnings:
-                shared.say(f"   warning  {warning}")
+                say(f"   warning  {warning}")
     if loaded is None:
         if len(wanted) > 1:
-            shared.say("Several usable series: name one with --series for its HU range and noise.")
+            say("Several usable series: name one with --series for its HU range and noise.")
         return
     volume = result["volume"]
-    shared.say("   origin   {:.2f}, {:.2f}, {:.2f} mm (LPS)".format(*loaded.origin))
+    say("   origin   {:.2f}, {:.2f}, {:.2f} mm (LPS)".format(*loaded.origin))
     padding = "" if volume["padding_hu"] is None else f", padding {volume['padding_hu']}"
-    shared.say(f"   HU       {volume['hu_minimum']} to {volume['hu_maximum']}{padding}")
+    say(f"   HU       {volume['hu_minimum']} to {volume['hu_maximum']}{padding}")
     noise = volume["noise"]
     words = "not measured: too little soft tissue" if noise["sd_hu"] is None else f"{noise['sd_hu']:.1f} HU"
-    shared.say(f"   noise    {words} ({noise['definition']})")
+    say(f"   noise    {words} ({noise['definition']})")
     for step in volume["steps"]:
-        shared.say(f"   step     {step['description']}")
+        say(f"   step     {step['description']}")
     for warning in loaded.provenance.warnings:
-        shared.say(f"   warning  {warning}")
+        say(f"   warning  {warning}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from MITSGANLib.errors import InputError
 
-from .. import options as shared
+from .options import add_json, note, progress_bar, say, write_json
 
 if TYPE_CHECKING:
     from ..preparation.plan import Request
@@ -71,23 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     workers = parser.add_mutually_exclusive_group()
     workers.add_argument("--processes", type=int, metavar="N", help="scans at a time (default: half the cores)")
     workers.add_argument("--scheduler", metavar="ADDRESS", help="spread scans over a Dask scheduler, tcp://HOST:PORT")
-    shared.add_json(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from ..preparation.plan import make_plan
     from ..preparation.run import prepare
 
-    with shared.progress_bar("Scanning", "folder") as progress:
+    with progress_bar("Scanning", "folder") as progress:
         plan = make_plan(_request(options), progress)
-    with shared.progress_bar("Preparing", "scan") as progress:
+    with progress_bar("Preparing", "scan") as progress:
         report = prepare(plan, progress)
-    shared.write_json(options.json, report.record)
+    write_json(options.json, report.record)
     _tell(report, options)
 
 
 def _request(options: argparse.Namespace) -> Request:
-    from MITSGANLib.threads import usable_cores
+    from MITSGANLib.runtime.threads import usable_cores
 
     from ..preparation.cutting import PreparationOptions
     from ..preparation.plan import Request
@@ -115,31 +115,31 @@ def _request(options: argparse.Namespace) -> Request:
 def _tell(report: Report, options: argparse.Namespace) -> None:
     record = report.record
     for path, reason in report.skipped:
-        shared.note(f"skipped {path}: {reason}")
+        note(f"skipped {path}: {reason}")
     for entry in record["findings_left_out"]:
         scan = f" (scan {entry['scan']})" if entry["scan"] else ""
-        shared.note(f"finding left out{scan}: {entry['finding']}: {entry['reason']}")
+        note(f"finding left out{scan}: {entry['finding']}: {entry['reason']}")
     if record["findings_elsewhere"]:
-        shared.note(f"{record['findings_elsewhere']} findings name none of these scans")
+        note(f"{record['findings_elsewhere']} findings name none of these scans")
     if options.json != "-":
         _summarize(report, options.out)
 
 
 def _summarize(report: Report, out: Path) -> None:
-    from ..samples import PARTS, ROLES, Dataset
+    from ..data.dataset import PARTS, ROLES, Dataset
 
     split, scans = report.record["split"], report.record["scans"]
     for part in PARTS:
         members = set(split[part])
         counts = {role: Dataset(out, report.record).count(role, part) for role in ROLES}
-        shared.say(
+        say(
             f"{part}: {len(members)} patients, {sum(scan['patient'] in members for scan in scans)} scans, "
             f"{counts['injector']} injector and {counts['remover']} remover cubes"
         )
         for role, count in counts.items():
             if not count:
-                shared.note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
-    shared.say(
+                note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
+    say(
         f"Wrote {out}: {report.cut} scans cut, {report.reused} as they were, {len(report.skipped)} skipped, "
         f"{len(report.record['findings_left_out'])} findings left out"
     )

@@ -19,20 +19,33 @@ import argparse
 import time
 from pathlib import Path
 
-from MITSGANLib.devices import describe_device, resolve_device
 from MITSGANLib.errors import InputError
-from MITSGANLib.integrity import Signers, load_signing_key, manifest_path, signed_output
-from MITSGANLib.models import PRESETS, available_protectors, is_mark
-from MITSGANLib.seal import Key, check_sealed_output, save_sealed
-from MITSGANLib.seal.sealing import seal_file
-from MITSGANLib.storage import check_output, is_dicom_output, load_volume, save_volume
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import WatermarkKey
+from MITSGANLib.files.storage import check_output, is_dicom_output, load_volume, save_volume
+from MITSGANLib.keys.key_files import Key
+from MITSGANLib.keys.signing_keys import load_signing_key
+from MITSGANLib.protection.presets import PRESETS, available_protectors, is_blocker
+from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.seal.sealing import check_sealed_output, save_sealed, seal_file
+from MITSGANLib.signature.manifest import manifest_path
+from MITSGANLib.signature.signing import Signers, signed_output
+from MITSGANLib.watermark.pattern import WatermarkKey
 
-from .. import key_options, tree_options
-from .. import options as shared
-from ..collection import CollectionConfig, measure_change, protect_collection
-from ..protection import load_protection
+from ..archives.collection import CollectionConfig, measure_change, protect_collection
+from ..archives.protection_settings import load_settings
+from . import key_options, tree_options
+from .options import (
+    add_device,
+    add_input,
+    add_json,
+    add_overwrite,
+    add_series,
+    note,
+    note_warnings,
+    progress_bar,
+    say,
+    write_json,
+)
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
@@ -70,9 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
     # Paragraphs stay paragraphs.
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    shared.add_input(parser)
+    add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    shared.add_series(parser)
+    add_series(parser)
     names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
     parser.add_argument(
         "--model",
@@ -92,9 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
     parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    add_device(parser)
+    add_overwrite(parser)
+    add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -110,25 +123,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
     """One line where the model is no protection but misleads software on purpose."""
-    if is_mark(options.model):
+    if is_blocker(options.model):
         advice = "" if has_key else "; use --key, so that the original can be restored"
-        shared.note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
+        note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
 
 
 def _protect_scan(options: argparse.Namespace) -> None:
     output = Path(options.output)
-    protection = load_protection(options.model, options.strength_hu, options.seed, options.watermark)
+    protection = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     device = resolve_device(options.device)
-    with shared.progress_bar("Reading", "slice") as progress:
+    with progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
-    shared.note_warnings(volume)
+    note_warnings(volume)
     key = key_options.key(options, is_new=True)
     _warn_of_mark(options, key is not None)
     signers = _signers(options)
     (check_sealed_output if key else check_output)(volume, options.output, overwrite=options.overwrite)
-    shared.note(f"Protecting {volume.shape[0]} slices with {protection.name} on {describe_device(device)}")
+    note(f"Protecting {volume.shape[0]} slices with {protection.name} on {describe_device(device)}")
     started = time.monotonic()
-    with shared.progress_bar("Protecting", "slice") as progress:
+    with progress_bar("Protecting", "slice") as progress:
         protected = protection.apply(volume, options.device, progress)
     seconds = time.monotonic() - started
     change, warnings = measure_change(volume, protected), volume.provenance.warnings
@@ -156,9 +169,9 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "sealed": key is not None,
         "signed": signers is not None,
     }
-    shared.write_json(options.json, result)
+    write_json(options.json, result)
     if options.json != "-":
-        shared.say(
+        say(
             f"Protected {protected.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
             f"largest change {change.maximum_hu} HU (whole volume). "
             f"Wrote {options.output}{', sealed' if key else ''}{', signed' if signers else ''}"
@@ -183,7 +196,7 @@ def _save(
     overwrite: bool = False,
 ) -> None:
     """Write the protected scan; with a key it is sealed, which needs the original."""
-    with shared.progress_bar("Writing", "slice") as progress:
+    with progress_bar("Writing", "slice") as progress:
         options = {"overwrite": overwrite, "progress": progress}
         if key is None:
             save_volume(protected, path, **options)
@@ -208,11 +221,11 @@ def _protect_collection(options: argparse.Namespace) -> int:
         signing_passphrase=key_options.passphrase_from(options.sign_passphrase_env),
     )
     try:
-        report = protect_collection(config, stage=shared.progress_bar)
+        report = protect_collection(config, stage=progress_bar)
     except KeyboardInterrupt:
-        shared.note("Finished scans are kept; the same command continues with the rest.")
+        note("Finished scans are kept; the same command continues with the rest.")
         raise
-    shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
     if options.json != "-":
         rmse, largest = report.change.rmse_hu, report.change.maximum_hu
         change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"

@@ -12,12 +12,12 @@ import dataclasses
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.seal import restore
+from MITSGANLib.seal.sealing import restore
 
-from .. import key_options, tree_options
-from .. import options as shared
-from ..restoration import restore_collection
-from ..trees import TreeConfig
+from ..archives.restoration import restore_collection
+from ..archives.trees import TreeConfig
+from . import key_options, tree_options
+from .options import add_input, add_json, add_overwrite, add_series, note, progress_bar, say, write_json
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, such as mitsgan protect --collection
@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
     # Paragraphs stay paragraphs.
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    shared.add_input(parser, text="the protected scan")
+    add_input(parser, text="the protected scan")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    shared.add_series(parser)
+    add_series(parser)
     key_options.add_key(parser, "restore with", required=True)
     parser.add_argument("--seal", metavar="FILE", help="the seal of a file (default: INPUT.seal)")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    add_overwrite(parser)
+    add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _restore_scan(options: argparse.Namespace) -> None:
     key = key_options.key(options)
-    with shared.progress_bar("Reading", "file") as progress:
+    with progress_bar("Reading", "file") as progress:
         restored = restore(
             options.input,
             options.output,
@@ -75,11 +75,11 @@ def _restore_scan(options: argparse.Namespace) -> None:
             progress=progress,
         )
     for warning in restored.warnings:
-        shared.note(f"warning: {warning}")
-    shared.write_json(options.json, {"output": options.output, **dataclasses.asdict(restored)})
+        note(f"warning: {warning}")
+    write_json(options.json, {"output": options.output, **dataclasses.asdict(restored)})
     if options.json != "-":
         files = tree_options.counted(restored.files, "file")
-        shared.say(f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}")
+        say(f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}")
 
 
 def _restore_collection(options: argparse.Namespace) -> int:
@@ -89,11 +89,11 @@ def _restore_collection(options: argparse.Namespace) -> int:
     key = key_options.key(options)
     config = TreeConfig(**tree_options.tree_values(options), key=Path(options.key) if options.key else key)
     try:
-        report = restore_collection(config, stage=shared.progress_bar)
+        report = restore_collection(config, stage=progress_bar)
     except KeyboardInterrupt:
-        shared.note("Finished scans are kept; the same command continues with the rest.")
+        note("Finished scans are kept; the same command continues with the rest.")
         raise
-    shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
     if options.json != "-":
         tree_options.say_report(report, tree_options.counted(report.files, "file"), [], options.output)
     return InputError.exit_code if report.failed else 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.atomic import atomic_file, refuse_existing_file
+from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 
-from .. import options as shared
+from .options import add_device, add_overwrite, progress_bar, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,17 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-action", type=_count, default=4, metavar="N", help="places of each scan and action")
     parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
     parser.add_argument("--seed", type=int, default=0, help="of the places")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
+    add_device(parser)
+    add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from MITSGANLib.ctgan.attacker import load_attacker
-    from MITSGANLib.demonstration import choose_targets
-    from MITSGANLib.storage import load_volume
+    from MITSGANLib.attack.attacker import load_attacker
+    from MITSGANLib.files.storage import load_volume
+    from MITSGANLib.scan.targets import choose_targets
 
+    from ..evaluation.sheet import draw_sheet, forge
     from ..evaluation.targets import read_targets, stem
-    from ..sheet import draw_sheet, forge
 
     output = Path(options.output)
     refuse_existing_file(output, options.overwrite)
@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> None:
     given = read_targets(options.targets, options.scans) if options.targets else {}
     rows: dict[tuple[str, str], list] = {}
     for path in options.scans:
-        with shared.progress_bar("Reading", "slice") as progress:
+        with progress_bar("Reading", "slice") as progress:
             scan = load_volume(path, progress=progress)
         if path in given:
             targets = [place.resolve(scan) for place in given[path]]
         else:
             targets = choose_targets(scan, options.per_action, options.seed)
         for name, pair in attackers:
-            with shared.progress_bar(f"Attacks by {name}", "place") as progress:
+            with progress_bar(f"Attacks by {name}", "place") as progress:
                 done = forge(scan, stem(Path(path).name), targets, pair, device=options.device, progress=progress)
             for forgery in done:
                 rows.setdefault((pair[0].name, forgery.action), []).append(forgery)
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     )
     with atomic_file(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(picture)
-    shared.say(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def _count(text: str) -> int:

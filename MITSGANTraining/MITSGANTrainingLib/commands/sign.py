@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.integrity import Signers, load_signing_key, sign_scan
+from MITSGANLib.keys.signing_keys import load_signing_key
+from MITSGANLib.signature.signing import Signers, sign_scan
 
-from .. import key_options
-from .. import options as shared
+from . import key_options
+from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 _DICOM = """\
 The standard's own signatures (PS3.15), which other programs can check, such as DCMTK's dcmsign.
@@ -25,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
     # Paragraphs stay paragraphs.
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    shared.add_input(parser)
+    add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder (DICOM) or a file for the signed copy")
-    shared.add_series(parser)
+    add_series(parser)
     parser.add_argument(
         "--key",
         metavar="FILE",
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Ed25519 private key; mitsgan keygen --signing makes one",
     )
     key_options.add_passphrase(parser, "ask for the passphrase that locks the key")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    add_overwrite(parser)
+    add_json(parser)
     group = parser.add_argument_group("DICOM signatures", _DICOM)
     group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
     group.add_argument("--certificate", metavar="FILE", type=Path, help="its X.509 certificate (PEM)")
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from MITSGANLib.integrity.digital_signature import load_dicom_signer
+    from MITSGANLib.signature.dicom.digital_signature import load_dicom_signer
 
     if (options.dicom_key is None) != (options.certificate is None):
         options.refuse("--dicom-key and --certificate belong together; give both, or neither")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     )
     for secret in filter(None, (options.key, options.dicom_key)):
         key_options.warn_of_readers(secret)
-    with shared.progress_bar("Signing", "slice") as progress:
+    with progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,
             options.output,
@@ -75,6 +76,6 @@ def run(options: argparse.Namespace) -> None:
         "headers": manifest.headers is not None,
         "dicom_signatures": dicom is not None,
     }
-    shared.write_json(options.json, result)
+    write_json(options.json, result)
     if options.json != "-":
-        shared.say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
+        say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")

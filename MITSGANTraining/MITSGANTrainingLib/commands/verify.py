@@ -11,24 +11,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.atomic import refuse_existing_file
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files import refuse_source, write_file
-from MITSGANLib.integrity import (
-    SignedManifest,
-    Verification,
-    find_manifest,
-    load_public_key,
-    manifest_within,
-    read_manifest_file,
-    read_scan_to_verify,
-    verify_scan,
-)
-from MITSGANLib.integrity.digital_signature import ImageSignatures, load_certificates, verify_images
-from MITSGANLib.integrity.keys import fingerprint, raw_public_key
-from MITSGANLib.storage import is_dicom_output
+from MITSGANLib.files.atomic import refuse_existing_file
+from MITSGANLib.files.storage import is_dicom_output
+from MITSGANLib.files.volume_files import refuse_source, write_file
+from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
+from MITSGANLib.signature.contents import read_contents_to_verify
+from MITSGANLib.signature.dicom.digital_signature import ImageSignatures, load_certificates, verify_images
+from MITSGANLib.signature.manifest import SignedManifest, read_manifest_file
+from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
-from .. import options as shared
+from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 INTACT, NOT_CHECKED, CHANGED, UNKNOWN_SIGNER = 0, InputError.exit_code, 7, 8
 _VERDICTS = {
@@ -49,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Paragraphs stay paragraphs.
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXIT_CODES
-    shared.add_input(parser)
-    shared.add_series(parser)
+    add_input(parser)
+    add_series(parser)
     parser.add_argument(
         "--manifest",
         metavar="PATH",
@@ -71,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deidentified", action="store_true", help="identifying headers were changed on purpose: do not compare them"
     )
     parser.add_argument("--map", metavar="FILE", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    add_overwrite(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         refuse_existing_file(Path(options.map), options.overwrite)
     known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
     trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
-    with shared.progress_bar("Reading", "slice") as progress:
-        scan = read_scan_to_verify(options.input, options.series, progress)
+    with progress_bar("Reading", "slice") as progress:
+        scan = read_contents_to_verify(options.input, options.series, progress)
     signatures = verify_images(scan.files, trusted)
     signed = _manifest(options.manifest) if options.manifest else find_manifest(scan)
     if signed is None and not signatures.signed:
@@ -101,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
     if options.map:
         write_file(verification.map_volume(), options.map, overwrite=options.overwrite)
         if options.json != "-":
-            shared.say(f"Wrote {options.map}")
-    shared.write_json(options.json, _result(options, code, verification, signatures, known))
+            say(f"Wrote {options.map}")
+    write_json(options.json, _result(options, code, verification, signatures, known))
     return code
 
 
@@ -113,7 +106,7 @@ def _manifest(path: Path) -> SignedManifest:
     """
     if not path.is_dir():
         return read_manifest_file(path)
-    signed = manifest_within(read_scan_to_verify(path))
+    signed = manifest_within(read_contents_to_verify(path))
     if signed is None:
         raise InputError(f"The DICOM files in {path} carry no manifest; name the file that mitsgan sign wrote.")
     return signed
@@ -158,18 +151,18 @@ def _say(verification: Verification | None, signatures: ImageSignatures, known: 
         else:
             signer = f"signed by an unknown key {manifest.fingerprint} on {manifest.created}"
         if verification.is_intact:
-            shared.say(f"Intact{', ' if manifest.fingerprint in known else ', but '}{signer}.")
+            say(f"Intact{', ' if manifest.fingerprint in known else ', but '}{signer}.")
         else:
-            shared.say(f"CHANGED since it was {signer} (slices count from 0):")
+            say(f"CHANGED since it was {signer} (slices count from 0):")
         for finding in verification.findings:
-            shared.say(f"  {finding.kind:<17} {finding.text}")
+            say(f"  {finding.kind:<17} {finding.text}")
         _say_tiles(verification)
         for note in verification.notes:
-            shared.say(f"  note              {note}")
+            say(f"  note              {note}")
     else:
-        shared.say("No manifest: each image was checked by itself, so missing images were not noticed.")
+        say("No manifest: each image was checked by itself, so missing images were not noticed.")
     for line in signatures.summary():
-        shared.say(f"DICOM signatures: {line}")
+        say(f"DICOM signatures: {line}")
 
 
 def _say_tiles(verification: Verification) -> None:
@@ -177,6 +170,6 @@ def _say_tiles(verification: Verification) -> None:
     boxes = list(verification.changed_boxes())
     for k, rows, columns in boxes[:_MOST_TILES]:
         place = f"rows {rows.start}-{rows.stop - 1}, columns {columns.start}-{columns.stop - 1}"
-        shared.say(f"  tile              slice {k}, {place}")
+        say(f"  tile              slice {k}, {place}")
     if len(boxes) > _MOST_TILES:
-        shared.say(f"  tile              and {len(boxes) - _MOST_TILES} more; --json lists all, --map draws them")
+        say(f"  tile              and {len(boxes) - _MOST_TILES} more; --json lists all, --map draws them")

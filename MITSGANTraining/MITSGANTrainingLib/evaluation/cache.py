@@ -16,36 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from MITSGANLib.atomic import atomic_file
+from MITSGANLib.files.atomic import atomic_file
 
 Key = Mapping[str, Any]
 
 CODE = (
-    "MITSGANLib.body",
-    "MITSGANLib.budget",
-    "MITSGANLib.controls",
-    "MITSGANLib.ctgan.attacker",
-    "MITSGANLib.ctgan.chain",
-    "MITSGANLib.ctgan.equalization",
-    "MITSGANLib.ctgan.keras_files",
-    "MITSGANLib.ctgan.networks",
-    "MITSGANLib.forgery",
-    "MITSGANLib.generator",
-    "MITSGANLib.gradient",
-    "MITSGANLib.heatmap",
-    "MITSGANLib.hounsfield",
-    "MITSGANLib.inference",
-    "MITSGANLib.judge_networks",
-    "MITSGANLib.judges",
-    "MITSGANLib.lungs",
-    "MITSGANLib.marking",
-    "MITSGANLib.metrics",
-    "MITSGANLib.noise",
-    "MITSGANLib.perceptual",
-    "MITSGANLib.protector",
-    "MITSGANLib.seal.keys",
-    "MITSGANLib.tafim",
-    "MITSGANLib.volume",
+    "MITSGANLib.budget.body",
+    "MITSGANLib.budget.budget",
+    "MITSGANLib.measure.noise_controls",
+    "MITSGANLib.attack.attacker",
+    "MITSGANLib.attack.chain",
+    "MITSGANLib.attack.equalization",
+    "MITSGANLib.attack.keras_files",
+    "MITSGANLib.attack.networks",
+    "MITSGANLib.attack.regions",
+    "MITSGANLib.protection.generator",
+    "MITSGANTrainingLib.evaluation.gradient_search",
+    "MITSGANLib.report.pictures",
+    "MITSGANLib.scan.hounsfield",
+    "MITSGANLib.protection.inference",
+    "MITSGANLib.judges.networks",
+    "MITSGANLib.judges.judge",
+    "MITSGANLib.scan.lungs",
+    "MITSGANLib.protection.diagnosis_blocking",
+    "MITSGANLib.measure.metrics",
+    "MITSGANLib.budget.noise",
+    "MITSGANLib.measure.lpips_distance",
+    "MITSGANLib.protection.protector",
+    "MITSGANLib.keys.key_files",
+    "MITSGANLib.protection.tafim",
+    "MITSGANLib.scan.volume",
     "MITSGANLib.watermark.checking",
     "MITSGANLib.watermark.embedding",
     "MITSGANLib.watermark.pattern",
@@ -56,8 +56,8 @@ CODE = (
     "MITSGANTrainingLib.evaluation.planting",
     "MITSGANTrainingLib.evaluation.protections",
     "MITSGANTrainingLib.evaluation.watermark_check",
-    "MITSGANTrainingLib.nodules",
-    "MITSGANTrainingLib.success",
+    "MITSGANTrainingLib.data.nodules",
+    "MITSGANTrainingLib.evaluation.jury",
 )
 """What a figure depends on. A change in any of them makes a new key, so that no table mixes figures of two versions."""
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from MITSGANLib.heatmap import LUNG, View, color_limit, window_image
+from MITSGANLib.report.pictures import Orientation, color_limit, window_image
+from MITSGANLib.scan.windows import LUNG
 
 from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
 
@@ -213,15 +214,15 @@ def _show_difference(axes: Any, stored: Mapping[str, np.ndarray], difference: np
     return axes.imshow(view.picture(difference), cmap="inferno", norm=norm, aspect=aspect)
 
 
-def _view(stored: Mapping[str, np.ndarray]) -> tuple[View, float]:
+def _view(stored: Mapping[str, np.ndarray]) -> tuple[Orientation, float]:
     """How the slice stands as radiologists expect, and the picture's height of a voxel by its width."""
-    view = View.of(stored["direction"])
+    view = Orientation.of(stored["direction"])
     _, row_mm, column_mm = (float(mm) for mm in stored["spacing_kji"])
     return view, column_mm / row_mm if view.transpose else row_mm / column_mm
 
 
 def _corners(
-    view: View, bounds: tuple[float, float, float, float], shape: tuple[int, ...]
+    view: Orientation, bounds: tuple[float, float, float, float], shape: tuple[int, ...]
 ) -> tuple[float, float, float, float]:
     """Left, upper, right and lower edge in the picture of rows j0..j1-1 and columns i0..i1-1."""
     j0, j1, i0, i1 = bounds

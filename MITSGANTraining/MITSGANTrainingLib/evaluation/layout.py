@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import notes
-from .findings import Finding
 from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
+from .outcomes import Outcome
 from .statistics import Estimate, Observation, estimate
 
 ROWS = {
@@ -67,7 +67,7 @@ class Section:
 
 
 def observations(
-    findings: Iterable[Finding], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
+    findings: Iterable[Outcome], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
 ) -> list[Observation]:
     """One value for each target; of one protection, or of all findings for None."""
     return [
@@ -103,12 +103,12 @@ def number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
 
 
-def unprotected(findings: Sequence[Finding]) -> list[Finding]:
+def unprotected(findings: Sequence[Outcome]) -> list[Outcome]:
     """Each scan's scene once: the attack on the clean scan is the same with whatever protection it stands beside."""
     return list({(finding.scan, finding.scene): finding for finding in findings}.values())
 
 
-def attack_words(pair: tuple[str, str], findings: Sequence[Finding]) -> str:
+def attack_words(pair: tuple[str, str], findings: Sequence[Outcome]) -> str:
     """For captions: the attack and at how many places."""
     places = sum(len(found.result["targets"]) for found in unprotected(findings))
     return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"

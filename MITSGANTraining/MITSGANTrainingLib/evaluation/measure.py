@@ -18,26 +18,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.budget import estimate_noise
-from MITSGANLib.controls import equal_rmse_ct_noise, equal_rmse_noise, measure_texture
-from MITSGANLib.ctgan import chain
-from MITSGANLib.ctgan.attacker import Attacker, load_attacker
-from MITSGANLib.demonstration import Target
-from MITSGANLib.devices import describe_device, resolve_device
+from MITSGANLib.attack import chain
+from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.attack.regions import regions_at
+from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.forgery import places_at, relative_change
-from MITSGANLib.heatmap import LUNG, MEDIASTINUM
-from MITSGANLib.metrics import Comparison, Region, compare
-from MITSGANLib.perceptual import load_lpips
-from MITSGANLib.volume import CTVolume, hu_from_float
-from MITSGANLib.watermark import Check, check_watermark
+from MITSGANLib.measure.attack_effect import relative_change
+from MITSGANLib.measure.lpips_distance import load_lpips
+from MITSGANLib.measure.metrics import Comparison, compare
+from MITSGANLib.measure.noise_controls import equal_rmse_noise
+from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.regions import Region
+from MITSGANLib.scan.targets import Target
+from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
+from MITSGANLib.watermark.checking import Check, check_watermark
 
-from ..success import Jury
 from .cache import Cache, code_digest
+from .ct_noise import equal_rmse_ct_noise, measure_texture
+from .jury import Jury
 from .planting import NoduleFile, Plant, planted
-from .protections import Protection
+from .protections import ProtectionArm
 from .scans import ScanSource, content_digest, keep_headers_out_of_logs
-from .watermark_check import Checked, check_places
+from .watermark_check import CheckedPlaces, check_places
 
 CLEAN, PROTECTED, GAUSSIAN, CT_LIKE = "clean", "protected", "gaussian", "ct-like"
 ARMS = (PROTECTED, GAUSSIAN, CT_LIKE)
@@ -111,7 +114,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Task:
+class MeasuringTask:
     """One attacker's action on one scan with one protection.
 
     :param plants: nodules that are put into the scan before anything else.
@@ -126,41 +129,43 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
+class MeasuringJob:
     """What one worker does at a time: a scan with one protection, for all that is still to measure."""
 
     name: str
     source: ScanSource
     digest: str
-    protection: Protection
-    tasks: tuple[Task, ...]
+    protection: ProtectionArm
+    tasks: tuple[MeasuringTask, ...]
     settings: Settings
     cache: Path
 
     @property
-    def groups(self) -> tuple[tuple[Task, ...], ...]:
+    def groups(self) -> tuple[tuple[MeasuringTask, ...], ...]:
         """Tasks that share a protected volume."""
         if self.protection.knows_the_attack:
             return tuple((task,) for task in self.tasks)
-        by_plants: dict[tuple[Plant, ...], list[Task]] = {}
+        by_plants: dict[tuple[Plant, ...], list[MeasuringTask]] = {}
         for task in self.tasks:
             by_plants.setdefault(task.plants, []).append(task)
         return tuple(map(tuple, by_plants.values()))
 
 
-def protected_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
+def protected_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
     """Of the figures of a whole protected scan, without anything planted unless protection knows the attack."""
     key = {"what": "whole scan", "scan": digest, "protection": protection.identity(), **settings.identity()}
     return key | _attack(task, settings) if protection.knows_the_attack else key
 
 
-def attack_key(digest: str, protection: Protection, task: Task, settings: Settings) -> dict[str, Any]:
+def attack_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
     """Of the figures at a task's targets."""
     key = {"what": "targets", "scan": digest, "protection": protection.identity(), **settings.identity()}
     return key | _attack(task, settings)
 
 
-def picture_key(digest: str, protection: Protection, task: Task, settings: Settings, index: int) -> dict[str, Any]:
+def picture_key(
+    digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings, index: int
+) -> dict[str, Any]:
     """Of the slices at one target."""
     return attack_key(digest, protection, task, settings) | {
         "what": "slices",
@@ -168,7 +173,7 @@ def picture_key(digest: str, protection: Protection, task: Task, settings: Setti
     }
 
 
-def _attack(task: Task, settings: Settings) -> dict[str, Any]:
+def _attack(task: MeasuringTask, settings: Settings) -> dict[str, Any]:
     nodules = settings.nodules.digest if settings.nodules and task.plants else None
     return {
         "attacker_sha256": task.attacker.digests[task.action],
@@ -178,7 +183,7 @@ def _attack(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def measure(job: Job) -> int:
+def measure(job: MeasuringJob) -> int:
     """Measure what the cache lacks of a job and put it there; gives the number of targets attacked.
 
     :raises MITSGANError: when the scan, a model or the cache cannot be used; what was finished before stays.
@@ -203,7 +208,7 @@ def measure(job: Job) -> int:
     return attacked
 
 
-def _before(volume: CTVolume, task: Task, settings: Settings) -> CTVolume:
+def _before(volume: CTVolume, task: MeasuringTask, settings: Settings) -> CTVolume:
     """The scan as it is before protection."""
     return planted(volume, task.plants, settings.nodules.read()) if task.plants and settings.nodules else volume
 
@@ -214,7 +219,7 @@ class _Arms:
     :ivar absent: why a control is missing.
     """
 
-    def __init__(self, volume: CTVolume, job: Job, task: Task) -> None:
+    def __init__(self, volume: CTVolume, job: MeasuringJob, task: MeasuringTask) -> None:
         self.job, self.clean = job, volume
         self.device = resolve_device(job.settings.device)
         started = time.monotonic()
@@ -295,7 +300,7 @@ def _jury(sources: tuple[str, ...], device: str) -> Jury:
     return Jury.load(sources).to(device)
 
 
-def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any, jury: Jury | None) -> int:
+def _run_task(arms: _Arms, task: MeasuringTask, cache: Cache, lpips: Any, jury: Jury | None) -> int:
     job = arms.job
     place = (job.digest, job.protection, task, job.settings)
     key = attack_key(*place)
@@ -304,7 +309,7 @@ def _run_task(arms: _Arms, task: Task, cache: Cache, lpips: Any, jury: Jury | No
     attacker = _attacker(task.attacker.source, task.action)
     started, records = time.monotonic(), []
     todo = range(len(task.targets)) if not measured else pictured
-    checked: dict[tuple[int, int, int], Checked] = {}
+    checked: dict[tuple[int, int, int], CheckedPlaces] = {}
     if not measured and jury and arms.intact:
         scan, spacing_kji = arms.tensors[PROTECTED], arms.clean.spacing_kji
         checked = check_places(
@@ -342,7 +347,7 @@ def _slices(arms: _Arms, attacked: Mapping[str, Attacked], target: Target) -> di
     box = _slice_box(arms.clean, k)
     before = {arm: volume.hu[k] for arm, volume in arms.volumes.items()}
     after = {f"{arm} attacked": scan.part(box)[0] for arm, scan in attacked.items()}
-    square = places_at(arms.clean, target.kji).square
+    square = regions_at(arms.clean, target.kji).square
     return {
         **before,
         **after,
@@ -359,10 +364,10 @@ def _at_target(
     target: Target,
     lpips: Any,
     jury: Jury | None,
-    checked: Checked | None,
+    checked: CheckedPlaces | None,
 ) -> dict[str, Any]:
     clean = arms.clean
-    places = places_at(clean, target.kji)
+    places = regions_at(clean, target.kji)
     box = _slice_box(clean, target.kji[0])
     square = np.s_[:, places.square.j0 : places.square.j1, places.square.i0 : places.square.i1]
     reference = clean.hu[box]
@@ -386,7 +391,7 @@ def _at_target(
 
 
 def _judged(
-    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury, checked: Checked | None
+    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury, checked: CheckedPlaces | None
 ) -> dict[str, dict[str, float | bool | None]]:
     """The verdict on each arm, as :meth:`Verdict.to_dict` has it; where there is a watermark, the check's as well."""
     spacing_kji = arms.clean.spacing_kji

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import paper
-from .findings import Setup
+from .outcomes import Setup
 from .statistics import CONFIDENCE, RESAMPLES
 
 IMAGE = "Ours: the whole slice of the target, all of its voxels, compared with the clean slice."

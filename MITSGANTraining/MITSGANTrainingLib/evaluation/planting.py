@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from MITSGANLib.demonstration import Target
 from MITSGANLib.errors import InputError
-from MITSGANLib.lungs import lung_mask, lung_positions
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.scan.lungs import lung_mask, lung_positions
+from MITSGANLib.scan.targets import Target
+from MITSGANLib.scan.volume import CTVolume
 
-from ..nodules import FADE_MM, Nodules, plant_nodule, read_nodules, synthetic_nodules
+from ..data.nodules import FADE_MM, Nodules, plant_nodule, read_nodules, synthetic_nodules
 
 SYNTHETIC = None  # in place of a file: nodules that were drawn, as no patient's may be kept here
 

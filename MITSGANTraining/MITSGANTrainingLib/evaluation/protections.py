@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
-from MITSGANLib.controls import measure_texture, noise_baseline
-from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
-from MITSGANLib.protector import load_protector, protect
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.protection.presets import PRESETS, protector_path
+from MITSGANLib.protection.protector import load_protector, protect
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.weights import ModelCard
+
+from .ct_noise import measure_texture, noise_baseline
 
 Kind = Literal["network", "noise", "ct-noise", "gradient"]
 _WITHOUT_A_MODEL = ("noise", "ct-noise", "gradient")
@@ -33,7 +35,7 @@ _ALPHA_KEYS = ("alpha", "paper_weight")
 
 
 @dataclass(frozen=True)
-class Protection:
+class ProtectionArm:
     """One entry of ``--protectors``, checked.
 
     :param name: what tables call it.
@@ -95,7 +97,7 @@ class Protection:
             ready = load_protector(self.source, strength_hu=self.amount_hu, seed=self.seed)
             return protect(volume, model=ready, device=device)
         if self.kind == "gradient":
-            from MITSGANLib.gradient import protect_by_gradient
+            from .gradient_search import protect_by_gradient
 
             if attacker is None:
                 raise ValueError("signed gradients need the attacker")
@@ -112,13 +114,13 @@ class Protection:
         return noise_baseline(volume, self.amount_hu, self.seed, texture)
 
 
-def read_protections(words: Sequence[str], seed: int) -> tuple[Protection, ...]:
+def read_protections(words: Sequence[str], seed: int) -> tuple[ProtectionArm, ...]:
     """The protections that these words name, in their order, each once; models are read and their SHA-256 checked.
 
     :raises InputError: when a word is malformed.
     :raises ModelError: when a model is unknown or corrupt.
     """
-    unique: dict[str, Protection] = {}
+    unique: dict[str, ProtectionArm] = {}
     for word in words:
         protection = read_protection(word, seed)
         unique.setdefault(repr(protection.identity()), protection)
@@ -129,7 +131,7 @@ def read_protections(words: Sequence[str], seed: int) -> tuple[Protection, ...]:
     )
 
 
-def read_protection(word: str, seed: int) -> Protection:
+def read_protection(word: str, seed: int) -> ProtectionArm:
     """One word; see the module for its forms."""
     kind, colon, rest = word.partition(":")
     if colon and kind in _WITHOUT_A_MODEL:
@@ -138,10 +140,10 @@ def read_protection(word: str, seed: int) -> Protection:
             if not steps.isdigit() or int(steps) < 1:
                 raise InputError(f"'{word}' names no number of steps; write gradient:STEPS@HU, such as gradient:20@18.")
             amount = _amount(word, strength)
-            return Protection(
+            return ProtectionArm(
                 "gradient", word, seed, amount_hu=amount, steps=int(steps), budget=Budget(amount).to_dict()
             )
-        return Protection(kind, word, seed, amount_hu=_amount(word, rest))
+        return ProtectionArm(kind, word, seed, amount_hu=_amount(word, rest))
     # A folder's name may hold an @ as well; what ends in the suffix is a path as it stands.
     source, at, strength = ("", "", "") if word.endswith(".safetensors") else word.rpartition("@")
     source, amount = (source, _amount(word, strength)) if at else (word, None)
@@ -149,10 +151,10 @@ def read_protection(word: str, seed: int) -> Protection:
         source = str(Path(source).resolve())  # workers on other machines do not share this one's working folder
     # Loading compares the weights with their card, before any long work.
     ready = load_protector(source, strength_hu=amount, seed=seed)
-    card = models.ModelCard.read(models.protector_path(source).with_suffix(".json"))
-    return Protection(
+    card = ModelCard.read(protector_path(source).with_suffix(".json"))
+    return ProtectionArm(
         "network",
-        (source if source in models.PRESETS else ready.name) + (f"@{amount:g}" if at else ""),
+        (source if source in PRESETS else ready.name) + (f"@{amount:g}" if at else ""),
         seed,
         source=source,
         amount_hu=amount,

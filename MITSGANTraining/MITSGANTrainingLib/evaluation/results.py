@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MITSGANLib import __version__
-from MITSGANLib.atomic import atomic_folder
+from MITSGANLib.files.atomic import atomic_folder
 
 from ..training.run import commit
 from .figures import as_png, as_svg
-from .findings import Case, Finding, Setup, WholeScan
 from .layout import Section
 from .measure import AttackerChoice, Settings
+from .outcomes import Case, Outcome, Setup, WholeScan
 from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def to_record(
     settings: Settings,
     cases: Sequence[Case],
     attackers: Sequence[AttackerChoice],
-    findings: Sequence[Finding],
+    findings: Sequence[Outcome],
     whole: Sequence[WholeScan],
     sections: Sequence[Section],
 ) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from MITSGANLib.budget import estimate_noise
-from MITSGANLib.ctgan import ACTIONS
-from MITSGANLib.ctgan.attacker import check_target
-from MITSGANLib.demonstration import Target, choose_targets
+from MITSGANLib.attack.attacker import check_target
+from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, TargetError
-from MITSGANLib.storage import describe, load_volume
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files.storage import describe, load_volume
+from MITSGANLib.scan.targets import ACTIONS, Target, choose_targets
+from MITSGANLib.scan.volume import CTVolume
 
 from .planting import NoduleFile, Scene, draw_scenes
 from .targets import GivenTarget, stem

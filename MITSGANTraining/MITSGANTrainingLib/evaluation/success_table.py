@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import notes
-from .findings import Finding, Setup
 from .layout import (
     NONE,
     ROWS,
@@ -22,14 +21,8 @@ from .layout import (
     unprotected,
 )
 from .measure import ARMS, CLEAN
-from .statistics import (
-    CONFIDENCE,
-    PLACE_RESAMPLES,
-    PlaceFigure,
-    area_of_places,
-    estimate_by_place,
-    share_of_places,
-)
+from .outcomes import Outcome, Setup
+from .statistics import CONFIDENCE, PLACE_RESAMPLES, PlaceFigure, area_of_places, estimate_by_place, share_of_places
 
 Judged = Mapping[str, Mapping[str, Any]]  # verdicts at one place by arm
 
@@ -49,7 +42,7 @@ _COLUMNS = (
 
 
 def success_section(
-    by_pair: Mapping[tuple[str, str], Sequence[Finding]], names: Sequence[str], setup: Setup
+    by_pair: Mapping[tuple[str, str], Sequence[Outcome]], names: Sequence[str], setup: Setup
 ) -> Section:
     """A table for each attacker and action, or how to get one where nothing judged."""
     title = "Table 4: visibility and success"
@@ -64,7 +57,7 @@ def success_section(
     return Section("table-4", title, (notes.SUCCESS, notes.SUCCESS_COUNT, f"Judges: {judges}. {interval}"), tables)
 
 
-def _table(pair: tuple[str, str], findings: Sequence[Finding], names: Sequence[str], setup: Setup) -> Table:
+def _table(pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup) -> Table:
     rows = [_row(("none", ROWS[CLEAN]), CLEAN, unprotected(findings), setup.seed)]
     for name in names:
         of_protection = [finding for finding in findings if finding.protection == name]
@@ -79,7 +72,7 @@ def _table(pair: tuple[str, str], findings: Sequence[Finding], names: Sequence[s
     )
 
 
-def _row(labels: tuple[str, str], arm: str, findings: Sequence[Finding], seed: int) -> Row:
+def _row(labels: tuple[str, str], arm: str, findings: Sequence[Outcome], seed: int) -> Row:
     places: dict[int, list[Judged]] = {}
     for finding in findings:
         judged = [record["judged"] for record in finding.result["targets"]]

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from . import notes, paper
-from .findings import Finding, Setup, WholeScan
 from .layout import NONE, ROWS, Cell, Column, Row, Section, Table, attack_words, mean_cell, observations, unprotected
 from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED
+from .outcomes import Outcome, Setup, WholeScan
 from .statistics import Estimate, Observation
 from .success_table import success_section
 
@@ -20,7 +20,7 @@ _METRIC_WORDS = {"rmse": "RMSE (HU)", "psnr": "PSNR (dB)", "lpips": "LPIPS", "ss
 _DIGITS = {"rmse": 2, "psnr": 2, "lpips": 3, "ssim": 4}
 
 
-def build_sections(findings: Sequence[Finding], whole: Sequence[WholeScan], setup: Setup) -> tuple[Section, ...]:
+def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setup: Setup) -> tuple[Section, ...]:
     """All sections: the scan's own change, the paper's Tables 1 to 3, how far the forgery moved, and success."""
     pairs = [(attacker, action) for attacker in setup.attackers for action in setup.actions]
     by_pair = {pair: [f for f in findings if (f.attacker, f.action) == pair] for pair in pairs}
@@ -52,7 +52,7 @@ def build_sections(findings: Sequence[Finding], whole: Sequence[WholeScan], setu
     )
 
 
-def _absences(findings: Sequence[Finding]) -> tuple[str, ...]:
+def _absences(findings: Sequence[Outcome]) -> tuple[str, ...]:
     """Which protections lack a control in a scan, and why."""
     lacking = dict.fromkeys(
         (finding.protection, reason.rstrip(".")) for finding in findings for reason in finding.result["absent"].values()
@@ -61,7 +61,7 @@ def _absences(findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def _image_table(
-    number: int, region: str, pair: tuple[str, str], findings: Sequence[Finding], names: Sequence[str], setup: Setup
+    number: int, region: str, pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup
 ) -> Table:
     published = paper.TABLE_1 if number == 1 else paper.TABLE_2
     columns = (
@@ -89,7 +89,7 @@ def _image_table(
     )
 
 
-def _sweep_table(pair: tuple[str, str], findings: Sequence[Finding], setup: Setup) -> Table:
+def _sweep_table(pair: tuple[str, str], findings: Sequence[Outcome], setup: Setup) -> Table:
     columns = (
         *(Column("Tampered", words) for _, words in setup.sweep),
         *(Column("Paper, MITS-GAN T.", f"alpha {alpha:g}") for alpha in paper.ALPHAS),
@@ -115,7 +115,7 @@ def _sweep_table(pair: tuple[str, str], findings: Sequence[Finding], setup: Setu
 
 
 def _forgery_section(
-    by_pair: Mapping[tuple[str, str], Sequence[Finding]], names: Sequence[str], setup: Setup
+    by_pair: Mapping[tuple[str, str], Sequence[Outcome]], names: Sequence[str], setup: Setup
 ) -> Section:
     return Section(
         "forgery",
@@ -125,7 +125,7 @@ def _forgery_section(
     )
 
 
-def _forgery_table(pair: tuple[str, str], findings: Sequence[Finding], names: Sequence[str], setup: Setup) -> Table:
+def _forgery_table(pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup) -> Table:
     columns = (
         Column("RMSE (HU)", "attack's own change"),
         Column("RMSE (HU)", "forgery moved"),
@@ -217,7 +217,7 @@ def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def _image_values(
-    findings: Sequence[Finding], protection: str, image: str, region: str, metric: str
+    findings: Sequence[Outcome], protection: str, image: str, region: str, metric: str
 ) -> list[Observation]:
     return observations(
         findings, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from MITSGANLib.ctgan import ACTIONS
-from MITSGANLib.demonstration import Target
 from MITSGANLib.errors import InputError, TargetError
-from MITSGANLib.files import SUFFIXES
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files.volume_files import SUFFIXES
+from MITSGANLib.scan.targets import ACTIONS, Target
+from MITSGANLib.scan.volume import CTVolume
 
 VOXEL_COLUMNS, WORLD_COLUMNS = ("k", "j", "i"), ("x", "y", "z")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import Check, check_watermark
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.checking import Check, check_watermark
 
 APART_MM = 64.0
 
@@ -20,7 +20,7 @@ Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedPlaces:
     """What a check said of one place.
 
     :param found: whether it misses the watermark there after the attack.
@@ -52,14 +52,14 @@ def check_places(
     intact: Check,
     places: Sequence[Voxel],
     forge: Callable[[Voxel], tuple[Box, np.ndarray]],
-) -> dict[Voxel, Checked]:
+) -> dict[Voxel, CheckedPlaces]:
     """Forge every place, and ask the check about it.
 
     :param marked: the protected scan.
     :param intact: its check.
     :param forge: gives where an attack at a place changes the scan, and its int16 HU there.
     """
-    found: dict[Voxel, Checked] = {}
+    found: dict[Voxel, CheckedPlaces] = {}
     for group in apart(list(dict.fromkeys(places)), marked.spacing_kji):
         hu = marked.hu.copy()
         for kji in group:
@@ -67,5 +67,5 @@ def check_places(
             hu[where] = values
         check = check_watermark(marked.with_hu(hu))
         for kji in group:
-            found[kji] = Checked(check.at(kji).is_missing, intact.at(kji).is_missing)
+            found[kji] = CheckedPlaces(check.at(kji).is_missing, intact.at(kji).is_missing)
     return found

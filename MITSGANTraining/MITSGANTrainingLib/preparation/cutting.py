@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from MITSGANLib.budget import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.errors import InputError, TargetError
-from MITSGANLib.lungs import distance_to_border_mm, lung_mask, lung_positions, nodule_like_positions
-from MITSGANLib.volume import CTVolume, hu_from_float
+from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
+from MITSGANLib.scan.lungs import distance_to_border_mm, lung_mask, lung_positions, nodule_like_positions
+from MITSGANLib.scan.volume import CTVolume, hu_from_float
 
-from ..samples import Finding, Role
+from ..data.dataset import Finding, Role
 
 # CT-GAN's cube. It is stated here again because the attacker's module needs torch, and this one does not.
 CUBE_MM = 32

@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from MITSGANLib import dicom, files
-from MITSGANLib.dicom.headers import read_header, require_pydicom
-from MITSGANLib.dicom.series import DicomSeries
 from MITSGANLib.errors import InputError
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.files import volume_files
+from MITSGANLib.files.dicom.headers import read_header, require_pydicom
+from MITSGANLib.files.dicom.read import read_series
+from MITSGANLib.files.dicom.series import DicomSeries
+from MITSGANLib.scan.volume import CTVolume
 
 from ..workers import run_all
 
@@ -36,7 +37,7 @@ class ScanFile:
 
 
 @dataclass(frozen=True)
-class ScanSource:
+class DiscoveredScan:
     """A scan as found: a series of DICOM files, or one file.
 
     :param key: a name that does not depend on where the collection lies: the Series Instance UID, else the file's path
@@ -65,13 +66,13 @@ class ScanSource:
     def load(self) -> CTVolume:
         """Read the voxels.
 
-        :raises InputError: as ``MITSGANLib.storage.load_volume``.
+        :raises InputError: as ``MITSGANLib.files.storage.load_volume``.
         """
         _quiet_pydicom_log()
         if not self.series_uid:
-            return files.read_file(self.files[0].path)
+            return volume_files.read_file(self.files[0].path)
         headers = [header for file in self.files if (header := read_header(Path(file.path)))]
-        return dicom.read_series(DicomSeries(self.series_uid, tuple(headers)), source=self.path)
+        return read_series(DicomSeries(self.series_uid, tuple(headers)), source=self.path)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def discover(
     processes: int = 1,
     scheduler: str | None = None,
     progress: Progress | None = None,
-) -> list[ScanSource]:
+) -> list[DiscoveredScan]:
     """All scans in ``paths`` and below, in a fixed order, unusable ones with their problem.
 
     :param leave: files that are no scans although they look it (segmentations).
@@ -108,7 +109,7 @@ def discover(
     """
     require_pydicom()
     left = {path.resolve() for path in leave}
-    found: dict[str, ScanSource] = {}
+    found: dict[str, DiscoveredScan] = {}
     files_seen: set[str] = set()
     for root in paths:
         for source in _in_path(root, left, processes, scheduler, progress):
@@ -123,16 +124,16 @@ def discover(
             found[key] = source
     if not found:
         where = ", ".join(str(path) for path in paths)
-        raise InputError(f"{where}: no DICOM images and no file of {', '.join(files.SUFFIXES)} were found.")
+        raise InputError(f"{where}: no DICOM images and no file of {', '.join(volume_files.SUFFIXES)} were found.")
     return [found[key] for key in sorted(found)]
 
 
 def _in_path(
     root: Path, left: Collection[Path], processes: int, scheduler: str | None, progress: Progress | None
-) -> Iterator[ScanSource]:
+) -> Iterator[DiscoveredScan]:
     if root.is_file():
         base = root.resolve().parent.parent
-        if files.format_of(root):
+        if volume_files.format_of(root):
             yield from _volume_sources([_stamp(root)], base, left)
         else:
             yield from _series_of(root, base)
@@ -153,11 +154,11 @@ def _in_path(
         yield from _volume_sources(folder.volumes, base, left)
 
 
-def _series_of(file: Path, base: Path) -> Iterator[ScanSource]:
+def _series_of(file: Path, base: Path) -> Iterator[DiscoveredScan]:
     """The series in the file's folder that the file belongs to: one slice stands for all."""
     header = read_header(file)
     if header is None:
-        raise InputError(f"{file} is neither DICOM nor a file of {', '.join(files.SUFFIXES)}.")
+        raise InputError(f"{file} is neither DICOM nor a file of {', '.join(volume_files.SUFFIXES)}.")
     uid = header.text("SeriesInstanceUID")
     siblings = read_folder(str(file.resolve().parent))
     yield from (source for source in _series_sources([siblings], base) if source.series_uid == uid)
@@ -178,7 +179,7 @@ def read_folder(folder: str) -> _Folder:
     _quiet_pydicom_log()
     images, volumes, by_uid, damaged = [], [], {}, 0
     for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        if files.format_of(path):
+        if volume_files.format_of(path):
             volumes.append(_stamp(path))
             continue
         try:
@@ -205,7 +206,7 @@ def read_folder(folder: str) -> _Folder:
     return _Folder(tuple(images), tuple(problems), tuple(volumes))
 
 
-def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[ScanSource]:
+def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[DiscoveredScan]:
     images: dict[str, dict[str, _Image]] = {}
     problems: dict[str, str] = {}
     for folder in folders:
@@ -223,10 +224,10 @@ def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[ScanSour
             frozenset(parent.name for parent in parents),
             frozenset([patient] if patient else []),
         )
-        yield ScanSource(uid, tuple(image.file for image in chosen), uid, patient, names, problems.get(uid, ""))
+        yield DiscoveredScan(uid, tuple(image.file for image in chosen), uid, patient, names, problems.get(uid, ""))
 
 
-def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Path]) -> Iterator[ScanSource]:
+def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Path]) -> Iterator[DiscoveredScan]:
     for file in volumes:
         path = Path(file.path)
         if path.resolve() in left:
@@ -237,13 +238,13 @@ def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Pa
             frozenset([path.name]),
             frozenset([file_stem(path.name)]),
         )
-        yield ScanSource(key, (file,), names=names, problem=_header_problem(path))
+        yield DiscoveredScan(key, (file,), names=names, problem=_header_problem(path))
 
 
 def _header_problem(path: Path) -> str:
     """Why a file is no CT, as far as its header tells."""
     try:
-        files.read_file_header(path)
+        volume_files.read_file_header(path)
     except InputError as error:
         return str(error)
     return ""
@@ -251,7 +252,7 @@ def _header_problem(path: Path) -> str:
 
 def file_stem(name: str) -> str:
     """A file name without the suffix of its format (``.nii.gz`` is one)."""
-    suffix = max((suffix for suffix in files.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    suffix = max((suffix for suffix in volume_files.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)]
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume
 
-from ..samples import Finding
+from ..data.dataset import Finding
 
 # Fleischner Society glossary (Radiology 2008;246:697): a nodule is at most 30 mm in diameter.
 UNMEASURED_REACH_MM = 15.0

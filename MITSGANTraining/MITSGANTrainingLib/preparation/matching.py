@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from MITSGANLib import files
 from MITSGANLib.errors import InputError
+from MITSGANLib.files import volume_files
 
-from .discovery import ScanSource, file_stem
+from .discovery import DiscoveredScan, file_stem
 from .findings import Mark
 from .readings import Reading, open_reading
 from .segmentations import Segmentation
@@ -61,13 +61,13 @@ def open_findings(argument: str, coordinates: Coordinates, healthy: bool = False
         if reading is None:
             raise InputError(f"{path} is no LIDC reading of a CT (its outermost element is not LidcReadMessage).")
         return FindingsFile(path, (reading,))
-    if files.format_of(path) and not healthy:
+    if volume_files.format_of(path) and not healthy:
         return FindingsFile(path, (Segmentation(path, scan_name),))
     kinds = "a CSV table (.csv)" if healthy else "a CSV table, LIDC readings (.xml) or a segmentation (.nrrd, .nii)"
     raise InputError(f"{path} is no file that can be read here; give {kinds}.")
 
 
-def match(opened: Sequence[FindingsFile], scans: Sequence[ScanSource]) -> Matched:
+def match(opened: Sequence[FindingsFile], scans: Sequence[DiscoveredScan]) -> Matched:
     """Give each mark to the one scan that it names.
 
     Names are compared from the most specific on (series, path, file or folder, patient); the first that any scan has
@@ -105,14 +105,14 @@ def match(opened: Sequence[FindingsFile], scans: Sequence[ScanSource]) -> Matche
 class _Index:
     """Scans by everything they may be called."""
 
-    def __init__(self, scans: Iterable[ScanSource]) -> None:
-        self._by_name: dict[str, list[tuple[int, ScanSource]]] = {}
+    def __init__(self, scans: Iterable[DiscoveredScan]) -> None:
+        self._by_name: dict[str, list[tuple[int, DiscoveredScan]]] = {}
         for scan in scans:
             for precision, names in enumerate(scan.names):
                 for name in names:
                     self._by_name.setdefault(name, []).append((precision, scan))
 
-    def scans_of(self, mark: Mark) -> list[ScanSource]:
+    def scans_of(self, mark: Mark) -> list[DiscoveredScan]:
         for name in mark.scan_names:
             for candidate in [name] if isinstance(mark, Segmentation | Reading) else _spellings(name):
                 found = self._by_name.get(candidate)

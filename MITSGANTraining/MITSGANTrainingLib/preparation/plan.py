@@ -13,9 +13,9 @@ from pathlib import Path
 
 from MITSGANLib.errors import InputError, OutputError
 
-from ..samples import CUBES_FOLDER, DATASET_FILE, SCANS_FOLDER
+from ..data.dataset import CUBES_FOLDER, DATASET_FILE, SCANS_FOLDER
 from .cutting import PreparationOptions
-from .discovery import ScanSource, discover, file_stem
+from .discovery import DiscoveredScan, discover, file_stem
 from .findings import Mark
 from .matching import Matched, match, open_findings
 from .ready import ReadyCubes, read_ready_cubes
@@ -63,7 +63,7 @@ class ScanTask:
     """
 
     id: str
-    source: ScanSource
+    source: DiscoveredScan
     patient: str
     marks: tuple[Mark, ...]
     options: PreparationOptions
@@ -73,18 +73,18 @@ class ScanTask:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """The scans to use and those that cannot be, the ready cubes, and the split of all their patients."""
 
     request: Request
     tasks: tuple[ScanTask, ...]
-    unusable: tuple[ScanSource, ...]
+    unusable: tuple[DiscoveredScan, ...]
     ready: tuple[ReadyCubes, ...]
     split: Split
     matched: Matched
 
 
-def make_plan(request: Request, progress: Progress | None = None) -> Plan:
+def make_plan(request: Request, progress: Progress | None = None) -> PreparationPlan:
     """Everything that can be found wrong without reading voxels is found here.
 
     :param progress: called as ``progress(done, total)`` in folders whose headers were read.
@@ -116,7 +116,7 @@ def make_plan(request: Request, progress: Progress | None = None) -> Plan:
     if not wanted:
         raise InputError(f"All {len(usable)} scans are excluded; leave some.")
     tasks = tuple(_task(source, patients[source.key], matched, request, out) for source in wanted)
-    return Plan(request, tasks, unusable, tuple(ready), _split(tasks, ready, request.split), matched)
+    return PreparationPlan(request, tasks, unusable, tuple(ready), _split(tasks, ready, request.split), matched)
 
 
 def nothing_usable(reasons: Sequence[str]) -> InputError:
@@ -139,7 +139,7 @@ def _check_output(out: Path) -> None:
         raise OutputError(f"{out} holds other things than prepared data ({others[0]}); give a new or empty folder.")
 
 
-def _patients(usable: Sequence[ScanSource], marks: Mapping[str, Sequence[Mark]]) -> dict[str, str]:
+def _patients(usable: Sequence[DiscoveredScan], marks: Mapping[str, Sequence[Mark]]) -> dict[str, str]:
     """The patient of each scan by its key: DICOM's PatientID, else what a table says, else the file's name.
 
     Files of one name in several folders keep the folders in their name.
@@ -154,7 +154,7 @@ def _patients(usable: Sequence[ScanSource], marks: Mapping[str, Sequence[Mark]])
     return found
 
 
-def _task(source: ScanSource, patient: str, matched: Matched, request: Request, out: Path) -> ScanTask:
+def _task(source: DiscoveredScan, patient: str, matched: Matched, request: Request, out: Path) -> ScanTask:
     marks = matched.marks.get(source.key, ())
     name = short_digest(source.key)
     if request.keep_names:

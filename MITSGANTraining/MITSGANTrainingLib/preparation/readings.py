@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 from MITSGANLib.errors import InputError
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume
 
-from ..samples import Finding
+from ..data.dataset import Finding
 from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, measure, outside
 
 _ROOT = "LidcReadMessage"

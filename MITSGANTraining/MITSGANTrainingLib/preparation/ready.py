@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from MITSGANLib.atomic import atomic_file
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import atomic_file
 
 from .cutting import EDGE
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 from MITSGANLib import __version__
-from MITSGANLib.atomic import atomic_file, atomic_folder
-from MITSGANLib.budget import estimate_noise
+from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.volume import PROTECTION, CTVolume
+from MITSGANLib.files.atomic import atomic_file, atomic_folder
+from MITSGANLib.scan.volume import PROTECTION, CTVolume
 
-from ..samples import CUBES_FOLDER, DATASET_FILE, FORMAT_VERSION, PARTS, ROLES
+from ..data.dataset import CUBES_FOLDER, DATASET_FILE, FORMAT_VERSION, PARTS, ROLES
 from ..workers import run_all
 from .cutting import Cutting, cut_samples
-from .discovery import ScanSource
+from .discovery import DiscoveredScan
 from .findings import Located, locate_all
-from .plan import Plan, Progress, ScanTask, nothing_usable, short_digest
+from .plan import PreparationPlan, Progress, ScanTask, nothing_usable, short_digest
 from .ready import ReadyCubes
 
 
@@ -42,7 +42,7 @@ class Report:
     reused: int
 
 
-def prepare(plan: Plan, progress: Progress | None = None) -> Report:
+def prepare(plan: PreparationPlan, progress: Progress | None = None) -> Report:
     """Prepare a dataset; scans that an earlier run finished with the same options and findings are kept as they are.
 
     Every scan's folder appears complete or not at all, and ``dataset.json`` at the end, so a stopped run is continued
@@ -112,7 +112,9 @@ def _write_scan(folder: Path, task: ScanTask, volume: CTVolume, located: Located
     (folder / "scan.json").write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _cut_all(todo: Sequence[ScanTask], plan: Plan, progress: Progress | None) -> list[tuple[ScanSource, str]]:
+def _cut_all(
+    todo: Sequence[ScanTask], plan: PreparationPlan, progress: Progress | None
+) -> list[tuple[DiscoveredScan, str]]:
     """Cut every scan of ``todo``; gives those that could not be, with the reason."""
     failed = []
     outcomes = run_all(prepare_scan, todo, processes=plan.request.processes, scheduler=plan.request.scheduler)
@@ -136,9 +138,9 @@ def _finished(task: ScanTask) -> dict[str, Any] | None:
 
 
 def _record(
-    plan: Plan,
+    plan: PreparationPlan,
     finished: Sequence[tuple[ScanTask, Mapping[str, Any]]],
-    skipped: Sequence[tuple[ScanSource, str]],
+    skipped: Sequence[tuple[DiscoveredScan, str]],
 ) -> dict[str, Any]:
     """The content of ``dataset.json``.
 
@@ -173,7 +175,7 @@ def _record(
     }
 
 
-def _sides(plan: Plan, names: Mapping[str, str], present: set[str]) -> dict[str, list[str]]:
+def _sides(plan: PreparationPlan, names: Mapping[str, str], present: set[str]) -> dict[str, list[str]]:
     """Both sides of the split, without patients of whom nothing is left."""
     sides = {part: sorted(present.intersection(names[one] for one in getattr(plan.split, part))) for part in PARTS}
     for part, members in sides.items():
@@ -184,7 +186,7 @@ def _sides(plan: Plan, names: Mapping[str, str], present: set[str]) -> dict[str,
     return sides
 
 
-def _public_names(plan: Plan) -> dict[str, str]:
+def _public_names(plan: PreparationPlan) -> dict[str, str]:
     """What each patient is called in the prepared data."""
     patients = (*plan.split.training, *plan.split.validation)
     return {patient: patient if plan.request.keep_names else f"p-{short_digest(patient)}" for patient in patients}
@@ -196,7 +198,7 @@ def _cubes_entry(number: int, cubes: ReadyCubes, names: Mapping[str, str], keep_
     return {"id": name, "injector": len(cubes.hu), "remover": 0, "patients": dict(sorted(counts.items()))}
 
 
-def _skipped(source: ScanSource, reason: str, keep_names: bool) -> dict[str, str]:
+def _skipped(source: DiscoveredScan, reason: str, keep_names: bool) -> dict[str, str]:
     """An entry without paths, since folders and files are often named after patients."""
     if keep_names:
         return {"scan": source.key, "reason": reason}

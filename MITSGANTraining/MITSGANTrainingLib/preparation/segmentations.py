@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from MITSGANLib.errors import InputError
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume
 
-from ..samples import Finding
+from ..data.dataset import Finding
 from .findings import SMALL_REACH_MM, Located, measure, outside
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume
 
-from ..samples import Finding
+from ..data.dataset import Finding
 from .findings import SMALL_REACH_MM, UNMEASURED_REACH_MM, Located, outside
 
 Coordinates = Literal["world", "voxel"]
@@ -74,14 +74,14 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class FindingsTable:
     """The rows of a table, and (place, reason) of those without a point."""
 
     rows: tuple[TableRow, ...]
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> Table:
+def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> FindingsTable:
     """Read a CSV table; columns in any order and case, others are ignored. Rows without coordinates are left out.
 
     :param coordinates: what x, y, z are; LUNA16's coordX, coordY, coordZ are always world.
@@ -117,7 +117,7 @@ def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> T
             raise InputError(f"The diameter_mm in {place} is not above 0; correct it, or leave it empty if unknown.")
         patient = row.get("patient", "")
         rows.append(TableRow(row["filename"], place, point, coordinates, diameter, patient, healthy))
-    return Table(tuple(rows), tuple(left_out))
+    return FindingsTable(tuple(rows), tuple(left_out))
 
 
 def _number(text: str, what: str) -> float | None:

@@ -12,16 +12,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.ctgan.attacker import own_tensors
-from MITSGANLib.ctgan.chain import CUBE_MM, MASK, mask_center
-from MITSGANLib.ctgan.equalization import BIN_COUNT, Equalization
-from MITSGANLib.ctgan.networks import CTGANConfig, CTGANDiscriminator, CTGANGenerator
+from MITSGANLib.attack.attacker import own_tensors
+from MITSGANLib.attack.chain import MASK, mask_center
+from MITSGANLib.attack.equalization import BIN_COUNT, Equalization
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER
+from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator, CTGANGenerator
 from MITSGANLib.errors import InputError
+from MITSGANLib.scan.cubes import CUBE_MM
 from torch import nn
 from torch.nn import functional as F
 
-from ..cubes import CubeSet, augment, published_variants
+from ..data.cubes import CubeSet, augment, published_variants
 from .configuration import Count, Positive, Share, Weight
 from .engine import Learner, Loss, Product, Step, Task, Training
 from .inputs import Inputs, fingerprint
@@ -65,7 +66,7 @@ class AttackerConfig:
     """
 
     role: Literal["injector", "remover"]
-    name: str = models.DEFAULT_ATTACKER
+    name: str = DEFAULT_ATTACKER
     base_filters: Count = 100
     dropout: Share = 0.5
     batch_norm: bool = True

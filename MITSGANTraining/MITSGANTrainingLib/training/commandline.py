@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.devices import DEVICES
 from MITSGANLib.errors import CancelledError, InputError, MITSGANError
-from MITSGANLib.models import MODELS_FOLDER
+from MITSGANLib.runtime.devices import DEVICES
+from MITSGANLib.weights import MODELS_FOLDER
 
 _DESCRIPTION = """\
 Train a model by a recipe (a TOML file) on data that 'mitsgan prepare' made. The same command continues a stopped run.
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> str:
     """Do what the options say; gives what there is to say at the end."""
     import torch
 
-    from ..samples import Dataset
+    from ..data.dataset import Dataset
     from .inputs import Inputs
     from .monitor import ProgressMonitor
     from .recipes import load_recipe

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from MITSGANLib.lungs import LUNG_BELOW_HU
+from MITSGANLib.scan.lungs import LUNG_BELOW_HU
 from torch.nn import functional as F
 
 from .configuration import Share, Weight

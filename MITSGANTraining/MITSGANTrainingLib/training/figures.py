@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from MITSGANLib import models
-from MITSGANLib.atomic import atomic_file
+from MITSGANLib import weights
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import atomic_file
 
 from .run import commit
 
@@ -22,7 +22,7 @@ def record_figures(folder: Path, name: str, reports: Sequence[Path]) -> Path:
     :raises ModelError: when there is no such card.
     """
     path = folder / "protectors" / f"{name}.json"
-    card = models.ModelCard.read(path)
+    card = weights.ModelCard.read(path)
     figures = dict(card.figures)
     for report in reports:
         try:

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.atomic import atomic_file
-from MITSGANLib.budget import LOWEST_HU
-from MITSGANLib.ctgan import chain
-from MITSGANLib.ctgan.attacker import Attacker
+from MITSGANLib.attack import chain
+from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.errors import InputError
-from MITSGANLib.judges import View
-from MITSGANLib.volume import hu_from_float
+from MITSGANLib.files.atomic import atomic_file
+from MITSGANLib.judges.judge import Sight
+from MITSGANLib.scan.hounsfield import LOWEST_HU
+from MITSGANLib.scan.volume import hu_from_float
 
-from ..nodules import Nodules, nodule_patch
-from ..samples import Dataset, Part, PreparedScan
+from ..data.dataset import Dataset, Part, PreparedScan
+from ..data.nodules import Nodules, nodule_patch
 from .configuration import Count, CountOrNone, Weight
 from .disturbance import Disturbance, Disturbances, disturb
 from .inputs import fingerprint
@@ -150,7 +150,7 @@ class ForgedScan:
 class ForgerySource:
     """Places untouched and forged, from the scans of one side of a dataset's split."""
 
-    def __init__(self, scans: Sequence[ForgedScan], names: Sequence[str], view: View, config: ForgerySampling) -> None:
+    def __init__(self, scans: Sequence[ForgedScan], names: Sequence[str], view: Sight, config: ForgerySampling) -> None:
         self._scans, self._names, self._view, self._config = scans, names, view, config
 
     @classmethod
@@ -158,7 +158,7 @@ class ForgerySource:
         cls,
         data: Dataset,
         part: Part,
-        view: View,
+        view: Sight,
         config: ForgerySampling,
         attackers: Sequence[Attacker],
         held_out: Sequence[str],
@@ -250,7 +250,7 @@ def forged_views(
     scan: PreparedScan,
     places: np.ndarray,
     attackers: Sequence[Attacker],
-    view: View,
+    view: Sight,
     folder: Path,
     variations: Variations | None = None,
     seed: int = 0,
@@ -331,7 +331,7 @@ def _versions(
     kji: tuple[int, int, int],
     spacing_kji: tuple[float, float, float],
     attackers: Sequence[Attacker],
-    view: View,
+    view: Sight,
 ) -> np.ndarray:
     """A place untouched and after each attack; ``hu`` is the same afterwards."""
     versions = [view.cut(hu, spacing_kji, kji)]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.ctgan import ACTIONS
-from MITSGANLib.ctgan.attacker import Attacker, load_attacker
+from MITSGANLib import weights
+from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.errors import ModelError
+from MITSGANLib.scan.targets import ACTIONS
 
 if TYPE_CHECKING:
-    from ..samples import Dataset
+    from ..data.dataset import Dataset
 
 _FILES = {"inject": ("injector.safetensors", "INJ"), "remove": ("remover.safetensors", "REM")}
 
@@ -25,7 +25,7 @@ _FILES = {"inject": ("injector.safetensors", "INJ"), "remove": ("remover.safeten
 class Inputs:
     """What a run is given.
 
-    :param data: prepared samples; see :mod:`MITSGANTrainingLib.samples`.
+    :param data: prepared samples; see :mod:`MITSGANTrainingLib.data.dataset`.
     :param attackers: names or folders given on the command line; empty takes the recipe's.
     :param models: the folder that the trained model goes to; attackers are looked up there first.
     """
@@ -33,7 +33,7 @@ class Inputs:
     data: Dataset
     device: torch.device
     attackers: tuple[str, ...] = ()
-    models: Path = models.MODELS_FOLDER
+    models: Path = weights.MODELS_FOLDER
 
     def load_attackers(self, named_by_recipe: Sequence[str]) -> list[Attacker]:
         """Every injector and remover of the attackers that the command line or else the recipe names, on the device.
@@ -53,7 +53,7 @@ class Inputs:
         return found
 
     def _folder(self, name: str) -> Path:
-        places = (self.models / "attackers" / name, models.MODELS_FOLDER / "attackers" / name, Path(name))
+        places = (self.models / "attackers" / name, weights.MODELS_FOLDER / "attackers" / name, Path(name))
         return next((place for place in places if place.is_dir()), places[-1])
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib import models
 from MITSGANLib.errors import InputError
-from MITSGANLib.judge_networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
-from MITSGANLib.judges import THRESHOLD, Judge, Question, View, build_network, kind_of, network_classes
+from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, build_network, kind_of, network_classes
+from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
+from MITSGANLib.weights import half_precision
 from torch import nn
 from torch.nn import functional as F
 
-from ..success import area_under_curve
+from ..evaluation.jury import area_under_curve
 from .configuration import Positive, Share, Weight
 from .disturbance import Disturbance, disturb
 from .engine import Learner, Loss, Product, Step, Task, Training, cosine
@@ -45,7 +45,7 @@ class JudgeConfig:
     """
 
     name: str
-    view: View = field(default_factory=View)
+    view: Sight = field(default_factory=Sight)
     plain: PlainConfig | None = None
     residual: ResidualConfig | None = None
     planes: PlanesConfig | None = None
@@ -160,7 +160,7 @@ class JudgeTask(Task[JudgeConfig]):
         says = "whether a 32 mm cube shows a nodule in its middle" if config.nodule else "whether a place was forged"
         return Product(
             path=f"judges/{config.name}.safetensors",
-            tensors=models.half_precision(self.network),
+            tensors=half_precision(self.network),
             name=config.name,
             kind=kind_of(config.question),
             description=f"Classifier ({self._class}) that says {says}.",

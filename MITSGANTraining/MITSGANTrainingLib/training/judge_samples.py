@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..samples import PreparedScan
+from ..data.dataset import PreparedScan
 
 CLEAR_MM = 6  # a nodule that keeps so far from the middle is beside it
 

@@ -32,10 +32,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from MITSGANLib.ctgan.attacker import Attacker
-from MITSGANLib.ctgan.chain import forge_cube
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.chain import forge_cube
 from MITSGANLib.errors import InputError
-from MITSGANLib.generator import (
+from MITSGANLib.protection.generator import (
     Discriminator,
     DiscriminatorConfig,
     Generator,
@@ -47,7 +47,7 @@ from MITSGANLib.generator import (
 from torch import nn
 from torch.nn import functional as F
 
-from ..samples import PreparedScan
+from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
-from MITSGANLib.ctgan.attacker import Attacker
-from MITSGANLib.ctgan.chain import CUBE_MM, MASK, rescale
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.chain import MASK
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
-from MITSGANLib.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
+from MITSGANLib.protection.presets import DEFAULT_PROTECTOR
+from MITSGANLib.scan.cubes import CUBE_MM, rescale
+from MITSGANLib.weights import half_precision
 from torch import nn
 
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
@@ -46,8 +49,8 @@ class SmallProtectorConfig:
     :param sources: where the data comes from and its licence, for the model card.
     """
 
-    name: str = models.DEFAULT_PROTECTOR
-    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
+    name: str = DEFAULT_PROTECTOR
+    attackers: tuple[str, ...] = (DEFAULT_ATTACKER,)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     budget: Budget = field(default_factory=Budget)
     learning_rate: Positive = 1e-3
@@ -69,7 +72,7 @@ class SmallProtectorConfig:
 
 
 @dataclass(frozen=True)
-class Target:
+class DrawnPlace:
     """Where a sample attacks, and the seed of the noise that the generator gets, which a step's samples share."""
 
     scan: int
@@ -102,13 +105,13 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
         }
 
-    def draw(self, step: Step) -> Sequence[Target]:
+    def draw(self, step: Step) -> Sequence[DrawnPlace]:
         """Targets in one scan, drawn at random: slices of different scans need not have the same size."""
         rng = step.rng()
         number = int(rng.integers(len(self._scans)))
         return self._targets(number, self._scans[number], step.batch_size, rng)
 
-    def losses(self, samples: Sequence[Target], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+    def losses(self, samples: Sequence[DrawnPlace], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         value, scalars = self._loss(self._scans[samples[0].scan], samples, networks["generator"])
         yield Loss("generator", value, scalars)
 
@@ -147,7 +150,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
         names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
         return Product(
             path=f"protectors/{config.name}.safetensors",
-            tensors=models.half_precision(self.generator),
+            tensors=half_precision(self.generator),
             name=config.name,
             kind="protector",
             description="Small MITS-GAN generator that adds a change bounded in HU, mostly in the lungs.",
@@ -165,13 +168,13 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             budget=config.budget.to_dict(),
         )
 
-    def _targets(self, number: int, scan: ScanTargets, count: int, rng: np.random.Generator) -> list[Target]:
+    def _targets(self, number: int, scan: ScanTargets, count: int, rng: np.random.Generator) -> list[DrawnPlace]:
         noise_seed = int(rng.integers(2**31))
         positions = (scan.draw(self.config.structure_share, rng) for _ in range(count))
-        return [Target(number, position, noise_seed) for position in positions]
+        return [DrawnPlace(number, position, noise_seed) for position in positions]
 
     def _loss(
-        self, scan: ScanTargets, samples: Sequence[Target], generator: nn.Module
+        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         clean, change, allowed = self._change(scan, samples, generator)
         clean_cube, protected_cube = self._cubes(clean, change)
@@ -187,7 +190,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
         return loss, {**gains, "pattern": pattern}
 
     def _change(
-        self, scan: ScanTargets, samples: Sequence[Target], generator: nn.Module
+        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Crops around the targets with their context, the generator's change, and what is allowed, in whole HU."""
         config, device = self.config, self.inputs.device

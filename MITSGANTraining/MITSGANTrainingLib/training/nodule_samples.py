@@ -16,14 +16,14 @@ from typing import Literal
 import numpy as np
 import torch
 from MITSGANLib.errors import InputError
-from MITSGANLib.volume import hu_from_float
+from MITSGANLib.scan.volume import hu_from_float
 from torch.nn import functional as F
 
-from ..cubes import CubeSet
-from ..nodules import Nodules, read_nodules
+from ..data.cubes import CubeSet
+from ..data.dataset import Dataset, Part
+from ..data.nodules import Nodules, read_nodules
 from ..preparation.cutting import EDGE, cut_cube
 from ..preparation.splitting import SplitOptions, split_patients
-from ..samples import Dataset, Part
 from .configuration import Share, Weight
 from .disturbance import Disturbance, Disturbances, disturb
 from .judge_samples import CLEAR_MM, Group, clear_structures

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from MITSGANLib import models
-from MITSGANLib.devices import describe_device
+from MITSGANLib import weights
 from MITSGANLib.errors import ModelError, OutputError
+from MITSGANLib.runtime.devices import describe_device
 
 from .configuration import differences
 from .engine import Result, Task, Trainer
@@ -71,7 +71,7 @@ class Run:
     def _require_not_installed(self, task: Task) -> None:
         """What the extension came with is behind every figure of it; and hours later is too late to ask."""
         folder, path = self.inputs.models, task.product().path
-        if not self.overwrite and folder.resolve() == models.MODELS_FOLDER.resolve() and (folder / path).exists():
+        if not self.overwrite and folder.resolve() == weights.MODELS_FOLDER.resolve() and (folder / path).exists():
             raise OutputError(
                 f"The model {path} is installed already; name a folder for yours with --out, or replace it with "
                 "--overwrite."
@@ -80,7 +80,7 @@ class Run:
     def _publish(self, task: Task, result: Result, start: str, team: Team) -> Path:
         product = task.product()
         fields = {field.name for field in dataclasses.fields(product)} - {"path", "tensors"}
-        card = models.ModelCard(
+        card = weights.ModelCard(
             **{name: getattr(product, name) for name in fields},
             training={
                 **self.recipe.plain(),
@@ -97,7 +97,7 @@ class Run:
             commit=commit(),
         )
         path = self.inputs.models / product.path
-        models.write_weights(path, {name: tensor.cpu() for name, tensor in product.tensors.items()}, card)
+        weights.write_weights(path, {name: tensor.cpu() for name, tensor in product.tensors.items()}, card)
         return path
 
 
@@ -107,7 +107,7 @@ def take_over(task: Task, path: Path) -> str:
     :raises ModelError: when the file is missing, corrupt, or of another kind or architecture, with what differs.
     """
     product = task.product()
-    tensors, card = models.read_weights(path)
+    tensors, card = weights.read_weights(path)
     if card.kind != product.kind:
         raise ModelError(f"{path} holds a model of the kind '{card.kind}', not '{product.kind}'; start from another.")
     recipe = json.loads(json.dumps(product.architecture))

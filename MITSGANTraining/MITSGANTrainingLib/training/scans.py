@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from MITSGANLib.budget import Budget, LocalNoise, allowed_change, body_mask, local_noise
-from MITSGANLib.ctgan.chain import cube_shape, cube_start
+from MITSGANLib.budget.body import body_mask
+from MITSGANLib.budget.budget import Budget, allowed_change
+from MITSGANLib.budget.noise import LocalNoise, local_noise
 from MITSGANLib.errors import InputError
+from MITSGANLib.scan.cubes import cube_shape, cube_start
 
-from ..samples import PreparedScan
+from ..data.dataset import PreparedScan
 
 Box = tuple[slice, slice, slice]
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from MITSGANLib import models
-from MITSGANLib.budget import Budget
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
+from MITSGANLib.weights import half_precision
 from torch import nn
 
 from .configuration import Count, CountOrNone, Share
@@ -33,7 +34,7 @@ class SlabTaskConfig:
     """
 
     name: str = ""
-    attackers: tuple[str, ...] = (models.DEFAULT_ATTACKER,)
+    attackers: tuple[str, ...] = (DEFAULT_ATTACKER,)
     budget: Budget = field(default_factory=Budget)
     slices: Count = 1
     crop: CountOrNone = 0
@@ -93,7 +94,7 @@ class SlabTask(Task[Config]):
         config = self.config
         return Product(
             path=f"protectors/{config.name}.safetensors",
-            tensors=models.half_precision(network),
+            tensors=half_precision(network),
             name=config.name,
             kind="protector",
             description=description,

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from MITSGANLib.budget import Budget
-from MITSGANLib.ctgan.attacker import Attacker
-from MITSGANLib.ctgan.chain import CUBE_MM, MASK, cube_shape, cube_start, rescale
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.chain import MASK
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
+from MITSGANLib.scan.cubes import CUBE_MM, cube_shape, cube_start, rescale
 
-from ..samples import PreparedScan
+from ..data.dataset import PreparedScan
 from .scans import ScanTargets
 
 LUNG_WINDOW_HU = (-1350.0, 150.0)

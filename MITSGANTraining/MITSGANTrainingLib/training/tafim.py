@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.ctgan.attacker import Attacker
-from MITSGANLib.ctgan.chain import CUBE_MM, MASK
+from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.chain import MASK
 from MITSGANLib.errors import InputError
-from MITSGANLib.generator import hu_to_network
-from MITSGANLib.tafim import TAFIM, TAFIMConfig
+from MITSGANLib.protection.generator import hu_to_network
+from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
+from MITSGANLib.scan.cubes import CUBE_MM
 from torch import nn
 
 from .compression import Compression, compress, draw_quality

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from MITSGANLib.devices import resolve_device
 from MITSGANLib.errors import DependencyError, InputError, MITSGANError
+from MITSGANLib.runtime.devices import resolve_device
 from torch import nn
 
 Item = TypeVar("Item")

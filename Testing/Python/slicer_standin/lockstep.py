@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from MITSGANLib.background import run_in_background
+from MITSGANLib.runtime.background import run_in_background
 
 
 def run_in_lockstep(
     work: Callable[[Callable[..., None]], Any], progress: Callable[..., None] | None, keep_alive: Callable[[], None]
 ) -> Any:
-    """As :func:`MITSGANLib.background.run_in_background`, one report after the other."""
+    """As :func:`MITSGANLib.runtime.background.run_in_background`, one report after the other."""
     shown, nobody_looks = threading.Event(), threading.Event()
 
     def looking(look: Callable[..., None]) -> Callable[..., None]:

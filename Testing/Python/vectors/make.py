@@ -21,12 +21,15 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dicom_factory import ct_series
-from MITSGANLib.integrity import Signers, save_signing_key, signed_output
-from MITSGANLib.phantom import thorax_phantom
-from MITSGANLib.seal import Key, save_sealed, write_key_file
-from MITSGANLib.storage import load_volume, save_volume
-from MITSGANLib.volume import CTVolume
-from MITSGANLib.watermark import OPEN_KEY, WatermarkKey, embed_watermark, watermark_key
+from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.keys.key_files import Key, write_key_file
+from MITSGANLib.keys.signing_keys import save_signing_key
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.seal.sealing import save_sealed
+from MITSGANLib.signature.signing import Signers, signed_output
+from MITSGANLib.watermark.embedding import embed_watermark
+from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
 HERE = Path(__file__).resolve().parent
 KEY = Key(bytes(range(32)))

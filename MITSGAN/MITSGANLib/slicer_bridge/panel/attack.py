@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ... import models
+from ...attack.installed import available_attackers
 from ..targets import (
     interaction_node,
     is_placing,
@@ -38,7 +38,7 @@ class AttackSection:
         self._panel, self._compare = panel, compare
         self._observed: Any = None
         ui = panel.ui
-        attackers = models.available_attackers()
+        attackers = available_attackers()
         for name in attackers:
             ui.attackerComboBox.addItem(name, name)
         ui.noticeLabel.text = _(

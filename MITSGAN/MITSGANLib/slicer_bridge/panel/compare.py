@@ -8,8 +8,8 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from ... import atomic
-from ...heatmap import BONE, LUNG, MEDIASTINUM, Window
+from ...files import atomic
+from ...scan.windows import BONE, LUNG, MEDIASTINUM, Window
 from ..comparison import ComparisonNodes
 from ..layout import comparison_is_shown, register_layout, restore_layout, set_window
 from ..privacy import path_kept_from_log

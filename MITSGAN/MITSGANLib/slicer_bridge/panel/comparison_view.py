@@ -9,7 +9,7 @@ import slicer
 import vtk
 
 from ...errors import TargetError
-from ...heatmap import LUNG
+from ...scan.windows import LUNG
 from ..differences import set_difference_threshold
 from ..layout import jump_to_slice, keep_out_of_comparison, plot_view_node, show_comparison, show_heatmaps, show_volume
 from ..tables import slice_of_point

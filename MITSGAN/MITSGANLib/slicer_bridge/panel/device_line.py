@@ -7,8 +7,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from ...background import BackgroundTask
-from ...volume import CTVolume
+from ...runtime.background import BackgroundTask
+from ...scan.volume import CTVolume
 from ..packages import are_installed
 
 # Python's threads run only while Python waits: Qt's event loop does not let go of Python's lock.

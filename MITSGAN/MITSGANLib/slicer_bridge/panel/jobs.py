@@ -10,8 +10,8 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ...background import Pace, run_in_background
 from ...errors import CancelledError
+from ...runtime.background import Pace, run_in_background
 
 DOUBLE_CLICK_SECONDS = 0.6
 STATUS_MILLISECONDS = 10_000
@@ -58,7 +58,7 @@ class JobRunner:
         self.cancel()
 
     def compute(self, work: Callable[[Any], Any], progress: Any) -> Any:
-        """``work(progress)`` in the background; see :mod:`~MITSGANLib.background`."""
+        """``work(progress)`` in the background; see :mod:`~MITSGANLib.runtime.background`."""
         return run_in_background(work, progress, self._keep_alive)
 
     def say(self, text: str) -> None:

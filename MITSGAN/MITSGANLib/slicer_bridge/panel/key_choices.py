@@ -13,7 +13,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..locks import Locks, ScanOnDisk, may_be_on_disk, open_key, open_locks, scan_of_node
+from ..keys_and_seals import Locks, ScanOnDisk, may_be_on_disk, open_key, open_locks, scan_of_node
 from . import sentences
 
 

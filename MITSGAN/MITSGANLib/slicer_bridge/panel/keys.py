@@ -10,10 +10,9 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import TargetError
-from ...seal.keys import is_private
+from ...keys.key_files import is_private
 from ..change_map import set_changes_visible
-from ..layout import show_in_ordinary_views
-from ..locks import (
+from ..keys_and_seals import (
     Locks,
     ScanOnDisk,
     key_identity,
@@ -22,6 +21,7 @@ from ..locks import (
     public_key_identity,
     signing_key_identity,
 )
+from ..layout import show_in_ordinary_views
 from ..operations import free_folder
 from ..targets import has_target, target_from_markups
 from ..volumes import remove_result, voxel_from_ras, watermark_kind
@@ -30,7 +30,8 @@ from .key_choices import ChosenPath, KeyChoices
 from .shared import Panel
 
 if TYPE_CHECKING:
-    from ...watermark import Check, Place
+    from ...watermark.checking import Check
+    from ...watermark.places import Place
     from .compare import CompareSection
 
 

@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ... import models
+from ...protection import presets
 from ..layout import show_in_ordinary_views
 from ..volumes import is_watermarked, volume_from_node
 from . import sentences
@@ -38,7 +38,7 @@ class ProtectSection:
     def __init__(self, panel: Panel, volume: VolumeSection, compare: CompareSection, keys: KeysSection) -> None:
         self._panel, self._volume, self._compare, self._keys = panel, volume, compare, keys
         ui = panel.ui
-        choices = {name: sentences.model(name, card) for name, card in models.choices().items()}
+        choices = {name: sentences.model(name, card) for name, card in presets.choices().items()}
         for name, (title, words) in {**choices, WATERMARK: sentences.watermark()}.items():
             ui.modelComboBox.addItem(title, name)
             ui.modelComboBox.setItemData(ui.modelComboBox.count - 1, words, qt.Qt.ToolTipRole)
@@ -59,7 +59,7 @@ class ProtectSection:
         """Show what the parameter node says, and what networks would run on."""
         parameters, ui = self._panel.parameters, self._panel.ui
         # parameterNodeWrapper has no connector for a combo box filled at run time.
-        select(ui.modelComboBox, models.choice(parameters.model))
+        select(ui.modelComboBox, presets.choice(parameters.model))
         index = ui.modelComboBox.currentIndex
         ui.modelDescriptionLabel.text = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
         select(ui.deviceComboBox, parameters.device)

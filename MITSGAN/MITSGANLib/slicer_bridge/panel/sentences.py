@@ -15,11 +15,12 @@ from ..targets import has_target, is_placing, target_from_markups
 from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_attack, is_watermarked, voxel_from_ras
 
 if TYPE_CHECKING:
-    from ...effect import Effect
-    from ...models import ModelCard
-    from ...seal import Restored
-    from ...watermark import Check, Place, Region
-    from ..locks import Checked
+    from ...measure.attack_effect import Effect
+    from ...seal.sealing import Restored
+    from ...watermark.checking import Check, MissingRegion
+    from ...watermark.places import Place
+    from ...weights import ModelCard
+    from ..keys_and_seals import SignatureCheck
 
 _FINDINGS_SHOWN = 12
 _REGIONS_SHOWN = 6
@@ -179,7 +180,7 @@ def about_restored(name: str, restored: Restored) -> str:
     return "<br>".join([*lines, *(html.escape(str(warning)) for warning in restored.warnings)])
 
 
-def about_check(name: str, checked: Checked) -> str:
+def about_check(name: str, checked: SignatureCheck) -> str:
     """What a check of the scan of this file name found; rich text."""
     verification = checked.verification
     if verification is None:
@@ -206,7 +207,7 @@ def about_check(name: str, checked: Checked) -> str:
     return "<br>".join([*lines, *_about_dicom_signatures(checked)])
 
 
-def _about_dicom_signatures(checked: Checked) -> list[str]:
+def _about_dicom_signatures(checked: SignatureCheck) -> list[str]:
     return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
 
 
@@ -264,7 +265,7 @@ def _about_regions(name: str, check: Check) -> list[str]:
     return [*lines, told]
 
 
-def _about_region(region: Region) -> str:
+def _about_region(region: MissingRegion) -> str:
     k, j, i = region.kji
     depth, height, width = region.size_mm
     words = _(

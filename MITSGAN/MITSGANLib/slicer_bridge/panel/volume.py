@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import InputError
-from ...heatmap import LUNG
+from ...scan.windows import LUNG
 from ..inspection import inspect_node
 from ..layout import set_window
 from . import sentences

@@ -1,0 +1,165 @@
+"""The attack on a whole scan: an injector or remover, a target voxel, and the tampered scan, marked as simulated.
+
+For demonstration and measurement only. Every result carries a processing step that says so, and no writer of this
+library exports it as DICOM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import ModelError, TargetError
+from ..runtime.devices import resolve_device
+from ..scan.cubes import CUBE_MM, cube_shape, cube_start
+from ..scan.lungs import distance_to_border_mm
+from ..scan.targets import ACTIONS, Action
+from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
+from ..weights import MODELS_FOLDER, configuration, fill, half_precision, read_weights
+from .chain import Inpainter, tamper
+from .equalization import Equalization
+from .installed import DEFAULT_ATTACKER, available_attackers
+from .keras_files import load_equalization, load_keras_generator
+from .networks import CTGANConfig, CTGANGenerator
+
+_ROLES = {"inject": "injector", "remove": "remover"}
+_PUBLISHED_FOLDERS = {"inject": "INJ", "remove": "REM"}
+_PUBLISHED_WEIGHTS = {"inject": ("G_model.h5", "G_model_inj.h5"), "remove": ("G_model.h5", "G_model_rem.h5")}
+_AIR_BELOW_HU = -960
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One action of an attacker, ready to run: its name, its in-painter and a digest of its weights."""
+
+    name: str
+    action: Action
+    inpainter: Inpainter
+    digest: str = ""
+
+    def to(self, device: torch.device) -> Attacker:
+        self.inpainter.generator.to(device)
+        return self
+
+
+def load_attacker(name_or_folder: str | Path, action: Action) -> Attacker:
+    """An installed attacker by name ("default" is the default one), or a folder of attacker files.
+
+    A folder holds either ``injector`` / ``remover`` ``.safetensors`` with their cards, or the published layout:
+    ``INJ`` and ``REM``, each with ``G_model.h5``, ``normalization.npy`` and ``equalization.pkl``.
+
+    :raises ModelError: when the attacker is unknown or a file is missing, corrupt or of another architecture.
+    """
+    if action not in ACTIONS:
+        raise ModelError(f"Unknown action '{action}'; choose inject or remove.")
+    name = DEFAULT_ATTACKER if str(name_or_folder) == "default" else str(name_or_folder)
+    installed = MODELS_FOLDER / "attackers" / name
+    folder = installed if name in available_attackers() else Path(name)
+    own = folder / f"{_ROLES[action]}.safetensors"
+    if own.exists():
+        return _own_attacker(own, folder.name, action)
+    published = folder / _PUBLISHED_FOLDERS[action]
+    if published.is_dir():
+        return _published_attacker(published, folder.name, action)
+    known = ", ".join(available_attackers()) or "none"
+    raise ModelError(
+        f"'{name}' is neither an installed attacker ({known}) nor a folder with {own.name} or "
+        f"{_PUBLISHED_FOLDERS[action]}/G_model.h5; check the name or the path."
+    )
+
+
+def simulate_attack(
+    volume: CTVolume,
+    kji: Sequence[int],
+    action: Action,
+    *,
+    attacker: str | Path | Attacker = "default",
+    device: str = "auto",
+) -> CTVolume:
+    """Tamper with ``volume`` as CT-GAN would: add or erase a nodule at voxel ``kji`` (slice, row, column).
+
+    :return: a volume of the same geometry, changed around the target only, with a simulated-attack step.
+    :raises TargetError: when the target lies outside the scan, too near its border, or in air.
+    :raises ModelError: when the attacker cannot be loaded.
+    """
+    target = tuple(int(index) for index in kji)
+    check_target(volume, target)
+    ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
+    if ready.action != action:
+        raise ModelError(f"Attacker '{ready.name}' was loaded to {ready.action}, not to {action}.")
+    where = resolve_device(device)
+    scan = torch.from_numpy(volume.hu.copy())
+    with torch.inference_mode():
+        patch = tamper(scan.to(where), target, volume.spacing_kji, ready.to(where).inpainter, action)
+    hu = volume.hu.copy()
+    hu[patch.slices] = hu_from_float(patch.values.cpu().numpy())
+    step = ProcessingStep(
+        SIMULATED_ATTACK,
+        f"SIMULATED ATTACK: CT-GAN {action} at voxel (slice, row, column) {target}; not a patient's image",
+        {"action": action, "attacker": ready.name, "attacker_sha256": ready.digest, "target_kji": list(target)},
+    )
+    return volume.with_hu(hu, step)
+
+
+def check_target(volume: CTVolume, kji: Sequence[int]) -> None:
+    """:raises TargetError: when an attack at this voxel would be meaningless, with the reason."""
+    if not volume.contains(kji):
+        raise TargetError(
+            f"The target (slice, row, column) {tuple(kji)} lies outside the scan, which has {volume.shape} voxels; "
+            "choose a point inside."
+        )
+    half = CUBE_MM / 2
+    distance = distance_to_border_mm(volume, kji)
+    if distance < half:
+        raise TargetError(
+            f"The target lies {distance:.1f} mm from the scan's border; the attack needs {half:.0f} mm on each side. "
+            "Choose a point further inside."
+        )
+    shape = cube_shape(volume.spacing_kji)
+    start = cube_start(kji, shape)
+    cube = volume.hu[tuple(slice(max(a, 0), a + n) for a, n in zip(start, shape, strict=True))]
+    # Lung lies near -850 HU, air at -1000: a cube of air alone has no tissue that a tumor could sit in.
+    if np.mean(cube < _AIR_BELOW_HU) > 0.95:
+        raise TargetError("The target lies in air; choose a point in the lung or at a nodule.")
+
+
+def tampered_box(volume: CTVolume, kji: Sequence[int]) -> tuple[slice, slice, slice]:
+    """The 32 mm cube around the target that the generator replaces, clipped to the scan (slices, rows, columns)."""
+    shape = cube_shape(volume.spacing_kji)
+    start = cube_start(kji, shape)
+    return tuple(slice(max(a, 0), min(a + n, size)) for a, n, size in zip(start, shape, volume.shape, strict=True))
+
+
+def own_tensors(generator: CTGANGenerator, equalization: Equalization) -> dict[str, torch.Tensor]:
+    """What an attacker's safetensors file holds: the generator's state and the look-up table."""
+    table = {
+        "equalization.bins": torch.from_numpy(equalization.bins),
+        "equalization.cdf": torch.from_numpy(equalization.cdf),
+        "equalization.normalization": torch.tensor(
+            [equalization.mean, equalization.minimum, equalization.maximum], dtype=torch.float64
+        ),
+    }
+    return {**{f"generator.{k}": v for k, v in half_precision(generator).items()}, **table}
+
+
+def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
+    tensors, card = read_weights(path)
+    try:
+        table = [tensors.pop(f"equalization.{part}").double().numpy() for part in ("bins", "cdf", "normalization")]
+        equalization = Equalization(table[0], table[1], *(float(value) for value in table[2]))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path} lacks its equalization table; reinstall the extension.") from error
+    network = CTGANGenerator(configuration(CTGANConfig, card))
+    state = {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
+    return Attacker(name, action, Inpainter(fill(network, state, card), equalization), card.sha256)
+
+
+def _published_attacker(folder: Path, name: str, action: Action) -> Attacker:
+    weights = next((folder / file for file in _PUBLISHED_WEIGHTS[action] if (folder / file).exists()), None)
+    if weights is None:
+        raise ModelError(f"{folder} has no G_model.h5; put CT-GAN's published generator there.")
+    return Attacker(name, action, Inpainter(load_keras_generator(weights), load_equalization(folder)))

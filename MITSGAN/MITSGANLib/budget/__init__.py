@@ -1,0 +1,1 @@
+"""How much a scan may change, and where: noise, body, budget."""

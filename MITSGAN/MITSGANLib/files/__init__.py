@@ -1,0 +1,1 @@
+"""Reading and writing scans; :mod:`.storage` is the one door."""

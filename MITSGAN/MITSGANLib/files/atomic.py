@@ -1,0 +1,142 @@
+"""Output that is either complete at its destination or not there at all.
+
+Writers work in a hidden temporary folder beside the destination (same disk, so that moving is a rename). At success the
+result is moved into place; after any failure, cancellation or Ctrl-C the temporary folder and every folder that was
+made on the way are removed, and what was at the destination before is still there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic_file(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary path to write; move it to ``destination`` when the block succeeds.
+
+    The temporary file has the name of the destination in a temporary folder, so formats that are recognized by suffix,
+    or that name a second file in their header (``scan.mhd`` and ``scan.raw``), come out right: whatever the block
+    writes beside the temporary file is moved along with it, the named file last.
+
+    :raises OutputError: the destination (or a companion file) exists and ``overwrite`` is not set, is a folder, or
+        cannot be written.
+    """
+    destination = Path(destination)
+    refuse_existing_file(destination, overwrite)
+    with _temporary_sibling(destination) as temporary:
+        yield temporary / destination.name
+        written = sorted(temporary.iterdir(), key=lambda file: file.name == destination.name)
+        moves = [(file, destination.parent / file.name) for file in written]
+        for _, target in moves:
+            _refuse_existing(target, overwrite)
+        _move_all(moves)
+
+
+@contextmanager
+def atomic_folder(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; move it to ``destination`` when the block succeeds.
+
+    An existing empty folder may always be replaced, since nothing is lost; another only with ``overwrite``.
+
+    :raises OutputError: the destination exists and ``overwrite`` is not set, is a file, or cannot be written.
+    """
+    destination = Path(destination)
+    refuse_existing_folder(destination, overwrite)
+    with _temporary_sibling(destination) as temporary:
+        filled = temporary / "new"
+        filled.mkdir()
+        yield filled
+        _move_all([(filled, destination)])
+
+
+def output_error(error: OSError, destination: Path) -> OutputError:
+    """The sentence for the user behind an ``OSError`` met while writing ``destination``."""
+    # pydicom raises another one with its trace as text and without a number; what the system said is its cause.
+    while error.errno is None and isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    if error.errno in _NO_SPACE:
+        return OutputError(f"No space left on the disk for {destination}; free some space or choose another disk.")
+    if error.errno in _NO_PERMISSION:
+        return OutputError(f"No permission to write {destination}; choose another place or change its permissions.")
+    return OutputError(f"{destination} cannot be written ({error.strerror or error}); choose another place.")
+
+
+def refuse_existing_file(destination: Path, overwrite: bool) -> None:
+    """:raises OutputError: when a new file may not take this place, as :func:`atomic_file` would find."""
+    if destination.is_dir():
+        raise OutputError(f"{destination} is a folder; give a file name.")
+    _refuse_existing(destination, overwrite)
+
+
+def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
+    """:raises OutputError: when a new folder may not take this place, as :func:`atomic_folder` would find."""
+    if destination.exists() and not destination.is_dir():
+        raise OutputError(f"{destination} is a file; give the name of a folder.")
+    if destination.is_dir() and any(destination.iterdir()):
+        _refuse_existing(destination, overwrite)
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(target):
+        raise OutputError(f"{target} already exists; choose another name or allow overwriting.")
+
+
+@contextmanager
+def _temporary_sibling(destination: Path) -> Iterator[Path]:
+    """A temporary folder beside ``destination``, removed at the end whatever happens."""
+    made: list[Path] = []
+    temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        # Not tempfile.mkdtemp: its folders are private (0700), and this one may become the destination itself.
+        for folder in _missing_parents(destination):
+            # Another process may make the same one at this moment.
+            with suppress(FileExistsError):
+                folder.mkdir()
+                made.append(folder)
+        temporary.mkdir()
+        made.append(temporary)
+        yield temporary
+        made = [temporary]
+    except OSError as error:
+        raise output_error(error, destination) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in reversed(made):
+            with suppress(OSError):  # already gone, or someone else put files into it
+                folder.rmdir()
+
+
+def _missing_parents(destination: Path) -> list[Path]:
+    """The parent folders that do not exist yet, outermost first."""
+    return [parent for parent in reversed(destination.parents) if not parent.exists()]
+
+
+def _move_all(moves: list[tuple[Path, Path]]) -> None:
+    """Rename every (temporary, target) pair; when one fails, put back what the earlier ones replaced."""
+    begun: list[tuple[Path, Path, Path]] = []
+    try:
+        for source, target in moves:
+            # The backup lies in the temporary folder, so that it is removed with it once all is in place.
+            backup = source.with_name(f"{source.name}.{uuid.uuid4().hex[:8]}.old")
+            begun.append((source, target, backup))
+            if os.path.lexists(target):
+                target.rename(backup)
+            source.replace(target)
+    except BaseException:
+        for source, target, backup in reversed(begun):
+            if not os.path.lexists(source):
+                target.rename(source)
+            if os.path.lexists(backup):
+                backup.rename(target)
+        raise

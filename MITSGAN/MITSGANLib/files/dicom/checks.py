@@ -1,0 +1,81 @@
+"""What a careful workstation says about the headers of a CT series: refusals, and warnings that stop nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...errors import InputError
+from ...scan.volume import VolumeWarning
+from .frames import Frame
+from .headers import Header
+from .series import DicomSeries
+
+# Elements that hold one value throughout a series, and what it means when they do not.
+_ONE_VALUE = {
+    "StudyInstanceUID": "studies",
+    "PatientID": "patients",
+    "FrameOfReferenceUID": "frames of reference",
+}
+
+
+def require_one_origin(headers: Sequence[Header]) -> None:
+    """
+    :raises InputError: the images of one series belong to different studies, patients or frames of reference.
+    """
+    for keyword, plural in _ONE_VALUE.items():
+        if len({header.text(keyword) for header in headers}) > 1:
+            raise InputError(f"One series mixes images of different {plural}; separate them into two folders.")
+
+
+def header_warnings(series: DicomSeries, frames: Sequence[Frame]) -> tuple[VolumeWarning, ...]:
+    """Everything noteworthy in the headers of a series that can be used."""
+    return (*_left_out(series), *_history(series.images), *_acquisition(series.images), *_rescale(frames))
+
+
+def _left_out(series: DicomSeries) -> Iterator[VolumeWarning]:
+    localizers = sum(header.is_localizer for header in series.left_out)
+    others = len(series.left_out) - localizers
+    if localizers:
+        yield VolumeWarning("localizer-left-out", f"{localizers} localizer (scout) images of the series are left out.")
+    if others:
+        yield VolumeWarning("objects-left-out", f"{others} objects of the series that are no CT images are left out.")
+
+
+def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
+    if any("DERIVED" in header.image_type for header in images):
+        text = "The images are derived (Image Type DERIVED), not as acquired; their noise may be unlike a scanner's."
+        yield VolumeWarning("derived", text)
+    if any(header.text("LossyImageCompression") == "01" for header in images):
+        text = "The images went through lossy compression once; fine detail is altered."
+        yield VolumeWarning("lossy-compression", text)
+    if any(header.text("BurnedInAnnotation") == "YES" for header in images):
+        text = "The images have burned-in annotation, which may identify the patient."
+        yield VolumeWarning("burned-in-annotation", text)
+    if any(_is_by_mitsgan(header) for header in images):
+        text = "The images were written by MITSGAN before; protecting them again adds to the change."
+        yield VolumeWarning("already-processed", text)
+
+
+def _acquisition(images: Sequence[Header]) -> Iterator[VolumeWarning]:
+    tilt = max((abs(header.number("GantryDetectorTilt")) for header in images), default=0.0)
+    if tilt > 0.05:
+        text = f"The header states a gantry tilt of {tilt:g} degrees, though the slices are stacked straight."
+        yield VolumeWarning("gantry-tilt", text)
+    kernels = sorted({header.text("ConvolutionKernel") for header in images})
+    if len(kernels) > 1:
+        text = f"The series mixes reconstruction kernels ({', '.join(kernel or 'none' for kernel in kernels)})."
+        yield VolumeWarning("mixed-kernels", text)
+    if any(header.text("RescaleType") == "US" for header in images):
+        text = "Rescale Type is unspecified (US); the values are taken as HU."
+        yield VolumeWarning("rescale-type-unspecified", text)
+
+
+def _rescale(frames: Sequence[Frame]) -> Iterator[VolumeWarning]:
+    if any(not frame.slope.is_integer() or not frame.intercept.is_integer() for frame in frames):
+        text = "Rescale Slope or Intercept is no whole number; HU are rounded to whole numbers."
+        yield VolumeWarning("rescale-rounded", text)
+
+
+def _is_by_mitsgan(header: Header) -> bool:
+    equipment = header.dataset.get("ContributingEquipmentSequence") or []
+    return any(item.get("Manufacturer") == "MITSGAN" for item in equipment)

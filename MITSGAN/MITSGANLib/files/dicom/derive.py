@@ -1,0 +1,257 @@
+"""Headers of a derived image: what changes against the original, and nothing else (PS3.3 C.7.6.1.1.3, C.12.1).
+
+The image gets new SOP and Series Instance UIDs in the same study and frame of reference, says that it is derived, from
+which image and by what equipment, and loses the elements that would no longer be true.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ... import __version__
+from ...scan.volume import PROTECTION, ProcessingStep
+from .headers import ENHANCED_CT
+from .private_block import remove_entries
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MANUFACTURER = "MITSGAN"
+SERIES_NUMBER_OFFSET = 1000
+LONG_STRING, SHORT_TEXT = 64, 1024  # characters in LO and ST (PS3.5 6.2)
+INTEGER_STRING_MAX = 2**31 - 1
+
+# (value, meaning) of coding scheme DCM (PS3.16). A protected image is its source plus a perturbation, pixel by pixel:
+# of the standard derivations (CID 7203) that one says what was done.
+SOURCE_IMAGE = ("121322", "Source image for image processing operation")
+MODIFYING_EQUIPMENT = ("109103", "Modifying Equipment")
+PIXEL_BY_PIXEL_ADDITION = ("113042", "Pixel by pixel addition")
+
+# Statistics and thumbnails of other pixels, signatures over other bytes, approvals of another instance, offsets into
+# another encoding.
+NO_LONGER_TRUE = [
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "IconImageSequence",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "SOPInstanceStatus",
+    "SOPAuthorizationDateTime",
+    "SOPAuthorizationComment",
+    "AuthorizationEquipmentCertificationNumber",
+    "InstanceCreatorUID",
+    "PixelDataProviderURL",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "DataSetTrailingPadding",
+]
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """The UIDs of the image that another is derived from."""
+
+    sop_class: str
+    sop_instance: str
+    series: str
+    study: str
+
+    def reference(self) -> Dataset:
+        from pydicom import Dataset
+
+        item = Dataset()
+        item.ReferencedSOPClassUID = self.sop_class
+        item.ReferencedSOPInstanceUID = self.sop_instance
+        return item
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What all images of one derived series share: its UID, the moment of writing, and the steps that made it."""
+
+    series_uid: str
+    time: datetime.datetime
+    steps: tuple[ProcessingStep, ...]
+
+    @property
+    def is_protection(self) -> bool:
+        return any(step.kind == PROTECTION for step in self.steps)
+
+    @property
+    def description(self) -> str:
+        if not self.steps:
+            return f"Copied by MITSGAN {__version__} without processing."
+        return f"Processed by MITSGAN {__version__}: {'; '.join(step_text(step) for step in self.steps)}."
+
+    @property
+    def series_suffix(self) -> str:
+        return " (protected)" if self.is_protection else " (MITSGAN)"
+
+
+def derive_header(dataset: Dataset, derivation: Derivation) -> None:
+    """Turn the header of an original image, single-frame or Enhanced, into that of the image derived from it."""
+    from pydicom.uid import generate_uid
+
+    source = SourceImage(
+        str(dataset.SOPClassUID),
+        str(dataset.SOPInstanceUID),
+        str(dataset.SeriesInstanceUID),
+        str(dataset.StudyInstanceUID),
+    )
+    keep_lossy_history(dataset)
+    for keyword in NO_LONGER_TRUE:
+        dataset.pop(keyword, None)
+    remove_entries(dataset)  # a seal and a manifest are of the source's pixels
+    dataset.SOPInstanceUID = generate_uid(prefix=None)
+    _describe_series(dataset, derivation)
+    _stamp(dataset, derivation.time)
+    _add_equipment(dataset, derivation)
+    dataset.ImageType = derived_type(dataset)
+    if dataset.SOPClassUID in ENHANCED_CT:
+        _derive_frames(dataset, derivation, source)
+        _add_evidence(dataset, source)
+    else:
+        _describe_derivation(dataset, derivation, source.reference())
+
+
+def derived_type(dataset: Dataset) -> list[str]:
+    """Image Type of the derived image: DERIVED\\SECONDARY and the rest kept.
+
+    Enhanced CT knows no SECONDARY (PS3.3 C.8.16.1.2 allows PRIMARY alone), so there only the first value changes.
+    """
+    second = "PRIMARY" if dataset.SOPClassUID in ENHANCED_CT else "SECONDARY"
+    return ["DERIVED", second, *list(dataset.get("ImageType") or [])[2:]]
+
+
+def step_text(step: ProcessingStep) -> str:
+    """A processing step with its parameters as one line of ASCII, which every character set of DICOM contains."""
+    parameters = ", ".join(f"{name}={value}" for name, value in step.parameters.items())
+    text = f"{step.description} ({parameters})" if parameters else step.description
+    return " ".join(text.encode("ascii", "replace").decode().split())
+
+
+def _describe_series(dataset: Dataset, derivation: Derivation) -> None:
+    dataset.SeriesInstanceUID = derivation.series_uid
+    suffix = derivation.series_suffix
+    original = str(dataset.get("SeriesDescription") or "").strip().removesuffix(suffix)
+    dataset.SeriesDescription = f"{original[: LONG_STRING - len(suffix)]}{suffix}".strip()
+    number = int(dataset.get("SeriesNumber") or 0) + SERIES_NUMBER_OFFSET
+    dataset.SeriesNumber = number if number <= INTEGER_STRING_MAX else SERIES_NUMBER_OFFSET
+
+
+def _stamp(dataset: Dataset, time: datetime.datetime) -> None:
+    """Dates of series, instance and pixel data; those of study and acquisition stay."""
+    time = _in_zone_of(dataset, time)
+    for name in ("Series", "InstanceCreation", "Content"):
+        setattr(dataset, f"{name}Date", time.strftime("%Y%m%d"))
+        setattr(dataset, f"{name}Time", time.strftime("%H%M%S.%f"))
+
+
+def _in_zone_of(dataset: Dataset, time: datetime.datetime) -> datetime.datetime:
+    """The time in the zone that the data set states (0008,0201), else in local time, as PS3.3 C.12.1.1.8 has it."""
+    try:
+        zone = datetime.datetime.strptime(str(dataset.get("TimezoneOffsetFromUTC") or ""), "%z").tzinfo
+    except ValueError:
+        zone = None
+    return time.astimezone(zone)
+
+
+def _add_equipment(dataset: Dataset, derivation: Derivation) -> None:
+    """Append one item for each step to Contributing Equipment (PS3.3 C.12.1.1.5)."""
+    from pydicom import Dataset
+
+    items = list(dataset.get("ContributingEquipmentSequence") or [])
+    for text, time in _contributions(derivation):
+        item = Dataset()
+        item.PurposeOfReferenceCodeSequence = [_code(MODIFYING_EQUIPMENT)]
+        item.Manufacturer = MANUFACTURER
+        item.ManufacturerModelName = MANUFACTURER
+        item.SoftwareVersions = __version__
+        item.ContributionDateTime = time.strftime("%Y%m%d%H%M%S.%f%z")
+        item.ContributionDescription = text[:SHORT_TEXT]
+        items.append(item)
+    dataset.ContributingEquipmentSequence = items
+
+
+def _contributions(derivation: Derivation) -> Iterator[tuple[str, datetime.datetime]]:
+    """Text and time of each contribution; of the writing itself when there was no step."""
+    if not derivation.steps:
+        yield derivation.description, derivation.time
+    for step in derivation.steps:
+        try:
+            time = datetime.datetime.fromisoformat(step.time)
+        except ValueError:
+            time = derivation.time
+        yield step_text(step), time
+
+
+def _describe_derivation(target: Dataset, derivation: Derivation, reference: Dataset) -> None:
+    """Derivation description, code and source image; ``target`` is a single-frame image or a functional group item."""
+    earlier = str(target.get("DerivationDescription") or "").strip()
+    text = f"{derivation.description} Before: {earlier}" if earlier else derivation.description
+    target.DerivationDescription = text[:SHORT_TEXT]
+    if derivation.steps:
+        target.DerivationCodeSequence = [*(target.get("DerivationCodeSequence") or []), _code(PIXEL_BY_PIXEL_ADDITION)]
+    reference.SpatialLocationsPreserved = "YES"
+    reference.PurposeOfReferenceCodeSequence = [_code(SOURCE_IMAGE)]
+    target.SourceImageSequence = [reference]
+
+
+def _derive_frames(dataset: Dataset, derivation: Derivation, source: SourceImage) -> None:
+    """Enhanced CT: frame types, and a Derivation Image functional group for each frame (PS3.3 C.7.6.16.2.6)."""
+    from pydicom import Dataset
+
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    earlier = list(shared.pop("DerivationImageSequence").value) if "DerivationImageSequence" in shared else []
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    for group in [shared, *groups]:
+        for frame_type in group.get("CTImageFrameTypeSequence") or []:
+            frame_type.FrameType = ["DERIVED", "PRIMARY", *list(frame_type.get("FrameType") or [])[2:]]
+    for number, group in enumerate(groups, start=1):
+        item = Dataset()
+        reference = source.reference()
+        reference.ReferencedFrameNumber = number
+        _describe_derivation(item, derivation, reference)
+        group.DerivationImageSequence = [*earlier, *(group.get("DerivationImageSequence") or []), item]
+
+
+def _add_evidence(dataset: Dataset, source: SourceImage) -> None:
+    """Source Image Evidence, required where a functional group names a source image (PS3.3 C.8.15.2)."""
+    from pydicom import Dataset
+
+    series = Dataset()
+    series.SeriesInstanceUID = source.series
+    series.ReferencedSOPSequence = [source.reference()]
+    study = Dataset()
+    study.StudyInstanceUID = source.study
+    study.ReferencedSeriesSequence = [series]
+    dataset.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
+
+
+def keep_lossy_history(dataset: Dataset) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5), even where the original only shows it by its transfer syntax."""
+    from pydicom import uid
+
+    may_be_lossy = (
+        uid.JPEGBaseline8Bit,
+        uid.JPEGExtended12Bit,
+        uid.JPEGLSNearLossless,
+        uid.JPEG2000,
+        uid.HTJ2K,
+    )
+    if not dataset.get("LossyImageCompression") and dataset.file_meta.TransferSyntaxUID in may_be_lossy:
+        dataset.LossyImageCompression = "01"
+
+
+def _code(code: tuple[str, str]) -> Dataset:
+    from pydicom import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodeMeaning = code
+    item.CodingSchemeDesignator = "DCM"
+    return item

@@ -1,0 +1,185 @@
+"""One image plane, whichever kind of DICOM object it comes from: a single-frame CT or a frame of Enhanced CT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import InputError
+from .headers import Header, quiet_pydicom
+from .series import HU_RESCALE_TYPES
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """How integers are stored: ``bits`` are used of 16, two's complement if ``signed`` (PS3.5 8.1.1)."""
+
+    bits: int
+    signed: bool
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Lowest and highest storable integer."""
+        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if self.signed else (0, (1 << self.bits) - 1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image plane. Positions are LPS mm; HU = ``slope`` * stored + ``intercept``.
+
+    ``index`` counts frames within the file from 0. ``pixel_spacing`` is (between rows, between columns) in mm.
+    ``padding`` is the inclusive range of stored integers that mean "no data" (PS3.3 C.7.5.1.1.2), or None.
+    """
+
+    path: Path
+    index: int
+    rows: int
+    columns: int
+    position: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    pixel_spacing: tuple[float, float]
+    thickness: float | None
+    slope: float
+    intercept: float
+    stored: StoredFormat
+    padding: tuple[int, int] | None
+    padding_value: int | None
+
+    @property
+    def needs_unused_bits(self) -> bool:
+        """True where padding does not fit into Bits Stored, so the scanner used all 16 bits whatever it declared."""
+        low, high = self.stored.range
+        return self.padding_value is not None and not low <= self.padding_value <= high
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.index == 0 else f"{self.path.name} frame {self.index + 1}"
+
+    def hu(self, stored: np.ndarray) -> np.ndarray:
+        """Stored integers as HU in float64, not rounded or clipped."""
+        return stored * np.float64(self.slope) + self.intercept
+
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
+        """True where stored integers are padding."""
+        if self.padding is None:
+            return np.zeros(stored.shape, dtype=bool)
+        return (stored >= self.padding[0]) & (stored <= self.padding[1])
+
+
+def frames_of(header: Header) -> list[Frame]:
+    """The image planes of one DICOM file.
+
+    :raises InputError: an element that places the plane or gives its HU is missing or no number.
+    """
+    with quiet_pydicom():
+        try:
+            return _enhanced_frames(header) if header.is_enhanced else [_single_frame(header)]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{header.path} has a missing or invalid position, orientation, spacing or rescale value; export the "
+                "series again from its source."
+            ) from error
+
+
+def _single_frame(header: Header) -> Frame:
+    """A CT Image: the elements stand in the data set itself."""
+    dataset = header.dataset
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise InputError(f"{header.path} holds many frames without saying where each lies; export it as single slices.")
+    return _frame(header, 0, position=dataset, orientation=dataset, measures=dataset, rescale=dataset)
+
+
+def _enhanced_frames(header: Header) -> list[Frame]:
+    """Enhanced CT: functional groups hold the elements, shared by all frames or for each (PS3.3 C.7.6.16)."""
+    per_frame = header.dataset.PerFrameFunctionalGroupsSequence
+    shared = (header.dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    if len(per_frame) != int(header.dataset.NumberOfFrames):
+        raise InputError(
+            f"{header.path} describes {len(per_frame)} frames but says it has another number; it is damaged."
+        )
+
+    def group(frame: Dataset, keyword: str) -> Dataset:
+        return (frame.get(keyword) or shared[keyword].value)[0]
+
+    return [
+        _frame(
+            header,
+            index,
+            position=group(frame, "PlanePositionSequence"),
+            orientation=group(frame, "PlaneOrientationSequence"),
+            measures=group(frame, "PixelMeasuresSequence"),
+            rescale=group(frame, "PixelValueTransformationSequence"),
+        )
+        for index, frame in enumerate(per_frame)
+    ]
+
+
+def _frame(
+    header: Header, index: int, *, position: Dataset, orientation: Dataset, measures: Dataset, rescale: Dataset
+) -> Frame:
+    dataset = header.dataset
+    stored = StoredFormat(int(dataset.BitsStored), signed=int(dataset.PixelRepresentation) == 1)
+    slope, intercept = _numbers([rescale.RescaleSlope, rescale.RescaleIntercept], 2)
+    if slope == 0:
+        raise InputError(f"{header.path} has Rescale Slope 0, so its HU are unknown; export the series again.")
+    if str(rescale.get("RescaleType") or "") not in HU_RESCALE_TYPES:
+        raise InputError(
+            f"{header.path} has values of Rescale Type {rescale.RescaleType}, not HU; choose another series."
+        )
+    pixel_spacing = _numbers(measures.PixelSpacing, 2)
+    if min(pixel_spacing) <= 0:
+        raise InputError(f"{header.path} has no positive Pixel Spacing, so sizes are unknown; export the series again.")
+    padding_value = dataset.get("PixelPaddingValue")
+    padding_value = None if padding_value is None else _stored_integer(padding_value, stored)
+    return Frame(
+        path=header.path,
+        index=index,
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        position=_numbers(position.ImagePositionPatient, 3),
+        orientation=_numbers(orientation.ImageOrientationPatient, 6),
+        pixel_spacing=pixel_spacing,
+        thickness=float(measures.get("SliceThickness") or 0) or None,
+        slope=slope,
+        intercept=intercept,
+        stored=stored,
+        padding=_padding_range(dataset, padding_value, stored),
+        padding_value=padding_value,
+    )
+
+
+def _padding_range(dataset: Dataset, value: int | None, stored: StoredFormat) -> tuple[int, int] | None:
+    """The inclusive range between Pixel Padding Value and Pixel Padding Range Limit, which may be either way round."""
+    if value is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    limit = value if limit is None else _stored_integer(limit, stored)
+    return min(value, limit), max(value, limit)
+
+
+def _stored_integer(value: object, stored: StoredFormat) -> int:
+    """An integer element in the meaning of the pixels: some scanners write 63536 where signed pixels hold -2000."""
+    number = int(value)
+    return number - (1 << 16) if stored.signed and number >= 1 << 15 else number
+
+
+def _numbers(values: Sequence[object], count: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count or not np.all(np.isfinite(numbers)):
+        raise ValueError(f"{count} finite numbers expected")
+    return numbers
+
+
+def slices_by_file(frames: Sequence[Frame]) -> dict[Path, list[int]]:
+    """The slice numbers (places in ``frames``) that each file holds, files in the order of their first slice."""
+    slices: dict[Path, list[int]] = {}
+    for k, frame in enumerate(frames):
+        slices.setdefault(frame.path, []).append(k)
+    return slices

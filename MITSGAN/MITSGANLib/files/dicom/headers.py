@@ -1,0 +1,223 @@
+"""DICOM headers: which files are DICOM, and the few elements that sorting and checking a series needs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import DependencyError, InputError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
+LEGACY_CONVERTED_ENHANCED_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2.2"
+ENHANCED_CT = (ENHANCED_CT_IMAGE_STORAGE, LEGACY_CONVERTED_ENHANCED_CT_IMAGE_STORAGE)
+CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT)
+
+PREAMBLE_END = b"DICM"
+
+# Of the patient module only the identifier is read, to see that one series is of one patient; it is never shown.
+HEADER_KEYWORDS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PatientID",
+    "Modality",
+    "ImageType",
+    "SeriesDescription",
+    "SeriesNumber",
+    "InstanceNumber",
+    "ConvolutionKernel",
+    "ContributingEquipmentSequence",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "GantryDetectorTilt",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "InConcatenationTotalNumber",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "LossyImageCompression",
+    "BurnedInAnnotation",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The scanned elements (:data:`HEADER_KEYWORDS`) of one DICOM file."""
+
+    path: Path
+    dataset: Dataset
+
+    def text(self, keyword: str) -> str:
+        """An element as one line of printable text, or an empty string: headers are foreign and go to terminals."""
+        value = self.dataset.get(keyword)
+        if value is None:
+            return ""
+        text = str(value) if isinstance(value, str) or not isinstance(value, Sequence) else "/".join(map(str, value))
+        return "".join(c for c in text if c.isprintable()).strip()
+
+    def number(self, keyword: str) -> float:
+        """An element as a number; 0 where it is missing, empty or no single number."""
+        try:
+            return float(self.text(keyword) or 0)
+        except ValueError:
+            return 0.0
+
+    @property
+    def is_ct_image(self) -> bool:
+        return self.text("SOPClassUID") in CT_STORAGE
+
+    @property
+    def may_be_cut_off_ct(self) -> bool:
+        """Whether a file without Series UID may be the beginning of a CT image, and not a DICOMDIR or a stray file."""
+        media_class = self.dataset.file_meta.get("MediaStorageSOPClassUID")
+        return self.dataset.preamble is not None and media_class in (None, *CT_STORAGE)
+
+    @property
+    def is_enhanced(self) -> bool:
+        return self.text("SOPClassUID") in ENHANCED_CT
+
+    @property
+    def image_type(self) -> tuple[str, ...]:
+        value = self.dataset.get("ImageType") or ()
+        return (value,) if isinstance(value, str) else tuple(str(part) for part in value)
+
+    @property
+    def is_localizer(self) -> bool:
+        """True for a scout / topogram / surview: PS3.3 C.8.2.1.1.1 has LOCALIZER in Image Type."""
+        return "LOCALIZER" in self.image_type or "SCOUT" in self.image_type
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom's warnings: they quote header values, and a patient's name must not reach a log.
+
+    And what it logs, traces of failed decoders among it; what fails is raised all the same.
+    """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    if level == logging.CRITICAL:  # within another such block; to set a level makes every logger forget what it knows
+        with _ignored_warnings():
+            yield
+        return
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with _ignored_warnings():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def require_pydicom() -> None:
+    """
+    :raises DependencyError: pydicom cannot be imported.
+    """
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "DICOM needs the package pydicom, which is not installed; install it with: pip install pydicom"
+        ) from error
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a DICOM file recognized by its content, or None for any other file.
+
+    A DICOM file begins with a preamble (PS3.10 7.1); older ones have none and begin with group 0002 or 0008.
+
+    :raises InputError: the file begins as DICOM but is damaged, or cannot be opened.
+    """
+    start = _first_bytes(path)
+    has_preamble = start[128:] == PREAMBLE_END
+    if not has_preamble and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
+        return None
+    try:
+        dataset = read_dataset(path, stop_before_pixels=True, specific_tags=HEADER_KEYWORDS)
+        with quiet_pydicom():
+            list(dataset)  # pydicom decodes an element at its first use; damage should show here
+    except InputError:
+        if has_preamble:
+            raise
+        return None
+    except Exception as error:  # see read_dataset
+        raise damaged_file(path) from error
+    return Header(path, dataset)
+
+
+def has_dicom_preamble(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes; enough for files of our own writing.
+
+    :raises InputError: the file cannot be opened.
+    """
+    return _first_bytes(path)[128:] == PREAMBLE_END
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+
+
+def read_dataset(path: Path, **options: object) -> Dataset:
+    """``pydicom.dcmread`` whose failures name the file; ``options`` are passed on.
+
+    :raises InputError: the file is damaged or cannot be opened.
+    """
+    import pydicom
+
+    try:
+        with quiet_pydicom():
+            dataset = pydicom.dcmread(path, force=True, **options)
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                dataset.file_meta.TransferSyntaxUID = _guessed_syntax(*dataset.original_encoding)
+            return dataset
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    except Exception as error:  # pydicom meets damage with many exception types, none of them documented
+        raise damaged_file(path) from error
+
+
+def damaged_file(path: Path) -> InputError:
+    return InputError(f"{path} is a damaged or incomplete DICOM file; copy it again from its source or take it away.")
+
+
+def _guessed_syntax(is_implicit: bool, is_little_endian: bool) -> str:
+    """The uncompressed transfer syntax that pydicom found in a file without file meta information."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian

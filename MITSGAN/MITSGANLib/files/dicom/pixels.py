@@ -1,0 +1,126 @@
+"""Stored integers of DICOM pixel data: decoded, turned into HU, and made from HU again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import DependencyError, InputError
+from ...scan.volume import HU_MAX, HU_MIN
+from .frames import Frame
+from .headers import damaged_file, quiet_pydicom
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) -> np.ndarray:
+    """Stored integers (frames, rows, columns), int16 or uint16 as Pixel Representation says, of any transfer syntax.
+
+    :param unused_bits: keep the bits above Bits Stored as they are instead of zero or the sign.
+    :raises InputError: the pixel data are missing, cut off or corrupt, or their compression is unknown.
+    :raises DependencyError: the compression needs a package that is not installed; the text names it.
+    """
+    _require_decoder(dataset, path)
+    try:
+        has_pixels = bool(dataset.get("PixelData"))
+    except (NotImplementedError, ValueError) as error:  # of a VR that pixels do not have
+        raise damaged_file(path) from error
+    if not has_pixels:
+        raise damaged_file(path)
+    from pydicom.pixels import pixel_array
+
+    try:
+        with quiet_pydicom():
+            stored = pixel_array(dataset, raw=True, correct_unused_bits=not unused_bits)
+    except Exception as error:  # the decoding plugins raise whatever their libraries do
+        raise _not_decoded(dataset, path) from error
+    shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
+    if stored.size != np.prod(shape):
+        raise damaged_file(path)
+    # Native byte order: big-endian files are decoded as such.
+    return stored.reshape(shape).astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def to_int16_hu(exact_hu: np.ndarray) -> np.ndarray:
+    """HU in float64 rounded (half to even) and clipped to int16.
+
+    Clipping loses nothing in a round trip: such voxels are padding or metal, which no later step changes, and the
+    writer keeps the stored integers of voxels that did not change.
+    """
+    return np.clip(np.rint(exact_hu), HU_MIN, HU_MAX).astype(np.int16)
+
+
+def stored_for_hu(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
+    """Stored integers, of the type and shape of ``original``, that show ``hu`` (int16) in the same frame.
+
+    Where the HU did not change the original integer stays, so that any slope, padding or rounding survives. Elsewhere
+    it is (hu - intercept) / slope rounded to the integer that shows ``hu`` best, toward the original when two are
+    equally good, within the storable range and never padding. Padding itself never changes.
+    """
+    changed = (hu != to_int16_hu(frame.hu(original))) & ~frame.is_padding(original)
+    stored = original.copy()
+    stored[changed] = _nearest_stored(hu[changed], original[changed].astype(np.int64), frame)
+    return stored
+
+
+def _nearest_stored(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
+    exact = (hu.astype(np.float64) - frame.intercept) / frame.slope
+    low, high = np.floor(exact).astype(np.int64), np.ceil(exact).astype(np.int64)
+    # Of a slope of 1 there is nothing to choose, which spares a third of the time of writing a series.
+    best = low if np.array_equal(low, high) else _better(low, high, hu, original, frame)
+    best = np.clip(best, *frame.stored.range)
+    if frame.padding is not None:
+        first, last = frame.padding
+        best = np.where(frame.is_padding(best), np.where(original > last, last + 1, first - 1), best)
+    return best
+
+
+def _better(low: np.ndarray, high: np.ndarray, hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
+    """Of two stored integers for each voxel, the one that shows its HU best."""
+    # lexsort takes the last key first: the HU that readers will see, then the exact one, then the smaller change.
+    candidates = np.stack([low, high])
+    keys = (
+        np.abs(candidates - original),
+        np.abs(frame.hu(candidates) - hu),
+        np.abs(to_int16_hu(frame.hu(candidates)).astype(np.int64) - hu),
+    )
+    return np.take_along_axis(candidates, np.lexsort(keys, axis=0)[:1], axis=0)[0]
+
+
+def _not_decoded(dataset: Dataset, path: Path) -> InputError:
+    """Of compressed pixels it cannot be told whether they are damaged or of a kind that the decoders do not know."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return damaged_file(path)
+    return InputError(
+        f"{path} is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
+        "here, such as lossy JPEG of 12 bits; copy it again from its source, or decompress the series first, for "
+        "example with dcmdjpeg."
+    )
+
+
+def _require_decoder(dataset: Dataset, path: Path) -> None:
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    try:
+        if syntax is None or not syntax.is_encapsulated:
+            return
+    except ValueError as error:  # no transfer syntax at all, as in a file with flipped bits
+        raise damaged_file(path) from error
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{path} is compressed as {syntax.name}, which cannot be read; decompress the series first, for example "
+            "with gdcmconv --raw."
+        ) from error
+    if not decoder.is_available:
+        packages = " or ".join(decoder.missing_dependencies)
+        raise DependencyError(
+            f"{path} is compressed as {syntax.name}, which needs a package that is not installed ({packages}); "
+            "install it with pip, or decompress the series first."
+        )

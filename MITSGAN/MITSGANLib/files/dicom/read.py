@@ -1,0 +1,102 @@
+"""A DICOM series -> ``CTVolume``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...scan.plausibility import check_hounsfield, clipped_warning
+from ...scan.volume import HU_MAX, HU_MIN, CTVolume, Provenance, VolumeWarning
+from .checks import header_warnings, require_one_origin
+from .frames import Frame, frames_of, slices_by_file
+from .geometry import Stack, stack_frames
+from .headers import read_dataset
+from .pixels import decode_stored, to_int16_hu
+from .series import DicomSeries, Progress
+
+
+def stack_series(series: DicomSeries) -> Stack:
+    """The slices of a series in order, with the geometry and warnings that headers alone give.
+
+    :raises InputError: the images do not form one regular stack (see :func:`~.geometry.stack_frames`).
+    """
+    require_one_origin(series.images)
+    frames = [frame for header in series.images for frame in frames_of(header)]
+    stack = stack_frames(frames)
+    return dataclasses.replace(stack, warnings=(*stack.warnings, *header_warnings(series, frames)))
+
+
+def read_series(series: DicomSeries, progress: Progress | None = None, source: str = "") -> CTVolume:
+    """Read the voxels of a series found by :func:`~.series.scan_dicom`.
+
+    HU = Rescale Slope * stored + Rescale Intercept of each slice (PS3.3 C.11.1), rounded to int16. Voxels (slice, row,
+    column) are ordered along the normal of the images, geometry is LPS mm.
+
+    :param progress: called as ``progress(done, total)`` in slices; may raise ``CancelledError``.
+    :param source: what the provenance shall name as source.
+    :raises InputError: the images form no regular stack, a file is damaged, or the values are not HU.
+    :raises DependencyError: the pixels are compressed and the package for it is missing.
+    """
+    stack = stack_series(series)
+    hu = np.empty(stack.shape, dtype=np.int16)
+    clipped = 0
+    for k, exact_hu in _decoded(stack.frames, progress):
+        hu[k] = to_int16_hu(exact_hu)
+        clipped += np.count_nonzero((exact_hu > HU_MAX) | (exact_hu < HU_MIN))
+    padding_hu, padding_warnings = _padding(stack.frames, hu)
+    warnings = [*stack.warnings, *padding_warnings]
+    if clipped:
+        warnings.append(clipped_warning(clipped))
+    provenance = Provenance(
+        source=source,
+        format="dicom",
+        series_instance_uid=series.uid,
+        dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
+        padding_hu=padding_hu,
+        warnings=(*warnings, *check_hounsfield(hu, padding_hu)),
+    )
+    return CTVolume(hu, stack.spacing, stack.origin, stack.direction, provenance)
+
+
+def _decoded(frames: Sequence[Frame], progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
+    """Slice number and exact HU of every slice; each file is opened once."""
+    done = 0
+    for path, slices in slices_by_file(frames).items():
+        stored = decode_stored(read_dataset(path), path, unused_bits=frames[slices[0]].needs_unused_bits)
+        for k in slices:
+            if progress:
+                progress(done, len(frames))
+            done += 1
+            yield k, frames[k].hu(stored[frames[k].index])
+    if progress:
+        progress(len(frames), len(frames))
+
+
+def _padding(frames: Sequence[Frame], hu: np.ndarray) -> tuple[int | None, list[VolumeWarning]]:
+    """The padding and warnings about it."""
+    values = _declared_padding(frames)
+    if values == {None}:
+        return None, []
+    if len(values) > 1:
+        text = "Pixel Padding has different HU in different slices; it is left unmarked."
+        return None, [VolumeWarning("padding-varies", text)]
+    padding_hu = values.pop()
+    if not np.any(hu == padding_hu):
+        return padding_hu, []
+    text = f"Voxels outside the scanner's field of view are padded with {padding_hu} HU; they are never changed."
+    return padding_hu, [VolumeWarning("padding-values", text)]
+
+
+def declared_padding_hu(frames: Sequence[Frame]) -> int | None:
+    """The HU of Pixel Padding Value (PS3.3 C.7.5.1.1.2), if declared and the same in all slices."""
+    values = _declared_padding(frames)
+    return values.pop() if len(values) == 1 else None
+
+
+def _declared_padding(frames: Sequence[Frame]) -> set[int | None]:
+    return {
+        None if frame.padding_value is None else int(to_int16_hu(frame.hu(np.array(frame.padding_value))))
+        for frame in frames
+    }

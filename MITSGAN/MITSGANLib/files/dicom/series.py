@@ -1,0 +1,211 @@
+"""A folder -> the DICOM series in it, and the choice of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InputError
+from .headers import CT_STORAGE, Header, read_header, require_pydicom
+
+Progress = Callable[[int, int], None]
+
+# PS3.3 C.11.1.1.2: the other defined terms (optical density, effective atomic number ...) are no Hounsfield units.
+HU_RESCALE_TYPES = ("", "HU", "US")
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The files of one Series Instance UID, as found (not in slice order).
+
+    ``images`` are its CT images; ``left_out`` are localizers and other objects that share the UID.
+    """
+
+    uid: str
+    headers: tuple[Header, ...]
+
+    @property
+    def images(self) -> tuple[Header, ...]:
+        return tuple(header for header in self.headers if header.is_ct_image and not header.is_localizer)
+
+    @property
+    def left_out(self) -> tuple[Header, ...]:
+        return tuple(header for header in self.headers if not header.is_ct_image or header.is_localizer)
+
+    @property
+    def modality(self) -> str:
+        return self._text("Modality")
+
+    @property
+    def description(self) -> str:
+        return self._text("SeriesDescription")
+
+    @property
+    def kernel(self) -> str:
+        """The convolution kernel; Enhanced CT states it per frame, which is not looked up here."""
+        return self._text("ConvolutionKernel")
+
+    @property
+    def number(self) -> int:
+        """Series Number; 0 where there is none."""
+        return int(self.headers[0].number("SeriesNumber"))
+
+    @property
+    def image_count(self) -> int:
+        """Number of images (frames count singly)."""
+        images = self.images or self.headers
+        return sum(max(1, int(header.number("NumberOfFrames"))) for header in images)
+
+    @property
+    def problem(self) -> str | None:
+        """Why this series is no CT volume in HU, as the end of a sentence that begins with "it"; None if it may be one.
+
+        Judged from the kind of object alone; geometry is judged when the series is read.
+        """
+        if not any(header.text("SOPClassUID") in CT_STORAGE for header in self.headers):
+            return f"holds {self._object_name()}, not CT images"
+        if self.modality != "CT":
+            return f"has modality {self.modality or 'unknown'}, not CT"
+        if not self.images:
+            return "holds only localizer (scout) images"
+        return next((problem for header in self.images if (problem := image_problem(header))), None)
+
+    def summary(self) -> str:
+        """One line for a person: UID, description, kernel, number of images."""
+        parts = [f'"{self.description}"' if self.description else "no description"]
+        parts += [f"kernel {self.kernel}"] if self.kernel else []
+        parts += [f"{self.image_count} {'slice' if self.image_count == 1 else 'slices'}"]
+        return f"{self.uid} ({', '.join(parts)})"
+
+    def _text(self, keyword: str) -> str:
+        return next((text for header in (*self.images, *self.headers) if (text := header.text(keyword))), "")
+
+    def _object_name(self) -> str:
+        from pydicom.uid import UID
+
+        name = UID(self.headers[0].text("SOPClassUID")).name or "objects of unknown kind"
+        return name.removesuffix(" Storage")
+
+
+@dataclass(frozen=True)
+class DicomScan:
+    """What a folder holds: every series, and the DICOM files that cannot be read."""
+
+    path: Path
+    series: tuple[DicomSeries, ...]
+    damaged: tuple[Path, ...] = ()
+
+    @property
+    def usable(self) -> tuple[DicomSeries, ...]:
+        return tuple(series for series in self.series if series.problem is None)
+
+
+def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -> DicomScan:
+    """Find all DICOM series in a folder and its sub-folders (or in one file), by content and not by suffix.
+
+    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
+    :raises InputError: the path does not exist or cannot be read.
+    :raises DependencyError: pydicom is not installed.
+    """
+    require_pydicom()
+    path = Path(path)
+    files = list_files(path)
+    by_uid: dict[str, list[Header]] = {}
+    damaged: list[Path] = []
+    for done, file in enumerate(files):
+        if progress:
+            progress(done, len(files))
+        try:
+            header = read_header(file)
+        except InputError:
+            damaged.append(file)
+            continue
+        if header is None:
+            continue
+        uid = header.text("SeriesInstanceUID")
+        if uid:
+            by_uid.setdefault(uid, []).append(header)
+        elif header.may_be_cut_off_ct:
+            damaged.append(file)
+    if progress:
+        progress(len(files), len(files))
+    series = [DicomSeries(uid, tuple(headers)) for uid, headers in by_uid.items()]
+    series.sort(key=lambda one: (one.number, one.uid))
+    return DicomScan(path, tuple(series), tuple(damaged))
+
+
+def list_files(path: Path) -> list[Path]:
+    """All files under a folder in a fixed order, or the file itself.
+
+    :raises InputError: the path does not exist or a folder cannot be opened.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; check the path.")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be opened ({error.strerror}); check its permissions.") from error
+
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=refuse) for name in names)
+
+
+def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
+    """The series with this UID, or the only usable one.
+
+    :raises InputError: none is usable, several are and none was named, the named one is missing or unusable, or a
+        damaged file may belong to it.
+    """
+    if not scan.series and not scan.damaged:
+        raise InputError(f"{scan.path} holds no DICOM images; give the folder of a CT series, or a NRRD or NIfTI file.")
+    if scan.damaged:
+        others = f" ({len(scan.damaged) - 1} more are too)" if len(scan.damaged) > 1 else ""
+        raise InputError(
+            f"{scan.damaged[0]} is a damaged, incomplete or unreadable DICOM file{others}; copy it again from its "
+            "source or take it out of the folder."
+        )
+    return _only_usable(scan) if uid is None else _named(scan, uid)
+
+
+def image_problem(header: Header) -> str | None:
+    """Why the pixels of a CT image cannot be turned into HU, as the end of a sentence that begins with "it"."""
+    if header.text("SamplesPerPixel") != "1" or not header.text("PhotometricInterpretation").startswith("MONOCHROME"):
+        return "holds color pictures (screen captures), not CT values"
+    bits = [header.text(keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit")]
+    if bits[0] != "16":
+        return f"has {bits[0] or 'an unknown number of'} bits a pixel, where CT in HU has 16"
+    if not bits[1].isdigit() or not 8 < int(bits[1]) <= 16 or bits[2] != str(int(bits[1]) - 1):
+        return f"packs its pixels unusually (Bits Stored {bits[1]}, High Bit {bits[2]})"
+    if not header.is_enhanced and not (header.text("RescaleSlope") and header.text("RescaleIntercept")):
+        return "lacks Rescale Slope or Rescale Intercept, so its HU are unknown"
+    if header.text("RescaleType") not in HU_RESCALE_TYPES:
+        return f"has values of Rescale Type {header.text('RescaleType')}, not HU"
+    if header.number("InConcatenationTotalNumber") > 1:
+        return "is one part of a divided multi-frame object (a concatenation)"
+    return None
+
+
+def _only_usable(scan: DicomScan) -> DicomSeries:
+    if len(scan.usable) == 1:
+        return scan.usable[0]
+    if scan.usable:
+        raise InputError(
+            f"{scan.path} holds {len(scan.usable)} CT series; choose one with --series UID: {_listing(scan.usable)}."
+        )
+    reasons = "; ".join(f"{series.summary()} {series.problem}" for series in scan.series)
+    raise InputError(f"{scan.path} holds no CT series in HU: {reasons}. Give the folder of a CT series.")
+
+
+def _named(scan: DicomScan, uid: str) -> DicomSeries:
+    for series in scan.series:
+        if series.uid == uid:
+            if series.problem:
+                raise InputError(f"Series {series.summary()} cannot be used: it {series.problem}; choose another.")
+            return series
+    raise InputError(f"{scan.path} holds no series {uid}; choose one with --series UID: {_listing(scan.series)}.")
+
+
+def _listing(series: Sequence[DicomSeries]) -> str:
+    return "; ".join(one.summary() for one in series)

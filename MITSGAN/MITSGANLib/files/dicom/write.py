@@ -1,0 +1,222 @@
+"""``CTVolume`` -> a new derived DICOM series that keeps the original headers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import OutputError
+from ...scan.volume import CTVolume, Provenance, VolumeWarning
+from ..atomic import atomic_folder, refuse_existing_folder
+from .derive import Derivation, derive_header
+from .frames import Frame, slices_by_file
+from .geometry import Stack
+from .headers import Header, has_dicom_preamble, quiet_pydicom, read_dataset, read_header, require_pydicom
+from .pixels import decode_stored, stored_for_hu, to_int16_hu
+from .read import stack_series
+from .series import DicomSeries, Progress, list_files
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass
+class Differences:
+    """How many voxels of a written series do not show the volume's HU."""
+
+    padding_kept: int = 0
+    quantized: int = 0
+
+    def warnings(self) -> tuple[VolumeWarning, ...]:
+        warnings = []
+        if self.padding_kept:
+            text = f"{self.padding_kept} voxels of padding differ in the volume; the original padding was written."
+            warnings.append(VolumeWarning("padding-kept", text))
+        if self.quantized:
+            text = f"{self.quantized} voxels have HU that the original's storage cannot show; the nearest was written."
+            warnings.append(VolumeWarning("quantized-by-rescale", text))
+        return tuple(warnings)
+
+
+def write_series(
+    volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
+) -> tuple[VolumeWarning, ...]:
+    """Write a volume that was read from DICOM as a new derived series in the same study.
+
+    Headers come from the files in ``volume.provenance.dicom_files``, which must still be there. The files of the new
+    series are named in slice order (IM0001.dcm ...); Enhanced CT gives one file. Voxels whose HU did not change keep
+    their stored integer. Uncompressed sources keep their transfer syntax, compressed ones become Explicit VR Little
+    Endian.
+
+    :param folder: the new folder; an existing one that is not empty is replaced as a whole, only with ``overwrite`` and
+        only when it holds nothing but DICOM.
+    :param progress: called as ``progress(done, total)`` in slices; may raise ``CancelledError``.
+    :returns: what the written series does not show exactly as the volume: ``padding-kept``, ``quantized-by-rescale``.
+    :raises OutputError: the volume is a simulated attack, has no DICOM originals or not their geometry, or the folder
+        cannot be written.
+    :raises InputError: an original file is damaged.
+    """
+    folder = Path(folder)
+    check_series_output(volume, folder, overwrite=overwrite)
+    require_pydicom()
+    stack = _source_stack(volume)
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        return _write_slices(volume, stack, temporary, progress)
+
+
+def check_series_output(volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse at once what :func:`write_series` would refuse for the volume's history or the folder's contents.
+
+    :raises OutputError: as :func:`write_series`.
+    """
+    folder = Path(folder)
+    _refuse_volume(volume.provenance)
+    _refuse_destination(folder, volume.provenance, overwrite)
+    refuse_existing_folder(folder, overwrite)
+
+
+def _refuse_volume(provenance: Provenance) -> None:
+    if provenance.is_simulated_attack:
+        raise OutputError(
+            "A simulated attack is never written as DICOM, so that it cannot pass for a patient's scan; write it as "
+            ".nrrd."
+        )
+    if not provenance.dicom_files:
+        raise OutputError(
+            f"The volume came from {provenance.format}, so there are no original DICOM headers to keep; write it as "
+            ".nrrd, or start from the DICOM series."
+        )
+
+
+def _refuse_destination(folder: Path, provenance: Provenance, overwrite: bool) -> None:
+    target = folder.resolve()
+    for file in provenance.dicom_files:
+        if target in Path(file).resolve().parents:
+            raise OutputError(f"{folder} holds the original series, which is never overwritten; choose another folder.")
+    if overwrite:
+        refuse_foreign_files(folder)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that is not DICOM.
+
+    :raises OutputError: it holds such a file.
+    """
+    if folder.is_dir():
+        foreign = next((file for file in list_files(folder) if not has_dicom_preamble(file)), None)
+        if foreign:
+            raise OutputError(
+                f"{folder} holds files that are not DICOM, such as {foreign.name}; choose another folder."
+            )
+
+
+def _source_stack(volume: CTVolume) -> Stack:
+    """The originals of a volume, checked to be the ones it was read from."""
+    headers = [_source_header(Path(file)) for file in volume.provenance.dicom_files]
+    stack = stack_series(DicomSeries(volume.provenance.series_instance_uid or "", tuple(headers)))
+    original = CTVolume(
+        np.broadcast_to(np.int16(0), stack.shape), stack.spacing, stack.origin, stack.direction, volume.provenance
+    )
+    if not volume.same_geometry(original):
+        raise OutputError(
+            "The volume's size or position differs from the original DICOM series, so their headers do not fit; write "
+            "it as .nrrd."
+        )
+    return stack
+
+
+def _source_header(path: Path) -> Header:
+    header = read_header(path) if path.is_file() else None
+    if header is None:
+        raise OutputError(
+            f"The original file {path} is gone; its header is needed. Restore it, or write the volume as .nrrd."
+        )
+    return header
+
+
+def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progress | None) -> tuple[VolumeWarning, ...]:
+    from pydicom.uid import generate_uid
+
+    derivation = Derivation(generate_uid(prefix=None), datetime.datetime.now(datetime.UTC), volume.provenance.steps)
+    files = slices_by_file(stack.frames)
+    digits = max(4, len(str(len(files))))
+    differences = Differences()
+    done = 0
+    for number, (path, slices) in enumerate(files.items(), start=1):
+        if progress:
+            progress(done, len(stack.frames))
+        dataset = read_dataset(path)
+        with quiet_pydicom():
+            words = _new_words(dataset, volume, stack, slices, differences)
+            derive_header(dataset, derivation)
+            set_pixels(dataset, words)
+            _save(dataset, folder / f"IM{number:0{digits}d}.dcm")
+        done += len(slices)
+    if progress:
+        progress(done, len(stack.frames))
+    return differences.warnings()
+
+
+def _new_words(
+    dataset: Dataset, volume: CTVolume, stack: Stack, slices: Sequence[int], differences: Differences
+) -> np.ndarray:
+    """Pixel words (frames, rows, columns) of one file for the volume's ``slices``; counts what could not be shown."""
+    frames = [stack.frames[k] for k in slices]
+    original = decode_stored(dataset, frames[0].path, unused_bits=frames[0].needs_unused_bits)
+    stored = original.copy()
+    for k, frame in zip(slices, frames, strict=True):
+        stored[frame.index] = stored_for_hu(volume.hu[k], original[frame.index], frame)
+        missed = to_int16_hu(frame.hu(stored[frame.index])) != volume.hu[k]
+        is_padding = frame.is_padding(original[frame.index])
+        differences.padding_kept += np.count_nonzero(missed & is_padding)
+        differences.quantized += np.count_nonzero(missed & ~is_padding)
+    return _with_overlay(dataset, stored, frames[0])
+
+
+def _with_overlay(dataset: Dataset, stored: np.ndarray, frame: Frame) -> np.ndarray:
+    """Put back overlay planes that old scanners packed into the unused high bits of pixel words (retired in 2004)."""
+    overlays = (
+        element.value
+        for element in dataset
+        if element.tag.element == 0x0102 and element.tag.group in range(0x6000, 0x6020)
+    )
+    if frame.stored.bits == 16 or not any(overlays):
+        return stored
+    used = np.uint16((1 << frame.stored.bits) - 1)
+    words = decode_stored(dataset, frame.path, unused_bits=True).view(np.uint16)
+    return words & ~used | stored.view(np.uint16) & used
+
+
+def set_pixels(dataset: Dataset, words: np.ndarray) -> None:
+    """Uncompressed 16-bit words in the byte order of the transfer syntax, which changes only if it was compressed."""
+    from pydicom import DataElement
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated or syntax == DeflatedExplicitVRLittleEndian:
+        syntax = ExplicitVRLittleEndian
+    dataset.file_meta = _file_meta(dataset, syntax)
+    words = words.astype(words.dtype.newbyteorder("<" if syntax.is_little_endian else ">"))
+    dataset["PixelData"] = DataElement("PixelData", "OW", words.tobytes())
+
+
+def _file_meta(dataset: Dataset, syntax: str) -> Dataset:
+    """New file meta information: the writer is MITSGAN by pydicom, not the scanner (PS3.10 7.1)."""
+    from pydicom.dataset import FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = syntax
+    return meta
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    dataset.preamble = bytes(128)
+    dataset.save_as(path, enforce_file_format=True)

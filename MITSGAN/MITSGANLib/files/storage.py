@@ -1,0 +1,185 @@
+"""The one door to volumes on disk: DICOM folders, NRRD, NIfTI and MetaImage."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, OutputError
+from ..scan.volume import CTVolume, VolumeWarning
+from . import volume_files
+from .dicom.read import read_series, stack_series
+from .dicom.series import DicomSeries, choose_series, scan_dicom
+from .dicom.write import check_series_output, write_series
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SeriesSummary:
+    """One series or file as a listing shows it, from headers alone.
+
+    ``problem`` says why it cannot be loaded, or is None. ``shape`` is (slices, rows, columns), ``spacing`` mm along
+    (column, row, slice), ``origin`` LPS mm and ``direction`` nine numbers row by row, as in ``CTVolume``; all None
+    where the images form no volume. ``warnings`` are those that headers give; loading may add some about the voxels.
+    """
+
+    path: str
+    format: str
+    modality: str
+    description: str
+    image_count: int
+    series_instance_uid: str | None = None
+    kernel: str = ""
+    shape: tuple[int, int, int] | None = None
+    spacing: tuple[float, float, float] | None = None
+    origin: tuple[float, float, float] | None = None
+    direction: tuple[float, ...] | None = None
+    problem: str | None = None
+    warnings: tuple[VolumeWarning, ...] = ()
+
+
+def load_volume(path: str | os.PathLike[str], series: str | None = None, progress: Progress | None = None) -> CTVolume:
+    """Load a CT volume in HU from a DICOM folder (or one DICOM file), or a NRRD, NIfTI or MetaImage file.
+
+    :param series: Series Instance UID, needed only where a folder holds several CT series.
+    :param progress: called as ``progress(done, total)``; ``total`` may shrink once the slices are known, ``done /
+        total`` never goes back. May raise ``CancelledError``.
+    :raises InputError: not found, not a CT in HU, damaged, several series and none chosen, or no regular stack.
+    :raises DependencyError: a package that this file needs is not installed.
+    """
+    path = Path(path)
+    if path.is_file() and volume_files.format_of(path):
+        if series is not None:
+            raise InputError(f"{path} is one volume and has no series to choose; leave --series out.")
+        return volume_files.read_file(path, progress)
+    scanned = 0
+
+    def while_scanning(done: int, total: int) -> None:
+        nonlocal scanned
+        scanned = total
+        if progress:
+            progress(done, 2 * total)
+
+    def while_reading(done: int, total: int) -> None:
+        if progress:
+            progress(scanned + done, scanned + total)
+
+    scan = scan_dicom(path, while_scanning)
+    return read_series(choose_series(scan, series), while_reading, source=str(path))
+
+
+def save_volume(
+    volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
+) -> tuple[VolumeWarning, ...]:
+    """Save a volume: by suffix as NRRD, NIfTI or MetaImage, or into a folder as a derived DICOM series.
+
+    The result is complete at ``path`` or not there at all; what was there before survives a failure.
+
+    :param path: a file name with one of ``files.SUFFIXES``, or a folder name (no suffix, or an existing folder).
+    :param overwrite: replace an existing file or folder of DICOM; the source itself is never replaced.
+    :param progress: called as ``progress(done, total)``; may raise ``CancelledError``.
+    :returns: what the output does not show exactly as the volume (DICOM only, see ``dicom.write_series``).
+    :raises OutputError: refused format, existing destination, no space, no permission, or DICOM of a volume that has no
+        DICOM originals or is a simulated attack.
+    """
+    path = Path(path)
+    if not is_dicom_output(path):
+        volume_files.write_file(volume, path, overwrite=overwrite, progress=progress)
+        return ()
+    return write_series(volume, path, overwrite=overwrite, progress=progress)
+
+
+def is_dicom_output(path: str | os.PathLike[str]) -> bool:
+    """Whether :func:`save_volume` would write a folder of DICOM at ``path`` rather than a file.
+
+    :raises OutputError: for a suffix that looks like a file type and is none of ``files.SUFFIXES``.
+    """
+    path = Path(path)
+    if volume_files.format_of(path) and not path.is_dir():
+        return False
+    # A UID or a version may be part of a folder's name, so only what looks like a file type is refused.
+    if not path.is_dir() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix):
+        raise OutputError(
+            f"{path.suffix} is no supported format; use one of {', '.join(volume_files.SUFFIXES)}, "
+            "or a folder name for DICOM."
+        )
+    return True
+
+
+def check_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse at once, before long work, what :func:`save_volume` would refuse for this volume and this destination.
+
+    :raises OutputError: as :func:`save_volume`.
+    """
+    check = check_series_output if is_dicom_output(path) else volume_files.check_file_output
+    check(volume, path, overwrite=overwrite)
+
+
+def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> tuple[SeriesSummary, ...]:
+    """What a file or folder holds, from headers alone: every DICOM series, usable or not, or the one volume of a file.
+
+    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
+    :raises InputError: not found, or nothing in it is DICOM or one of ``files.SUFFIXES``.
+    """
+    path = Path(path)
+    if path.is_file() and volume_files.format_of(path):
+        return (_describe_file(path),)
+    scan = scan_dicom(path, progress)
+    if not scan.series and not scan.damaged:
+        raise InputError(
+            f"{path} holds no DICOM images; give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}."
+        )
+    return (*map(_describe_series, scan.series), *map(_describe_damaged, scan.damaged))
+
+
+def _describe_file(path: Path) -> SeriesSummary:
+    file_format = volume_files.format_of(path).name
+    try:
+        header = volume_files.read_file_header(path)
+    except InputError as error:
+        return SeriesSummary(str(path), file_format, "", path.name, 0, problem=str(error))
+    return SeriesSummary(
+        path=str(path),
+        format=file_format,
+        modality="",
+        description=path.name,
+        image_count=header.shape[0],
+        shape=header.shape,
+        spacing=header.spacing,
+        origin=header.origin,
+        direction=tuple(header.direction.ravel().tolist()),
+        warnings=header.warnings,
+    )
+
+
+def _describe_series(series: DicomSeries) -> SeriesSummary:
+    stack, problem = None, series.problem and f"The series {series.problem}."
+    if problem is None:
+        try:
+            stack = stack_series(series)
+        except InputError as error:
+            problem = str(error)
+    return SeriesSummary(
+        path=str(series.headers[0].path.parent),
+        format="dicom",
+        modality=series.modality,
+        description=series.description,
+        image_count=series.image_count,
+        series_instance_uid=series.uid,
+        kernel=series.kernel,
+        shape=stack and stack.shape,
+        spacing=stack and stack.spacing,
+        origin=stack and stack.origin,
+        direction=stack and tuple(stack.direction.ravel().tolist()),
+        problem=problem,
+        warnings=stack.warnings if stack else (),
+    )
+
+
+def _describe_damaged(path: Path) -> SeriesSummary:
+    problem = f"{path} is a damaged, incomplete or unreadable DICOM file."
+    return SeriesSummary(str(path), "dicom", "", path.name, 0, problem=problem)

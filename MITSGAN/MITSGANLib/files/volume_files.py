@@ -1,0 +1,355 @@
+"""NRRD, NIfTI and MetaImage through SimpleITK.
+
+What was done to a volume travels in the header: NRRD and MetaImage carry all processing steps as JSON, NIfTI a short
+mark in its 80-character ``descrip`` field. So a simulated attack is known as such when its file is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .. import __version__
+from ..errors import InputError, OutputError
+from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
+from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
+from .atomic import atomic_file, refuse_existing_file
+from .nifti import check_nifti
+
+Progress = Callable[[int, int], None]
+
+NOTICE = "SIMULATED ATTACK"
+NOTICE_FIELD, STEPS_FIELD, PADDING_FIELD = "MITSGAN_notice", "MITSGAN_steps", "MITSGAN_padding_hu"
+# ITK writes this entry to the descrip field of NIfTI, and reads it back from there; it may have 79 characters.
+DESCRIP_FIELD, DESCRIP_LENGTH = "ITK_FileNotes", 79
+PROTECTED_MARK = "Protected by MITSGAN"
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A file format: its name in provenance, the SimpleITK class that reads and writes it, and its suffixes."""
+
+    name: str
+    image_io: str
+    suffixes: tuple[str, ...]
+
+
+FORMATS = (
+    FileFormat("nrrd", "NrrdImageIO", (".nrrd", ".nhdr")),
+    FileFormat("nifti", "NiftiImageIO", (".nii", ".nii.gz")),
+    FileFormat("metaimage", "MetaImageIO", (".mha", ".mhd")),
+)
+SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
+# NIfTI stores the position of voxels in 32-bit floating point.
+GEOMETRY_TOLERANCE_MM = 1e-2
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a file says without its voxels: (slices, rows, columns), geometry as in ``CTVolume``, and what was seen."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: np.ndarray
+    metadata: Mapping[str, str]
+    warnings: tuple[VolumeWarning, ...]
+
+
+def format_of(path: str | os.PathLike[str]) -> FileFormat | None:
+    """The format that a file name's suffix stands for, in any case; None if it is not one of :data:`SUFFIXES`."""
+    name = Path(path).name.lower()
+    return next((one for one in FORMATS if name.endswith(one.suffixes)), None)
+
+
+def read_file_header(path: str | os.PathLike[str]) -> FileHeader:
+    """Size and geometry of a NRRD, NIfTI or MetaImage file.
+
+    :raises InputError: not readable, not three-dimensional, not one value a voxel, or 8-bit.
+    """
+    return _header(Path(path), _reader(Path(path)))
+
+
+def read_file(path: str | os.PathLike[str], progress: Progress | None = None) -> CTVolume:
+    """Read a NRRD, NIfTI or MetaImage file of HU. Integers are kept exactly, real numbers rounded.
+
+    Geometry is LPS mm, as ITK gives it; NIfTI's RAS and NRRD's other spaces are converted by ITK.
+
+    :param progress: called with (0, 1) and (1, 1); may raise ``CancelledError``.
+    :raises InputError: the file is damaged, has no three dimensions or more than one value a voxel, holds NaN, or its
+        values are not HU.
+    """
+    path = Path(path)
+    _report(progress, 0)
+    reader = _reader(path)
+    header = _header(path, reader)
+    if format_of(path).name == "nifti":
+        check_nifti(path)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise damaged_file(path) from error
+    hu, conversion_warnings = to_hu(sitk.GetArrayViewFromImage(image))
+    padding_hu = _padding(header.metadata)
+    steps, step_warnings = _steps(header.metadata)
+    warnings = (*header.warnings, *step_warnings, *conversion_warnings, *check_hounsfield(hu, padding_hu))
+    provenance = Provenance(
+        source=str(path), format=format_of(path).name, padding_hu=padding_hu, warnings=warnings, steps=steps
+    )
+    _report(progress, 1)
+    return CTVolume(hu, header.spacing, header.origin, header.direction, provenance)
+
+
+def read_metadata(reader: sitk.ImageFileReader) -> dict[str, str]:
+    """The header entries of a file whose header was read, as :func:`header_text`.
+
+    An entry whose name is no UTF-8 is left out: ITK's Python interface cannot be asked for it.
+    """
+    return {key: header_text(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if _is_utf8(key)}
+
+
+def header_text(text: str) -> str:
+    """An entry of a header as ITK's Python interface gives it, such that it also takes it again.
+
+    Bytes that are no UTF-8 come as surrogates, which it refuses; they are read as Latin-1, as older programs write it.
+    """
+    return text if _is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_file(
+    volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
+) -> None:
+    """Write a volume as NRRD, NIfTI or MetaImage (by suffix), int16, compressed, with its history in the header.
+
+    The written file is read back and compared before it is moved into place, because ITK does not report every full
+    disk (it writes cut-off NIfTI files without an error).
+
+    :param progress: called with (0, 1) and (1, 1); may raise ``CancelledError``.
+    :raises OutputError: unknown suffix, existing file without ``overwrite``, the source itself, or a failed write.
+    """
+    path = Path(path)
+    check_file_output(volume, path, overwrite=overwrite)
+    file_format = format_of(path)
+    _report(progress, 0)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        # Kept in no name: reading back needs its memory.
+        _write_image(_image(volume, file_format), temporary, path, file_format)
+        _verify(volume, temporary, path)
+        _report(progress, 1)
+
+
+def check_file_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse at once what :func:`write_file` would refuse for the file's name or what is there.
+
+    :raises OutputError: as :func:`write_file`.
+    """
+    path = Path(path)
+    if format_of(path) is None:
+        raise OutputError(f"{path.name} has no suffix of a supported format; use one of {', '.join(SUFFIXES)}.")
+    refuse_source(path, volume.provenance.source)
+    refuse_existing_file(path, overwrite)
+
+
+def _report(progress: Progress | None, done: int) -> None:
+    if progress:
+        progress(done, 1)
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header.
+
+    :raises InputError: the file is missing, damaged, or sheared.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path.")
+    reader = sitk.ImageFileReader()
+    # By suffix and not by content: ITK's own choice depends on the case of the suffix.
+    reader.SetImageIO(format_of(path).image_io)
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise InputError(
+                f"{path} has slanted axes (a tilted gantry, or a registration); resample it to a straight grid in the "
+                "viewer and save it again."
+            ) from error
+        raise damaged_file(path) from error
+    return reader
+
+
+def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
+    size = reader.GetSize()
+    if len(size) != 3:
+        kind = "a single picture" if len(size) == 2 else "a time series or stack of volumes"
+        raise InputError(
+            f"{path} has {len(size)} dimensions ({kind}); save one three-dimensional CT volume and load that."
+        )
+    if reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path} has {reader.GetNumberOfComponents()} values a voxel, not HU; load the CT volume itself."
+        )
+    if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+        raise InputError(f"{path} has 8-bit values, a segmentation or a picture and not HU; load the CT volume itself.")
+    metadata = read_metadata(reader)
+    spacing = tuple(reader.GetSpacing())
+    warnings = grid_warnings(size[2], spacing)
+    if _lacks_orientation(format_of(path), metadata):
+        text = "The file does not say how the scan lies in the patient; left and right cannot be trusted."
+        warnings = (*warnings, VolumeWarning("no-orientation", text))
+    return FileHeader(
+        shape=tuple(size[::-1]),
+        spacing=spacing,
+        origin=tuple(reader.GetOrigin()),
+        direction=np.array(reader.GetDirection()).reshape(3, 3),
+        metadata=metadata,
+        warnings=warnings,
+    )
+
+
+def _lacks_orientation(file_format: FileFormat, metadata: Mapping[str, str]) -> bool:
+    """NRRD without a space, or NIfTI whose qform and sform codes are both 0 (unknown)."""
+    if file_format.name == "nrrd":
+        return "NRRD_space" not in metadata
+    if file_format.name == "nifti":
+        return metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0"
+    return False
+
+
+def damaged_file(path: Path) -> InputError:
+    """What to say of a file that is not what its name says."""
+    return InputError(f"{path} is damaged, incomplete or not of the format its name says; copy or export it again.")
+
+
+def _padding(metadata: Mapping[str, str]) -> int | None:
+    try:
+        padding = int(metadata.get(PADDING_FIELD, ""))
+    except ValueError:
+        return None
+    return padding if -(2**15) <= padding < 2**15 else None
+
+
+def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tuple[VolumeWarning, ...]]:
+    """The processing steps that a header tells; the attack notice counts even where the rest is unreadable."""
+    warnings: tuple[VolumeWarning, ...] = ()
+    steps: tuple[ProcessingStep, ...] = ()
+    try:
+        steps = tuple(_step(values) for values in json.loads(metadata.get(STEPS_FIELD, "[]")))
+    except (RecursionError, TypeError, ValueError):
+        text = "The processing history in the file's header cannot be read; parts of it are unknown."
+        warnings = (VolumeWarning("unreadable-history", text),)
+    descrip = metadata.get(DESCRIP_FIELD, "")
+    is_attack = any(step.kind == SIMULATED_ATTACK for step in steps)
+    if not is_attack and (NOTICE in metadata.get(NOTICE_FIELD, "") or NOTICE in descrip):
+        steps = (*steps, ProcessingStep(SIMULATED_ATTACK, descrip or NOTICE, time=""))
+    elif not steps and descrip.startswith(PROTECTED_MARK):
+        steps = (ProcessingStep(PROTECTION, descrip, time=""),)
+    return steps, warnings
+
+
+def _step(values: Mapping[str, Any]) -> ProcessingStep:
+    """
+    :raises TypeError: the values are not those of a step.
+    """
+    step = ProcessingStep(**values)
+    texts = (step.kind, step.description, step.time)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(step.parameters, dict):
+        raise TypeError("no step")
+    return step
+
+
+def _image(volume: CTVolume, file_format: FileFormat) -> sitk.Image:
+    image = sitk.GetImageFromArray(volume.hu)
+    image.SetSpacing(volume.spacing)
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction.ravel().tolist())
+    for key, text in _fields(volume.provenance, file_format).items():
+        image.SetMetaData(key, text)
+    return image
+
+
+def _fields(provenance: Provenance, file_format: FileFormat) -> dict[str, str]:
+    """The header entries that tell a volume's history in a file of this format."""
+    if file_format.name == "nifti":
+        descrip = _descrip(provenance)
+        return {DESCRIP_FIELD: descrip} if descrip else {}
+    fields = {}
+    if provenance.is_simulated_attack:
+        fields[NOTICE_FIELD] = f"{NOTICE} by MITSGAN {__version__}. Not a patient's scan."
+    if provenance.steps:
+        steps = [
+            {"kind": step.kind, "description": step.description, "parameters": dict(step.parameters), "time": step.time}
+            for step in provenance.steps
+        ]
+        fields[STEPS_FIELD] = json.dumps(steps, default=_plain)
+    if provenance.padding_hu is not None:
+        fields[PADDING_FIELD] = str(provenance.padding_hu)
+    return fields
+
+
+def _plain(value: object) -> object:
+    """NumPy numbers and arrays as JSON, anything else as text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
+def _descrip(provenance: Provenance) -> str:
+    """The mark for NIfTI: ASCII of at most :data:`DESCRIP_LENGTH` characters."""
+    if not provenance.steps:
+        return ""
+    mark = f"{NOTICE} by MITSGAN" if provenance.is_simulated_attack else PROTECTED_MARK
+    kinds = ", ".join(step.description for step in provenance.steps)
+    text = f"{mark} {__version__}: {kinds}".encode("ascii", "replace").decode()
+    return " ".join(text.split())[:DESCRIP_LENGTH]
+
+
+def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
+    """:raises OutputError: when a file to be written is the one that was read."""
+    if os.fspath(source) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise OutputError(f"{path} is the source itself, which is never overwritten; choose another name.")
+
+
+def _write_image(image: sitk.Image, temporary: Path, path: Path, file_format: FileFormat) -> None:
+    # The lower case suffix is what ITK knows; SCAN.NII.GZ is refused by its NIfTI writer.
+    suffix = next(s for s in sorted(file_format.suffixes, key=len, reverse=True) if path.name.lower().endswith(s))
+    plain = temporary.with_name(temporary.name[: -len(suffix)] + suffix)
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO(file_format.image_io)
+    writer.SetFileName(str(plain))
+    writer.UseCompressionOn()
+    try:
+        writer.Execute(image)
+    except RuntimeError as error:
+        raise OutputError(f"{path} cannot be written; check the free space on the disk and its permissions.") from error
+    plain.rename(temporary)
+
+
+def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
+    try:
+        reader = _reader(temporary)
+        header = _header(temporary, reader)
+        image = reader.Execute()  # kept in a name: the view does not keep it alive
+        same_voxels = np.array_equal(sitk.GetArrayViewFromImage(image), volume.hu)
+    except (InputError, RuntimeError) as error:
+        raise _not_complete(path) from error
+    written = CTVolume(volume.hu, header.spacing, header.origin, header.direction)
+    if not same_voxels or not volume.same_geometry(written, GEOMETRY_TOLERANCE_MM):
+        raise _not_complete(path)
+
+
+def _not_complete(path: Path) -> OutputError:
+    return OutputError(f"{path} could not be written completely; check the free space on the disk.")

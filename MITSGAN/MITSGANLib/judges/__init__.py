@@ -1,0 +1,1 @@
+"""Frozen classifiers that decide whether an attack succeeded."""

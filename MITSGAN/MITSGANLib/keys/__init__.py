@@ -1,0 +1,1 @@
+"""Key files: those that hide and those that sign."""

@@ -1,0 +1,1 @@
+"""How far two scans are apart, and what one attack did."""

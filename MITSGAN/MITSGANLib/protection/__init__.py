@@ -1,0 +1,1 @@
+"""Prevent: presets, protectors and the networks behind them."""

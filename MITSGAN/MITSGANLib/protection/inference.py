@@ -1,0 +1,337 @@
+"""A protector's network over slabs of slices: where it runs, in what parts, how many slices at a time, how precisely.
+
+What lies where no change is allowed is never computed: the network sees tiles around the rest, each wider by the
+network's margin, so that what comes out within is what the whole slice would give. On a CPU that is so bit for bit
+(but for a generator on a grid that is no power of 2, whose interpolation rounds by place: by some 1e-5 HU).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DependencyError
+from ..runtime import devices
+
+if TYPE_CHECKING:
+    import torch
+
+    from .generator import Generator
+    from .tafim import TAFIM
+
+    Run = Callable[[torch.Tensor, "Tile"], torch.Tensor]
+
+logger = logging.getLogger(__name__)
+
+# Smaller tiles cost more in margins than they leave out.
+_LEAST_EDGE = 128
+# PyTorch and oneDNN compute small inputs of a convolution in another way, which rounds differently: those of at most
+# 20480 numbers, and those of fewer rows or columns than this (16 to 24 were seen to differ). So no layer of a tile may
+# be that small; slices that are, are neither divided nor put together.
+_SMALL_INPUT, _SHORT_INPUT = 20480, 32
+# On a CPU, what a layer puts out should stay in the cache: of 3 to 100 MB, 9 and 14 were best for the paper's generator
+# (32 MB of cache); the smaller networks gain from several slices at a time, above all on a busy machine.
+_CPU_LAYER_BYTES = 14_000_000
+_CPU_BATCH = 4
+# More slices at a time gain nothing on a GPU and cost memory of the host.
+_GPU_BATCH = 32
+# Of the free memory; the rest is for fragments and other programs.
+_GPU_SHARE = 0.7
+# Two changes less than 1 HU apart are at most 1 HU apart after rounding; the probe does not show the worst case.
+_HALF_TOLERANCE_HU = 0.25
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a slice: ``rows`` and ``columns`` that are wanted, and the ``wide`` ones that the network must see."""
+
+    rows: slice
+    columns: slice
+    wide_rows: slice
+    wide_columns: slice
+
+    @property
+    def size(self) -> int:
+        """Voxels that the network must see."""
+        return (self.wide_rows.stop - self.wide_rows.start) * (self.wide_columns.stop - self.wide_columns.start)
+
+    @property
+    def wide(self) -> tuple[slice, slice]:
+        return self.wide_rows, self.wide_columns
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The wanted part within the wide one."""
+        return _within(self.rows, self.wide_rows), _within(self.columns, self.wide_columns)
+
+
+def plan_tiles(
+    needed: np.ndarray, margin: int, multiple: int = 1, most_voxels: float = math.inf, least_edge: int = _LEAST_EDGE
+) -> list[Tile]:
+    """Tiles that cover every needed voxel of a slice, with as few voxels in all as bands of equal height can do.
+
+    :param needed: bool (rows, columns).
+    :param margin: rows and columns that the network must see around a tile, a multiple of ``multiple``.
+    :param multiple: tiles begin and end at multiples of this, or at the border of the slice.
+    :param most_voxels: a tile is divided further while it has more than this, margins included, and is not yet small.
+    :param least_edge: rows and columns that a tile has at least, margins included; smaller slices are one tile.
+    """
+    rows = np.flatnonzero(needed.any(axis=1))
+    if not rows.size:
+        return []
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    shape = needed.shape
+    if min(shape) < least_edge:
+        return [_tile(slice(0, shape[0]), slice(0, shape[1]), shape, margin, multiple, least_edge)]
+    most_bands = 1 if math.isinf(most_voxels) else max(1, (bottom - top) * 2 // least_edge)
+    plans = []
+    for bands in range(1, most_bands + 1):
+        plan = []
+        edges = [_aligned_up(round(edge), multiple, shape[0]) for edge in np.linspace(top, bottom, bands + 1)]
+        edges[0] = top
+        for first, last in itertools.pairwise(edges):
+            columns = np.flatnonzero(needed[first:last].any(axis=0))
+            if columns.size:
+                band, across = slice(first, last), slice(int(columns[0]), int(columns[-1]) + 1)
+                plan += _divided(band, across, shape, margin, multiple, most_voxels, least_edge)
+        plans.append(plan)
+    return min(plans, key=lambda plan: sum(tile.size for tile in plan))
+
+
+def _divided(
+    rows: slice,
+    columns: slice,
+    shape: tuple[int, int],
+    margin: int,
+    multiple: int,
+    most_voxels: float,
+    least_edge: int,
+) -> list[Tile]:
+    """A rectangle as one tile, or as halves of its longer side while that is too large."""
+    tile = _tile(rows, columns, shape, margin, multiple, least_edge)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if tile.size <= most_voxels or max(height, width) <= least_edge:
+        return [tile]
+    if height > width:
+        middle = _aligned_up(rows.start + height // 2, multiple, shape[0])
+        halves = ((slice(rows.start, middle), columns), (slice(middle, rows.stop), columns))
+    else:
+        middle = _aligned_up(columns.start + width // 2, multiple, shape[1])
+        halves = ((rows, slice(columns.start, middle)), (rows, slice(middle, columns.stop)))
+    return [tile for half in halves for tile in _divided(*half, shape, margin, multiple, most_voxels, least_edge)]
+
+
+def _tile(rows: slice, columns: slice, shape: tuple[int, int], margin: int, multiple: int, least_edge: int) -> Tile:
+    wide = (_widened(one, margin, multiple, size, least_edge) for one, size in zip((rows, columns), shape, strict=True))
+    return Tile(rows, columns, *wide)
+
+
+def _widened(part: slice, margin: int, multiple: int, size: int, least: int) -> slice:
+    """The part with its margin, at multiples, at least ``least`` long where the slice is."""
+    start = max(0, part.start // multiple * multiple - margin)
+    stop = min(size, _aligned_up(part.stop, multiple, size) + margin)
+    stop = _aligned_up(min(size, max(stop, start + least)), multiple, size)
+    start = max(0, min(start, (stop - least) // multiple * multiple))
+    return slice(start, stop)
+
+
+def _within(part: slice, wide: slice) -> slice:
+    return slice(part.start - wide.start, part.stop - wide.start)
+
+
+def _aligned_up(value: int, multiple: int, size: int) -> int:
+    return min(size, -(-value // multiple) * multiple)
+
+
+class SliceInference:
+    """A network ready to propose changes for slices of one size.
+
+    :param network: MITS-GAN's generator, or TAFIM; it stays as it is.
+    :param shape: (rows, columns) of the slices.
+    :param seed: of the noise that a generator shapes, once for all slices.
+    :param strength_hu: the largest change there will be, by which half precision is judged.
+    :param precision: "float32", "half" (on a GPU only), or "auto": half on a GPU where a probe shows that it moves what
+        this network proposes by well below 1 HU, else float32.
+    :param batch_size: slices at a time; None finds it, on a GPU from the free memory.
+    :param fused: fold batch norm into convolutions; None does so on a GPU alone, since it costs the identity of bits.
+    :raises DependencyError: for half precision without a GPU.
+    """
+
+    def __init__(
+        self,
+        network: Generator | TAFIM,
+        shape: tuple[int, int],
+        *,
+        device: torch.device,
+        seed: int = 0,
+        strength_hu: float = math.inf,
+        precision: str = "auto",
+        batch_size: int | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        import torch
+
+        self._device, self._config, self._shape = device, network.config, shape
+        self._on_gpu = device.type == "cuda"
+        self._margin, self._multiple, self._least_edge, layer_bytes = _extent(network)
+        # What a CPU's cache holds is not worth dividing, what it does not is.
+        fitting = int(_CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= self._least_edge else 1
+        self._at_once = max(1, min(_CPU_BATCH, fitting))
+        self._most_voxels = math.inf if self._on_gpu else _CPU_LAYER_BYTES / layer_bytes
+        self._finds_batch = batch_size is None and self._on_gpu
+        self.batch_size = batch_size or (1 if self._on_gpu else _CPU_BATCH)
+        fused = self._on_gpu if fused is None else fused
+        self._exact = _ready(network, shape, seed, device, torch.float32, fused)
+        self._half: Run | None = None
+        if devices.may_use_half(precision, device):
+            self._half = _ready(network, shape, seed, device, torch.float16, fused)
+            if precision == "auto" and not self._half_error_hu(strength_hu) <= _HALF_TOLERANCE_HU:
+                self._half = None
+
+    @property
+    def precision(self) -> str:
+        """ "half" or "float32", whichever it is in the end."""
+        return "half" if self._half else "float32"
+
+    def change(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """The change that the network proposes in HU, float32, same shape; 0 where no change is allowed.
+
+        A residual network's output is a share of what is allowed, an image generator's output is the new slice itself.
+        Best given ``batch_size`` slices at a time, which may become fewer or more with each call.
+
+        :param hu: int16 (slices, rows, columns).
+        :param allowed: the largest change in HU, same shape.
+        :raises DependencyError: when the GPU's memory is too small for a single slice.
+        """
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return self._change_finding_batch(hu, allowed) if self._finds_batch else self._change(hu, allowed)
+        except torch.cuda.OutOfMemoryError:
+            # Tried again outside of this block: the error holds on to the memory of what failed.
+            slices = len(hu)
+        if slices == 1:
+            raise DependencyError(
+                "The GPU's memory is too small for a single slice; close other programs that use it, or choose the "
+                "CPU (--device cpu)."
+            )
+        devices.release_memory(self._device)
+        self.batch_size, self._finds_batch = -(-slices // 2), False
+        logger.info("The GPU's memory is too small for %d slices at a time; trying %d.", slices, self.batch_size)
+        parts = _slabs(slices, self.batch_size)
+        return np.concatenate([self.change(hu[part], allowed[part]) for part in parts])
+
+    def _change_finding_batch(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """:meth:`_change`, from whose need of memory follows how many slices there may be next time."""
+        tiles = self._tiles(allowed)
+        before = devices.start_of_peak(self._device)
+        change = self._change(hu, allowed)
+        if tiles:
+            seen = max(tile.size for tile in tiles) * len(hu)
+            slice_bytes = (devices.peak_memory(self._device) - before) / seen * math.prod(self._shape)
+            fitting = int(_GPU_SHARE * devices.free_memory(self._device) / max(1.0, slice_bytes))
+            self.batch_size, self._finds_batch = max(1, min(_GPU_BATCH, fitting)), False
+        return change
+
+    def _change(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        from .generator import network_to_hu
+
+        change = np.zeros(hu.shape, np.float32)
+        for part in _slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
+            for tile in self._tiles(allowed[part]):
+                where = (part, tile.rows, tile.columns)
+                output = self._output(hu[(part, *tile.wide)], tile)[(slice(None), *tile.inner)]
+                if self._config.output == "image":
+                    change[where] = network_to_hu(output, self._config.hu_window).cpu().numpy() - hu[where]
+                else:
+                    change[where] = output.cpu().numpy() * allowed[where]
+        return change
+
+    def _tiles(self, allowed: np.ndarray) -> list[Tile]:
+        """Where the network must run for these slices together."""
+        needed = allowed.any(axis=0)
+        if self._margin is None:
+            whole = (slice(0, self._shape[0]), slice(0, self._shape[1]))
+            return [Tile(*whole, *whole)] if needed.any() else []
+        return plan_tiles(needed, self._margin, self._multiple, self._most_voxels, self._least_edge)
+
+    def _output(self, hu: np.ndarray, tile: Tile) -> torch.Tensor:
+        """The network's output, float32 (slices, rows, columns), for what it must see of some slices."""
+        import torch
+
+        from .generator import hu_to_network
+
+        # A copy, since torch does not take read-only arrays.
+        x = hu_to_network(torch.from_numpy(hu.copy()).to(self._device), self._config.hu_window).unsqueeze(1)
+        if self._half:
+            output = self._half(x, tile)
+            # Beyond 65504 half precision has only infinity.
+            if torch.isfinite(output).all():
+                return output.squeeze(1)
+        return self._exact(x, tile).squeeze(1)
+
+    def _half_error_hu(self, strength_hu: float) -> float:
+        """How far half precision moves the proposed change, at most, in a slice of noise and one of smooth ramps.
+
+        The slices depend on nothing but their size, so that parts of a series are treated as the whole.
+        """
+        import torch
+
+        low, high = self._config.hu_window
+        ramp = torch.linspace(-1, 1, math.prod(self._shape)).reshape(self._shape)
+        noise = torch.rand(self._shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        x = torch.stack([noise, ramp]).unsqueeze(1).to(self._device)
+        whole = (slice(0, self._shape[0]), slice(0, self._shape[1]))
+        tile = Tile(*whole, *whole)
+        with torch.inference_mode():
+            error = (self._half(x, tile) - self._exact(x, tile)).abs().max().item()
+        return error * ((high - low) / 2 if self._config.output == "image" else strength_hu)
+
+
+def _extent(network: Generator | TAFIM) -> tuple[int | None, int, int, float]:
+    """Margin (None: whole slices only), alignment and least edge of tiles; bytes per voxel of the largest layer."""
+    from torch import nn
+
+    from .generator import Generator
+
+    if not isinstance(network, Generator):
+        return None, 1, _LEAST_EDGE, 4 * network.config.base_filters
+    fold = network.config.unshuffle
+    channels = min(module.in_channels for module in network.trunk.modules() if isinstance(module, nn.Conv2d))
+    folds = max(_SHORT_INPUT, math.isqrt(_SMALL_INPUT // channels) + 1)
+    return network.margin, fold, max(_LEAST_EDGE, folds * fold), 4 * network.config.trunk_filters / fold**2
+
+
+def _ready(
+    network: Generator | TAFIM,
+    shape: tuple[int, int],
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    fused: bool,
+) -> Run:
+    """The network as a function of slices (batch, 1, rows, columns) and their tile, float32 in and out."""
+    import torch
+
+    from .generator import Generator, draw_noise, for_inference
+
+    if not isinstance(network, Generator):
+        whole = copy.deepcopy(network).eval().to(device, dtype)
+        return lambda x, _tile: whole(x.to(dtype)).float()
+    ready = for_inference(network, fused=fused).to(device)
+    with torch.inference_mode():
+        shaped = ready.noise_net(draw_noise(shape, network.config.noise, seed).to(device)).to(dtype)
+    ready = ready.to(dtype=dtype, memory_format=torch.channels_last if fused else torch.preserve_format)
+    return lambda x, tile: ready.with_shaped_noise(x.to(dtype), shaped[(..., *tile.wide)]).float()
+
+
+def _slabs(slices: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, slices)) for start in range(0, slices, size)]

@@ -1,0 +1,131 @@
+"""Presets and installed protectors: what a user can choose by name, and how its network is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights
+
+if TYPE_CHECKING:
+    from .diagnosis_blocking import DiagnosisBlocker
+    from .generator import Generator
+    from .tafim import TAFIM
+
+
+DEFAULT_PROTECTOR = "mitsgan-small"
+
+NO_MODEL = "none"
+"""In place of a protector's name: a watermark alone."""
+
+BLOCKER_CLASS = "DecisionMark"
+"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
+
+BLOCKER_KIND = "mark against diagnosis networks"
+"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An installed protector at a strength, with or without the open watermark, under a name that says what it is for.
+
+    :param strength_hu: of the network, in place of the protector's own; None keeps that.
+    :param watermark_hu: largest change by the watermark, on top of the network's; None without one.
+    """
+
+    protector: str
+    strength_hu: float | None = None
+    watermark_hu: float | None = None
+
+
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(DEFAULT_PROTECTOR, 16.0, 10.0),
+    "strong": Preset(DEFAULT_PROTECTOR, 48.0, 30.0),
+    "paper": Preset("mitsgan-paper-cpu"),
+    "block-ai": Preset("miad-mark"),
+}
+
+
+def available_protectors(folder: Path = MODELS_FOLDER) -> list[ModelCard]:
+    """Cards of all installed protectors, the default one first."""
+    cards = [ModelCard.read(path) for path in sorted((folder / "protectors").glob("*.json"))]
+    return sorted(cards, key=lambda card: card.name != DEFAULT_PROTECTOR)
+
+
+def choices(folder: Path = MODELS_FOLDER) -> dict[str, ModelCard]:
+    """What a user can choose, by name: the presets that are installed, then all other protectors."""
+    cards = {card.name: card for card in available_protectors(folder)}
+    presets = {name: cards[preset.protector] for name, preset in PRESETS.items() if preset.protector in cards}
+    covered = {preset.protector for preset in PRESETS.values() if preset == Preset(preset.protector)}
+    return {**presets, **{name: card for name, card in cards.items() if name not in covered}}
+
+
+def choice(name: str) -> str:
+    """The name under which :func:`choices` lists a protector: the preset that it is as it was made, or its own."""
+    return next((preset for preset, made in PRESETS.items() if made == Preset(name)), name)
+
+
+def load_network(
+    name: str | os.PathLike[str], folder: Path = MODELS_FOLDER
+) -> tuple[Generator | TAFIM | DiagnosisBlocker, ModelCard]:
+    """The network of a protector in evaluation mode, or a mark with the networks that it misleads, and its card.
+
+    :param name: a preset, an installed protector, or the path of a .safetensors file with its card beside it.
+    :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
+    """
+    path = protector_path(name, folder)
+    tensors, card = read_weights(path)
+    if card.architecture.get("class") == BLOCKER_CLASS:
+        from .diagnosis_blocking import DiagnosisBlocker
+
+        return DiagnosisBlocker.of(tensors, card), card
+    return fill(_protector_network(card), tensors, card), card
+
+
+def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> Path:
+    """Where the weights of a protector lie; ``name`` as for :func:`load_network`.
+
+    :raises ModelError: when there are none.
+    """
+    if os.fspath(name).endswith(".safetensors"):
+        path = Path(name)
+        if not path.is_file():
+            raise ModelError(f"There are no weights at {path}; check the path.")
+        return path
+    name = os.fspath(name)
+    name = PRESETS[name].protector if name in PRESETS else name
+    path = folder / "protectors" / f"{name}.safetensors"
+    # A name is not a way to files elsewhere; those are given with their suffix.
+    if Path(name).name != name or not path.exists():
+        known = ", ".join([*PRESETS, *(card.name for card in available_protectors(folder))])
+        raise ModelError(f"There is no protector '{name}'; installed are: {known}. A file is named with .safetensors.")
+    return path
+
+
+def is_blocker(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bool:
+    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_network`, or none.
+
+    :raises ModelError: when it is unknown, or its card cannot be read.
+    """
+    return name != NO_MODEL and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == BLOCKER_KIND
+
+
+def _protector_network(card: ModelCard) -> Generator | TAFIM:
+    from .generator import Generator, GeneratorConfig
+    from .tafim import TAFIM, TAFIMConfig
+
+    kinds = {"Generator": (Generator, GeneratorConfig), "TAFIM": (TAFIM, TAFIMConfig)}
+    kind = card.architecture.get("class")
+    if kind not in kinds:
+        raise ModelError(
+            f"Model '{card.name}' is of class {kind}, not a protector ({', '.join([*kinds, BLOCKER_CLASS])})."
+        )
+    network, config = kinds[kind]
+    try:
+        return network(configuration(config, card))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"Model '{card.name}' has an architecture that cannot be built ({error}).") from error

@@ -1,0 +1,1 @@
+"""Pictures, the demonstration and its page."""

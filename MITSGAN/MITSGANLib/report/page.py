@@ -1,0 +1,374 @@
+"""The demonstration as one self-contained HTML page: pictures, tables, definitions, and what was not measured."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..measure.metrics import Metric
+from ..scan.windows import LUNG
+from ..watermark.embedding import Watermark
+from .demonstration import Demonstration, TargetResult
+from .pictures import Square, difference_overlay, render_slice, rmse_bars
+
+_TEMPLATE = Path(__file__).resolve().parents[2] / "Resources" / "report.html.j2"
+_ZOOM_MM = 64.0
+# Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
+_SMALL_INCHES, _HEATMAP_INCHES = 3.2, 4.2
+_PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "pydicom", "scikit-image", "lpips")
+_ARM_TITLES = {
+    "clean": "Clean",
+    "protected": "Protected",
+    "noise": "Noise (control)",
+    "clean attacked": "Clean, attacked",
+    "protected attacked": "Protected, attacked",
+    "noise attacked": "Noise, attacked",
+}
+
+
+@dataclass(frozen=True)
+class _Table:
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Figure:
+    png: bytes
+    caption: str
+
+
+def render_report(demonstration: Demonstration, *, title: str, synthetic: bool = False) -> str:
+    """The report as HTML with all pictures inside.
+
+    :param title: what the scan is called in the report; must not hold a patient's name.
+    :param synthetic: whether the scan is a phantom, which the report then says on top.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.globals.update(table=_table_html(environment), figure=_figure_html(environment))
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        summary=_summary(demonstration),
+        attacker_names=" and ".join(f"{a.name} ({a.action})" for a in demonstration.attackers),
+        scan=_scan(demonstration, title, synthetic),
+        data_range=f"{demonstration.whole['protected'].data_range_hu:g}",
+        whole_table=_whole_table(demonstration),
+        whole_figures=_whole_figures(demonstration),
+        rmse_figure=_rmse_figure(demonstration),
+        effect_table=_effect_table(demonstration),
+        targets=[_target(demonstration, result) for result in demonstration.targets],
+        making=_making(demonstration),
+    )
+
+
+def _summary(demo: Demonstration) -> str:
+    figures = demo.summary()
+    first = f"Protection with {demo.protector.title} changed the scan by RMSE {figures['rmse_hu']:.1f} HU"
+    if figures["noise_hu"]:
+        first += f"; the scan's own noise is {figures['noise_hu']:.1f} HU (standard deviation in soft tissue)"
+    sentences = [first]
+    for action in ("inject", "remove"):
+        if action in figures:
+            found = figures[action]
+            places = "1 place" if found["targets"] == 1 else f"{found['targets']} places"
+            shares = (_percent(found[f"median_share_changed_by_{arm}"]) for arm in ("protection", "noise"))
+            sentences.append(
+                "At {}, protection changed what the attacker forged ({}) by {} of the attack's own change "
+                "(median); noise of the same size by {}".format(places, action, *shares)
+            )
+    if "watermark" in figures:
+        found = figures["watermark"]
+        alarms = found["missing_before"]
+        sentences.append(
+            f"The watermark check shows the forgery at {found['missing_after_attack']} of {found['places']} attacked "
+            f"places, and raised {alarms or 'no'} alarm{'s' * (alarms > 1)} there before"
+        )
+    return ". ".join(sentences) + "."
+
+
+def _scan(demo: Demonstration, title: str, synthetic: bool) -> dict[str, Any]:
+    volume = demo.clean
+    facts = [
+        ("Scan", title),
+        ("Voxels", "{} slices of {} rows × {} columns".format(*volume.shape)),
+        ("Spacing", "{:.3g} × {:.3g} mm in the slice, {:.3g} mm between slices".format(*volume.spacing)),
+        ("HU range", f"{volume.hu.min()} to {volume.hu.max()}"),
+        ("Noise", _noise_words(demo)),
+    ]
+    return {
+        "title": title,
+        "synthetic": synthetic,
+        "facts": facts,
+        "warnings": [str(warning) for warning in volume.provenance.warnings],
+    }
+
+
+def _noise_words(demo: Demonstration) -> str:
+    estimate = demo.noise_estimate
+    if estimate.sd_hu is None:
+        return "not measured: too little soft tissue"
+    return f"{estimate.sd_hu:.1f} HU; {estimate.definition}"
+
+
+def _whole_table(demo: Demonstration) -> _Table:
+    header = ("Metric (worst slice)", *(_ARM_TITLES[arm] for arm in demo.whole))
+    first = next(iter(demo.whole.values()))
+    rows = [
+        (_metric_name(name, metric), *(_with_worst(comparison.metrics[name]) for comparison in demo.whole.values()))
+        for name, metric in first.metrics.items()
+    ]
+    if demo.noise_estimate.sd_hu:
+        ratio = [f"{c.rmse.value / demo.noise_estimate.sd_hu:.2f}" for c in demo.whole.values()]
+        rows.append(("RMSE / scan noise", *ratio))
+    return _Table(header, tuple(rows), tuple(_reasons(demo.whole.values())))
+
+
+def _effect_table(demo: Demonstration) -> _Table:
+    header = (
+        "Target",
+        "Attack changed the clean scan",
+        "Forgery changed by protection",
+        "Forgery changed by noise",
+        "Watermark left: before the attack, after",
+        "Forgery shows",
+    )
+    rows = tuple(
+        (
+            f"{r.target.action}, slice {r.target.kji[0]}, row {r.target.kji[1]}, column {r.target.kji[2]}",
+            f"{r.forgery.rmse.value:.1f} HU",
+            *(
+                f"{r.forgery_change[a].rmse.value:.1f} HU ({_percent(r.relative_change(a))})"
+                for a in ("protected", "noise")
+            ),
+            *_watermark_cells(r),
+        )
+        for r in demo.targets
+    )
+    return _Table(header, rows)
+
+
+def _watermark_cells(result: TargetResult) -> tuple[str, str]:
+    if result.watermark is None:
+        return "–", "–"
+    left = ", ".join(_percent(max(place.seen / max(place.expected, 1e-9), 0)) for place in result.watermark)
+    after = result.watermark[1]
+    return left, ("yes" if after.is_missing else "no") if after.can_tell else "cannot be told"
+
+
+def _whole_figures(demo: Demonstration) -> list[_Figure]:
+    rmse = demo.whole["protected"].rmse
+    worst = rmse.worst_slice.slice
+    view = _view(demo)
+    return [
+        _Figure(
+            render_slice(demo.protected.hu[worst], title=f"Protected, slice {worst}", **view),
+            "The slice that the protection changed most",
+        ),
+        _Figure(
+            difference_overlay(
+                demo.clean.hu[worst], demo.protected.hu[worst], title=f"Protected − clean, slice {worst}", **view
+            ),
+            "Signed change in HU over the clean slice",
+        ),
+    ]
+
+
+def _rmse_figure(demo: Demonstration) -> _Figure:
+    rmse = demo.whole["protected"].rmse
+    bars = rmse_bars(
+        [value or 0.0 for value in rmse.per_slice],
+        marked=[rmse.worst_slice.slice],
+        title="RMSE of the protection by slice",
+    )
+    return _Figure(bars, "RMSE in HU of every slice; the worst one is marked")
+
+
+def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
+    k, j, i = result.target.kji
+    verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
+    square = Square(result.places.square.j0, result.places.square.j1, result.places.square.i0, result.places.square.i1)
+    view = _view(demo, picture_inches=_SMALL_INCHES)
+    zoom, inner = _zoom(demo, result)
+    slices, images = result.slices, []
+    for arm in ("clean", "protected", "clean attacked", "protected attacked"):
+        png = render_slice(slices[arm], title=_ARM_TITLES[arm], square=square, **view)
+        images.append(_Figure(png, _label(arm)))
+    squares = [
+        _Figure(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
+        for arm in ("clean", "clean attacked", "protected attacked", "noise attacked")
+    ]
+    pairs = (
+        ("clean", "clean attacked", "What the attack changes on the clean scan"),
+        ("clean attacked", "protected attacked", "How protection changes the forgery"),
+        ("clean attacked", "noise attacked", "How noise of equal RMSE changes the forgery"),
+    )
+    limit = max(10.0, float(np.percentile(np.abs(_difference(slices, "clean", "clean attacked")[zoom]), 99.5)))
+    heatmaps = [
+        _Figure(
+            difference_overlay(
+                slices[a][zoom], slices[b][zoom], title=f"{_ARM_TITLES[b]} − {_ARM_TITLES[a].lower()}",
+                limit_hu=round(limit, -1), square=inner, **_view(demo, picture_inches=_HEATMAP_INCHES),
+            ),
+            caption,
+        )
+        for a, b, caption in pairs
+    ]  # fmt: skip
+    return {
+        "title": f"{verb} at slice {k}, row {j}, column {i}",
+        "reason": f"Why here: {result.target.reason}.",
+        "slices": images,
+        "squares": squares,
+        "heatmaps": heatmaps,
+        "table": _arms_table(result),
+    }
+
+
+def _arms_table(result: TargetResult) -> _Table:
+    columns = [(f"{_ARM_TITLES[name]} vs clean", c) for name, c in result.against_clean.items()]
+    columns += [(f"{_ARM_TITLES[f'{arm} attacked']} vs clean, attacked", c) for arm, c in result.forgery_change.items()]
+    names = columns[0][1].metrics
+    rows = [
+        (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns)) for name, metric in names.items()
+    ]
+    return _Table(("In the 32 mm cube", *(t for t, _ in columns)), tuple(rows))  # reasons stand at the first table
+
+
+def _making(demo: Demonstration) -> list[tuple[str, str]]:
+    budget = demo.protector.budget
+    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    return [
+        (
+            "Protector",
+            f"{demo.protector.name}, SHA-256 {demo.protector.digest[:16]}…, noise seed {demo.protector.seed}",
+        ),
+        (
+            "Budget",
+            (
+                f"at most {budget.strength_hu:g} HU; of it {budget.lung:.0%} in lung, {budget.soft_tissue:.0%} in soft "
+                f"tissue, {budget.bone:.0%} in bone, nothing outside the body"
+            ),
+        ),
+        *([("Watermark", _watermark_words(demo.protector.watermark))] if demo.protector.watermark else []),
+        *((f"Attacker, {a.action}", f"{a.name}, SHA-256 {a.digest[:16]}…") for a in demo.attackers),
+        ("Device", demo.device),
+        ("Times", ", ".join(f"{stage} {value:.1f} s" for stage, value in demo.seconds.items())),
+        ("Versions", f"MITSGAN {__version__}, Python {platform.python_version()}, {versions}"),
+    ]
+
+
+def _watermark_words(watermark: Watermark) -> str:
+    kind = "open: everybody can check it, and forge it" if watermark.is_open else "with a key"
+    return f"{kind}; at most {watermark.budget.strength_hu:g} HU, on top of the network's change"
+
+
+def _view(demo: Demonstration, **size: float) -> dict[str, Any]:
+    spacing = demo.clean.spacing_kji
+    return {"spacing": (spacing[1], spacing[2]), "direction": demo.clean.direction, "window": LUNG, **size}
+
+
+def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice], Square]:
+    """Rows and columns of 64 mm around the target, and the attacked square within them."""
+    _, rows, columns = demo.clean.shape
+    _, row_mm, column_mm = demo.clean.spacing_kji
+    _, j, i = result.target.kji
+    j0, i0 = max(round(j - _ZOOM_MM / 2 / row_mm), 0), max(round(i - _ZOOM_MM / 2 / column_mm), 0)
+    j1, i1 = min(round(j + _ZOOM_MM / 2 / row_mm), rows), min(round(i + _ZOOM_MM / 2 / column_mm), columns)
+    s = result.places.square
+    return (slice(j0, j1), slice(i0, i1)), Square(s.j0 - j0, s.j1 - j0, s.i0 - i0, s.i1 - i0)
+
+
+def _difference(slices: dict[str, np.ndarray], a: str, b: str) -> np.ndarray:
+    return np.subtract(slices[b], slices[a], dtype=np.float32)
+
+
+def _label(arm: str) -> str:
+    return "Simulated attack, not a patient's image" if arm.endswith("attacked") else ""
+
+
+def _metric_name(name: str, metric: Metric) -> str:
+    words = {
+        "rmse": "RMSE",
+        "psnr": "PSNR",
+        "ssim": "SSIM",
+        "lpips": "LPIPS",
+        "max_abs_difference": "Largest difference",
+        "mean_bias": "Mean bias",
+    }
+    unit = f" ({metric.unit})" if metric.unit not in ("", "1") else ""
+    window = f", {metric.window.name} window" if metric.window and name != "lpips" else ""
+    return f"{words.get(name.split('_')[0] if metric.window else name, name)}{window}{unit}"
+
+
+def _value(metric: Metric) -> str:
+    return "–" if metric.value is None else _number(metric.value, metric.name)
+
+
+def _with_worst(metric: Metric) -> str:
+    worst = metric.worst_slice
+    return _value(metric) + (f" ({_number(worst.value, metric.name)} in {worst.slice})" if worst else "")
+
+
+def _number(value: float, name: str) -> str:
+    digits = 4 if "ssim" in name or name == "lpips" else 1 if name == "psnr" else 2
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _reasons(comparisons: Any) -> list[str]:
+    """Why figures are missing, each reason once."""
+    reasons = {
+        f"{_metric_name(m.name, m)}: {m.reason}." for c in comparisons for m in c.metrics.values() if m.value is None
+    }
+    return sorted(reasons)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _table_html(environment: Any) -> Any:
+    template = environment.from_string(
+        "<table><thead><tr>{% for h in t.header %}<th>{{ h }}</th>{% endfor %}</tr></thead><tbody>"
+        "{% for row in t.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}"
+        '</tbody></table>{% for n in t.notes %}<p class="small">{{ n }}</p>{% endfor %}'
+    )
+    return lambda table: _safe(template.render(t=table))
+
+
+def _figure_html(environment: Any) -> Any:
+    template = environment.from_string(
+        '<figure><img alt="{{ f.caption }}" src="data:image/png;base64,{{ data }}"><figcaption>{{ f.caption }}'
+        "</figcaption></figure>"
+    )
+    return lambda figure: _safe(template.render(f=figure, data=base64.b64encode(figure.png).decode("ascii")))
+
+
+def _safe(html: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(html)  # rendered by an escaping template just above
+
+
+def save_report(demonstration: Demonstration, path: Path, *, title: str, synthetic: bool = False) -> None:
+    """Write the report; it appears whole or not at all. An older one is replaced."""
+    from ..files.atomic import atomic_file
+
+    html = render_report(demonstration, title=title, synthetic=synthetic)
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(html, encoding="utf-8")

@@ -1,0 +1,574 @@
+"""Pictures of slices and of differences between them, as PNG bytes or files.
+
+Slices are (row, column) arrays in HU. They are shown as radiologists expect, whatever the direction matrix: for axial
+slices anterior up and the patient's right on the left. Matplotlib is used through figures of its own, without pyplot,
+so that neither Slicer's nor anybody's global state is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import InputError, OutputError
+from ..scan.volume import CTVolume
+from ..scan.windows import LUNG, Window
+
+_BACKGROUND, _FOREGROUND, _MARK = "black", "#e8e8e8", "#6cff6c"
+_PICTURE_INCHES, _DPI = 6.4, 120
+# Anatomy under a difference is dimmed: colors over white soft tissue would be too pale to read off the color bar.
+_DIMMED_WHITE = 380
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square or other rectangle of a slice: rows j0..j1-1, columns i0..i1-1 (half-open voxel bounds)."""
+
+    j0: int
+    j1: int
+    i0: int
+    i1: int
+
+
+def window_image(slice_hu: np.ndarray, window: Window = LUNG) -> np.ndarray:
+    """The slice as a window shows it: uint8, 0 black to 255 white, same shape and orientation."""
+    return np.rint(window.scaled(slice_hu) * 255).astype(np.uint8)
+
+
+def render_slice(
+    slice_hu: np.ndarray,
+    *,
+    window: Window = LUNG,
+    title: str = "",
+    spacing: tuple[float, float] = (1.0, 1.0),
+    direction: np.ndarray | None = None,
+    square: Square | None = None,
+    crosshair: tuple[float, float] | None = None,
+    picture_inches: float = _PICTURE_INCHES,
+) -> bytes:
+    """PNG of a slice.
+
+    :param spacing: mm along (row index, column index).
+    :param direction: 3x3 as in :class:`CTVolume`; None for axis-aligned LPS.
+    :param square: outlined.
+    :param crosshair: (row, column), marked with a cross that leaves the middle free.
+    :param picture_inches: longer edge at 120 dots per inch; smaller pictures have larger text beside them.
+    """
+    slice_hu = _as_slice(slice_hu)
+    view = Orientation.of(direction)
+    figure, axes, _ = _figure(view.size_mm(slice_hu.shape, spacing), title, str(window), picture_inches)
+    _show(axes, view, window_image(slice_hu, window), spacing, cmap="gray", vmin=0, vmax=255)
+    _mark(axes, view, slice_hu.shape, square, crosshair)
+    return _png(figure, title)
+
+
+def difference_overlay(
+    reference_slice: np.ndarray,
+    other_slice: np.ndarray,
+    *,
+    kind: Literal["signed", "absolute"] = "signed",
+    limit_hu: float | None = None,
+    window: Window = LUNG,
+    title: str = "",
+    spacing: tuple[float, float] = (1.0, 1.0),
+    direction: np.ndarray | None = None,
+    square: Square | None = None,
+    crosshair: tuple[float, float] | None = None,
+    picture_inches: float = _PICTURE_INCHES,
+) -> bytes:
+    """PNG of other minus reference in color over the reference slice, with a color bar in HU.
+
+    Where nothing changed, the color is fully transparent. Signed: orange where other is higher, blue where it is lower.
+
+    :param limit_hu: difference with the full color; from :func:`color_limit` when None.
+    :raises InputError: when the slices differ in shape, or ``kind`` is unknown.
+
+    Other parameters as in :func:`render_slice`.
+    """
+    reference_slice, difference = _difference(reference_slice, other_slice)
+    limit = limit_hu or color_limit(difference)
+    view = Orientation.of(direction)
+    subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
+    figure, axes, bar_axes = _figure(
+        view.size_mm(reference_slice.shape, spacing), title, subtitle, picture_inches, bar=True
+    )
+    _show(axes, view, window_image(reference_slice, window), spacing, cmap="gray", vmin=0, vmax=_DIMMED_WHITE)
+    image = _show_difference(axes, view, difference, spacing, kind, limit)
+    _color_bar(figure, bar_axes, image, kind, limit, difference)
+    _mark(axes, view, reference_slice.shape, square, crosshair)
+    return _png(figure, title)
+
+
+def render_square(
+    reference_slice: np.ndarray,
+    other_slice: np.ndarray,
+    square: Square,
+    *,
+    limit_hu: float | None = None,
+    window: Window = LUNG,
+    titles: tuple[str, str] = ("reference", "other"),
+    title: str = "",
+    spacing: tuple[float, float] = (1.0, 1.0),
+    direction: np.ndarray | None = None,
+) -> bytes:
+    """PNG of a square of a slice, enlarged: reference, other, and the signed difference with its color bar in HU.
+
+    Parameters as in :func:`difference_overlay`; ``titles`` name the first two pictures.
+    """
+    reference_slice, _ = _difference(reference_slice, other_slice)
+    index = np.s_[square.j0 : square.j1, square.i0 : square.i1]
+    first, second = reference_slice[index], np.asarray(other_slice)[index]
+    if 0 in first.shape:
+        raise InputError("The square lies outside the slice; choose it within the scan.")
+    first, difference = _difference(first, second)
+    limit = limit_hu or color_limit(difference)
+    view = Orientation.of(direction)
+    subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
+    height, width = view.size_mm(first.shape, spacing)
+    figure, panels, bar_axes = _row_of_panels(3, height / width, title, subtitle)
+    whites = (255, 255, _DIMMED_WHITE)
+    for axes, values, name, white in zip(panels, (first, second, first), (*titles, "difference"), whites, strict=True):
+        picture = window_image(values, window)
+        _show(axes, view, picture, spacing, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
+        axes.set_title(name, color=_FOREGROUND, fontsize=10)
+    image = _show_difference(panels[2], view, difference, spacing, "signed", limit, interpolation="nearest")
+    _color_bar(figure, bar_axes, image, "signed", limit, difference)
+    return _png(figure, title)
+
+
+def rmse_bars(
+    rmse_per_slice: Sequence[float], *, first_slice: int = 0, marked: Sequence[int] = (), title: str = ""
+) -> bytes:
+    """PNG of a bar for each slice's RMSE in HU.
+
+    :param first_slice: slice index of the first value.
+    :param marked: slice indices whose bars are colored and numbered, such as the worst slice.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), dpi=_DPI, facecolor=_BACKGROUND)
+    axes = figure.add_axes((0.08, 0.2, 0.9, 0.66))
+    _draw_bars(axes, rmse_per_slice, first_slice, marked)
+    axes.set_title(title, color=_FOREGROUND, fontsize=10, loc="left")
+    return _png(figure, title)
+
+
+def color_limit(difference_hu: np.ndarray) -> float:
+    """HU of the full color for a difference: 99.5th percentile of what is not 0, rounded up to 1, 2, 3 or 5 x 10^n.
+
+    A percentile, because a few voxels at a paste border would otherwise take the color from all others.
+    """
+    magnitude = np.abs(np.asarray(difference_hu, dtype=np.float64))
+    magnitude = magnitude[magnitude > 0]
+    if magnitude.size == 0:
+        return 1.0
+    wanted = float(np.percentile(magnitude, 99.5))
+    power = 10.0 ** np.floor(np.log10(wanted))
+    return float(next(step * power for step in (1, 2, 3, 5, 10) if step * power >= wanted * (1 - 1e-9)))
+
+
+def save_heatmaps(
+    reference: CTVolume | np.ndarray,
+    other: CTVolume | np.ndarray,
+    folder: str | Path,
+    *,
+    target_kji: tuple[int, int, int] | None = None,
+    square: Square | None = None,
+    window: Window = LUNG,
+    evenly_spaced: int = 3,
+    limit_hu: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, ...]:
+    """Write PNG files that show where two volumes differ; returns their paths, the overview first.
+
+    ``overview.png``: the largest |difference| projected along slices and along rows, and the RMSE of every slice.
+    ``slice-K-signed.png`` and ``slice-K-absolute.png``: of the slice with the largest RMSE, of the target's slice, and
+    of ``evenly_spaced`` slices. ``square-K.png``: the enlarged square, where ``square`` and ``target_kji`` are given.
+    All share one color range. Files are written whole or not at all; files of the same name are replaced.
+
+    :param reference, other: volumes of the same shape; arrays are taken as 1 mm voxels in LPS.
+    :param target_kji: (slice, row, column), marked with a crosshair.
+    :raises InputError: when shapes differ or the target lies outside the scan.
+    :raises OutputError: when the folder cannot be written to.
+    """
+    first, second = _as_ct(reference), _as_ct(other)
+    if first.shape != second.shape:
+        raise InputError(
+            f"The two volumes differ in shape: {first.shape} and {second.shape} voxels; they must be equal."
+        )
+    if target_kji is not None and not first.contains(target_kji):
+        raise InputError(
+            f"The target voxel {target_kji} lies outside the scan of {first.shape} voxels; choose another."
+        )
+    slices = first.shape[0]
+    rmse, along_slices, along_rows = _difference_summary(first.hu, second.hu)
+    worst = int(np.argmax(rmse))
+    shown = {int(k) for k in np.linspace(0, slices - 1, evenly_spaced + 2).round()[1:-1]} | {worst}
+    if target_kji is not None:
+        shown.add(int(target_kji[0]))
+    limit = limit_hu or color_limit(along_slices)
+    warning = "SIMULATED ATTACK. " if second.provenance.is_simulated_attack else ""
+
+    pictures: dict[str, Callable[[], bytes]] = {
+        "overview.png": lambda: _overview(
+            first, rmse, along_slices, along_rows, limit, sorted(shown), worst, f"{warning}Largest |difference|"
+        )
+    }
+    row_column = first.spacing_kji[1:]
+    digits = len(str(slices - 1))
+    for k in sorted(shown):
+        at_target = target_kji is not None and k == int(target_kji[0])
+        note = ", largest RMSE" if k == worst else ""
+        common = {
+            "window": window,
+            "limit_hu": limit,
+            "title": f"{warning}Slice {k}{note}{', target' if at_target else ''}",
+            "spacing": row_column,
+            "direction": first.direction,
+        }
+        marks = {"square": square, "crosshair": tuple(target_kji[1:])} if at_target else {}
+        for kind in ("signed", "absolute"):
+            pictures[f"slice-{k:0{digits}d}-{kind}.png"] = partial(
+                difference_overlay, first.hu[k], second.hu[k], kind=kind, **common, **marks
+            )
+        if at_target and square is not None:
+            pictures[f"square-{k:0{digits}d}.png"] = partial(render_square, first.hu[k], second.hu[k], square, **common)
+
+    paths = []
+    for done, (name, picture) in enumerate(pictures.items()):
+        paths.append(_write_whole(Path(folder) / name, picture()))
+        if progress:
+            progress(done + 1, len(pictures))
+    return tuple(paths)
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How to turn an array of (row, column) into a picture that stands as radiologists expect."""
+
+    transpose: bool
+    flip_vertical: bool
+    flip_horizontal: bool
+    letters: tuple[str, str, str, str]  # left, right, top, bottom
+
+    @classmethod
+    def of(cls, direction: np.ndarray | None, horizontal: int = 0, vertical: int = 1) -> Orientation:
+        """View of the plane of two array axes, given as columns of the direction matrix (0 column, 1 row, 2 slice)."""
+        matrix = np.eye(3) if direction is None else np.asarray(direction, dtype=np.float64).reshape(3, 3)
+        across, down = matrix[:, horizontal], matrix[:, vertical]
+        # From left to right x (to the patient's left), else y (to posterior); upwards z, else anterior.
+        transpose = int(np.argmax(np.abs(across))) > int(np.argmax(np.abs(down)))
+        if transpose:
+            across, down = down, across
+        axis_across, axis_down = int(np.argmax(np.abs(across))), int(np.argmax(np.abs(down)))
+        flip_horizontal = bool(across[axis_across] < 0)
+        flip_vertical = bool(down[axis_down] < 0) != (axis_down == 2)
+        ends = (("R", "L"), ("A", "P"), ("I", "S"))
+        top, bottom = ends[axis_down][::-1] if axis_down == 2 else ends[axis_down]
+        return cls(transpose, flip_vertical, flip_horizontal, (*ends[axis_across], top, bottom))
+
+    def picture(self, values: np.ndarray) -> np.ndarray:
+        values = values.T if self.transpose else values
+        values = values[::-1] if self.flip_vertical else values
+        return values[:, ::-1] if self.flip_horizontal else values
+
+    def point(self, row: float, column: float, shape: tuple[int, ...]) -> tuple[float, float]:
+        """(x, y) in the picture of a voxel center of an array of this shape."""
+        height, width = shape
+        if self.transpose:
+            row, column, height, width = column, row, width, height
+        return (width - 1 - column if self.flip_horizontal else column, height - 1 - row if self.flip_vertical else row)
+
+    def size_mm(self, shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[float, float]:
+        """(height, width) of the picture."""
+        height, width = shape[0] * spacing[0], shape[1] * spacing[1]
+        return (width, height) if self.transpose else (height, width)
+
+
+def _figure(
+    size_mm: tuple[float, float], title: str, subtitle: str, inches: float = _PICTURE_INCHES, bar: bool = False
+) -> tuple[Any, Any, Any]:
+    """Figure, axes of a picture of this (height, width), and axes of the color bar."""
+    from matplotlib.figure import Figure
+
+    height_mm, width_mm = size_mm
+    scale = inches / max(height_mm, width_mm)
+    # A narrow picture still needs room for the text above it.
+    height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, inches))
+    top, margin, right = 0.62, 0.12, 1.0 if bar else 0.12
+    total_height, total_width = height + top + margin, width + margin + right
+    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
+    axes = figure.add_axes(
+        (margin / total_width, margin / total_height, width / total_width, height / total_height), facecolor=_BACKGROUND
+    )
+    _headline(figure, title, subtitle, margin / total_width)
+    if not bar:
+        return figure, axes, None
+    left, bottom = margin + width + 0.15, margin + 0.1 * height
+    bar_axes = figure.add_axes(
+        (left / total_width, bottom / total_height, 0.16 / total_width, 0.8 * height / total_height)
+    )
+    return figure, axes, bar_axes
+
+
+def _row_of_panels(count: int, height_to_width: float, title: str, subtitle: str) -> tuple[Any, list[Any], Any]:
+    from matplotlib.figure import Figure
+
+    width = 3.2
+    height = width * height_to_width
+    top, margin, gap, right = 0.9, 0.12, 0.1, 1.0
+    total_width, total_height = margin + count * (width + gap) + right, height + top + margin
+    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
+    _headline(figure, title, subtitle, margin / total_width)
+    panels = [
+        figure.add_axes(
+            (
+                (margin + index * (width + gap)) / total_width,
+                margin / total_height,
+                width / total_width,
+                height / total_height,
+            )
+        )
+        for index in range(count)
+    ]
+    left = margin + count * (width + gap) + 0.05
+    bar_axes = figure.add_axes(
+        (left / total_width, (margin + 0.05 * height) / total_height, 0.16 / total_width, 0.9 * height / total_height)
+    )
+    return figure, panels, bar_axes
+
+
+def _headline(figure: Any, title: str, subtitle: str, left: float) -> None:
+    inch = 1 / figure.get_figheight()
+    figure.text(left, 1 - 0.08 * inch, title, color=_FOREGROUND, fontsize=12, va="top")
+    figure.text(left, 1 - 0.36 * inch, subtitle, color="#a8a8a8", fontsize=9, va="top")
+
+
+def _show(axes: Any, view: Orientation, values: np.ndarray, spacing: tuple[float, float], **options: Any) -> Any:
+    """Draw values as a picture with square millimeters and its orientation letters."""
+    from matplotlib.patheffects import withStroke
+
+    across, down = (spacing[0], spacing[1]) if view.transpose else (spacing[1], spacing[0])
+    image = axes.imshow(view.picture(values), aspect=down / across, **options)
+    axes.set_axis_off()
+    for letter, x, y in zip(view.letters, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
+        horizontal = {0.02: "left", 0.98: "right"}.get(x, "center")
+        vertical = {0.02: "bottom", 0.98: "top"}.get(y, "center")
+        text = axes.text(x, y, letter, transform=axes.transAxes, color=_FOREGROUND, ha=horizontal, va=vertical)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=_BACKGROUND)])
+    return image
+
+
+def _show_difference(
+    axes: Any,
+    view: Orientation,
+    difference: np.ndarray,
+    spacing: tuple[float, float],
+    kind: str,
+    limit: float,
+    **options: Any,
+) -> Any:
+    if kind == "signed":
+        return _show(axes, view, difference, spacing, cmap=_signed_colors(), vmin=-limit, vmax=limit, **options)
+    if kind == "absolute":
+        return _show(axes, view, np.abs(difference), spacing, cmap=_absolute_colors(), vmin=0, vmax=limit, **options)
+    raise InputError(f"A difference is shown signed or absolute, not {kind}.")
+
+
+def _signed_colors() -> Any:
+    """Blue, transparent at 0, orange: two hues that color-blind readers tell apart, of growing opacity."""
+    from matplotlib.colors import ListedColormap
+
+    level = np.linspace(-1, 1, 511)
+    size = np.abs(level)[:, None]
+    low = np.array((0.15, 0.55, 1.0)) * (1 - size) + np.array((0.35, 0.95, 1.0)) * size
+    high = np.array((1.0, 0.35, 0.05)) * (1 - size) + np.array((1.0, 0.85, 0.2)) * size
+    return ListedColormap(np.hstack([np.where(level[:, None] < 0, low, high), _opacity(size)]))
+
+
+def _absolute_colors() -> Any:
+    """Transparent at 0, then from violet over red to light yellow."""
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+
+    hues = LinearSegmentedColormap.from_list("", ["#6a1fb0", "#e0245e", "#ff8c1a", "#fff6a0"])
+    level = np.linspace(0, 1, 256)
+    return ListedColormap(np.hstack([hues(level)[:, :3], _opacity(level[:, None])]))
+
+
+def _opacity(size: np.ndarray) -> np.ndarray:
+    # The root shows a tenth of the range at 0.28: faint changes are seen, and anatomy still shines through.
+    return 0.9 * np.sqrt(size)
+
+
+def _color_bar(figure: Any, axes: Any, image: Any, kind: str, limit: float, difference: np.ndarray) -> None:
+    over, under = bool(difference.max() > limit), bool(difference.min() < -limit)
+    if kind == "absolute":
+        extend, label = ("max" if over or under else "neither"), "|difference| (HU)"
+    else:
+        extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
+        label = "difference, other - reference (HU)"
+    axes.set_facecolor("#404040")
+    bar = figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.03)
+    bar.solids.set_edgecolor("none")
+    bar.set_label(
+        f"{label}, range {f'±{limit:g}' if kind == 'signed' else f'0..{limit:g}'}", color=_FOREGROUND, fontsize=9
+    )
+    bar.set_ticks(np.linspace(-limit if kind == "signed" else 0, limit, 5))
+    axes.tick_params(colors=_FOREGROUND, labelsize=8)
+    bar.outline.set_edgecolor("#808080")
+
+
+def _mark(
+    axes: Any, view: Orientation, shape: tuple[int, ...], square: Square | None, crosshair: tuple[float, float] | None
+) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    style = {"linewidth": 1.2, "path_effects": [withStroke(linewidth=2.6, foreground=_BACKGROUND)]}
+    if square is not None:
+        x0, y0 = view.point(square.j0 - 0.5, square.i0 - 0.5, shape)
+        x1, y1 = view.point(square.j1 - 0.5, square.i1 - 0.5, shape)
+        corner = (min(x0, x1), min(y0, y1))
+        axes.add_patch(Rectangle(corner, abs(x1 - x0), abs(y1 - y0), fill=False, edgecolor=_MARK, **style))
+    if crosshair is not None:
+        x, y = view.point(*crosshair, shape)
+        gap, end = 0.012 * max(shape), 0.045 * max(shape)
+        for sign in (-1, 1):
+            axes.plot([x + sign * gap, x + sign * end], [y, y], color=_MARK, **style)
+            axes.plot([x, x], [y + sign * gap, y + sign * end], color=_MARK, **style)
+
+
+def _draw_bars(axes: Any, values: Sequence[float], first_slice: int, marked: Sequence[int]) -> None:
+    index = np.arange(first_slice, first_slice + len(values))
+    colors = [_MARK if k in set(marked) else "#5b8fd6" for k in index.tolist()]
+    axes.set_facecolor(_BACKGROUND)
+    axes.bar(index, values, color=colors, width=0.85)
+    for k in marked:
+        axes.annotate(
+            str(k),
+            (k, values[k - first_slice]),
+            xytext=(0, 2),
+            textcoords="offset points",
+            color=_MARK,
+            fontsize=8,
+            ha="center",
+        )
+    axes.margins(x=0.01, y=0.15)
+    axes.set_xlabel("slice", color=_FOREGROUND, fontsize=9)
+    axes.set_ylabel("RMSE (HU)", color=_FOREGROUND, fontsize=9)
+    axes.tick_params(colors=_FOREGROUND, labelsize=8)
+    for side in axes.spines.values():
+        side.set_color("#606060")
+
+
+def _overview(
+    reference: CTVolume,
+    rmse: np.ndarray,
+    along_slices: np.ndarray,
+    along_rows: np.ndarray,
+    limit: float,
+    shown: Sequence[int],
+    worst: int,
+    title: str,
+) -> bytes:
+    """Two projections of the largest |difference| side by side at the same scale, and a bar for each slice's RMSE."""
+    from matplotlib.figure import Figure
+
+    spacing_k, spacing_j, spacing_i = reference.spacing_kji
+    views = (Orientation.of(reference.direction), Orientation.of(reference.direction, horizontal=0, vertical=2))
+    projections = (along_slices, along_rows)
+    spacings = ((spacing_j, spacing_i), (spacing_k, spacing_i))
+    sizes = [view.size_mm(values.shape, s) for view, values, s in zip(views, projections, spacings, strict=True)]
+    scale = 9.0 / (sizes[0][1] + sizes[1][1])
+    picture_height = min(max(size[0] for size in sizes) * scale, 7.0)
+    margin, gap, right, top, bars = 0.6, 0.25, 1.0, 0.95, 2.0
+    total_width = margin + 9.0 + gap + right
+    total_height = top + picture_height + bars
+    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
+    subtitle = f"over all slices and over all rows; slice {worst} has the largest RMSE, {rmse[worst]:.3g} HU"
+    _headline(figure, title, subtitle, margin / total_width)
+    left = margin
+    for view, values, spacing, size in zip(views, projections, spacings, sizes, strict=True):
+        width = size[1] * scale
+        axes = figure.add_axes(
+            (left / total_width, bars / total_height, width / total_width, picture_height / total_height),
+            facecolor="#202020",
+        )
+        image = _show_difference(axes, view, values, spacing, "absolute", limit)
+        left += width + gap
+    bar_axes = figure.add_axes(
+        (
+            left / total_width,
+            (bars + 0.05 * picture_height) / total_height,
+            0.16 / total_width,
+            0.9 * picture_height / total_height,
+        )
+    )
+    _color_bar(figure, bar_axes, image, "absolute", limit, along_slices)
+    bars_axes = figure.add_axes((margin / total_width, 0.5 / total_height, 9.2 / total_width, 1.3 / total_height))
+    _draw_bars(bars_axes, rmse, 0, shown)
+    return _png(figure, title)
+
+
+def _difference_summary(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RMSE of each slice; largest |difference| along slices (rows, columns) and along rows (slices, columns)."""
+    slices, rows, columns = first.shape
+    rmse, along_slices, along_rows = np.zeros(slices), np.zeros((rows, columns)), np.zeros((slices, columns))
+    for k in range(slices):
+        magnitude = np.abs(second[k].astype(np.float64) - first[k])
+        rmse[k] = _rms(magnitude)
+        np.maximum(along_slices, magnitude, out=along_slices)
+        along_rows[k] = magnitude.max(axis=0)
+    return rmse, along_slices, along_rows
+
+
+def _difference(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    reference, other = _as_slice(reference), _as_slice(other)
+    if reference.shape != other.shape:
+        raise InputError(f"The two slices differ in shape: {reference.shape} and {other.shape}; they must be equal.")
+    return reference, other.astype(np.float64) - reference
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _as_slice(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape:
+        raise InputError(f"A slice must be a non-empty array (row, column), not one of shape {values.shape}.")
+    return values
+
+
+def _as_ct(volume: CTVolume | np.ndarray) -> CTVolume:
+    return volume if isinstance(volume, CTVolume) else CTVolume(np.asarray(volume))
+
+
+def _png(figure: Any, title: str) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Title": title} if title else None)
+    return stream.getvalue()
+
+
+def _write_whole(path: Path, content: bytes) -> Path:
+    """Write next to the place and move there, so that no half-written file carries the name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OutputError(f"The picture {path} cannot be written ({error.strerror}); choose another folder.") from error
+    return path

@@ -1,0 +1,86 @@
+"""Where networks run. The choice is always said in words; nothing falls back silently."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from ..errors import DependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "half")
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The torch device for "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    :raises DependencyError: for "cuda" without a usable GPU, for an unknown name, and where torch is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise DependencyError(
+            "PyTorch is missing; in Slicer install it with the PyTorch extension, else with pip."
+        ) from error
+    if name not in DEVICES:
+        raise DependencyError(f"Unknown device '{name}'; choose one of {', '.join(DEVICES)}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DependencyError(
+            "No usable NVIDIA GPU was found; choose the CPU (--device cpu), or install a CUDA build of PyTorch."
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, such as "NVIDIA H200" or "CPU (x86_64, 2 threads)"."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def may_use_half(precision: str, device: torch.device) -> bool:
+    """Whether half precision is asked for, or left open ("auto") on a GPU; on a CPU it would be slower.
+
+    :raises DependencyError: for "half" without a GPU, and for an unknown word.
+    """
+    if precision not in PRECISIONS:
+        raise DependencyError(f"Unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}.")
+    if precision == "half" and device.type != "cuda":
+        raise DependencyError("Half precision needs an NVIDIA GPU; choose float32, or leave the choice open.")
+    return precision != "float32" and device.type == "cuda"
+
+
+def start_of_peak(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU now; :func:`peak_memory` counts from here."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that torch has held on a GPU since :func:`start_of_peak`."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that torch can still get on a GPU: free ones, and those that it keeps without using them."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory without using it."""
+    import torch
+
+    with torch.cuda.device(device):
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""What a CT is: volume, windows, regions, cubes, targets, lungs, phantom."""

@@ -1,0 +1,91 @@
+"""Cubes of a scan: cut around a voxel, rescaled as CT-GAN does, and pasted back.
+
+Torch tensors in HU; axes are (slice, row, column).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Voxel = tuple[int, int, int]
+
+CUBE_MM = 32  # edge of the cube that the generator sees, at 1 mm
+
+
+@dataclass(frozen=True)
+class Patch:
+    """New voxels of a part of a scan: ``values`` belong at ``start`` (slice, row, column), all inside the scan."""
+
+    start: Voxel
+    values: torch.Tensor
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.values.shape, strict=True))
+
+
+def cube_shape(spacing_kji: Sequence[float]) -> Voxel:
+    """Voxels per axis of the 32 mm cube, rounded half to even as numpy does."""
+    shape = np.round(CUBE_MM * (1 / np.asarray(spacing_kji, dtype=np.float64))).astype(int)
+    return tuple(int(max(n, 1)) for n in shape)
+
+
+def cube_start(center: Sequence[int], shape: Sequence[int]) -> Voxel:
+    """First voxel of a cube around ``center``: half of each edge, rounded half to even, before it."""
+    return tuple(int(c - np.round(n / 2)) for c, n in zip(center, shape, strict=True))
+
+
+def cut(volume: torch.Tensor, start: Sequence[int], shape: Sequence[int], padding: float = 0.0) -> torch.Tensor:
+    """A float64 copy of ``volume[start : start + shape]``; voxels beyond the scan get ``padding`` (0 HU in CT-GAN)."""
+    inner, offset = overlap(start, shape, (0, 0, 0), volume.shape)
+    cube = torch.full(tuple(shape), padding, dtype=torch.float64, device=volume.device)
+    cube[box_slices(offset, inner)] = volume[box_slices(np.add(start, offset), inner)].double()
+    return cube
+
+
+def rescale(cube: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Cubic-spline zoom to ``shape``, equal to ``scipy.ndimage.zoom(order=3, mode='nearest')``; last three axes."""
+    result = cube.double()
+    # One axis at a time: the three-fold product at once would need tens of gigabytes.
+    for axis, size in zip((-3, -2, -1), shape, strict=True):
+        matrix = torch.tensor(_zoom_matrix(result.shape[axis], size), device=cube.device)
+        result = (result.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    return result
+
+
+def paste(volume: torch.Tensor, patch: Patch) -> torch.Tensor:
+    """A float64 copy of the scan with the patch in it; differentiable in both."""
+    result = volume.double().clone()
+    result[patch.slices] = patch.values
+    return result
+
+
+def overlap(
+    start: Sequence[int], shape: Sequence[int], other_start: Sequence[int], other_shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Size of the intersection of two boxes (0 where they miss) and its offset within the first."""
+    low = np.maximum(start, other_start)
+    high = np.minimum(np.add(start, shape), np.add(other_start, other_shape))
+    size = np.maximum(high - low, 0)
+    return (size if size.all() else np.zeros(3, dtype=int)), np.clip(low - np.asarray(start), 0, None)
+
+
+def box_slices(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(a) + int(n)) for a, n in zip(start, size, strict=True))
+
+
+@functools.lru_cache(maxsize=128)
+def _zoom_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """(size_out, size_in) matrix of the spline zoom along one axis. The zoom is linear: zoomed unit vectors give it."""
+    from scipy import ndimage
+
+    if size_in == 1:
+        return np.ones((size_out, 1))
+    columns = [ndimage.zoom(unit, size_out / size_in, order=3, mode="nearest") for unit in np.eye(size_in)]
+    matrix = np.stack(columns, axis=1)
+    return matrix

@@ -1,0 +1,89 @@
+"""Boxes of voxels of a scan, half-open, with a name; arrays are (slice, row, column)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import InputError, TargetError
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of voxels with half-open bounds: slices k0..k1-1, rows j0..j1-1, columns i0..i1-1.
+
+    :raises InputError: when a bound is negative or the box is empty.
+    """
+
+    k0: int
+    k1: int
+    j0: int
+    j1: int
+    i0: int
+    i1: int
+    name: str = "region"
+
+    def __post_init__(self) -> None:
+        for low, high in ((self.k0, self.k1), (self.j0, self.j1), (self.i0, self.i1)):
+            if not 0 <= low < high:
+                raise InputError(f"The region {self.name} must have bounds with 0 <= start < stop, not {low}:{high}.")
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Region:
+        """All voxels of a volume of this (slices, rows, columns) shape."""
+        slices, rows, columns = shape
+        return cls(0, slices, 0, rows, 0, columns, "whole volume")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns)."""
+        return self.k1 - self.k0, self.j1 - self.j0, self.i1 - self.i0
+
+    @property
+    def index(self) -> tuple[slice, slice, slice]:
+        """Index of the region's voxels in the volume's array."""
+        return slice(self.k0, self.k1), slice(self.j0, self.j1), slice(self.i0, self.i1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def cube_around(
+    volume_shape: Sequence[int],
+    spacing_kji: Sequence[float],
+    center_kji: Sequence[int],
+    size_mm: float = 32.0,
+    name: str = "target cube",
+) -> Region:
+    """The cube that CT-GAN tampers with, clipped to the scan: round(size / spacing) voxels, center at index n // 2.
+
+    :param volume_shape: (slices, rows, columns).
+    :param spacing_kji: mm along (slice, row, column).
+    :param center_kji: (slice, row, column) of the target voxel.
+    :raises TargetError: when the center lies outside the scan.
+    """
+    if not all(0 <= index < size for index, size in zip(center_kji, volume_shape, strict=True)):
+        raise TargetError(
+            f"The target voxel {tuple(center_kji)} lies outside the scan of {tuple(volume_shape)} voxels; "
+            "choose another."
+        )
+    bounds: list[int] = []
+    for center, spacing, size in zip(center_kji, spacing_kji, volume_shape, strict=True):
+        count = max(1, round(size_mm / spacing))
+        start = int(center) - count // 2
+        bounds += [max(0, start), min(int(size), start + count)]
+    return Region(*bounds, name=name)
+
+
+def square_around(
+    volume_shape: Sequence[int],
+    spacing_kji: Sequence[float],
+    center_kji: Sequence[int],
+    size_mm: float = 32.0,
+    name: str = "target square",
+) -> Region:
+    """:func:`cube_around`'s square in the slice of the center alone."""
+    cube = cube_around(volume_shape, spacing_kji, center_kji, size_mm)
+    return Region(int(center_kji[0]), int(center_kji[0]) + 1, cube.j0, cube.j1, cube.i0, cube.i1, name)

@@ -1,0 +1,208 @@
+"""A scan as it is signed and verified: its voxels, and for DICOM what each file says of its slices.
+
+What is to be verified may be broken on purpose: slices missing, double, or of another series. Such a folder is no
+``CTVolume``, and is read as a heap of single slices instead, each where its own header puts it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError, MITSGANError
+from ..files import volume_files
+from ..files.dicom.frames import Frame, frames_of
+from ..files.dicom.geometry import stack_frames
+from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
+from ..files.dicom.pixels import decode_stored, to_int16_hu
+from ..files.dicom.private_block import get_entry
+from ..files.dicom.series import image_problem, scan_dicom
+from ..files.storage import load_volume
+from ..scan.volume import CTVolume
+from .digests import Headers, read_headers
+from .manifest import read_document
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Progress = Callable[[int, int], None]
+
+ENTRY = "manifest"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One DICOM file: its signed headers, and the share of a manifest in it, if any (checked by nobody yet)."""
+
+    path: Path
+    headers: Headers
+    share: bytes | None
+
+
+@dataclass(frozen=True)
+class LooseSlice:
+    """One slice of a heap: a volume of a single slice, and the file that it came from."""
+
+    volume: CTVolume
+    file: ImageFile
+
+
+@dataclass(frozen=True)
+class ScanContents:
+    """``volume`` and, for DICOM, ``images``: the file of each slice in slice order. Or, where ``problem`` says why the
+    slices form no volume, a heap of ``loose`` slices; ``unreadable`` files hold none.
+    """
+
+    path: Path
+    format: str
+    volume: CTVolume | None = None
+    images: tuple[ImageFile, ...] = ()
+    loose: tuple[LooseSlice, ...] = ()
+    unreadable: tuple[Path, ...] = ()
+    problem: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The DICOM files, each once."""
+        return tuple(self._by_path)
+
+    @property
+    def shares(self) -> Iterator[bytes]:
+        """What the files carry of manifests, each once."""
+        return (image.share for image in self._by_path.values() if image.share is not None)
+
+    @property
+    def _by_path(self) -> dict[Path, ImageFile]:
+        return {image.path: image for image in (*self.images, *(one.file for one in self.loose))}
+
+
+def read_contents(
+    path: str | os.PathLike[str], series: str | None = None, progress: Progress | None = None
+) -> ScanContents:
+    """Read a scan that forms a volume, as :func:`storage.load_volume` does, with what its DICOM files say.
+
+    :raises InputError: as ``load_volume``.
+    """
+    path = Path(path)
+    with _damage_named(path):
+        volume = load_volume(path, series, progress)
+    if not volume.provenance.dicom_files:
+        return ScanContents(path, volume.provenance.format, volume)
+    # One file for each slice, or one alone for Enhanced CT.
+    images = [_image_file(Path(file)) for file in volume.provenance.dicom_files]
+    if len(images) == 1:
+        images *= volume.shape[0]
+    return ScanContents(path, "dicom", volume, tuple(images))
+
+
+def read_contents_to_verify(
+    path: str | os.PathLike[str], series: str | None = None, progress: Progress | None = None
+) -> ScanContents:
+    """Read a scan, or what is left of it.
+
+    Of several series in a folder, that with a manifest is taken if it forms a volume; otherwise all their slices make a
+    heap, since one of them may have been put in the place of a signed one.
+
+    :raises InputError: there is nothing that could be a CT, or several signed series and none chosen.
+    :raises DependencyError: a package that the files need is not installed.
+    """
+    try:
+        return read_contents(path, series, progress)
+    except InputError as error:
+        path = Path(path)
+        if path.is_file() and volume_files.format_of(path):
+            raise
+        problem = error
+    scan = scan_dicom(path)
+    headers = [
+        header
+        for one in scan.series
+        for header in one.images
+        if series in (None, one.uid) and image_problem(header) is None
+    ]
+    if not headers:
+        raise problem
+    if series is None and not scan.damaged:
+        signed = _signed_series(headers)
+        if len(signed) > 1 and any(signed.values()):
+            raise problem
+        if len(signed) == 1:
+            try:
+                return read_contents(path, *signed, progress)
+            except InputError as error:
+                problem = error
+    return _heap(path, headers, scan.damaged, str(problem))
+
+
+def _signed_series(headers: Sequence[Header]) -> dict[str, bool]:
+    """The series whose files carry a manifest, and of each whether all slices of it are there."""
+    found: dict[str, int] = defaultdict(int)
+    wanted: dict[str, int] = {}
+    for header in headers:
+        try:
+            signed = read_document(_share(read_dataset(header.path)) or b"")
+        except InputError:  # damaged, or no manifest
+            continue
+        uid = header.text("SeriesInstanceUID")
+        found[uid] += len(signed.records)
+        wanted[uid] = signed.manifest.shape[0]
+    return {uid: found[uid] == wanted[uid] for uid in found}
+
+
+def _heap(path: Path, headers: list[Header], damaged: tuple[Path, ...], problem: str) -> ScanContents:
+    loose, unreadable = [], list(damaged)
+    for header in headers:
+        try:
+            with _damage_named(header.path):
+                loose += _loose_slices(header)
+        except InputError:
+            unreadable.append(header.path)
+    return ScanContents(path, "dicom", loose=tuple(loose), unreadable=tuple(unreadable), problem=problem)
+
+
+def _loose_slices(header: Header) -> list[LooseSlice]:
+    frames = frames_of(header)
+    dataset = read_dataset(header.path)
+    stored = decode_stored(dataset, header.path, unused_bits=frames[0].needs_unused_bits)
+    file = ImageFile(header.path, read_headers(dataset), _share(dataset))
+    return [LooseSlice(_single(frame, stored[frame.index]), file) for frame in frames]
+
+
+def _single(frame: Frame, stored: np.ndarray) -> CTVolume:
+    stack = stack_frames([frame])
+    return CTVolume(to_int16_hu(frame.hu(stored))[None], stack.spacing, stack.origin, stack.direction)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Foreign bytes go through pydicom and decoders, which raise whatever they like; here that means damage.
+
+    :raises InputError: anything that is not an error of ours, or of this computer.
+    """
+    try:
+        yield
+    except (MITSGANError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise (volume_files.damaged_file(path) if volume_files.format_of(path) else damaged_file(path)) from error
+
+
+def _image_file(path: Path) -> ImageFile:
+    dataset = read_dataset(path)
+    return ImageFile(path, read_headers(dataset), _share(dataset))
+
+
+def _share(dataset: Dataset) -> bytes | None:
+    """The share of a manifest; what is damaged counts as if it were not there."""
+    with quiet_pydicom():
+        try:
+            return get_entry(dataset, ENTRY)
+        except Exception:  # noqa: BLE001 - pydicom meets damage with anything
+            return None

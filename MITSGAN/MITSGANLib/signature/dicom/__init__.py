@@ -1,0 +1,1 @@
+"""DICOM's own digital signatures (PS3.15)."""

@@ -1,0 +1,124 @@
+"""Signed bytes: DSSE envelopes (github.com/secure-systems-lab/dsse, version 1.0.2) with one Ed25519 signature.
+
+What is signed is the payload with its type, byte by byte as it is stored, so that nothing has to be brought into a
+canonical form before it is checked, and no signature for one purpose passes for another. An envelope has exactly one
+form, too: canonical JSON (sorted keys, no spaces, ASCII), base64 with no spare bits. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..keys.signing_keys import fingerprint, raw_public_key
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+PAYLOAD_TYPE = "application/vnd.mitsgan.manifest.v1+json"
+PUBLIC_KEY_BYTES, SIGNATURE_BYTES = 32, 64
+
+
+class ManifestError(InputError):
+    """A manifest is damaged, was altered, or does not bear the signature of the key it names."""
+
+    exit_code = 7
+
+
+def seal_payload(payload: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """An envelope, as JSON values, with ``payload`` and its signature."""
+    signature = key.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
+    return {
+        "payload": encode_bytes(payload),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": fingerprint(raw_public_key(key.public_key())), "sig": encode_bytes(signature)}],
+    }
+
+
+def open_envelope(envelope: Any) -> tuple[bytes, str]:
+    """The payload of an envelope and the fingerprint of the key that it claims. Its signature is not checked yet.
+
+    :raises ManifestError: it is no envelope of this kind, or not in its one form.
+    """
+    payload, _, claimed = _parts(envelope)
+    return payload, claimed
+
+
+def check_signature(envelope: Any, public_key: bytes) -> None:
+    """
+    :param public_key: 32 bytes, Ed25519.
+    :raises ManifestError: the envelope does not bear the signature of this key over its payload.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    payload, signature, claimed = _parts(envelope)
+    try:
+        if claimed != fingerprint(public_key):
+            raise ManifestError("The manifest names another key than the one it carries: it was altered.")
+        Ed25519PublicKey.from_public_bytes(public_key).verify(
+            signature, pre_authentication_encoding(PAYLOAD_TYPE, payload)
+        )
+    except (InvalidSignature, ValueError) as error:
+        raise ManifestError("The signature of the manifest is wrong: it was altered, or damaged on its way.") from error
+
+
+def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
+    """What DSSE signs: the type and the payload, each after its length, so that neither can take bytes of the other."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one form of JSON values here: sorted keys, no spaces, ASCII, shortest decimals of floats."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def parse_canonical_json(data: bytes) -> Any:
+    """
+    :raises ManifestError: the bytes are no JSON, or not in the form of :func:`canonical_json`.
+    """
+    try:
+        value = json.loads(data)
+        is_canonical = canonical_json(value) == data
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("The manifest is damaged: it is no JSON.") from error
+    if not is_canonical:
+        raise ManifestError("The manifest is damaged or was edited: it is not in the form in which it is written.")
+    return value
+
+
+def encode_bytes(data: bytes) -> str:
+    """Base64 (RFC 4648, section 4)."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def decode_bytes(text: Any, length: int | None = None) -> bytes:
+    """
+    :param length: how many bytes there must be.
+    :raises ManifestError: no base64 in the form of :func:`encode_bytes`, or of another length.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise ManifestError("The manifest is damaged: a digest in it is unreadable.") from error
+    if encode_bytes(data) != text or (length is not None and len(data) != length):
+        raise ManifestError("The manifest is damaged: a digest in it is unreadable.")
+    return data
+
+
+def _parts(envelope: Any) -> tuple[bytes, bytes, str]:
+    """Payload, signature and claimed key."""
+    match envelope:
+        case {
+            "payload": payload,
+            "payloadType": kind,
+            "signatures": [{"keyid": str(claimed), "sig": signature, **more}],
+        }:
+            if kind != PAYLOAD_TYPE or more or len(envelope) != 3:
+                raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
+            return decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES), claimed
+    raise ManifestError("This is no manifest of a scan; give one that mitsgan sign wrote.")

@@ -1,0 +1,145 @@
+"""Signing a scan on disk: a manifest beside it, or a copy of its DICOM files that carry it within.
+
+A signed copy has the UIDs of its original: nothing that the original says is changed, elements are added. They are the
+private entry ``manifest`` (see ``files.dicom.private_block``), and DICOM's own signature where it is asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OutputError
+from ..files.atomic import atomic_file, atomic_folder
+from ..files.dicom.headers import quiet_pydicom, read_dataset
+from ..files.dicom.private_block import set_entry
+from ..files.dicom.write import check_series_output
+from ..files.storage import is_dicom_output
+from .contents import ENTRY, ScanContents, read_contents
+from .dicom.digital_signature import DicomSigner, sign_dataset
+from .digests import SALT_BYTES
+from .manifest import SignedManifest, manifest_path, sign_volume
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Signers:
+    """The keys of one signing: Ed25519 for the manifest, and one with a certificate for DICOM's own signatures."""
+
+    key: Ed25519PrivateKey
+    dicom: DicomSigner | None = None
+
+
+def sign_scan(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    signers: Signers,
+    *,
+    series: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[SignedManifest, Path]:
+    """Sign a scan.
+
+    :param path: a DICOM folder or file, or a volume file.
+    :param output: where the signed copy goes: a folder for DICOM, whose files carry the manifest, or a file, with its
+        manifest beside it. None writes the manifest alone, beside ``path``.
+    :param series: Series Instance UID, where a folder holds several.
+    :param progress: called as ``progress(done, total)``; may raise ``CancelledError``.
+    :returns: the manifest, and where it or the folder that carries it was written.
+    :raises InputError: the scan cannot be read, as ``storage.load_volume`` says.
+    :raises OutputError: the output exists without ``overwrite``, is the input, or cannot be written; or DICOM's own
+        signatures are asked for without DICOM files to carry them.
+    """
+    path = Path(path)
+    output = None if output is None else Path(output)
+    if signers.dicom and output is None:
+        raise OutputError("DICOM's own signatures go into the files; name an OUTPUT folder for the signed copy.")
+    scan = read_contents(path, series, progress)
+    if output is None:
+        signed = _sign(scan, signers)
+        with atomic_file(manifest_path(path), overwrite=overwrite) as temporary:
+            temporary.write_bytes(signed.document())
+        return signed, manifest_path(path)
+    _check_output(scan, output, signers, overwrite)
+    signed = _sign(scan, signers)
+    if scan.images:
+        root = path if path.is_dir() else path.parent
+        with atomic_folder(output, overwrite=overwrite) as temporary:
+            _write_images(scan, signed, signers.dicom, lambda file: temporary / file.relative_to(root))
+        return signed, output
+    with atomic_file(output, overwrite=overwrite) as temporary:
+        shutil.copyfile(path, temporary)
+        manifest_path(temporary).write_bytes(signed.document())
+    return signed, manifest_path(output)
+
+
+@contextmanager
+def signed_output(output: str | os.PathLike[str], signers: Signers, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path to save a scan at, as ``storage.save_volume`` does; it appears at ``output`` when it is signed.
+
+    What is signed is what was written, read back: DICOM may not show every HU of a volume.
+
+    :raises OutputError: the output exists without ``overwrite``, or cannot be written.
+    """
+    output = Path(output)
+    atomic = atomic_folder if is_dicom_output(output) else atomic_file
+    with atomic(output, overwrite=overwrite) as temporary:
+        yield temporary
+        scan = read_contents(temporary)
+        signed = _sign(scan, signers)
+        if scan.images:
+            _write_images(scan, signed, signers.dicom, lambda file: file)
+        else:
+            manifest_path(temporary).write_bytes(signed.document())
+
+
+def _sign(scan: ScanContents, signers: Signers) -> SignedManifest:
+    headers = [image.headers for image in scan.images] or None
+    now = datetime.datetime.now(datetime.UTC)
+    return sign_volume(scan.volume, signers.key, secrets.token_bytes(SALT_BYTES), now, headers)
+
+
+def _check_output(scan: ScanContents, output: Path, signers: Signers, overwrite: bool) -> None:
+    if scan.images:
+        check_series_output(scan.volume, output, overwrite=overwrite)
+        return
+    if signers.dicom:
+        raise OutputError(f"DICOM's own signatures go into DICOM files, and {scan.path.name} is none; leave them out.")
+    if not output.name.lower().endswith("".join(scan.path.suffixes[-2:]).lower()):
+        raise OutputError(f"Signing copies the file as it is, so {output.name} must end as {scan.path.name} does.")
+    if scan.path.suffix.lower() in (".mhd", ".nhdr"):
+        raise OutputError(f"{scan.path.name} has its voxels in a second file; sign it in place, without OUTPUT.")
+    if output.exists() and output.samefile(scan.path):
+        raise OutputError(f"{output} is the input itself; leave OUTPUT out to write the manifest beside it.")
+
+
+def _write_images(
+    scan: ScanContents, signed: SignedManifest, signer: DicomSigner | None, target: Callable[[Path], Path]
+) -> None:
+    """Write the DICOM files of a scan with their shares of the manifest; ``target`` gives the place of each."""
+    slices: dict[Path, list[int]] = {}
+    for k, image in enumerate(scan.images):
+        slices.setdefault(image.path, []).append(k)
+    time = datetime.datetime.fromisoformat(signed.manifest.created)
+    for path, share in zip(slices, signed.shares(list(slices.values())), strict=True):
+        dataset = read_dataset(path)
+        with quiet_pydicom():
+            set_entry(dataset, ENTRY, share)
+            if signer:
+                sign_dataset(dataset, signer, time)
+            if not dataset.preamble:
+                dataset.preamble = bytes(128)
+            target(path).parent.mkdir(parents=True, exist_ok=True)
+            dataset.save_as(target(path), enforce_file_format=True)

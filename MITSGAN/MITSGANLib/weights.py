@@ -1,0 +1,133 @@
+"""Registry of trained weights: safetensors files, each beside a JSON model card that says what it is.
+
+``Resources/Models/protectors/NAME.{safetensors,json}`` are protectors; each folder ``Resources/Models/attackers/NAME``
+holds an ``injector`` and a ``remover``. Weights of one's own may lie anywhere, card beside them. The card's SHA-256 is
+checked before any tensor is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a file of weights is, how it was made and what was measured.
+
+    :param architecture: class name under "class" and its configuration under "config".
+    :param data: what it was trained and validated on, with licences.
+    :param figures: as measured; each entry names its data.
+    :param budget: of a protector: the default strength and the fractions per tissue it was trained with.
+    :param sha256: of the safetensors file.
+    """
+
+    name: str
+    kind: str
+    description: str
+    architecture: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    limits: str
+    seed: int
+    command: str
+    commit: str
+    sha256: str = ""
+    licence: str = "Apache-2.0"
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """:raises ModelError: when the card is missing, not JSON, or lacks or adds fields."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ModelError(
+                f"The model card {path} is missing; reinstall the extension or choose another model."
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"The model card {path} cannot be read ({error}); reinstall the extension.") from error
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
+    """All tensors of a safetensors file and its card, after the file's SHA-256 has been compared with the card's.
+
+    :raises ModelError: when file or card is missing, or the file is not the one the card describes.
+    """
+    import safetensors.torch
+
+    card = ModelCard.read(path.with_suffix(".json"))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"The weights {path} cannot be read ({error.strerror}); reinstall the extension.") from error
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise ModelError(f"The weights {path} are not those its model card describes; reinstall the extension.")
+    try:
+        return safetensors.torch.load(content), card
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"The weights {path} are not a safetensors file; reinstall the extension.") from error
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> ModelCard:
+    """Write tensors and card; both appear whole or not at all. Gives the card with its SHA-256 filled in."""
+    import safetensors.torch
+
+    from .files.atomic import atomic_file
+
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
+    # One block for both: weights beside another model's card would be refused as corrupt.
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_bytes(content)
+        temporary.with_suffix(".json").write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def configuration(kind: type, card: ModelCard) -> Any:
+    """The frozen dataclass ``kind`` from the card's architecture.
+
+    :raises ModelError: when the card names other fields.
+    """
+    try:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in card.architecture["config"].items()}
+        return kind(**values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(f"Model '{card.name}' has an architecture this version does not know ({error}).") from error
+
+
+def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Any:
+    """The network with these weights (stored in half precision, used in float32), in evaluation mode.
+
+    :raises ModelError: when names or shapes differ.
+    """
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    try:
+        network.load_state_dict(floats)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The weights of '{card.name}' belong to another architecture; reinstall the extension."
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def half_precision(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A network's state for shipping: floating-point tensors in float16, which halves the file."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}

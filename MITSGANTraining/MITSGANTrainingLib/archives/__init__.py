@@ -1,0 +1,1 @@
+"""Whole archives: protect, restore and take stock of many studies."""

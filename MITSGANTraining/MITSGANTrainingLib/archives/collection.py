@@ -1,0 +1,331 @@
+"""Protection of a collection: a tree of folders with CT in, the same tree with its CT protected out.
+
+File for file: a protected image takes the relative path of its original, so that a folder with several series becomes
+a folder with the same several series, under their new UIDs. See ``trees`` for what makes a run resumable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from MITSGANLib.errors import DependencyError, InputError, ModelError
+from MITSGANLib.files.dicom.headers import read_header
+from MITSGANLib.files.dicom.read import read_series
+from MITSGANLib.files.dicom.series import DicomSeries
+from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.keys.key_files import Key
+from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
+from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
+from MITSGANLib.seal.sealing import save_sealed, seal_file
+from MITSGANLib.signature.manifest import manifest_path
+from MITSGANLib.signature.signing import Signers, signed_output
+from MITSGANLib.watermark.pattern import WatermarkKey
+
+from .inventory import ATTACK, PROTECTED, StockedScan, data_files, take_stock
+from .protection_settings import ProtectionSettings, load_settings
+from .trees import (
+    Done,
+    Record,
+    ScanJob,
+    Stage,
+    TreeConfig,
+    TreeReport,
+    checked,
+    relative_files,
+    remove_leavings,
+    require_space,
+    work_through,
+    write_together,
+)
+
+# A sealed scan takes some 5 % more than a plain, uncompressed one.
+_SEALED = 1.1
+
+
+@dataclass(frozen=True)
+class CollectionConfig(TreeConfig):
+    """What to protect, where to, and how.
+
+    :param model: name or .safetensors file of a protector, or as in :func:`~.protection.load_settings`.
+    :param strength_hu: largest change in HU; the model's own where None.
+    :param watermark: key file of a watermark; each process reads it itself.
+    :param device: "auto", "cpu" or "cuda", for each process.
+    :param signing_key: file of an Ed25519 key that signs each scan; each process reads it itself.
+    :param signing_passphrase: unlocks that file; never sent to a scheduler.
+    """
+
+    model: str = "default"
+    strength_hu: float | None = None
+    seed: int = 0
+    watermark: Path | None = None
+    device: str = "auto"
+    signing_key: Path | None = None
+    signing_passphrase: bytes | None = field(default=None, repr=False)
+
+    def load(self) -> ProtectionSettings:
+        """
+        :raises MITSGANError: as :func:`~.protection.load_settings`.
+        """
+        return load_settings(self.model, self.strength_hu, self.seed, self.watermark)
+
+    def read_signers(self) -> Signers | None:
+        """Who signs.
+
+        :raises InputError: the file is no Ed25519 key, or its passphrase is missing or wrong.
+        """
+        return self.signing_key and Signers(load_signing_key(self.signing_key, self.signing_passphrase))
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a scan was changed. Exact sums, so that scans can be pooled.
+
+    :param squared_hu2: sum of the squared differences over all voxels, HU squared.
+    :param maximum_hu: largest absolute difference.
+    :param changed: number of voxels that differ.
+    """
+
+    voxels: int = 0
+    squared_hu2: int = 0
+    maximum_hu: int = 0
+    changed: int = 0
+
+    @property
+    def rmse_hu(self) -> float | None:
+        """Root mean square over the whole volume, surrounding air and padding included; None without voxels."""
+        return math.sqrt(self.squared_hu2 / self.voxels) if self.voxels else None
+
+    def __add__(self, other: Change) -> Change:
+        return Change(
+            self.voxels + other.voxels,
+            self.squared_hu2 + other.squared_hu2,
+            max(self.maximum_hu, other.maximum_hu),
+            self.changed + other.changed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready figures with their definition."""
+        return {
+            "rmse_hu": None if self.rmse_hu is None else round(self.rmse_hu, 3),
+            "maximum_hu": self.maximum_hu,
+            "changed_voxels": self.changed,
+            "region": "whole volume",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectionRecord(Record):
+    """Of a protected scan. ``settings`` are SHA-256 of the model, budget, seed, and which keys seal and sign."""
+
+    slices: int
+    change: Change
+    device: str
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ProtectionRecord:
+        return super().from_dict({**values, "change": Change(**values["change"])})
+
+    def summary(self) -> dict[str, Any]:
+        figures = {"slices": self.slices, "change": self.change.to_dict(), "device": self.device}
+        return {**super().summary(), **figures}
+
+
+@dataclass
+class Report(TreeReport):
+    """What became of everything in the tree."""
+
+    command: ClassVar[str] = "protect"
+    doing: ClassVar[str] = "Protecting"
+    verb: ClassVar[str] = "protected"
+
+    @property
+    def protected(self) -> list[tuple[ProtectionRecord, bool]]:
+        """The finished scans, and whether an earlier run had finished them."""
+        return self.finished
+
+    @property
+    def change(self) -> Change:
+        """The change pooled over the voxels of all protected scans."""
+        return sum((record.change for record, _ in self.protected), Change())
+
+    @property
+    def slices(self) -> int:
+        return sum(record.slices for record, _ in self.protected)
+
+    def figures(self) -> dict[str, Any]:
+        return {"slices": self.slices, "change": self.change.to_dict()}
+
+
+def measure_change(before: CTVolume, after: CTVolume) -> Change:
+    """The difference of two scans of one shape, slice by slice, since whole scans in float64 are large."""
+    total = Change()
+    for old, new in zip(before.hu, after.hu, strict=True):
+        difference = np.subtract(new, old, dtype=np.int64)
+        squared = int(np.sum(np.square(difference)))
+        total += Change(difference.size, squared, int(np.abs(difference).max()), int(np.count_nonzero(difference)))
+    return total
+
+
+def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> Report:
+    """Protect every CT scan of a tree into ``config.out``, and write the summary there.
+
+    :param stage: as in ``trees.work_through``.
+    :raises InputError: the tree is missing or empty, a key cannot be read, or the Dask scheduler does not answer.
+    :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
+        too little space for all of it.
+    :raises ModelError, DependencyError: the model or the device is not there.
+    """
+    report = Report()
+    config = _checked(config)
+    settings = _settings(config.load(), config.read_key(), config.read_signers())
+    if not config.scheduler:
+        resolve_device(config.device)
+    work_through(config, report, _Protection, settings, take_stock, stage)
+    return report
+
+
+@dataclass(frozen=True)
+class _Protection(ScanJob):
+    """One scan to protect."""
+
+    record_type: ClassVar[type[Record]] = ProtectionRecord
+
+    config: CollectionConfig
+
+    @property
+    def expected_bytes(self) -> int:
+        return math.ceil(self.scan.expected_bytes * (1 if self.config.key is None else _SEALED))
+
+    def work(self) -> Done:
+        started = time.monotonic()
+        config, scan = self.config, self.scan
+        require_space(config.out, self.expected_bytes)
+        volume = _load(config.tree, scan)
+        if volume.provenance.is_simulated_attack:
+            return self.pass_over(ATTACK, may_copy=False)
+        if any(step.kind == PROTECTION for step in volume.provenance.steps):
+            return self.pass_over(PROTECTED)
+        protection = config.load()
+        key, signers = config.read_key(), config.read_signers()
+        if _settings(protection, key, signers) != self.settings:
+            raise ModelError("The model or a key file differs on this machine; install the same on all workers.")
+        protected = _protect(volume, protection, config.device)
+        output = _Output(protected, volume, key, signers, protection.watermark_key)
+        change = measure_change(volume, protected)
+
+        def write() -> tuple[list[str], dict[str, Any]]:
+            written, warnings = _write(output, config, scan)
+            return written, {
+                "slices": volume.shape[0],
+                "change": change,
+                "device": describe_device(resolve_device(config.device)),
+                "warnings": tuple(warning.name for warning in (*volume.provenance.warnings, *warnings)),
+            }
+
+        return self.finish(write, started)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A protected volume and how it is saved: sealed where there is a key, signed where somebody signs."""
+
+    volume: CTVolume
+    original: CTVolume
+    key: Key | None
+    signers: Signers | None
+    watermark: WatermarkKey | None
+
+    @property
+    def originals(self) -> tuple[str, ...]:
+        """The DICOM files of the original, in slice order."""
+        return self.original.provenance.dicom_files
+
+    def beside(self, target: Path) -> list[Path]:
+        """The files that lie beside a volume file of this."""
+        found = data_files(target)
+        found += [seal_file(target)] if self.key else []
+        return found + ([manifest_path(target)] if self.signers else [])
+
+    def save(self, path: Path, *, overwrite: bool = False) -> tuple[VolumeWarning, ...]:
+        if self.signers is None:
+            return self._save(path, overwrite=overwrite)
+        with signed_output(path, self.signers, overwrite=overwrite) as unsigned:
+            return self._save(unsigned)
+
+    def _save(self, path: Path, *, overwrite: bool = False) -> tuple[VolumeWarning, ...]:
+        if self.key is None:
+            return save_volume(self.volume, path, overwrite=overwrite)
+        known = {"watermark": self.watermark, "overwrite": overwrite}
+        return save_sealed(self.volume, self.original, path, self.key, **known)
+
+
+def _load(tree: Path, scan: StockedScan) -> CTVolume:
+    if not scan.uid:
+        return load_volume(tree / scan.files[0])
+    headers = [read_header(tree / file) for file in scan.files]
+    if None in headers:
+        raise InputError("Files of the series changed while the collection was worked on; run the command again.")
+    return read_series(DicomSeries(scan.uid, tuple(headers)), source=str(tree / scan.source))
+
+
+def _settings(protection: ProtectionSettings, key: Key | None, signers: Signers | None) -> dict[str, Any]:
+    settings = protection.settings()
+    if key is not None:
+        settings["sealed_with"] = key.id or "passphrase"
+    if signers is not None:
+        settings["signed_by"] = fingerprint(raw_public_key(signers.key.public_key()))
+    return settings
+
+
+def _protect(volume: CTVolume, protection: ProtectionSettings, device: str) -> CTVolume:
+    try:
+        return protection.apply(volume, device)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise DependencyError(
+            "The device ran out of memory; use fewer processes, which share one GPU, or --device cpu."
+        ) from error
+
+
+def _write(output: _Output, config: CollectionConfig, scan: StockedScan) -> tuple[list[str], list[VolumeWarning]]:
+    """Write a protected scan at the places of its originals; their relative paths, and warnings."""
+    warnings: list[VolumeWarning] = []
+    if not scan.uid:
+        target = config.out / scan.files[0]
+        remove_leavings(target)
+        warnings += output.save(target, overwrite=True)
+        written = relative_files([target, *output.beside(target)], config.out)
+    else:
+
+        def fill(folder: Path) -> list[Path]:
+            warnings.extend(output.save(folder / "new"))
+            # The writer names its files in slice order, the order of the originals.
+            return sorted((folder / "new").iterdir())
+
+        written = relative_files(output.originals, config.tree)
+        write_together(config.out, written, fill)
+    return written, warnings
+
+
+def _checked(config: CollectionConfig) -> CollectionConfig:
+    """The configuration with absolute paths, which other processes and machines understand, too.
+
+    :raises OutputError: tree and output overlap, or the output holds something else.
+    :raises InputError: a passphrase would have to be sent to a scheduler.
+    """
+    config = checked(config)
+    if config.scheduler and config.signing_passphrase is not None:
+        raise InputError("A passphrase is never sent to a scheduler; sign with a key file that none locks.")
+    model = config.model
+    if model and model.endswith(".safetensors"):
+        model = str(Path(model).absolute())
+    files = {name: file.absolute() for name in ("watermark", "signing_key") if (file := getattr(config, name))}
+    return dataclasses.replace(config, model=model, **files)

@@ -1,0 +1,253 @@
+"""Restoration of a collection: a tree of protected, sealed scans in, the same tree with their originals out.
+
+File for file: an original takes the relative path of its protected image, so that the output of ``protect
+--collection`` becomes the tree that it was made from. See ``trees`` for what makes a run resumable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from MITSGANLib.errors import InputError
+from MITSGANLib.files.dicom.headers import read_dataset, read_header
+from MITSGANLib.files.dicom.private_block import get_entry, join_shares
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.keys.key_files import require_cryptography
+from MITSGANLib.scan.volume import PROTECTION
+from MITSGANLib.seal.sealing import ENTRY as SEAL
+from MITSGANLib.seal.sealing import SEAL_SUFFIX, Restored, restore
+from MITSGANLib.signature.manifest import SUFFIX as MANIFEST_SUFFIX
+
+from .inventory import (
+    ATTACK,
+    NOT_READ,
+    PROTECTED,
+    Inventory,
+    Other,
+    Progress,
+    StockedScan,
+    data_files,
+    file_fact,
+    take_stock,
+)
+from .trees import (
+    Done,
+    Record,
+    ScanJob,
+    Stage,
+    TreeConfig,
+    TreeReport,
+    checked,
+    relative_files,
+    remove_leavings,
+    require_space,
+    work_through,
+    write_together,
+)
+
+NOT_PROTECTED = "is not protected"
+BESIDE = "is a seal or a manifest of another file"
+
+# What is restored does not depend on how: whichever key opens the seal gives the same files.
+_SETTINGS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorationRecord(Record):
+    """Of a restored scan. ``sha256`` is that of ``seal.Restored``."""
+
+    sha256: str
+
+    def summary(self) -> dict[str, Any]:
+        return {**super().summary(), "sha256": self.sha256}
+
+
+@dataclass
+class RestorationReport(TreeReport):
+    """What became of everything in the tree."""
+
+    command: ClassVar[str] = "restore"
+    doing: ClassVar[str] = "Restoring"
+    verb: ClassVar[str] = "restored"
+
+    @property
+    def restored(self) -> list[tuple[RestorationRecord, bool]]:
+        """The finished scans, and whether an earlier run had finished them."""
+        return self.finished
+
+    @property
+    def files(self) -> int:
+        """Number of restored files."""
+        return sum(len(record.outputs) for record, _ in self.restored)
+
+    def figures(self) -> dict[str, Any]:
+        return {"files": self.files}
+
+
+def restore_collection(config: TreeConfig, stage: Stage | None = None) -> RestorationReport:
+    """Restore the original of every sealed scan of a tree into ``config.out``, and write the summary there.
+
+    :param stage: as in ``trees.work_through``.
+    :raises InputError: the tree is missing or empty, the key cannot be read, or the Dask scheduler does not answer.
+    :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
+        too little space for all of it.
+    :raises DependencyError: a package is missing.
+    """
+    report = RestorationReport()
+    require_cryptography()
+    config = checked(config)
+    if config.read_key() is None:
+        raise InputError("Nothing is restored without a key; give the one that the scans were sealed with.")
+    work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage)
+    return report
+
+
+def take_sealed_stock(tree: Path, progress: Progress | None = None) -> Inventory:
+    """What a tree holds: ``scans`` are DICOM series by MITSGAN, and all volume files, each with its seal if it has one.
+
+    :raises InputError, DependencyError: as ``inventory.take_stock``.
+    """
+    stock = take_stock(tree, progress)
+    scans, others = [], []
+    for scan in stock.scans:
+        if scan.uid:
+            others.append(Other(scan.files, NOT_PROTECTED, scan.size))
+        else:
+            scans.append(_with_seal(scan, tree))
+    for other in stock.others:
+        others += _without_companions(other) if other.reason == NOT_READ else []
+    scans += _protected_series([other for other in stock.others if other.reason == PROTECTED], tree)
+    others += [other for other in stock.others if other.reason not in (NOT_READ, PROTECTED)]
+    return Inventory(tuple(scans), tuple(others), stock.failures)
+
+
+@dataclass(frozen=True)
+class _Restoration(ScanJob):
+    """One scan to restore."""
+
+    record_type: ClassVar[type[Record]] = RestorationRecord
+
+    def work(self) -> Done:
+        started = time.monotonic()
+        config, scan = self.config, self.scan
+        require_space(config.out, self.expected_bytes)
+        if not scan.uid and _seal_of(scan.files[0]) not in scan.files:
+            return self._unsealed()
+        return self.finish(self._restored_series if scan.uid else self._restored_file, started)
+
+    def _unsealed(self) -> Done:
+        """A volume file without a seal: one that is not protected is none of ours."""
+        volume = load_volume(self.config.tree / self.scan.files[0])
+        if volume.provenance.is_simulated_attack:
+            return self.pass_over(ATTACK, may_copy=False)
+        if any(step.kind == PROTECTION for step in volume.provenance.steps):
+            raise InputError("It has no seal: it was protected without a key, or its seal was left behind.")
+        return self.pass_over(NOT_PROTECTED)
+
+    def _restored_file(self) -> tuple[list[str], dict[str, Any]]:
+        name, out = self.scan.files[0], self.config.out
+        remove_leavings(out / name)
+        restored = restore(self.config.tree / name, out / name, self.config.read_key(), overwrite=True)
+        written = relative_files([out / name, *data_files(out / name)], out)
+        return written, _values(restored)
+
+    def _restored_series(self) -> tuple[list[str], dict[str, Any]]:
+        results: list[Restored] = []
+
+        def fill(folder: Path) -> list[Path]:
+            # Other series may lie in the same folder, and this one in several.
+            protected = folder / "protected"
+            protected.mkdir()
+            for number, file in enumerate(self.scan.files):
+                _link(self.config.tree / file, protected / f"{number:06d}")
+            results.append(restore(protected, folder / "new", self.config.read_key()))
+            return sorted((folder / "new").iterdir())
+
+        names = _in_order_of_sealing(self.config.tree, self.scan.files)
+        write_together(self.config.out, names, fill)
+        return names, _values(results[0])
+
+
+def _values(restored: Restored) -> dict[str, Any]:
+    return {"sha256": restored.sha256, "warnings": tuple(warning.name for warning in restored.warnings)}
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file)
+    except OSError:  # Windows asks for a privilege, some disks know no links
+        shutil.copyfile(file, link)
+
+
+def _in_order_of_sealing(tree: Path, files: Sequence[str]) -> list[str]:
+    """The files of a series in the order in which they are restored.
+
+    :raises InputError: some hold no seal, or their seals do not belong together.
+    """
+    shares = [get_entry(read_dataset(tree / file), SEAL) for file in files]
+    if None in shares:
+        some = "It holds no seal" if not any(shares) else f"{files[shares.index(None)]} holds no seal"
+        raise InputError(f"{some}: it was protected without a key, or private elements were removed on the way.")
+    _, places = join_shares(shares)
+    return [file for _, file in sorted(zip(places, files, strict=True))]
+
+
+def _seal_of(name: str) -> str:
+    return name + SEAL_SUFFIX
+
+
+def _with_seal(scan: StockedScan, tree: Path) -> StockedScan:
+    """A volume file together with the seal beside it."""
+    seal = tree / _seal_of(scan.files[0])
+    fact = file_fact(tree, seal) if seal.is_file() else None
+    if fact is None:
+        return scan
+    stamp = f"{scan.stamp} {fact.size} {fact.time_ns}"
+    return dataclasses.replace(scan, files=(*scan.files, fact.path), size=scan.size + fact.size, stamp=stamp)
+
+
+def _without_companions(other: Other) -> Iterator[Other]:
+    """Files that nobody reads, apart from the seals and manifests of other files, which are of no use without those."""
+    beside = tuple(file for file in other.files if file.endswith((SEAL_SUFFIX, MANIFEST_SUFFIX)))
+    unknown = tuple(file for file in other.files if file not in beside)
+    if unknown:
+        yield dataclasses.replace(other, files=unknown)
+    if beside:
+        yield Other(beside, BESIDE, may_copy=False)
+
+
+def _protected_series(parts: Sequence[Other], tree: Path) -> Iterator[StockedScan]:
+    """Series by MITSGAN, each whole even where it lies in several folders, unless an image of it is there twice."""
+    by_uid: dict[str, list[Other]] = defaultdict(list)
+    for part in parts:
+        by_uid[_text(tree / part.files[0], "SeriesInstanceUID")].append(part)
+    for uid, found in by_uid.items():
+        if len(found) == 1:
+            yield _series(uid, found[0].files, tree)
+            continue
+        images = [_text(tree / file, "SOPInstanceUID") for part in found for file in part.files]
+        if len(set(images)) == len(images):
+            yield _series(uid, [file for part in found for file in part.files], tree)
+        else:
+            yield from (_series(uid, part.files, tree) for part in found)
+
+
+def _text(path: Path, keyword: str) -> str:
+    header = read_header(path)
+    return header.text(keyword) if header else ""
+
+
+def _series(uid: str, files: Sequence[str], tree: Path) -> StockedScan:
+    facts = [fact for file in files if (fact := file_fact(tree, tree / file))]
+    lines = sorted(f"{fact.path}\0{fact.size}\0{fact.time_ns}" for fact in facts)
+    stamp = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+    return StockedScan(tuple(files), uid, 0, sum(fact.size for fact in facts), stamp)

@@ -1,0 +1,106 @@
+"""Command-line options that name a key. The secret itself is never an argument, which other users of a machine see."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+
+from MITSGANLib.errors import InputError
+from MITSGANLib.keys.key_files import Key, is_private, passphrase_key, read_key_file
+
+from .options import note
+
+
+def add_key(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+    """``--key`` or one of the ways to give a passphrase; ``text`` says what for, before "a key file"."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--key", metavar="KEYFILE", help=f"{text} a key file (see mitsgan keygen)")
+    _add_passphrase(group, "ask for a passphrase instead")
+
+
+def add_passphrase(parser: argparse.ArgumentParser, text: str) -> None:
+    """The ways to give a passphrase; ``text`` says what ``--passphrase`` asks for."""
+    _add_passphrase(parser.add_mutually_exclusive_group(), text)
+
+
+def _add_passphrase(group: argparse._MutuallyExclusiveGroup, text: str) -> None:
+    group.add_argument("--passphrase", action="store_true", help=text)
+    group.add_argument("--passphrase-env", metavar="NAME", help="take the passphrase from this environment variable")
+    group.add_argument(
+        "--passphrase-fd",
+        metavar="N",
+        type=_descriptor,
+        help="take the passphrase from the first line of file descriptor N",
+    )
+
+
+def _descriptor(text: str) -> int:
+    """The number of a file descriptor, of which a system has no more than 2^31."""
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a file descriptor")
+    return int(text)
+
+
+def key(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:
+    """The key that the options of :func:`add_key` name; None where they name none.
+
+    :param is_new: for sealing: a passphrase is asked for twice, and may not be too short.
+    :raises InputError: it cannot be read.
+    """
+    if options.key is None:
+        return passphrase(options, is_new=is_new)
+    found = read_key_file(options.key)
+    warn_of_readers(options.key)
+    return found
+
+
+def warn_of_readers(path: str | os.PathLike[str]) -> None:
+    """One line where others than its owner may read the file of a secret key."""
+    if not is_private(path):
+        note(f"warning: others may read the key file {path}; run: chmod 600 {path}")
+
+
+def passphrase(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:
+    """The passphrase that the options name; None where they name none.
+
+    :raises InputError: it cannot be read, is empty, or too short for a new one.
+    """
+    text = _text(options, is_new)
+    return None if text is None else passphrase_key(text, is_new=is_new)
+
+
+def passphrase_from(variable: str | None) -> bytes | None:
+    """The passphrase in an environment variable, as bytes; None where no variable is named.
+
+    :raises InputError: it is not set, or empty.
+    """
+    return None if variable is None else passphrase_key(_environment(variable), is_new=False).secret
+
+
+def _environment(variable: str) -> str:
+    if variable not in os.environ:
+        raise InputError("The environment variable that is to hold the passphrase is not set; set and export it.")
+    return os.environ[variable]
+
+
+def _text(options: argparse.Namespace, is_new: bool) -> str | None:
+    if options.passphrase_env is not None:
+        return _environment(options.passphrase_env)
+    if options.passphrase_fd is not None:
+        try:
+            with open(options.passphrase_fd, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+                return file.readline().rstrip("\r\n")
+        except OSError as error:
+            raise InputError(f"--passphrase-fd cannot be read ({error.strerror}); open it for reading.") from error
+    return _asked(is_new) if options.passphrase else None
+
+
+def _asked(is_new: bool) -> str:
+    try:
+        text = getpass.getpass("Passphrase: ")
+        if is_new and getpass.getpass("Again: ") != text:
+            raise InputError("The two passphrases differ; run the command again.")
+    except EOFError as error:
+        raise InputError("No passphrase was given; use --passphrase-fd where there is no terminal.") from error
+    return text

@@ -1,0 +1,135 @@
+"""Command-line options that several subcommands share, and how their results leave the program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import atomic_file
+from MITSGANLib.runtime.devices import DEVICES
+from MITSGANLib.scan.volume import CTVolume, lps_from_ras
+
+Progress = Callable[[int, int], None]
+
+_POINTS = ("--voxel", "--lps", "--ras")
+
+
+def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = "the scan") -> None:
+    parser.add_argument(
+        name, metavar=name.upper(), help=f"{text}: a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
+    )
+
+
+def add_series(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--series", metavar="UID", help="Series Instance UID to take where a folder holds several")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where networks run (default: a GPU if any)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the result as JSON to FILE, or to standard output for -"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+
+
+def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
+    group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")
+    group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
+
+
+def with_points(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each point joined to its option: argparse takes ``--ras -60,40,-120`` for two options."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _POINTS and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, int, int] | None:
+    """The (slice, row, column) that the options name, or None where they name none."""
+    if options.voxel is not None:
+        return options.voxel
+    if options.lps is not None:
+        return volume.nearest_voxel(options.lps)
+    if options.ras is not None:
+        return volume.nearest_voxel(lps_from_ras(options.ras))
+    return None
+
+
+def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
+    """Write the result atomically to a file, or to standard output for "-"; nothing where there is no destination.
+
+    :raises InputError: when the result holds NaN or infinity, which JSON cannot say.
+    """
+    if destination is None:
+        return
+    try:
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise InputError(f"The result has a value that JSON cannot hold ({error}); report this.") from error
+    if destination == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_file(Path(destination), overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def say(text: str = "") -> None:
+    """A line of the result for people; standard output."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """A line about the work; standard error, so that it never mixes with results."""
+    print(text, file=sys.stderr)
+
+
+def note_warnings(volume: CTVolume) -> None:
+    """Every warning of a volume that was read."""
+    for warning in volume.provenance.warnings:
+        note(f"warning: {warning}")
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[Progress]:
+    """A progress callable (done, total) that shows rate and time left on standard error once it takes over a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit=unit, delay=1.0, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _triple(kind: type) -> Callable[[str], tuple]:
+    def parse(text: str) -> tuple:
+        try:
+            values = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != 3:
+            raise argparse.ArgumentTypeError(f"'{text}' is not three numbers separated by commas, such as 89,367,315")
+        return values
+
+    return parse

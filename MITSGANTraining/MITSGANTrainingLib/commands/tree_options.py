@@ -1,0 +1,87 @@
+"""Options of the commands that work on a tree of scans, and what they say of the result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..archives.inventory import SUMMARY
+from ..archives.trees import TreeReport
+from .options import say
+
+_OTHERS, _WORKERS = "others", ("processes", "scheduler")
+_LISTED = 50
+
+
+def add_collection(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--collection`` and what goes with it; ``text`` explains it."""
+    group = parser.add_argument_group("collections", text)
+    group.add_argument("--collection", action="store_true", help="INPUT is a tree of folders; OUTPUT is the same tree")
+    group.add_argument("--others", choices=("skip", "copy"), help="what becomes of all other files (default: skip)")
+    workers = group.add_mutually_exclusive_group()
+    workers.add_argument("--processes", type=_count, metavar="N", help="scans at a time (default: 1)")
+    workers.add_argument(
+        "--scheduler", metavar="ADDRESS", help="spread over the workers of this Dask scheduler, tcp://HOST:PORT"
+    )
+
+
+def refuse_without_collection(options: argparse.Namespace) -> None:
+    """Stop at options of :func:`add_collection` for a single scan."""
+    for name in (_OTHERS, *_WORKERS):
+        if getattr(options, name) is not None:
+            options.refuse(f"--{name} is for collections; add --collection, or leave it out")
+
+
+def tree_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``trees.TreeConfig`` that the options give, but for the key."""
+    return {
+        "tree": Path(options.input),
+        "out": Path(options.output),
+        "others": options.others or "skip",
+        "redo": options.overwrite,
+        "processes": options.processes or 1,
+        "scheduler": options.scheduler,
+    }
+
+
+def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], output: str) -> None:
+    """Say what became of a tree.
+
+    :param counted_whole: such as "3 slices", of all finished scans.
+    :param details: lines about the finished scans.
+    """
+    earlier = sum(was_earlier for _, was_earlier in report.finished)
+    by_earlier_run = f", {earlier} of them by an earlier run" if earlier else ""
+    say(f"{report.verb.capitalize()} {counted(len(report.finished), 'scan')} ({counted_whole}){by_earlier_run}")
+    for line in details:
+        say(f"   {line}")
+    for reason, files in report.skipped_by_reason.most_common():
+        say(f"   skipped  {counted(files, 'file')}: {_printable(reason)}")
+    copied = sum(len(other.files) for other, was_copied in report.skipped if was_copied)
+    if copied:
+        say(f"   copied   {copied} of the skipped files, unchanged")
+    for source in report.left_over[:_LISTED]:
+        say(f"   left     {_printable(source)}: {report.verb} earlier, now not in the tree or not usable")
+    for failure in sorted(report.failed, key=lambda one: one.source)[:_LISTED]:
+        say(f"   FAILED   {_printable(failure.source)}: {_printable(failure.reason)}")
+    if len(report.failed) > _LISTED:
+        say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
+    say(f"   time     {report.seconds:.1f} s")
+    say(f"Wrote {output}; the summary is {Path(output) / SUMMARY}")
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _printable(text: str) -> str:
+    """File names are foreign: those that are no text, or that would steer a terminal, show question marks."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Data sets, cubes, nodules and the sample scan."""

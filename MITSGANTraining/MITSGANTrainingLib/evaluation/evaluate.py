@@ -1,0 +1,432 @@
+"""An evaluation from end to end: look at the scans, measure what the cache lacks, and write tables and figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.judges.judge import DEFAULT_JUDGES, available_judges
+from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
+from MITSGANLib.runtime.devices import resolve_device
+
+from ..workers import run_all
+from . import notes
+from .cache import Cache
+from .figures import Example, attacks_figure, changes_figure
+from .jury import Jury
+from .layout import Section
+from .measure import (
+    AttackerChoice,
+    JudgesChoice,
+    MeasuringJob,
+    MeasuringTask,
+    Settings,
+    attack_key,
+    measure,
+    picture_key,
+    protected_key,
+)
+from .outcomes import Case, Outcome, Setup, WholeScan
+from .planting import SYNTHETIC, NoduleFile
+from .protections import ProtectionArm, read_protections
+from .results import REPORT, to_record, write_results
+from .scans import Inspection, ScanSource, Subject, inspect, scan_names
+from .tables import build_sections
+from .targets import read_targets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS, CACHE = "results", "cache"
+
+Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What to evaluate, as the command line says it.
+
+    :param protectors: words as in :mod:`protections`.
+    :param attackers: names or folders.
+    :param sweep: protectors of Table 3; all with a known alpha where empty.
+    :param targets: places for each action, chosen with ``seed``, unless ``targets_file`` gives them.
+    :param judges: names or files of the judges that decide about success, one of each question, the default where none
+        is named; ("none",) leaves success out.
+    :param nodules: an .npz of nodules to plant for removals, "default" for synthetic ones, or "none".
+    :param own_names: call scans by their file's or folder's name instead of a number and a digest.
+    :param pictures: targets of each action that the figures show.
+    """
+
+    scans: tuple[str, ...]
+    output: Path
+    protectors: tuple[str, ...] = ("default",)
+    attackers: tuple[str, ...] = ("default",)
+    sweep: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ("inject", "remove")
+    targets: int = 5
+    targets_file: str | None = None
+    series: tuple[str, ...] = ()
+    seed: int = 0
+    data_range_hu: float = 4096.0
+    device: str = "auto"
+    lpips_weights: str | None = None
+    judges: tuple[str, ...] = ()
+    nodules: str = "default"
+    own_names: bool = False
+    pictures: int = 2
+    processes: int = 1
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be measured: a scan, or a scan with one protection. ``reason`` is for the terminal alone."""
+
+    scan: str
+    protection: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.scan} with {self.protection}" if self.protection else self.scan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    :param record: all of it as in the JSON file.
+    :param results: folder of the files.
+    :param attacked: targets attacked in this run; the rest came from the cache.
+    """
+
+    sections: tuple[Section, ...]
+    record: Mapping[str, Any]
+    failures: tuple[Failure, ...]
+    results: Path
+    attacked: int
+
+
+def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note | None = None) -> Evaluation:
+    """Run the evaluation and write ``results`` into the output folder, whole or not at all.
+
+    :param progress: called with (stage, done, total).
+    :param note: called with what went wrong with one scan, as soon as it is known.
+    :raises MITSGANError: when options, models, targets or the output cannot be used, or no scan can be measured.
+    """
+    report, tell = progress or (lambda *_: None), note or (lambda _: None)
+    _check_output(plan.output)
+    resolve_device(plan.device)
+    protections, sweep = _protections(plan)
+    attackers = _attackers(plan)
+    settings, lpips, jury = _settings(plan, tell)
+    cases, failures = _cases(plan, settings.nodules, report, tell)
+    bench = _Bench(
+        tuple(cases), protections, _tasks(cases, attackers, plan), settings, Cache(plan.output.resolve() / CACHE)
+    )
+    attacked, broken = _measure(bench, plan, report, tell)
+    failures += broken
+    findings, whole = bench.collect()
+    if not findings:
+        raise _nothing_measured(failures)
+    measured = {finding.protection for finding in findings}
+    setup = Setup(
+        protections=protections,
+        attackers=tuple(attacker.name for attacker in attackers),
+        actions=plan.actions,
+        sweep=tuple((name, words) for name, words in sweep if name in measured),
+        data_range_hu=plan.data_range_hu,
+        seed=plan.seed,
+        lpips=lpips,
+        patients=len({finding.patient for finding in findings}),
+        scans=len({finding.scan for finding in findings}),
+        failures=tuple(map(str, failures)),
+        judges=jury.describe() if jury else None,
+        nodules=settings.nodules.describe() if settings.nodules else None,
+    )
+    sections = build_sections(findings, whole, setup)
+    record = to_record(setup, settings, cases, attackers, findings, whole, sections)
+    write_results(plan.output / RESULTS, sections, bench.figures(), record)
+    return Evaluation(sections, record, tuple(failures), plan.output / RESULTS, attacked)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Everything that is measured with everything: what is still to do, and what the cache holds of it.
+
+    :param tasks: of each scan, by its digest.
+    """
+
+    cases: tuple[Case, ...]
+    protections: tuple[ProtectionArm, ...]
+    tasks: Mapping[str, tuple[MeasuringTask, ...]]
+    settings: Settings
+    cache: Cache
+
+    def jobs(self) -> Iterator[MeasuringJob]:
+        """What the cache lacks, one job for each scan and protection."""
+        for case in self.cases:
+            digest, source = case.subject.digest, case.subject.source
+            for protection in self.protections:
+                lacking = tuple(task for task in self.tasks[digest] if not self._is_done(digest, protection, task))
+                if lacking:
+                    yield MeasuringJob(case.name, source, digest, protection, lacking, self.settings, self.cache.folder)
+
+    def collect(self) -> tuple[list[Outcome], list[WholeScan]]:
+        """All that is measured, in the order of protections, scans and attacks."""
+        findings: list[Outcome] = []
+        whole: dict[tuple[str, str], WholeScan] = {}
+        for protection in self.protections:
+            for case in self.cases:
+                for task in self.tasks[case.subject.digest]:
+                    place = (case.subject.digest, protection, task, self.settings)
+                    result, changed = (self.cache.load(key(*place)) for key in (attack_key, protected_key))
+                    if result is None or changed is None:
+                        continue
+                    words = protection.name
+                    scene = next(n for n, scene in enumerate(case.subject.scenes) if scene.plants == task.plants)
+                    attack = (task.attacker.name, task.action)
+                    findings.append(Outcome(case.name, case.patient, words, *attack, result, scene))
+                    if protection.knows_the_attack:
+                        words += f" ({task.action} by {task.attacker.name})"
+                    whole[case.name, words] = WholeScan(case.name, case.patient, words, changed)
+        return findings, list(whole.values())
+
+    def figures(self) -> dict[str, tuple[Figure, str]]:
+        """Figures and captions by file name, as far as their slices are there."""
+        found: dict[str, tuple[Figure, str]] = {}
+        by_attacker: dict[str, list[Example]] = {}
+        for attacker, example in self._examples():
+            by_attacker.setdefault(attacker, []).append(example)
+        for attacker, examples in by_attacker.items():
+            caption = f"Figure 6: simulated attacks by {attacker}; targets drawn by seed, not chosen."
+            found[f"figure-6-{attacker}"] = (attacks_figure(examples, attacker), caption)
+        for attacker, examples in list(by_attacker.items())[:1]:
+            caption = "Figure 7: what protection changes in the slices of the same targets."
+            if any(protection.knows_the_attack for protection in self.protections):
+                caption += f" Signed gradients against {attacker}."
+            found["figure-7"] = (changes_figure(examples), caption)
+        return found
+
+    def _is_done(self, digest: str, protection: ProtectionArm, task: MeasuringTask) -> bool:
+        place = (digest, protection, task, self.settings)
+        return (
+            self.cache.load(attack_key(*place)) is not None
+            and self.cache.load(protected_key(*place)) is not None
+            and all(self.cache.load_arrays(picture_key(*place, index)) is not None for index in task.pictured)
+        )
+
+    def _examples(self) -> Iterator[tuple[str, Example]]:
+        """Pictured targets with their attacker, actions one after the other; all with the same protections."""
+        measured = {finding.protection for finding in self.collect()[0]}
+        shown = [protection for protection in self.protections if protection.name in measured]
+        tasks = [(case, task) for case in self.cases for task in self.tasks[case.subject.digest]]
+        for case, task in sorted(tasks, key=lambda pair: pair[1].action):
+            for index in task.pictured:
+                slices = {
+                    protection.name: self.cache.load_arrays(
+                        picture_key(case.subject.digest, protection, task, self.settings, index)
+                    )
+                    for protection in shown
+                }
+                if all(slices.values()):
+                    what = "planted nodule, " if task.plants else ""
+                    title = f"{task.action}, {what}{case.name}, slice {task.targets[index].kji[0]}"
+                    yield task.attacker.name, Example(title, slices)
+
+
+def _check_output(output: Path) -> None:
+    """:raises OutputError: before the long work, when results could not be put there afterwards."""
+    results = output / RESULTS
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; give the name of a folder.")
+    if results.is_dir() and any(results.iterdir()) and not (results / REPORT).is_file():
+        raise OutputError(f"{results} holds something else than an evaluation; choose another folder.")
+
+
+def _protections(plan: EvaluationPlan) -> tuple[tuple[ProtectionArm, ...], tuple[tuple[str, str], ...]]:
+    """All protections, and name and column of those in Table 3."""
+    protections = read_protections((*plan.protectors, *plan.sweep), plan.seed)
+    asked = {repr(found.identity()) for found in read_protections(plan.sweep, plan.seed)}
+    swept = [p for p in protections if (repr(p.identity()) in asked if asked else p.alpha is not None)]
+    swept.sort(key=lambda p: (p.alpha is None, p.alpha or 0.0))
+    return protections, tuple((p.name, p.name if p.alpha is None else f"alpha {p.alpha:g} ({p.name})") for p in swept)
+
+
+def _attackers(plan: EvaluationPlan) -> tuple[AttackerChoice, ...]:
+    """Every attacker once, loaded to see that each action is there.
+
+    :raises ModelError: when one is missing or corrupt.
+    """
+    choices: list[AttackerChoice] = []
+    for source in dict.fromkeys(plan.attackers):
+        loaded = {action: load_attacker(source, action) for action in plan.actions}
+        digests = {action: attacker.digest or _digest(attacker) for action, attacker in loaded.items()}
+        if any(choice.digests == digests for choice in choices):
+            continue
+        name = next(iter(loaded.values())).name
+        if any(choice.name == name for choice in choices):
+            name += f" ({next(iter(digests.values()))[:6]})"
+        # Workers on other machines do not share this one's working folder.
+        folder = Path(source)
+        choices.append(AttackerChoice(name, str(folder.resolve()) if folder.is_dir() else source, digests))
+    return tuple(choices)
+
+
+def _digest(attacker: Attacker) -> str:
+    """SHA-256 of the weights and the look-up table, where no card gives one."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(attacker.inpainter.generator.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    table = attacker.inpainter.equalization
+    digest.update(table.bins.tobytes() + table.cdf.tobytes())
+    digest.update(repr((table.mean, table.minimum, table.maximum)).encode())
+    return digest.hexdigest()
+
+
+def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | None]:
+    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out."""
+    lpips = load_lpips(plan.lpips_weights)
+    weights = str(Path(plan.lpips_weights).resolve()) if plan.lpips_weights else None
+    if isinstance(lpips, LpipsUnavailable):
+        tell(f"LPIPS is left out. {lpips.reason}.")
+        words, digest = notes.NO_LPIPS, ""
+    else:
+        words, digest = f"{lpips.description}; of the picture in the lung window.", lpips.weights_sha256
+    jury = _jury(plan, tell)
+    sources = tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges)
+    judges = JudgesChoice(sources, jury.identity()) if jury else None
+    nodules = _nodules(plan)
+    return Settings(plan.seed, plan.data_range_hu, plan.device, weights, digest, judges, nodules), words, jury
+
+
+def _jury(plan: EvaluationPlan, tell: Note) -> Jury | None:
+    """The judges asked for; none where the default ones are not installed.
+
+    :raises ModelError: when one that was named cannot be used.
+    """
+    if plan.judges == ("none",):
+        return None
+    if not plan.judges and set(DEFAULT_JUDGES.values()) - set(available_judges()):
+        tell(notes.NO_JUDGES)
+        return None
+    return Jury.load(plan.judges)
+
+
+def _nodules(plan: EvaluationPlan) -> NoduleFile | None:
+    """What is planted for removals; nothing where the user gives the places, or plants none.
+
+    :raises InputError: when the file cannot be used.
+    """
+    if plan.targets_file or plan.nodules == "none":
+        return None
+    return NoduleFile.of(SYNTHETIC if plan.nodules == "default" else Path(plan.nodules))
+
+
+def _cases(
+    plan: EvaluationPlan, nodules: NoduleFile | None, report: Progress, tell: Note
+) -> tuple[list[Case], list[Failure]]:
+    """Every scan that can be read, with its targets, in the order given."""
+    given = read_targets(plan.targets_file, plan.scans) if plan.targets_file else {}
+    wanted = [
+        Inspection(
+            ScanSource(str(Path(scan).resolve()), plan.series),
+            plan.actions,
+            given.get(scan),
+            plan.targets,
+            plan.seed,
+            nodules,
+        )
+        for scan in dict.fromkeys(plan.scans)
+    ]
+    outcomes = {}
+    report("Reading", 0, len(wanted))
+    for outcome in run_all(inspect, wanted, processes=plan.processes, scheduler=plan.scheduler):
+        outcomes[outcome.item.source.path] = outcome
+        report("Reading", len(outcomes), len(wanted))
+    paths = [inspection.source.path for inspection in wanted]
+    subjects: list[Subject | None] = [outcomes[path].result for path in paths]
+    digests = [subject.digest if subject else "unread" for subject in subjects]
+    names = scan_names(paths, digests, own_names=plan.own_names)
+    patients: dict[str, int] = {}
+    cases: list[Case] = []
+    failures: list[Failure] = []
+    for path, name, subject in zip(paths, names, subjects, strict=True):
+        if subject is None:
+            failures.append(Failure(name, "", outcomes[path].error))
+        elif any(subject.digest == case.subject.digest for case in cases):
+            failures.append(Failure(name, "", f"{path} holds the same voxels as another scan given; leave one out."))
+        else:
+            cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
+            for target, reason in subject.skipped:
+                tell(f"{name}: {target.action} at {target.kji} is left out. {reason}")
+    for failure in failures:
+        tell(f"{failure}: {failure.reason}")
+    if not cases:
+        raise _nothing_measured(failures)
+    return cases, failures
+
+
+def _tasks(
+    cases: Sequence[Case], attackers: Sequence[AttackerChoice], plan: EvaluationPlan
+) -> dict[str, tuple[MeasuringTask, ...]]:
+    pictured = _pictured(cases, plan)
+    return {
+        case.subject.digest: tuple(
+            MeasuringTask(
+                attacker, action, targets, pictured.get((case.subject.digest, action, number), ()), scene.plants
+            )
+            for attacker in attackers
+            for action in plan.actions
+            for number, scene in enumerate(case.subject.scenes)
+            if (targets := tuple(target for target in scene.targets if target.action == action))
+        )
+        for case in cases
+    }
+
+
+def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> dict[tuple[str, str, int], tuple[int, ...]]:
+    """Which targets of which scan, action and scene the figures show: drawn by lot, so that nobody favored them.
+
+    A lot depends on seed, scan and target alone: another scan may take a place, but moves no other lot.
+    """
+    chosen: dict[tuple[str, str, int], tuple[int, ...]] = {}
+    for action in plan.actions:
+        lots = sorted(
+            (
+                hashlib.sha256(f"{plan.seed} {case.subject.digest} {action} {scene} {n}".encode()).hexdigest(),
+                (case.subject.digest, action, scene),
+                n,
+            )
+            for case in cases
+            for scene, found in enumerate(case.subject.scenes)
+            for n in range(sum(target.action == action for target in found.targets))
+        )
+        for _, key, n in lots[: plan.pictures]:
+            chosen[key] = tuple(sorted((*chosen.get(key, ()), n)))
+    return chosen
+
+
+def _measure(bench: _Bench, plan: EvaluationPlan, report: Progress, tell: Note) -> tuple[int, list[Failure]]:
+    """Do what the cache lacks; how many targets were attacked, and what failed."""
+    jobs = list(bench.jobs())
+    attacked, failures = 0, []
+    report("Measuring", 0, len(jobs))
+    outcomes = run_all(measure, jobs, processes=plan.processes, scheduler=plan.scheduler)
+    for done, outcome in enumerate(outcomes, start=1):
+        attacked += outcome.result or 0
+        if outcome.error:
+            failures.append(Failure(outcome.item.name, outcome.item.protection.name, outcome.error))
+            tell(f"{failures[-1]}: {outcome.error}")
+        report("Measuring", done, len(jobs))
+    return attacked, failures
+
+
+def _nothing_measured(failures: Sequence[Failure]) -> InputError:
+    return InputError(f"No scan could be measured. The first reason: {failures[0].reason}")

@@ -1,0 +1,72 @@
+"""What was measured, as the tables take it: values with their scan, patient, protection and attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .protections import ProtectionArm
+from .scans import Subject
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan to measure, under the name and the patient's number that results use."""
+
+    name: str
+    patient: int
+    subject: Subject
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured at the targets of one scan, with one protection, by one attacker's action.
+
+    :param scan: its name in results.
+    :param patient: number of the patient, from 1.
+    :param result: as :mod:`measure` stored it.
+    :param scene: number of the scan's scene, where it has several.
+    """
+
+    scan: str
+    patient: int
+    protection: str
+    attacker: str
+    action: str
+    result: Mapping[str, Any]
+    scene: int = 0
+
+
+@dataclass(frozen=True)
+class WholeScan:
+    """What protection changed in one scan, all slices. ``protection`` names the attack too, where that matters."""
+
+    scan: str
+    patient: int
+    protection: str
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the tables need to know of the evaluation.
+
+    :param sweep: protections of Table 3, with what its columns are called.
+    :param lpips: the network that measured LPIPS, or why it was not measured.
+    :param judges: as :meth:`Jury.describe` says it; None where success is not measured.
+    :param nodules: planted for removals, as :meth:`NoduleFile.describe` says it; None where none are.
+    """
+
+    protections: tuple[ProtectionArm, ...]
+    attackers: tuple[str, ...]
+    actions: tuple[str, ...]
+    sweep: tuple[tuple[str, str], ...]
+    data_range_hu: float
+    seed: int
+    lpips: str
+    patients: int
+    scans: int
+    failures: tuple[str, ...] = ()
+    judges: Mapping[str, Any] | None = None
+    nodules: Mapping[str, Any] | None = None

@@ -1,0 +1,238 @@
+"""Training of a network that removes the mark, to measure how well the mark bears removal. It does not ship.
+
+Whoever has the mark's file can mark scans of their own and learn to undo it: that is what is trained here, slice by
+slice, on pairs of marked and clean cubes. The mark takes seconds for each cube, so that a number of cubes is marked
+once, and their slices are drawn, flipped and turned again and again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from MITSGANLib.budget.budget import Budget
+from MITSGANLib.errors import InputError, ModelError
+from MITSGANLib.protection.diagnosis_blocking import DiagnosisBlocker
+from MITSGANLib.protection.generator import hu_to_network
+from MITSGANLib.protection.presets import load_network
+from MITSGANLib.scan.volume import hu_from_float
+from MITSGANLib.weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
+from torch import nn
+
+from .configuration import Count, Positive, Share
+from .diagnosis_blocking import CubeGrids, CubeSampling, blocked_cube
+from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .inputs import Inputs, fingerprint
+from .team import mean_over_team
+
+logger = logging.getLogger(__name__)
+
+_KIND = "remover of marks"
+
+
+@dataclass(frozen=True)
+class UnblockerConfig:
+    """Architecture of the removal network.
+
+    :param fold: slices are folded by this factor into channels.
+    :param limit_hu: farthest that a voxel is moved.
+    :param hu_window: HU that the network tells apart.
+    """
+
+    filters: int = 32
+    layers: int = 5
+    fold: int = 2
+    limit_hu: float = 40.0
+    hu_window: tuple[float, float] = (-1024.0, 512.0)
+
+
+class Unblocker(nn.Module):
+    """Convolutions over a folded slice that say what to take off."""
+
+    def __init__(self, config: UnblockerConfig) -> None:
+        super().__init__()
+        self.config = config
+        f, folded = config.filters, config.fold**2
+        layers: list[nn.Module] = [nn.PixelUnshuffle(config.fold), nn.Conv2d(folded, f, 3, padding=1), nn.ReLU()]
+        for _ in range(config.layers - 2):
+            layers += [nn.Conv2d(f, f, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(f, folded, 3, padding=1), nn.PixelShuffle(config.fold))
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        """Marked slices (n, rows, columns) in HU to slices without the mark, as far as the network can tell."""
+        rows, columns = hu.shape[-2:]
+        x = hu_to_network(hu, self.config.hu_window).unsqueeze(1)
+        missing = (-columns % self.config.fold, -rows % self.config.fold)
+        x = nn.functional.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
+        mark = torch.tanh(self.layers(x)).squeeze(1)[:, :rows, :columns]
+        return hu - self.config.limit_hu * mark
+
+
+def load_unblocker(path: Path) -> tuple[Unblocker, ModelCard]:
+    """A trained removal network and its card.
+
+    :raises ModelError: when it is missing, corrupt, or another kind of model.
+    """
+    tensors, card = read_weights(path)
+    if card.kind != _KIND:
+        raise ModelError(f"{path} holds a {card.kind}, not a {_KIND}; train one with the recipe unmark.")
+    return fill(Unblocker(configuration(UnblockerConfig, card)), tensors, card), card
+
+
+def unblocked(hu: np.ndarray, network: Unblocker) -> np.ndarray:
+    """Slices (n, rows, columns), int16 HU, as the removal network makes them of marked ones."""
+    with torch.inference_mode():
+        parts = [network(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(hu, -(-len(hu) // 32))]
+        return hu_from_float(torch.cat(parts).numpy())
+
+
+@dataclass(frozen=True)
+class UnblockingConfig:
+    """The removal network and how it is trained.
+
+    :param protector: the mark, by name (looked up in the folder of models that is written to, then among the installed
+        ones) or as a file.
+    :param pairs: cubes that are marked to learn from, half of them with a nodule; those that validate come on top.
+    :param slices: slices of each cube in a step.
+    """
+
+    name: str = "unmark"
+    protector: str = "miad-mark"
+    network: UnblockerConfig = field(default_factory=UnblockerConfig)
+    cubes: CubeSampling = field(default_factory=CubeSampling)
+    pairs: Count = 48
+    slices: Count = 8
+    learning_rate: Positive = 2e-3
+    last_rate: Share = 0.05
+    validation_samples: Count = 8
+    held_out: tuple[str, ...] = ("LIDC-IDRI-0001", "RIDER-Pilot-0117")
+    sources: str = ""
+
+
+@dataclass(frozen=True)
+class PairDraw:
+    """Slices of a pair: of which cube, which of them, whether flipped, and by how many quarters turned."""
+
+    pair: int
+    slices: tuple[int, ...]
+    flipped: bool
+    quarter_turns: int
+
+
+class UnblockingTask(Task[UnblockingConfig]):
+    """A network that brings marked slices as near to the clean ones as it can."""
+
+    Configuration = UnblockingConfig
+    watched = "loss"
+
+    def __init__(self, config: UnblockingConfig, training: Training, inputs: Inputs) -> None:
+        super().__init__(config, training, inputs)
+        local = (inputs.models / "protectors" / f"{config.protector}.safetensors").is_file()
+        self._mark, self._card = load_network(config.protector, inputs.models if local else MODELS_FOLDER)
+        if not isinstance(self._mark, DiagnosisBlocker):
+            raise InputError(f"The protector {self._card.name} is no mark that is searched; name another.")
+        self._budget = Budget(**self._card.budget)
+        self._training, self._validation = (
+            CubeGrids(inputs, part, config.cubes, config.held_out) for part in ("training", "validation")
+        )
+        self.samples_per_epoch = config.pairs
+        self.network = Unblocker(config.network)
+        optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
+        self.learners = {"unmarker": Learner(self.network, optimizer, cosine(config.last_rate))}
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "training_samples": fingerprint(*self._training.source.marks()),
+            "validation_samples": fingerprint(*self._validation.source.marks()),
+            self._card.name: self._card.sha256,
+        }
+
+    def draw(self, step: Step) -> Sequence[PairDraw]:
+        rng = step.rng()
+        depths = [len(clean) for clean, _marked in self._pairs]
+        return [
+            PairDraw(
+                pair,
+                tuple(rng.integers(depths[pair], size=self.config.slices).tolist()),
+                bool(rng.random() < 0.5),
+                int(rng.integers(4)),
+            )
+            for pair in step.indices(len(depths))
+        ]
+
+    def losses(self, samples: Sequence[PairDraw], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        errors, marks = [], []
+        for one in samples:  # one by one: cubes on different grids have different sizes
+            clean, marked = (self._slices(cube, one) for cube in self._pairs[one.pair])
+            errors.append((networks["unmarker"](marked) - clean).square().mean())
+            marks.append((marked - clean).square().mean())
+        error, mark = torch.stack(errors).mean(), torch.stack(marks).mean()
+        left = (error.detach() / mark.clamp_min(1e-3)).sqrt()
+        # Not the absolute error, of which a network has least that leaves all as it is: the likeliest change is none.
+        yield Loss("unmarker", error / self._budget.strength_hu**2, {"left": mean_over_team(left)})
+
+    def validate(self) -> Mapping[str, float]:
+        """Mean square error as a share of the squared strength, and the RMSE (left) as a share of the mark's own."""
+        errors, marks = [], []
+        for pair in self._validation_pairs:
+            clean, marked = (torch.from_numpy(cube).float().to(self.inputs.device) for cube in pair)
+            errors.append((self.network(marked) - clean).square().mean().item())
+            marks.append((marked - clean).square().mean().item())
+        error, mark = float(np.mean(errors)), float(np.mean(marks))
+        found = {"loss": error / self._budget.strength_hu**2, "left": (error / max(mark, 1e-3)) ** 0.5}
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+
+    def product(self) -> Product:
+        return Product(
+            path=f"unmarkers/{self.config.name}.safetensors",
+            tensors=half_precision(self.network),
+            name=self.config.name,
+            kind=_KIND,
+            description=f"Removes the mark of {self._card.name} as far as it can, to measure how well that bears it.",
+            architecture={"class": "Unblocker", "config": dataclasses.asdict(self.config.network)},
+            data={
+                "training": self._training.source.described(),
+                "validation": self._validation.source.described(),
+                "sources": self.config.sources or "not stated",
+            },
+            limits="For measuring only. It does not give back the original; the key does.",
+        )
+
+    @functools.cached_property
+    def _pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self._marked(self._training, self.config.pairs, 0)
+
+    @functools.cached_property
+    def _validation_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self._marked(self._validation, self.config.validation_samples, 1)
+
+    def _marked(self, grids: CubeGrids, count: int, stream: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Cubes, clean and marked, int16 (slices, rows, columns); two at a time lie on one grid."""
+        rng = np.random.default_rng((self.training.seed, stream))
+        pairs = []
+        while len(pairs) < count:
+            drawn = grids.draw(2, rng)
+            for one, cube in zip(drawn, grids.hu(drawn), strict=True):
+                clean, device = hu_from_float(cube.numpy()), self.inputs.device.type
+                marked = blocked_cube(clean, one.spacing_kji, self._mark, self._budget, one.mark_seed, device)
+                pairs.append((clean, marked))
+            logger.info("Marked %d of %d cubes", min(len(pairs), count), count)
+        return pairs[:count]
+
+    def _slices(self, cube: np.ndarray, drawn: PairDraw) -> torch.Tensor:
+        """float32 (n, rows, columns) on the device."""
+        slices = cube[list(drawn.slices)]
+        slices = np.rot90(slices[:, ::-1] if drawn.flipped else slices, drawn.quarter_turns, axes=(1, 2))
+        return torch.from_numpy(slices.astype(np.float32)).to(self.inputs.device)
+
+
+TASK = UnblockingTask

@@ -1,0 +1,176 @@
+"""Which files are DICOM, which series they form, and which of them is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_structure_set
+from MITSGANLib.errors import CancelledError, InputError
+from MITSGANLib.files.dicom.series import choose_series, scan_dicom
+from pydicom import Dataset
+from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
+
+
+def test_dicom_is_found_by_content_in_subfolders_among_stray_files(tmp_path):
+    series = ct_series()
+    series.write(tmp_path / "deep" / "er")
+    write_structure_set(tmp_path / "plan.dcm", series.study_uid)
+    (tmp_path / "notes.dcm").write_text("not DICOM although the suffix says so")
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "._IM0001").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (tmp_path / "binary").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 3)
+    scan = scan_dicom(tmp_path)
+    assert {one.modality for one in scan.series} == {"CT", "RTSTRUCT"}
+    assert scan.damaged == ()
+    chosen = choose_series(scan)
+    assert (chosen.uid, chosen.image_count, chosen.kernel) == (series.uid, 5, "B30f")
+
+
+def test_files_without_preamble_are_dicom_too(tmp_path):
+    for path in ct_series().write(tmp_path):
+        path.write_bytes(path.read_bytes()[132:])
+    assert choose_series(scan_dicom(tmp_path)).image_count == 5
+
+
+def test_several_series_are_listed(tmp_path):
+    lung, soft = ct_series(description="Lung"), ct_series(description="Soft", prefix="other")
+    lung.write(tmp_path)
+    soft.write(tmp_path)
+    scan = scan_dicom(tmp_path)
+    with pytest.raises(InputError) as caught:
+        choose_series(scan)
+    text = str(caught.value)
+    assert "--series UID" in text
+    for series in (lung, soft):
+        assert f'{series.uid} ("{series.description}", kernel B30f, 5 slices)' in text
+    assert choose_series(scan, soft.uid).description == "Soft"
+    with pytest.raises(InputError, match=r"holds no series 1\.2\.3"):
+        choose_series(scan, "1.2.3")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(InputError, match="holds no DICOM"):
+        choose_series(scan_dicom(tmp_path))
+    with pytest.raises(InputError, match="does not exist"):
+        scan_dicom(tmp_path / "nowhere")
+
+
+def as_mr(dataset: Dataset, _k: int) -> None:
+    dataset.SOPClassUID, dataset.Modality = MRImageStorage, "MR"
+
+
+def as_pt(dataset: Dataset, _k: int) -> None:
+    dataset.Modality = "PT"
+
+
+def as_localizer(dataset: Dataset, _k: int) -> None:
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+
+def as_screen_capture(dataset: Dataset, _k: int) -> None:
+    dataset.SOPClassUID = SecondaryCaptureImageStorage
+
+
+def as_8_bit(dataset: Dataset, _k: int) -> None:
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+
+
+def as_color(dataset: Dataset, _k: int) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 3, "RGB"
+
+
+def as_shifted_bits(dataset: Dataset, _k: int) -> None:
+    dataset.BitsStored, dataset.HighBit = 12, 15
+
+
+def without_rescale(dataset: Dataset, _k: int) -> None:
+    del dataset.RescaleIntercept
+
+
+def as_electron_density(dataset: Dataset, _k: int) -> None:
+    dataset.RescaleType = "ED"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (as_mr, "holds MR Image, not CT"),
+        (as_pt, "modality PT, not CT"),
+        (as_localizer, "only localizer"),
+        (as_screen_capture, "Secondary Capture Image, not CT"),
+        (as_8_bit, "8 bits a pixel"),
+        (as_color, "color pictures"),
+        (as_shifted_bits, "packs its pixels unusually"),
+        (without_rescale, "lacks Rescale Slope or Rescale Intercept"),
+        (as_electron_density, "Rescale Type ED, not HU"),
+    ],
+)
+def test_series_that_are_no_ct_in_hu_are_refused_with_the_reason(tmp_path, edit, message):
+    series = ct_series(edit=edit)
+    series.write(tmp_path / "odd")
+    with pytest.raises(InputError, match=message):
+        choose_series(scan_dicom(tmp_path))
+    with pytest.raises(InputError, match=message):
+        choose_series(scan_dicom(tmp_path), series.uid)
+    # Beside a usable series, it needs no choice.
+    usable = ct_series()
+    usable.write(tmp_path / "usable")
+    assert choose_series(scan_dicom(tmp_path)).uid == usable.uid
+
+
+def cut_to(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("size", [140, 200, 420])
+def test_a_file_cut_off_in_its_header_is_named(tmp_path, size):
+    paths = ct_series().write(tmp_path)
+    cut_to(paths[2], size)
+    with pytest.raises(InputError, match=paths[2].name):
+        choose_series(scan_dicom(tmp_path))
+
+
+def test_texts_never_show_the_patient(tmp_path, recwarn):
+    series = ct_series()
+    series.write(tmp_path)
+    ct_series(prefix="other", edit=as_localizer).write(tmp_path)
+    ct_series(prefix="third").write(tmp_path)
+    with pytest.raises(InputError) as caught:
+        choose_series(scan_dicom(tmp_path))
+    shown = str(caught.value) + "".join(str(warning.message) for warning in recwarn)
+    assert PATIENT_NAME.split("^")[0] not in shown
+
+
+def test_control_characters_of_a_description_are_not_printed(tmp_path):
+    ct_series(description="a\x1b[31mb").write(tmp_path)
+    assert scan_dicom(tmp_path).series[0].description == "a[31mb"
+
+
+def test_progress_counts_files_and_may_cancel(tmp_path):
+    ct_series().write(tmp_path)
+    calls = []
+    scan_dicom(tmp_path, lambda *call: calls.append(call))
+    assert calls == [(k, 5) for k in range(6)]
+
+    def cancel(_done: int, _total: int) -> None:
+        raise CancelledError("stop")
+
+    with pytest.raises(CancelledError):
+        scan_dicom(tmp_path, cancel)
+
+
+def test_a_single_file_is_a_series_of_its_own(tmp_path):
+    paths = ct_series(phantom_hu()).write(tmp_path)
+    assert choose_series(scan_dicom(paths[0])).image_count == 1
+
+
+def test_real_folder_of_two_series(real_ct):
+    folder = real_ct / "dicom" / "Lung_Dx-A0001"
+    scan = scan_dicom(folder)
+    assert [series.image_count for series in scan.usable] == [64, 64]
+    assert {series.kernel for series in scan.usable} == {"B", "L"}
+    with pytest.raises(InputError, match="2 CT series") as caught:
+        choose_series(scan)
+    assert np.all([series.uid in str(caught.value) for series in scan.series])

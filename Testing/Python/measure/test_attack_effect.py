@@ -1,0 +1,82 @@
+"""The figures of a scene: each pair at its place, the control by the same attacker alone, cancellation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from MITSGANLib.attack.attacker import simulate_attack
+from MITSGANLib.attack.regions import MIDDLE
+from MITSGANLib.errors import CancelledError, InputError
+from MITSGANLib.measure.attack_effect import ATTACK_PAIR, PROTECTION_PAIR, measure_effect
+from MITSGANLib.scan.volume import PROTECTION, ProcessingStep
+
+
+@pytest.fixture(scope="module")
+def volumes(phantom, untrained_attackers):
+    """Source, protected, and both attacked: 16 slices around the nodule, protection being 2 HU in a checkerboard."""
+    k, j, i = phantom.nodule_kji
+    source = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[k - 8 : k + 8])
+    change = (2 - 4 * (np.indices(source.shape).sum(axis=0) % 2)).astype(np.int16)
+    protected = source.with_hu(source.hu + change, ProcessingStep(PROTECTION, "checkerboard"))
+    attacker = untrained_attackers["remove"]
+    return (
+        source,
+        protected,
+        *(simulate_attack(scan, (8, j, i), "remove", attacker=attacker, device="cpu") for scan in (source, protected)),
+    )
+
+
+def test_protection_alone(volumes):
+    seen = []
+    result = measure_effect(*volumes[:2], progress=lambda *step: seen.append(step))
+    assert [finding.compared for finding in result.findings] == [PROTECTION_PAIR]
+    assert result.protection.rmse.value == pytest.approx(2.0)
+    assert result.rmse_by_slice == {PROTECTION_PAIR: pytest.approx((2.0,) * 16)}
+    assert (result.attack_rmse_hu, result.forgery_share, result.control_share) == (None, None, None)
+    assert seen[-1] == (16, 16)
+
+
+def test_attack_and_control(volumes, untrained_attackers):
+    seen = []
+    attacker = untrained_attackers["remove"]
+    result = measure_effect(*volumes, attacker=attacker, device="cpu", progress=lambda *s: seen.append(s))
+    source, _protected, attacked, attacked_protected = (volume.hu.astype(float) for volume in volumes)
+    middle = next(f.comparison.region for f in result.findings if f.comparison.region.name == MIDDLE).index
+    own = np.sqrt(np.mean((attacked - source)[middle] ** 2))
+    moved = np.sqrt(np.mean((attacked_protected - attacked)[middle] ** 2))
+    assert result.attack_rmse_hu == pytest.approx(own)
+    assert result.forgery_share == pytest.approx(moved / own)
+    assert 0 < result.control_share < 1
+    expected = [np.sqrt(np.mean((attacked - source)[k] ** 2)) for k in range(16)]
+    assert result.rmse_by_slice[ATTACK_PAIR] == pytest.approx(expected, rel=1e-5)
+    assert seen[-1] == (21, 21)
+    assert result.watermark is None, "nothing was marked"
+    assert seen == sorted(seen)
+
+
+def test_another_attacker_makes_no_control(volumes, untrained_attackers):
+    other = dataclasses.replace(untrained_attackers["remove"], digest="1" * 64)
+    for attacker in (None, other):
+        assert measure_effect(*volumes, attacker=attacker, device="cpu").control_share is None
+
+
+def test_attacks_at_different_places_are_refused(volumes, untrained_attackers):
+    source, protected, attacked, _ = volumes
+    k, j, i = attacked.provenance.steps[-1].parameters["target_kji"]
+    elsewhere = simulate_attack(
+        protected, (k, j + 2, i), "remove", attacker=untrained_attackers["remove"], device="cpu"
+    )
+    with pytest.raises(InputError, match="same point"):
+        measure_effect(source, protected, attacked, elsewhere)
+    with pytest.raises(InputError, match="where it was attacked"):
+        measure_effect(source, protected, source, protected)
+
+
+def test_cancel_stops(volumes):
+    def cancel(_done, _total):
+        raise CancelledError("enough")
+
+    with pytest.raises(CancelledError):
+        measure_effect(*volumes, progress=cancel)

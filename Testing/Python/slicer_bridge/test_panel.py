@@ -1,0 +1,1157 @@
+"""The panel, clicked through as a user would: the real ``.ui``, module file and MRML scene, Qt by PySide6 offscreen.
+
+``MITSGAN_PANEL_PICTURES`` names a folder that pictures of the panel at each step are written to.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from MITSGANLib.attack import attacker
+from MITSGANLib.budget.budget import Budget
+from MITSGANLib.protection import duration, protector
+from MITSGANLib.protection.generator import Generator, GeneratorConfig
+from MITSGANLib.scan.phantom import Phantom, thorax_phantom
+from MITSGANLib.scan.volume import Provenance
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
+vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
+pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
+
+from PySide6 import QtGui, QtWidgets  # noqa: E402
+from slicer_standin import StandIn, run_in_lockstep  # noqa: E402
+from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE_SECONDS = 300
+ATTACK = "simulated attack"
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    standin = StandIn(monkeypatch)
+    yield standin
+    assert standin.raised == []
+
+
+@pytest.fixture
+def module(standin):
+    return standin.load(ROOT / "MITSGAN" / "MITSGAN.py")
+
+
+@pytest.fixture
+def models(monkeypatch, untrained_attackers):
+    """Networks of random weights in place of the installed ones: every step of the story, none of its quality."""
+    torch.manual_seed(11)
+    generator = Generator(GeneratorConfig(trunk_filters=8, output="residual", unshuffle=2)).eval()
+
+    def load_protector(_name="default", *, strength_hu=None, seed=0):
+        return protector.Protector("untrained", generator, Budget(strength_hu=strength_hu or 12.0), seed, "ab" * 32)
+
+    monkeypatch.setattr(protector, "load_protector", load_protector)
+    monkeypatch.setattr(duration, "load_protector", load_protector)
+    monkeypatch.setattr("MITSGANLib.protection.recorded_protector.load_protector", load_protector)
+    monkeypatch.setattr(attacker, "load_attacker", lambda _name, action: untrained_attackers[action])
+
+
+@pytest.fixture
+def panel(standin, module, request, monkeypatch):
+    request.getfixturevalue("models")
+    # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
+    widget = standin.open_panel(module)
+    yield widget
+    widget.cleanup()
+    widget.parent.close()
+
+
+@pytest.fixture
+def loaded(panel, scan):
+    """The panel with the small scan selected, under a transform as after a registration."""
+    node = add_scan(panel, scan.volume)
+    transform = vtk.vtkTransform()
+    transform.Translate(10, -20, 30)
+    transform.RotateZ(15)
+    transform_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform_node.SetMatrixTransformToParent(transform.GetMatrix())
+    node.SetAndObserveTransformNodeID(transform_node.GetID())
+    return panel
+
+
+@pytest.fixture(scope="module")
+def scan(phantom):
+    """Sixteen slices of the phantom around its nodule."""
+    k, j, i = phantom.nodule_kji
+    volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[k - 8 : k + 8])
+    return Phantom(volume, (8, j, i), phantom.nodule_diameter_mm)
+
+
+def bridge():
+    from MITSGANLib import slicer_bridge
+
+    return slicer_bridge
+
+
+def add_scan(panel, volume, name="CT"):
+    node = bridge().node_from_volume(volume, name)
+    panel.ui.sourceVolumeSelector.setCurrentNode(node)
+    return node
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        slicer.app.processEvents()
+        time.sleep(0.01)
+
+
+def place_target(panel, kji):
+    """Press the button, then put a point where a click in a slice view would."""
+    panel.ui.placeTargetButton.click()
+    interaction = slicer.app.applicationLogic().GetInteractionNode()
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    assert "Click" in panel.ui.targetDescriptionLabel.text
+    parameters = panel._parameterNode
+    ras = bridge().ras_from_voxel(parameters.sourceVolume, kji)
+    # Slicer takes a click only in views that show the list.
+    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    display = parameters.targetPoint.GetDisplayNode()
+    assert [node.GetName() for node in views if not display.IsDisplayableInView(node.GetID())] == []
+    assert slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == parameters.targetPoint.GetID()
+    parameters.targetPoint.AddControlPointWorld(vtk.vtkVector3d(ras))
+    interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+    wait_until(lambda: parameters.targetPoint.GetNumberOfControlPoints() == 1)
+
+
+def click_failing(button, error=""):
+    """Click a button whose slot raises, and give the text of what it raised: Qt hands that to ``sys.excepthook``."""
+    raised = []
+    hook, sys.excepthook = sys.excepthook, lambda _kind, value, _trace: raised.append(str(value))
+    try:
+        button.click()
+    finally:
+        sys.excepthook = hook
+    assert len(raised) == 1
+    assert error in raised[0]
+    return raised[0]
+
+
+def node_names(class_name="vtkMRMLScalarVolumeNode"):
+    return sorted(node.GetName() for node in slicer.util.getNodesByClass(class_name))
+
+
+def snapshot():
+    """What is in the scene, to see whether anything was left behind."""
+    scene = slicer.mrmlScene
+    return sorted(scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes()))
+
+
+def attack(panel, scan):
+    panel.ui.protectButton.click()
+    place_target(panel, scan.nodule_kji)
+    panel.ui.removeRadioButton.checked = True
+    panel.ui.simulateAttackButton.click()
+    return panel._parameterNode
+
+
+def composites():
+    views = {view.tag: name for name, view in bridge().VIEWS.items()}
+    return {
+        views[node.GetLayoutName()]: node
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+        if node.GetLayoutName() in views
+    }
+
+
+class Pictures:
+    """Pictures of the panel at 400 px, light and dark."""
+
+    def __init__(self, panel, folder):
+        self.panel, self.folder = panel, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, name):
+        application, parent = QtWidgets.QApplication.instance(), self.panel.parent
+        application.setStyle("Fusion")
+        light = QtGui.QPalette(QtGui.QColor(239, 239, 239))
+        for theme, palette in (("light", light), ("dark", dark_palette())):
+            parent.setPalette(palette)
+            # A label that wraps gets its height from the second round of layout.
+            for width in (401, 400, 400):
+                parent.setFixedWidth(width)
+                application.processEvents()
+                parent.setFixedHeight(parent.layout().heightForWidth(400))
+            assert parent.layout().minimumSize().width() <= 400, "squeezed rows hide text"
+            picture = parent.grab()
+            assert picture.width() == 400
+            assert picture.save(str(self.folder / f"{name}-{theme}.png"))
+
+
+def dark_palette():
+    palette = QtGui.QPalette(QtGui.QColor(53, 53, 53))
+    role = QtGui.QPalette.ColorRole
+    for which, color in ((role.Base, (35, 35, 35)), (role.Highlight, (42, 130, 218))):
+        palette.setColor(which, QtGui.QColor(*color))
+    for which in (role.Text, role.WindowText, role.ButtonText):
+        palette.setColor(QtGui.QPalette.ColorGroup.Disabled, which, QtGui.QColor(130, 130, 130))
+    return palette
+
+
+@pytest.fixture
+def pictures(panel, tmp_path):
+    return Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
+
+
+def test_the_story(panel, scan, pictures, standin):
+    ui = panel.ui
+    assert "load a sample" in ui.inspectionLabel.text
+    for button in (ui.protectButton, ui.simulateAttackButton, ui.compareButton, ui.exportDicomButton, ui.reportButton):
+        assert not button.enabled
+        assert "Select a CT volume" in button.toolTip
+    for control in (ui.heatmapCheckBox, ui.opacitySlider, ui.thresholdSlider, ui.lungButton, ui.flickerButton):
+        assert not control.enabled, "there is nothing to show yet"
+    pictures.take("empty")
+
+    source = add_scan(panel, scan.volume)
+    assert "Looks like CT in HU: 128 × 128 × 16 voxels of 2.80 × 2.80 × 2.50 mm, noise" in ui.inspectionLabel.text
+    wait_until(lambda: "about" in ui.deviceDescriptionLabel.text)
+    assert "s for this scan" in ui.deviceDescriptionLabel.text
+
+    seen = []
+
+    def while_protecting(done):
+        if not seen and done >= 6:
+            seen.append((ui.protectButton.text, ui.protectProgressBar.format, ui.compareButton.enabled))
+            pictures.take("protecting")
+
+    ui.protectProgressBar.valueChanged.connect(while_protecting)
+    ui.protectButton.click()
+    assert standin.errors == []
+    assert standin.ensured == ["MITSGAN"]
+    text, words, others_enabled = seen[0]
+    assert text == "Cancel"
+    assert "of 16 slices" in words
+    assert "/s" in words
+    assert "s left" in words
+    assert not others_enabled
+    assert ui.protectButton.text == "Protect volume"
+    parameters = panel._parameterNode
+    protected = parameters.protectedVolume
+    assert protected.GetName() == "CT protected"
+    assert protected.GetAttribute(bridge().PROTECTED_ATTRIBUTE) == "true"
+    assert bridge().source_of(protected) is source
+    assert 0 < np.abs(hu(protected).astype(int) - hu(source)).max() <= 12
+
+    place_target(panel, scan.nodule_kji)
+    k, j, i = scan.nodule_kji
+    assert ui.targetDescriptionLabel.text == f"Slice {k}, row {j}, column {i}: {hu(source)[k, j, i]} HU"
+    ui.removeRadioButton.checked = True
+    assert parameters.action == "remove"
+    ui.simulateAttackButton.click()
+    assert standin.errors == []
+    for node, origin in ((parameters.sourceAttacked, source), (parameters.protectedAttacked, protected)):
+        assert node.GetName() == f"{origin.GetName()} nodule removed ({ATTACK})"
+        assert node.GetAttribute(bridge().SIMULATED_ATTACK_ATTRIBUTE) == "true"
+        assert node.GetDisplayNode().GetColor() == bridge().SIMULATED_ATTACK_COLOR
+        assert node.GetName() in ui.attackedLabel.text
+        assert not (hu(node) == hu(origin)).all()
+        step = bridge().volume_from_node(node).provenance.steps[-1]
+        assert step.parameters["target_kji"] == list(scan.nodule_kji)
+    pictures.take("attacked")
+
+    ui.compareButton.click()
+    assert standin.errors == []
+    assert "Protection changed the scan by RMSE" in ui.summaryLabel.text
+    assert "Noise of the same RMSE" in ui.summaryLabel.text
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+    assert ui.heatmapCheckBox.checked
+    pictures.take("compared")
+
+
+def hu(node):
+    return slicer.util.arrayFromVolume(node)
+
+
+def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    before = layout.GetViewArrangement()
+    parameters = attack(loaded, scan)
+    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    shown = composites()
+    expected = {
+        "source": parameters.sourceVolume,
+        "protected": parameters.protectedVolume,
+        "source attacked": parameters.sourceAttacked,
+        "protected attacked": parameters.protectedAttacked,
+    }
+    ras = bridge().target_from_markups(parameters.targetPoint)
+    for name, node in expected.items():
+        assert shown[name].GetBackgroundVolumeID() == node.GetID()
+        assert shown[name].GetLinkedControl()
+        display = node.GetDisplayNode()
+        assert (display.GetLevel(), display.GetWindow()) == (-600, 1500)
+        tag = bridge().VIEWS[name].tag
+        slice_node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSliceNode")
+        to_ras = slice_node.GetSliceToRAS()
+        np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], ras, atol=1e-3)
+    loaded.ui.mediastinumButton.click()
+    assert parameters.sourceAttacked.GetDisplayNode().GetLevel() == 40
+    loaded.ui.boneButton.click()
+    assert parameters.sourceVolume.GetDisplayNode().GetWindow() == 1800
+    loaded.ui.lungButton.click()
+    assert parameters.protectedVolume.GetDisplayNode().GetLevel() == -600
+    loaded.ui.restoreLayoutButton.click()
+    assert layout.GetViewArrangement() == before
+
+
+def test_without_a_target_whole_slices_are_shown(panel, scan):
+    add_scan(panel, dataclasses.replace(scan.volume, origin=(100.0, 200.0, -900.0)))
+    panel.ui.protectButton.click()
+    panel.ui.compareButton.click()
+    source = panel._parameterNode.sourceVolume
+    middle = bridge().ras_from_voxel(source, (7, 63.5, 63.5))
+    for view in bridge().VIEWS.values():
+        slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        to_ras = slice_node.GetSliceToRAS()
+        np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], middle, atol=2)
+        assert min(slice_node.GetFieldOfView()[:2]) == pytest.approx(128 * 2.8)
+        if view.tag == "MITSGANProtected":
+            break  # the views of attacked volumes are empty
+
+
+def test_a_maximized_view_does_not_hide_the_comparison(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout.AddMaximizedViewNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode"))
+    attack(loaded, scan)
+    assert layout.GetNumberOfMaximizedViewNodes() == 0
+
+
+def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin):
+    parameters = attack(loaded, scan)
+    first = parameters.sourceAttacked.GetName()
+    # As Slicer does when any volume is loaded.
+    other = bridge().node_from_volume(scan.volume, "Other CT")
+    standin.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(other.GetID())
+    standin.app.applicationLogic().PropagateVolumeSelection()
+    shown = composites()
+    assert shown["source attacked"].GetBackgroundVolumeID() == parameters.sourceAttacked.GetID()
+    target = parameters.targetPoint.GetDisplayNode()
+    for view in bridge().VIEWS.values():
+        assert not target.IsDisplayableInView(slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetID())
+    loaded.ui.protectButton.click()
+    shown = composites()
+    assert shown["protected"].GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    assert shown["source attacked"].GetBackgroundVolumeID() is None, f"{first} is of the last protection"
+    loaded.ui.samplePhantomButton.click()
+    assert composites()["source"].GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
+    assert composites()["protected"].GetBackgroundVolumeID() is None
+
+
+def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
+    parameters = attack(loaded, scan)
+    assert bridge().comparison_is_shown()
+    k, j, i = scan.nodule_kji
+    place_target(loaded, (k, j - 4, i))
+    assert loaded.ui.targetDescriptionLabel.text.startswith(f"Slice {k}, row {j - 4}, column {i}")
+    loaded.ui.simulateAttackButton.click()
+    target = parameters.targetPoint.GetDisplayNode()
+    for view in bridge().VIEWS.values():
+        slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
+        assert not target.IsDisplayableInView(slice_node.GetID()), "it covers what is compared"
+
+
+def test_heatmaps_follow_the_controls(loaded, scan):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    shown = composites()
+    heatmaps = {
+        "protected": parameters.protectionHeatmap,
+        "source attacked": parameters.sourceAttackedHeatmap,
+        "protected attacked": parameters.protectedAttackedHeatmap,
+    }
+    for view, node in heatmaps.items():
+        assert shown[view].GetForegroundVolumeID() == node.GetID()
+        assert shown[view].GetForegroundOpacity() == pytest.approx(0.7)
+        assert slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node).GetVisibility()
+    loaded.ui.opacitySlider.value = 0.4
+    assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.4)
+    loaded.ui.thresholdSlider.value = 100
+    colors = parameters.protectionHeatmap.GetDisplayNode().GetColorNode().GetLookupTable()
+    assert max(max(colors.GetTableValue(index)[:3]) for index in range(255)) == 0, "12 HU are below the threshold"
+    assert shown["protected"].GetCompositing() == shown["protected"].Add
+    loaded.ui.heatmapCheckBox.checked = False
+    assert shown["protected"].GetCompositing() == shown["protected"].Alpha
+    assert shown["protected"].GetForegroundOpacity() == 0
+    assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(heatmaps["protected"]).GetVisibility()
+
+
+def picture_of(view):
+    """The pixels (RGBA) that Slicer's pipeline composes for a view of the comparison."""
+    tag = bridge().VIEWS[view].tag
+    logics = slicer.app.layoutManager().mrmlSliceLogics()
+    (logic,) = (one for one in logics if one.GetSliceNode().GetLayoutName() == tag)
+    connection = logic.GetImageDataConnection()
+    connection.GetProducer().Update()
+    image = connection.GetProducer().GetOutputDataObject(connection.GetIndex())
+    return vtk_to_numpy(image.GetPointData().GetScalars()).astype(int)
+
+
+def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
+    """The heatmap of an attack is a box of a few centimeters: nothing around it may become dark or transparent."""
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    with_overlay = picture_of("source attacked")
+    loaded.ui.heatmapCheckBox.checked = False
+    without = picture_of("source attacked")
+    assert (with_overlay[:, 3] == without[:, 3]).all()
+    assert (with_overlay >= without).all(), "light is only added"
+    assert (with_overlay != without).any()
+
+
+def test_a_second_comparison_replaces_the_first(loaded, scan):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    wait_until(lambda: not loaded.protect.device.is_asking)
+    before = snapshot()
+    loaded.ui.compareButton.click()
+    assert len(snapshot()) == len(before)
+
+
+def select_points(panel, points_by_series):
+    """Tell of the selected points of each line, as Slicer's plot does."""
+    ids, selections = vtk.vtkStringArray(), vtk.vtkCollection()
+    for series, selected in points_by_series.items():
+        ids.InsertNextValue(series.GetID())
+        points = vtk.vtkIdTypeArray()
+        for point in selected:
+            points.InsertNextValue(point)
+        selections.AddItem(points)
+    panel.compare.view._plot_view.slot(ids, selections)
+
+
+def slices_shown(panel):
+    """The slice of the source that each view of the comparison shows."""
+    shown = set()
+    for view in bridge().VIEWS.values():
+        to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
+        ras = [to_ras.GetElement(row, 3) for row in range(3)]
+        shown.add(bridge().voxel_from_ras(panel._parameterNode.sourceVolume, ras)[0])
+    return shown
+
+
+def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    first, second = (parameters.rmseChart.GetNthPlotSeriesNode(index) for index in range(2))
+    select_points(loaded, {first: [7]})
+    assert slices_shown(loaded) == {7}
+    # Each click comes with the points that were selected before it, then with the new one among those of other lines.
+    select_points(loaded, {first: [7]})
+    select_points(loaded, {first: [7], second: [11]})
+    assert slices_shown(loaded) == {11}
+    select_points(loaded, {first: [7], second: [11]})
+    select_points(loaded, {first: [3], second: [11]})
+    assert slices_shown(loaded) == {3}
+    loaded.compare.show()
+    select_points(loaded, {first: [3], second: [11]})
+    assert slices_shown(loaded) == {3}, "the same point again"
+    select_points(loaded, {})
+    slicer.mrmlScene.RemoveNode(first)
+    select_points(loaded, {})
+    assert slices_shown(loaded) == {3}
+
+
+def test_flicker_alternates_and_restores(loaded, scan):
+    parameters = attack(loaded, scan)
+    view = composites()["protected"]
+    loaded.ui.flickerButton.checked = True
+    loaded.compare.flicker_timer.timeout.emit()
+    assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
+    loaded.compare.flicker_timer.timeout.emit()
+    assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    loaded.compare.flicker_timer.timeout.emit()
+    loaded.ui.flickerButton.checked = False
+    assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    assert not loaded.compare.flicker_timer.active
+
+
+def test_the_table_is_copied_and_saved(loaded, scan, standin, tmp_path):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    loaded.ui.copyTableButton.click()
+    lines = slicer.app.clipboard().text().splitlines()
+    assert lines[0].split("\t")[:4] == ["Compared", "Region", "Metric", "Value"]
+    standin.dialog.answer = str(tmp_path / "metrics.csv")
+    loaded.ui.saveTableButton.click()
+    with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == len(lines)
+    assert {row[2] for row in rows[1:]} >= {"rmse", "psnr", "ssim", "max_abs_difference", "mean_bias"}
+
+
+@pytest.mark.parametrize("step", ["protect", "attack", "compare"])
+def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
+    ui = loaded.ui
+    button, bar = {
+        "protect": (ui.protectButton, ui.protectProgressBar),
+        "attack": (ui.simulateAttackButton, ui.attackProgressBar),
+        "compare": (ui.compareButton, ui.compareProgressBar),
+    }[step]
+    if step != "protect":
+        ui.protectButton.click()
+        place_target(loaded, scan.nodule_kji)
+    before = snapshot()
+    bar.valueChanged.connect(lambda _done: button.text == "Cancel" and button.click())
+    button.click()
+    assert snapshot() == before
+    assert "Canceled" in ui.statusLabel.text
+    assert standin.status == ui.statusLabel.text
+    assert standin.errors == []
+    assert button.enabled
+    assert button.text != "Cancel"
+    assert not bar.isVisible()
+
+
+def test_a_double_click_does_not_cancel(loaded, monkeypatch):
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", PATIENCE_SECONDS)
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(
+        lambda _done: ui.protectButton.text == "Cancel" and ui.protectButton.click()
+    )
+    ui.protectButton.click()
+    assert loaded._parameterNode.protectedVolume is not None
+
+
+def test_quitting_cancels(loaded, standin):
+    ui = loaded.ui
+    before = node_names()
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and standin.app.emit("lastWindowClosed()"))
+    ui.protectButton.click()
+    assert node_names() == before
+
+
+@pytest.mark.parametrize("step", ["protect", "attack", "compare"])
+def test_work_goes_on_while_another_module_is_open(loaded, scan, standin, step):
+    ui = loaded.ui
+    button, bar, result = {
+        "protect": (ui.protectButton, ui.protectProgressBar, "protectedVolume"),
+        "attack": (ui.simulateAttackButton, ui.attackProgressBar, "sourceAttacked"),
+        "compare": (ui.compareButton, ui.compareProgressBar, "metricsTable"),
+    }[step]
+    if step != "protect":
+        ui.protectButton.click()
+        place_target(loaded, scan.nodule_kji)
+    left = []
+    bar.valueChanged.connect(lambda _done: button.text == "Cancel" and not left and left.append(standin.leave(loaded)))
+    button.click()
+    assert left
+    assert standin.errors == []
+    standin.enter(loaded)
+    assert getattr(loaded._parameterNode, result) is not None
+    assert button.enabled
+
+
+def test_choices_wait_for_the_work_on_them(loaded, scan):
+    ui = loaded.ui
+    other = bridge().node_from_volume(scan.volume, "Other CT")
+    enabled = []
+
+    def meanwhile(done):
+        if done and not enabled:  # the first batch, however many slices that is
+            enabled.extend([ui.sourceVolumeSelector.enabled, ui.strengthSpinBox.enabled, ui.placeTargetButton.enabled])
+            loaded._parameterNode.sourceVolume = other  # a script may
+
+    ui.protectProgressBar.valueChanged.connect(meanwhile)
+    ui.protectButton.click()
+    assert enabled == [False] * 3
+    assert "CT protected" in node_names()
+    assert loaded._parameterNode.protectedVolume is None, "it belongs to the other source"
+    assert ui.sourceVolumeSelector.enabled
+
+
+def test_entering_again_and_again_leaves_nothing_behind(loaded, standin):
+    observed = len(loaded.Observations)
+    for _ in range(5):
+        standin.leave(loaded)
+        standin.enter(loaded)
+    assert len(loaded.Observations) == observed
+
+
+def test_declined_packages_are_no_error(loaded, standin, monkeypatch):
+    def decline(_requirements, requester):
+        raise RuntimeError(f"User declined package installation for {requester}")
+
+    monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_ensure", decline)
+    before = node_names()
+    loaded.ui.protectButton.click()
+    assert standin.errors == []
+    assert "packages are needed" in loaded.ui.statusLabel.text
+    assert node_names() == before
+
+
+@pytest.mark.parametrize("found", ["torch, torchvision", "torch"])
+@pytest.mark.usefixtures("module")
+def test_an_installed_torch_is_used_as_it_is(standin, monkeypatch, found):
+    """With or without the PyTorch extension; and no other package may bring another torch."""
+    from MITSGANLib.slicer_bridge import packages
+
+    asked, said = [], []
+    monkeypatch.setattr(packages, "are_installed", lambda *names: set(names) <= set(found.split(", ")))
+    monkeypatch.setattr(standin.packaging, "pip_ensure", lambda wanted, **_options: asked.extend(wanted))
+    packages.ensure_packages(ROOT / "MITSGAN" / "Resources" / "requirements.txt", said.append)
+    names = [requirement.name for requirement in asked]
+    assert "scikit-image" in names
+    assert ("lpips" in names) == (found != "torch")
+    assert said == []
+
+
+@pytest.mark.usefixtures("module")
+def test_without_torch_its_extension_is_asked_for(monkeypatch):
+    from MITSGANLib.errors import CancelledError, DependencyError
+    from MITSGANLib.slicer_bridge import packages
+
+    path, said = ROOT / "MITSGAN" / "Resources" / "requirements.txt", []
+    monkeypatch.setattr(packages, "are_installed", lambda *_names: False)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    with pytest.raises(DependencyError, match="PyTorch extension"):
+        packages.ensure_packages(path, said.append)
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = lambda: types.SimpleNamespace(installTorch=lambda **_options: None)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    with pytest.raises(CancelledError, match="PyTorch is needed"):
+        packages.ensure_packages(path, said.append)
+    assert "takes minutes" in said[0]
+
+
+def test_an_older_slicer_is_told_what_is_missing(loaded, standin, monkeypatch):
+    monkeypatch.delattr(slicer, "packaging")
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+    message = click_failing(loaded.ui.protectButton, "5.12 or later")
+    assert message in standin.errors[-1]
+
+
+def test_a_path_does_not_reach_the_log(loaded, scan, standin, tmp_path):
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    standin.dialog.answer = str(tmp_path / "DOE^JANE" / "metrics.csv")
+    (tmp_path / "DOE^JANE").write_text("a file where the folder should be")
+    click_failing(loaded.ui.saveTableButton)
+    assert standin.errors
+    assert "JANE" not in "".join(standin.errors)
+
+
+def test_only_one_job_at_a_time(loaded):
+    ui = loaded.ui
+    ui.protectButton.click()
+    before = node_names()
+    ui.compareProgressBar.valueChanged.connect(lambda _done: ui.protectButton.clicked.emit())
+    ui.compareButton.click()
+    names = set(node_names()) - set(before)
+    assert names == {"CT protected difference"}
+
+
+def test_closing_the_scene_stops_the_work(loaded, standin):
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and slicer.mrmlScene.Clear(False))
+    ui.protectButton.click()
+    assert node_names() == []
+    assert standin.errors == []
+    assert "load a sample" in ui.inspectionLabel.text
+    assert loaded._parameterNode.sourceVolume is None
+
+
+def test_closing_the_scene_leaves_no_empty_views(loaded, scan):
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
+    attack(loaded, scan)
+    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    slicer.mrmlScene.Clear(False)
+    assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
+
+
+def test_placing_points_of_another_list_is_not_ours(loaded, scan, standin):
+    loaded.ui.protectButton.click()
+    place_target(loaded, scan.nodule_kji)
+    said = loaded.ui.targetDescriptionLabel.text
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
+    bridge().start_placing(other)
+    assert loaded.ui.targetDescriptionLabel.text == said
+    standin.leave(loaded)
+    assert bridge().is_placing(other), "the user may want to place it elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.arange(4096, dtype=np.int16).reshape(16, 16, 16), "none lies below 0"),
+        (np.linspace(-1, 1, 4096, dtype=np.float32).reshape(16, 16, 16), "not whole HU"),
+    ],
+    ids=["not HU", "normalized"],
+)
+def test_what_is_no_ct_is_explained_and_not_processed(panel, pictures, values, reason):
+    node = slicer.util.addVolumeFromArray(values, name="MR")
+    panel.ui.sourceVolumeSelector.setCurrentNode(node)
+    assert "Not usable" in panel.ui.inspectionLabel.text
+    assert reason in panel.ui.inspectionLabel.text
+    assert not panel.ui.protectButton.enabled
+    assert reason in panel.ui.protectButton.toolTip
+    with pytest.raises(Exception, match=reason):
+        panel.logic.protect(node)
+    pictures.take("error")
+
+
+def test_bad_targets_are_explained(loaded, scan, standin):
+    loaded.ui.protectButton.click()
+    before = node_names()
+    place_target(loaded, (scan.nodule_kji[0], 1, 1))
+    message = click_failing(loaded.ui.simulateAttackButton, "border")
+    assert message in standin.errors[-1]
+    assert message in loaded.ui.statusLabel.text
+    place_target(loaded, (-10, 5, 5))
+    assert "outside the volume" in loaded.ui.targetDescriptionLabel.text
+    click_failing(loaded.ui.simulateAttackButton, "outside")
+    assert node_names() == before
+    assert loaded.ui.simulateAttackButton.text == "Simulate attack"
+
+
+def test_a_target_in_air_is_explained(loaded, scan):
+    node = loaded._parameterNode.sourceVolume
+    hu(node)[:, 40:] = -1000
+    node.GetImageData().Modified()
+    loaded.ui.protectButton.click()
+    place_target(loaded, (scan.nodule_kji[0], 100, 64))
+    before = node_names()
+    message = click_failing(loaded.ui.simulateAttackButton, "lies in air")
+    assert message in loaded.ui.statusLabel.text
+    assert node_names() == before
+
+
+def test_a_folder_of_attacker_files_can_be_chosen(loaded, standin, tmp_path):
+    standin.dialog.answer = ""
+    loaded.ui.attackerFolderButton.click()
+    assert loaded._parameterNode.attacker == "ctgan-small", "the user closed the dialog"
+    folder = tmp_path / "published"
+    standin.dialog.answer = str(folder)
+    loaded.ui.attackerFolderButton.click()
+    assert loaded._parameterNode.attacker == str(folder)
+    assert loaded.ui.attackerComboBox.currentText == "published"
+    loaded.ui.attackerComboBox.setCurrentIndex(0)
+    assert loaded._parameterNode.attacker == "ctgan-small"
+
+
+def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch):
+    sample_data = types.ModuleType("SampleData")
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return [bridge().node_from_volume(scan.volume, name)]
+
+    sample_data.downloadSamples = download
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    panel.ui.sampleChestButton.click()
+    assert asked == ["CTChest"]
+    source = panel._parameterNode.sourceVolume
+    assert source.GetName() == "CTChest"
+    assert source.GetDisplayNode().GetLevel() == -600
+
+    sample_data.downloadSamples = lambda _name: []
+    click_failing(panel.ui.sampleChestButton, "check the connection")
+    assert "Failed to load the sample" in standin.errors[-1]
+
+
+def test_leaving_during_the_download_keeps_the_sample(panel, scan, standin, monkeypatch):
+    def download(name):
+        standin.leave(panel)
+        return [bridge().node_from_volume(scan.volume, name)]
+
+    sample_data = types.ModuleType("SampleData")
+    sample_data.downloadSamples = download
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    panel.ui.sampleChestButton.click()
+    assert standin.errors == []
+    standin.enter(panel)
+    assert panel._parameterNode.sourceVolume.GetName() == "CTChest"
+
+
+def test_no_events_are_processed_while_the_parameter_node_is_shown(panel, scan, standin, monkeypatch):
+    """They may be those of a user who closes the scene or leaves the module."""
+    before = []
+    monkeypatch.setattr(standin.app, "processEvents", lambda: before.append(panel.ui.inspectionLabel.text))
+    add_scan(panel, scan.volume)
+    assert "Looks like CT" in panel.ui.inspectionLabel.text
+    assert before == []
+
+
+def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
+    library = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "MITSGANLib"}
+    for name, module in library.items():
+        # Put back afterwards: the other tests hold on to these.
+        monkeypatch.setitem(sys.modules, name, module)
+    loaded.ui.strengthSpinBox.value = 4.0
+    # A thread that imports while modules are exchanged, here or at the end, would leave some of either kind.
+    wait_until(lambda: not loaded.protect.device.is_asking)
+    loaded.onReload()
+    assert "MITSGANLib.slicer_bridge.panel.jobs" in sys.modules
+    assert [name for name in library if sys.modules.get(name) is library[name]] == []
+    again = slicer.modules.MITSGANWidget
+    assert again is not loaded
+    assert again.ui.strengthSpinBox.value == 4.0
+    again.ui.strengthSpinBox.value = 5.0
+    assert loaded.ui.strengthSpinBox.value == 4.0, "the old panel listens no more"
+    wait_until(lambda: not again.protect.device.is_asking)
+    again.cleanup()
+
+
+def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
+    """A reload is what the author of the mistake will press."""
+    with monkeypatch.context() as context:
+        context.setattr(module, "Panel", None)
+        widget = module.MITSGANWidget(standin.new_parent())
+        slicer.modules.MITSGANWidget = widget
+        with pytest.raises(TypeError):
+            widget.setup()
+    library = {name: one for name, one in sys.modules.items() if name.partition(".")[0] == "MITSGANLib"}
+    for name, one in library.items():
+        monkeypatch.setitem(sys.modules, name, one)
+    widget.onReload()
+    again = slicer.modules.MITSGANWidget
+    assert again.panel
+    wait_until(lambda: not again.protect.device.is_asking)
+    again.cleanup()
+
+
+def test_reload_waits_for_work_in_progress(loaded):
+    ui = loaded.ui
+    ui.protectProgressBar.valueChanged.connect(lambda done: done and loaded.onReload())
+    before = node_names()
+    ui.protectButton.click()
+    assert node_names() == before
+    assert "Cancel" in ui.statusLabel.text
+
+
+def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded.ui.deviceComboBox.setCurrentIndex(loaded.ui.deviceComboBox.findData("cuda"))
+    assert loaded._parameterNode.device == "cuda"
+    wait_until(lambda: "No usable NVIDIA GPU" in loaded.ui.deviceDescriptionLabel.text)
+    before = node_names()
+    click_failing(loaded.ui.protectButton, "No usable NVIDIA GPU")
+    assert node_names() == before
+
+
+def save_scene(folder):
+    """Save the scene and the data of all its nodes, as Slicer's Save dialog does."""
+    scene = slicer.mrmlScene
+    scene.SetRootDirectory(str(folder))
+    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
+        if node.GetSaveWithScene() and node.GetDefaultStorageNodeClassName():
+            node.AddDefaultStorageNode()
+            storage = node.GetStorageNode()
+            name = f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"
+            storage.SetFileName(str(folder / name))
+            assert storage.WriteData(node), node.GetName()
+    scene.SetURL(str(folder / "scene.mrml"))
+    assert scene.Commit()
+
+
+def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    parameters.strengthHU = 7.5
+    attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
+    scene = slicer.mrmlScene
+    save_scene(tmp_path)
+    assert "Jane" not in (tmp_path / "scene.mrml").read_text()
+
+    scene.Clear(False)
+    assert loaded._parameterNode.sourceVolume is None
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Import()
+    parameters = loaded._parameterNode
+    assert (parameters.strengthHU, parameters.action, parameters.summary) == (7.5, "remove", summary)
+    assert parameters.sourceAttacked.GetName() == attacked
+    assert bridge().is_simulated_attack(parameters.sourceAttacked)
+    assert bridge().source_of(parameters.protectedVolume) is parameters.sourceVolume
+    assert bridge().voxel_from_ras(
+        parameters.sourceVolume, bridge().target_from_markups(parameters.targetPoint)
+    ) == tuple(scan.nodule_kji)
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+    assert attacked in loaded.ui.attackedLabel.text
+    assert loaded.ui.removeRadioButton.checked
+    assert loaded.ui.strengthSpinBox.value == 7.5
+    loaded.ui.compareButton.click()
+    assert parameters.metricsTable.GetNumberOfRows() > 20
+
+    # Into a scene with work on another scan: what is read last is what the panel shows.
+    scene.Clear(False)
+    add_scan(loaded, scan.volume, "Other CT")
+    loaded.ui.protectButton.click()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Import()
+    parameters = loaded._parameterNode
+    assert parameters.sourceAttacked.GetName() == attacked
+    assert (parameters.summary, parameters.metricsTable.GetNumberOfRows() > 20) == (summary, True)
+
+
+def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
+    """As a scene bundle is opened: closing and reading are one batch, which ends only after the import."""
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
+    save_scene(tmp_path)
+    scene = slicer.mrmlScene
+    scene.Clear(False)
+    add_scan(loaded, scan.volume, "Other CT")
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Connect()
+    assert loaded._parameterNode.sourceVolume.GetName() == "CT"
+    assert loaded.ui.sourceVolumeSelector.currentNode().GetName() == "CT"
+    assert "Looks like CT" in loaded.ui.inspectionLabel.text
+    assert attacked in loaded.ui.attackedLabel.text
+    assert loaded.ui.summaryLabel.text == summary
+    assert loaded.ui.removeRadioButton.checked
+    assert loaded.ui.simulateAttackButton.enabled
+    assert composites()["source attacked"].GetForegroundVolumeID() == (
+        loaded._parameterNode.sourceAttackedHeatmap.GetID()
+    )
+
+
+def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, module):
+    loaded.ui.strengthSpinBox.value = 4.0
+    standin.leave(loaded)
+    assert loaded._parameterNode is None
+    standin.enter(loaded)
+    assert loaded.ui.strengthSpinBox.value == 4.0
+    again = standin.open_panel(module)
+    assert again.ui.strengthSpinBox.value == 4.0
+    assert again.ui.sourceVolumeSelector.currentNode().GetName() == "CT"
+    again.cleanup()
+
+
+def test_a_scene_that_is_closed_elsewhere_is_gone_when_the_panel_is_opened_again(loaded, standin, scan):
+    attack(loaded, scan)
+    standin.leave(loaded)
+    slicer.mrmlScene.Clear(False)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+    assert loaded._parameterNode is None, "no other module's scene is touched"
+    standin.enter(loaded)
+    assert loaded.ui.sourceVolumeSelector.currentNode() is None
+    assert "load a sample" in loaded.ui.inspectionLabel.text
+    add_scan(loaded, scan.volume, "Next CT")
+    assert "Looks like CT" in loaded.ui.inspectionLabel.text
+    loaded.ui.protectButton.click()
+    assert "Next CT protected" in node_names()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sourceVolume",
+        "protectedVolume",
+        "targetPoint",
+        "sourceAttacked",
+        "protectionHeatmap",
+        "metricsTable",
+        "rmseChart",
+    ],
+)
+def test_the_user_may_delete_any_node(loaded, scan, name):
+    parameters = attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    slicer.mrmlScene.RemoveNode(getattr(parameters, name))
+    # A selector of Slicer's falls back on the volume above, here the source, which is not its own protected version.
+    assert getattr(parameters, name) is (parameters.sourceVolume if name == "protectedVolume" else None)
+    ui = loaded.ui
+    assert ui.protectButton.enabled == (name != "sourceVolume")
+    assert ui.simulateAttackButton.enabled == (name not in ("sourceVolume", "protectedVolume", "targetPoint"))
+    assert ui.copyTableButton.enabled == (name != "metricsTable")
+    assert ("load a sample" in ui.inspectionLabel.text) == (name == "sourceVolume")
+    if ui.compareButton.enabled:
+        ui.compareButton.click()
+        assert parameters.metricsTable.GetNumberOfRows() > 0
+
+
+def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
+    parameters = attack(loaded, scan)
+    first, protected = parameters.sourceVolume, parameters.protectedVolume
+    add_scan(loaded, scan.volume, "Second CT")
+    assert parameters.protectedVolume is None
+    assert parameters.sourceAttacked is None
+    loaded.ui.sourceVolumeSelector.setCurrentNode(first)
+    assert parameters.protectedVolume is protected
+
+
+def test_export_explains_why_not(loaded, scan, standin):
+    parameters = attack(loaded, scan)
+    click_failing(loaded.ui.exportDicomButton, "not loaded through Slicer's DICOM module")
+    assert "DICOM" in standin.errors[-1]
+    loaded.ui.protectedVolumeSelector.setCurrentNode(parameters.sourceAttacked)
+    assert not loaded.ui.exportDicomButton.enabled
+    assert "never exported as DICOM" in loaded.ui.exportDicomButton.toolTip
+    with pytest.raises(Exception, match="never exported as DICOM"):
+        loaded.logic.exportDicom(parameters.sourceAttacked, "/nowhere")
+
+
+def test_report_is_written(loaded, scan, standin, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITSGAN_SQUEEZENET", str(tmp_path / "none"))
+    attack(loaded, scan)
+    standin.dialog.answer = str(tmp_path / "report.html")
+    loaded.ui.reportButton.click()
+    assert standin.errors == []
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "untrained" in text
+    assert "CT protected" not in text, "the name of a node may be a patient's"
+
+
+@pytest.mark.usefixtures("models")
+def test_the_module_registers_its_sample_and_its_self_test_passes(standin, module, scan, monkeypatch):
+    sources = []
+    sample_data = types.ModuleType("SampleData")
+    sample_data.SampleDataLogic = types.SimpleNamespace(
+        registerCustomSampleDataSource=lambda **source: sources.append(source)
+    )
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    # The small scan in place of the phantom of the default size alone.
+    monkeypatch.setattr(
+        "MITSGANLib.scan.phantom.thorax_phantom", lambda *size, **rest: thorax_phantom(*size, **rest) if size else scan
+    )
+    parent = types.SimpleNamespace(path=str(ROOT / "MITSGAN" / "MITSGAN.py"))
+    module.MITSGAN(parent)
+    assert parent.categories == ["Informatics"]
+    standin.app.emit("startupCompleted()")
+    assert Path(sources[0]["thumbnailFileName"]).is_file()
+    (node,) = sources[0]["customDownloader"](None)
+    assert node.GetAttribute(bridge().SYNTHETIC_ATTRIBUTE) == "true"
+    module.MITSGANTest().runTest()
+
+
+def test_a_scan_from_the_dicom_database_is_exported_as_a_derived_series(panel, standin, tmp_path):
+    from dicom_factory import ct_series, phantom_hu
+    from MITSGANLib.files.dicom.read import read_series
+    from MITSGANLib.files.dicom.series import choose_series, scan_dicom
+
+    series = ct_series(phantom_hu((6, 40, 40)))
+    series.write(tmp_path / "original")
+    original = read_series(choose_series(scan_dicom(tmp_path / "original")))
+    files = {path.name: path for path in (tmp_path / "original").iterdir()}
+    standin.dicomDatabase.files = files
+    # Slicer may hold the slices from the other end; the node must not say whose scan it is.
+    reversed_slices = np.diag((1.0, 1.0, -1.0))
+    volume = dataclasses.replace(
+        original,
+        hu=original.hu[::-1],
+        origin=tuple(original.voxel_to_lps((original.shape[0] - 1, 0, 0))),
+        direction=original.direction @ reversed_slices,
+    )
+    source = add_scan(panel, volume)
+    source.SetAttribute("DICOM.instanceUIDs", " ".join(files))
+    panel.ui.protectButton.click()
+    protected = panel._parameterNode.protectedVolume
+
+    standin.dialog.answer = str(tmp_path / "export")
+    panel.ui.exportDicomButton.click()
+    assert standin.errors == []
+    written = read_series(choose_series(scan_dicom(tmp_path / "export")))
+    assert written.same_geometry(original)
+    np.testing.assert_array_equal(written.hu, hu(protected)[::-1])
+    panel.ui.exportDicomButton.click()
+    assert (tmp_path / "export" / "protected-1").is_dir(), "a folder in use is not written into"
+
+    standin.dicomDatabase.files = {}
+    click_failing(panel.ui.exportDicomButton, "no longer in the DICOM database")
+
+
+def test_a_scan_from_dicom_is_protected_as_its_files_are(panel, standin, tmp_path):
+    """Padding within the body's range of HU, which only the headers declare."""
+    from dicom_factory import ct_series, phantom_hu
+    from MITSGANLib.files.dicom.read import read_series
+    from MITSGANLib.files.dicom.series import choose_series, scan_dicom
+
+    values = phantom_hu((6, 40, 40))
+    values[:, 20:24, 10:30] = -860
+    ct_series(values, edit=lambda dataset, _k: setattr(dataset, "PixelPaddingValue", 1024 - 860)).write(tmp_path)
+    original = read_series(choose_series(scan_dicom(tmp_path)))
+    assert original.provenance.padding_hu == -860
+    files = {path.name: path for path in tmp_path.iterdir()}
+    standin.dicomDatabase.files = files
+    source = add_scan(panel, dataclasses.replace(original, provenance=Provenance("scan")))
+    source.SetAttribute("DICOM.instanceUIDs", " ".join(files))
+    panel.ui.protectButton.click()
+    expected = protector.protect(original, model=protector.load_protector(), device="cpu")
+    np.testing.assert_array_equal(hu(panel._parameterNode.protectedVolume), expected.hu)
+    assert (hu(panel._parameterNode.protectedVolume)[:, 20:24, 10:30] == -860).all()
+
+
+@pytest.mark.usefixtures("module", "models")
+def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
+    """The code block of the README, as it stands there, on a smaller phantom."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    k, j, i = phantom.nodule_kji
+    assert "(48, 128, 80)" in code
+    monkeypatch.setattr("MITSGANLib.scan.phantom.thorax_phantom", lambda: phantom)
+    exec(code.replace("(48, 128, 80)", f"({k}, {j}, {i})"), {})  # noqa: S102
+    assert "in-painted middle" in capsys.readouterr().out
+
+
+def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):
+    """Sixty-four slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
+    import json
+
+    from MITSGANLib.attack.installed import available_attackers
+    from MITSGANLib.files.volume_files import read_file
+    from MITSGANLib.protection.presets import available_protectors
+
+    if not available_protectors() or not available_attackers():
+        pytest.skip("no models are installed")
+    findings = json.loads((real_ct / "nodules.json").read_text(encoding="utf-8"))
+    nodule = findings["LIDC-IDRI-0002"]["nodules"][0]
+    k, j, i = (round(nodule[axis]) for axis in ("slice", "row", "column"))
+    whole = read_file(real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd")
+    first = k - 32
+    volume = dataclasses.replace(
+        whole, hu=whole.hu[first : first + 64], origin=tuple(whole.voxel_to_lps((first, 0, 0)))
+    )
+    panel = standin.open_panel(module)
+    pictures = Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
+    pictures.take("real-empty")
+    add_scan(panel, volume, "LIDC-IDRI-0002")
+    assert "Looks like CT" in panel.ui.inspectionLabel.text
+    wait_until(lambda: "s for this scan" in panel.ui.deviceDescriptionLabel.text)
+    taken = []
+
+    def while_protecting(done):
+        if done >= 24 and not taken:
+            taken.append(done)
+            pictures.take("real-protecting")
+
+    panel.ui.protectProgressBar.valueChanged.connect(while_protecting)
+    panel.ui.protectButton.click()
+    assert taken
+    place_target(panel, (k - first, j, i))
+    panel.ui.removeRadioButton.checked = True
+    panel.ui.simulateAttackButton.click()
+    pictures.take("real-attacked")
+    panel.ui.compareButton.click()
+    assert standin.errors == []
+    assert "Noise of the same RMSE moved it by" in panel.ui.summaryLabel.text
+    assert "The forgery shows:" in panel.ui.summaryLabel.text, "what was painted lacks the default's watermark"
+    pictures.take("real-compared")
+    parameters = panel._parameterNode
+    change = hu(parameters.protectedVolume).astype(int) - hu(parameters.sourceVolume)
+    assert 0 < np.abs(change).max() <= 30
+    assert (hu(parameters.sourceAttacked) != hu(parameters.sourceVolume)).any()
+    panel.cleanup()

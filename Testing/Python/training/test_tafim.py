@@ -1,0 +1,138 @@
+"""TAFIM's training from train.py: bounded change, forgeries nearer to the target, compression in the way, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from MITSGANLib.errors import InputError
+from MITSGANLib.protection.protector import load_protector, protect
+from MITSGANLib.protection.tafim import TAFIM
+from MITSGANTrainingLib.training.engine import Step
+from MITSGANTrainingLib.training.recipes import load_recipe
+from MITSGANTrainingLib.training.tafim import Sample
+from training_rivals import Bench, assert_resumes, learn
+
+TINY = """
+task = "tafim"
+name = "tiny"
+attackers = ["untrained"]
+crop = 32
+validation_targets = 1
+[model]
+base_filters = 2
+levels = 2
+tile = 48
+[budget]
+strength_hu = 30.0
+[compression]
+share = 0.5
+[training]
+steps = 3
+batch_size = 2
+save_every = 1
+validate_every = 3
+images_every = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, phantom, untrained_attackers) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("tafim"), TINY, phantom.volume, untrained_attackers)
+
+
+class TestTraining:
+    def test_train_py_makes_a_protector_within_its_budget(self, bench, tmp_path, phantom):
+        assert bench.train(tmp_path) == 0
+        path = tmp_path / "models" / "protectors" / "tiny.safetensors"
+        card = json.loads(path.with_suffix(".json").read_text())
+        assert card["architecture"]["class"] == "TAFIM"
+        assert 0 < card["figures"]["rmse_hu"] <= 30
+        assert card["figures"]["untrained inject compressed moved_hu"] >= 0
+        protector = load_protector(path)
+        assert isinstance(protector.generator, TAFIM)
+        change = protect(phantom.volume, model=protector).hu.astype(int) - phantom.volume.hu
+        assert 0 < np.abs(change).max() <= 30
+
+    def test_a_resumed_run_equals_an_unbroken_one(self, bench, tmp_path, monkeypatch):
+        assert_resumes(bench, tmp_path, 1, monkeypatch)
+
+    def test_forgeries_come_nearer_to_the_target(self, bench):
+        """With the shipped attackers: what untrained ones forge hardly depends on what they see."""
+        made = bench.task(
+            attackers=["ctgan-small"], learning_rate=1e-2, **{"budget.strength_hu": 200.0, "training.batch_size": 1}
+        )
+        seen = [scalars["manipulation"] for scalars in learn(made, 14)]
+        assert np.mean(seen[-4:]) < 0.9 * np.mean(seen[:4])
+
+
+class TestObjective:
+    def test_gradient_reaches_the_global_perturbation_and_every_weight(self, bench):
+        made = bench.task(**{"compression.share": 1.0})
+        networks = {name: learner.module for name, learner in made.learners.items()}
+        (loss,) = made.losses(made.draw(Step(0, 0, 2)), networks)
+        loss.value.backward()
+        assert made.model.perturbation.grad.abs().sum() > 0
+        assert all(torch.isfinite(p.grad).all() for p in made.model.parameters())
+
+    def test_change_is_whole_hu_within_the_budget(self, bench):
+        made = bench.task()
+        slabs = [sample.slab for sample in made.draw(Step(0, 0, 2))]
+        scan = made._scans[slabs[0].scan]
+        with torch.no_grad():
+            clean, change = made._change(scan, slabs, made.model)
+        allowed = np.stack([scan.allowed(slab, made.config.budget) for slab in slabs])
+        assert (clean.numpy() == np.stack([scan.hu(slab) for slab in slabs])).all()
+        assert (change.abs().numpy() <= allowed).all()
+        assert torch.equal(change, change.round())
+        assert change.any()
+
+    def test_compression_is_between_protection_and_attack(self, bench):
+        """The same slab and change, compressed hard, give another manipulation loss and the same reconstruction."""
+        made = bench.task()
+        slab = made.draw(Step(0, 0, 1))[0].slab
+        scan = made._scans[slab.scan]
+        clean, change = made._change(scan, [slab], made.model)
+        (plain, compressed) = (made._loss(scan, [Sample(slab, q)], clean, change)[1] for q in (None, 10))
+        assert plain["manipulation"] != compressed["manipulation"]
+        assert plain["reconstruction"] == compressed["reconstruction"]
+
+    def test_manipulation_is_the_distance_from_the_target(self, bench):
+        made = bench.task()
+        forger = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 150.0))
+        cubes = torch.zeros(1, 32, 32, 32)
+        assert made._manipulation(cubes, forger) == 0
+        elsewhere = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 50.0))
+        assert made._manipulation(cubes, elsewhere) == pytest.approx((100 * 2 / 2048) ** 2)
+
+    def test_draws_follow_from_the_step_alone(self, bench):
+        made = bench.task()
+        first, again, other = (made.draw(Step(number, 0, 4)) for number in (5, 5, 6))
+        assert first == again != other
+        qualities = {sample.quality for number in range(20) for sample in made.draw(Step(number, 0, 4))}
+        assert None in qualities
+        assert len(qualities) > 10
+
+
+class TestRecipes:
+    def test_shipped_ones_load(self):
+        paper, cpu = (load_recipe(f"tafim-{name}").config for name in ("paper", "cpu"))
+        assert (paper.crop, paper.model.tile) == (0, 512)
+        assert paper.budget == cpu.budget == load_recipe("mitsgan-paper").config.budget
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"model.levels": 0}, "model.levels"),
+            ({"budget.strength_hu": 0.0}, "strength_hu"),
+            ({"compression.quality": [0, 50]}, "qualit"),
+            ({"model.output": "image"}, "model.output"),
+            ({"target": 3.0}, "target_hu"),
+        ],
+    )
+    def test_mistakes_name_the_key(self, bench, changes, words):
+        with pytest.raises(InputError, match=words):
+            load_recipe(bench.recipe, changes)
