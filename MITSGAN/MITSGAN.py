@@ -456,7 +456,7 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
         publicKey: Path | None = None,
         *,
         progress: Callable[..., None] | None = None,
-    ) -> slicer_bridge.Checked:
+    ) -> slicer_bridge.SignatureCheck:
         """Tell whether a signed scan on the disk is as it was signed, and if not, what was changed.
 
         :param publicKey: file with the public key of the expected signer.
@@ -466,7 +466,7 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
 
     def showChanges(
         self,
-        checked: slicer_bridge.Checked,
+        checked: slicer_bridge.SignatureCheck,
         volumeNodes: Sequence[vtkMRMLScalarVolumeNode | None] = (),
         *,
         visible: bool = True,

@@ -33,10 +33,11 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
-from MITSGANTrainingLib.evaluation.jury import Jury, area_under_curve
+from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
+from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
 
 SEED = 11

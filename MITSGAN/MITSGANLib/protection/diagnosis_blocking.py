@@ -24,10 +24,15 @@ from ..runtime.devices import resolve_device
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision
-from .presets import BLOCKER_CLASS
 
 if TYPE_CHECKING:
     import torch
+
+BLOCKER_CLASS = "DecisionMark"
+"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
+
+BLOCKER_KIND = "mark against diagnosis networks"
+"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
 Progress = Callable[[int, int], None]
 Voxel = tuple[int, int, int]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights
+from .diagnosis_blocking import BLOCKER_CLASS, BLOCKER_KIND
 
 if TYPE_CHECKING:
     from .diagnosis_blocking import DiagnosisBlocker
@@ -21,12 +22,6 @@ DEFAULT_PROTECTOR = "mitsgan-small"
 
 NO_MODEL = "none"
 """In place of a protector's name: a watermark alone."""
-
-BLOCKER_CLASS = "DecisionMark"
-"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
-
-BLOCKER_KIND = "mark against diagnosis networks"
-"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
 
 @dataclass(frozen=True)

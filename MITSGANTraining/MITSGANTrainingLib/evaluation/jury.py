@@ -145,12 +145,3 @@ class Jury:
             unnoticed=not self.forgery.says_yes(after.forgery),
             alarm=bool(self.forgery.says_yes(before.forgery)),
         )
-
-
-def area_under_curve(yes: np.ndarray, no: np.ndarray) -> float:
-    """Area under the ROC curve: how likely a score of ``yes`` lies above one of ``no``, ties counting half."""
-    from scipy import stats
-
-    # By ranks (Mann and Whitney): the pairs of equal kind take n (n + 1) / 2 off the sum of the ranks of yes.
-    ranks = stats.rankdata(np.concatenate([yes, no]))[: len(yes)]
-    return float((ranks.sum() - len(yes) * (len(yes) + 1) / 2) / (len(yes) * len(no)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_data import SQUARES, write_judge
 from MITSGANLib.judges.judge import load_judge
-from MITSGANTrainingLib.evaluation.jury import area_under_curve
+from MITSGANTrainingLib.training.judge import area_under_curve
 
 scores = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from MITSGANTrainingLib.evaluation.jury import area_under_curve
 from MITSGANTrainingLib.evaluation.statistics import (
     Estimate,
     Observation,
@@ -15,6 +14,7 @@ from MITSGANTrainingLib.evaluation.statistics import (
     estimate_by_place,
     share_of_places,
 )
+from MITSGANTrainingLib.training.judge import area_under_curve
 
 scores = st.floats(0, 1).map(lambda value: round(value, 1))
 observations = st.lists(

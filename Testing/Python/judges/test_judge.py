@@ -19,7 +19,8 @@ from MITSGANLib.scan.cubes import cube_shape, cube_start, rescale
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.data.nodules import plant_nodule
-from MITSGANTrainingLib.evaluation.jury import Jury, Seen, area_under_curve
+from MITSGANTrainingLib.evaluation.jury import Jury, Seen
+from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
 
 

@@ -450,7 +450,7 @@ def test_table_holds_every_metric_with_its_definition():
 
     first = np.zeros((3, 16, 16), np.int16)
     comparison = compare(first, first + np.int16(2))
-    table = bridge.metrics_table([bridge.Finding("b, then a", comparison)], "metrics")
+    table = bridge.metrics_table([bridge.ComparedPair("b, then a", comparison)], "metrics")
     rows = [line.split("\t") for line in bridge.table_text(table).splitlines()]
     assert len(rows) == 1 + len(comparison.metrics)
     by_metric = {row[2]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
