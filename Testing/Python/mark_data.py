@@ -21,7 +21,7 @@ LUNG_HU, NODULE_HU = -850, 20
 PATIENTS = ("patient-0", "patient-2", *"abcdefghij")
 
 MARK = """
-task = "marking"
+task = "diagnosis-blocking"
 name = "tiny-mark"
 judges = ["mine"]
 validation_samples = 2
@@ -43,7 +43,7 @@ steps = 1
 batch_size = 1
 """
 UNMARK = """
-task = "unmarking"
+task = "unblocking"
 name = "tiny-unmark"
 protector = "tiny-mark"
 pairs = 4

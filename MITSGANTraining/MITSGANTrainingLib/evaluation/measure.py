@@ -12,7 +12,7 @@ import functools
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 from MITSGANLib.watermark.checking import Check, check_watermark
 
-from .cache import Cache, code_digest
+from .cache import MEASUREMENT, Cache
 from .ct_noise import equal_rmse_ct_noise, measure_texture
 from .jury import Jury
 from .planting import NoduleFile, Plant, planted
@@ -89,7 +89,7 @@ class Settings:
     :param lpips: SHA-256 of these weights, or empty where LPIPS cannot be measured.
     :param judges: names or paths of the judges that decide about success, and :meth:`Jury.identity`; None without.
     :param nodules: to plant for removals; None where none are planted.
-    :param code: SHA-256 of the code that measures.
+    :param measurement: version of how figures are measured, of the process that began the evaluation.
     """
 
     seed: int = 0
@@ -99,7 +99,7 @@ class Settings:
     lpips: str = ""
     judges: JudgesChoice | None = None
     nodules: NoduleFile | None = None
-    code: str = field(default_factory=code_digest)
+    measurement: int = MEASUREMENT
 
     def identity(self) -> dict[str, Any]:
         """For keys of the cache."""
@@ -189,7 +189,7 @@ def measure(job: MeasuringJob) -> int:
     :raises MITSGANError: when the scan, a model or the cache cannot be used; what was finished before stays.
     """
     keep_headers_out_of_logs()
-    if job.settings.code != code_digest():
+    if job.settings.measurement != MEASUREMENT:
         raise InputError("This process runs another version of the evaluation; install one version, and run again.")
     cache, attacked = Cache(job.cache), 0
     volume = job.source.load()

@@ -210,7 +210,7 @@ class TestUnmark:
         assert train(UNMARK, work="parts") == CancelledError.exit_code
         monkeypatch.undo()
         assert train(UNMARK, work="parts") == 0
-        works = (tmp_path / f"{work}-unmarking" / "last.pt" for work in ("whole", "parts"))
+        works = (tmp_path / f"{work}-unblocking" / "last.pt" for work in ("whole", "parts"))
         assert same(*(torch.load(path, weights_only=True) for path in works))
         assert (tmp_path / "models" / "unmarkers" / "tiny-unmark.safetensors").read_bytes() == whole
 

@@ -18,7 +18,7 @@ from team_member import double_precision
 from training_data import write_dataset, write_untrained_attackers
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ATTACKER = """
 task = "attacker"
 role = "injector"
