@@ -1,6 +1,7 @@
 """Results of finished work, each in a file named by the digest of everything it depends on.
 
-A stopped evaluation finds here what it had finished; whatever changes (voxels, weights, options, the measurement's version) changes the key.
+A stopped evaluation finds here what it had finished. Whatever changes (voxels, weights, options, the measurement's
+version) changes the key.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from MITSGANLib.files.atomic import atomic_file
 Key = Mapping[str, Any]
 
 MEASUREMENT = 1
-"""Version of how figures are measured. Raise it with every change that moves a figure: no table then mixes two versions.
+"""Version of how figures are measured. Raise it with every change that moves a figure, so that no table mixes two.
 
 A test holds figures of one small evaluation against recorded ones, and says when this number has to be raised.
 """

@@ -109,7 +109,7 @@ class Settings:
             "device": resolve_device(self.device).type,
             "lpips_sha256": self.lpips,
             "judges": self.judges.identity if self.judges else None,
-            "code": self.code,
+            "measurement": self.measurement,
         }
 
 
