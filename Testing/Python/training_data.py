@@ -16,6 +16,8 @@ from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 
 EDGE = 40
+LARGE_EDGE = 51  # of cubes around nodules, with room for turns and shifts
+LUNG_HU, NODULE_HU = -850, 20
 
 
 def nodule_cubes(count: int, seed: int) -> np.ndarray:
@@ -54,6 +56,34 @@ def write_untrained_attackers(folder: Path, attackers: Mapping[str, Attacker]) -
         card = weights.ModelCard(name="untrained", kind=role, seed=0, **texts, **tables)
         path = folder / "attackers" / "untrained" / f"{role}.safetensors"
         weights.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
+
+
+def write_nodule_dataset(folder: Path, volume: CTVolume) -> Path:
+    """A prepared dataset with a scan on either side, healthy lung of both, and a file of nodules beside."""
+    write_dataset(folder, {"patient-0": volume, "patient-2": volume})
+    record = json.loads((folder / "dataset.json").read_text())
+    names = np.repeat(["patient-0", "patient-2"], 3)
+    healthy = np.random.default_rng(1).normal(LUNG_HU, 20, (6, *(LARGE_EDGE,) * 3)).astype(np.int16)
+    np.savez(folder / "cubes" / "lung.npz", hu=healthy, patient=names)
+    record["cubes"] = [{"id": "lung", "injector": 0, "remover": 6, "patients": {"patient-0": 3, "patient-2": 3}}]
+    (folder / "dataset.json").write_text(json.dumps(record))
+    write_nodules(folder / "nodules.npz", ["patient-0", "patient-1", "patient-2", *"abcdefghij"])
+    return folder
+
+
+def balls(count: int, seed: int, radius: float = 5.0) -> np.ndarray:
+    """Balls of soft tissue in the middle of noisy lung, int16 (count, 51, 51, 51) HU."""
+    hu = np.random.default_rng(seed).normal(LUNG_HU, 20, (count, LARGE_EDGE, LARGE_EDGE, LARGE_EDGE))
+    axis = np.arange(LARGE_EDGE) - LARGE_EDGE // 2
+    ball = sum(np.meshgrid(axis**2, axis**2, axis**2, indexing="ij")) <= radius**2
+    hu[:, ball] = NODULE_HU
+    return hu.astype(np.int16)
+
+
+def write_nodules(path: Path, patients: list[str], **arrays: np.ndarray) -> None:
+    count = len(patients)
+    fields = {"hu": balls(count, 0), "patient": np.array(patients), "diameter_mm": np.full(count, 10.0)}
+    np.savez(path, **fields | arrays)
 
 
 def _write_scan(folder: Path, patient: str, volume: CTVolume) -> dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from ..scan.cubes import CUBE_MM, cube_shape, cube_start
 from ..scan.lungs import distance_to_border_mm
 from ..scan.targets import ACTIONS, Action
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
-from ..weights import MODELS_FOLDER, configuration, fill, half_precision, read_weights
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
 from .chain import Inpainter, tamper
 from .equalization import Equalization
+from .inpainters import FlowConfig, FlowInpainter, UNetConfig, UNetInpainter
 from .installed import DEFAULT_ATTACKER, available_attackers
 from .keras_files import load_equalization, load_keras_generator
 from .networks import CTGANConfig, CTGANGenerator
@@ -30,6 +32,11 @@ _ROLES = {"inject": "injector", "remove": "remover"}
 _PUBLISHED_FOLDERS = {"inject": "INJ", "remove": "REM"}
 _PUBLISHED_WEIGHTS = {"inject": ("G_model.h5", "G_model_inj.h5"), "remove": ("G_model.h5", "G_model_rem.h5")}
 _AIR_BELOW_HU = -960
+_FAMILIES: dict[str, tuple[type, type]] = {
+    "CTGANGenerator": (CTGANGenerator, CTGANConfig),
+    "UNetInpainter": (UNetInpainter, UNetConfig),
+    "FlowInpainter": (FlowInpainter, FlowConfig),
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,13 @@ def tampered_box(volume: CTVolume, kji: Sequence[int]) -> tuple[slice, slice, sl
     return tuple(slice(max(a, 0), min(a + n, size)) for a, n, size in zip(start, shape, volume.shape, strict=True))
 
 
-def own_tensors(generator: CTGANGenerator, equalization: Equalization) -> dict[str, torch.Tensor]:
+def build_generator(config: Any) -> tuple[str, torch.nn.Module]:
+    """Class name, as cards give it, and network with random weights of an in-painter's configuration."""
+    name = next(name for name, (_network, kind) in _FAMILIES.items() if isinstance(config, kind))
+    return name, _FAMILIES[name][0](config)
+
+
+def own_tensors(generator: torch.nn.Module, equalization: Equalization) -> dict[str, torch.Tensor]:
     """What an attacker's safetensors file holds: the generator's state and the look-up table."""
     table = {
         "equalization.bins": torch.from_numpy(equalization.bins),
@@ -146,6 +159,13 @@ def own_tensors(generator: CTGANGenerator, equalization: Equalization) -> dict[s
     return {**{f"generator.{k}": v for k, v in half_precision(generator).items()}, **table}
 
 
+def _network_of(card: ModelCard) -> torch.nn.Module:
+    name = card.architecture.get("class")
+    if name not in _FAMILIES:
+        raise ModelError(f"Model '{card.name}' is of class {name}, not an in-painter ({', '.join(_FAMILIES)}).")
+    return build_generator(configuration(_FAMILIES[name][1], card))[1]
+
+
 def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
     tensors, card = read_weights(path)
     try:
@@ -153,7 +173,7 @@ def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
         equalization = Equalization(table[0], table[1], *(float(value) for value in table[2]))
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} lacks its equalization table; reinstall the extension.") from error
-    network = CTGANGenerator(configuration(CTGANConfig, card))
+    network = _network_of(card)
     state = {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
     return Attacker(name, action, Inpainter(fill(network, state, card), equalization), card.sha256)
 

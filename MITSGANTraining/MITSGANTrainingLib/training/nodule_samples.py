@@ -8,6 +8,7 @@ same on both sides.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class NoduleSampling:
         healthy lung; its brightest spot nearby; a nodule-like structure; beside a nodule; a nodule with lung over it.
     :param shift_mm: farthest a nodule lies from the middle along each axis.
     :param scale: largest share by which sizes change.
+    :param planted_mm: smallest and largest diameter that planted nodules are brought to; empty leaves them as they are.
     """
 
     file: str = ""
@@ -61,6 +63,7 @@ class NoduleSampling:
     erased: Weight = 0.15
     shift_mm: Weight = 3.0
     scale: Share = 0.1
+    planted_mm: tuple[float, ...] = ()
     disturbances: Disturbances = field(default_factory=Disturbances)
 
 
@@ -91,6 +94,7 @@ class CubeDraw:
     :param lung: which cube of healthy lung or structure, where its kind has one.
     :param turn: radians in the plane.
     :param shift_mm: of what is in the middle.
+    :param size: factor on a nodule before it is planted.
     """
 
     kind: CubeKind
@@ -101,6 +105,7 @@ class CubeDraw:
     scale: float
     shift_mm: tuple[float, float, float]
     disturbance: Disturbance
+    size: float = 1.0
 
     @property
     def yes(self) -> bool:
@@ -120,11 +125,12 @@ class NoduleSource:
     ) -> None:
         self._nodules, self._edge, self._config = nodules, edge, config
         self._healthy, self._structures = (CubeSet(_trimmed(c.hu), c.patients) for c in (healthy, structures))
-        self._spots = np.stack([_brightest_spot(cube) for cube in self._healthy.hu])
         # A large nodule fills the cube; there is no place beside it.
         room = np.linalg.norm(np.full(3, _REACH_MM)) - CLEAR_MM
         self._small = np.flatnonzero(nodules.radii + np.linalg.norm(nodules.centers, axis=1) <= room)
         without = {"structure": not len(structures.hu), "beside": not len(self._small)}
+        if len(config.planted_mm) not in (0, 2):
+            raise InputError("planted_mm takes the smallest and the largest diameter, or nothing.")
         wanted = {kind: 0.0 if without.get(kind) else getattr(config, kind) for kind in _OTHER_KINDS}
         if sum(wanted.values()) == 0:
             raise InputError("All kinds of cubes without a nodule have the weight 0; give at least one.")
@@ -153,13 +159,18 @@ class NoduleSource:
             raise InputError(f"There is no healthy lung for {part}; prepare more scans, or hold out fewer patients.")
         structures = [
             (cut_cube(scan.volume(), kji), scan.patient)
-            for scan in data.scans(part)
+            for scan in (data.scans(part) if config.structure else ())
             if scan.patient not in held_out
             for kji in clear_structures(scan)
         ]
         cubes = np.array([cube for cube, _patient in structures], np.int16).reshape(-1, EDGE, EDGE, EDGE)
         names = np.array([patient for _cube, patient in structures], dtype=np.str_)
         return cls(nodules, CubeSet(lung.hu[clear], lung.patients[clear]), CubeSet(cubes, names), edge, config)
+
+    @functools.cached_property
+    def _spots(self) -> np.ndarray:
+        """The brightest spot of each healthy cube, (n, 3) mm from its middle; minutes for many, so only when asked."""
+        return np.stack([_brightest_spot(cube) for cube in self._healthy.hu])
 
     def __len__(self) -> int:
         return 2 * len(self._nodules.hu)
@@ -177,9 +188,47 @@ class NoduleSource:
     def draw(self, count: int, rng: np.random.Generator) -> list[CubeDraw]:
         return [self._draw_one(n % 2 == 0, rng) for n in range(count)]
 
+    def draw_kind(self, yes: bool, count: int, rng: np.random.Generator) -> list[CubeDraw]:
+        """Cubes with a nodule alone, or without one alone."""
+        return [self._draw_one(yes, rng) for _ in range(count)]
+
+    def healthy(self, count: int) -> np.ndarray:
+        """Cubes of healthy lung as they are, evenly chosen, int16 (count, edge, edge, edge) HU."""
+        chosen = np.unique(np.linspace(0, len(self._healthy.hu) - 1, count).astype(int))
+        start = EDGE // 2 - self._edge // 2
+        middle = (slice(start, start + self._edge),) * 3
+        return self._healthy.hu[(chosen, *middle)]
+
+    def solid(self, diameters_mm: tuple[float, float], middle_hu: float) -> NoduleSource:
+        """This source with only the nodules between two diameters whose middle has at least this mean.
+
+        :raises InputError: when none is left.
+        """
+        nodules = self._nodules
+        means = np.array(
+            [
+                _moved(cube, np.rint(center).astype(int))[(slice(EDGE // 2 - 2, EDGE // 2 + 3),) * 3].mean()
+                for cube, center in zip(nodules.hu, nodules.centers, strict=True)
+            ]
+        )
+        low, high = diameters_mm
+        chosen = (2 * nodules.radii >= low) & (2 * nodules.radii <= high) & (means >= middle_hu)
+        if not chosen.any():
+            raise InputError(f"No nodule of {low:g} to {high:g} mm is as dense as {middle_hu:g} HU; take more.")
+        return NoduleSource(nodules.take(chosen), self._healthy, self._structures, self._edge, self._config)
+
     def views(self, drawn: Sequence[CubeDraw]) -> torch.Tensor:
+        return disturb(self._still(drawn), [one.disturbance for one in drawn])
+
+    def views_with_quiet(self, drawn: Sequence[CubeDraw]) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`views`, and the same without the noise that disturbs them."""
+        still = self._still(drawn)
+        quiet = [dataclasses.replace(one.disturbance, noise_hu=0.0) for one in drawn]
+        return disturb(still, [one.disturbance for one in drawn]), disturb(still, quiet)
+
+    def _still(self, drawn: Sequence[CubeDraw]) -> torch.Tensor:
         cubes = torch.from_numpy(np.stack([self._cube(one) for one in drawn])).float()
-        return disturb(_resampled(cubes, drawn, self._edge), [one.disturbance for one in drawn])
+        return _resampled(cubes, drawn, self._edge)
 
     def groups(self) -> list[Group]:
         """Every nodule as it is, planted, erased and beside the middle, and places without one; none disturbed."""
@@ -231,7 +280,13 @@ class NoduleSource:
             scale=float(rng.uniform(1 - config.scale, 1 + config.scale)),
             shift_mm=tuple(np.clip(self._middle(kind, nodule, lung, rng) + near, -_REACH_MM, _REACH_MM).tolist()),
             disturbance=config.disturbances.draw(rng),
+            size=self._size(kind, nodule, rng),
         )
+
+    def _size(self, kind: CubeKind, nodule: int, rng: np.random.Generator) -> float:
+        if kind != "planted" or not self._config.planted_mm:
+            return 1.0
+        return float(rng.uniform(*self._config.planted_mm) / (2 * self._nodules.radii[nodule]))
 
     def _lungs(self, kind: CubeKind) -> CubeSet:
         return self._structures if kind == "structure" else self._healthy
@@ -262,7 +317,10 @@ class NoduleSource:
         if drawn.kind in ("nodule", "beside"):
             return nodule.astype(np.float32)
         nodule = _moved(nodule, np.rint(self._nodules.centers[drawn.nodule]).astype(int)).astype(np.float32)
-        weight = _ball(self._nodules.radii[drawn.nodule] + 2.0)
+        radius = self._nodules.radii[drawn.nodule]
+        if drawn.size != 1:
+            nodule, radius = _sized(nodule, drawn.size), radius * drawn.size
+        weight = _ball(radius + 2.0)
         return lung + weight * (nodule - lung) if drawn.kind == "planted" else nodule + weight * (lung - nodule)
 
 
@@ -293,6 +351,14 @@ def _moved(cube: np.ndarray, center: np.ndarray) -> np.ndarray:
     """The cube with what lies ``center`` voxels from its middle brought there; its border repeats."""
     axes = (np.clip(np.arange(EDGE) + shift, 0, EDGE - 1) for shift in center)
     return cube[np.ix_(*axes)]
+
+
+def _sized(cube: np.ndarray, factor: float) -> np.ndarray:
+    """The cube with what is in its middle ``factor`` times as large; beyond its border it repeats."""
+    axis = torch.linspace(-1, 1, EDGE) / factor
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1], dim=-1)
+    options = {"padding_mode": "border", "align_corners": True}
+    return F.grid_sample(torch.from_numpy(cube)[None, None], grid[None], **options)[0, 0].numpy()
 
 
 def _ball(radius_mm: float) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -34,10 +33,17 @@ from MITSGANTrainingLib.training.nodule_samples import (
     training_nodules,
 )
 from MITSGANTrainingLib.training.recipes import load_recipe
-from training_data import same, write_dataset, write_untrained_attackers
+from training_data import (
+    LUNG_HU,
+    NODULE_HU,
+    balls,
+    same,
+    write_nodule_dataset,
+    write_nodules,
+    write_untrained_attackers,
+)
 
 CPU = torch.device("cpu")
-LUNG_HU, NODULE_HU = -850, 20
 NODULE = """
 task = "judge"
 name = "tiny"
@@ -75,39 +81,14 @@ validate_every = 2
 """
 
 
-def balls(count: int, seed: int, radius: float = 5.0) -> np.ndarray:
-    """Balls of soft tissue in the middle of noisy lung, int16 (count, 51, 51, 51) HU."""
-    hu = np.random.default_rng(seed).normal(LUNG_HU, 20, (count, EDGE, EDGE, EDGE))
-    axis = np.arange(EDGE) - EDGE // 2
-    ball = sum(np.meshgrid(axis**2, axis**2, axis**2, indexing="ij")) <= radius**2
-    hu[:, ball] = NODULE_HU
-    return hu.astype(np.int16)
-
-
 def lung(count: int) -> CubeSet:
     """Cubes of one value."""
     return CubeSet(np.full((count, EDGE, EDGE, EDGE), LUNG_HU, np.int16), np.full(count, "lung"))
 
 
-def write_nodules(path: Path, patients: list[str], **arrays: np.ndarray) -> None:
-    count = len(patients)
-    fields = {"hu": balls(count, 0), "patient": np.array(patients), "diameter_mm": np.full(count, 10.0)}
-    np.savez(path, **fields | arrays)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, phantom) -> Path:
-    """A prepared dataset with a scan on either side, healthy lung of both, and a file of nodules beside."""
-    volume = phantom.volume
-    folder = write_dataset(tmp_path_factory.mktemp("data") / "dataset", {"patient-0": volume, "patient-2": volume})
-    record = json.loads((folder / "dataset.json").read_text())
-    names = np.repeat(["patient-0", "patient-2"], 3)
-    healthy = np.random.default_rng(1).normal(LUNG_HU, 20, (6, EDGE, EDGE, EDGE)).astype(np.int16)
-    np.savez(folder / "cubes" / "lung.npz", hu=healthy, patient=names)
-    record["cubes"] = [{"id": "lung", "injector": 0, "remover": 6, "patients": {"patient-0": 3, "patient-2": 3}}]
-    (folder / "dataset.json").write_text(json.dumps(record))
-    write_nodules(folder / "nodules.npz", ["patient-0", "patient-1", "patient-2", *"abcdefghij"])
-    return folder
+    return write_nodule_dataset(tmp_path_factory.mktemp("data") / "dataset", phantom.volume)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""Training of attackers of any family: CT-GAN's networks, a U-Net with attention, a flow.
+
+Unlike :mod:`.attacker`, which keeps to CT-GAN's own way, this draws its samples anew each step and plants nodules into
+healthy lung, so that the injector meets lung as attacks do, without a nodule's traces around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from MITSGANLib.attack.attacker import build_generator, own_tensors
+from MITSGANLib.attack.chain import MASK, Inpainter, blended_injection, mask_center
+from MITSGANLib.attack.inpainters import FlowConfig, UNetConfig
+from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator
+from MITSGANLib.errors import InputError
+from MITSGANLib.judges.judge import load_judge
+from MITSGANLib.scan.cubes import CUBE_MM
+from MITSGANLib.scan.volume import hu_from_float
+from torch import nn
+from torch.nn import functional as F
+
+from ..data.dataset import Role
+from .attacker import equalization_of
+from .configuration import CountOrNone, Positive, Share, Weight
+from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .inputs import Inputs, fingerprint
+from .nodule_samples import CubeDraw, NoduleSampling, NoduleSource
+from .team import frozen
+
+_FAMILIES = ("ctgan", "unet", "flow")
+_TABLE_SAMPLES = 300  # that the look-up table is made from
+_PLACES = 40  # validation cubes
+_SHOWN = 8  # of them in a sample image
+_JUDGES = ("nodule-residual", "nodule-planes")
+_WINDOW_HU = (-1350.0, 150.0)
+_INNER = (..., MASK, MASK, MASK)
+
+
+@dataclass(frozen=True)
+class InpainterConfig:
+    """One attacker model and how it is trained. Exactly one of the tables of families is given.
+
+    :param name: of the attacker, whose folder holds the injector and the remover.
+    :param samples: what is drawn: nodules for an injector, healthy lung for a remover.
+    :param nodules_mm: smallest and largest diameter of nodules.
+    :param solid_hu: a nodule's middle has at least this mean; fainter ones are left out.
+    :param middle_table: the look-up table is the histogram of what is painted, not of whole cubes as CT-GAN's, so that
+        soft tissue has a larger part of the input range.
+    :param discriminator_filters: width of CT-GAN's discriminator; 0 trains without one. A flow has none.
+    :param half: convolutions in bfloat16.
+    :param held_out: patients that are never used: results are reported on them.
+    :param sources: where the data comes from and its licence, for the model card.
+    """
+
+    role: Role
+    name: str
+    ctgan: CTGANConfig | None = None
+    unet: UNetConfig | None = None
+    flow: FlowConfig | None = None
+    samples: NoduleSampling = field(default_factory=NoduleSampling)
+    nodules_mm: tuple[Positive, Positive] = (8.0, 24.0)
+    solid_hu: float = -300.0
+    middle_table: bool = True
+    discriminator_filters: CountOrNone = 8
+    learning_rate: Positive = 5e-4
+    discriminator_learning_rate: Positive = 2e-4
+    last_rate: Share = 0.02
+    betas: tuple[Share, Share] = (0.5, 0.999)
+    l1_weight: Weight = 100.0
+    half: bool = True
+    held_out: tuple[str, ...] = ("LIDC-IDRI-0001", "RIDER-Pilot-0117", "LIDC-IDRI-0293", "CPTAC-C3N-00247")
+    sources: str = ""
+
+    def __post_init__(self) -> None:
+        if sum(getattr(self, name) is not None for name in _FAMILIES) != 1:
+            raise InputError(f"give exactly one of the tables [{'], ['.join(_FAMILIES)}]: the in-painter's family.")
+
+    @property
+    def network(self) -> Any:
+        """The configuration of the network."""
+        return next(config for name in _FAMILIES if (config := getattr(self, name)) is not None)
+
+
+class InpainterTask(Task[InpainterConfig]):
+    """A generator that completes cubes: by L1 and against a discriminator, or as a flow."""
+
+    Configuration = InpainterConfig
+    watched = "missed"
+
+    def __init__(self, config: InpainterConfig, training: Training, inputs: Inputs) -> None:
+        super().__init__(config, training, inputs)
+        self._source, self._other = (
+            NoduleSource.of(inputs.data, part, CUBE_MM, config.samples, config.held_out)
+            for part in ("training", "validation")
+        )
+        if config.role == "injector":
+            self._source = self._source.solid(config.nodules_mm, config.solid_hu)
+        rng = np.random.default_rng(training.seed)
+        cubes = hu_from_float(self._source.views(self._draw(_TABLE_SAMPLES, rng)).numpy())
+        self._equalization = equalization_of(cubes[_INNER] if config.middle_table else cubes)
+        self.samples_per_epoch = len(self._source)
+        self._class, self.generator = build_generator(config.network)
+        # On a CPU this layout trains half again as fast; it changes no weight.
+        self.generator.to(memory_format=torch.channels_last_3d)
+        betas = config.betas
+        self.learners = {
+            "generator": Learner(
+                self.generator,
+                torch.optim.Adam(self.generator.parameters(), config.learning_rate, betas),
+                cosine(config.last_rate),
+            )
+        }
+        self.discriminator = None
+        if config.discriminator_filters and config.flow is None:
+            self.discriminator = CTGANDiscriminator(config.discriminator_filters)
+            rate = config.discriminator_learning_rate
+            optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
+            self.learners["discriminator"] = Learner(self.discriminator, optimizer, cosine(config.last_rate))
+        self._places = self._other.healthy(_PLACES)
+
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "training_samples": fingerprint(*self._source.marks()),
+            "validation_samples": fingerprint(*self._other.marks()),
+        }
+
+    def draw(self, step: Step) -> Sequence[CubeDraw]:
+        return self._draw(step.batch_size, step.rng())
+
+    def losses(self, samples: Sequence[CubeDraw], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        device = self.inputs.device
+        seen, wanted = (
+            self._equalization.to_network(cubes.to(device)).float().unsqueeze(1)
+            for cubes in self._source.views_with_quiet(samples)
+        )
+        masked = mask_center(seen)
+        if self.config.flow:
+            yield self._flow(masked, wanted, samples, networks["generator"])
+        else:
+            yield from self._gan(masked, wanted, networks)
+
+    def _half(self) -> torch.autocast:
+        """Around calls of networks only: the look-up table needs double precision."""
+        return torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.config.half)
+
+    def _gan(self, masked: torch.Tensor, wanted: torch.Tensor, networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        with self._half():
+            forged = networks["generator"](masked).float()
+        l1 = F.l1_loss(forged[_INNER], wanted[_INNER])
+        # CT-GAN paints the shell as well; the others hand it on.
+        l1 = l1 + 0.5 * F.l1_loss(mask_center(forged), masked)
+        if self.discriminator is None:
+            yield Loss("generator", self.config.l1_weight * l1, {"l1": l1})
+            return
+        discriminator = networks["discriminator"]
+        with self._half():
+            real_score, forged_score = (discriminator(cube, masked).float() for cube in (wanted, forged.detach()))
+        yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
+        with frozen(self.discriminator) as judge, self._half():
+            adversarial = judge(forged, masked).float().square().mean()
+        yield Loss("generator", adversarial + self.config.l1_weight * l1, {"adversarial": adversarial, "l1": l1})
+
+    def _flow(
+        self, masked: torch.Tensor, wanted: torch.Tensor, samples: Sequence[CubeDraw], network: nn.Module
+    ) -> Loss:
+        """The end of each way, expected at a random point of it."""
+        noise = torch.Generator().manual_seed(samples[0].disturbance.seed)
+        start = self.config.flow.noise * torch.randn(wanted.shape, generator=noise).to(wanted)
+        time = torch.rand(len(wanted), generator=noise).to(wanted)
+        state = torch.lerp(start, wanted, time.view(-1, 1, 1, 1, 1))
+        with self._half():
+            end = network(masked, state, time).float()
+        squares = (end - wanted)[_INNER].square().mean()
+        return Loss("generator", squares, {"squares": squares})
+
+    def validate(self) -> Mapping[str, float]:
+        """What the attack on healthy lung comes to, on other patients' cubes at 1 mm, without noise on top.
+
+        For an injector, ``missed`` is what the less sure of two nodule judges lacks to certainty, on average; for a
+        remover, the mean absolute error in units of 100 HU.
+        """
+        clean = torch.from_numpy(self._places).to(self.inputs.device)
+        forged = torch.cat([self._inpainter()(part) for part in clean.split(8)])
+        error = float((forged - clean)[_INNER].abs().mean())
+        if self.config.role == "remover":
+            return {"missed": round(error / 100, 4), "mean_absolute_error_hu": round(error, 1)}
+        attacked = blended_injection(forged, clean).float().cpu().numpy()
+        judges = [load_judge(name) for name in _JUDGES]
+        scores = np.stack([judge.score_views(attacked) for judge in judges])
+        seen = np.stack([judge.says_yes(score) for judge, score in zip(judges, scores, strict=True)])
+        return {
+            "missed": round(float(1 - scores.min(axis=0).mean()), 4),
+            **{f"seen {judge.name}": round(float(yes.mean()), 3) for judge, yes in zip(judges, seen, strict=True)},
+            "seen both": round(float(seen.all(axis=0).mean()), 3),
+            "changed_hu": round(error, 1),
+        }
+
+    def images(self) -> Mapping[str, np.ndarray]:
+        """Middle slices of validation cubes above what the attack makes of them, in the lung window."""
+        clean = torch.from_numpy(self._places[:_SHOWN]).to(self.inputs.device)
+        forged = self._inpainter()(clean)
+        forged = blended_injection(forged, clean) if self.config.role == "injector" else forged
+        rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (clean, forged)]
+        low, high = _WINDOW_HU
+        return {"cube above, attacked below": ((torch.cat(rows) - low) / (high - low)).clamp(0, 1).cpu().numpy()}
+
+    def product(self) -> Product:
+        config = self.config
+        return Product(
+            path=f"attackers/{config.name}/{config.role}.safetensors",
+            tensors=own_tensors(self.generator, self._equalization),
+            name=f"{config.name}-{config.role}",
+            kind=config.role,
+            description=f"In-painter of the family {self._class}, trained as {config.role}.",
+            architecture={"class": self._class, "config": dataclasses.asdict(self.generator.config)},
+            data={
+                "training": self._source.described(),
+                "validation": self._other.described(),
+                "sources": config.sources or "not stated",
+            },
+            limits="For measuring protection only. Trained on few scans; published attackers forge better.",
+        )
+
+    def _inpainter(self) -> Inpainter:
+        return Inpainter(self.generator, self._equalization)
+
+    def _draw(self, count: int, rng: np.random.Generator) -> list[CubeDraw]:
+        return self._source.draw_kind(self.config.role == "injector", count, rng)
+
+
+TASK = InpainterTask
