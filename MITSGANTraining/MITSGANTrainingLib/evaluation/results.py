@@ -46,7 +46,7 @@ def to_record(
         "made_by": {
             "mitsgan": __version__,
             "commit": commit(),
-            "code_sha256": settings.measurement,
+            "measurement": settings.measurement,
             "python": platform.python_version(),
             "machine": platform.machine(),
         },
