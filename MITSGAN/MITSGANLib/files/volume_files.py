@@ -254,7 +254,7 @@ def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tup
         text = "The processing history in the file's header cannot be read; parts of it are unknown."
         warnings = (VolumeWarning("unreadable-history", text),)
     descrip = metadata.get(DESCRIP_FIELD, "")
-    is_attack = any(step.kind == SIMULATED_ATTACK for step in steps)
+    is_attack = Provenance(steps=steps).is_simulated_attack
     if not is_attack and (NOTICE in metadata.get(NOTICE_FIELD, "") or NOTICE in descrip):
         steps = (*steps, ProcessingStep(SIMULATED_ATTACK, descrip or NOTICE, time=""))
     elif not steps and descrip.startswith(PROTECTED_MARK):

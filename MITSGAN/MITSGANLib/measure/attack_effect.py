@@ -17,9 +17,8 @@ import numpy as np
 
 from ..attack.regions import MIDDLE, regions_at
 from ..errors import InputError
-from ..scan import volume as volumes
 from ..scan.regions import Region
-from ..scan.volume import SIMULATED_ATTACK, CTVolume
+from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
 from ..watermark.places import Place
@@ -166,8 +165,8 @@ def measure_effect(
 
 
 def _has_open_watermark(volume: CTVolume) -> bool:
-    steps = [step.parameters for step in volume.provenance.steps if step.kind == volumes.PROTECTION]
-    return bool(steps) and steps[-1].get("watermark") == "open"
+    step = volume.provenance.last(PROTECTION)
+    return step is not None and step.parameters.get("watermark") == "open"
 
 
 @dataclass(frozen=True)
@@ -179,12 +178,12 @@ class _Attack:
 
 def _attack_of(volume: CTVolume) -> _Attack:
     """The last simulated attack on a volume, from its provenance."""
-    steps = [step for step in volume.provenance.steps if step.kind == SIMULATED_ATTACK]
+    step = volume.provenance.last(SIMULATED_ATTACK)
     try:
-        parameters = steps[-1].parameters
+        parameters = step.parameters if step else {}
         kji = tuple(int(index) for index in parameters["target_kji"])
         return _Attack(kji, str(parameters["action"]), str(parameters.get("attacker_sha256", "")))
-    except (IndexError, KeyError) as error:
+    except KeyError as error:
         raise InputError(
             "An attacked volume does not say where it was attacked; simulate the attack in this module again."
         ) from error

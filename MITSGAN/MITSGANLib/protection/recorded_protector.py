@@ -17,10 +17,10 @@ def protector_of(volume: CTVolume) -> Protector:
     :raises InputError: when the volume was not protected by this library, or with a key, which no volume holds.
     :raises ModelError: when that model is not installed, or its weights are others now.
     """
-    steps = [step for step in volume.provenance.steps if step.kind == PROTECTION]
-    if not steps or "model" not in steps[-1].parameters:
+    step = volume.provenance.last(PROTECTION)
+    if step is None or "model" not in step.parameters:
         raise InputError("The protected volume does not say how it was made; protect the CT volume again.")
-    parameters = dict(steps[-1].parameters)
+    parameters = dict(step.parameters)
     ready = load_protector(str(parameters["model"]), seed=int(parameters.get("seed", 0)))
     if parameters.get("model_sha256", ready.digest) != ready.digest:
         raise ModelError(f"The model '{ready.name}' has changed since the volume was protected; protect it again.")

@@ -68,9 +68,14 @@ class Provenance:
     @property
     def is_simulated_attack(self) -> bool:
         """True when any step was a simulated attack. Such a volume is never written as DICOM."""
-        return any(step.kind == SIMULATED_ATTACK for step in self.steps)
+        return self.last(SIMULATED_ATTACK) is not None
+
+    def last(self, kind: str) -> ProcessingStep | None:
+        """The latest step of a kind, such as :data:`PROTECTION`; None where there is none."""
+        return next((step for step in reversed(self.steps) if step.kind == kind), None)
 
     def with_step(self, step: ProcessingStep) -> Provenance:
+        """The same provenance with one more step at its end."""
         return dataclasses.replace(self, steps=(*self.steps, step))
 
 

@@ -25,8 +25,8 @@ def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | N
     """
     from ..watermark.pattern import OPEN_KEY, ScanSigns
 
-    steps = [step.parameters for step in volume.provenance.steps if step.kind == PROTECTION]
-    kind = steps[-1].get("watermark") if steps else None
+    step = volume.provenance.last(PROTECTION)
+    kind = step.parameters.get("watermark") if step else None
     used = {"open": OPEN_KEY, "keyed": key}.get(str(kind))
     return None if used is None else ScanSigns.of(volume, used)
 

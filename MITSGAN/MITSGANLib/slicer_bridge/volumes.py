@@ -176,7 +176,7 @@ def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Whether the node's attributes say that it holds, or was computed from, a simulated attack."""
     if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
         return True
-    return any(step.kind == SIMULATED_ATTACK for step in _steps_of(node))
+    return Provenance(steps=_steps_of(node)).is_simulated_attack
 
 
 def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
@@ -339,7 +339,7 @@ def _write_provenance(node: slicer.vtkMRMLScalarVolumeNode, provenance: Provenan
         node.SetAttribute(PADDING_ATTRIBUTE, str(provenance.padding_hu))
     # These two repeat what the steps say in a form that node selectors can filter by and a person can read.
     for kind, attribute in ((PROTECTION, PROTECTED_ATTRIBUTE), (SIMULATED_ATTACK, SIMULATED_ATTACK_ATTRIBUTE)):
-        if any(step.kind == kind for step in provenance.steps):
+        if provenance.last(kind):
             node.SetAttribute(attribute, "true")
 
 

@@ -210,7 +210,7 @@ class _Protection(ScanJob):
         volume = _load(config.tree, scan)
         if volume.provenance.is_simulated_attack:
             return self.pass_over(ATTACK, may_copy=False)
-        if any(step.kind == PROTECTION for step in volume.provenance.steps):
+        if volume.provenance.last(PROTECTION):
             return self.pass_over(PROTECTED)
         protection = config.load()
         key, signers = config.read_key(), config.read_signers()

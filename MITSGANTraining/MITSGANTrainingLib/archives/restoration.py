@@ -149,7 +149,7 @@ class _Restoration(ScanJob):
         volume = load_volume(self.config.tree / self.scan.files[0])
         if volume.provenance.is_simulated_attack:
             return self.pass_over(ATTACK, may_copy=False)
-        if any(step.kind == PROTECTION for step in volume.provenance.steps):
+        if volume.provenance.last(PROTECTION):
             raise InputError("It has no seal: it was protected without a key, or its seal was left behind.")
         return self.pass_over(NOT_PROTECTED)
 

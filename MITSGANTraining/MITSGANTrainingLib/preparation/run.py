@@ -75,8 +75,7 @@ def prepare_scan(task: ScanTask) -> str:
     :raises InputError: when the scan, or a reading of it, cannot be used.
     """
     volume = task.source.load()
-    steps = volume.provenance.steps
-    if volume.provenance.is_simulated_attack or any(step.kind == PROTECTION for step in steps):
+    if volume.provenance.is_simulated_attack or volume.provenance.last(PROTECTION):
         raise InputError("It is a protected or attacked scan; give the original.")
     located = locate_all(task.marks, volume, task.options.readers)
     cutting = cut_samples(volume, located.findings, task.options, task.seed)

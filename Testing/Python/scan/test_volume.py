@@ -103,6 +103,14 @@ def test_with_hu_keeps_geometry_and_adds_the_step():
         scan.with_hu(scan.hu[:2])
 
 
+def test_the_last_step_of_a_kind_is_found():
+    provenance = Provenance()
+    for kind, words in ((PROTECTION, "first"), (PROTECTION, "second"), ("noise-control", "third")):
+        provenance = provenance.with_step(ProcessingStep(kind, words))
+    assert provenance.last(PROTECTION).description == "second"
+    assert provenance.last(SIMULATED_ATTACK) is None
+
+
 def test_protection_after_an_attack_is_still_an_attack():
     provenance = Provenance().with_step(ProcessingStep(SIMULATED_ATTACK, "inject"))
     assert provenance.with_step(ProcessingStep(PROTECTION, "protect")).is_simulated_attack

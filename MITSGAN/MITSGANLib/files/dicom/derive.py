@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ... import __version__
-from ...scan.volume import PROTECTION, ProcessingStep
+from ...scan.volume import PROTECTION, ProcessingStep, Provenance
 from .headers import ENHANCED_CT
 from .private_block import remove_entries
 
@@ -80,7 +80,7 @@ class Derivation:
 
     @property
     def is_protection(self) -> bool:
-        return any(step.kind == PROTECTION for step in self.steps)
+        return Provenance(steps=self.steps).last(PROTECTION) is not None
 
     @property
     def description(self) -> str:
