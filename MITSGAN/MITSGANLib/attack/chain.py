@@ -81,7 +81,14 @@ def tamper(
     :param volume: (slices, rows, columns) HU of any real dtype.
     :param action: "inject" or "remove"; must fit the in-painter.
     """
-    forged = forge_cube(volume, center, spacing_kji, inpainter)
+    return touch_up(volume, center, forge_cube(volume, center, spacing_kji, inpainter), action)
+
+
+def touch_up(volume: torch.Tensor, center: Sequence[int], forged: Patch, action: Action) -> Patch:
+    """The forged cube with copied noise, blended into the scan around voxel ``center``, cropped to the scan.
+
+    :param forged: from :func:`forge_cube`, at the same center.
+    """
     edge = int(max(forged.values.shape) * TOUCH_UP_FACTOR)
     start = cube_start(center, (edge,) * 3)
     clean_region = cut(volume, start, (edge,) * 3)

@@ -1,4 +1,4 @@
-"""Cubes of a scan: cut around a voxel, rescaled as CT-GAN does, and pasted back.
+"""Cubes and other boxes of a scan: cut around a voxel, rescaled as CT-GAN does, and pasted back.
 
 Torch tensors in HU; axes are (slice, row, column).
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 Voxel = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 CUBE_MM = 32  # edge of the cube that the generator sees, at 1 mm
 
@@ -89,3 +90,33 @@ def _zoom_matrix(size_in: int, size_out: int) -> np.ndarray:
     columns = [ndimage.zoom(unit, size_out / size_in, order=3, mode="nearest") for unit in np.eye(size_in)]
     matrix = np.stack(columns, axis=1)
     return matrix
+
+
+class PatchedScan:
+    """A scan with other voxels in one box, read like a tensor (slices, rows, columns) by the steps of an attack.
+
+    Gradients reach the box alone; neither they nor the new voxels take the memory of a whole scan.
+    """
+
+    def __init__(self, scan: torch.Tensor, box: Box, values: torch.Tensor) -> None:
+        self._scan, self._box, self._values = scan, box, values
+        self.shape, self.device = scan.shape, scan.device
+
+    def __getitem__(self, wanted: Box) -> torch.Tensor:
+        """Voxels of ``wanted`` (slices with start and stop inside the scan), float64."""
+        part = self._scan[wanted].double()
+        common = intersection(wanted, self._box)
+        if common is not None:
+            part[within(common, wanted)] = self._values[within(common, self._box)].double()
+        return part
+
+
+def intersection(a: Box, b: Box) -> Box | None:
+    """The voxels that two boxes share; None where they share none."""
+    common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return common if all(part.start < part.stop for part in common) else None
+
+
+def within(box: Box, outer: Box) -> Box:
+    """``box`` as an index into the voxels of ``outer``, which holds it."""
+    return tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(box, outer, strict=True))

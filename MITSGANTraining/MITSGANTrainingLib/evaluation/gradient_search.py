@@ -15,6 +15,7 @@ import numpy as np
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.runtime.devices import resolve_device
+from MITSGANLib.scan.cubes import Box, PatchedScan, intersection, within
 from MITSGANLib.scan.regions import cube_around
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 Voxel = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
 
 WINDOW_HU = (
     -1350.0,
@@ -35,25 +35,6 @@ WINDOW_HU = (
 # image by 479, 518 and 472 HU (remove) and by 169, 173 and 161 HU (inject).
 _FIRST_STEP = 1.5
 _PAPER_WEIGHT = 0.1
-
-
-class PatchedScan:
-    """A scan with other voxels in one box, read like a tensor (slices, rows, columns) by the steps of an attack.
-
-    Gradients reach the box alone; neither they nor the new voxels take the memory of a whole scan.
-    """
-
-    def __init__(self, scan: torch.Tensor, box: Box, values: torch.Tensor) -> None:
-        self._scan, self._box, self._values = scan, box, values
-        self.shape, self.device = scan.shape, scan.device
-
-    def __getitem__(self, wanted: Box) -> torch.Tensor:
-        """Voxels of ``wanted`` (slices with start and stop inside the scan), float64."""
-        part = self._scan[wanted].double()
-        common = _intersection(wanted, self._box)
-        if common is not None:
-            part[_within(common, wanted)] = self._values[_within(common, self._box)].double()
-        return part
 
 
 def protect_by_gradient(
@@ -174,7 +155,7 @@ class _Ascent:
         from MITSGANLib.attack import chain
 
         patch = chain.tamper(scan, kji, self.spacing, attacker.inpainter, attacker.action)
-        return _windowed(patch.values[_within(self.middles[kji], patch.slices)])
+        return _windowed(patch.values[within(self.middles[kji], patch.slices)])
 
 
 def _windowed(hu: torch.Tensor) -> torch.Tensor:
@@ -208,9 +189,9 @@ def _seen(volume: CTVolume, group: _Group) -> np.ndarray:
     seen = np.zeros([part.stop - part.start for part in group.box], dtype=bool)
     for kji in group.targets:
         shell = np.zeros_like(seen)
-        shell[_within(_cube(volume, kji), group.box)] = True
+        shell[within(_cube(volume, kji), group.box)] = True
         inner = tuple(slice(part.start + 1, max(part.start + 1, part.stop - 1)) for part in _middle(volume, kji))
-        shell[_within(inner, group.box)] = False
+        shell[within(inner, group.box)] = False
         seen |= shell
     return seen
 
@@ -220,7 +201,7 @@ def _overlapping(volume: CTVolume, targets: Sequence[Voxel]) -> list[_Group]:
     groups: list[list[Voxel]] = []
     for kji in targets:
         box = _cube(volume, kji)
-        touching = [g for g in groups if any(_intersection(box, _cube(volume, other)) for other in g)]
+        touching = [g for g in groups if any(intersection(box, _cube(volume, other)) for other in g)]
         groups = [g for g in groups if g not in touching] + [[*(other for g in touching for other in g), kji]]
     result = []
     for group in groups:
@@ -230,13 +211,3 @@ def _overlapping(volume: CTVolume, targets: Sequence[Voxel]) -> list[_Group]:
         )
         result.append(_Group(around, tuple(group)))
     return result
-
-
-def _intersection(a: Box, b: Box) -> Box | None:
-    common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-    return common if all(part.start < part.stop for part in common) else None
-
-
-def _within(box: Box, outer: Box) -> Box:
-    """``box`` as an index into the voxels of ``outer``, which holds it."""
-    return tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(box, outer, strict=True))
