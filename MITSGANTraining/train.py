@@ -1,4 +1,4 @@
-"""Train a model by a recipe: ``train.py RECIPE --data DATASET``. A stopped run continues.
+"""The command ``mitsgan train`` as a script, which ``torchrun`` takes, too.
 
 In Slicer: ``Slicer --no-splash --no-main-window --python-script MITSGANTraining/train.py ...``; in plain Python:
 ``python MITSGANTraining/train.py ...``. Both end with the command's exit code.
@@ -20,6 +20,6 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     # In a checkout the library lies in the module folder beside this one; installed, all lie in one folder.
     sys.path[:0] = [str(folder), str(folder.parent / "MITSGAN")]
-    from MITSGANTrainingLib.training.commandline import main
+    from MITSGANTrainingLib.commandline import main
 
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

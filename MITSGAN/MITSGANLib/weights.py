@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError
+from .runtime.resources import resources_folder
 
 if TYPE_CHECKING:
     import torch
 
 
-MODELS_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Models"
+MODELS_FOLDER = resources_folder(Path(__file__).resolve().parent) / "Models"
 
 
 @dataclass(frozen=True)

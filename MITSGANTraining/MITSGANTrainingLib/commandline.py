@@ -34,6 +34,7 @@ from .commands import (
     restore,
     sheet,
     sign,
+    train,
     verify,
 )
 from .commands.options import with_points
@@ -51,6 +52,7 @@ COMMANDS = {
     "fidelity": fidelity,
     "demo": demo,
     "prepare": prepare,
+    "train": train,
     "evaluate": evaluate,
     "diagnose": diagnose,
     "sheet": sheet,
@@ -60,14 +62,16 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
     options = _parser().parse_args(with_points(sys.argv[1:] if arguments is None else arguments))
-    level = logging.DEBUG if options.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    command = COMMANDS[options.command]
+    settings = {"level": logging.WARNING, "format": "%(levelname)s %(name)s: %(message)s"}
+    settings |= getattr(command, "LOGGING", {}) | ({"level": logging.DEBUG} if options.verbose else {})
+    logging.basicConfig(**settings)
     # pydicom logs header values it finds odd; they can hold patient data, which no log may.
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        return COMMANDS[options.command].run(options) or 0
-    except (KeyboardInterrupt, CancelledError):
+        return command.run(options) or 0
+    except KeyboardInterrupt:
         return _fail("Stopped; nothing was left half written.", CancelledError.exit_code, options.verbose)
     except MITSGANError as error:
         return _fail(str(error), error.exit_code, options.verbose)

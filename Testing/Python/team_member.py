@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.training import engine
-from MITSGANTrainingLib.training.commandline import main
 
 
 def _run(job: dict) -> int:
@@ -32,7 +32,7 @@ def _run(job: dict) -> int:
 
     engine.Trainer._step = step
     try:
-        return main(job["arguments"])
+        return main(["train", *job["arguments"]])
     finally:
         engine.Trainer._step = original
 

@@ -12,8 +12,8 @@ import torch
 from MITSGANLib import weights
 from MITSGANLib.attack.attacker import Attacker, own_tensors
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.dataset import Dataset
-from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.engine import Step, Task, Trainer
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe
@@ -48,7 +48,9 @@ class Bench:
         """The exit code of train.py; checkpoints go to ``work``, models to ``models`` in it."""
         fixed = ["--data", str(self.folder / "dataset"), "--work", str(work), "--out", str(work / "models")]
         attackers = ["--attackers", str(self.folder / "models" / "attackers" / "untrained")]
-        return main([str(self.recipe), *fixed, *attackers, "--device", "cpu", "--threads", "1", "--no-logs", *options])
+        return main(
+            ["train", str(self.recipe), *fixed, *attackers, "--device", "cpu", "--threads", "1", "--no-logs", *options]
+        )
 
     def task(self, **changes: object) -> Task:
         """The task of the recipe with some values changed, as train.py builds it."""

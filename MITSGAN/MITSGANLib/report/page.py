@@ -13,12 +13,13 @@ import numpy as np
 
 from .. import __version__
 from ..measure.metrics import Metric
+from ..runtime.resources import resources_folder
 from ..scan.windows import LUNG
 from ..watermark.embedding import Watermark
 from .demonstration import Demonstration, TargetResult
 from .pictures import Square, difference_overlay, render_slice, rmse_bars
 
-_TEMPLATE = Path(__file__).resolve().parents[2] / "Resources" / "report.html.j2"
+_TEMPLATE = resources_folder(Path(__file__).resolve().parents[1]) / "report.html.j2"
 _ZOOM_MM = 64.0
 # Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
 _SMALL_INCHES, _HEATMAP_INCHES = 3.2, 4.2

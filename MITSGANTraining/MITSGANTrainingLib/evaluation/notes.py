@@ -54,8 +54,8 @@ SUCCESS_INTERVAL = (
     "others. Forgery moved: as in the table above, resampling patients."
 )
 NO_JUDGES = (
-    "Visibility and success (Table 4) are left out: no judges are installed or named. Train them with 'train.py "
-    "judge-nodule-residual --data DATA' and 'train.py judge-forensic --data DATA', and name the two files with "
+    "Visibility and success (Table 4) are left out: no judges are installed or named. Train them with 'mitsgan train "
+    "judge-nodule-residual --data DATA' and 'mitsgan train judge-forensic --data DATA', and name the two files with "
     "--judges."
 )
 PLANTED = (

@@ -2,7 +2,7 @@
 
 ``recipes`` turns a TOML file into frozen dataclasses, ``engine`` runs any :class:`~.engine.Task` with checkpoints,
 exact resume, mixed precision and early stop, ``team`` spreads it over processes, ``run`` goes from a recipe to weights
-with their card, ``commandline`` is ``train.py``.
+with their card. The command is ``commands/train.py``.
 
 A new task is one file in this folder. The task ``my-idea`` lives in ``my_idea.py`` and names its class::
 

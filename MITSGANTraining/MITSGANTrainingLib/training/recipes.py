@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from MITSGANLib.errors import InputError
+from MITSGANLib.runtime.resources import resources_folder
 
 from .configuration import build, plain, unknown
 from .engine import Task, Training
 
-# In a checkout the module's folder holds both; installed in Slicer, scripts and resources share one folder as well.
-RECIPES_FOLDER = Path(__file__).resolve().parents[2] / "Resources" / "Recipes"
+RECIPES_FOLDER = resources_folder(Path(__file__).resolve().parents[1]) / "Recipes"
 
 
 @dataclass(frozen=True)

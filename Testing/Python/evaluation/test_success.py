@@ -242,10 +242,10 @@ class TestAbsence:
         monkeypatch.setattr(evaluating, "available_judges", list)
         notes: list[str] = []
         result = evaluate(plan(folder, tmp_path / "out", actions=("inject",), judges=(), targets=1), note=notes.append)
-        assert any("train.py judge-forensic" in note for note in notes)
+        assert any("mitsgan train judge-forensic" in note for note in notes)
         assert targets(result.record, "inject")[0]["judged"] is None
         assert result.record["settings"]["judges"] is None
-        assert "train.py judge-nodule-residual" in (result.results / "tables.md").read_text()
+        assert "mitsgan train judge-nodule-residual" in (result.results / "tables.md").read_text()
 
     @pytest.mark.parametrize(
         ("options", "code", "words"),

@@ -217,7 +217,7 @@ class TestSuccess:
 
     def test_without_judges_it_says_how_to_train_them(self, sections):
         assert not sections["table-4"].tables
-        assert "train.py judge-forensic" in sections["table-4"].notes[0]
+        assert "mitsgan train judge-forensic" in sections["table-4"].notes[0]
 
 
 class TestFormats:

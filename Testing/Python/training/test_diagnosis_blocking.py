@@ -21,8 +21,8 @@ from MITSGANLib.protection.diagnosis_blocking import BLOCKER_KIND
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.dataset import Dataset
-from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.diagnosis_blocking import BlockingTask
 from MITSGANTrainingLib.training.engine import Step, Trainer
 from MITSGANTrainingLib.training.inputs import Inputs
@@ -59,7 +59,7 @@ def train_in(folder: Path, data: Path, text: str, *options: str, work: str = "wo
     recipe.write_text(text)
     work = f"{work}-{load_recipe(recipe).task}"
     fixed = ["--data", str(data), "--work", str(folder / work), "--out", str(folder / out), "--device", "cpu"]
-    return main([str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
+    return main(["train", str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
 
 
 def task_of(text: str, data: Path, folder: Path, changes: dict | None = None):

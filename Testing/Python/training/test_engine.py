@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import CancelledError, InputError, OutputError
+from MITSGANTrainingLib.commands.train import stop_on_signals
 from MITSGANTrainingLib.training.checkpoints import read_checkpoint, save_checkpoint
-from MITSGANTrainingLib.training.commandline import stop_on_signals
 from MITSGANTrainingLib.training.engine import BEST, LAST, DivergedError, Loss, Step, Trainer, Training, cosine
 from MITSGANTrainingLib.training.monitor import ProgressMonitor
 from MITSGANTrainingLib.training.team import Team, frozen

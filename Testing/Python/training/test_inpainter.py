@@ -11,10 +11,10 @@ import pytest
 import torch
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
 from MITSGANLib.errors import InputError
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules
-from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.disturbance import Disturbances
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.inpainter import InpainterTask
@@ -155,7 +155,7 @@ class TestTask:
 
         def run(*options: str, work: str) -> dict:
             fixed = ["--data", str(data), "--out", str(tmp_path / work), "--work", str(tmp_path / f"work-{work}")]
-            assert main([str(path), *fixed, "--device", "cpu", "--threads", "1", "--no-logs", *options]) == 0
+            assert main(["train", str(path), *fixed, "--device", "cpu", "--threads", "1", "--no-logs", *options]) == 0
             return torch.load(tmp_path / f"work-{work}" / "last.pt", weights_only=True)
 
         unbroken = run(work="unbroken")

@@ -15,11 +15,11 @@ from MITSGANLib import weights
 from MITSGANLib.attack.attacker import simulate_attack
 from MITSGANLib.errors import CancelledError, InputError
 from MITSGANLib.judges.judge import Sight, load_judge
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules, plant_nodule
 from MITSGANTrainingLib.preparation.cutting import EDGE
-from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.disturbance import Disturbance, Disturbances, disturb
 from MITSGANTrainingLib.training.engine import Step, Trainer
 from MITSGANTrainingLib.training.forgery_samples import Variation, Variations, forged_views
@@ -107,7 +107,7 @@ def train(tmp_path, data, untrained_attackers):
         recipe = tmp_path / "tiny.toml"
         recipe.write_text(text)
         fixed = ["--data", str(data), "--work", str(tmp_path / work), "--out", str(tmp_path / out), "--device", "cpu"]
-        return main([str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
+        return main(["train", str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
 
     return run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANTrainingLib.training.commandline import main
+from MITSGANTrainingLib.commandline import main
 from team_member import double_precision
 from training_data import write_dataset, write_untrained_attackers
 
@@ -120,7 +120,7 @@ def test_two_processes_equal_one(folder, codes, recipe):
     index = ["attacker", "protector"].index(recipe)
     assert [process[index] for process in codes] == [0, 0]
     with double_precision():
-        assert main(arguments(folder, recipe, "alone", recipe)) == 0
+        assert main(["train", *arguments(folder, recipe, "alone", recipe)]) == 0
     team, alone = (modules(folder / where / recipe / "last.pt") for where in ("team", "alone"))
     assert team.keys() == alone.keys()
     for name, value in alone.items():

@@ -23,10 +23,10 @@ from MITSGANLib.errors import CancelledError, InputError, ModelError, OutputErro
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.cubes import cube_shape
 from MITSGANLib.weights import MODELS_FOLDER, ModelCard, read_weights, write_weights
+from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet, augment, cut_lung_cubes, load_nodule_cubes, published_variants
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.training.attacker import AttackerConfig, equalization_of
-from MITSGANTrainingLib.training.commandline import main
 from MITSGANTrainingLib.training.configuration import build, plain
 from MITSGANTrainingLib.training.engine import DivergedError, Step, Task, Trainer
 from MITSGANTrainingLib.training.inputs import Inputs
@@ -105,7 +105,7 @@ def train(tmp_path, data):
 
     def run(recipe: Path, *options: str, work: str = "work", out: str = "models") -> int:
         fixed = ["--data", str(data), "--work", str(tmp_path / work), "--out", str(tmp_path / out), "--device", "cpu"]
-        return main([str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
+        return main(["train", str(recipe), *fixed, "--threads", "1", "--no-logs", *options])
 
     return run
 
@@ -213,7 +213,7 @@ class TestAttackers:
         card = json.loads((folder / "injector.json").read_text())
         assert card["training"]["training"]["steps"] == card["training"]["steps_done"] == 2
         assert card["figures"]["mean_absolute_error_hu"] > 0
-        assert card["command"] == "train.py tiny-injector --data DATASET --steps 2"
+        assert card["command"] == "mitsgan train tiny-injector --data DATASET --steps 2"
         assert load_attacker(folder, "inject").digest == card["sha256"]
 
     def test_a_run_stopped_by_a_signal_goes_on_as_if_it_had_not_been(
@@ -479,7 +479,7 @@ class TestCommandLine:
         summary = {"rmse_hu": 5.0, "inject": {"targets": 3}}
         for digest, code in (("0" * 64, InputError.exit_code), (card.sha256, 0)):
             report.write_text(json.dumps({"scan": "X", "protector": {"sha256": digest}, "summary": summary}))
-            assert main([str(protector), "--out", str(tmp_path / "models"), "--figures", str(report)]) == code
+            assert main(["train", str(protector), "--out", str(tmp_path / "models"), "--figures", str(report)]) == code
         figures = ModelCard.read(path.with_suffix(".json")).figures
         assert figures["X"]["rmse_hu"] == 5.0
         assert "--targets 3" in figures["X"]["command"]
@@ -498,7 +498,7 @@ class TestCommandLine:
         assert weights.read_bytes() != before
 
     def test_figures_are_for_protectors(self, injector, tmp_path, capsys):
-        assert main([str(injector), "--figures", str(tmp_path / "report.json")]) == InputError.exit_code
+        assert main(["train", str(injector), "--figures", str(tmp_path / "report.json")]) == InputError.exit_code
         assert "name a protector's recipe" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ class TestCommandLine:
         ],
     )
     def test_wrong_options_are_one_line(self, injector, capsys, options, message):
-        assert main([str(injector), *options]) == InputError.exit_code
+        assert main(["train", str(injector), *options]) == InputError.exit_code
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line
 
@@ -528,7 +528,7 @@ class TestCommandLine:
         assert not (tmp_path / "models").exists()
 
     def test_help_needs_no_torch(self):
-        script = "import sys; sys.modules['torch'] = None\nfrom MITSGANTrainingLib.training.commandline import main\n"
-        call = [sys.executable, "-c", f"{script}main(['--help'])"]
+        script = "import sys; sys.modules['torch'] = None\nfrom MITSGANTrainingLib.commandline import main\n"
+        call = [sys.executable, "-c", f"{script}main(['train', '--help'])"]
         done = subprocess.run(call, capture_output=True, text=True, check=True)
         assert "RECIPE" in done.stdout

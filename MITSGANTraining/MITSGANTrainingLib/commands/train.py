@@ -1,4 +1,8 @@
-"""The command line of ``train.py``: which recipe, on what data, where to."""
+"""Train a model by a recipe (a TOML file) on data that 'mitsgan prepare' made.
+
+The same command continues a stopped run. Ctrl-C or SIGTERM finish the step, save, and exit with code 130. Several GPUs
+or machines: torchrun --nproc-per-node N MITSGANTraining/train.py RECIPE ...
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,7 @@ import logging
 import os
 import shlex
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,36 +20,11 @@ from MITSGANLib.errors import CancelledError, InputError, MITSGANError
 from MITSGANLib.runtime.devices import DEVICES
 from MITSGANLib.weights import MODELS_FOLDER
 
-_DESCRIPTION = """\
-Train a model by a recipe (a TOML file) on data that 'mitsgan prepare' made. The same command continues a stopped run.
-Ctrl-C or SIGTERM finish the step, save, and exit with code 130. Several GPUs or machines:
-torchrun --nproc-per-node N MITSGANTraining/train.py RECIPE ..."""
+LOGGING = {"level": logging.INFO, "format": "%(asctime)s %(message)s"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one model and give the process's exit code, as of ``mitsgan``; 1 also for a loss that is not finite."""
-    options = _parser().parse_args(arguments)
-    leads = os.environ.get("RANK", "0") == "0"
-    level = logging.DEBUG if options.verbose else logging.INFO if leads else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
-    try:
-        text = _run(options)
-    except (MITSGANError, KeyboardInterrupt, ModuleNotFoundError, MemoryError, RuntimeError) as error:
-        if options.verbose:
-            logging.getLogger(__name__).exception("train.py failed")
-        text, code = _failure(error)
-        if leads:
-            print(f"train.py: {text}", file=sys.stderr)
-        return code
-    if leads:
-        print(text)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the recipe, the data, the folders, and what changes the recipe."""
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped one (Resources/Recipes)")
     parser.add_argument("--data", type=Path, metavar="DATASET", help="folder that mitsgan prepare wrote")
     parser.add_argument("--work", type=Path, help="folder for checkpoints and logs (default: runs/RECIPE)")
@@ -79,24 +57,53 @@ def _parser() -> argparse.ArgumentParser:
         "--figures", type=Path, nargs="+", metavar="REPORT.json",
         help="do not train; write the figures of these reports of mitsgan demo into the protector's model card",
     )  # fmt: skip
-    parser.add_argument("--verbose", action="store_true", help="log more, and the trace of an error")
-    return parser
 
 
-def _run(options: argparse.Namespace) -> str:
+def run(options: argparse.Namespace) -> int:
+    """Train one model; of a team of processes only the first one speaks.
+
+    :raises MITSGANError: for what a user can act on; too little memory and a loss that is not finite are among it.
+    """
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads and not options.verbose:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        text = _train(options)
+    except KeyboardInterrupt:
+        error: MITSGANError = CancelledError(
+            "Stopped at once; the last checkpoint holds. Run the same command again to go on."
+        )
+    except MITSGANError as caught:
+        error = caught
+    except (MemoryError, RuntimeError) as caught:
+        # By its name and words: torch's own error for a full GPU, and what its CPU allocator says.
+        full = isinstance(caught, MemoryError) or type(caught).__name__ == "OutOfMemoryError"
+        if not full and "allocate memory" not in str(caught):
+            raise
+        error = MITSGANError("Not enough memory; lower training.batch_size (--dry-run says what a step takes).")
+    else:
+        if leads:
+            print(text)
+        return 0
+    if leads:
+        raise error
+    return error.exit_code
+
+
+def _train(options: argparse.Namespace) -> str:
     """Do what the options say; gives what there is to say at the end."""
     import torch
 
     from ..data.dataset import Dataset
-    from .inputs import Inputs
-    from .monitor import ProgressMonitor
-    from .recipes import load_recipe
-    from .run import Run
-    from .team import join_team
+    from ..training.inputs import Inputs
+    from ..training.monitor import ProgressMonitor
+    from ..training.recipes import load_recipe
+    from ..training.run import Run
+    from ..training.team import join_team
 
     recipe = load_recipe(options.recipe, _changes(options))
     if options.figures:
-        from .figures import record_figures
+        from ..training.figures import record_figures
 
         return f"Wrote {record_figures(options.out, _protector(recipe), options.figures)}"
     if options.data is None:
@@ -116,7 +123,7 @@ def _run(options: argparse.Namespace) -> str:
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
-    from .recipes import parse_change
+    from ..training.recipes import parse_change
 
     changes = dict(parse_change(text) for text in options.set)
     if options.seed is not None:
@@ -139,7 +146,7 @@ def _command(options: argparse.Namespace, recipe: str) -> str:
     shorts = [f"--{name} {value}" for name in ("seed", "steps") if (value := getattr(options, name)) is not None]
     attackers = [f"--attackers {' '.join(Path(name).name for name in options.attackers)}"] if options.attackers else []
     start = ["--start-from WEIGHTS"] if options.start_from else []
-    return " ".join(["train.py", recipe, "--data DATASET", *changes, *shorts, *attackers, *start])
+    return " ".join(["mitsgan train", recipe, "--data DATASET", *changes, *shorts, *attackers, *start])
 
 
 def _described(rehearsal: dict[str, Any]) -> str:
@@ -159,23 +166,6 @@ def _described(rehearsal: dict[str, Any]) -> str:
     )
 
 
-def _failure(error: BaseException) -> tuple[str, int]:
-    """What to tell the user, and the exit code."""
-    if isinstance(error, MITSGANError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return (
-            "Stopped at once; the last checkpoint holds. Run the same command again to go on.",
-            CancelledError.exit_code,
-        )
-    if isinstance(error, ModuleNotFoundError):
-        return f"The Python package '{error.name}' is missing; install it with pip, or use the Python that has it.", 6
-    # By its name and words: torch's own error for a full GPU, and what its CPU allocator says.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        return "Not enough memory; lower training.batch_size (--dry-run says what a step takes).", 1
-    raise error
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """A question whether SIGINT or SIGTERM came; the first one only asks to stop, a second Ctrl-C stops at once."""
@@ -186,7 +176,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         came.append(number)
         # Not print: a signal may come while the stream is being written.
-        os.write(2, b"train.py: Finishing this step, then saving.\n")
+        os.write(2, b"mitsgan: Finishing this step, then saving.\n")
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -194,7 +184,3 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
