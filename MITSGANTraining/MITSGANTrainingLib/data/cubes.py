@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.cubes import CUBE_MM
-from MITSGANLib.scan.lungs import lung_positions
-from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANLib.scan.volume import hu_from_float
 
 MARGIN_MM = 8  # as CT-GAN: the cube is cut 8 mm larger than needed and trimmed after augmentation
 
@@ -28,69 +26,6 @@ class CubeSet:
     def centers(self) -> np.ndarray:
         """The middle 32 mm of every cube, int16 (n, 32, 32, 32)."""
         return np.stack([_crop(cube, _middle(cube)) for cube in self.hu])
-
-    def split(self, validation_share: float, seed: int) -> tuple[CubeSet, CubeSet]:
-        """Seeded split by patient into training and validation; each patient is on one side only.
-
-        :raises InputError: when one side would be empty.
-        """
-        names = np.unique(self.patients)
-        shuffled = np.random.default_rng(seed).permutation(names)
-        return self.hold_out(tuple(shuffled[: round(len(names) * validation_share)]))
-
-    def hold_out(self, patients: tuple[str, ...]) -> tuple[CubeSet, CubeSet]:
-        """The cubes of all other patients for training, those of ``patients`` for validation.
-
-        :raises InputError: when one side would be empty.
-        """
-        validation = np.isin(self.patients, patients)
-        if not validation.any() or validation.all():
-            raise InputError(
-                f"Holding out {len(patients)} of {len(np.unique(self.patients))} patients leaves training or "
-                "validation without cubes; add patients or hold out others."
-            )
-        training, held_out = (CubeSet(self.hu[side], self.patients[side]) for side in (~validation, validation))
-        return training, held_out
-
-
-def load_nodule_cubes(path: Path, minimum_mm: float = 10.0) -> CubeSet:
-    """Cubes around nodules of at least ``minimum_mm`` from an ``.npz`` with hu, patient and diameter_mm.
-
-    :raises InputError: when the file is missing, lacks one of these, or no nodule is large enough.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} is missing; --data must name the folder that holds nodule_cubes.npz.")
-    with np.load(path, allow_pickle=False) as data:
-        missing = {"hu", "patient", "diameter_mm"} - set(data.files)
-        if missing:
-            raise InputError(f"{path} lacks {', '.join(sorted(missing))}; expected nodule cubes with these arrays.")
-        large = data["diameter_mm"] >= minimum_mm
-        if not large.any():
-            raise InputError(f"{path} has no nodule of at least {minimum_mm} mm.")
-        return CubeSet(data["hu"][large].astype(np.int16), data["patient"][large])
-
-
-def cut_lung_cubes(volume: CTVolume, patient: str, count: int, seed: int, avoid: np.ndarray | None = None) -> CubeSet:
-    """Cubes of ``CUBE_MM + MARGIN_MM`` at 1 mm around seeded lung voxels.
-
-    :param avoid: bool (slices, rows, columns); a cube whose box touches it is left out (known nodules).
-    :raises InputError: when none is left.
-    """
-    import torch
-    from MITSGANLib.scan.cubes import cube_start, cut, rescale
-
-    edge = CUBE_MM + MARGIN_MM
-    scan = torch.from_numpy(volume.hu.copy())
-    shape = tuple(int(n) for n in np.round(edge / np.asarray(volume.spacing_kji)))
-    cubes = []
-    for center in lung_positions(volume, count, seed, margin_mm=edge / 2):
-        start = cube_start(center, shape)
-        box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-        if avoid is None or not avoid[box].any():
-            cubes.append(hu_from_float(rescale(cut(scan, start, shape), (edge,) * 3).numpy()))
-    if not cubes:
-        raise InputError(f"No cube of {patient} keeps clear of what must be avoided; check the segmentation.")
-    return CubeSet(np.stack(cubes), np.full(len(cubes), patient))
 
 
 def augment(cubes: CubeSet, per_cube: int, seed: int, shifted_share: float = 1.0) -> np.ndarray:

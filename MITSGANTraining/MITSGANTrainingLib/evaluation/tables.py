@@ -204,10 +204,6 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
     return Section(key, "What protection changes in the scan", explained, (table,) if rows else ())
 
 
-def _whole_values(whole: Sequence[WholeScan], protection: str, key: str) -> list[Observation]:
-    return [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == protection]
-
-
 def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
     figures, noise = result["figures"], result["noise_hu"]
     if key == "rmse_per_noise":

@@ -24,7 +24,7 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.cubes import cube_shape
 from MITSGANLib.weights import MODELS_FOLDER, ModelCard, read_weights, write_weights
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.data.cubes import CubeSet, augment, cut_lung_cubes, load_nodule_cubes, published_variants
+from MITSGANTrainingLib.data.cubes import CubeSet, augment, published_variants
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.training.attacker import AttackerConfig, equalization_of
 from MITSGANTrainingLib.training.configuration import build, plain
@@ -128,16 +128,6 @@ def cubes() -> CubeSet:
 
 
 class TestCubes:
-    def test_split_keeps_patients_apart(self, cubes):
-        training, validation = cubes.split(1 / 3, seed=0)
-        assert set(training.patients).isdisjoint(validation.patients)
-        assert len(training.hu) + len(validation.hu) == 6
-
-    @pytest.mark.parametrize("share", [0.0, 1.0])
-    def test_an_empty_side_is_refused(self, cubes, share):
-        with pytest.raises(InputError, match="without cubes"):
-            cubes.split(share, seed=0)
-
     def test_augmentation_is_seeded_and_begins_with_the_cube_itself(self, cubes):
         first, second = (augment(cubes, 3, seed=1) for _ in range(2))
         assert (first == second).all()
@@ -183,27 +173,6 @@ class TestCubes:
     def test_samples_of_one_value_are_refused(self):
         with pytest.raises(InputError, match="one single value"):
             equalization_of(np.zeros((2, 4, 4, 4), np.int16))
-
-    def test_lung_cubes_are_centered_on_lung_at_1_mm(self, phantom):
-        lung = cut_lung_cubes(phantom.volume, "phantom", 5, seed=0)
-        assert lung.hu.shape[1:] == (40, 40, 40)
-        assert np.median(lung.hu[:, 18:22, 18:22, 18:22]) == pytest.approx(-850, abs=80)
-
-    def test_known_nodules_are_avoided(self, phantom):
-        everywhere = np.ones(phantom.volume.shape, dtype=bool)
-        with pytest.raises(InputError, match="avoid"):
-            cut_lung_cubes(phantom.volume, "phantom", 5, seed=0, avoid=everywhere)
-
-    def test_nodule_file_without_its_arrays_is_named(self, tmp_path):
-        np.savez(tmp_path / "cubes.npz", hu=np.zeros((1, 4, 4, 4), np.int16))
-        with pytest.raises(InputError, match="patient"):
-            load_nodule_cubes(tmp_path / "cubes.npz")
-
-    def test_real_nodules_are_of_the_asked_size(self, real_ct):
-        nodules = load_nodule_cubes(real_ct / "nodule_cubes.npz", minimum_mm=10)
-        with np.load(real_ct / "nodule_cubes.npz") as data:
-            assert len(nodules.hu) == np.count_nonzero(data["diameter_mm"] >= 10) > 50
-        assert "LIDC-IDRI-0001" not in nodules.patients, "results are reported on this scan"
 
 
 class TestAttackers:
