@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from MITSGANLib.attack.attacker import Attacker, own_tensors
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.dataset import Dataset
-from MITSGANTrainingLib.training.engine import Step, Task, Trainer
+from MITSGANTrainingLib.training.engine import Step, Task
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe
 from training_data import write_dataset
@@ -52,27 +53,45 @@ class Bench:
             ["train", str(self.recipe), *fixed, *attackers, "--device", "cpu", "--threads", "1", "--no-logs", *options]
         )
 
-    def task(self, **changes: object) -> Task:
-        """The task of the recipe with some values changed, as train.py builds it."""
+    def task(self, against: Iterable[Attacker] = (), **changes: object) -> Task:
+        """The task of the recipe with some values changed, as train.py builds it.
+
+        :param against: these attackers, in place of those that the recipe names.
+        """
         made = load_recipe(self.recipe, changes)
         torch.manual_seed(0)
-        inputs = Inputs(Dataset.open(self.folder / "dataset"), torch.device("cpu"), models=self.folder / "models")
+        given = (Dataset.open(self.folder / "dataset"), torch.device("cpu"))
+        inputs = InputsAgainst(*given, models=self.folder / "models", against=tuple(against))
         return find_task(made.task)(made.config, made.training, inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsAgainst(Inputs):
+    """Inputs with attackers that lie in no file."""
+
+    against: tuple[Attacker, ...] = ()
+
+    def load_attackers(self, named_by_recipe: Sequence[str]) -> list[Attacker]:
+        return list(self.against) or super().load_attackers(named_by_recipe)
+
+
+def terminate_in(patch: pytest.MonkeyPatch, task: type[Task], step: int) -> None:
+    """Send SIGTERM to this process when a task of this class draws for a step, counted from 0."""
+    draw = task.draw
+
+    def draw_and_stop(self: Task, given: Step) -> Sequence:
+        if given.number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, given)
+
+    patch.setattr(task, "draw", draw_and_stop)
 
 
 def assert_resumes(bench: Bench, folder: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped by SIGTERM after some steps and continued ends in the weights of an unbroken one, bit by bit."""
     assert bench.train(folder / "whole") == 0
-    original = Trainer._step
-
-    def step_and_stop(self: Trainer, number: int) -> dict:
-        scalars = original(self, number)
-        if number + 1 == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return scalars
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", step_and_stop)
+        terminate_in(patch, find_task(load_recipe(bench.recipe).task), stop_after - 1)
         assert bench.train(folder / "parts") == 130
     assert not (folder / "parts" / "models").exists(), "a stopped run leaves no model"
     assert bench.train(folder / "parts") == 0

@@ -23,12 +23,19 @@ from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.dataset import Dataset
-from MITSGANTrainingLib.training.diagnosis_blocking import BlockingTask
-from MITSGANTrainingLib.training.engine import Step, Trainer
+from MITSGANTrainingLib.training.diagnosis_blocking import BlockingTask, CubeGrids, blocked_cube
+from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe
-from MITSGANTrainingLib.training.unblocking import Unblocker, UnblockerConfig, load_unblocker, unblocked
+from MITSGANTrainingLib.training.unblocking import (
+    Unblocker,
+    UnblockerConfig,
+    UnblockingTask,
+    load_unblocker,
+    unblocked,
+)
 from training_data import same
+from training_rivals import terminate_in
 
 CPU = torch.device("cpu")
 
@@ -71,12 +78,17 @@ def task_of(text: str, data: Path, folder: Path, changes: dict | None = None):
     return find_task(recipe.task)(recipe.config, recipe.training, inputs)
 
 
+def grids_of(task: BlockingTask | UnblockingTask, part: Part) -> CubeGrids:
+    """The cubes of one side of the dataset, as the task takes them."""
+    return CubeGrids(task.inputs, part, task.config.cubes, task.config.held_out)
+
+
 @pytest.fixture(scope="module")
-def marking(data, tmp_path_factory) -> BlockingTask:
-    """A task of the small dataset, for what does not change it."""
+def grids(data, tmp_path_factory) -> CubeGrids:
+    """Cubes of the small dataset."""
     folder = tmp_path_factory.mktemp("task")
     write_mark_models(folder / "models")
-    return task_of(MARK, data, folder)
+    return grids_of(task_of(MARK, data, folder), "validation")
 
 
 def tiny_judges(folder: Path) -> tuple[Judge, ...]:
@@ -101,21 +113,25 @@ def learn(task, steps: int) -> tuple[float, float]:
 class TestSamples:
     @settings(max_examples=5, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1))
-    def test_cubes_lie_on_one_grid_and_half_are_nodules(self, marking, seed):
-        drawn = marking._cubes.draw(6, np.random.default_rng(seed))
+    def test_cubes_lie_on_one_grid_and_half_are_nodules(self, grids, seed):
+        drawn = grids.draw(6, np.random.default_rng(seed))
         assert sum(one.cube.yes for one in drawn) == 3
         assert len({one.spacing_kji for one in drawn}) == 1
         assert len({one.mark_seed for one in drawn}) == 6
-        hu = marking._cubes.hu(drawn)
+        hu = grids.hu(drawn)
         assert hu.shape == (6, *(round(48 / mm) for mm in drawn[0].spacing_kji))
         assert torch.equal(hu, hu.round())
-        assert torch.equal(hu, marking._cubes.hu(drawn)), "the same drawing gives the same voxels"
+        assert torch.equal(hu, grids.hu(drawn)), "the same drawing gives the same voxels"
 
     def test_no_held_out_patient_is_seen(self, data, tmp_path):
         write_mark(write_mark_models(tmp_path / "models") / "protectors" / "tiny-mark.safetensors", tiny_mark())
         task = task_of(UNMARK, data, tmp_path, {"held_out": ["a", "b", "patient-9"]})
-        seen = {name for grids in (task._training, task._validation) for name in grids.source._nodules.patients}
+        sources = {part: grids_of(task, part).source for part in ("training", "validation")}
+        seen = {name for source in sources.values() for group in source.groups() for name in group.patients.tolist()}
         assert seen == {"patient-0", "patient-2", *"cdefghij"}
+        assert task.product().data == {"sources": "not stated"} | {
+            part: source.described() for part, source in sources.items()
+        }
 
 
 class TestMark:
@@ -179,12 +195,27 @@ class TestUnmark:
 
     def test_pairs_are_clean_and_marked_within_the_budget(self, data, trained):
         task = task_of(UNMARK, data, trained.parent)
-        assert len(task._pairs) == 4
-        for clean, marked in task._pairs:
+        mark = load_protector(trained / "protectors" / "tiny-mark.safetensors")
+        grids = grids_of(task, "training")
+        drawn = grids.draw(4, np.random.default_rng(0))
+        for one, cube in zip(drawn, grids.hu(drawn), strict=True):
+            clean = cube.numpy().astype(np.int16)
+            marked = blocked_cube(clean, one.spacing_kji, mark.generator, mark.budget, one.mark_seed, "cpu")
             change = marked.astype(int) - clean
-            limit = task._budget.strength_hu * task._budget.fraction(clean)
+            limit = mark.budget.strength_hu * mark.budget.fraction(clean)
             assert 0 < np.abs(change).max() <= limit.max()
             assert (np.abs(change) <= limit + 1e-6).all()
+
+    def test_what_is_left_is_measured_by_the_mark_itself(self, data, trained):
+        """A network that leaves all as it is leaves the whole mark; one that blanks all is farther off."""
+        task = task_of(UNMARK, data, trained.parent)
+        samples = task.draw(Step(0, 0, 4))
+        assert {one.pair for one in samples} == set(range(4))
+        (nothing,), (blank,) = (
+            list(task.losses(samples, {"unmarker": network})) for network in (lambda x: x, torch.zeros_like)
+        )
+        assert nothing.scalars["left"].item() == pytest.approx(1)
+        assert blank.value > nothing.value > 0
 
     def test_a_protector_that_is_no_mark_is_refused(self, train, tmp_path, capsys):
         card = write_mark(tmp_path / "models" / "protectors" / "tiny-mark.safetensors", tiny_mark())
@@ -199,14 +230,7 @@ class TestUnmark:
         write_mark(tmp_path / "models" / "protectors" / "tiny-mark.safetensors", tiny_mark())
         assert train(UNMARK, work="whole") == 0
         whole = (tmp_path / "models" / "unmarkers" / "tiny-unmark.safetensors").read_bytes()
-        step = Trainer._step
-
-        def step_and_stop(self, number):
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, number)
-
-        monkeypatch.setattr(Trainer, "_step", step_and_stop)
+        terminate_in(monkeypatch, UnblockingTask, 2)
         assert train(UNMARK, work="parts") == CancelledError.exit_code
         monkeypatch.undo()
         assert train(UNMARK, work="parts") == 0

@@ -11,6 +11,7 @@ import torch
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANTrainingLib.training.engine import Step
+from MITSGANTrainingLib.training.mitsgan import MITSGANTask
 from MITSGANTrainingLib.training.recipes import load_recipe
 from training_rivals import Bench, assert_resumes, learn
 
@@ -38,6 +39,23 @@ save_every = 1
 validate_every = 3
 images_every = 3
 """
+
+
+def manipulation(task: MITSGANTask, added: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The manipulation loss of the first step, and its gradient by the voxels.
+
+    :param added: what the generator adds to the slices, in the networks' range; else nothing.
+    """
+    seen = []
+
+    def generator(slices: torch.Tensor, _noise: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.zeros_like(slices) if added is None else added).requires_grad_())
+        return slices + seen[0]
+
+    networks = {"generator": generator, "discriminator": task.discriminator}
+    *_, loss = task.losses(task.draw(Step(0, 0, 1)), networks)
+    value = loss.scalars["manipulation"]
+    return value.detach(), torch.autograd.grad(value, seen[0])[0]
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +100,7 @@ class TestObjective:
         """Voxels of the shell move what is forged in the middle; as a constant, the forgery has no such part."""
         gradients, values = {}, {}
         for through in (True, False):
-            made = bench.task(through_attacker=through)
-            slab = made.draw(Step(0, 0, 1))[0].slab
-            scan = made._scans[slab.scan]
-            hu = made._hu(scan, [slab])[0].requires_grad_(True)
-            value = made._manipulation(scan.scan, hu, slab, made._attackers[1])
-            (gradients[through],) = torch.autograd.grad(value, hu)
-            values[through] = value.item()
+            values[through], gradients[through] = manipulation(bench.task(through_attacker=through))
         assert values[True] == values[False] > 0
         flowing = (gradients[True] - gradients[False]).abs()
         assert flowing.max() > 0.01 * gradients[False].abs().max()
@@ -96,37 +108,25 @@ class TestObjective:
     def test_gradient_is_that_of_the_loss(self, bench):
         """A step of at most 1 HU along it changes the loss by what it says."""
         made = bench.task()
-        slab = made.draw(Step(0, 0, 1))[0].slab
-        scan = made._scans[slab.scan]
-        hu = made._hu(scan, [slab])[0].double().requires_grad_(True)
-
-        def value(x: torch.Tensor) -> torch.Tensor:
-            return made._manipulation(scan.scan, x, slab, made._attackers[0])
-
-        (gradient,) = torch.autograd.grad(value(hu), hu)
-        step = gradient / gradient.abs().max()
-        with torch.no_grad():
-            change = value(hu + step / 2) - value(hu - step / 2)
+        _value, gradient = manipulation(made)
+        low, high = made.config.generator.hu_window
+        step = gradient / gradient.abs().max() * (2 / (high - low))
+        change = manipulation(made, step / 2)[0] - manipulation(made, -step / 2)[0]
         assert change.item() == pytest.approx((gradient * step).sum().item(), rel=0.1)
 
     def test_mean_over_slices_is_the_cubes_share_of_whole_slices(self, bench):
-        values = []
-        for compared in ("square", "slices"):
-            made = bench.task(compared=compared)
-            slab = made.draw(Step(0, 0, 1))[0].slab
-            scan = made._scans[slab.scan]
-            values.append(made._manipulation(scan.scan, made._hu(scan, [slab])[0], slab, made._attackers[0]).item())
-        square, slices = values
+        square, slices = (manipulation(bench.task(compared=compared))[0].item() for compared in ("square", "slices"))
         # The cube has 13 x 11 x 11 voxels at 2.5 x 2.8 x 2.8 mm, and the slab 13 slices of 128x128.
         assert slices == pytest.approx(square * 11 * 11 / 128 / 128, rel=1e-5)
 
-    def test_attackers_stay_as_they_are(self, bench):
-        made = bench.task()
-        before = [p.clone() for attacker in made._attackers for p in attacker.inpainter.generator.parameters()]
+    def test_attackers_stay_as_they_are(self, bench, untrained_attackers):
+        attackers = list(untrained_attackers.values())
+        made = bench.task(against=attackers)
+        before = [p.clone() for attacker in attackers for p in attacker.inpainter.generator.parameters()]
         networks = {name: learner.module for name, learner in made.learners.items()}
         for loss in made.losses(made.draw(Step(0, 0, 1)), networks):
             loss.value.backward()
-        after = [p for attacker in made._attackers for p in attacker.inpainter.generator.parameters()]
+        after = [p for attacker in attackers for p in attacker.inpainter.generator.parameters()]
         assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
     def test_a_pass_shows_as_many_slices_as_there_are(self, bench):

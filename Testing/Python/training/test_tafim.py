@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
 from MITSGANLib.errors import InputError
+from MITSGANLib.protection.generator import hu_to_network
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.tafim import TAFIM
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.recipes import load_recipe
-from MITSGANTrainingLib.training.tafim import Sample
+from MITSGANTrainingLib.training.slabs import mean_square, scans_of
+from MITSGANTrainingLib.training.tafim import Sample, TAFIMTask
 from training_rivals import Bench, assert_resumes, learn
 
 TINY = """
@@ -37,6 +40,12 @@ save_every = 1
 validate_every = 3
 images_every = 3
 """
+
+
+def scalars_of(task: TAFIMTask, sample: Sample, model: Callable[..., torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The parts of the loss of one sample."""
+    (loss,) = task.losses([sample], {"generator": model})
+    return loss.scalars
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +89,42 @@ class TestObjective:
 
     def test_change_is_whole_hu_within_the_budget(self, bench):
         made = bench.task()
-        slabs = [sample.slab for sample in made.draw(Step(0, 0, 2))]
-        scan = made._scans[slabs[0].scan]
-        with torch.no_grad():
-            clean, change = made._change(scan, slabs, made.model)
-        allowed = np.stack([scan.allowed(slab, made.config.budget) for slab in slabs])
-        assert (clean.numpy() == np.stack([scan.hu(slab) for slab in slabs])).all()
-        assert (change.abs().numpy() <= allowed).all()
-        assert torch.equal(change, change.round())
-        assert change.any()
+        samples, window = made.draw(Step(0, 0, 2)), made.config.model.hu_window
+        slabs = [sample.slab for sample in samples]
+        scans = scans_of(made.inputs.data.scans("training"), made.config.slab_shape)
+        scan = scans[slabs[0].scan]
+        allowed = torch.from_numpy(np.stack([scan.allowed(slab, made.config.budget) for slab in slabs])).float()
+        seen = []
+
+        def reconstruction(model) -> torch.Tensor:
+            (loss,) = made.losses(samples, {"generator": model})
+            return loss.scalars["reconstruction"].detach()
+
+        def share(slices: torch.Tensor, _corners: object) -> torch.Tensor:
+            seen.append(slices)
+            return torch.full_like(slices, 0.37)
+
+        assert reconstruction(share) == pytest.approx(mean_square((0.37 * allowed).round(), window))
+        clean = torch.from_numpy(np.stack([scan.hu(slab) for slab in slabs])).float()
+        assert torch.equal(seen[0], hu_to_network(clean, window).flatten(0, 1).unsqueeze(1))
+        assert 0 < reconstruction(made.model) <= mean_square(allowed, window)
 
     def test_compression_is_between_protection_and_attack(self, bench):
         """The same slab and change, compressed hard, give another manipulation loss and the same reconstruction."""
         made = bench.task()
         slab = made.draw(Step(0, 0, 1))[0].slab
-        scan = made._scans[slab.scan]
-        clean, change = made._change(scan, [slab], made.model)
-        (plain, compressed) = (made._loss(scan, [Sample(slab, q)], clean, change)[1] for q in (None, 10))
+        plain, compressed = (scalars_of(made, Sample(slab, quality), made.model) for quality in (None, 10))
         assert plain["manipulation"] != compressed["manipulation"]
         assert plain["reconstruction"] == compressed["reconstruction"]
 
-    def test_manipulation_is_the_distance_from_the_target(self, bench):
-        made = bench.task()
-        forger = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 150.0))
-        cubes = torch.zeros(1, 32, 32, 32)
-        assert made._manipulation(cubes, forger) == 0
-        elsewhere = dataclasses.replace(made._attackers[0], inpainter=lambda cubes: torch.full_like(cubes, 50.0))
-        assert made._manipulation(cubes, elsewhere) == pytest.approx((100 * 2 / 2048) ** 2)
+    @pytest.mark.parametrize(("forged_hu", "distance"), [(150.0, 0.0), (50.0, (100 * 2 / 2048) ** 2)])
+    def test_manipulation_is_the_distance_from_the_target(self, bench, untrained_attackers, forged_hu, distance):
+        forger = dataclasses.replace(
+            untrained_attackers["inject"], inpainter=lambda cubes: torch.full_like(cubes, forged_hu)
+        )
+        made = bench.task(against=[forger])
+        scalars = scalars_of(made, Sample(made.draw(Step(0, 0, 1))[0].slab, None), made.model)
+        assert scalars["manipulation"].item() == pytest.approx(distance)
 
     def test_draws_follow_from_the_step_alone(self, bench):
         made = bench.task()

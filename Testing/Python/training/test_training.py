@@ -274,9 +274,9 @@ class TestAttackers:
 
 
 class TestSmallProtector:
-    def task(self, protector: Path, folder: Path, data: Path) -> SmallProtectorTask:
+    def task(self, protector: Path, folder: Path, data: Path, against: Iterable[Attacker] = ()) -> SmallProtectorTask:
         recipe = load_recipe(protector)
-        inputs = Inputs(Dataset.open(data), CPU, models=folder / "models")
+        inputs = InputsAgainst(Dataset.open(data), CPU, models=folder / "models", against=tuple(against))
         return SmallProtectorTask(recipe.config, recipe.training, inputs)
 
     def test_train_py_makes_a_protector_that_protects_within_its_budget(self, protector, train, tmp_path, phantom):
@@ -296,17 +296,16 @@ class TestSmallProtector:
         assert train(protector, work="parts") == 0
         assert same(*(torch.load(tmp_path / work / "last.pt", weights_only=True) for work in ("whole", "parts")))
 
-    def test_the_loss_reaches_every_weight_and_no_attackers(self, protector, tmp_path, data):
-        task = self.task(protector, tmp_path, data)
+    def test_the_loss_reaches_every_weight_and_no_attackers(self, protector, tmp_path, data, untrained_attackers):
+        attackers = list(untrained_attackers.values())
+        task = self.task(protector, tmp_path, data, attackers)
         samples = task.draw(Step(0, 0, 2))
         assert len(samples) == 2
         (loss,) = task.losses(samples, {"generator": task.generator.train()})
         loss.value.backward()
         still = [name for name, p in task.generator.named_parameters() if p.grad is None or not p.grad.any()]
         assert not still, "the loss does not reach these weights"
-        networks = [attacker.inpainter.generator for attacker in task._attackers]
-        assert len(networks) == 2
-        assert all(p.grad is None for network in networks for p in network.parameters())
+        assert all(p.grad is None for attacker in attackers for p in attacker.inpainter.generator.parameters())
 
     def test_sample_images_are_images(self, protector, tmp_path, data):
         task = self.task(protector, tmp_path, data)
