@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.data.dataset import Dataset
+from MITSGANTrainingLib.data.dataset import Dataset, Part
 from MITSGANTrainingLib.training.diagnosis_blocking import BlockingTask, CubeGrids, blocked_cube
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.inputs import Inputs

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import copy
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +15,22 @@ from hypothesis import strategies as st
 from MITSGANLib import weights
 from MITSGANLib.attack.attacker import simulate_attack
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANLib.judges.judge import Sight, load_judge
+from MITSGANLib.judges.judge import THRESHOLD, Sight, load_judge
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet
-from MITSGANTrainingLib.data.dataset import Dataset
+from MITSGANTrainingLib.data.dataset import Dataset, Part
 from MITSGANTrainingLib.data.nodules import Nodules, plant_nodule
 from MITSGANTrainingLib.preparation.cutting import EDGE
 from MITSGANTrainingLib.training.disturbance import Disturbance, Disturbances, disturb
-from MITSGANTrainingLib.training.engine import Step, Trainer
-from MITSGANTrainingLib.training.forgery_samples import Variation, Variations, forged_views
+from MITSGANTrainingLib.training.engine import Step
+from MITSGANTrainingLib.training.forgery_samples import (
+    ForgedScan,
+    ForgerySampling,
+    ForgerySource,
+    Variation,
+    Variations,
+    forged_views,
+)
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.judge import JudgeTask
 from MITSGANTrainingLib.training.nodule_samples import (
@@ -42,6 +50,7 @@ from training_data import (
     write_nodules,
     write_untrained_attackers,
 )
+from training_rivals import terminate_in
 
 CPU = torch.device("cpu")
 NODULE = """
@@ -117,6 +126,14 @@ def task_of(text: str, data: Path, folder: Path, changes: dict | None = None) ->
     path.write_text(text)
     recipe = load_recipe(path, changes)
     return JudgeTask(recipe.config, recipe.training, Inputs(Dataset.open(data), CPU, models=folder / "models"))
+
+
+def places_of(task: JudgeTask, part: Part) -> ForgerySource:
+    """The forged places of one side of the dataset, as the task takes them, from the same cache."""
+    sampling, config = task.config.forgery, task.config
+    attackers = task.inputs.load_attackers(sampling.attackers)
+    given = (config.view, sampling, attackers, config.held_out, task.training.seed)
+    return ForgerySource.of(task.inputs.data, part, *given)
 
 
 def middle_of(views: torch.Tensor) -> torch.Tensor:
@@ -199,9 +216,14 @@ class TestNodules:
         assert len(validation) == 3, "patient-2 and a fifth of the nine that the dataset does not name"
 
     def test_what_is_held_out_is_never_seen(self, data, tmp_path):
-        task = task_of(NODULE, data, tmp_path, {"held_out": ["patient-1", "a", "b"]})
-        patients = {name for s in (task._training, task._validation) for name in s._nodules.patients.tolist()}
-        assert patients == {"patient-0", "patient-2", *"cdefghij"}
+        held_out = ["patient-1", "a", "b"]
+        task = task_of(NODULE, data, tmp_path, {"held_out": held_out})
+        given = (task.config.view.edge, task.config.nodule, held_out)
+        sources = {part: NoduleSource.of(task.inputs.data, part, *given) for part in ("training", "validation")}
+        seen = {name for source in sources.values() for group in source.groups() for name in group.patients.tolist()}
+        assert seen == {"patient-0", "patient-2", *"cdefghij"}
+        described = {part: source.described() for part, source in sources.items()}
+        assert task.product().data == described | {"sources": "not stated"}
 
 
 class TestForgeries:
@@ -247,11 +269,12 @@ class TestForgeries:
         write_untrained_attackers(tmp_path / "models", untrained_attackers)
         changes = {"forgery.nodules": "nodules.npz", "forgery.nodule_places": 3}
         task = task_of(FORGERY, data, tmp_path, {"forgery.cache": str(tmp_path / "cache"), **changes})
-        counts = {group.name: len(group.views) for group in task._groups}
+        groups = {group.name: group.views for group in places_of(task, "validation").groups()}
+        counts = {name: len(views) for name, views in groups.items()}
         assert counts["untouched with nodule"] == counts["untrained remove with nodule"] == 3
         assert counts["untouched"] == 3
-        groups = {group.name: group.views[:, 1, 10:14, 10:14].mean() for group in task._groups}
-        assert groups["untouched with nodule"] > groups["untouched"] + 100
+        middles = {name: views[:, 1, 10:14, 10:14].mean() for name, views in groups.items()}
+        assert middles["untouched with nodule"] > middles["untouched"] + 100
 
     @settings(max_examples=15, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1), data_=st.data())
@@ -271,26 +294,27 @@ class TestForgeries:
         assert np.array_equal(part, hu[2:8, :, 4:6])
         assert inside == (2, 4, 0)
 
-    def test_untouched_and_forged_are_balanced_and_never_mixed_up(self, data, untrained_attackers, tmp_path):
-        write_untrained_attackers(tmp_path / "models", untrained_attackers)
-        still = {f"forgery.disturbances.{key}": 0.0 for key in ("noise_hu", "offset_hu", "gain", "blur")}
-        task = task_of(FORGERY, data, tmp_path, {"forgery.cache": str(tmp_path / "cache"), **still})
-        drawn = task.draw(Step(0, 0, 40))
+    def test_untouched_and_forged_are_balanced_and_never_mixed_up(self):
+        stored = np.random.default_rng(0).integers(-1000, 400, (3, 5, 3, 28, 28)).astype(np.int16)
+        sampling = ForgerySampling(jitter=2, disturbances=Disturbances(0.0, 0.0, 0.0, 0.0))
+        names = ("untouched", "a", "b")
+        source = ForgerySource([ForgedScan("patient", stored)], names, Sight("squares", 24, 3), sampling)
+        drawn = source.draw(40, np.random.default_rng(0))
         assert sum(one.yes for one in drawn) == 20
         assert {one.version for one in drawn} == {0, 1, 2}
-        stored = task._training._scans[0].views
-        for one, view in zip(drawn, task._training.views(drawn).numpy(), strict=True):
+        for one, view in zip(drawn, source.views(drawn).numpy(), strict=True):
             version = stored[one.version, one.place][:, one.start[1] :, one.start[2] :][:, :24, :24]
             assert np.array_equal(np.sort(view, axis=None), np.sort(version, axis=None))
 
     def test_training_scans_are_varied_and_validation_scans_are_not(self, data, untrained_attackers, tmp_path):
         write_untrained_attackers(tmp_path / "models", untrained_attackers)
         task = task_of(FORGERY, data, tmp_path, {"forgery.cache": str(tmp_path / "cache")})
-        (group,) = [group for group in task._groups if group.name == "untouched"]
+        training, validation = (places_of(task, part) for part in ("training", "validation"))
+        (group,) = [group for group in validation.groups() if group.name == "untouched"]
         (scan,) = Dataset.open(data).scans("validation")
         place = scan.lung_positions[0]
         assert np.array_equal(group.views[0], Sight("squares", 24, 3).cut(scan.hu, scan.spacing_kji, place))
-        assert task._training._scans[0].views.shape[1] == 2 * task._validation._scans[0].views.shape[1]
+        assert len(training) == 2 * len(validation), "of scans that are the same"
 
 
 class TestDisturbances:
@@ -338,14 +362,7 @@ class TestTask:
 
     def test_a_resumed_run_equals_an_unbroken_one(self, train, tmp_path, monkeypatch):
         assert train(NODULE, work="whole", out="a") == 0
-        step = Trainer._step
-
-        def step_and_stop(self, number):
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, number)
-
-        monkeypatch.setattr(Trainer, "_step", step_and_stop)
+        terminate_in(monkeypatch, JudgeTask, 2)
         assert train(NODULE, work="parts", out="b") == CancelledError.exit_code
         monkeypatch.undo()
         assert train(NODULE, work="parts", out="b") == 0
@@ -373,10 +390,19 @@ class TestTask:
     @settings(max_examples=20, deadline=None)
     @given(share=st.floats(0, 1), seed=st.integers(0, 100))
     def test_the_threshold_keeps_false_alarms_below_the_share(self, judge_task, share, seed):
-        rng = np.random.default_rng(seed)
-        scores = {group.name: np.round(rng.random(len(group.views)), 1) for group in judge_task._groups}
-        threshold = judge_task._threshold(scores, share)
-        others = [scores[group.name] for group in judge_task._groups if not group.yes]
+        task, rng, given = copy.copy(judge_task), np.random.default_rng(seed), []
+
+        def score_views(views: np.ndarray) -> np.ndarray:
+            given.append(np.round(rng.random(len(views)), 1))
+            return given[-1]
+
+        task.config = dataclasses.replace(task.config, false_alarms=share)
+        task.judge = lambda **_: SimpleNamespace(score_views=score_views)
+        figures = task.validate()
+        threshold = figures[THRESHOLD]
+        groups = [name for name in figures if name.startswith(("found ", "false_alarms ")) and "noise" not in name]
+        assert len(given) == 2 * len(groups), "every group as it is, in their order, and then with noise"
+        others = [values for name, values in zip(groups, given, strict=False) if name.startswith("false_alarms ")]
         reached = np.mean([np.mean(values >= threshold) for values in others])
         assert reached <= share + 1e-9
         lower = max((v for values in others for v in values if v < threshold), default=None)

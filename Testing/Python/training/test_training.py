@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib import weights as weights_module
-from MITSGANLib.attack.attacker import load_attacker
+from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.errors import CancelledError, InputError, ModelError, OutputError
@@ -26,9 +25,9 @@ from MITSGANLib.weights import MODELS_FOLDER, ModelCard, read_weights, write_wei
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet, augment, published_variants
 from MITSGANTrainingLib.data.dataset import Dataset
-from MITSGANTrainingLib.training.attacker import AttackerConfig, equalization_of
+from MITSGANTrainingLib.training.attacker import AttackerConfig, AttackerTask, equalization_of
 from MITSGANTrainingLib.training.configuration import build, plain
-from MITSGANTrainingLib.training.engine import DivergedError, Step, Task, Trainer
+from MITSGANTrainingLib.training.engine import DivergedError, Step, Task
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.mitsgan_small import SmallProtectorTask, repeated_power
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe, parse_change, shipped_recipes
@@ -36,6 +35,7 @@ from MITSGANTrainingLib.training.run import take_over
 from MITSGANTrainingLib.training.scans import ScanTargets
 from scipy import ndimage
 from training_data import nodule_cubes, same, write_dataset, write_untrained_attackers
+from training_rivals import InputsAgainst, terminate_in
 
 CPU = torch.device("cpu")
 INJECTOR = """
@@ -110,18 +110,6 @@ def train(tmp_path, data):
     return run
 
 
-def terminate_at(monkeypatch, step: int) -> None:
-    """Sends SIGTERM to this process in the given step of the next run."""
-    original = Trainer._step
-
-    def step_and_stop(self, number):
-        if number + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, number)
-
-    monkeypatch.setattr(Trainer, "_step", step_and_stop)
-
-
 @pytest.fixture(scope="module")
 def cubes() -> CubeSet:
     return CubeSet(nodule_cubes(6, seed=0), np.array([f"patient-{n // 2}" for n in range(6)]))
@@ -189,7 +177,7 @@ class TestAttackers:
         self, injector, train, tmp_path, monkeypatch, capsys
     ):
         assert train(injector, work="whole", out="a") == 0
-        terminate_at(monkeypatch, 3)
+        terminate_in(monkeypatch, AttackerTask, 2)
         assert train(injector, work="parts", out="b") == CancelledError.exit_code
         assert "after step 3 of 4; run the same command again" in capsys.readouterr().err
         assert not (tmp_path / "b").exists(), "a stopped run leaves no model"
@@ -290,7 +278,7 @@ class TestSmallProtector:
 
     def test_a_resumed_run_equals_an_unbroken_one(self, protector, train, tmp_path, monkeypatch):
         assert train(protector, work="whole") == 0
-        terminate_at(monkeypatch, 2)
+        terminate_in(monkeypatch, SmallProtectorTask, 1)
         assert train(protector, work="parts") == CancelledError.exit_code
         monkeypatch.undo()
         assert train(protector, work="parts") == 0
