@@ -1,14 +1,52 @@
-"""Errors a user can act on. Each says in one sentence what is wrong and what to do about it.
+"""Errors a user can act on: what is wrong, with what, and what to do about it.
 
-The command line prints the sentence and exits with ``exit_code``; the panel shows it. Anything else that is raised is a
-defect of the program, not of the input.
+The command line and the panel each say the sentence in their own words and the command line exits with ``exit_code``.
+Anything else that is raised is a defect of the program, not of the input.
 """
+
+from __future__ import annotations
+
+import os
+
+# Hints about what a caller chooses. Each interface says in its own words how: by an option, or by a widget.
+CHOOSE_SERIES = "choose one of these series"
+LEAVE_SERIES_OUT = "leave the series out"
+LEAVE_SEAL_OUT = "leave the seal out"
+NAME_SEAL = "name the file of the seal"
+MAKE_KEY = "make a new key file"
+MAKE_SIGNING_KEY = "make a new signing key"
+CHOOSE_CPU = "choose the CPU"
 
 
 class MITSGANError(Exception):
-    """Base of all errors that are addressed to the user."""
+    """Base of all errors that are addressed to the user. ``str(error)`` is the whole sentence.
+
+    The fields are set once. They are no frozen dataclass, because Python itself sets the trace of what is raised.
+
+    :param what: what is wrong: a clause about ``path`` such as "does not exist"; a whole clause where there is no path.
+    :param path: the file or folder that it is about. It may name a patient, so an interface can put words in its place.
+    :param hint: what to do about it, such as "check the path".
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str = "", *, path: str | os.PathLike[str] | None = None, hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.path, self.hint = what, path, hint
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+    def sentence(self, *, subject: str | None = None, hint: str | None = None) -> str:
+        """One sentence of the fields.
+
+        :param subject: words in place of ``path``, where there is one.
+        :param hint: words in place of ``hint``; empty leaves it out.
+        """
+        subject = os.fspath(self.path) if subject is None and self.path is not None else subject
+        hint = self.hint if hint is None else hint
+        text = self.what if self.path is None else f"{subject} {self.what}"
+        return f"{text}; {hint}." if hint else f"{text.rstrip('.')}." if self.path is not None else text
 
 
 class InputError(MITSGANError):

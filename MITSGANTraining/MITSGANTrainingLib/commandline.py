@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from MITSGANLib import __version__
+from MITSGANLib import __version__, errors
 from MITSGANLib.errors import CancelledError, MITSGANError
 
 from .commands import (
@@ -58,6 +58,17 @@ COMMANDS = {
     "sheet": sheet,
 }
 
+# The library says what to choose; here is the option that chooses it.
+_HINTS = {
+    errors.CHOOSE_SERIES: "choose one with --series UID",
+    errors.LEAVE_SERIES_OUT: "leave --series out",
+    errors.LEAVE_SEAL_OUT: "leave --seal out",
+    errors.NAME_SEAL: "name it with --seal",
+    errors.MAKE_KEY: "make one with mitsgan keygen",
+    errors.MAKE_SIGNING_KEY: "make one with mitsgan keygen --signing",
+    errors.CHOOSE_CPU: "use --device cpu",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
@@ -74,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("Stopped; nothing was left half written.", CancelledError.exit_code, options.verbose)
     except MITSGANError as error:
-        return _fail(str(error), error.exit_code, options.verbose)
+        return _fail(error.sentence(hint=_HINTS.get(error.hint)), error.exit_code, options.verbose)
     except ModuleNotFoundError as error:
         return _fail(_missing_package(error), 6, options.verbose)
     except MemoryError:

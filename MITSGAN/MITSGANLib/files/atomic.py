@@ -66,30 +66,40 @@ def output_error(error: OSError, destination: Path) -> OutputError:
     while error.errno is None and isinstance(error.__cause__, OSError):
         error = error.__cause__
     if error.errno in _NO_SPACE:
-        return OutputError(f"No space left on the disk for {destination}; free some space or choose another disk.")
+        return OutputError(
+            "cannot be written: no space is left on the disk",
+            path=destination,
+            hint="free some space or choose another disk",
+        )
     if error.errno in _NO_PERMISSION:
-        return OutputError(f"No permission to write {destination}; choose another place or change its permissions.")
-    return OutputError(f"{destination} cannot be written ({error.strerror or error}); choose another place.")
+        return OutputError(
+            "cannot be written: there is no permission",
+            path=destination,
+            hint="choose another place or change its permissions",
+        )
+    return OutputError(
+        f"cannot be written ({error.strerror or type(error).__name__})", path=destination, hint="choose another place"
+    )
 
 
 def refuse_existing_file(destination: Path, overwrite: bool) -> None:
     """:raises OutputError: when a new file may not take this place, as :func:`atomic_file` would find."""
     if destination.is_dir():
-        raise OutputError(f"{destination} is a folder; give a file name.")
+        raise OutputError("is a folder", path=destination, hint="give a file name")
     _refuse_existing(destination, overwrite)
 
 
 def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
     """:raises OutputError: when a new folder may not take this place, as :func:`atomic_folder` would find."""
     if destination.exists() and not destination.is_dir():
-        raise OutputError(f"{destination} is a file; give the name of a folder.")
+        raise OutputError("is a file", path=destination, hint="give the name of a folder")
     if destination.is_dir() and any(destination.iterdir()):
         _refuse_existing(destination, overwrite)
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(target):
-        raise OutputError(f"{target} already exists; choose another name or allow overwriting.")
+        raise OutputError("already exists", path=target, hint="choose another name or allow overwriting")
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def check_nifti(path: Path) -> None:
         raise _damaged(path)
     if not is_finite:
         raise InputError(
-            f"{path} holds NaN or infinite values; repair it before use, for example by exporting the original again."
+            "holds NaN or infinite values",
+            path=path,
+            hint="repair it before use, for example by exporting the original again",
         )
 
 
@@ -86,4 +88,4 @@ def _read_through(file: BinaryIO, layout: _Layout) -> tuple[bool, bool]:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged or incomplete; copy or export it again.")
+    return InputError("is damaged or incomplete", path=path, hint="copy or export it again")

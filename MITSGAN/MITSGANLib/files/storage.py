@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError, OutputError
+from ..errors import LEAVE_SERIES_OUT, InputError, OutputError
 from ..scan.volume import CTVolume, VolumeWarning
 from . import volume_files
 from .dicom.read import read_series, stack_series
@@ -54,7 +54,7 @@ def load_volume(path: str | os.PathLike[str], series: str | None = None, progres
     path = Path(path)
     if path.is_file() and volume_files.format_of(path):
         if series is not None:
-            raise InputError(f"{path} is one volume and has no series to choose; leave --series out.")
+            raise InputError("is one volume and has no series to choose", path=path, hint=LEAVE_SERIES_OUT)
         return volume_files.read_file(path, progress)
     scanned = 0
 
@@ -131,7 +131,9 @@ def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> 
     scan = scan_dicom(path, progress)
     if not scan.series and not scan.damaged:
         raise InputError(
-            f"{path} holds no DICOM images; give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}."
+            "holds no DICOM images",
+            path=path,
+            hint=f"give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}",
         )
     return (*map(_describe_series, scan.series), *map(_describe_damaged, scan.damaged))
 

@@ -160,7 +160,7 @@ def check_file_output(volume: CTVolume, path: str | os.PathLike[str], *, overwri
     """
     path = Path(path)
     if format_of(path) is None:
-        raise OutputError(f"{path.name} has no suffix of a supported format; use one of {', '.join(SUFFIXES)}.")
+        raise OutputError("has no suffix of a supported format", path=path, hint=f"use one of {', '.join(SUFFIXES)}")
     refuse_source(path, volume.provenance.source)
     refuse_existing_file(path, overwrite)
 
@@ -176,7 +176,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     :raises InputError: the file is missing, damaged, or sheared.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
+        raise InputError("does not exist", path=path, hint="check the path")
     reader = sitk.ImageFileReader()
     # By suffix and not by content: ITK's own choice depends on the case of the suffix.
     reader.SetImageIO(format_of(path).image_io)
@@ -186,8 +186,9 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     except RuntimeError as error:
         if "orthonormal" in str(error):
             raise InputError(
-                f"{path} has slanted axes (a tilted gantry, or a registration); resample it to a straight grid in the "
-                "viewer and save it again."
+                "has slanted axes (a tilted gantry, or a registration)",
+                path=path,
+                hint="resample it to a straight grid in the viewer and save it again",
             ) from error
         raise damaged_file(path) from error
     return reader
@@ -198,14 +199,16 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
     if len(size) != 3:
         kind = "a single picture" if len(size) == 2 else "a time series or stack of volumes"
         raise InputError(
-            f"{path} has {len(size)} dimensions ({kind}); save one three-dimensional CT volume and load that."
+            f"has {len(size)} dimensions ({kind})", path=path, hint="save one three-dimensional CT volume and load that"
         )
     if reader.GetNumberOfComponents() != 1:
         raise InputError(
-            f"{path} has {reader.GetNumberOfComponents()} values a voxel, not HU; load the CT volume itself."
+            f"has {reader.GetNumberOfComponents()} values a voxel, not HU", path=path, hint="load the CT volume itself"
         )
     if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
-        raise InputError(f"{path} has 8-bit values, a segmentation or a picture and not HU; load the CT volume itself.")
+        raise InputError(
+            "has 8-bit values, a segmentation or a picture and not HU", path=path, hint="load the CT volume itself"
+        )
     metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
     warnings = grid_warnings(size[2], spacing)
@@ -233,7 +236,9 @@ def _lacks_orientation(file_format: FileFormat, metadata: Mapping[str, str]) -> 
 
 def damaged_file(path: Path) -> InputError:
     """What to say of a file that is not what its name says."""
-    return InputError(f"{path} is damaged, incomplete or not of the format its name says; copy or export it again.")
+    return InputError(
+        "is damaged, incomplete or not of the format its name says", path=path, hint="copy or export it again"
+    )
 
 
 def _padding(metadata: Mapping[str, str]) -> int | None:
@@ -320,7 +325,7 @@ def _descrip(provenance: Provenance) -> str:
 def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
     """:raises OutputError: when a file to be written is the one that was read."""
     if os.fspath(source) and path.exists() and Path(source).exists() and path.samefile(source):
-        raise OutputError(f"{path} is the source itself, which is never overwritten; choose another name.")
+        raise OutputError("is the source itself, which is never overwritten", path=path, hint="choose another name")
 
 
 def _write_image(image: sitk.Image, temporary: Path, path: Path, file_format: FileFormat) -> None:
@@ -334,7 +339,9 @@ def _write_image(image: sitk.Image, temporary: Path, path: Path, file_format: Fi
     try:
         writer.Execute(image)
     except RuntimeError as error:
-        raise OutputError(f"{path} cannot be written; check the free space on the disk and its permissions.") from error
+        raise OutputError(
+            "cannot be written", path=path, hint="check the free space on the disk and its permissions"
+        ) from error
     plain.rename(temporary)
 
 
@@ -352,4 +359,4 @@ def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
 
 
 def _not_complete(path: Path) -> OutputError:
-    return OutputError(f"{path} could not be written completely; check the free space on the disk.")
+    return OutputError("could not be written completely", path=path, hint="check the free space on the disk")

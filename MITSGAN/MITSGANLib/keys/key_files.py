@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DependencyError, InputError
+from ..errors import MAKE_KEY, DependencyError, InputError
 from ..files.atomic import atomic_file
 
 KEY_BYTES, SALT_BYTES = 32, 16
@@ -105,14 +105,16 @@ def read_key_file(path: str | os.PathLike[str]) -> Key:
         with path.open("rb") as file:
             content = file.read(_KEY_FILE_LIMIT)
     except OSError as error:
-        raise InputError(f"The key file {path} cannot be read ({error.strerror}); check the path.") from error
+        raise InputError(
+            f"cannot be read ({error.strerror})", path=path, hint="check the path of the key file"
+        ) from error
     words = content.split()
     try:
         secret = base64.b64decode(words[1], validate=True) if len(words) == 2 else b""
     except binascii.Error:
         secret = b""
     if words[:1] != [_FILE_MARK.encode()] or len(secret) != KEY_BYTES:
-        raise InputError(f"{path} is no key file of MITSGAN, or is damaged; make one with mitsgan keygen.")
+        raise InputError("is no key file of MITSGAN, or is damaged", path=path, hint=MAKE_KEY)
     return Key(secret)
 
 

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import MAKE_SIGNING_KEY, InputError
 from ..files.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def load_signing_key(path: Path, passphrase: bytes | None = None) -> Ed25519Priv
 
     key = load_pem_private_key(path, passphrase)
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{path} is no Ed25519 key; make one with: mitsgan keygen --signing FILE")
+        raise InputError("is no Ed25519 key", path=path, hint=MAKE_SIGNING_KEY)
     return key
 
 
@@ -79,9 +79,11 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(read_key_bytes(path))
     except (UnsupportedAlgorithm, ValueError) as error:
-        raise InputError(f"{path} holds no public key in PEM form; give the signer's .pub.pem file.") from error
+        raise InputError(
+            "holds no public key in PEM form", path=path, hint="give the signer's .pub.pem file"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path} is no Ed25519 public key; give the signer's .pub.pem file.")
+        raise InputError("is no Ed25519 public key", path=path, hint="give the signer's .pub.pem file")
     return key
 
 
@@ -98,12 +100,12 @@ def load_pem_private_key(path: Path, passphrase: bytes | None) -> PrivateKeyType
         # A passphrase that a plain key does not need is an error of its own in the package; here it does no harm.
         return load_pem_private_key(data, passphrase if b"ENCRYPTED" in data else None)
     except TypeError as error:
-        raise InputError(f"{path} is locked by a passphrase; give the passphrase, too.") from error
+        raise InputError("is locked by a passphrase", path=path, hint="give the passphrase, too") from error
     except (UnsupportedAlgorithm, ValueError) as error:
         what = (
             "cannot be opened with this passphrase" if passphrase and b"ENCRYPTED" in data else "holds no private key"
         )
-        raise InputError(f"{path} {what}; check that it is the right PEM file.") from error
+        raise InputError(what, path=path, hint="check that it is the right PEM file") from error
 
 
 def raw_public_key(key: Ed25519PublicKey) -> bytes:
@@ -126,7 +128,9 @@ def read_key_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(LARGEST_KEY_FILE + 1)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its name and permissions.") from error
+        raise InputError(
+            f"cannot be read ({error.strerror})", path=path, hint="check its name and permissions"
+        ) from error
     if len(data) > LARGEST_KEY_FILE:
-        raise InputError(f"{path} is no key: it is too large; check the name.")
+        raise InputError("is no key: it is too large", path=path, hint="check the name")
     return data

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DependencyError
+from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
 
 if TYPE_CHECKING:
@@ -220,8 +220,7 @@ class SliceInference:
             slices = len(hu)
         if slices == 1:
             raise DependencyError(
-                "The GPU's memory is too small for a single slice; close other programs that use it, or choose the "
-                "CPU (--device cpu)."
+                "The GPU's memory is too small for a single slice, or other programs use it", hint=CHOOSE_CPU
             )
         devices.release_memory(self._device)
         self.batch_size, self._finds_batch = -(-slices // 2), False

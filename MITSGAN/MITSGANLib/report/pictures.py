@@ -570,5 +570,5 @@ def _write_whole(path: Path, content: bytes) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OutputError(f"The picture {path} cannot be written ({error.strerror}); choose another folder.") from error
+        raise OutputError(f"cannot be written ({error.strerror})", path=path, hint="choose another folder") from error
     return path

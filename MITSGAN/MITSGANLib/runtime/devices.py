@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from ..errors import DependencyError
+from ..errors import CHOOSE_CPU, DependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name not in DEVICES:
         raise DependencyError(f"Unknown device '{name}'; choose one of {', '.join(DEVICES)}.")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DependencyError(
-            "No usable NVIDIA GPU was found; choose the CPU (--device cpu), or install a CUDA build of PyTorch."
-        )
+        raise DependencyError("No usable NVIDIA GPU was found, or PyTorch is no CUDA build", hint=CHOOSE_CPU)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

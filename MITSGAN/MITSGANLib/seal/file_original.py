@@ -53,7 +53,7 @@ class StoredImage:
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            raise InputError(f"{path} is damaged or incomplete; copy or export it again.") from error
+            raise InputError("is damaged or incomplete", path=path, hint="copy or export it again") from error
         metadata = read_metadata(reader)
         return cls(
             sitk.GetArrayFromImage(image),
@@ -73,7 +73,7 @@ class StoredImage:
             image = cls.read(source)
             if np.array_equal(to_hu(image.values)[0], volume.hu):
                 return image
-            raise InputError(f"{source} was changed while it was worked on; run the command again.")
+            raise InputError("was changed while it was worked on", path=source, hint="run the command again")
         return cls(volume.hu, volume.spacing, volume.origin, tuple(volume.direction.ravel().tolist()), "", {})
 
     def write(self, path: Path) -> None:
@@ -101,11 +101,12 @@ class StoredImage:
             plain.rename(path)
             written = StoredImage.read(path)
         except (RuntimeError, InputError) as error:
-            raise OutputError(f"{path.name} could not be written; check the free space on the disk.") from error
+            raise OutputError("could not be written", path=path, hint="check the free space on the disk") from error
         if written.values.dtype != self.values.dtype or written.values.tobytes() != self.values.tobytes():
             raise OutputError(
-                f"{path.name} cannot hold the original's values of type {self.values.dtype} exactly; give a name that "
-                "ends in .nrrd."
+                f"cannot hold the original's values of type {self.values.dtype} exactly",
+                path=path,
+                hint="give a name that ends in .nrrd",
             )
 
 

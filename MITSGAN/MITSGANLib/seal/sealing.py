@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, OutputError
+from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError
 from ..files import volume_files
 from ..files.atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
 from ..files.dicom.headers import quiet_pydicom, read_dataset
@@ -144,10 +144,10 @@ def restore(
     path, destination = Path(path), Path(destination)
     if path.is_file() and volume_files.format_of(path):
         if series is not None:
-            raise InputError(f"{path} is one volume and has no series to choose; leave --series out.")
+            raise InputError("is one volume and has no series to choose", path=path, hint=LEAVE_SERIES_OUT)
         return _restore_file(path, destination, key, Path(seal) if seal else seal_file(path), overwrite)
     if seal is not None:
-        raise InputError("The seal of a DICOM series is in its files; leave --seal out.")
+        raise InputError("The seal of a DICOM series is in its files", hint=LEAVE_SEAL_OUT)
     return _restore_series(path, destination, key, series, overwrite, progress)
 
 
@@ -172,18 +172,19 @@ def _seal_series(
 
 def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite: bool) -> Restored:
     if is_dicom_output(destination):
-        raise OutputError(f"{path} is a file, so its original is restored as one; give a name such as restored.nrrd.")
+        raise OutputError(
+            "is a file, so its original is restored as one", path=path, hint="give a name such as restored.nrrd"
+        )
     _refuse_itself(destination, path)
     refuse_existing_file(destination, overwrite)
     try:
         container = seal.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
-            f"{seal} is not there: {path.name} was protected without a key, or its seal was left behind. Give the seal "
-            "with --seal."
+            "is not there: the scan was protected without a key, or its seal was left behind", path=seal, hint=NAME_SEAL
         ) from error
     except OSError as error:
-        raise InputError(f"{seal} cannot be read ({error.strerror}); check its permissions.") from error
+        raise InputError(f"cannot be read ({error.strerror})", path=seal, hint="check its permissions") from error
     _require_kind(read_identity(container), file_original.KIND)
     volume = volume_files.read_file(path)
     sealed, payload = open_container(container, key)
@@ -200,7 +201,7 @@ def _restore_series(
     path: Path, destination: Path, key: Key, series: str | None, overwrite: bool, progress: Progress | None
 ) -> Restored:
     if not is_dicom_output(destination):
-        raise OutputError(f"{path} is DICOM, so its original is restored as DICOM; give the name of a folder.")
+        raise OutputError("is DICOM, so its original is restored as DICOM", path=path, hint="give the name of a folder")
     _refuse_itself(destination, path)
     refuse_existing_folder(destination, overwrite)
     refuse_foreign_files(destination)
@@ -224,10 +225,10 @@ def _collected(paths: list[Path]) -> tuple[bytes, list[Path]]:
     """The container in the private blocks of files, and the files in the order of sealing."""
     shares = [get_entry(read_dataset(path), ENTRY) for path in paths]
     if None in shares:
-        some = "This series holds no seal" if not any(shares) else f"{paths[shares.index(None)]} holds no seal"
         raise InputError(
-            f"{some}: it was protected without a key, or private elements were removed on the way. Without the seal "
-            "the original cannot be restored."
+            "holds no seal: it was protected without a key, or private elements were removed on the way. Without the "
+            "seal the original cannot be restored",
+            path=paths[shares.index(None)] if any(shares) else paths[0].parent,
         )
     container, places = join_shares(shares)
     return container, [path for _, path in sorted(zip(places, paths, strict=True))]
@@ -243,4 +244,6 @@ def _require_kind(identity: Mapping[str, Any], kind: str) -> None:
 def _refuse_itself(destination: Path, source: Path) -> None:
     new, old = destination.resolve(), source.resolve()
     if new == old or new in old.parents or old in new.parents:
-        raise OutputError(f"{destination} is, holds or lies in the protected scan itself; choose another place.")
+        raise OutputError(
+            "is, holds or lies in the protected scan itself", path=destination, hint="choose another place"
+        )

@@ -121,4 +121,4 @@ def _parts(envelope: Any) -> tuple[bytes, bytes, str]:
             if kind != PAYLOAD_TYPE or more or len(envelope) != 3:
                 raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
             return decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES), claimed
-    raise ManifestError("This is no manifest of a scan; give one that mitsgan sign wrote.")
+    raise ManifestError("This is no manifest of a scan; give the one that was written when the scan was signed.")

@@ -189,7 +189,9 @@ def read_document(data: bytes) -> SignedManifest:
         case {"envelope": dict(envelope), "slices": [*entries]} if len(document) == 2 and entries:
             manifest = _manifest(envelope)
         case _:
-            raise ManifestError("This is no manifest of a scan; give one that mitsgan sign wrote.")
+            raise ManifestError(
+                "This is no manifest of a scan; give the one that was written when the scan was signed."
+            )
     records, paths = {}, {}
     for entry in entries:
         index, record, path = _record(entry, manifest)
@@ -230,10 +232,12 @@ def read_manifest_file(path: Path) -> SignedManifest:
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ManifestError(f"{path} is no manifest: it is too large.")
+            raise ManifestError("is no manifest: it is too large", path=path)
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"The manifest {path} cannot be read ({error.strerror}); check its name.") from error
+        raise InputError(
+            f"cannot be read ({error.strerror})", path=path, hint="check the name of the manifest"
+        ) from error
     return read_document(data)
 
 

@@ -65,7 +65,7 @@ def sign_scan(
     path = Path(path)
     output = None if output is None else Path(output)
     if signers.dicom and output is None:
-        raise OutputError("DICOM's own signatures go into the files; name an OUTPUT folder for the signed copy.")
+        raise OutputError("DICOM's own signatures go into the files; name a folder for the signed copy.")
     scan = read_contents(path, series, progress)
     if output is None:
         signed = _sign(scan, signers)
@@ -116,13 +116,17 @@ def _check_output(scan: ScanContents, output: Path, signers: Signers, overwrite:
         check_series_output(scan.volume, output, overwrite=overwrite)
         return
     if signers.dicom:
-        raise OutputError(f"DICOM's own signatures go into DICOM files, and {scan.path.name} is none; leave them out.")
+        raise OutputError(
+            "is no DICOM, and DICOM's own signatures go into its files", path=scan.path, hint="leave them out"
+        )
     if not output.name.lower().endswith("".join(scan.path.suffixes[-2:]).lower()):
-        raise OutputError(f"Signing copies the file as it is, so {output.name} must end as {scan.path.name} does.")
+        raise OutputError(
+            f"must end in {''.join(scan.path.suffixes[-2:])}, as the file does that is copied", path=output
+        )
     if scan.path.suffix.lower() in (".mhd", ".nhdr"):
-        raise OutputError(f"{scan.path.name} has its voxels in a second file; sign it in place, without OUTPUT.")
+        raise OutputError("has its voxels in a second file", path=scan.path, hint="sign it where it is, without a copy")
     if output.exists() and output.samefile(scan.path):
-        raise OutputError(f"{output} is the input itself; leave OUTPUT out to write the manifest beside it.")
+        raise OutputError("is the input itself", path=output, hint="sign it where it is, without a copy")
 
 
 def _write_images(

@@ -6,9 +6,8 @@ A key is opened for one job, and nothing here keeps it, names its file in an err
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,7 +280,7 @@ def restore_scan(
     """
 
     words = {destination: _("the chosen place"), scan.path: _("the protected scan")}
-    with paths_kept_from_log(words), _options_kept_out():
+    with paths_kept_from_log(words):
         if not scan.is_file and (destination.is_relative_to(scan.path) or scan.path.is_relative_to(destination)):
             raise OutputError(_("The original cannot lie within the protected scan; choose another folder."))
         if scan.is_file and destination.exists() and destination.samefile(scan.path):
@@ -326,7 +325,7 @@ def check_scan(
         is_known = bool(verification) and verification.manifest.fingerprint in known
         return SignatureCheck(read.volume, verification, signatures, is_known)
 
-    with paths_kept_from_log({scan.path: _("the scan")}), _options_kept_out():
+    with paths_kept_from_log({scan.path: _("the scan")}):
         checked = compute(work, progress)
     logger.info("MITSGAN checked a signed scan")
     return checked
@@ -376,21 +375,5 @@ def _refuse_existing(path: Path) -> None:
         raise OutputError(_("There is a file of this name. A key file is never replaced; choose another name."))
 
 
-@contextmanager
-def _key_path_kept(path: Path) -> Iterator[None]:
-    with paths_kept_from_log({path: _("the key file")}), _options_kept_out():
-        yield
-
-
-@contextmanager
-def _options_kept_out() -> Iterator[None]:
-    """Take what only the command line offers out of errors, and with the list of series what headers say of them."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        if "--series" in text:
-            text = _("The folder holds several CT series; choose the folder of one, or select the volume of one.")
-        parts = re.split(r"(?<=[.;]) ", text)
-        kept = " ".join(part for part in parts if " --" not in part) or text
-        raise type(error)(f"{kept.rstrip(';.')}.") from None
+def _key_path_kept(path: Path) -> AbstractContextManager[None]:
+    return paths_kept_from_log({path: _("the key file")})

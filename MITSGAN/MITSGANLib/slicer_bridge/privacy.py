@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from slicer.i18n import tr as _
 
-from ..errors import CancelledError, MITSGANError, OutputError
+from ..errors import CHOOSE_SERIES, CancelledError, MITSGANError
+from ..files.atomic import output_error
 
 
 @contextmanager
 def path_kept_from_log(path: Path) -> Iterator[None]:
-    """Take the place of an output out of errors."""
+    """Put words in the place of the path of an output."""
     with paths_kept_from_log({path: _("the chosen place")}):
         yield
 
 
 @contextmanager
 def paths_kept_from_log(words: Mapping[Path, str]) -> Iterator[None]:
-    """Take paths out of errors.
+    """Put words in the place of paths.
 
-    :param words: for each path what to say in its place, such as "the chosen file".
+    :param words: for each path what to say in its place, such as "the chosen file"; of one within another, the inner
+        one first.
     """
     try:
         yield
     except CancelledError:
         raise
     except (OSError, MITSGANError) as error:
-        text = _without_paths(str(error), words)
-        kind = type(error) if isinstance(error, MITSGANError) else OutputError
+        found = error if isinstance(error, MITSGANError) else output_error(error, Path(error.filename or ""))
+        text = found.sentence(subject=_subject(found.path, words))
+        if found.hint == CHOOSE_SERIES:  # the list of series tells what headers say
+            text = _("The folder holds several CT series; choose the folder of one, or select the volume of one.")
         # Not even as its cause: the trace is logged, too.
-        raise kind(text) from None
+        raise type(found)(text) from None
 
 
-def _without_paths(text: str, words: Mapping[Path, str]) -> str:
-    # From the most precise to the least, so that no part of one path is taken for another.
-    for path, instead in words.items():
-        if f"{path}{os.sep}" in text and path.is_dir():
-            # The longest first: one name may begin as another does.
-            for file in sorted(path.rglob("*"), key=lambda one: len(str(one)), reverse=True):
-                text = text.replace(str(file), _("a file of {chosen}").format(chosen=instead))
-        text = text.replace(str(path), instead)
-    for path in words:
-        if len(path.parent.parts) > 1:
-            text = text.replace(str(path.parent), _("its folder"))
-    for path, instead in words.items():
-        if path.name:
-            text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", lambda _match, instead=instead: instead, text)
-    return text
+def _subject(path: str | Path | None, words: Mapping[Path, str]) -> str:
+    """Words for the path of an error: of one that was chosen, or of a file in such a folder."""
+    for chosen, instead in words.items():
+        # Writers work on a file of the same name in a temporary folder.
+        if path is not None and (Path(path) == chosen or Path(path).name == chosen.name):
+            return instead
+        if path is not None and chosen in Path(path).parents:
+            return _("a file of {chosen}").format(chosen=instead)
+    return _("a file")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import MAKE_KEY, InputError
 from ..keys.key_files import Key, derive
 from ..scan.volume import CTVolume
 
@@ -71,7 +71,7 @@ def watermark_key(key: Key) -> WatermarkKey:
     :raises DependencyError: the package cryptography cannot be imported.
     """
     if key.is_passphrase:
-        raise InputError("A watermark needs a key file, not a passphrase; make one with mitsgan keygen.")
+        raise InputError("A watermark needs a key file, not a passphrase", hint=MAKE_KEY)
     return WatermarkKey(derive(key.secret, None, _CONTEXT))
 
 

@@ -299,7 +299,7 @@ class TestDicomRefusals:
             dataset.save_as(path)
             if number == 0:
                 self.refused(out, "IM0005.dcm holds no seal")
-        self.refused(out, "This series holds no seal")
+        self.refused(out, "out holds no seal")
 
     def test_slices_of_another_protection_of_the_same_scan(self, out):
         """Cut and paste between two sealed series, seals included."""
@@ -354,7 +354,7 @@ class TestDicomRefusals:
             restore(out, out.parent / "in", KEY)
 
     def test_the_seal_of_a_file_is_not_for_dicom(self, out):
-        with pytest.raises(InputError, match="leave --seal out"):
+        with pytest.raises(InputError, match="leave the seal out"):
             restore(out, out.parent / "back", KEY, seal=out / "x.seal")
 
 
@@ -519,7 +519,7 @@ class TestFileRefusals:
 
     def test_no_seal(self, out):
         out.with_name("out.nrrd.seal").unlink()
-        self.refused(out, "--seal")
+        self.refused(out, "name the file of the seal")
 
     def test_every_byte_of_a_seal(self, out, monkeypatch):
         """Flipped, in turn; the scan is read once, so that this takes seconds."""

@@ -11,7 +11,7 @@ from MITSGANLib.runtime.devices import PRECISIONS, describe_device, may_use_half
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(DependencyError, match="--device cpu"):
+    with pytest.raises(DependencyError, match="choose the CPU"):
         resolve_device("cuda")
 
 

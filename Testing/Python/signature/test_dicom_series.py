@@ -411,7 +411,7 @@ class TestManifestInFiles:
         sign_scan(tmp_path / "second", tmp_path / "second-signed", Signers(KEY))
         for file in (tmp_path / "second-signed").iterdir():
             shutil.copy(file, signed)
-        with pytest.raises(InputError, match="--series"):
+        with pytest.raises(InputError, match="choose one of these series"):
             read_contents_to_verify(signed)
 
     def test_the_original_is_never_replaced(self, original):

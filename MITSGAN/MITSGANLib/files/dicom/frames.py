@@ -83,8 +83,9 @@ def frames_of(header: Header) -> list[Frame]:
             return _enhanced_frames(header) if header.is_enhanced else [_single_frame(header)]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{header.path} has a missing or invalid position, orientation, spacing or rescale value; export the "
-                "series again from its source."
+                "has a missing or invalid position, orientation, spacing or rescale value",
+                path=header.path,
+                hint="export the series again from its source",
             ) from error
 
 
@@ -92,7 +93,9 @@ def _single_frame(header: Header) -> Frame:
     """A CT Image: the elements stand in the data set itself."""
     dataset = header.dataset
     if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise InputError(f"{header.path} holds many frames without saying where each lies; export it as single slices.")
+        raise InputError(
+            "holds many frames without saying where each lies", path=header.path, hint="export it as single slices"
+        )
     return _frame(header, 0, position=dataset, orientation=dataset, measures=dataset, rescale=dataset)
 
 
@@ -102,7 +105,7 @@ def _enhanced_frames(header: Header) -> list[Frame]:
     shared = (header.dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if len(per_frame) != int(header.dataset.NumberOfFrames):
         raise InputError(
-            f"{header.path} describes {len(per_frame)} frames but says it has another number; it is damaged."
+            f"describes {len(per_frame)} frames but says it has another number: it is damaged", path=header.path
         )
 
     def group(frame: Dataset, keyword: str) -> Dataset:
@@ -128,14 +131,16 @@ def _frame(
     stored = StoredFormat(int(dataset.BitsStored), signed=int(dataset.PixelRepresentation) == 1)
     slope, intercept = _numbers([rescale.RescaleSlope, rescale.RescaleIntercept], 2)
     if slope == 0:
-        raise InputError(f"{header.path} has Rescale Slope 0, so its HU are unknown; export the series again.")
+        raise InputError("has Rescale Slope 0, so its HU are unknown", path=header.path, hint="export the series again")
     if str(rescale.get("RescaleType") or "") not in HU_RESCALE_TYPES:
         raise InputError(
-            f"{header.path} has values of Rescale Type {rescale.RescaleType}, not HU; choose another series."
+            f"has values of Rescale Type {rescale.RescaleType}, not HU", path=header.path, hint="choose another series"
         )
     pixel_spacing = _numbers(measures.PixelSpacing, 2)
     if min(pixel_spacing) <= 0:
-        raise InputError(f"{header.path} has no positive Pixel Spacing, so sizes are unknown; export the series again.")
+        raise InputError(
+            "has no positive Pixel Spacing, so sizes are unknown", path=header.path, hint="export the series again"
+        )
     padding_value = dataset.get("PixelPaddingValue")
     padding_value = None if padding_value is None else _stored_integer(padding_value, stored)
     return Frame(

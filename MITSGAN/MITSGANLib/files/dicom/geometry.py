@@ -96,8 +96,9 @@ def _direction(frame: Frame) -> np.ndarray:
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
     if np.any(abs(lengths - 1) > ORTHONORMAL_TOLERANCE) or abs(row @ column) > ORTHONORMAL_TOLERANCE:
         raise InputError(
-            f"{frame.path} has an Image Orientation that is no pair of perpendicular unit vectors; export the series "
-            "again."
+            "has an Image Orientation that is no pair of perpendicular unit vectors",
+            path=frame.path,
+            hint="export the series again",
         )
     row = row / lengths[0]
     column = column - (column @ row) * row

@@ -188,7 +188,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(132)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
 
 
 def read_dataset(path: Path, **options: object) -> Dataset:
@@ -205,13 +205,15 @@ def read_dataset(path: Path, **options: object) -> Dataset:
                 dataset.file_meta.TransferSyntaxUID = _guessed_syntax(*dataset.original_encoding)
             return dataset
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
     except Exception as error:  # pydicom meets damage with many exception types, none of them documented
         raise damaged_file(path) from error
 
 
 def damaged_file(path: Path) -> InputError:
-    return InputError(f"{path} is a damaged or incomplete DICOM file; copy it again from its source or take it away.")
+    return InputError(
+        "is a damaged or incomplete DICOM file", path=path, hint="copy it again from its source or take it away"
+    )
 
 
 def _guessed_syntax(is_implicit: bool, is_little_endian: bool) -> str:

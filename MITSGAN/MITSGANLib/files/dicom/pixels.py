@@ -96,9 +96,10 @@ def _not_decoded(dataset: Dataset, path: Path) -> InputError:
     if not syntax.is_encapsulated:
         return damaged_file(path)
     return InputError(
-        f"{path} is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
-        "here, such as lossy JPEG of 12 bits; copy it again from its source, or decompress the series first, for "
-        "example with dcmdjpeg."
+        f"is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
+        "here, such as lossy JPEG of 12 bits",
+        path=path,
+        hint="copy it again from its source, or decompress the series first, for example with dcmdjpeg",
     )
 
 
@@ -115,12 +116,14 @@ def _require_decoder(dataset: Dataset, path: Path) -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise InputError(
-            f"{path} is compressed as {syntax.name}, which cannot be read; decompress the series first, for example "
-            "with gdcmconv --raw."
+            f"is compressed as {syntax.name}, which cannot be read",
+            path=path,
+            hint="decompress the series first, for example with gdcmconv --raw",
         ) from error
     if not decoder.is_available:
         packages = " or ".join(decoder.missing_dependencies)
         raise DependencyError(
-            f"{path} is compressed as {syntax.name}, which needs a package that is not installed ({packages}); "
-            "install it with pip, or decompress the series first."
+            f"is compressed as {syntax.name}, which needs a package that is not installed ({packages})",
+            path=path,
+            hint="install it with pip, or decompress the series first",
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import CHOOSE_SERIES, InputError
 from .headers import CT_STORAGE, Header, read_header, require_pydicom
 
 Progress = Callable[[int, int], None]
@@ -144,10 +144,12 @@ def list_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f"{path} does not exist; check the path.")
+        raise InputError("does not exist", path=path, hint="check the path")
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be opened ({error.strerror}); check its permissions.") from error
+        raise InputError(
+            f"cannot be opened ({error.strerror})", path=error.filename, hint="check its permissions"
+        ) from error
 
     return sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=refuse) for name in names)
 
@@ -159,12 +161,15 @@ def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
         damaged file may belong to it.
     """
     if not scan.series and not scan.damaged:
-        raise InputError(f"{scan.path} holds no DICOM images; give the folder of a CT series, or a NRRD or NIfTI file.")
+        raise InputError(
+            "holds no DICOM images", path=scan.path, hint="give the folder of a CT series, or a NRRD or NIfTI file"
+        )
     if scan.damaged:
         others = f" ({len(scan.damaged) - 1} more are too)" if len(scan.damaged) > 1 else ""
         raise InputError(
-            f"{scan.damaged[0]} is a damaged, incomplete or unreadable DICOM file{others}; copy it again from its "
-            "source or take it out of the folder."
+            f"is a damaged, incomplete or unreadable DICOM file{others}",
+            path=scan.damaged[0],
+            hint="copy it again from its source or take it out of the folder",
         )
     return _only_usable(scan) if uid is None else _named(scan, uid)
 
@@ -192,10 +197,12 @@ def _only_usable(scan: DicomScan) -> DicomSeries:
         return scan.usable[0]
     if scan.usable:
         raise InputError(
-            f"{scan.path} holds {len(scan.usable)} CT series; choose one with --series UID: {_listing(scan.usable)}."
+            f"holds {len(scan.usable)} CT series ({_listing(scan.usable)})",
+            path=scan.path,
+            hint=CHOOSE_SERIES,
         )
     reasons = "; ".join(f"{series.summary()} {series.problem}" for series in scan.series)
-    raise InputError(f"{scan.path} holds no CT series in HU: {reasons}. Give the folder of a CT series.")
+    raise InputError(f"holds no CT series in HU: {reasons}", path=scan.path, hint="give the folder of a CT series")
 
 
 def _named(scan: DicomScan, uid: str) -> DicomSeries:
@@ -204,7 +211,7 @@ def _named(scan: DicomScan, uid: str) -> DicomSeries:
             if series.problem:
                 raise InputError(f"Series {series.summary()} cannot be used: it {series.problem}; choose another.")
             return series
-    raise InputError(f"{scan.path} holds no series {uid}; choose one with --series UID: {_listing(scan.series)}.")
+    raise InputError(f"holds no series {uid}, only {_listing(scan.series)}", path=scan.path, hint=CHOOSE_SERIES)
 
 
 def _listing(series: Sequence[DicomSeries]) -> str:

@@ -98,7 +98,9 @@ def _refuse_destination(folder: Path, provenance: Provenance, overwrite: bool) -
     target = folder.resolve()
     for file in provenance.dicom_files:
         if target in Path(file).resolve().parents:
-            raise OutputError(f"{folder} holds the original series, which is never overwritten; choose another folder.")
+            raise OutputError(
+                "holds the original series, which is never overwritten", path=folder, hint="choose another folder"
+            )
     if overwrite:
         refuse_foreign_files(folder)
 
@@ -112,7 +114,7 @@ def refuse_foreign_files(folder: Path) -> None:
         foreign = next((file for file in list_files(folder) if not has_dicom_preamble(file)), None)
         if foreign:
             raise OutputError(
-                f"{folder} holds files that are not DICOM, such as {foreign.name}; choose another folder."
+                f"holds files that are not DICOM, such as {foreign.name}", path=folder, hint="choose another folder"
             )
 
 
@@ -135,7 +137,7 @@ def _source_header(path: Path) -> Header:
     header = read_header(path) if path.is_file() else None
     if header is None:
         raise OutputError(
-            f"The original file {path} is gone; its header is needed. Restore it, or write the volume as .nrrd."
+            "is gone, and the header of this original is needed", path=path, hint="restore it, or write .nrrd"
         )
     return header
 

@@ -167,12 +167,16 @@ def load_dicom_signer(key: Path, certificate: Path, passphrase: bytes | None = N
     (signer_certificate, *_) = load_certificates(certificate)
     if not isinstance(private_key, RSAPrivateKey | EllipticCurvePrivateKey):
         raise InputError(
-            f"{key} is no RSA or elliptic curve key, which DICOM's signatures need; make one with openssl."
+            "is no RSA or elliptic curve key, which DICOM's signatures need", path=key, hint="make one with openssl"
         )
     if isinstance(private_key, RSAPrivateKey) and private_key.key_size < MINIMUM_RSA_BITS:
-        raise InputError(f"{key} has only {private_key.key_size} bits; make a key of {MINIMUM_RSA_BITS} bits or more.")
+        raise InputError(
+            f"has only {private_key.key_size} bits", path=key, hint=f"make a key of {MINIMUM_RSA_BITS} bits or more"
+        )
     if private_key.public_key() != signer_certificate.public_key():
-        raise InputError(f"The certificate {certificate} belongs to another key than {key}; give the one made for it.")
+        raise InputError(
+            "is the certificate of another key than the one given", path=certificate, hint="give the one made for it"
+        )
     return DicomSigner(private_key, signer_certificate)
 
 
@@ -186,7 +190,9 @@ def load_certificates(path: Path) -> list[Certificate]:
     try:
         return load_pem_x509_certificates(read_key_bytes(path))
     except ValueError as error:
-        raise InputError(f"{path} holds no X.509 certificate in PEM form; give a .pem or .crt file.") from error
+        raise InputError(
+            "holds no X.509 certificate in PEM form", path=path, hint="give a .pem or .crt file"
+        ) from error
 
 
 def sign_dataset(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_structure_set
-from MITSGANLib.errors import CancelledError, InputError
+from MITSGANLib.errors import CHOOSE_SERIES, CancelledError, InputError
 from MITSGANLib.files.dicom.series import choose_series, scan_dicom
 from pydicom import Dataset
 from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
@@ -42,7 +42,7 @@ def test_several_series_are_listed(tmp_path):
     with pytest.raises(InputError) as caught:
         choose_series(scan)
     text = str(caught.value)
-    assert "--series UID" in text
+    assert caught.value.hint == CHOOSE_SERIES
     for series in (lung, soft):
         assert f'{series.uid} ("{series.description}", kernel B30f, 5 slices)' in text
     assert choose_series(scan, soft.uid).description == "Soft"
