@@ -43,12 +43,23 @@ def real_ct() -> Path:
 @pytest.fixture(scope="session")
 def phantom() -> Phantom:
     """A synthetic thorax, large enough for the attacker's 32 mm cube, small enough for tests."""
+    return small_phantom()
+
+
+def small_phantom() -> Phantom:
+    """As the fixture ``phantom``."""
     return thorax_phantom(shape=(48, 128, 128), spacing_kji=(2.5, 2.8, 2.8), seed=3)
 
 
 @pytest.fixture(scope="session")
-def untrained_attackers(phantom: Phantom) -> dict[str, Attacker]:
+def untrained_attackers() -> dict[str, Attacker]:
     """An injector and a remover with random weights: every step of an attack, none of its quality."""
+    return make_untrained_attackers()
+
+
+def make_untrained_attackers() -> dict[str, Attacker]:
+    """As the fixture ``untrained_attackers``."""
+    phantom = small_phantom()
     equalization = Equalization.from_cubes(phantom.volume.hu[None])
     attackers = {}
     for seed, action in enumerate(("inject", "remove")):

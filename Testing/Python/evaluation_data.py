@@ -1,17 +1,29 @@
-"""Scans, an untrained protector and untrained attackers as files, small enough to evaluate within seconds."""
+"""Scans, untrained networks as files, and an evaluation of them, small enough to be done within seconds.
+
+``python Testing/Python/evaluation_data.py`` writes the figures that ``test_measurement.py`` compares with.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from judge_data import SQUARES, write_judge
+from MITSGANLib.files.storage import save_volume
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard, write_weights
+from MITSGANTrainingLib.evaluation.cache import MEASUREMENT
+from MITSGANTrainingLib.evaluation.evaluate import EvaluationPlan, evaluate
+from training_data import write_untrained_attackers
+
+RECORDED = Path(__file__).resolve().parent / "vectors" / f"measurement-{MEASUREMENT}.json"
 
 
 def small_scan(seed: int = 3) -> CTVolume:
@@ -39,3 +51,47 @@ def write_tiny_protector(
     )
     write_weights(path, Generator(config).state_dict(), card)
     return path
+
+
+def small_evaluation(folder: Path, attackers: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure of one scan with a network and with the watermark alone, attacked by both actions, judged by two.
+
+    Left out are LPIPS, whose weights not every machine has, and what differs from machine to machine.
+
+    :param attackers: by action, as the fixture ``untrained_attackers``.
+    """
+    save_volume(small_scan(), folder / "scan.nrrd")
+    tiny = write_tiny_protector(folder / "tiny.safetensors")
+    write_untrained_attackers(folder, attackers)
+    write_judge(folder, "n")
+    write_judge(folder, "f", "forgery", "SquaresNetwork", SQUARES)
+    plan = EvaluationPlan(
+        scans=(str(folder / "scan.nrrd"),),
+        output=folder / "evaluation",
+        protectors=(str(tiny), "none"),
+        attackers=(str(folder / "attackers" / "untrained"),),
+        judges=tuple(str(folder / "judges" / f"{name}.safetensors") for name in "nf"),
+        targets=1,
+        pictures=0,
+        device="cpu",
+        lpips_weights=str(folder / "no such file"),
+    )
+    record = evaluate(plan).record
+    return {
+        part: _without(record[part], {"scan", "seconds", "device", "lpips"}) for part in ("measurements", "whole_scans")
+    }
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(one, keys) for key, one in value.items() if key not in keys}
+    return [_without(one, keys) for one in value] if isinstance(value, list | tuple) else value
+
+
+if __name__ == "__main__":
+    import conftest
+
+    with tempfile.TemporaryDirectory() as folder:
+        figures = small_evaluation(Path(folder), conftest.make_untrained_attackers())
+    RECORDED.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(f"Wrote {RECORDED}")

@@ -6,8 +6,9 @@ and succeeds. OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figure
 finished work, so that a stopped run continues and a larger one measures only what is new. A scan that fails is reported
 and costs no other; the exit code is then 3, although the results of the rest are written.
 
-PROTECTOR: NAME or FILE.safetensors, also with @HU for another strength; noise:HU or ct-noise:HU for noise of that root
-mean square; gradient:STEPS@HU for signed gradients that know the attacker and the target, an upper bound.
+PROTECTOR: NAME or FILE.safetensors, or none for the open watermark alone, each also with @HU for another strength;
+noise:HU or ct-noise:HU for noise of that root mean square; gradient:STEPS@HU for signed gradients that know the
+attacker and the target, an upper bound.
 
 Confidence intervals resample patients. DICOM says which scans are of one patient; each file counts as a patient.
 """

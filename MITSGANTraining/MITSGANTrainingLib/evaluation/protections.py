@@ -1,7 +1,8 @@
 """What ``--protectors`` names: a model, noise without a network, or signed gradients that know the target.
 
 - ``NAME`` is an installed protector, or a preset, which may carry the open watermark; ``FILE`` a ``.safetensors`` with
-  its card beside it; both also with ``@HU`` for that strength instead of their own.
+  its card beside it; both also with ``@HU`` for that strength instead of their own. ``none`` is the open watermark
+  alone.
 - ``noise:HU`` is white Gaussian noise of this root mean square in the patient, ``ct-noise:HU`` noise like the scan's
   own.
 - ``gradient:N@HU`` is N signed-gradient steps of at most HU (less in soft tissue and bone, as in the default budget)
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.presets import PRESETS, protector_path
+from MITSGANLib.protection.presets import NO_MODEL, PRESETS, protector_path
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard
@@ -151,17 +152,18 @@ def read_protection(word: str, seed: int) -> ProtectionArm:
         source = str(Path(source).resolve())  # workers on other machines do not share this one's working folder
     # Loading compares the weights with their card, before any long work.
     ready = load_protector(source, strength_hu=amount, seed=seed)
-    card = ModelCard.read(protector_path(source).with_suffix(".json"))
+    alone = source == NO_MODEL
+    name = "watermark" if alone else source if source in PRESETS else ready.name
     return ProtectionArm(
         "network",
-        (source if source in PRESETS else ready.name) + (f"@{amount:g}" if at else ""),
+        name + (f"@{amount:g}" if at else ""),
         seed,
         source=source,
         amount_hu=amount,
         digest=ready.digest,
         budget=ready.budget.to_dict(),
         watermark=ready.watermark.budget.to_dict() if ready.watermark else {},
-        alpha=_alpha(card.training),
+        alpha=None if alone else _alpha(ModelCard.read(protector_path(source).with_suffix(".json")).training),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -41,15 +42,15 @@ _LATEX = {
 
 
 def to_markdown(title: str, sections: Sequence[Section], pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """One page. ``pictures`` are (path, caption), shown at the end."""
+    """One page, its prose in lines of 120 columns. ``pictures`` are (path, caption), shown at the end."""
     lines = [f"# {title}", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
         for table in section.tables:
-            lines += [f"**{table.caption}**", "", *_markdown_table(table), ""]
-        lines += [*(f"- {note}" for note in section.notes), ""]
+            lines += [_wrapped(f"**{table.caption}**"), "", *_markdown_table(table), ""]
+        lines += [*(_wrapped(f"- {note}", indent="  ") for note in section.notes), ""]
     for path, caption in pictures:
-        lines += [f"![{caption}]({path})", "", f"*{caption}*", ""]
+        lines += [f"![{caption}]({path})", "", _wrapped(f"*{caption}*"), ""]
     return "\n".join(lines)
 
 
@@ -77,6 +78,10 @@ def to_csv_rows(sections: Sequence[Section]) -> Iterator[tuple[object, ...]]:
                 source = "paper" if cell.published else "measured"
                 counts = ("", "") if cell.published else (found.patients, found.values)
                 yield table.key, *labels, column.group, column.name, found.value, found.low, found.high, *counts, source
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _markdown_table(table: Table) -> list[str]:

@@ -35,6 +35,14 @@ def test_forms(word, kind, amount, steps):
     assert found.budget.get("strength_hu", amount) == (amount or 30)
 
 
+def test_none_is_the_watermark_alone(phantom):
+    found, weaker = read_protection("none", 0), read_protection("none@6", 0)
+    assert (found.name, weaker.name, found.alpha) == ("watermark", "watermark@6", None)
+    assert found.watermark["strength_hu"] > weaker.watermark["strength_hu"] == 6
+    protected = weaker.apply(phantom.volume, targets=(), attacker=None, device="cpu")
+    assert 0 < np.abs(np.subtract(protected.hu, phantom.volume.hu, dtype=int)).max() <= 6
+
+
 @pytest.mark.parametrize(
     "word",
     [

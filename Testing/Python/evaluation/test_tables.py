@@ -228,6 +228,7 @@ class TestFormats:
         for block in blocks:
             assert len({line.count("|") for line in block}) == 1
         assert "![A caption](figure.png)" in text
+        assert max(len(line) for line in text.splitlines() if not line.startswith(("|", "!["))) <= 120
 
     def test_latex_rows_fit_their_columns(self, sections):
         text = to_latex(list(sections.values()))
