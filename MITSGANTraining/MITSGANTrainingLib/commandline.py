@@ -110,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        # Paragraphs stay paragraphs.
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=raw)
+        command.set_defaults(refuse=command.error)
         module.add_arguments(command)
         command.add_argument("--verbose", action="store_true", help="log what happens, and the trace of an error")
     return parser

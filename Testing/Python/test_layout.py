@@ -27,6 +27,7 @@ LAYERS = {
         "protection",
         "seal",
         "signature",
+        "save_protected",
         "measure",
         "report",
         "slicer_bridge",

@@ -7,29 +7,29 @@ a folder with the same several series, under their new UIDs. See ``trees`` for w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from MITSGANLib.errors import DependencyError, InputError, ModelError
 from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.dicom.series import DicomSeries
-from MITSGANLib.files.storage import load_volume, save_volume
-from MITSGANLib.keys.key_files import Key
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
+from MITSGANLib.protection.protector import Protector, load_protector, protect
 from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.save_protected import Proofs, save_protected
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
-from MITSGANLib.seal.sealing import save_sealed, seal_file
-from MITSGANLib.signature.manifest import manifest_path
-from MITSGANLib.signature.signing import Signers, signed_output
-from MITSGANLib.watermark.pattern import WatermarkKey
+from MITSGANLib.signature.signing import Signers
+from MITSGANLib.watermark.pattern import watermark_key
 
 from .inventory import ATTACK, PROTECTED, StockedScan, data_files, take_stock
-from .protection_settings import ProtectionSettings, load_settings
 from .trees import (
     Done,
     Record,
@@ -49,11 +49,38 @@ from .trees import (
 _SEALED = 1.1
 
 
+class Loaded(NamedTuple):
+    """A protector that is ready to run, and what decides its output besides the scan, JSON-ready."""
+
+    protector: Protector
+    settings: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=1)
+def load_settings(model: str, strength_hu: float | None = None, seed: int = 0, watermark: Path | None = None) -> Loaded:
+    """Load a protector, once in each process.
+
+    :param model: a protector as :func:`~MITSGANLib.protection.protector.load_protector` takes it.
+    :param watermark: key file, in place of the open watermark's key. Its identity, which says nothing about its secret,
+        is among the settings.
+    :raises InputError: when the key file cannot be read.
+    :raises ModelError: when the model is unknown or corrupt.
+    """
+    key = watermark and read_key_file(watermark)
+    ready = load_protector(model, strength_hu=strength_hu, seed=seed, watermark=key and watermark_key(key))
+    settings: dict[str, Any] = {"strength_hu": ready.strength_hu}
+    if ready.generator is not None:
+        settings |= {"model_sha256": ready.digest, "seed": ready.seed, "budget": ready.budget.to_dict()}
+    if ready.watermark:
+        settings["watermark"] = {"key": key.id if key else "open", "budget": ready.watermark.budget.to_dict()}
+    return Loaded(ready, settings)
+
+
 @dataclass(frozen=True)
 class CollectionConfig(TreeConfig):
     """What to protect, where to, and how.
 
-    :param model: name or .safetensors file of a protector, or as in :func:`~.protection.load_settings`.
+    :param model: name or .safetensors file of a protector, or as in :func:`load_settings`.
     :param strength_hu: largest change in HU; the model's own where None.
     :param watermark: key file of a watermark; each process reads it itself.
     :param device: "auto", "cpu" or "cuda", for each process.
@@ -69,18 +96,19 @@ class CollectionConfig(TreeConfig):
     signing_key: Path | None = None
     signing_passphrase: bytes | None = field(default=None, repr=False)
 
-    def load(self) -> ProtectionSettings:
-        """
-        :raises MITSGANError: as :func:`~.protection.load_settings`.
-        """
-        return load_settings(self.model, self.strength_hu, self.seed, self.watermark)
+    def load(self) -> tuple[Protector, Proofs, dict[str, Any]]:
+        """The protector, the keys that seal and sign, and what all of them have in the settings of a record.
 
-    def read_signers(self) -> Signers | None:
-        """Who signs.
-
-        :raises InputError: the file is no Ed25519 key, or its passphrase is missing or wrong.
+        :raises MITSGANError: as :func:`load_settings`; a file is no such key, or its passphrase is missing or wrong.
         """
-        return self.signing_key and Signers(load_signing_key(self.signing_key, self.signing_passphrase))
+        protector, settings = load_settings(self.model, self.strength_hu, self.seed, self.watermark)
+        signers = self.signing_key and Signers(load_signing_key(self.signing_key, self.signing_passphrase))
+        proofs = Proofs(self.read_key(), signers)
+        if proofs.key is not None:
+            settings = settings | {"sealed_with": proofs.key.id or "passphrase"}
+        if signers is not None:
+            settings = settings | {"signed_by": fingerprint(raw_public_key(signers.key.public_key()))}
+        return protector, proofs, settings
 
 
 @dataclass(frozen=True)
@@ -184,7 +212,7 @@ def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> 
     """
     report = Report()
     config = _checked(config)
-    settings = _settings(config.load(), config.read_key(), config.read_signers())
+    *_, settings = config.load()
     if not config.scheduler:
         resolve_device(config.device)
     work_through(config, report, _Protection, settings, take_stock, stage)
@@ -212,16 +240,14 @@ class _Protection(ScanJob):
             return self.pass_over(ATTACK, may_copy=False)
         if volume.provenance.last(PROTECTION):
             return self.pass_over(PROTECTED)
-        protection = config.load()
-        key, signers = config.read_key(), config.read_signers()
-        if _settings(protection, key, signers) != self.settings:
+        protector, proofs, settings = config.load()
+        if settings != self.settings:
             raise ModelError("The model or a key file differs on this machine; install the same on all workers.")
-        protected = _protect(volume, protection, config.device)
-        output = _Output(protected, volume, key, signers, protection.watermark_key)
+        protected = _protect(volume, protector, config.device)
         change = measure_change(volume, protected)
 
         def write() -> tuple[list[str], dict[str, Any]]:
-            written, warnings = _write(output, config, scan)
+            written, warnings = _write(protected, volume, protector, proofs, config, scan)
             return written, {
                 "slices": volume.shape[0],
                 "change": change,
@@ -230,40 +256,6 @@ class _Protection(ScanJob):
             }
 
         return self.finish(write, started)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A protected volume and how it is saved: sealed where there is a key, signed where somebody signs."""
-
-    volume: CTVolume
-    original: CTVolume
-    key: Key | None
-    signers: Signers | None
-    watermark: WatermarkKey | None
-
-    @property
-    def originals(self) -> tuple[str, ...]:
-        """The DICOM files of the original, in slice order."""
-        return self.original.provenance.dicom_files
-
-    def beside(self, target: Path) -> list[Path]:
-        """The files that lie beside a volume file of this."""
-        found = data_files(target)
-        found += [seal_file(target)] if self.key else []
-        return found + ([manifest_path(target)] if self.signers else [])
-
-    def save(self, path: Path, *, overwrite: bool = False) -> tuple[VolumeWarning, ...]:
-        if self.signers is None:
-            return self._save(path, overwrite=overwrite)
-        with signed_output(path, self.signers, overwrite=overwrite) as unsigned:
-            return self._save(unsigned)
-
-    def _save(self, path: Path, *, overwrite: bool = False) -> tuple[VolumeWarning, ...]:
-        if self.key is None:
-            return save_volume(self.volume, path, overwrite=overwrite)
-        known = {"watermark": self.watermark, "overwrite": overwrite}
-        return save_sealed(self.volume, self.original, path, self.key, **known)
 
 
 def _load(tree: Path, scan: StockedScan) -> CTVolume:
@@ -275,42 +267,45 @@ def _load(tree: Path, scan: StockedScan) -> CTVolume:
     return read_series(DicomSeries(scan.uid, tuple(headers)), source=str(tree / scan.source))
 
 
-def _settings(protection: ProtectionSettings, key: Key | None, signers: Signers | None) -> dict[str, Any]:
-    settings = protection.settings()
-    if key is not None:
-        settings["sealed_with"] = key.id or "passphrase"
-    if signers is not None:
-        settings["signed_by"] = fingerprint(raw_public_key(signers.key.public_key()))
-    return settings
-
-
-def _protect(volume: CTVolume, protection: ProtectionSettings, device: str) -> CTVolume:
+def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
     try:
-        return protection.apply(volume, device)
+        return protect(volume, model=protector, device=device)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
         raise DependencyError(
-            "The device ran out of memory; use fewer processes, which share one GPU, or --device cpu."
+            "The device ran out of memory; use fewer processes, which share one GPU, or the CPU."
         ) from error
 
 
-def _write(output: _Output, config: CollectionConfig, scan: StockedScan) -> tuple[list[str], list[VolumeWarning]]:
+def _write(
+    protected: CTVolume,
+    original: CTVolume,
+    protector: Protector,
+    proofs: Proofs,
+    config: CollectionConfig,
+    scan: StockedScan,
+) -> tuple[list[str], list[VolumeWarning]]:
     """Write a protected scan at the places of its originals; their relative paths, and warnings."""
     warnings: list[VolumeWarning] = []
+
+    def save(path: Path, *, overwrite: bool = False) -> None:
+        mark = protector.watermark and protector.watermark.key
+        warnings.extend(save_protected(protected, path, proofs, original, watermark=mark, overwrite=overwrite))
+
     if not scan.uid:
         target = config.out / scan.files[0]
         remove_leavings(target)
-        warnings += output.save(target, overwrite=True)
-        written = relative_files([target, *output.beside(target)], config.out)
+        save(target, overwrite=True)
+        written = relative_files([target, *data_files(target), *proofs.companions(target)[0]], config.out)
     else:
 
         def fill(folder: Path) -> list[Path]:
-            warnings.extend(output.save(folder / "new"))
+            save(folder / "new")
             # The writer names its files in slice order, the order of the originals.
             return sorted((folder / "new").iterdir())
 
-        written = relative_files(output.originals, config.tree)
+        written = relative_files(original.provenance.dicom_files, config.tree)
         write_together(config.out, written, fill)
     return written, warnings
 

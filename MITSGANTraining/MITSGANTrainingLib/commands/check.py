@@ -48,8 +48,6 @@ about, 8 no such watermark was found, or so little of it that nothing can be tol
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Paragraphs stay paragraphs.
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXIT_CODES
     add_input(parser)
     add_series(parser)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.presets import PRESETS, available_protectors
+from MITSGANLib.protection.protector import Protector, protect
 
-from ..archives.protection_settings import ProtectionSettings, load_settings
+from ..archives.collection import load_settings
 from ..evaluation.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
-from .options import add_device, add_json, note, note_warnings, progress_bar, say, write_json
+from .options import add_device, add_json, add_protector, note, note_warnings, progress_bar, say, write_json
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
@@ -31,19 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
     )
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
-    names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
-    parser.add_argument(
-        "--model",
-        default="default",
-        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
-    )
-    parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
-    parser.add_argument(
-        "--watermark", metavar="KEYFILE", type=Path, help="with a watermark of this key, in place of the open one"
-    )
+    add_protector(parser)
     parser.add_argument(
         "--largest",
         action="store_true",
@@ -54,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    protection = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
+    protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     scans = list(dict.fromkeys(options.scans))
     found: dict[str, tuple[Fidelity, LargestScale | None]] = {}
     failed: dict[str, str] = {}
     for scan in scans:
         try:
-            found[scan] = _measured(scan, protection, options)
+            found[scan] = _measured(scan, protector, options)
         except InputError as error:
             if len(scans) == 1:
                 raise
@@ -75,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     write_json(
         options.json,
         {
-            "model": protection.protector.name,
-            **protection.settings(),
+            "model": protector.name,
+            **settings,
             "passed": all(fidelity.passed for fidelity in verdicts.values()) if verdicts else None,
             "scans": [
                 {"scan": scan, **fidelity.to_dict(), "largest_scale": dataclasses.asdict(scale) if scale else None}
@@ -88,9 +75,7 @@ def run(options: argparse.Namespace) -> int:
     return InputError.exit_code if failed else 0
 
 
-def _measured(
-    scan: str, protection: ProtectionSettings, options: argparse.Namespace
-) -> tuple[Fidelity, LargestScale | None]:
+def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
     # Imports what takes a while, and is not needed for --help.
     from ..evaluation.scans import ScanSource
 
@@ -98,7 +83,7 @@ def _measured(
         original = ScanSource(scan, tuple(options.series)).load(progress)
     note_warnings(original)
     with progress_bar("Protecting", "slice") as progress:
-        protected = protection.apply(original, options.device, progress)
+        protected = protect(original, model=protector, device=options.device, progress=progress)
     with progress_bar("Measuring", "slice") as progress:
         fidelity = measure_fidelity(original, protected, progress=progress)
     if not options.largest:

@@ -17,7 +17,6 @@ from .options import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(refuse=parser.error)
     parser.add_argument("keyfile", metavar="KEYFILE", help="the new file; an existing one is never replaced")
     parser.add_argument("--signing", action="store_true", help="make a pair of keys for signatures instead")
     key_options.add_passphrase(parser, "with --signing: ask for a passphrase that locks the private key")

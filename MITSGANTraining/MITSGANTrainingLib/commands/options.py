@@ -13,6 +13,7 @@ from typing import Any
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_file
+from MITSGANLib.protection.presets import PRESETS, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
 from MITSGANLib.scan.volume import CTVolume, lps_from_ras
 
@@ -29,6 +30,26 @@ def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = 
 
 def add_series(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", metavar="UID", help="Series Instance UID to take where a folder holds several")
+
+
+def add_protector(parser: argparse.ArgumentParser) -> None:
+    """``--model``, ``--strength-hu``, ``--seed`` and ``--watermark``: how a scan is protected."""
+    names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
+    parser.add_argument(
+        "--model",
+        default="default",
+        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
+    )
+    parser.add_argument(
+        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
+    parser.add_argument(
+        "--watermark",
+        metavar="KEYFILE",
+        type=Path,
+        help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -20,25 +20,22 @@ import time
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.storage import check_output, is_dicom_output, load_volume, save_volume
-from MITSGANLib.keys.key_files import Key
+from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.signing_keys import load_signing_key
-from MITSGANLib.protection.presets import PRESETS, available_protectors, is_blocker
+from MITSGANLib.protection.presets import is_blocker
+from MITSGANLib.protection.protector import protect
 from MITSGANLib.runtime.devices import describe_device, resolve_device
-from MITSGANLib.scan.volume import CTVolume
-from MITSGANLib.seal.sealing import check_sealed_output, save_sealed, seal_file
-from MITSGANLib.signature.manifest import manifest_path
-from MITSGANLib.signature.signing import Signers, signed_output
-from MITSGANLib.watermark.pattern import WatermarkKey
+from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
+from MITSGANLib.signature.signing import Signers
 
-from ..archives.collection import CollectionConfig, measure_change, protect_collection
-from ..archives.protection_settings import load_settings
+from ..archives.collection import CollectionConfig, load_settings, measure_change, protect_collection
 from . import key_options, tree_options
 from .options import (
     add_device,
     add_input,
     add_json,
     add_overwrite,
+    add_protector,
     add_series,
     note,
     note_warnings,
@@ -80,28 +77,10 @@ reason), 4 where OUTPUT cannot be used or the disk is too small for all of it, 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(refuse=parser.error)
-    # Paragraphs stay paragraphs.
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     add_series(parser)
-    names = ", ".join([*PRESETS, *(card.name for card in available_protectors())])
-    parser.add_argument(
-        "--model",
-        default="default",
-        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
-    )
-    parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
-    parser.add_argument(
-        "--watermark",
-        metavar="KEYFILE",
-        type=Path,
-        help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
-    )
+    add_protector(parser)
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
     parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
@@ -129,52 +108,46 @@ def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
 
 
 def _protect_scan(options: argparse.Namespace) -> None:
-    output = Path(options.output)
-    protection = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
+    protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     device = resolve_device(options.device)
     with progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     note_warnings(volume)
     key = key_options.key(options, is_new=True)
     _warn_of_mark(options, key is not None)
-    signers = _signers(options)
-    (check_sealed_output if key else check_output)(volume, options.output, overwrite=options.overwrite)
-    note(f"Protecting {volume.shape[0]} slices with {protection.name} on {describe_device(device)}")
+    proofs = Proofs(key, _signers(options))
+    check_protected_output(volume, options.output, proofs, overwrite=options.overwrite)
+    note(f"Protecting {volume.shape[0]} slices with {protector.title} on {describe_device(device)}")
     started = time.monotonic()
     with progress_bar("Protecting", "slice") as progress:
-        protected = protection.apply(volume, options.device, progress)
+        protected = protect(volume, model=protector, device=options.device, progress=progress)
     seconds = time.monotonic() - started
     change, warnings = measure_change(volume, protected), volume.provenance.warnings
     # Writing needs the original for a seal alone; of a long scan, its memory is better used otherwise.
     original = volume if key else None
     del volume
-    if signers is None:
-        _save(protected, original, options.output, key, protection.watermark_key, overwrite=options.overwrite)
-    else:
-        with signed_output(options.output, signers, overwrite=options.overwrite) as unsigned:
-            _save(protected, original, unsigned, key, protection.watermark_key)
-    if options.overwrite and not is_dicom_output(options.output):
-        # A seal or a manifest of the file that was replaced is not of this one.
-        for beside, is_new in ((seal_file(output), key is not None), (manifest_path(output), signers is not None)):
-            if not is_new:
-                beside.unlink(missing_ok=True)
+    mark = protector.watermark and protector.watermark.key
+    with progress_bar("Writing", "slice") as progress:
+        save_protected(
+            protected, options.output, proofs, original, watermark=mark, overwrite=options.overwrite, progress=progress
+        )
     result = {
         "output": options.output,
-        "model": protection.protector.name,
-        **protection.settings(),
+        "model": protector.name,
+        **settings,
         "device": describe_device(device),
         "seconds": round(seconds, 2),
         "warnings": [{"name": w.name, "text": w.text} for w in warnings],
         "change": change.to_dict(),
         "sealed": key is not None,
-        "signed": signers is not None,
+        "signed": proofs.signers is not None,
     }
     write_json(options.json, result)
     if options.json != "-":
         say(
             f"Protected {protected.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
             f"largest change {change.maximum_hu} HU (whole volume). "
-            f"Wrote {options.output}{', sealed' if key else ''}{', signed' if signers else ''}"
+            f"Wrote {options.output}{', sealed' if key else ''}{', signed' if proofs.signers else ''}"
         )
 
 
@@ -184,24 +157,6 @@ def _signers(options: argparse.Namespace) -> Signers | None:
     key = load_signing_key(options.sign, key_options.passphrase_from(options.sign_passphrase_env))
     key_options.warn_of_readers(options.sign)
     return Signers(key)
-
-
-def _save(
-    protected: CTVolume,
-    original: CTVolume | None,
-    path: str | Path,
-    key: Key | None,
-    watermark: WatermarkKey | None,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write the protected scan; with a key it is sealed, which needs the original."""
-    with progress_bar("Writing", "slice") as progress:
-        options = {"overwrite": overwrite, "progress": progress}
-        if key is None:
-            save_volume(protected, path, **options)
-        else:
-            save_sealed(protected, original, path, key, watermark=watermark, **options)
 
 
 def _protect_collection(options: argparse.Namespace) -> int:

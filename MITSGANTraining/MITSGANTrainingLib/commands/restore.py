@@ -41,9 +41,6 @@ cannot be used or the disk is too small for all of it, 130 stopped.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(refuse=parser.error)
-    # Paragraphs stay paragraphs.
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_input(parser, text="the protected scan")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
     add_series(parser)

@@ -23,9 +23,6 @@ certificate made for it; OUTPUT is then a DICOM folder.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(refuse=parser.error)
-    # Paragraphs stay paragraphs.
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder (DICOM) or a file for the signed copy")
     add_series(parser)

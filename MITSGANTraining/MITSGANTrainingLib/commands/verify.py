@@ -39,8 +39,6 @@ signed by an unknown key, 3 not signed, not readable, or signed in a way that ca
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Paragraphs stay paragraphs.
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXIT_CODES
     add_input(parser)
     add_series(parser)

@@ -27,17 +27,17 @@ from MITSGANLib.errors import InputError, ModelError, OutputError
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
-from MITSGANTrainingLib.archives import collection, inventory, protection_settings, trees
+from MITSGANTrainingLib.archives import collection, inventory, trees
 from MITSGANTrainingLib.archives.collection import (
     Change,
     CollectionConfig,
     Report,
     _load,
+    load_settings,
     measure_change,
     protect_collection,
 )
 from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY, take_stock
-from MITSGANTrainingLib.archives.protection_settings import load_settings
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.workers import Outcome, run_all
 from pydicom import DataElement, Dataset
@@ -395,13 +395,13 @@ class TestFailures:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
         series().write(tmp_path / "tree")
-        monkeypatch.setattr(protection_settings, "protect", full)
+        monkeypatch.setattr(collection, "protect", full)
         (failure,) = run().failed
         assert "fewer processes" in failure.reason
 
     def test_a_worker_with_another_model_is_refused(self, tmp_path, run, model, monkeypatch):
         here = load_settings(model)
-        there = dataclasses.replace(here, protector=dataclasses.replace(here.protector, digest="0" * 64))
+        there = here._replace(settings={**here.settings, "model_sha256": "0" * 64})
         loaded = iter([here, there])
         monkeypatch.setattr(collection, "load_settings", lambda *_: next(loaded))
         series().write(tmp_path / "tree")
@@ -511,7 +511,7 @@ class TestResume:
         assert precious.read_text() == "mine"
 
     @pytest.mark.parametrize(
-        ("module", "moment"), [(protection_settings, "protect"), (collection, "save_volume"), (trees, "write_record")]
+        ("module", "moment"), [(collection, "protect"), (collection, "save_protected"), (trees, "write_record")]
     )
     def test_stopping_keeps_what_is_finished_and_nothing_half_done(
         self, tree, tmp_path, run, monkeypatch, module, moment
@@ -788,7 +788,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         series().write(tmp_path / "tree")
-        monkeypatch.setattr(protection_settings, "protect", stop)
+        monkeypatch.setattr(collection, "protect", stop)
         assert main(arguments) == 130
         assert "the same command continues" in capsys.readouterr().err
         assert not outputs(tmp_path / "out")

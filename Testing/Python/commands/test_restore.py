@@ -36,7 +36,7 @@ from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 from MITSGANLib.seal import sealing
 from MITSGANLib.seal.file_original import StoredImage
 from MITSGANLib.seal.sealing import restore, save_sealed
-from MITSGANTrainingLib.archives.protection_settings import load_settings
+from MITSGANTrainingLib.archives.collection import load_settings
 from MITSGANTrainingLib.commandline import main
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -778,8 +778,8 @@ def test_the_size_of_a_seal_on_a_real_scan(real_ct, tmp_path, preset, limit):
     with_key = preset == "with a watermark's key"
     write_key_file(KEY, tmp_path / "key")
     watermark = tmp_path / "key" if with_key else None
-    protection = load_settings("default" if with_key else preset, watermark=watermark)
-    protected, known = protection.apply(original, "cpu"), protection.watermark_key
+    protector, _settings = load_settings("default" if with_key else preset, watermark=watermark)
+    protected, known = protect(original, model=protector, device="cpu"), protector.watermark.key
     save_sealed(protected, original, tmp_path / "out", KEY, watermark=known)
     compressed = 0
     for path in original.provenance.dicom_files:
