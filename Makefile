@@ -1,17 +1,23 @@
-# `make demo` protects and attacks a real chest CT and writes a report; `make test` passes the tests.
-# Both set up .venv themselves. PYTHON may name another interpreter (3.11 or later).
+# `make demo` protects and attacks a real chest CT and writes a report; `make test` passes the tests, and `make test-fast`
+# those that take less than half a second each. All set up .venv themselves. PYTHON may name another interpreter (3.11 or later).
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-fast lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/mitsgan demo
 
+# A process on each core, one thread in each; tests of a file share what they set up, so a file stays together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: .venv/test-installed lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: .venv/test-installed lint
+	$(PYTEST) -m "not slow"
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .

@@ -107,3 +107,68 @@ def test_a_circle_and_an_upward_arrow_would_be_seen(tmp_path):
     path.write_text("from .lower import a\ndef f():\n    from lib.room import other\n    from . import third\n")
     known = {"lib.upper", "lib.lower", "lib.room.other", "lib.third", "lib.fourth"}
     assert imports("lib.upper", path, known) == {"lib.lower", "lib.room.other", "lib.third"}
+
+
+# What make test-fast runs
+
+
+def is_slow(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:
+    """Whether a file, a class or a test is marked slow; a test of which only some parameters are is not."""
+    if isinstance(node, ast.Module):
+        return any(isinstance(child, ast.Assign) and "mark.slow" in ast.unparse(child) for child in node.body)
+    return any(ast.unparse(mark) == "pytest.mark.slow" for mark in node.decorator_list)
+
+
+def fast_tests(node: ast.Module | ast.ClassDef) -> list[str]:
+    """The tests within a file or a class that are not marked slow."""
+    if is_slow(node):
+        return []
+    found = []
+    for child in node.body:
+        if isinstance(child, ast.ClassDef):
+            found += fast_tests(child)
+        elif isinstance(child, ast.FunctionDef) and child.name.startswith("test_") and not is_slow(child):
+            found.append(child.name)
+    return found
+
+
+def imported(tree: ast.Module) -> set[tuple[str, str]]:
+    """The (library, room) that a test imports."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {tuple(name.split(".")[:2]) for name in names if name.split(".")[0] in LIBRARIES and "." in name}
+
+
+def test_the_fast_tests_cover_every_package():
+    tests = Path(__file__).parent
+    folders, rooms = set(), set()
+    files = sorted(tests.rglob("test_*.py"))
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if fast_tests(tree):
+            folders.add(path.parent)
+            rooms |= imported(tree)
+    assert folders == {path.parent for path in files}
+    assert {(library, room) for library, layers in LAYERS.items() for room in layers} <= rooms
+
+
+def test_a_slow_test_would_be_seen():
+    source = """
+import MITSGANLib.keys
+from MITSGANLib.scan.volume import CTVolume
+class TestA:
+    @pytest.mark.slow
+    def test_slow(self): pass
+    @pytest.mark.parametrize("a", [pytest.param(1, marks=pytest.mark.slow), 2])
+    def test_fast(self): pass
+@pytest.mark.slow
+class TestB:
+    def test_slow_as_well(self): pass
+"""
+    assert fast_tests(ast.parse(source)) == ["test_fast"]
+    assert fast_tests(ast.parse(f"pytestmark = pytest.mark.slow\n{source}")) == []
+    assert imported(ast.parse(source)) == {("MITSGANLib", "keys"), ("MITSGANLib", "scan")}

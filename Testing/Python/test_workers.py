@@ -25,12 +25,14 @@ def die_at_three(number):
 EXPECTED = [(0, 0, ""), (1, None, "1 is odd."), (2, 1, ""), (3, None, "3 is odd.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_failures_are_reported_with_their_item(processes):
     found = [(o.item, o.result, o.error) for o in run_all(halve, range(4), processes=processes)]
     assert sorted(found, key=lambda row: row[0]) == EXPECTED
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_own_item_only():
     found = {o.item: o for o in run_all(die_at_three, range(5), processes=2)}
     assert sorted(found) == list(range(5))
@@ -38,6 +40,7 @@ def test_a_killed_process_costs_its_own_item_only():
     assert [found[n].result for n in (0, 1, 2, 4)] == [0, 1, 2, 4]
 
 
+@pytest.mark.slow
 def test_a_dask_scheduler_gives_the_same():
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(

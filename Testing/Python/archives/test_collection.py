@@ -282,6 +282,7 @@ class TestOthers:
         assert not (out / "scan.raw").exists()
         assert run(others="copy").protected[0][1], "its own data file counts as finished"
 
+    @pytest.mark.slow
     @given(
         st.dictionaries(
             st.sampled_from(["", "a", "a/b", "c"]),
@@ -656,6 +657,7 @@ class TestChange:
 
 
 class TestWorkers:
+    @pytest.mark.slow
     def test_a_dask_scheduler_gives_the_same_voxels(self, tmp_path, run):
         distributed = pytest.importorskip("distributed")
         for number in range(3):
@@ -794,6 +796,7 @@ class TestCommand:
         assert not outputs(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_scans_of_a_mixed_folder(real_ct, tmp_path, run):
     """Two series of eight slices each, mixed in one folder as they came."""
     tree = tmp_path / "tree"

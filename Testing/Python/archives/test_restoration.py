@@ -332,6 +332,7 @@ class TestSigned:
         private = tmp_path / "clinic.pem"
         return private, save_signing_key(new_signing_key(), private)
 
+    @pytest.mark.slow
     def test_every_scan_of_a_protected_tree_is_signed(self, tree, tmp_path, model, signing, capsys):
         """And sealed, so that the signed tree can be restored."""
         private, public = signing
@@ -371,6 +372,7 @@ class TestSigned:
         protect_collection(dataclasses.replace(config, key=None))
         assert outputs(tmp_path / "out").keys() == {"scan.nrrd"}
 
+    @pytest.mark.slow
     def test_a_locked_key_needs_its_passphrase(self, tree, tmp_path, model, monkeypatch, capsys):
         save_signing_key(new_signing_key(), tmp_path / "locked.pem", b"correct horse")
         arguments = ["protect", str(tree), str(tmp_path / "out"), "--collection", "--model", model, "--device", "cpu"]

@@ -36,6 +36,7 @@ def test_a_place_that_counts_twice_is_as_two_places(benchmark, yes, no, data):
     assert benchmark.area_between(yes, no).of(times[None].astype(float))[0] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_every_figure_of_both_kinds_of_judges(benchmark, tmp_path, untrained_attackers):
     write_judge(tmp_path, "n")
     write_judge(tmp_path, "f", "forgery", "SquaresNetwork", SQUARES)

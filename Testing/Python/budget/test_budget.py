@@ -49,6 +49,7 @@ def test_noise_is_not_raised_by_anatomy():
     assert estimate_noise(hu).sd_hu == pytest.approx(12, rel=0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_hu", [8, 25])
 def test_noise_of_a_phantom(noise_hu):
     volume = thorax_phantom((8, 256, 256), noise_hu=noise_hu).volume
@@ -238,6 +239,7 @@ def test_lung_that_the_field_of_view_opens_is_body(padded):
     assert not mask[:, outside].any()
 
 
+@pytest.mark.slow
 def test_mask_without_spacing_and_in_other_sizes(padded, mask):
     assert np.array_equal(body_mask(padded.hu, PADDING_HU), mask)
     cut = padded.hu[:, 1:-2, 3:]  # sizes that no block divides
@@ -325,6 +327,7 @@ def test_padding_is_untouched_and_never_reached(padding_hu):
         assert not np.any(result[others] == padding_hu)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ct_voxels, changes, masks, strengths, st.one_of(st.none(), st.integers(-1100, 200)))
 def test_bound_holds_for_any_change(hu, change, mask, strength, padding_hu):
@@ -341,6 +344,7 @@ def test_bound_holds_for_any_change(hu, change, mask, strength, padding_hu):
     assert np.array_equal(result, apply_change(hu, change, allowed))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     ct_voxels,
@@ -412,6 +416,7 @@ def test_part_of_a_series_gives_what_the_whole_gives(padded, noise_share):
         assert np.array_equal(alone, whole[part])
 
 
+@pytest.mark.slow
 def test_budget_follows_the_noise_of_the_scan():
     quiet, loud = (thorax_phantom((8, 128, 128), noise_hu=noise).volume for noise in (8, 24))
     budget = Budget(60, 1, 1, 1, noise_share=0.5)

@@ -239,6 +239,7 @@ def attacked_step():
 
 
 class TestCompare:
+    @pytest.mark.slow
     def test_figures_and_heatmaps(self, scan, tmp_path, phantom, capsys):
         hu = phantom.volume.hu.copy()
         hu[30, 60:64, 40:44] += 10
@@ -269,6 +270,7 @@ class TestCompare:
 
 
 class TestDemo:
+    @pytest.mark.slow
     def test_offline_it_uses_the_phantom_and_says_so(self, tmp_path, monkeypatch, capsys):
         small = thorax_phantom
         monkeypatch.setattr(
@@ -302,6 +304,7 @@ class TestDemo:
 
 
 class TestEntryPoints:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["info", "protect", "attack", "compare", "demo", "train"])
     def test_scripts_for_slicer_run_from_any_folder_and_exit_with_a_code(self, tmp_path, name):
         script = REPOSITORY / "MITSGANTraining" / f"{name}.py"

@@ -158,6 +158,7 @@ class TestDicom:
         assert same_files([path], tmp_path / "back")
         np.testing.assert_array_equal(load_volume(tmp_path / "back").hu, original.hu)
 
+    @pytest.mark.slow
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_storage_place_and_change(self, tmp_path_factory, data):
@@ -223,6 +224,7 @@ class TestDicom:
         assert "PatientID" in result.warnings[0].text
         assert "42" not in result.warnings[0].text
 
+    @pytest.mark.slow
     def test_protected_twice_restores_twice(self, tmp_path):
         paths = ct_series().write(tmp_path / "in")
         sealed(tmp_path / "in", tmp_path / "once")
@@ -320,6 +322,7 @@ class TestDicomRefusals:
         shutil.rmtree(out.parent / "other")
         self.refused(out, "changed since")
 
+    @pytest.mark.slow
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def test_any_flipped_bit_of_a_share(self, out, data):
@@ -415,6 +418,7 @@ class TestFiles:
         restore(tmp_path / f"early{suffix}", tmp_path / f"again{suffix}", KEY)
         assert StoredImage.read(tmp_path / f"again{suffix}").metadata["note"] == "R\xfccken"
 
+    @pytest.mark.slow
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(seed=st.integers(0, 99), bound=st.sampled_from([0, 1, 18, 300, 65535]), ends=st.booleans())
     def test_any_change(self, tmp_path, seed, bound, ends):
@@ -427,6 +431,7 @@ class TestFiles:
         restore(out, back, KEY, overwrite=True)
         np.testing.assert_array_equal(load_volume(back).hu, hu)
 
+    @pytest.mark.slow
     @settings(max_examples=20, deadline=None)
     @given(
         suffix=st.sampled_from([".nrrd", ".nii", ".nii.gz", ".mha"]),
@@ -571,6 +576,7 @@ def test_every_kind_of_model(tmp_path, kind, strength):
     assert same_files(paths, tmp_path / "back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [card.name for card in available_protectors()])
 def test_every_model_that_is_installed(tmp_path, phantom, name):
     """Voxels at the ends of the range among those that it sees."""
@@ -613,6 +619,7 @@ class TestCommands:
         assert secret not in captured.out + captured.err + caplog.text
         assert secret.encode() not in written
 
+    @pytest.mark.slow
     def test_passphrase_from_environment_descriptor_and_prompt(self, tree, model, monkeypatch, capsys):
         monkeypatch.setenv("SCAN_SECRET", "correct horse battery")
         scan, out = str(tree / "in" / "scan.nrrd"), str(tree / "out.nrrd")
@@ -757,6 +764,7 @@ def test_a_file_descriptor_is_a_number_that_can_be_one(tmp_path, capsys, number)
     assert "no number of a file descriptor" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "limit"),
     [

@@ -246,6 +246,7 @@ def diagnose(folder):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_it_prints_and_writes_the_same_report(self, diagnose, tmp_path, capsys):
         assert diagnose(tmp_path / "report") == 0
         text = (tmp_path / "report" / "diagnose.md").read_text()
@@ -271,6 +272,7 @@ class TestCommand:
         assert np.array_equal(drawn.hu, _nodules_to_plant(data, "", []).hu)
         assert not set(drawn.patients) & set(theirs.patients)
 
+    @pytest.mark.slow
     def test_scans_are_measured_too_and_not_named(self, diagnose, folder, tmp_path, capsys):
         assert diagnose(tmp_path / "report", "--scans", str(folder / "scan.nrrd"), "--places", "1") == 0
         record = (tmp_path / "report" / "diagnose.json").read_text()
@@ -296,6 +298,7 @@ class TestCommand:
         assert diagnose(tmp_path / "report") == OutputError.exit_code
         assert [path.name for path in (tmp_path / "report").iterdir()] == ["mine"]
 
+    @pytest.mark.slow
     def test_protect_says_what_the_mark_is(self, folder, tmp_path, capsys):
         arguments = ["protect", str(folder / "thin.nrrd")]
         mark = ["--model", str(folder / "mark.safetensors"), "--device", "cpu"]

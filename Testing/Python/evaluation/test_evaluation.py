@@ -185,6 +185,7 @@ class TestCache:
         assert again.attacked == 0
         assert again.record == finished.record
 
+    @pytest.mark.slow
     def test_only_what_is_new_is_measured(self, world, tmp_path):
         plan = world.plan(tmp_path / "out", actions=("inject",))
         assert evaluate(plan).attacked == 1
@@ -203,6 +204,7 @@ class TestCache:
         evaluate(plan)
         assert evaluate(dataclasses.replace(plan, **change)).attacked == 1
 
+    @pytest.mark.slow
     def test_damaged_files_are_measured_again(self, world, tmp_path):
         plan = world.plan(tmp_path / "out", actions=("inject",))
         first = evaluate(plan)
@@ -212,6 +214,7 @@ class TestCache:
         assert again.attacked == 1
         assert measurements(again.record) == measurements(first.record)
 
+    @pytest.mark.slow
     def test_a_lost_picture_is_drawn_again_without_measuring(self, world, tmp_path, monkeypatch):
         plan = world.plan(tmp_path / "out", actions=("inject",), pictures=1)
         evaluate(plan)
@@ -230,6 +233,7 @@ class TestCache:
         stored.write_text(json.dumps({"key": {"a": 2}, "result": {"value": 4}}))
         assert cache.load({"a": 1}) is None
 
+    @pytest.mark.slow
     def test_a_stopped_run_continues(self, world, tmp_path, monkeypatch):
         plan = world.plan(tmp_path / "out", scans=(str(world.scan), str(world.other)), actions=("inject",))
         done: list[MeasuringJob] = []
@@ -453,6 +457,7 @@ class TestScans:
         assert chosen[0] == chosen[1] != chosen[2]
 
 
+@pytest.mark.slow
 def test_a_dask_scheduler_gives_the_same(world, finished, tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(

@@ -34,6 +34,7 @@ def test_planes_are_those_of_the_attack_through_the_target(phantom, attackers):
     assert np.any(forgery.axial.after != forgery.axial.before)
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_column_for_each_place(phantom, attackers):
     places = [Target("inject", phantom.nodule_kji, "a place")]
     one = forge(phantom.volume, "phantom", places, attackers)
@@ -42,6 +43,7 @@ def test_the_picture_has_a_column_for_each_place(phantom, attackers):
     assert wide[1] == narrow[1]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_picture_and_replaces_none(phantom, untrained_attackers, tmp_path, capsys):
     scan, sheet = tmp_path / "scan.nrrd", tmp_path / "sheet.png"
     save_volume(phantom.volume, scan)

@@ -222,6 +222,7 @@ class TestVerdicts:
     def test_pictures_of_planted_nodules_say_so(self, finished):
         assert "planted nodule" in (finished.results / "figure-6-untrained.svg").read_text()
 
+    @pytest.mark.slow
     def test_another_threshold_is_another_verdict(self, folder, tmp_path, finished):
         again = plan(folder, finished.results.parent, pictures=1)
         assert evaluate(again).attacked == 0
@@ -230,6 +231,7 @@ class TestVerdicts:
         result = evaluate(dataclasses.replace(again, actions=("inject",), judges=judges))
         assert result.attacked == 2
 
+    @pytest.mark.slow
     def test_the_change_of_a_scan_is_measured_without_plants(self, folder, tmp_path, finished):
         alone = evaluate(plan(folder, tmp_path / "out", actions=("remove",)))
         keys = ("rmse", "max_abs_difference", "rmse_worst_slice")

@@ -405,6 +405,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_real_nrrd_is_read_exactly(real_ct):
     path = real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd"
     volume = read_file(path)

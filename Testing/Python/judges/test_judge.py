@@ -179,6 +179,7 @@ class TestLoading:
 class TestInstalled:
     """Of the judges that come with the program."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", available_judges())
     def test_small_changes_turn_few_decisions(self, name, patient):
         judge, (volume, places) = load_judge(name), patient

@@ -181,6 +181,7 @@ def test_code_in_the_file_is_not_run(tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_operators_are_declared_only_where_missing():
     # In a process of its own, since registrations last as long as a process.
     script = """

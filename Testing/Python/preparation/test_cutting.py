@@ -36,6 +36,7 @@ def nodule(kji, diameter_mm: float | None, readers: int | None = None, kind="nod
 
 
 class TestCutCube:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=15)
     @given(
         st.tuples(st.floats(0.6, 5), st.floats(0.5, 1.0), st.floats(0.5, 1.0)),
@@ -127,6 +128,7 @@ class TestCutSamples:
         assert len(cutting.lung_positions) == 20
         assert len(cutting.nodule_like_positions) == 3
 
+    @pytest.mark.slow
     def test_same_seed_same_samples_and_findings_do_not_change_the_targets(self, phantom):
         first, second = (cut_samples(phantom.volume, [], self.OPTIONS, seed=1) for _ in range(2))
         assert (first.remover.kji == second.remover.kji).all()

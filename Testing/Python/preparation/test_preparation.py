@@ -275,6 +275,7 @@ class TestPrepare:
         ((left_out),) = dataset.record["findings_left_out"]
         assert left_out["scan"].startswith("Bob-")
 
+    @pytest.mark.slow
     def test_dicom_gives_the_patient_and_no_name_is_written(self, tmp_path, phantom, capsys):
         volume = phantom.volume
         k, j, i = phantom.nodule_kji
@@ -292,6 +293,7 @@ class TestPrepare:
         assert "the scan is damaged" in skipped["reason"]
         assert "Secret-3.nrrd" in capsys.readouterr().err, "the person who asked is told which file it is"
 
+    @pytest.mark.slow
     def test_a_second_call_cuts_only_what_changed(self, scans, table, tmp_path, phantom, capsys):
         out = tmp_path / "out"
         assert prepare(scans, out, table) == 0
@@ -311,6 +313,7 @@ class TestPrepare:
         assert sum(dataset.count("injector", part) for part in ("training", "validation")) == 2
         assert sum(dataset.count("remover", part) for part in ("training", "validation")) == 10
 
+    @pytest.mark.slow
     def test_where_the_scans_lie_does_not_change_the_samples(self, scans, table, tmp_path):
         moved = tmp_path / "elsewhere" / "scans"
         shutil.copytree(scans, moved)
@@ -320,6 +323,7 @@ class TestPrepare:
         for part in ("training", "validation"):
             assert (first.cubes("remover", part).hu == second.cubes("remover", part).hu).all()
 
+    @pytest.mark.slow
     def test_a_stopped_call_is_continued(self, scans, table, tmp_path, monkeypatch, capsys):
         out, whole = tmp_path / "out", preparation_run._write_scan
         begun = []

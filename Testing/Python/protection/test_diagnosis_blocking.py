@@ -201,6 +201,7 @@ class TestPlaces:
 
 
 class TestProtect:
+    @pytest.mark.slow
     def test_a_scan_is_marked_within_its_body_and_budget(self, volume):
         protector = Protector("mark", tiny_mark(passes=1), Budget(strength_hu=40.0, soft_tissue=0.5), 0, "digest")
         seen = []

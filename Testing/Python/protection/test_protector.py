@@ -100,6 +100,7 @@ class TestBound:
         assert step.parameters["model_sha256"] == "ab" * 32
         assert not protected.provenance.is_simulated_attack
 
+    @pytest.mark.slow
     def test_the_change_of_both_stays_within_what_both_are_allowed(self, phantom):
         ready = dataclasses.replace(untrained(strength_hu=6.0), watermark=Watermark())
         around = Surroundings.of(phantom.volume.hu, phantom.volume.spacing_kji)
@@ -115,6 +116,7 @@ class TestBound:
 
 
 class TestDeterminism:
+    @pytest.mark.slow
     def test_same_seed_same_voxels_other_seed_other_voxels(self, phantom, protected):
         again = protect(phantom.volume, model=untrained(strength_hu=12.0))
         other = protect(phantom.volume, model=untrained(seed=1, strength_hu=12.0))
@@ -268,6 +270,7 @@ class TestLoading:
         weak = load_protector("strong", strength_hu=12)
         assert weak.budget.strength_hu + weak.watermark.budget.strength_hu == pytest.approx(12)
 
+    @pytest.mark.slow
     @given(strength=st.floats(0.1, 200))
     def test_network_and_watermark_are_scaled_together(self, strength):
         default = load_protector("default")

@@ -213,6 +213,7 @@ def volumes(slices=12, **geometry):
     return CTVolume(reference, **geometry), CTVolume(other, **geometry)
 
 
+@pytest.mark.slow
 def test_files_of_a_comparison(tmp_path):
     reference, other = volumes(spacing=(1.0, 1.0, 2.0))
     calls = []
@@ -244,6 +245,7 @@ def test_arrays_and_existing_files_are_accepted(tmp_path):
     assert decode(paths[0].read_bytes()).size
 
 
+@pytest.mark.slow
 def test_simulated_attack_is_named_in_every_picture(tmp_path):
     reference, other = volumes()
     attacked = other.with_hu(other.hu, ProcessingStep(SIMULATED_ATTACK, "injection"))

@@ -27,6 +27,7 @@ def restored(
     return decode_change(encode_change(original, protected, hu, signs), protected, hu, signs)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.data())
 def test_exact_for_any_voxels(data):
@@ -41,6 +42,7 @@ def test_exact_for_any_voxels(data):
     np.testing.assert_array_equal(result, original)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 3, 18, 62, 65, 400, 40000]))
 def test_exact_for_bounded_changes(seed, bound):
@@ -61,6 +63,7 @@ def test_stripes_through_slices_take_a_fraction_of_a_bit(phantom):
     assert len(description) < len(bz2.compress((protected - hu).tobytes())) / 2
 
 
+@pytest.mark.slow
 def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
     hu, protected = phantom.volume.hu, protect(phantom.volume, model="strong", device="cpu").hu
     description = encode_change(hu, protected, protected)
@@ -73,6 +76,7 @@ def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
     assert sum(map(len, parts.values())) < 0.99 * by_bzip2
 
 
+@pytest.mark.slow
 def test_where_the_signs_are_known_a_watermark_takes_a_fraction_of_a_bit(phantom):
     volume = phantom.volume
     marked = embed_watermark(volume, OPEN_KEY)
@@ -93,6 +97,7 @@ def test_another_shape_is_refused():
         decode_change(encode_change(hu, hu, hu), hu[:1], hu[:1])
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), st.binary()), st.dictionaries(st.text(), st.integers() | st.text()))
 def test_parts_come_back(parts, facts):
     assert unpack(pack(facts, parts)) == (facts, parts)

@@ -341,6 +341,7 @@ class TestTampering:
         verification = verify(signed)
         assert {"slice-missing", "file-unreadable"} <= set(kinds(verification))
 
+    @pytest.mark.slow
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_flipped_bit_is_found_or_harmless(self, signed, data):
@@ -364,6 +365,7 @@ class TestTampering:
             assert scan.volume is not None
             assert np.array_equal(scan.volume.hu, dicom_factory.phantom_hu(SHAPE))
 
+    @pytest.mark.slow
     def test_a_part_of_a_real_scan(self, real_ct, tmp_path):
         (tmp_path / "scan").mkdir()
         for file in sorted((real_ct / "dicom" / "LIDC-IDRI-0028").glob("*.dcm"))[60:66]:

@@ -229,6 +229,7 @@ class TestDocument:
         assert again.document() == SIGNED.document()
         assert check(WHOLE, again).is_intact
 
+    @pytest.mark.slow
     def test_every_byte_counts(self):
         document = sign(volume_of((3, 33, 20)), headers_of(3)).document()
         for place in range(len(document)):
@@ -247,6 +248,7 @@ class TestDocument:
                 with pytest.raises(ManifestError):
                     read_document(forged)
 
+    @pytest.mark.slow
     @settings(max_examples=30, deadline=None)
     @given(
         st.recursive(
@@ -455,6 +457,7 @@ class TestHeaders:
     HEADERS = headers_of(5)
     SIGNED = sign(WHOLE, HEADERS)
 
+    @pytest.mark.slow
     @settings(max_examples=25, deadline=None)
     @given(
         keyword=st.sampled_from([STUDY, *SERIES_KEYWORDS, *IMAGE_KEYWORDS]),

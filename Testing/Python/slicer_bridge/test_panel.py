@@ -214,6 +214,7 @@ def pictures(panel, tmp_path):
     return Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
 
 
+@pytest.mark.slow
 def test_the_story(panel, scan, pictures, standin):
     ui = panel.ui
     assert "load a sample" in ui.inspectionLabel.text
@@ -316,6 +317,7 @@ def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     assert layout.GetViewArrangement() == before
 
 
+@pytest.mark.slow
 def test_without_a_target_whole_slices_are_shown(panel, scan):
     add_scan(panel, dataclasses.replace(scan.volume, origin=(100.0, 200.0, -900.0)))
     panel.ui.protectButton.click()
@@ -338,6 +340,7 @@ def test_a_maximized_view_does_not_hide_the_comparison(loaded, scan):
     assert layout.GetNumberOfMaximizedViewNodes() == 0
 
 
+@pytest.mark.slow
 def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin):
     parameters = attack(loaded, scan)
     first = parameters.sourceAttacked.GetName()
@@ -372,6 +375,7 @@ def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
         assert not target.IsDisplayableInView(slice_node.GetID()), "it covers what is compared"
 
 
+@pytest.mark.slow
 def test_heatmaps_follow_the_controls(loaded, scan):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -408,6 +412,7 @@ def picture_of(view):
     return vtk_to_numpy(image.GetPointData().GetScalars()).astype(int)
 
 
+@pytest.mark.slow
 def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
     """The heatmap of an attack is a box of a few centimeters: nothing around it may become dark or transparent."""
     attack(loaded, scan)
@@ -420,6 +425,7 @@ def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
     assert (with_overlay != without).any()
 
 
+@pytest.mark.slow
 def test_a_second_comparison_replaces_the_first(loaded, scan):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -451,6 +457,7 @@ def slices_shown(panel):
     return shown
 
 
+@pytest.mark.slow
 def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -487,6 +494,7 @@ def test_flicker_alternates_and_restores(loaded, scan):
     assert not loaded.compare.flicker_timer.active
 
 
+@pytest.mark.slow
 def test_the_table_is_copied_and_saved(loaded, scan, standin, tmp_path):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -642,6 +650,7 @@ def test_an_older_slicer_is_told_what_is_missing(loaded, standin, monkeypatch):
     assert message in standin.errors[-1]
 
 
+@pytest.mark.slow
 def test_a_path_does_not_reach_the_log(loaded, scan, standin, tmp_path):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -867,6 +876,7 @@ def save_scene(folder):
     assert scene.Commit()
 
 
+@pytest.mark.slow
 def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
@@ -906,6 +916,7 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     assert (parameters.summary, parameters.metricsTable.GetNumberOfRows() > 20) == (summary, True)
 
 
+@pytest.mark.slow
 def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
     """As a scene bundle is opened: closing and reading are one batch, which ends only after the import."""
     parameters = attack(loaded, scan)
@@ -941,6 +952,7 @@ def test_leaving_and_entering_and_reloading_keep_the_choices(loaded, standin, mo
     again.cleanup()
 
 
+@pytest.mark.slow
 def test_a_scene_that_is_closed_elsewhere_is_gone_when_the_panel_is_opened_again(loaded, standin, scan):
     attack(loaded, scan)
     standin.leave(loaded)
@@ -956,6 +968,7 @@ def test_a_scene_that_is_closed_elsewhere_is_gone_when_the_panel_is_opened_again
     assert "Next CT protected" in node_names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -1005,6 +1018,7 @@ def test_export_explains_why_not(loaded, scan, standin):
         loaded.logic.exportDicom(parameters.sourceAttacked, "/nowhere")
 
 
+@pytest.mark.slow
 def test_report_is_written(loaded, scan, standin, tmp_path, monkeypatch):
     monkeypatch.setenv("MITSGAN_SQUEEZENET", str(tmp_path / "none"))
     attack(loaded, scan)
@@ -1016,6 +1030,7 @@ def test_report_is_written(loaded, scan, standin, tmp_path, monkeypatch):
     assert "CT protected" not in text, "the name of a node may be a patient's"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("models")
 def test_the_module_registers_its_sample_and_its_self_test_passes(standin, module, scan, monkeypatch):
     sources = []
@@ -1095,6 +1110,7 @@ def test_a_scan_from_dicom_is_protected_as_its_files_are(panel, standin, tmp_pat
     assert (hu(panel._parameterNode.protectedVolume)[:, 20:24, 10:30] == -860).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("module", "models")
 def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
     """The code block of the README, as it stands there, on a smaller phantom."""

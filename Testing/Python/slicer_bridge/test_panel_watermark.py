@@ -166,6 +166,7 @@ class TestProtect:
         ui.sourceVolumeSelector.setCurrentNode(node)
         assert "carries a watermark" in ui.inspectionLabel.text
 
+    @pytest.mark.slow
     def test_it_is_attacked_and_what_was_painted_shows(self, keyed, ct, pictures, standin):
         ui = keyed.ui
         add_scan(keyed, ct)
@@ -240,6 +241,7 @@ class TestCheck:
         choose(panel, dialogs, "keyFile", key_file)
         assert ui.checkWatermarkButton.enabled
 
+    @pytest.mark.slow
     def test_without_a_key_the_open_one_is_sought(self, panel, ct, standin):
         ui = panel.ui
         node = add_scan(panel, ct)
@@ -252,6 +254,7 @@ class TestCheck:
         assert standin.errors == []
         assert "watermark found" in ui.keysResultLabel.text
 
+    @pytest.mark.slow
     def test_what_was_painted_is_named_and_shown(self, keyed, painted, found, standin):
         ui = keyed.ui
         node = add_scan(keyed, painted, "CT from <the> archive")
@@ -285,12 +288,14 @@ class TestCheck:
         alphas = [colors.GetLookupTable().GetTableValue(value)[3] for value in range(3)]
         assert alphas[0] == 0 < alphas[UNTOLD] < alphas[MISSING]
 
+    @pytest.mark.slow
     def test_another_check_replaces_the_map(self, keyed, painted):
         add_scan(keyed, painted)
         for _ in range(2):
             keyed.ui.checkWatermarkButton.click()
             assert len(node_names("vtkMRMLLabelMapVolumeNode")) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("which", ["another key", "unmarked"])
     def test_without_this_keys_watermark_nothing_is_shown(self, panel, dialogs, key_file, ct, marked, tmp_path, which):
         if which == "another key":
@@ -316,6 +321,7 @@ class TestCheck:
         assert str(key_file.parent) not in "".join(standin.errors)
         assert keyed._parameterNode.sourceVolume is node
 
+    @pytest.mark.slow
     def test_canceled_it_leaves_what_was_there(self, keyed, painted):
         ui = keyed.ui
         add_scan(keyed, painted)
@@ -329,6 +335,7 @@ class TestCheck:
         assert snapshot() == before
         assert ui.checkWatermarkButton.text == "Check watermark"
 
+    @pytest.mark.slow
     def test_closing_the_scene_stops_it(self, keyed, painted, standin):
         ui = keyed.ui
         add_scan(keyed, painted)
@@ -357,6 +364,7 @@ class TestCheck:
         assert parameters.sourceVolume is parameters.checkedVolume is None
         assert keyed.ui.checkedVolumeSelector.currentNode() is None
 
+    @pytest.mark.slow
     def test_choices_wait_for_the_work(self, keyed, painted):
         enabled = []
         ui = keyed.ui
@@ -402,6 +410,7 @@ class TestWords:
         assert "At the target: cannot be told" in text
 
 
+@pytest.mark.slow
 def test_nothing_of_the_key_outlives_a_click(panel, dialogs, ct, tmp_path, standin, caplog):
     caplog.set_level(logging.DEBUG)
     vault = tmp_path / "the-vault"
@@ -423,6 +432,7 @@ def test_nothing_of_the_key_outlives_a_click(panel, dialogs, ct, tmp_path, stand
         assert secret not in kept
 
 
+@pytest.mark.slow
 def test_the_logic_alone_does_what_the_command_line_does(standin, module, ct, key_file, tmp_path, capsys):  # noqa: ARG001
     logic = module.MITSGANLogic()
     write_file(ct, tmp_path / "ct.nrrd")
@@ -469,6 +479,7 @@ class TestOpen:
         panel.ui.simulateAttackButton.click()
         return panel
 
+    @pytest.mark.slow
     def test_the_comparison_says_that_the_forgery_shows(self, attacked, standin):
         ui, parameters = attacked.ui, attacked._parameterNode
         assert parameters.checkedVolume is parameters.protectedAttacked
@@ -486,6 +497,7 @@ class TestOpen:
         assert "At the target: <b>MISSING</b>" in ui.keysResultLabel.text
         assert ui.reportButton.enabled
 
+    @pytest.mark.slow
     def test_a_chosen_key_is_not_looked_for_where_the_volume_has_the_open_one(self, attacked, dialogs, key_file):
         choose(attacked, dialogs, "keyFile", key_file)
         attacked.ui.checkWatermarkButton.click()

@@ -109,6 +109,7 @@ def learn(task, steps: int) -> tuple[float, float]:
 
 
 class TestSamples:
+    @pytest.mark.slow
     @settings(max_examples=5, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_cubes_lie_on_one_grid_and_half_are_nodules(self, grids, seed):
@@ -187,10 +188,12 @@ class TestMark:
 
 
 class TestUnmark:
+    @pytest.mark.slow
     def test_it_learns_to_remove_the_mark(self, data, trained):
         before, after = learn(task_of(UNMARK, data, trained.parent, {"learning_rate": 1e-2}), 15)
         assert after < 0.9 * before
 
+    @pytest.mark.slow
     def test_pairs_are_clean_and_marked_within_the_budget(self, data, trained):
         task = task_of(UNMARK, data, trained.parent)
         mark = load_protector(trained / "protectors" / "tiny-mark.safetensors")
@@ -224,6 +227,7 @@ class TestUnmark:
         assert train(UNMARK) == InputError.exit_code
         assert "no mark that is searched" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, train, tmp_path, monkeypatch):
         write_mark(tmp_path / "models" / "protectors" / "tiny-mark.safetensors", tiny_mark())
         assert train(UNMARK, work="whole") == 0

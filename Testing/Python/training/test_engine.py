@@ -56,6 +56,7 @@ class TestDraws:
 
 
 class TestResume:
+    @pytest.mark.slow
     @settings(max_examples=15, deadline=None)
     @given(stops=st.sets(st.integers(1, 7)))
     def test_a_run_stopped_anywhere_equals_an_unbroken_one(self, stops):

@@ -265,6 +265,7 @@ class TestForgeries:
         volume = simulate_attack(volume, places[1], "remove", attacker=attacker, device="cpu")
         assert np.array_equal(views[1, 1], view.cut(volume.hu, volume.spacing_kji, places[1]))
 
+    @pytest.mark.slow
     def test_planted_places_validate_apart(self, data, untrained_attackers, tmp_path):
         write_untrained_attackers(tmp_path / "models", untrained_attackers)
         changes = {"forgery.nodules": "nodules.npz", "forgery.nodule_places": 3}
@@ -294,6 +295,7 @@ class TestForgeries:
         assert np.array_equal(part, hu[2:8, :, 4:6])
         assert inside == (2, 4, 0)
 
+    @pytest.mark.slow
     def test_untouched_and_forged_are_balanced_and_never_mixed_up(self):
         stored = np.random.default_rng(0).integers(-1000, 400, (3, 5, 3, 28, 28)).astype(np.int16)
         sampling = ForgerySampling(jitter=2, disturbances=Disturbances(0.0, 0.0, 0.0, 0.0))
@@ -343,6 +345,7 @@ def judge_task(data, tmp_path_factory) -> JudgeTask:
 
 
 class TestTask:
+    @pytest.mark.slow
     def test_train_py_makes_a_judge_that_loads(self, train, tmp_path):
         assert train(NODULE) == 0
         path = tmp_path / "models" / "judges" / "tiny.safetensors"
@@ -353,6 +356,7 @@ class TestTask:
         assert str(tmp_path) not in path.with_suffix(".json").read_text()
         assert judge.score_views(balls(1, 0)[:, 9:41, 9:41, 9:41]).shape == (1,)
 
+    @pytest.mark.slow
     def test_train_py_makes_a_forgery_judge(self, train, tmp_path):
         assert train(FORGERY, "--set", f"forgery.cache={tmp_path / 'cache'}") == 0
         assert load_judge("tiny-forensic", tmp_path / "models").view == Sight("squares", 24, 3)
@@ -360,6 +364,7 @@ class TestTask:
         assert {"false_alarms untouched", "found untrained inject", "found untrained remove"} <= set(card.figures)
         assert "untrained-inject" in card.training["inputs"]
 
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, train, tmp_path, monkeypatch):
         assert train(NODULE, work="whole", out="a") == 0
         terminate_in(monkeypatch, JudgeTask, 2)
@@ -370,6 +375,7 @@ class TestTask:
         whole, parts = (tmp_path / out / "judges" / "tiny.safetensors" for out in "ab")
         assert whole.read_bytes() == parts.read_bytes()
 
+    @pytest.mark.slow
     def test_it_learns_to_tell_balls_from_lung(self, data, tmp_path):
         """A few steps must bring the loss well below that of an answer by lot, log 2."""
         task = task_of(NODULE, data, tmp_path, {"plain.filters": 4, "learning_rate": 1e-2})

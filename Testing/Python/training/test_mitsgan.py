@@ -64,6 +64,7 @@ def bench(tmp_path_factory, phantom, untrained_attackers) -> Bench:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_train_py_makes_a_protector_that_paints_slices(self, bench, tmp_path, phantom):
         assert bench.train(tmp_path) == 0
         path = tmp_path / "models" / "protectors" / "tiny.safetensors"
@@ -76,9 +77,11 @@ class TestTraining:
         change = protect(phantom.volume, model=protector).hu.astype(int) - phantom.volume.hu
         assert np.abs(change).max() > 100, "nothing but its range bounds the paper's operating point"
 
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, bench, tmp_path, monkeypatch):
         assert_resumes(bench, tmp_path, 2, monkeypatch)
 
+    @pytest.mark.slow
     def test_both_networks_learn_their_parts(self, bench):
         """The discriminator's loss falls below a guess; the manipulation loss, weighted up, rises."""
         seen = learn(bench.task(learning_rate=3e-3, alpha=20.0, compared="square"), 25)

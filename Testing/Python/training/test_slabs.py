@@ -33,6 +33,7 @@ def prepared(phantom) -> PreparedScan:
 
 
 class TestSlabs:
+    @pytest.mark.slow
     @settings(max_examples=15, deadline=None)
     @given(
         slices=st.integers(1, 60),

@@ -54,6 +54,7 @@ def bench(tmp_path_factory, phantom, untrained_attackers) -> Bench:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_train_py_makes_a_protector_within_its_budget(self, bench, tmp_path, phantom):
         assert bench.train(tmp_path) == 0
         path = tmp_path / "models" / "protectors" / "tiny.safetensors"
@@ -66,9 +67,11 @@ class TestTraining:
         change = protect(phantom.volume, model=protector).hu.astype(int) - phantom.volume.hu
         assert 0 < np.abs(change).max() <= 30
 
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, bench, tmp_path, monkeypatch):
         assert_resumes(bench, tmp_path, 1, monkeypatch)
 
+    @pytest.mark.slow
     def test_forgeries_come_nearer_to_the_target(self, bench):
         """With the shipped attackers: what untrained ones forge hardly depends on what they see."""
         made = bench.task(

@@ -128,6 +128,7 @@ class TestCubes:
         samples = augment(cubes, 8, seed=1, shifted_share=0.0)
         assert (samples[:, 14:18, 14:18, 14:18] > -200).all()
 
+    @pytest.mark.slow
     def test_published_variants_are_ct_gans_67(self, cubes):
         """The paper's 169 nodules became 11,323 samples."""
         cube = cubes.hu[0]
@@ -164,6 +165,7 @@ class TestCubes:
 
 
 class TestAttackers:
+    @pytest.mark.slow
     def test_train_py_makes_a_model_that_loads(self, injector, train, tmp_path):
         assert train(injector, "--steps", "2") == 0
         folder = tmp_path / "models" / "attackers" / "tiny"
@@ -173,6 +175,7 @@ class TestAttackers:
         assert card["command"] == "mitsgan train tiny-injector --data DATASET --steps 2"
         assert load_attacker(folder, "inject").digest == card["sha256"]
 
+    @pytest.mark.slow
     def test_a_run_stopped_by_a_signal_goes_on_as_if_it_had_not_been(
         self, injector, train, tmp_path, monkeypatch, capsys
     ):
@@ -187,6 +190,7 @@ class TestAttackers:
         whole, parts = (tmp_path / out / "attackers" / "tiny" / "injector.safetensors" for out in "ab")
         assert whole.read_bytes() == parts.read_bytes()
 
+    @pytest.mark.slow
     def test_it_learns(self, injector, train, tmp_path):
         """Forty steps on four cubes must at least bring the masked middle nearer than an untrained network has it."""
         errors = []
@@ -210,6 +214,7 @@ class TestAttackers:
         forged = load_attacker(folder, "inject").inpainter(torch.full((1, 32, 32, 32), -850.0, dtype=torch.float64))
         assert torch.isfinite(forged).all()
 
+    @pytest.mark.slow
     def test_the_published_augmentation_has_67_samples_a_cube(self, data):
         recipe = load_recipe("ctgan-paper-injector", {"base_filters": 1})
         task = find_task(recipe.task)(recipe.config, recipe.training, Inputs(Dataset.open(data), CPU))
@@ -232,6 +237,7 @@ class TestAttackers:
         assert train(injector, "--data", str(other)) == InputError.exit_code
         assert "inputs.training_cubes" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_starting_from_a_model_takes_its_weights_and_table(self, injector, train, tmp_path, data):
         assert train(injector, "--steps", "2") == 0
         path = tmp_path / "models" / "attackers" / "tiny" / "injector.safetensors"
@@ -267,6 +273,7 @@ class TestSmallProtector:
         inputs = InputsAgainst(Dataset.open(data), CPU, models=folder / "models", against=tuple(against))
         return SmallProtectorTask(recipe.config, recipe.training, inputs)
 
+    @pytest.mark.slow
     def test_train_py_makes_a_protector_that_protects_within_its_budget(self, protector, train, tmp_path, phantom):
         assert train(protector) == 0
         path = tmp_path / "models" / "protectors" / "tiny.safetensors"
@@ -276,6 +283,7 @@ class TestSmallProtector:
         assert "untrained-inject" in card.training["inputs"]
         assert card.figures["pattern"] >= 0
 
+    @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, protector, train, tmp_path, monkeypatch):
         assert train(protector, work="whole") == 0
         terminate_in(monkeypatch, SmallProtectorTask, 1)
@@ -284,6 +292,7 @@ class TestSmallProtector:
         assert train(protector, work="parts") == 0
         assert same(*(torch.load(tmp_path / work / "last.pt", weights_only=True) for work in ("whole", "parts")))
 
+    @pytest.mark.slow
     def test_the_loss_reaches_every_weight_and_no_attackers(self, protector, tmp_path, data, untrained_attackers):
         attackers = list(untrained_attackers.values())
         task = self.task(protector, tmp_path, data, attackers)
@@ -320,6 +329,7 @@ class TestSmallProtector:
         assert train(protector, "--set", change) == InputError.exit_code
         assert change.partition("=")[0] in capsys.readouterr().err
 
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1), context=st.integers(1, 30), share=st.floats(0, 1))
     def test_every_target_has_its_crop_inside_the_scan(self, data, seed, context, share):
@@ -441,6 +451,7 @@ class TestCommandLine:
         assert "--targets 3" in figures["X"]["command"]
         assert figures["loss"] == 1.5, "what training measured stays"
 
+    @pytest.mark.slow
     def test_an_installed_model_is_not_replaced_unless_asked_to(self, train, injector, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(weights_module, "MODELS_FOLDER", tmp_path / "models")
         assert train(injector) == 0, "none of this name is installed"

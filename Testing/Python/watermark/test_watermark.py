@@ -149,6 +149,7 @@ class TestPattern:
             assert mine.shape == other.shape == scan.shape[1:]
         assert KEY.secret.hex() not in json.dumps(kept.to_dict())
 
+    @pytest.mark.slow
     @given(arrays(np.int16, st.tuples(st.integers(8, 30), st.integers(8, 30)), elements=st.integers(-1024, 3071)))
     def test_blocks_hold_all_that_whole_tiles_hold(self, plane):
         rows, columns = (size // TILE * TILE for size in plane.shape)
@@ -207,6 +208,7 @@ class TestEmbedding:
         part = dataclasses.replace(scan, hu=scan.hu[7:12], origin=tuple(scan.voxel_to_lps((7, 0, 0))))
         assert np.array_equal(embed_watermark(part, KEY).hu, marked.hu[7:12])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("flips", [(0,), (1,), (2,), (0, 1, 2)])
     def test_files_that_store_the_axes_the_other_way_round_get_the_same_signs(self, scan, marked, flips):
         # How much is allowed depends on blocks that are counted from the first voxel, so only the signs are the same.
@@ -216,6 +218,7 @@ class TestEmbedding:
         assert (product > 0).mean() > 0.2
         assert check_watermark(flipped(marked, flips), KEY).regions == ()
 
+    @pytest.mark.slow
     def test_cancel(self, scan):
         with pytest.raises(CancelledError):
             embed_watermark(scan, KEY, progress=cancel)
@@ -233,6 +236,7 @@ class TestCheck:
         assert intact.telling_share > 0.2
         assert not (intact.classes == ALTERED).any()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("which", ["unmarked", "another key"])
     def test_where_it_is_not_every_window_is_by_chance(self, scan, marked, which):
         check = check_watermark(scan, KEY) if which == "unmarked" else check_watermark(marked, OTHER)
@@ -246,6 +250,7 @@ class TestCheck:
             assert abs(values.mean()) < 0.25
             assert values.std() == pytest.approx(1, abs=0.15)
 
+    @pytest.mark.slow
     def test_what_is_painted_shows_and_nothing_else(self, marked, intact, lung):
         check = check_watermark(painted(marked, lung), KEY)
         assert check.at(lung).is_missing
@@ -256,6 +261,7 @@ class TestCheck:
         assert region.share < 0.3
         assert region.lps_mm == pytest.approx(tuple(marked.voxel_to_lps(region.kji)), abs=0.1)
 
+    @pytest.mark.slow
     def test_a_smooth_nodule_that_keeps_every_voxels_noise_shows(self, marked, lung):
         def add(part: np.ndarray) -> np.ndarray:
             place = np.meshgrid(*(np.linspace(-1, 1, n) for n in part.shape), indexing="ij")
@@ -263,6 +269,7 @@ class TestCheck:
 
         assert check_watermark(with_box(marked, lung, 24, add), KEY).at(lung).is_missing
 
+    @pytest.mark.slow
     def test_noise_that_drowns_it_is_told_as_such(self, marked, lung):
         rng = np.random.default_rng(3)
         check = check_watermark(with_box(marked, lung, 24, lambda part: part + rng.normal(0, 150, part.shape)), KEY)
@@ -272,6 +279,7 @@ class TestCheck:
         assert "cannot be told" in place.words
         assert check.class_volume().hu[lung] == UNKNOWN
 
+    @pytest.mark.slow
     def test_copied_lung_shows(self, marked, lung):
         k, j, i = lung
         copied = with_box(
@@ -284,12 +292,14 @@ class TestCheck:
         )
         assert check_watermark(copied, KEY).at(lung).is_missing
 
+    @pytest.mark.slow
     def test_a_slice_of_another_place_shows(self, marked):
         hu = marked.hu.copy()
         hu[8:12] = hu[8:12][::-1]
         check = check_watermark(marked.with_hu(hu), KEY)
         assert any(8 <= region.kji[0] < 12 for region in check.regions)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("flips", [(1,), (0, 2)])
     def test_regions_are_where_they_are_however_axes_are_stored(self, marked, lung, flips):
         altered = painted(marked, lung)
@@ -298,6 +308,7 @@ class TestCheck:
         found = flipped(turned.class_volume(), flips)
         assert np.mean(found.hu == straight.class_volume().hu) > 0.98
 
+    @pytest.mark.slow
     def test_the_map_is_of_the_scans_geometry(self, marked, lung):
         check = check_watermark(painted(marked, lung), KEY)
         labels = check.class_volume()
@@ -305,6 +316,7 @@ class TestCheck:
         assert labels.hu[lung] == ALTERED
         assert (labels.hu == MARKED).mean() > 0.1
 
+    @pytest.mark.slow
     def test_lossy_copies_are_told_as_such(self, marked):
         lossy = marked.with_hu(np.stack([jpeg2000(plane, 6) for plane in marked.hu]))
         check = check_watermark(lossy, KEY)
@@ -312,6 +324,7 @@ class TestCheck:
         assert check.is_degraded
         assert check.regions == ()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("strength_hu", [5.0, 30.0])
     def test_another_strength_is_no_loss_where_the_copy_says_so(self, scan, lung, strength_hu):
         marked = embed_watermark(scan, KEY, budget=DEFAULT_BUDGET.at_strength(strength_hu))
@@ -330,12 +343,14 @@ class TestCheck:
         step = ProcessingStep(PROTECTION, "", {"watermark_strength_hu": said})
         assert recorded_budget(scan.with_hu(scan.hu, step)) is None
 
+    @pytest.mark.slow
     def test_a_part_of_a_series_is_checked_as_the_whole(self, marked):
         part = dataclasses.replace(marked, hu=marked.hu[4:16], origin=tuple(marked.voxel_to_lps((4, 0, 0))))
         check = check_watermark(part, KEY)
         assert check.is_found
         assert check.regions == ()
 
+    @pytest.mark.slow
     def test_a_place_is_told_from_the_slices_around_it(self, marked, lung):
         forged = painted(marked, lung)
         assert check_place(forged, lung, KEY).is_missing
@@ -381,6 +396,7 @@ def test_the_filter_takes_out_what_is_smooth():
 
 
 class TestDemonstration:
+    @pytest.mark.slow
     def test_says_where_the_forgery_shows(self, scan, lung, untrained_attackers, tmp_path, monkeypatch, capsys):
         attacker = untrained_attackers["remove"]
         monkeypatch.setattr("MITSGANLib.attack.attacker.load_attacker", lambda *_: attacker)
@@ -416,15 +432,18 @@ class TestCommand:
     def check(self, folder, name="marked.nrrd", key="clinic.key", *words):
         return main([str(word) for word in ("check", folder / name, "--watermark", folder / key, *words)])
 
+    @pytest.mark.slow
     def test_marks_and_finds(self, files, marked, capsys):
         assert np.array_equal(load_volume(files / "marked.nrrd").hu, marked.hu)
         assert self.check(files) == 0
         assert "No place stands out" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_another_format_is_no_alarm(self, files):
         save_volume(load_volume(files / "marked.nrrd"), files / "marked.nii.gz")
         assert self.check(files, "marked.nii.gz") == 0
 
+    @pytest.mark.slow
     def test_painting_is_found_and_mapped(self, files, lung, capsys):
         save_volume(painted(load_volume(files / "marked.nrrd"), lung), files / "painted.nrrd", overwrite=True)
         place = ",".join(map(str, lung))
@@ -469,6 +488,7 @@ class TestCommand:
         assert self.check(files, "marked.nrrd", "clinic.key", "--voxel", "0,0,9999") == 3
         assert "outside the scan" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_full_disk_keeps_the_verdict_from_nobody(self, files, capsys, monkeypatch):
         def full(*_arguments, **_options):
             raise OutputError("no space left")
@@ -477,6 +497,7 @@ class TestCommand:
         assert self.check(files, "marked.nrrd", "clinic.key", "--map", files / "full.nrrd") == 4
         assert "No place stands out" in capsys.readouterr().out
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("suffix", "gain", "words_for_it"),
         [
@@ -502,16 +523,19 @@ class TestCommand:
         assert main(["check", str(files / "marked.nrrd"), "--model", "mitsgan-small"]) == 3
         assert "leaves no watermark" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_another_key_finds_nothing(self, files, capsys):
         assert self.check(files, "marked.nrrd", "other.key") == 8
         assert "No watermark of this key" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_the_key_is_never_said(self, files, capsys, caplog):
         secret = (files / "clinic.key").read_text().split()[1]
         self.check(files, "marked.nrrd", "clinic.key", "--verbose", "--json", "-")
         captured = capsys.readouterr()
         assert secret not in captured.out + captured.err + caplog.text
 
+    @pytest.mark.slow
     def test_the_default_carries_the_open_watermark(self, files, lung, capsys):
         assert main(["check", str(files / "default.nrrd")]) == 0
         assert self.check(files, "default.nrrd") == 8
@@ -521,6 +545,7 @@ class TestCommand:
         assert main(["check", str(files / "marked.nrrd")]) == 8
         assert "name it with --watermark" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_without_a_model_there_is_the_open_watermark_alone(self, files, scan):
         words = ["protect", str(files / "scan.nrrd"), str(files / "open.nrrd"), "--model", "none"]
         assert main(words) == 0
@@ -529,6 +554,7 @@ class TestCommand:
         stronger = embed_watermark(scan, OPEN_KEY, budget=DEFAULT_BUDGET.at_strength(20))
         assert np.array_equal(load_volume(files / "open.nrrd").hu, stronger.hu)
 
+    @pytest.mark.slow
     def test_a_key_takes_the_place_of_the_open_one(self, files, scan):
         words = ["protect", files / "scan.nrrd", files / "both.nrrd", "--watermark", files / "clinic.key"]
         assert main([str(word) for word in [*words, "--device", "cpu"]]) == 0
@@ -538,6 +564,7 @@ class TestCommand:
         change = np.abs(both.hu.astype(int) - scan.hu)
         assert change.max() > np.abs(load_volume(files / "marked.nrrd").hu.astype(int) - scan.hu).max()
 
+    @pytest.mark.slow
     def test_collections_are_marked_and_marked_anew_with_another_key(self, files, tmp_path):
         tree, out = tmp_path / "tree", tmp_path / "out"
         tree.mkdir()

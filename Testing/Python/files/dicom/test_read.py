@@ -70,6 +70,7 @@ def stored_series(draw: Callable) -> CTSeries:
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(series=stored_series())
 def test_every_stored_form_gives_its_hu(tmp_path_factory, series):
@@ -347,6 +348,7 @@ def test_agrees_with_gdcm(tmp_path):
     np.testing.assert_allclose(image.GetOrigin(), volume.origin, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_real_series_equals_gdcm_voxel_for_voxel(real_ct):
     volume = load_volume(real_ct / "dicom" / "LIDC-IDRI-0028")
     assert volume.shape == (141, 512, 512)
@@ -361,6 +363,7 @@ def test_real_series_equals_gdcm_voxel_for_voxel(real_ct):
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), volume.direction)
 
 
+@pytest.mark.slow
 def test_real_series_is_chosen_by_uid(real_ct):
     folder = real_ct / "dicom" / "Lung_Dx-A0001"
     with pytest.raises(InputError, match="2 CT series"):
