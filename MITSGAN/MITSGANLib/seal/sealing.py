@@ -156,6 +156,23 @@ def seal_file(path: Path) -> Path:
     return path.with_name(path.name + SEAL_SUFFIX)
 
 
+def read_seal(paths: list[Path]) -> tuple[bytes, list[Path]]:
+    """Read what the private blocks of a series' files hold of its seal.
+
+    :returns: the container, and the files in the order in which they were sealed.
+    :raises InputError: files of the series are missing, hold no seal, or are of several series.
+    """
+    shares = [get_entry(read_dataset(path), ENTRY) for path in paths]
+    if None in shares:
+        raise InputError(
+            "holds no seal: it was protected without a key, or private elements were removed on the way. Without the "
+            "seal the original cannot be restored",
+            path=paths[shares.index(None)] if any(shares) else paths[0].parent,
+        )
+    container, places = join_shares(shares)
+    return container, [path for _, path in sorted(zip(places, paths, strict=True))]
+
+
 def _seal_series(
     originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None, watermark: ScanSigns | None
 ) -> None:
@@ -206,7 +223,7 @@ def _restore_series(
     refuse_existing_folder(destination, overwrite)
     refuse_foreign_files(destination)
     found = choose_series(scan_dicom(path, progress), series)
-    container, paths = _collected([header.path for header in found.images])
+    container, paths = read_seal([header.path for header in found.images])
     _require_kind(read_identity(container), dicom_original.KIND)
     protected = [StoredFile.read(file) for file in paths]
     sealed, payload = open_container(container, key)
@@ -219,19 +236,6 @@ def _restore_series(
             (temporary / f"IM{number:0{digits}d}.dcm").write_bytes(data)
     digest = hashlib.sha256(b"".join(originals)).hexdigest()
     return Restored("dicom", len(originals), digest, dicom_original.correction_warnings(paths[0], originals[0]))
-
-
-def _collected(paths: list[Path]) -> tuple[bytes, list[Path]]:
-    """The container in the private blocks of files, and the files in the order of sealing."""
-    shares = [get_entry(read_dataset(path), ENTRY) for path in paths]
-    if None in shares:
-        raise InputError(
-            "holds no seal: it was protected without a key, or private elements were removed on the way. Without the "
-            "seal the original cannot be restored",
-            path=paths[shares.index(None)] if any(shares) else paths[0].parent,
-        )
-    container, places = join_shares(shares)
-    return container, [path for _, path in sorted(zip(places, paths, strict=True))]
 
 
 def _require_kind(identity: Mapping[str, Any], kind: str) -> None:

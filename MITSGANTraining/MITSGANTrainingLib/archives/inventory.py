@@ -35,6 +35,7 @@ INDEX = "is an index of the original files (DICOMDIR)"
 NO_SERIES = "is a DICOM object that belongs to no series"
 BESIDE_CT = "is a localizer or another object within a CT series"
 PROTECTED = "is protected already, or was written by MITSGAN for another reason"
+NOT_PROTECTED = "is not protected"
 ATTACK = "is a simulated attack"
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
@@ -113,17 +114,18 @@ class Inventory:
     failures: tuple[Failure, ...]
 
 
-def take_stock(tree: Path, progress: Progress | None = None) -> Inventory:
+def take_stock(tree: Path, progress: Progress | None = None, *, protected: bool = False) -> Inventory:
     """What a tree holds; each header is read once, and kept no longer than its folder takes.
 
     DICOM is known by its content, the other formats by their suffix. Images of one Series Instance UID are one scan
     even where they lie in several folders, unless an image is there twice: then each folder has a copy of its own.
 
+    :param protected: DICOM series by MITSGAN are the scans, and the others are passed over; else it is the reverse.
     :raises InputError: the tree does not exist or is empty.
     :raises DependencyError: pydicom is not installed.
     """
     require_pydicom()
-    stock = _Stock(tree)
+    stock = _Stock(tree, protected)
     folders = list(stock.walk())
     total = sum(len(names) for _, names in folders)
     if not total and not stock.failures:
@@ -159,8 +161,8 @@ class _Part:
 class _Stock:
     """The inventory while it is taken."""
 
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
+    def __init__(self, tree: Path, protected: bool) -> None:
+        self.tree, self.protected = tree, protected
         self.scans: list[StockedScan] = []
         self.others: list[Other] = []
         self.failures: list[Failure] = []
@@ -272,8 +274,9 @@ class _Stock:
             else:
                 self.others.append(_other(list(facts.values()), series.problem))
             return
-        if any(_is_by_mitsgan(header) for header in series.images):
-            self.others.append(_other(list(facts.values()), PROTECTED))
+        is_protected = any(_is_by_mitsgan(header) for header in series.images)
+        if is_protected != self.protected:
+            self.others.append(_other(list(facts.values()), PROTECTED if is_protected else NOT_PROTECTED))
             return
         if series.left_out:
             self.others.append(_other([facts[header.path] for header in series.left_out], BESIDE_CT))
@@ -288,7 +291,8 @@ class _Stock:
     def _take_scan(self, uid: str, parts: Sequence[_Part]) -> None:
         scan = _scan([fact for part in parts for fact in part.images], uid, sum(part.voxels for part in parts))
         damaged = next((part.folder for part in parts if part.folder in self.damaged), None)
-        if damaged is None:
+        # Of a sealed series the files themselves say whether all of them are there.
+        if damaged is None or self.protected:
             self.scans.append(scan)
             return
         reason = (

@@ -7,30 +7,24 @@ File for file: an original takes the relative path of its protected image, so th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.dicom.headers import read_dataset, read_header
-from MITSGANLib.files.dicom.private_block import get_entry, join_shares
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.key_files import require_cryptography
 from MITSGANLib.scan.volume import PROTECTION
-from MITSGANLib.seal.sealing import ENTRY as SEAL
-from MITSGANLib.seal.sealing import SEAL_SUFFIX, Restored, restore
+from MITSGANLib.seal.sealing import SEAL_SUFFIX, Restored, read_seal, restore
 from MITSGANLib.signature.manifest import SUFFIX as MANIFEST_SUFFIX
 
 from .inventory import (
     ATTACK,
+    NOT_PROTECTED,
     NOT_READ,
-    PROTECTED,
     Inventory,
     Other,
     Progress,
@@ -54,7 +48,6 @@ from .trees import (
     write_together,
 )
 
-NOT_PROTECTED = "is not protected"
 BESIDE = "is a seal or a manifest of another file"
 
 # What is restored does not depend on how: whichever key opens the seal gives the same files.
@@ -116,17 +109,11 @@ def take_sealed_stock(tree: Path, progress: Progress | None = None) -> Inventory
 
     :raises InputError, DependencyError: as ``inventory.take_stock``.
     """
-    stock = take_stock(tree, progress)
-    scans, others = [], []
-    for scan in stock.scans:
-        if scan.uid:
-            others.append(Other(scan.files, NOT_PROTECTED, scan.size))
-        else:
-            scans.append(_with_seal(scan, tree))
+    stock = take_stock(tree, progress, protected=True)
+    scans = [scan if scan.uid else _with_seal(scan, tree) for scan in stock.scans]
+    others: list[Other] = []
     for other in stock.others:
-        others += _without_companions(other) if other.reason == NOT_READ else []
-    scans += _protected_series([other for other in stock.others if other.reason == PROTECTED], tree)
-    others += [other for other in stock.others if other.reason not in (NOT_READ, PROTECTED)]
+        others += _without_companions(other) if other.reason == NOT_READ else [other]
     return Inventory(tuple(scans), tuple(others), stock.failures)
 
 
@@ -172,7 +159,8 @@ class _Restoration(ScanJob):
             results.append(restore(protected, folder / "new", self.config.read_key()))
             return sorted((folder / "new").iterdir())
 
-        names = _in_order_of_sealing(self.config.tree, self.scan.files)
+        _, sealed = read_seal([self.config.tree / file for file in self.scan.files])
+        names = relative_files(sealed, self.config.tree)
         write_together(self.config.out, names, fill)
         return names, _values(results[0])
 
@@ -186,19 +174,6 @@ def _link(file: Path, link: Path) -> None:
         link.symlink_to(file)
     except OSError:  # Windows asks for a privilege, some disks know no links
         shutil.copyfile(file, link)
-
-
-def _in_order_of_sealing(tree: Path, files: Sequence[str]) -> list[str]:
-    """The files of a series in the order in which they are restored.
-
-    :raises InputError: some hold no seal, or their seals do not belong together.
-    """
-    shares = [get_entry(read_dataset(tree / file), SEAL) for file in files]
-    if None in shares:
-        some = "It holds no seal" if not any(shares) else f"{files[shares.index(None)]} holds no seal"
-        raise InputError(f"{some}: it was protected without a key, or private elements were removed on the way.")
-    _, places = join_shares(shares)
-    return [file for _, file in sorted(zip(places, files, strict=True))]
 
 
 def _seal_of(name: str) -> str:
@@ -223,31 +198,3 @@ def _without_companions(other: Other) -> Iterator[Other]:
         yield dataclasses.replace(other, files=unknown)
     if beside:
         yield Other(beside, BESIDE, may_copy=False)
-
-
-def _protected_series(parts: Sequence[Other], tree: Path) -> Iterator[StockedScan]:
-    """Series by MITSGAN, each whole even where it lies in several folders, unless an image of it is there twice."""
-    by_uid: dict[str, list[Other]] = defaultdict(list)
-    for part in parts:
-        by_uid[_text(tree / part.files[0], "SeriesInstanceUID")].append(part)
-    for uid, found in by_uid.items():
-        if len(found) == 1:
-            yield _series(uid, found[0].files, tree)
-            continue
-        images = [_text(tree / file, "SOPInstanceUID") for part in found for file in part.files]
-        if len(set(images)) == len(images):
-            yield _series(uid, [file for part in found for file in part.files], tree)
-        else:
-            yield from (_series(uid, part.files, tree) for part in found)
-
-
-def _text(path: Path, keyword: str) -> str:
-    header = read_header(path)
-    return header.text(keyword) if header else ""
-
-
-def _series(uid: str, files: Sequence[str], tree: Path) -> StockedScan:
-    facts = [fact for file in files if (fact := file_fact(tree, tree / file))]
-    lines = sorted(f"{fact.path}\0{fact.size}\0{fact.time_ns}" for fact in facts)
-    stamp = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
-    return StockedScan(tuple(files), uid, 0, sum(fact.size for fact in facts), stamp)

@@ -19,7 +19,6 @@ import argparse
 import time
 from pathlib import Path
 
-from MITSGANLib.errors import InputError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.protection.presets import is_blocker
@@ -28,7 +27,7 @@ from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
 from MITSGANLib.signature.signing import Signers
 
-from ..archives.collection import CollectionConfig, load_settings, measure_change, protect_collection
+from ..archives.collection import CollectionConfig, Report, load_settings, measure_change, protect_collection
 from . import key_options, tree_options
 from .options import (
     add_device,
@@ -165,25 +164,19 @@ def _protect_collection(options: argparse.Namespace) -> int:
     key = key_options.key(options, is_new=True)
     _warn_of_mark(options, key is not None)
     config = CollectionConfig(
-        **tree_options.tree_values(options),
+        **tree_options.tree_values(options, key),
         model=options.model,
         strength_hu=options.strength_hu,
         seed=options.seed,
         watermark=options.watermark,
         device=options.device,
-        key=Path(options.key) if options.key else key,
         signing_key=options.sign,
         signing_passphrase=key_options.passphrase_from(options.sign_passphrase_env),
     )
-    try:
-        report = protect_collection(config, stage=progress_bar)
-    except KeyboardInterrupt:
-        note("Finished scans are kept; the same command continues with the rest.")
-        raise
-    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
-    if options.json != "-":
-        rmse, largest = report.change.rmse_hu, report.change.maximum_hu
-        change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
-        slices = tree_options.counted(report.slices, "slice")
-        tree_options.say_report(report, slices, [change] if report.protected else [], options.output)
-    return InputError.exit_code if report.failed else 0
+    return tree_options.run_collection(options, lambda stage: protect_collection(config, stage), _words)
+
+
+def _words(report: Report) -> tuple[str, list[str]]:
+    rmse, largest = report.change.rmse_hu, report.change.maximum_hu
+    change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
+    return tree_options.counted(report.slices, "slice"), [change] if report.protected else []

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from MITSGANLib.errors import InputError
 from MITSGANLib.seal.sealing import restore
 
 from ..archives.restoration import restore_collection
@@ -83,14 +81,9 @@ def _restore_collection(options: argparse.Namespace) -> int:
     for name in ("series", "seal"):
         if getattr(options, name) is not None:
             options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
-    key = key_options.key(options)
-    config = TreeConfig(**tree_options.tree_values(options), key=Path(options.key) if options.key else key)
-    try:
-        report = restore_collection(config, stage=progress_bar)
-    except KeyboardInterrupt:
-        note("Finished scans are kept; the same command continues with the rest.")
-        raise
-    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
-    if options.json != "-":
-        tree_options.say_report(report, tree_options.counted(report.files, "file"), [], options.output)
-    return InputError.exit_code if report.failed else 0
+    config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
+    return tree_options.run_collection(
+        options,
+        lambda stage: restore_collection(config, stage),
+        lambda report: (tree_options.counted(report.files, "file"), []),
+    )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from MITSGANLib.errors import InputError
+from MITSGANLib.keys.key_files import Key
+
 from ..archives.inventory import SUMMARY
-from ..archives.trees import TreeReport
-from .options import say
+from ..archives.trees import Stage, TreeReport
+from .options import note, progress_bar, say, write_json
 
 _OTHERS, _WORKERS = "others", ("processes", "scheduler")
 _LISTED = 50
@@ -34,9 +37,13 @@ def refuse_without_collection(options: argparse.Namespace) -> None:
             options.refuse(f"--{name} is for collections; add --collection, or leave it out")
 
 
-def tree_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of ``trees.TreeConfig`` that the options give, but for the key."""
+def tree_values(options: argparse.Namespace, key: Key | None) -> dict[str, Any]:
+    """The values of ``trees.TreeConfig`` that the options give.
+
+    :param key: that of the options, as ``key_options.key`` gives it.
+    """
     return {
+        "key": Path(options.key) if options.key else key,
         "tree": Path(options.input),
         "out": Path(options.output),
         "others": options.others or "skip",
@@ -44,6 +51,28 @@ def tree_values(options: argparse.Namespace) -> dict[str, Any]:
         "processes": options.processes or 1,
         "scheduler": options.scheduler,
     }
+
+
+def run_collection(
+    options: argparse.Namespace,
+    work: Callable[[Stage], TreeReport],
+    words: Callable[[Any], tuple[str, Sequence[str]]],
+) -> int:
+    """Work on a tree, write its result and say what became of it.
+
+    :param work: does it, and gives the report.
+    :param words: gives ``counted_whole`` and ``details`` of :func:`say_report` from the report.
+    :returns: the exit code.
+    """
+    try:
+        report = work(progress_bar)
+    except KeyboardInterrupt:
+        note("Finished scans are kept; the same command continues with the rest.")
+        raise
+    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    if options.json != "-":
+        say_report(report, *words(report), options.output)
+    return InputError.exit_code if report.failed else 0
 
 
 def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], output: str) -> None:

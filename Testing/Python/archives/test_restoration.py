@@ -146,7 +146,7 @@ class TestFailures:
             "p1/mixed": "not as it was when it was sealed",
             "cd/a": "2 of the 3 DICOM files",
             "other-key": "not the one that this scan was sealed with",
-            "no-key": "It holds no seal",
+            "no-key": "holds no seal",
         }
         assert {failure.source for failure in report.failed} == words.keys()
         for failure in report.failed:
