@@ -1,30 +1,24 @@
 """The MITSGAN module of 3D Slicer: protect a CT volume, and simulate an attack on it with and without protection.
 
-This file holds the module, its parameters, its panel, its logic and its self test, and connects them. What happens to
-voxels is in ``MITSGANLib``, what happens to nodes in ``MITSGANLib.slicer_bridge``, and the sections of the panel are in
-``MITSGANLib.slicer_bridge.panel``.
+This file connects them. What happens to voxels is in ``MITSGANLib``, what happens to nodes in
+``MITSGANLib.slicer_bridge``, and the sections of the panel are in ``MITSGANLib.slicer_bridge.panel``.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import slicer
 import vtk
-from MITSGANLib import slicer_bridge
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
-from MITSGANLib.slicer_bridge import self_test
-from MITSGANLib.slicer_bridge.panel import (
-    AttackSection,
-    Buttons,
-    CompareSection,
-    ExportSection,
-    KeysSection,
-    Panel,
-    ProtectSection,
-    VolumeSection,
-)
+from MITSGANLib.slicer_bridge import export, operations, self_test, watermarks
+from MITSGANLib.slicer_bridge.layout import layout_before_comparison, register_layout, set_layout
+from MITSGANLib.slicer_bridge.operations import compute_here, operation
+from MITSGANLib.slicer_bridge.panel.panel import MITSGANPanel
+from MITSGANLib.slicer_bridge.restore import restore_scan
+from MITSGANLib.slicer_bridge.tables import table_text
+from MITSGANLib.slicer_bridge.verify import check_scan, show_signed_changes
+from MITSGANLib.slicer_bridge.volumes import first_scan, ras_from_voxel
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLMarkupsFiducialNode,
@@ -69,7 +63,7 @@ Y. Mirsky et al., "CT-GAN: Malicious tampering of 3D medical imagery using deep 
 
     def onStartupCompleted(self) -> None:
         """Offer the synthetic thorax in Sample Data, and know the layout of scenes that were saved with it."""
-        slicer_bridge.register_layout()
+        register_layout()
         import SampleData
 
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
@@ -155,15 +149,8 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
 
-        self.panel = Panel(self.ui, self.parent, self, MITSGANLogic, self.resourcePath)
+        self.panel = MITSGANPanel(self.ui, self.parent, self, MITSGANLogic, self.resourcePath)
         self.logic = self.panel.logic
-        self.compare = CompareSection(self.panel)
-        self.volume = VolumeSection(self.panel, self.compare)
-        self.keys = KeysSection(self.panel, self.compare)
-        self.protect = ProtectSection(self.panel, self.volume, self.compare, self.keys)
-        self.attack = AttackSection(self.panel, self.compare)
-        self.export = ExportSection(self.panel, self.keys)
-        self.panel.on_change = Buttons(self.panel, self.keys).refresh
 
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
@@ -179,8 +166,6 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel:
             slicer.app.disconnect("lastWindowClosed()", self.panel.jobs.cancel)
             self.panel.close()
-            self.protect.close()
-            self.compare.close()
             self._leave()
         self.removeObservers()
 
@@ -211,15 +196,15 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.jobs.cancel()
         self._leave()
         # It may be about a patient whose scene is gone.
-        self.keys.take_scan(None)
-        self._layoutBefore = slicer_bridge.layout_before_comparison()
+        self.panel.restore_verify.take_scan(None)
+        self._layoutBefore = layout_before_comparison()
 
     def onSceneEndClose(self, _caller, _event) -> None:
         """Take a new parameter node if the panel is open."""
-        self.volume.forget()
+        self.panel.volume.forget()
         # Slicer would go back to the comparison, whose views are empty now.
         if self._layoutBefore is not None:
-            slicer_bridge.set_layout(self._layoutBefore)
+            set_layout(self._layoutBefore)
         if self.parent.isEntered:
             self.initializeParameterNode()
 
@@ -236,7 +221,7 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Make sure that a parameter node exists, is observed and has a source volume if the scene has one."""
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.sourceVolume:
-            self._parameterNode.sourceVolume = slicer_bridge.first_scan()
+            self._parameterNode.sourceVolume = first_scan()
 
     def setParameterNode(self, inputParameterNode: MITSGANParameterNode | None) -> None:
         """Show and observe a parameter node, or none."""
@@ -254,317 +239,79 @@ class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._onParametersModified()
 
     def _leave(self) -> None:
-        for section in (self.attack, self.compare, self.protect, self.keys):
-            section.leave()
+        self.panel.leave()
         self.setParameterNode(None)
 
     def _onParametersModified(self, _caller=None, _event=None) -> None:
         # While a scene is read its nodes are half there; the end of the batch calls again.
         if not self._parameterNode or self.panel.is_closed or slicer.mrmlScene.IsBatchProcessing():
             return
-        for section in (self.volume, self.protect, self.attack, self.compare, self.keys):
-            section.refresh()
-        self.panel.changed()
+        self.panel.refresh()
 
 
 class MITSGANLogic(ScriptedLoadableModuleLogic):
-    """Protection, simulated attacks and comparison of volume nodes, usable without the panel.
+    """Protection, simulated attacks, comparison and proof for volume nodes, usable without the panel.
 
     ::
 
         logic = MITSGANLogic()
         protectedNode = logic.protect(volumeNode)
+        ras = logic.pointAt(volumeNode, (48, 128, 80))
         attackedNodes = logic.simulateAttack(volumeNode, protectedNode, ras, "inject")
-        comparison = logic.compare(volumeNode, protectedNode, *attackedNodes)
+        comparison = logic.compare(volumeNode, protectedNode, attackedNodes, attacker="default")
 
-    The packages in ``Resources/requirements.txt`` and PyTorch must be installed. Each method that takes ``progress``
-    calls it with steps done and in all; it may raise CancelledError to stop, and then the scene is as it was.
+    ``help(logic.protect)`` gives parameters and results; the functions are in ``MITSGANLib.slicer_bridge``. PyTorch and
+    the packages in ``Resources/requirements.txt`` must be installed. What takes ``progress`` calls it with steps done
+    and in all; it may raise CancelledError to stop, and then the scene is as it was.
     """
 
-    def __init__(self, compute: Callable[..., Any] = slicer_bridge.compute_here) -> None:
+    def __init__(self, compute: Callable[..., Any] = compute_here) -> None:
         """:param compute: runs ``work(progress)``, given both; the panel passes one that keeps Slicer responsive."""
         ScriptedLoadableModuleLogic.__init__(self)
-        self._compute = compute
+        self.compute = compute
 
     def getParameterNode(self) -> MITSGANParameterNode:
         """The module's parameter node in the scene, created when there is none."""
         return MITSGANParameterNode(super().getParameterNode())
 
-    def loadPhantom(self, progress: Callable[..., None] | None = None) -> vtkMRMLScalarVolumeNode:
-        """A synthetic thorax with a nodule, made on this computer."""
-        return slicer_bridge.load_phantom(progress, self._compute)
+    loadPhantom = operation(operations.load_phantom)
+    describeDevice = staticmethod(operations.describe_device)
+    protect = operation(operations.protect_node)
+    simulateAttack = operation(operations.attack_nodes)
+    compare = operation(operations.compare_nodes)
+    saveReport = operation(operations.save_report)
+    pointAt = staticmethod(ras_from_voxel)
+    tableText = staticmethod(table_text)
 
-    def describeDevice(
-        self, device: str = "auto", model: Any = "default", volume: Any = None
-    ) -> tuple[str, float | None]:
-        """What networks run on, in words, and about how many seconds protecting ``volume`` (a CTVolume) takes there."""
-        return slicer_bridge.describe_device(device, model, volume)
+    checkDicomExport = staticmethod(export.exportable_files)
+    exportDicom = operation(export.export_dicom)
+    exportFile = operation(export.export_file)
+    restoreOriginal = operation(restore_scan)
+    verify = operation(check_scan)
+    showChanges = staticmethod(show_signed_changes)
 
-    def protect(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        model: Any = "default",
-        strengthHU: float | None = None,
-        *,
-        device: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> vtkMRMLScalarVolumeNode:
-        """Create a protected copy of a CT volume.
-
-        :param volumeNode: the CT volume; it is not changed.
-        :param model: name of a protection model, or a Protector.
-        :param strengthHU: largest change of a voxel in HU; None is the strength that the model was made for.
-        :param device: "auto", "cpu" or "cuda".
-        :return: the new volume node, under the same transform and study as the source.
-        """
-        return slicer_bridge.protect_node(
-            volumeNode, model, strengthHU, device=device, progress=progress, compute=self._compute
-        )
-
-    def watermark(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        key: Any,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> vtkMRMLScalarVolumeNode:
-        """Create a copy of a CT volume with a keyed watermark, which shows what is painted over later.
-
-        :param volumeNode: the CT volume; it is not changed.
-        :param key: of a key file, see ``slicer_bridge.open_key``.
-        :return: the new volume node, under the same transform and study as the source.
-        """
-        return slicer_bridge.watermark_node(volumeNode, key, progress=progress, compute=self._compute)
-
-    def simulateAttack(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        protectedNode: vtkMRMLScalarVolumeNode,
-        ras: Sequence[float],
-        action: str = "inject",
-        attacker: Any = "default",
-        *,
-        device: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[vtkMRMLScalarVolumeNode, vtkMRMLScalarVolumeNode]:
-        """Attack a CT volume and its protected version at the same voxel.
-
-        :param volumeNode: the unprotected CT volume; it is not changed.
-        :param protectedNode: its protected version; it is not changed.
-        :param ras: target in world coordinates (RAS, mm).
-        :param action: "inject" or "remove" a nodule.
-        :param attacker: name of an installed attacker, a folder of attacker files, or an Attacker.
-        :return: new volume nodes with the attacked source and the attacked protected version.
-        """
-        return slicer_bridge.attack_nodes(
-            volumeNode, protectedNode, ras, action, attacker, device=device, progress=progress, compute=self._compute
-        )
-
-    def compare(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        protectedNode: vtkMRMLScalarVolumeNode,
-        attackedNode: vtkMRMLScalarVolumeNode | None = None,
-        attackedProtectedNode: vtkMRMLScalarVolumeNode | None = None,
-        *,
-        attacker: Any = None,
-        device: str = "auto",
-        thresholdHU: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> slicer_bridge.ComparisonNodes:
-        """Measure protection and, where both attacked volumes are given, the attack; put the results into the scene.
-
-        :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
-        :param thresholdHU: differences that the heatmaps leave clear.
-        """
-        return slicer_bridge.compare_nodes(
-            volumeNode,
-            protectedNode,
-            [attackedNode, attackedProtectedNode] if attackedNode and attackedProtectedNode else [],
-            attacker=attacker,
-            device=device,
-            threshold_hu=thresholdHU,
-            progress=progress,
-            compute=self._compute,
-        )
-
-    def checkDicomExport(
-        self, protectedNode: vtkMRMLScalarVolumeNode, sourceNode: vtkMRMLScalarVolumeNode | None = None
-    ) -> tuple[Path, ...]:
-        """The original DICOM files that an export takes its headers from; OutputError when there are none."""
-        return slicer_bridge.exportable_files(protectedNode, sourceNode)
-
-    def exportDicom(
-        self,
-        protectedNode: vtkMRMLScalarVolumeNode,
-        folder: str | Path,
-        sourceNode: vtkMRMLScalarVolumeNode | None = None,
-        *,
-        locks: slicer_bridge.Locks | None = None,
-        progress: Callable[..., None] | None = None,
-    ) -> Path:
-        """Write a protected volume as a derived DICOM series that keeps the headers of its source.
-
-        :param folder: an empty or new folder; in a folder with other files a new one is made.
-        :param sourceNode: where the headers come from, if the protected node does not know its source.
-        :param locks: seals and signs the series, see ``slicer_bridge.open_locks``.
-        :return: the folder that holds the series.
-        """
-        return slicer_bridge.export_dicom(
-            protectedNode, Path(folder), sourceNode, locks, progress=progress, compute=self._compute
-        )
-
-    def exportFile(
-        self,
-        protectedNode: vtkMRMLScalarVolumeNode,
-        path: str | Path,
-        sourceNode: vtkMRMLScalarVolumeNode | None = None,
-        *,
-        locks: slicer_bridge.Locks | None = None,
-        progress: Callable[..., None] | None = None,
-    ) -> None:
-        """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
-
-        :param sourceNode: what it was protected from, if the protected node does not know its source.
-        :param locks: seals and signs the file, see ``slicer_bridge.open_locks``.
-        """
-        slicer_bridge.export_file(
-            protectedNode, Path(path), sourceNode, locks, progress=progress, compute=self._compute
-        )
-
-    def restoreOriginal(
-        self,
-        scan: slicer_bridge.ScanOnDisk,
-        destination: str | Path,
-        key: Any,
-        *,
-        name: str | None = None,
-        progress: Callable[..., None] | None = None,
-    ) -> tuple[Any, vtkMRMLScalarVolumeNode | None]:
-        """Restore the original of a sealed scan on the disk, bit for bit.
-
-        :param destination: a new folder for DICOM; a file name for a file, which is replaced if it exists.
-        :param key: of ``slicer_bridge.open_key``.
-        :param name: of a new volume node with the original; None to load none.
-        :return: what was restored, and the node.
-        """
-        return slicer_bridge.restore_scan(scan, Path(destination), key, name, progress=progress, compute=self._compute)
-
-    def verify(
-        self,
-        scan: slicer_bridge.ScanOnDisk,
-        publicKey: Path | None = None,
-        *,
-        progress: Callable[..., None] | None = None,
-    ) -> slicer_bridge.SignatureCheck:
-        """Tell whether a signed scan on the disk is as it was signed, and if not, what was changed.
-
-        :param publicKey: file with the public key of the expected signer.
-        """
-        publicKeys = [publicKey] if publicKey else []
-        return slicer_bridge.check_scan(scan, publicKeys, progress=progress, compute=self._compute)
-
-    def showChanges(
-        self,
-        checked: slicer_bridge.SignatureCheck,
-        volumeNodes: Sequence[vtkMRMLScalarVolumeNode | None] = (),
-        *,
-        visible: bool = True,
-    ) -> tuple[vtkMRMLLabelMapVolumeNode | None, vtkMRMLScalarVolumeNode | None]:
-        """Lay the map of what was changed over the scan.
-
-        :param volumeNodes: volumes that may hold the scan; where none does, it is added to the scene.
-        :return: the map and the volume below it; None where nothing was changed.
-        """
-        changeMap, over = slicer_bridge.change_nodes(checked, volumeNodes)
-        if changeMap:
-            slicer_bridge.show_changes(changeMap, over, visible=visible)
-        return changeMap, over
-
-    def checkWatermark(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        key: Any = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
-        """Tell whether a CT volume carries a watermark, and where that is missing.
-
-        :param key: of a key file, see ``slicer_bridge.open_key``; None for the open watermark.
-        :return: a ``MITSGANLib.watermark.checking.Check``.
-        """
-        return slicer_bridge.check_watermark_of_node(volumeNode, key, progress=progress, compute=self._compute)
-
-    def showMissingWatermark(
-        self, check: Any, volumeNode: vtkMRMLScalarVolumeNode, *, visible: bool = True
-    ) -> vtkMRMLLabelMapVolumeNode | None:
-        """Lay a map of where the watermark is missing over the volume, and go to the largest place.
-
-        :param check: of ``checkWatermark`` on this volume.
-        :return: the map; None where nothing is missing.
-        """
-        changeMap = slicer_bridge.missing_watermark_node(check, volumeNode)
-        if changeMap:
-            slicer_bridge.show_changes(changeMap, volumeNode, visible=visible, kji=check.regions[0].kji)
-        return changeMap
-
-    def saveReport(
-        self,
-        volumeNode: vtkMRMLScalarVolumeNode,
-        protectedNode: vtkMRMLScalarVolumeNode,
-        ras: Sequence[float],
-        path: str | Path,
-        action: str = "inject",
-        attacker: Any = "default",
-        *,
-        model: Any = None,
-        device: str = "auto",
-        progress: Callable[[str, int, int], None] | None = None,
-    ) -> None:
-        """Write the report of the demonstration for this scan and target; protection and attack are run once more.
-
-        :param protectedNode: says which model, strength and seed to use; the same voxels come out.
-        :param model: a Protector to use instead of the installed one that the protected node names.
-        :param progress: called with the stage, steps done and in all.
-        """
-        slicer_bridge.save_report(
-            volumeNode,
-            protectedNode,
-            ras,
-            Path(path),
-            action,
-            attacker,
-            model=model,
-            device=device,
-            progress=progress,
-            compute=self._compute,
-        )
+    watermark = operation(watermarks.watermark_node)
+    checkWatermark = operation(watermarks.check_watermark_of_node)
+    showMissingWatermark = staticmethod(watermarks.show_missing_watermark)
 
 
 class MITSGANTest(ScriptedLoadableModuleTest):
     """Self test on a synthetic thorax, run from the developer panel or by CTest."""
 
-    def setUp(self) -> None:
-        """Start from an empty scene."""
-        slicer.mrmlScene.Clear()
-
     def runTest(self) -> None:
-        """Run all tests."""
-        self.setUp()
-        self.test_ProtectAndAttackPhantom()
-        self.setUp()
-        self.test_SealRestoreSignAndVerify()
-        self.setUp()
-        self.test_WatermarkPaintAndCheck()
+        """Run all tests, each in an empty scene."""
+        for test in (self.test_ProtectAndAttack, self.test_SealAndSign, self.test_WatermarkAndCheck):
+            slicer.mrmlScene.Clear()
+            test()
 
-    def test_ProtectAndAttackPhantom(self) -> None:
+    def test_ProtectAndAttack(self) -> None:
         """Protection and attack keep the geometry, follow the transform and mark their results."""
         self_test.protect_and_attack(self, MITSGANLogic())
 
-    def test_SealRestoreSignAndVerify(self) -> None:
+    def test_SealAndSign(self) -> None:
         """A sealed and signed file gives back the original, and shows the one voxel that was changed."""
         self_test.seal_and_sign(self, MITSGANLogic())
 
-    def test_WatermarkPaintAndCheck(self) -> None:
+    def test_WatermarkAndCheck(self) -> None:
         """A watermark is missing where the scan was painted over, and nowhere else."""
         self_test.watermark_and_check(self, MITSGANLogic())

@@ -1,4 +1,4 @@
-"""The MITSGAN Training module of 3D Slicer: measures loaded volumes, and says how to train and measure without Slicer.
+"""The MITSGAN Training module of 3D Slicer: measures loaded volumes, and shows the commands that work without Slicer.
 
 Training takes hours and batches run over folders, so they are command lines; this panel gives the commands, with the
 paths of this installation, ready to copy. Two volumes that are loaded are measured right here.
@@ -9,20 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ctk
-import qt
 import slicer
-from MITSGANLib import slicer_bridge
-from MITSGANLib.slicer_bridge.panel import JobRunner
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLTableNode
+import vtk
+from MITSGANLib.slicer_bridge.layout import show_table
+from MITSGANLib.slicer_bridge.operations import compute_here, measure_nodes, operation
+from MITSGANLib.slicer_bridge.panel.shared import Panel
+from slicer import vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
 
 
 class MITSGANTraining(ScriptedLoadableModule):
@@ -35,152 +37,164 @@ class MITSGANTraining(ScriptedLoadableModule):
         self.parent.dependencies = ["MITSGAN"]
         self.parent.contributors = ["MITSGAN contributors"]
         self.parent.helpText = _("""
-Measures how far two loaded volumes are apart, and shows the commands that train MITSGAN models, protect and attack
-files, and compute metrics over many scans without the application.
-See <a href="{url}">{url}</a> for data, options and results.
+MITSGAN helps you find out whether generative AI added or removed a tumor in a chest CT: it adds a watermark smaller
+than the scan's own noise, signs scans, restores originals bit for bit, and simulates the attack on your own scan, but
+it does not stop the attack and misses some forgeries.
+This module measures how far two loaded volumes are apart, and shows the commands that train, protect and measure
+without a window. See <a href="{url}">{url}</a> for data, options and results.
 """).format(url="https://github.com/MITSGAN/SlicerMITSGAN")
         self.parent.acknowledgementText = _("""
 The method follows MITS-GAN (Pasqualino et al.); the simulated attack follows CT-GAN (Mirsky et al.).
 """)
 
 
-class MITSGANTrainingWidget(ScriptedLoadableModuleWidget):
-    """The module's panel: an evaluation of loaded volumes, and one command per task to copy into a terminal."""
+@parameterNodeWrapper
+class MITSGANTrainingParameterNode:
+    """What the user chose in the panel, saved with the scene.
+
+    referenceVolume - The volume to compare with.
+    comparedVolume - The volume to measure, on the same grid.
+    """
+
+    referenceVolume: vtkMRMLScalarVolumeNode
+    comparedVolume: vtkMRMLScalarVolumeNode
+
+
+class MITSGANTrainingWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The module's panel: an evaluation of loaded volumes, and a chooser of commands for a terminal."""
 
     def __init__(self, parent=None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
-        self.jobs = None
+        VTKObservationMixin.__init__(self)
+        self.logic = self.panel = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        self._addEvaluation()
-        self.jobs = JobRunner(self.resultLabel, lambda: None)
-        self.logic = MITSGANTrainingLogic(self.jobs.compute)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MITSGANTraining.ui"))
+        self.layout.addWidget(uiWidget)
+        ui = self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+
+        self.panel = Panel(ui, self.parent, self, MITSGANTrainingLogic, self.resourcePath)
+        self.logic = self.panel.logic
+        self.panel.add_job(
+            ui.evaluateButton,
+            ui.progressBar,
+            self.onEvaluate,
+            unit=_("slices"),
+            failure=_("Failed to evaluate the volumes."),
+            missing=self._missingVolumes,
+        )
+        ui.commandComboBox.connect("currentIndexChanged(int)", self.onCommandChanged)
+        ui.copyButton.connect("clicked()", self.onCopy)
+        for name, purpose in self.logic.commands():
+            ui.commandComboBox.addItem(name, purpose)
+
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         # Quitting waits for work in progress: the application calls cleanup only after it.
-        slicer.app.connect("lastWindowClosed()", self.jobs.cancel)
-        self._addCommands()
-        self.layout.addStretch(1)
+        slicer.app.connect("lastWindowClosed()", self.panel.jobs.cancel)
+        self.enter()
 
     def cleanup(self) -> None:
         """Called when the application closes and the module widget is destroyed."""
-        if self.jobs:
-            slicer.app.disconnect("lastWindowClosed()", self.jobs.cancel)
-            self.jobs.close()
+        if self.panel:
+            slicer.app.disconnect("lastWindowClosed()", self.panel.jobs.cancel)
+            self.panel.close()
+            self.setParameterNode(None)
+        self.removeObservers()
 
-    def _addEvaluation(self) -> None:
-        section = ctk.ctkCollapsibleButton()
-        section.text = _("Evaluate loaded volumes")
-        self.layout.addWidget(section)
-        formLayout = qt.QFormLayout(section)
-        self.referenceSelector = self._volumeSelector()
-        self.otherSelector = self._volumeSelector()
-        formLayout.addRow(_("Reference:"), self.referenceSelector)
-        formLayout.addRow(_("Compared:"), self.otherSelector)
-        self.evaluateButton = qt.QPushButton(_("Evaluate"))
-        self.evaluateButton.toolTip = _("Measure RMSE, PSNR, SSIM and bias of the whole scan, into a table.")
-        self.evaluateButton.connect("clicked()", self.onEvaluateButton)
-        formLayout.addRow(self.evaluateButton)
-        self.progressBar = qt.QProgressBar()
-        self.progressBar.setVisible(False)
-        formLayout.addRow(self.progressBar)
-        self.resultLabel = qt.QLabel()
-        self.resultLabel.wordWrap = True
-        formLayout.addRow(self.resultLabel)
+    def enter(self) -> None:
+        """Called each time the user opens this module."""
+        self.setParameterNode(self.logic.getParameterNode())
 
-    def _volumeSelector(self):
-        selector = slicer.qMRMLNodeComboBox()
-        selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
-        selector.showChildNodeTypes = False
-        selector.addEnabled = False
-        selector.removeEnabled = False
-        selector.noneEnabled = True
-        selector.setMRMLScene(slicer.mrmlScene)
-        return selector
+    def exit(self) -> None:
+        """Called each time the user opens a different module."""
+        self.setParameterNode(None)
 
-    def _addCommands(self) -> None:
-        section = ctk.ctkCollapsibleButton()
-        section.text = _("Commands")
-        self.layout.addWidget(section)
-        formLayout = qt.QFormLayout(section)
-        introduction = qt.QLabel(
-            _(
-                "Run these in a terminal. They use Slicer's own Python and need no window; --help prints the options. "
-                "Protect a volume once in the MITSGAN module first: that installs the Python packages."
-            )
+    def onSceneStartClose(self, _caller, _event) -> None:
+        """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
+        self.panel.jobs.cancel()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, _caller, _event) -> None:
+        """Take a new parameter node if the panel is open."""
+        if self.parent.isEntered:
+            self.enter()
+
+    def setParameterNode(self, inputParameterNode: MITSGANTrainingParameterNode | None) -> None:
+        """Show and observe a parameter node, or none."""
+        modified = vtk.vtkCommand.ModifiedEvent
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObserver(self._parameterNode.parameterNode, modified, self._onParametersModified)
+        self._parameterNode = self.panel.parameters = inputParameterNode
+        if self._parameterNode:
+            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            # With a low priority: the wrapper's values are caches that other observers renew.
+            self.addObserver(self._parameterNode.parameterNode, modified, self._onParametersModified, priority=-1.0)
+        self.panel.changed()
+
+    def onEvaluate(self, progress: Callable[[int, int], None]) -> None:
+        """Measure the two volumes and show the table."""
+        table = self.logic.evaluate(
+            self._parameterNode.referenceVolume, self._parameterNode.comparedVolume, progress=progress
         )
-        introduction.wordWrap = True
-        formLayout.addRow(introduction)
-        for purpose, command in self.logic.commands():
-            commandEdit = qt.QLineEdit(command)
-            commandEdit.readOnly = True
-            commandEdit.setCursorPosition(0)
-            commandEdit.toolTip = command
-            formLayout.addRow(purpose, commandEdit)
+        show_table(table)
+        self.panel.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
 
-    def onEvaluateButton(self) -> None:
-        """Measure the two volumes and show the table; cancel when that is under way."""
-        if self.jobs.press(self.evaluateButton):
-            return
-        with (
-            slicer.util.tryWithErrorDisplay(_("Failed to evaluate the volumes.")),
-            self.jobs.running(self.evaluateButton, self.progressBar, _("slices")) as progress,
-        ):
-            table = self.logic.evaluate(
-                self.referenceSelector.currentNode(), self.otherSelector.currentNode(), progress
-            )
-            slicer_bridge.show_table(table)
-            self.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
+    def onCommandChanged(self, index: int) -> None:
+        """Show the command's purpose, and the end of its line: what comes before is the same for all."""
+        self.ui.purposeLabel.text = self.ui.commandComboBox.itemData(index)
+        line = self.logic.commandLine(self.ui.commandComboBox.itemText(index))
+        self.ui.commandLineEdit.text = self.ui.commandLineEdit.toolTip = line
+        self.ui.commandLineEdit.setCursorPosition(len(line))
+
+    def onCopy(self) -> None:
+        """Put the line on the clipboard."""
+        slicer.app.clipboard().setText(self.ui.commandLineEdit.text)
+        self.panel.jobs.say(_("Copied. Paste it into a terminal: it prints the options of the command."))
+
+    def _missingVolumes(self) -> str:
+        parameters = self._parameterNode
+        if parameters and parameters.referenceVolume and parameters.comparedVolume:
+            return ""
+        return _("Select two volumes.")
+
+    def _onParametersModified(self, _caller=None, _event=None) -> None:
+        self.panel.changed()
 
 
 class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
-    """Measures volumes, and knows the command lines that are installed with the module."""
+    """Measures volumes, and knows the commands that are installed with the module."""
 
-    def __init__(self, compute: Callable[..., Any] = slicer_bridge.compute_here) -> None:
+    def __init__(self, compute: Callable[..., Any] = compute_here) -> None:
         """:param compute: runs ``work(progress)``, given both; the panel passes one that keeps Slicer responsive."""
         ScriptedLoadableModuleLogic.__init__(self)
-        self._compute = compute
+        self.compute = compute
 
-    def evaluate(
-        self,
-        referenceNode: vtkMRMLScalarVolumeNode,
-        otherNode: vtkMRMLScalarVolumeNode,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> vtkMRMLTableNode:
-        """A new table node of how far a volume is from a reference on the same grid, with definitions.
+    def getParameterNode(self) -> MITSGANTrainingParameterNode:
+        """The module's parameter node in the scene, created when there is none."""
+        return MITSGANTrainingParameterNode(super().getParameterNode())
 
-        SSIM needs scikit-image, which a first protection in the MITSGAN module installs; without it the table says so.
-        """
-        return slicer_bridge.measure_nodes(referenceNode, otherNode, progress=progress, compute=self._compute)
+    # SSIM needs scikit-image, which a first protection in the MITSGAN module installs; without it the table says so.
+    evaluate = operation(measure_nodes)
 
     def commands(self) -> list[tuple[str, str]]:
-        """(purpose, command) of each script beside this file, with the paths of this installation."""
-        purposes = {
-            "prepare.py": _("Prepare training data:"),
-            "train.py": _("Train a model:"),
-            "evaluate.py": _("Compute the paper's tables:"),
-            "sheet.py": _("See an attacker's forgeries:"),
-            "fidelity.py": _("Check how small a protection's change is:"),
-            "diagnose.py": _("Measure a mark against diagnosis networks:"),
-            "compare.py": _("Compute metrics:"),
-            "keygen.py": _("Make a key to restore with:"),
-            "protect.py": _("Protect files or archives:"),
-            "sign.py": _("Sign files or DICOM folders:"),
-            "verify.py": _("Verify signed scans:"),
-            "check.py": _("Find what a watermark misses:"),
-            "restore.py": _("Restore originals with a key:"),
-            "attack.py": _("Simulate an attack on files:"),
-            "demo.py": _("Run the demonstration:"),
-            "info.py": _("Describe a file or model:"),
-        }
+        """Name and purpose of each command."""
+        from MITSGANTrainingLib.commandline import COMMANDS
+
+        return [(name, command.__doc__.strip().splitlines()[0]) for name, command in COMMANDS.items()]
+
+    def commandLine(self, name: str) -> str:
+        """The line for a terminal that prints the options of a command, with the paths of this installation."""
         # Slicer puts its own Python on the PATH of the application; the bare name is what its documentation uses.
         interpreter = shutil.which("PythonSlicer") or "PythonSlicer"
-        folder = Path(__file__).resolve().parent
-        return [
-            (purpose, f'"{interpreter}" "{folder / script}" --help')
-            for script, purpose in purposes.items()
-            if (folder / script).is_file()
-        ]
+        return f'"{interpreter}" "{Path(__file__).resolve().with_name("run_mitsgan.py")}" {name} --help'
 
 
 class MITSGANTrainingTest(ScriptedLoadableModuleTest):
@@ -194,9 +208,9 @@ class MITSGANTrainingTest(ScriptedLoadableModuleTest):
 
     def test_CommandsExist(self) -> None:
         """Training and metrics, the two that the module is for, are installed."""
-        commands = " ".join(command for _purpose, command in MITSGANTrainingLogic().commands())
-        self.assertIn("train.py", commands)
-        self.assertIn("compare.py", commands)
+        logic = MITSGANTrainingLogic()
+        self.assertLessEqual({"train", "compare"}, {name for name, _purpose in logic.commands()})
+        self.assertTrue(Path(logic.commandLine("train").split('"')[3]).is_file())
         self.delayDisplay("Test passed")
 
     def test_EvaluateLoadedVolumes(self) -> None:

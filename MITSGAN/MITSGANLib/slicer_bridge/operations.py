@@ -1,12 +1,14 @@
-"""What the module does with volume nodes: protect, attack, compare, export, report. The panel's logic calls these.
+"""What the module does with volume nodes: protect, attack, compare, measure, report.
 
 Each operation reads what it needs from the nodes, computes without touching the scene, and adds its results when all is
 done; whoever stops it finds the scene as it was. ``compute`` runs ``work(progress)``, given both: the panel passes one
-that works in the background and keeps the application responsive.
+that works in the background and keeps the application responsive. ``progress`` is called with steps done and in all,
+and may raise CancelledError to stop.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,24 +17,19 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..errors import InputError, OutputError
-from ..files.volume_files import SUFFIXES, format_of
+from ..errors import InputError
 from ..measure.attack_effect import ComparedPair
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from .comparison import ComparisonNodes, comparison_nodes
-from .dicom_source import dicom_files_of, with_dicom_source
-from .keys_and_seals import Locks, file_behind, new_output, save_locked, stale_companions
 from .layout import VIEWS, set_window, show_in_ordinary_views
 from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
     ct_from_node,
-    is_simulated_attack,
     node_from_volume,
     require_in_scene,
-    source_of,
     volume_from_node,
     voxel_from_ras,
 )
@@ -45,6 +42,19 @@ Compute = Callable[[Callable[[Any], Any], Any], Any]
 def compute_here(work: Callable[[Any], Any], progress: Any) -> Any:
     """The simplest ``compute``: in this thread, now."""
     return work(progress)
+
+
+def operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an operation a method of a module's logic, whose ``compute`` says how it works.
+
+    ``help`` of the method shows the signature and the docstring of the function.
+    """
+
+    @functools.wraps(function)
+    def method(logic: Any, *arguments: Any, **options: Any) -> Any:
+        return function(*arguments, compute=logic.compute, **options)
+
+    return method
 
 
 def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slicer.vtkMRMLScalarVolumeNode:
@@ -80,14 +90,19 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
 
 def protect_node(
     node: slicer.vtkMRMLScalarVolumeNode,
-    model: Any,
-    strength_hu: float | None,
+    model: Any = "default",
+    strength_hu: float | None = None,
     *,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """A new node with the protected copy of a CT volume, under the same transform and study as the source."""
+    """A new node with the protected copy of a CT volume, under the same transform and study as the source.
+
+    :param model: name of a protection model, or a Protector.
+    :param strength_hu: largest change of a voxel in HU; None is the strength that the model was made for.
+    :param device: "auto", "cpu" or "cuda".
+    """
     volume = ct_from_node(node)
 
     def work(report: Any) -> CTVolume:
@@ -109,8 +124,8 @@ def attack_nodes(
     source_node: slicer.vtkMRMLScalarVolumeNode,
     protected_node: slicer.vtkMRMLScalarVolumeNode,
     ras: Sequence[float],
-    action: str,
-    attacker: Any,
+    action: str = "inject",
+    attacker: Any = "default",
     *,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -119,8 +134,10 @@ def attack_nodes(
     """New nodes with the attacked source and the attacked protected volume, both forged at the same voxel.
 
     :param ras: target in world coordinates (RAS, mm).
+    :param action: "inject" or "remove" a nodule.
+    :param attacker: name of an installed attacker, a folder of attacker files, or an Attacker.
     """
-    scans = _pair(source_node, protected_node)
+    scans = matching_scans(source_node, protected_node)
     kji = voxel_from_ras(source_node, ras)
 
     def work(report: Any) -> list[CTVolume]:
@@ -148,9 +165,9 @@ def attack_nodes(
 def compare_nodes(
     source_node: slicer.vtkMRMLScalarVolumeNode,
     protected_node: slicer.vtkMRMLScalarVolumeNode,
-    attacked_nodes: Sequence[slicer.vtkMRMLScalarVolumeNode],
+    attacked_nodes: Sequence[slicer.vtkMRMLScalarVolumeNode] = (),
     *,
-    attacker: Any,
+    attacker: Any = None,
     device: str = "auto",
     threshold_hu: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
@@ -160,8 +177,9 @@ def compare_nodes(
 
     :param attacked_nodes: the attacked source and the attacked protected volume, or none.
     :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
+    :param threshold_hu: smaller differences stay clear in the heatmaps.
     """
-    scans = [*_pair(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
+    scans = [*matching_scans(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
 
     def work(report: Any) -> Any:
         from ..measure.attack_effect import measure_effect
@@ -196,93 +214,13 @@ def measure_nodes(
     return metrics_table([finding], _("{name} evaluation").format(name=other_node.GetName()))
 
 
-def exportable_files(
-    protected_node: slicer.vtkMRMLScalarVolumeNode, source_node: slicer.vtkMRMLScalarVolumeNode | None
-) -> tuple[Path, ...]:
-    """The original DICOM files that an export takes its headers from.
-
-    :param source_node: where they are, if the protected node does not know its source.
-    :raises OutputError: with the reason, when the volume is not to be exported or did not come from DICOM.
-    """
-    if is_simulated_attack(protected_node):
-        raise OutputError(
-            _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
-        )
-    return dicom_files_of(source_of(protected_node) or source_node or protected_node)
-
-
-def export_dicom(
-    protected_node: slicer.vtkMRMLScalarVolumeNode,
-    folder: Path,
-    source_node: slicer.vtkMRMLScalarVolumeNode | None,
-    locks: Locks | None = None,
-    *,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
-) -> Path:
-    """Write a protected volume as a derived DICOM series that keeps the headers of its source.
-
-    :param folder: an empty or new folder; in a folder with other files a new one is made.
-    :param locks: seals and signs it.
-    :return: the folder that holds the series.
-    """
-    files = exportable_files(protected_node, source_node)
-    volume = volume_from_node(protected_node)
-    folder = free_folder(folder, "protected") if folder.is_dir() and any(folder.iterdir()) else folder
-
-    volume = with_dicom_source(volume, files)
-
-    with path_kept_from_log(folder), new_output(folder) as new:
-        compute(lambda report: save_locked(volume, volume, new, locks or Locks(), report), progress)
-    logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
-    return folder
-
-
-def export_file(
-    protected_node: slicer.vtkMRMLScalarVolumeNode,
-    path: Path,
-    source_node: slicer.vtkMRMLScalarVolumeNode,
-    locks: Locks | None = None,
-    *,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
-) -> None:
-    """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
-
-    The seal restores the file that the source was loaded from, where it is still there; else the source's HU.
-
-    :param source_node: what is sealed, if the protected node does not know its source.
-    :param locks: seals and signs it; seal and manifest lie beside it.
-    :raises OutputError: the suffix is of no such format, or the file is the source's own.
-    """
-    source_node = source_of(protected_node) or source_node
-    if format_of(path) is None:
-        raise OutputError(_("Give the file a name that ends in {suffixes}.").format(suffixes=", ".join(SUFFIXES)))
-    own = file_behind(source_node)
-    if own is not None and path.exists() and path.samefile(own):
-        raise OutputError(_("The file of the CT volume itself is never replaced; choose another name."))
-    source, protected = _pair(source_node, protected_node)
-
-    with path_kept_from_log(path), new_output(path, overwrite=True) as new:
-        compute(lambda report: save_locked(protected, source, new, locks or Locks(), report, own), progress)
-    # Those of a file that was replaced are not of this one.
-    for beside in stale_companions(path, locks or Locks()):
-        beside.unlink(missing_ok=True)
-    logger.info("MITSGAN exported %s as a file", protected_node.GetID())
-
-
-def free_folder(parent: Path, name: str) -> Path:
-    """A folder in ``parent`` that does not exist: ``name-1`` or the next number that is free."""
-    return next(path for number in range(1, 10000) if not (path := parent / f"{name}-{number}").exists())
-
-
 def save_report(
     source_node: slicer.vtkMRMLScalarVolumeNode,
     protected_node: slicer.vtkMRMLScalarVolumeNode,
     ras: Sequence[float],
-    path: Path,
-    action: str,
-    attacker: Any,
+    path: str | Path,
+    action: str = "inject",
+    attacker: Any = "default",
     *,
     model: Any = None,
     device: str = "auto",
@@ -295,7 +233,8 @@ def save_report(
     :param model: a Protector to use instead of the installed one that the protected node names.
     :param progress: called with the stage, steps done and in all.
     """
-    volume, protected = _pair(source_node, protected_node)
+    path = Path(path)
+    volume, protected = matching_scans(source_node, protected_node)
     kji = voxel_from_ras(source_node, ras)
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
@@ -329,9 +268,13 @@ def _attacker(attacker: Any, action: str) -> Any:
     return attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
 
 
-def _pair(
+def matching_scans(
     source_node: slicer.vtkMRMLScalarVolumeNode, protected_node: slicer.vtkMRMLScalarVolumeNode
 ) -> list[CTVolume]:
+    """The scans of a volume and its protected version.
+
+    :raises InputError: one is no CT, or the two do not lie on the same grid.
+    """
     source, protected = ct_from_node(source_node), ct_from_node(protected_node)
     if (
         not source.same_geometry(protected)

@@ -21,9 +21,10 @@ from ..keys.key_files import Key, write_key_file
 from ..scan import phantom
 from ..scan.volume import CTVolume, ProcessingStep
 from ..scan.windows import LUNG
-from .keys_and_seals import ScanOnDisk, make_key_file, make_signing_key_file, open_key, open_locks
+from .key_files import make_key_file, make_signing_key_file, open_key, open_locks
 from .layout import VIEWS, restore_layout, show_comparison
 from .packages import are_installed
+from .scan_on_disk import ScanOnDisk
 from .volumes import (
     PROTECTED_ATTRIBUTE,
     SIMULATED_ATTACK_ATTRIBUTE,
@@ -75,7 +76,7 @@ def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
         test.assertIn(SIMULATED_ATTACK_MARK, attacked_node.GetName())
 
     test.delayDisplay("Comparing the volumes")
-    comparison = logic.compare(volume_node, protected_node, *attacked_nodes, attacker="default")
+    comparison = logic.compare(volume_node, protected_node, attacked_nodes, attacker="default")
     test.assertEqual(sorted(comparison.heatmaps), ["protected", "protected attacked", "source attacked"])
     test.assertTrue(comparison.table.GetNumberOfRows() > 0)
     test.assertEqual(comparison.chart.GetNumberOfPlotSeriesNodes(), 2)

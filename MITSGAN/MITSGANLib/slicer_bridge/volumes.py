@@ -195,6 +195,11 @@ def is_changed_by_model(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     return any("model" in step.parameters for step in _steps_of(node))
 
 
+def same_scan(one: CTVolume, other: CTVolume) -> bool:
+    """Whether two scans have the same voxels on the same grid, to 0.05 mm."""
+    return one.shape == other.shape and one.same_geometry(other, 0.05) and np.array_equal(one.hu, other.hu)
+
+
 def require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:
     """Stop where work in the background has left the user time to close the scene.
 

@@ -14,7 +14,8 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from .change_map import LEGEND_MISSING, LEGEND_UNTOLD, change_map_node, watermark_legend
+from .change_map import LEGEND_MISSING, LEGEND_UNTOLD, change_map_node, show_changes, watermark_legend
+from .operations import Compute, compute_here
 from .volumes import ct_from_node, node_from_volume, require_in_scene
 
 if TYPE_CHECKING:
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Compute = Callable[[Callable[[Any], Any], Any], Any]
-
 
 def watermark_node(
     node: slicer.vtkMRMLScalarVolumeNode,
     key: Key,
     *,
-    progress: Callable[[int, int], None] | None,
-    compute: Compute,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new node with the watermarked copy of a CT volume, under the same transform and study as the source.
 
@@ -54,10 +53,10 @@ def watermark_node(
 
 def check_watermark_of_node(
     node: slicer.vtkMRMLScalarVolumeNode,
-    key: Key | None,
+    key: Key | None = None,
     *,
-    progress: Callable[[int, int], None] | None,
-    compute: Compute,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
 ) -> Check:
     """Look for a watermark everywhere in a CT volume.
 
@@ -83,11 +82,15 @@ def check_watermark_of_node(
     return check
 
 
-def missing_watermark_node(
-    check: Check, node: slicer.vtkMRMLScalarVolumeNode
+def show_missing_watermark(
+    check: Check, node: slicer.vtkMRMLScalarVolumeNode, *, visible: bool = True
 ) -> slicer.vtkMRMLLabelMapVolumeNode | None:
-    """A new label map over the volume that was checked; None where the watermark is missing nowhere."""
-    return change_map_node(_labels(check), node, watermark_legend()) if check.regions else None
+    """Lay a map over the volume that was checked, and go to the largest place; None where nothing is missing."""
+    if not check.regions:
+        return None
+    change_map = change_map_node(_labels(check), node, watermark_legend())
+    show_changes(change_map, node, visible=visible, kji=check.regions[0].kji)
+    return change_map
 
 
 def _labels(check: Check) -> CTVolume:

@@ -1,6 +1,8 @@
 """The exchange between MRML nodes and CTVolume, on a real MRML scene (slicer-core)."""
 
-import importlib
+# What needs Slicer is imported after it is known to be there.
+# ruff: noqa: E402
+
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,34 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import CancelledError, InputError, ModelError, OutputError, TargetError
+from MITSGANLib.measure.attack_effect import ComparedPair
 from MITSGANLib.scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance
 
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
-bridge = importlib.import_module("MITSGANLib.slicer_bridge")
+
+from MITSGANLib.slicer_bridge.differences import difference_node, set_difference_threshold
+from MITSGANLib.slicer_bridge.inspection import inspect_node
+from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, plot_view_node, register_layout
+from MITSGANLib.slicer_bridge.privacy import path_kept_from_log, paths_kept_from_log
+from MITSGANLib.slicer_bridge.tables import metrics_table, rmse_chart, slice_of_point, table_text
+from MITSGANLib.slicer_bridge.targets import target_from_markups
+from MITSGANLib.slicer_bridge.volumes import (
+    PROTECTED_ATTRIBUTE,
+    SIMULATED_ATTACK_ATTRIBUTE,
+    SIMULATED_ATTACK_COLOR,
+    STEPS_ATTRIBUTE,
+    ct_from_node,
+    first_scan,
+    is_simulated_attack,
+    node_from_volume,
+    ras_from_voxel,
+    remove_result,
+    results_of,
+    source_of,
+    volume_from_node,
+    voxel_from_ras,
+)
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.8, 2.5)
@@ -83,7 +108,7 @@ def step(kind, **parameters):
 
 
 def test_round_trip_is_identity(volume):
-    result = bridge.volume_from_node(bridge.node_from_volume(volume, "CT"))
+    result = volume_from_node(node_from_volume(volume, "CT"))
     np.testing.assert_array_equal(result.hu, volume.hu)
     assert result.hu.dtype == np.int16
     assert result.spacing == volume.spacing
@@ -92,7 +117,7 @@ def test_round_trip_is_identity(volume):
 
 
 def test_every_voxel_keeps_its_place_in_the_patient(volume):
-    node = bridge.node_from_volume(volume, "CT")
+    node = node_from_volume(volume, "CT")
     ijk_to_ras = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(ijk_to_ras)
     for k, j, i in np.ndindex(SHAPE):
@@ -103,14 +128,14 @@ def test_every_voxel_keeps_its_place_in_the_patient(volume):
 
 def test_geometry_comes_from_the_ijk_to_ras_matrix():
     ijk_to_ras = matrix(OBLIQUE @ np.diag(SPACING), (10, 20, 30))
-    volume = bridge.volume_from_node(make_node(ijk_to_ras=ijk_to_ras))
+    volume = volume_from_node(make_node(ijk_to_ras=ijk_to_ras))
     np.testing.assert_allclose(volume.voxel_to_lps_matrix, np.diag((-1, -1, 1, 1)) @ ijk_to_ras, atol=1e-12)
 
 
 def test_voxels_are_copies():
     node = make_node()
-    volume = bridge.volume_from_node(node)
-    result = bridge.node_from_volume(volume, "result")
+    volume = volume_from_node(node)
+    result = node_from_volume(volume, "result")
     before = volume.hu.copy()
     slicer.util.arrayFromVolume(node)[:] = -7
     slicer.util.arrayFromVolume(result)[:] = -8
@@ -119,9 +144,9 @@ def test_voxels_are_copies():
 
 def test_parent_transform_is_noted_and_not_applied():
     node = make_node(ijk_to_ras=matrix(np.diag(SPACING)))
-    plain = bridge.volume_from_node(node)
+    plain = volume_from_node(node)
     put_under_transforms(node, matrix(rotation((0, 0, 1), 90), (5, 6, 7)))
-    transformed = bridge.volume_from_node(node)
+    transformed = volume_from_node(node)
     assert transformed.same_geometry(plain)
     assert [warning.name for warning in transformed.provenance.warnings] == ["parent-transform"]
     assert plain.provenance.warnings == ()
@@ -130,7 +155,7 @@ def test_parent_transform_is_noted_and_not_applied():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.float64])
 def test_whole_numbers_of_any_type_are_converted_exactly(dtype):
     values = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 100
-    volume = bridge.volume_from_node(make_node(values.astype(dtype)))
+    volume = volume_from_node(make_node(values.astype(dtype)))
     assert volume.hu.dtype == np.int16
     np.testing.assert_array_equal(volume.hu, values)
 
@@ -143,7 +168,7 @@ def test_values_that_are_not_int16_hu_are_refused(value, dtype):
     array = np.zeros(SHAPE, dtype)
     array[1, 2, 3] = value
     with pytest.raises(InputError, match="whole HU"):
-        bridge.volume_from_node(make_node(array))
+        volume_from_node(make_node(array))
 
 
 def test_what_is_no_scalar_volume_is_refused():
@@ -151,9 +176,9 @@ def test_what_is_no_scalar_volume_is_refused():
     vectors = slicer.util.addVolumeFromArray(np.zeros((*SHAPE, 3), np.int16), nodeClassName="vtkMRMLVectorVolumeNode")
     for node in (None, labels, vectors):
         with pytest.raises(InputError, match="Select a scalar volume"):
-            bridge.volume_from_node(node)
+            volume_from_node(node)
     with pytest.raises(InputError, match="holds no voxels"):
-        bridge.volume_from_node(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"))
+        volume_from_node(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"))
 
 
 # Points
@@ -165,23 +190,23 @@ OUTER = matrix(rotation((1, 0, 0), -60) @ np.diag((-1, 1, 1)), (-100, 50, 25))
 
 @pytest.mark.parametrize("transforms", [(), (INNER,), (INNER, OUTER)], ids=["none", "one", "chain"])
 def test_a_ras_point_hits_the_intended_voxel(volume, transforms):
-    node = bridge.node_from_volume(volume, "CT")
+    node = node_from_volume(volume, "CT")
     put_under_transforms(node, *transforms)
     to_world = np.diag((-1, -1, 1, 1)) @ volume.voxel_to_lps_matrix
     for transform in transforms:
         to_world = transform @ to_world
     for k, j, i in np.ndindex(SHAPE):
         center = (to_world @ (i, j, k, 1))[:3]
-        assert bridge.voxel_from_ras(node, center) == (k, j, i)
-        np.testing.assert_allclose(bridge.ras_from_voxel(node, (k, j, i)), center, atol=1e-4)
+        assert voxel_from_ras(node, center) == (k, j, i)
+        np.testing.assert_allclose(ras_from_voxel(node, (k, j, i)), center, atol=1e-4)
 
 
 def test_the_nearest_voxel_is_taken():
     node = make_node(ijk_to_ras=matrix(OBLIQUE @ np.diag(SPACING), (10, 20, 30)))
     put_under_transforms(node, INNER)
     for offset, expected in ((0.4, (2, 3, 4)), (0.6, (3, 4, 5)), (-0.4, (2, 3, 4)), (-0.6, (1, 2, 3))):
-        ras = bridge.ras_from_voxel(node, (2 + offset, 3 + offset, 4 + offset))
-        assert bridge.voxel_from_ras(node, ras) == expected
+        ras = ras_from_voxel(node, (2 + offset, 3 + offset, 4 + offset))
+        assert voxel_from_ras(node, ras) == expected
 
 
 def test_a_point_passes_through_a_warp():
@@ -201,34 +226,34 @@ def test_a_point_passes_through_a_warp():
     node.SetAndObserveTransformNodeID(transform.GetID())
     for kji in ((0, 0, 0), (2, 3, 4), (4, 5, 6)):
         ras = warp.TransformPoint(10.0 * kji[2], 10.0 * kji[1], 10.0 * kji[0])
-        assert bridge.voxel_from_ras(node, ras) == kji
+        assert voxel_from_ras(node, ras) == kji
 
 
 @pytest.mark.parametrize("kji", [(-1, 0, 0), (0, 6, 0), (0, 0, 7), (5, 0, 0), (0, -0.6, 0)])
 def test_a_point_outside_the_volume_is_refused(kji):
     node = make_node()
     with pytest.raises(TargetError, match="outside"):
-        bridge.voxel_from_ras(node, bridge.ras_from_voxel(node, kji))
+        voxel_from_ras(node, ras_from_voxel(node, kji))
 
 
 def test_target_is_the_last_placed_point_in_world_coordinates():
     markups = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
     with pytest.raises(TargetError, match="place one"):
-        bridge.target_from_markups(markups)
+        target_from_markups(markups)
     for position in ((1, 2, 3), (4, 5, 6), (7, 8, 9)):
         markups.AddControlPoint(vtk.vtkVector3d(position))
     markups.UnsetNthControlPointPosition(2)
     put_under_transforms(markups, matrix(np.eye(3), (100, 0, 0)))
-    np.testing.assert_allclose(bridge.target_from_markups(markups), (104, 5, 6))
+    np.testing.assert_allclose(target_from_markups(markups), (104, 5, 6))
     with pytest.raises(TargetError):
-        bridge.target_from_markups(None)
+        target_from_markups(None)
 
 
 # The result in the scene
 
 
 def test_result_takes_display_transform_and_study_of_its_source(volume, scene):
-    source = bridge.node_from_volume(volume, "CT")
+    source = node_from_volume(volume, "CT")
     source.GetDisplayNode().SetAutoWindowLevel(False)
     source.GetDisplayNode().SetWindowLevel(1500, -600)
     source.GetDisplayNode().SetInterpolate(False)
@@ -238,7 +263,7 @@ def test_result_takes_display_transform_and_study_of_its_source(volume, scene):
     source_item = hierarchy.CreateItem(study, source)
     hierarchy.SetItemUID(source_item, "DICOM", "1.2.3")
 
-    result = bridge.node_from_volume(bridge.volume_from_node(source), "CT", source)
+    result = node_from_volume(volume_from_node(source), "CT", source)
 
     assert result.GetName() != source.GetName()
     display = result.GetDisplayNode()
@@ -247,8 +272,8 @@ def test_result_takes_display_transform_and_study_of_its_source(volume, scene):
     assert display.GetColorNodeID() == source.GetDisplayNode().GetColorNodeID()
     assert result.GetParentTransformNode() is source.GetParentTransformNode()
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(result)) == study
-    assert bridge.volume_from_node(source).provenance.series_instance_uid == "1.2.3"
-    assert bridge.volume_from_node(result).provenance.series_instance_uid is None
+    assert volume_from_node(source).provenance.series_instance_uid == "1.2.3"
+    assert volume_from_node(result).provenance.series_instance_uid is None
     for get in ("GetIJKToRASMatrix", "GetRASToIJKMatrix"):
         expected, actual = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
         getattr(source, get)(expected)
@@ -268,12 +293,12 @@ def test_an_item_that_the_application_made_is_moved_beside_the_source(scene):
             hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 
     scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, add_item)
-    result = bridge.node_from_volume(bridge.volume_from_node(source), "result", source)
+    result = node_from_volume(volume_from_node(source), "result", source)
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(result)) == study
 
 
 def test_the_scene_never_holds_a_half_written_volume(scene, monkeypatch):
-    volume = bridge.volume_from_node(make_node())
+    volume = volume_from_node(make_node())
 
     def fail(_node, _array):
         raise MemoryError
@@ -281,7 +306,7 @@ def test_the_scene_never_holds_a_half_written_volume(scene, monkeypatch):
     monkeypatch.setattr(slicer.util, "updateVolumeFromArray", fail)
     nodes = scene.GetNumberOfNodes()
     with pytest.raises(MemoryError):
-        bridge.node_from_volume(volume, "result")
+        node_from_volume(volume, "result")
     assert scene.GetNumberOfNodes() == nodes
 
 
@@ -295,33 +320,33 @@ def with_steps(*steps, **fields):
 
 def test_steps_and_padding_survive_the_node():
     steps = (step(PROTECTION, model="m", strength_hu=20.0), step("crop", region=[1, 2], note="Größe"))
-    result = bridge.volume_from_node(bridge.node_from_volume(with_steps(*steps, padding_hu=-2000), "CT"))
+    result = volume_from_node(node_from_volume(with_steps(*steps, padding_hu=-2000), "CT"))
     assert result.provenance.steps == steps
     assert result.provenance.padding_hu == -2000
 
 
 def test_numpy_parameters_are_written_as_numbers():
-    node = bridge.node_from_volume(with_steps(step("crop", a=np.int64(3), b=np.array([1.5, 2]))), "CT")
-    assert bridge.volume_from_node(node).provenance.steps[0].parameters == {"a": 3, "b": [1.5, 2.0]}
+    node = node_from_volume(with_steps(step("crop", a=np.int64(3), b=np.array([1.5, 2]))), "CT")
+    assert volume_from_node(node).provenance.steps[0].parameters == {"a": 3, "b": [1.5, 2.0]}
 
 
 def test_protection_is_an_attribute_and_no_attack():
-    node = bridge.node_from_volume(with_steps(step(PROTECTION)), "CT protected")
-    assert node.GetAttribute(bridge.PROTECTED_ATTRIBUTE) == "true"
-    assert node.GetAttribute(bridge.SIMULATED_ATTACK_ATTRIBUTE) is None
+    node = node_from_volume(with_steps(step(PROTECTION)), "CT protected")
+    assert node.GetAttribute(PROTECTED_ATTRIBUTE) == "true"
+    assert node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) is None
     assert node.GetName() == "CT protected"
 
 
 def test_a_simulated_attack_stays_marked(tmp_path, scene):
     attacked = with_steps(step(PROTECTION), step(SIMULATED_ATTACK, target=(1, 2, 3)))
-    node = bridge.node_from_volume(attacked, "CT")
+    node = node_from_volume(attacked, "CT")
     assert node.GetName() == "CT (simulated attack)"
-    assert node.GetAttribute(bridge.SIMULATED_ATTACK_ATTRIBUTE) == "true"
+    assert node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true"
 
-    restored = bridge.volume_from_node(node)
+    restored = volume_from_node(node)
     assert restored.provenance.is_simulated_attack
-    further = bridge.node_from_volume(restored, "later result")
-    assert further.GetAttribute(bridge.SIMULATED_ATTACK_ATTRIBUTE) == "true"
+    further = node_from_volume(restored, "later result")
+    assert further.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true"
     assert further.GetName() == "later result (simulated attack)"
 
     path = tmp_path / "attacked.nrrd"
@@ -330,11 +355,11 @@ def test_a_simulated_attack_stays_marked(tmp_path, scene):
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    assert reader.GetMetaData(bridge.SIMULATED_ATTACK_ATTRIBUTE) == "true"
+    assert reader.GetMetaData(SIMULATED_ATTACK_ATTRIBUTE) == "true"
     reloaded = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
     assert node.GetStorageNode().ReadData(reloaded)
-    assert bridge.volume_from_node(reloaded).provenance.is_simulated_attack
-    assert bridge.volume_from_node(reloaded).same_geometry(attacked)
+    assert volume_from_node(reloaded).provenance.is_simulated_attack
+    assert volume_from_node(reloaded).same_geometry(attacked)
 
 
 def test_nothing_that_may_name_a_patient_is_written_to_the_node():
@@ -344,7 +369,7 @@ def test_nothing_that_may_name_a_patient_is_written_to_the_node():
         series_instance_uid="1.2.840.99",
         dicom_files=("/data/Doe^Jane/ct/1.dcm",),
     )
-    node = bridge.node_from_volume(volume, "CT")
+    node = node_from_volume(volume, "CT")
     text = " ".join(node.GetAttribute(name) for name in node.GetAttributeNames())
     assert PROTECTION in text
     assert "Doe" not in text
@@ -354,13 +379,13 @@ def test_nothing_that_may_name_a_patient_is_written_to_the_node():
 @pytest.mark.parametrize("damaged", ["{", "3", '[{"kind": "protection"}]', '[{"who": "?"}]', '["protection"]'])
 def test_damaged_provenance_is_an_error_not_a_clean_scan(damaged):
     node = make_node()
-    node.SetAttribute(bridge.STEPS_ATTRIBUTE, damaged)
+    node.SetAttribute(STEPS_ATTRIBUTE, damaged)
     with pytest.raises(InputError, match="start again from the original"):
-        bridge.volume_from_node(node)
+        volume_from_node(node)
 
 
 def test_a_volume_without_history_has_no_attributes():
-    node = bridge.node_from_volume(with_steps(), "CT")
+    node = node_from_volume(with_steps(), "CT")
     assert node.GetAttributeNames() == ()
 
 
@@ -370,12 +395,12 @@ def test_a_volume_without_history_has_no_attributes():
 def test_inspection_tells_ct_from_other_volumes():
     body = np.full((6, 120, 120), -1000, np.int16)
     body[:, 5:115, 5:115] = 40 + np.random.default_rng(0).normal(0, 12, (6, 110, 110)).astype(np.int16)
-    inspection = bridge.inspect_node(make_node(body))
+    inspection = inspect_node(make_node(body))
     assert inspection.is_ct
     assert inspection.shape == body.shape
     assert inspection.noise_sd_hu == pytest.approx(12, abs=2)
     for node in (make_node(np.abs(body)), make_node(body / 1000.0), None):
-        refused = bridge.inspect_node(node)
+        refused = inspect_node(node)
         assert not refused.is_ct
         assert refused.problem
 
@@ -384,26 +409,26 @@ def test_inspection_tells_ct_from_other_volumes():
 
 
 def test_difference_is_signed_cut_to_the_change_and_stays_in_place(volume):
-    node = bridge.node_from_volume(volume, "CT")
+    node = node_from_volume(volume, "CT")
     put_under_transforms(node, INNER)
     changed = volume.hu.copy()
     changed[1:3, 2:4, 3:6] += 50
     changed[1, 2, 3] -= 90
-    other = bridge.node_from_volume(volume.with_hu(changed), "CT other", node)
-    difference = bridge.difference_node(node, other, "difference")
+    other = node_from_volume(volume.with_hu(changed), "CT other", node)
+    difference = difference_node(node, other, "difference")
     array = slicer.util.arrayFromVolume(difference)
     assert array.shape == (2, 2, 3)
     assert array[0, 0, 0] == -40
     assert array[1, 1, 2] == 50
-    np.testing.assert_allclose(bridge.ras_from_voxel(difference, (0, 0, 0)), bridge.ras_from_voxel(node, (1, 2, 3)))
+    np.testing.assert_allclose(ras_from_voxel(difference, (0, 0, 0)), ras_from_voxel(node, (1, 2, 3)))
     with pytest.raises(InputError, match="difference map"):
-        bridge.ct_from_node(difference)
+        ct_from_node(difference)
 
 
 def test_colors_of_a_difference_are_black_below_the_threshold():
     node = make_node(np.zeros(SHAPE, np.int16))
     other = make_node(np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE))
-    difference = bridge.difference_node(node, other, "difference", limit_hu=100, threshold_hu=20)
+    difference = difference_node(node, other, "difference", limit_hu=100, threshold_hu=20)
     display = difference.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (-100, 100)
     colors = display.GetColorNode().GetLookupTable()
@@ -419,13 +444,13 @@ def test_colors_of_a_difference_are_black_below_the_threshold():
     assert "HU" in legend.GetTitleText()
     changes = []
     display.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: changes.append(1))
-    bridge.set_difference_threshold(difference, 20)
+    set_difference_threshold(difference, 20)
     assert changes == [], "255 colors set anew are 255 renderings"
 
 
 def test_identical_volumes_have_an_empty_difference():
     node = make_node()
-    difference = bridge.difference_node(node, make_node(), "difference")
+    difference = difference_node(node, make_node(), "difference")
     assert not slicer.util.arrayFromVolume(difference).any()
 
 
@@ -436,10 +461,10 @@ def test_removing_a_result_removes_what_belongs_to_it(scene):
         *("vtkMRMLPlotSeriesNode", "vtkMRMLPlotChartNode", "vtkMRMLStorageNode"),
     )
     before = [scene.GetNumberOfNodesByClass(name) for name in classes]
-    difference = bridge.difference_node(node, other, "difference")
-    chart = bridge.rmse_chart({"a": [1.0, 2.0]}, "chart")
-    bridge.remove_result(difference)
-    bridge.remove_result(chart)
+    difference = difference_node(node, other, "difference")
+    chart = rmse_chart({"a": [1.0, 2.0]}, "chart")
+    remove_result(difference)
+    remove_result(chart)
     assert [scene.GetNumberOfNodesByClass(name) for name in classes] == before
 
 
@@ -451,8 +476,8 @@ def test_table_holds_every_metric_with_its_definition():
 
     first = np.zeros((3, 16, 16), np.int16)
     comparison = compare(first, first + np.int16(2))
-    table = bridge.metrics_table([bridge.ComparedPair("b, then a", comparison)], "metrics")
-    rows = [line.split("\t") for line in bridge.table_text(table).splitlines()]
+    table = metrics_table([ComparedPair("b, then a", comparison)], "metrics")
+    rows = [line.split("\t") for line in table_text(table).splitlines()]
     assert len(rows) == 1 + len(comparison.metrics)
     by_metric = {row[2]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
     assert by_metric["rmse"]["Value"] == "2"
@@ -460,47 +485,47 @@ def test_table_holds_every_metric_with_its_definition():
     assert by_metric["rmse"]["Definition"] == comparison.rmse.definition
     assert by_metric["lpips"]["Value"] == ""
     assert "not asked for" in by_metric["lpips"]["Definition"]
-    assert '"b, then a"' in bridge.table_text(table, ",")
+    assert '"b, then a"' in table_text(table, ",")
 
 
 def test_chart_has_a_line_for_each_series_and_knows_its_slices():
-    chart = bridge.rmse_chart({"protected": [1.0, 2.5, 0.5], "attacked": [0.0, 9.0, 0.0]}, "change")
+    chart = rmse_chart({"protected": [1.0, 2.5, 0.5], "attacked": [0.0, 9.0, 0.0]}, "change")
     assert chart.GetNumberOfPlotSeriesNodes() == 2
     series = chart.GetNthPlotSeriesNode(1)
     table = series.GetTableNode().GetTable()
     column = table.GetColumnByName(series.GetYColumnName())
     assert [column.GetValue(row) for row in range(3)] == [0.0, 9.0, 0.0]
-    assert bridge.slice_of_point(series, 1) == 1
+    assert slice_of_point(series, 1) == 1
 
 
 def test_layout_is_understood_by_the_layout_logic(scene):
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
     logic = slicer.vtkMRMLLayoutLogic()
     logic.SetMRMLScene(scene)
-    layout = bridge.register_layout()
-    assert layout.IsLayoutDescription(bridge.COMPARISON_LAYOUT)
-    layout.SetViewArrangement(bridge.COMPARISON_LAYOUT)
-    for view in bridge.VIEWS.values():
+    layout = register_layout()
+    assert layout.IsLayoutDescription(COMPARISON_LAYOUT)
+    layout.SetViewArrangement(COMPARISON_LAYOUT)
+    for view in VIEWS.values():
         node = scene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
         assert node.GetOrientation() == "Axial"
         assert node.GetViewGroup() != 0
-    attacked = scene.GetSingletonNode(bridge.VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
+    attacked = scene.GetSingletonNode(VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
     assert attacked.GetLayoutLabel() == "Source, attacked"
-    np.testing.assert_allclose(attacked.GetLayoutColor(), bridge.SIMULATED_ATTACK_COLOR, atol=1 / 255)
-    assert bridge.plot_view_node() is not None
+    np.testing.assert_allclose(attacked.GetLayoutColor(), SIMULATED_ATTACK_COLOR, atol=1 / 255)
+    assert plot_view_node() is not None
     assert scene.GetSingletonNode("MITSGANTable", "vtkMRMLTableViewNode") is not None
 
 
 def test_source_and_results_know_each_other():
     source = make_node()
-    result = bridge.node_from_volume(with_steps(step(PROTECTION)), "CT protected", source)
-    assert bridge.source_of(result) is source
-    assert bridge.results_of(source) == [result]
-    assert bridge.first_scan() is source
-    attacked = bridge.node_from_volume(with_steps(step(SIMULATED_ATTACK)), "CT", source)
-    assert bridge.is_simulated_attack(attacked)
-    assert not bridge.is_simulated_attack(result)
-    assert attacked.GetDisplayNode().GetColor() == bridge.SIMULATED_ATTACK_COLOR
+    result = node_from_volume(with_steps(step(PROTECTION)), "CT protected", source)
+    assert source_of(result) is source
+    assert results_of(source) == [result]
+    assert first_scan() is source
+    attacked = node_from_volume(with_steps(step(SIMULATED_ATTACK)), "CT", source)
+    assert is_simulated_attack(attacked)
+    assert not is_simulated_attack(result)
+    assert attacked.GetDisplayNode().GetColor() == SIMULATED_ATTACK_COLOR
 
 
 # Errors without paths
@@ -515,7 +540,7 @@ def test_source_and_results_know_each_other():
 @settings(max_examples=40, deadline=None)
 def test_no_part_of_a_chosen_path_is_left_in_errors(parts, inner):
     folder = Path("/data/chosen").joinpath(*parts)
-    with pytest.raises(InputError) as raised, bridge.paths_kept_from_log({folder: "THE SCAN"}):
+    with pytest.raises(InputError) as raised, paths_kept_from_log({folder: "THE SCAN"}):
         raise InputError("holds no seal", path=folder / inner, hint="get it again")
     said = str(raised.value)
     assert said == ("a file of THE SCAN" if inner else "THE SCAN") + " holds no seal; get it again."
@@ -524,12 +549,12 @@ def test_no_part_of_a_chosen_path_is_left_in_errors(parts, inner):
 
 @pytest.mark.parametrize("error", [InputError, OutputError, ModelError, CancelledError])
 def test_errors_keep_their_kind_without_paths(tmp_path, error):
-    with pytest.raises(error), bridge.paths_kept_from_log({tmp_path: "it"}):
+    with pytest.raises(error), paths_kept_from_log({tmp_path: "it"}):
         raise error(f"{tmp_path} is wrong")
 
 
 def test_errors_of_the_system_become_ours_without_paths(tmp_path):
-    with pytest.raises(OutputError, match="the chosen place") as raised, bridge.path_kept_from_log(tmp_path / "x"):
+    with pytest.raises(OutputError, match="the chosen place") as raised, path_kept_from_log(tmp_path / "x"):
         (tmp_path / "x").read_text()
     assert str(tmp_path) not in str(raised.value)
 
@@ -541,7 +566,7 @@ def test_a_map_of_changes_lies_where_its_scan_does(volume):
     from MITSGANLib.slicer_bridge.change_map import change_map_node, signature_legend
 
     labels = volume.with_hu((volume.hu % 4).astype(np.int16))
-    scan = bridge.node_from_volume(volume, "CT")
+    scan = node_from_volume(volume, "CT")
     put_under_transforms(scan, matrix(rotation((0, 0, 1), 20), (1, 2, 3)))
     node = change_map_node(labels, scan, signature_legend())
     assert node.GetClassName() == "vtkMRMLLabelMapVolumeNode"
@@ -554,4 +579,4 @@ def test_a_map_of_changes_lies_where_its_scan_does(volume):
     colors = node.GetDisplayNode().GetColorNode().GetLookupTable()
     for value, (_words, rgba) in signature_legend().labels.items():
         np.testing.assert_allclose(colors.GetTableValue(value), rgba, atol=0.01)
-    assert bridge.first_scan() is scan
+    assert first_scan() is scan

@@ -1,7 +1,7 @@
-"""The panel, clicked through as a user would: the real ``.ui``, module file and MRML scene, Qt by PySide6 offscreen.
+"""The panel, clicked through as a user would: the real ``.ui``, module file and MRML scene, Qt by PySide6 offscreen."""
 
-``MITSGAN_PANEL_PICTURES`` names a folder that pictures of the panel at each step are written to.
-"""
+# What needs Slicer is imported after it is known to be there.
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ import csv
 import dataclasses
 import os
 import sys
-import time
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from MITSGANLib.attack import attacker
-from MITSGANLib.budget.budget import Budget
-from MITSGANLib.protection import duration, protector
-from MITSGANLib.protection.generator import Generator, GeneratorConfig
-from MITSGANLib.scan.phantom import Phantom, thorax_phantom
+from MITSGANLib.protection import protector
+from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import Provenance
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -28,190 +24,37 @@ slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL l
 vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from PySide6 import QtGui, QtWidgets  # noqa: E402
-from slicer_standin import StandIn, run_in_lockstep  # noqa: E402
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown
+from MITSGANLib.slicer_bridge.targets import is_placing, start_placing, target_from_markups
+from MITSGANLib.slicer_bridge.volumes import (
+    PROTECTED_ATTRIBUTE,
+    SIMULATED_ATTACK_ATTRIBUTE,
+    SIMULATED_ATTACK_COLOR,
+    SYNTHETIC_ATTRIBUTE,
+    is_simulated_attack,
+    node_from_volume,
+    ras_from_voxel,
+    source_of,
+    volume_from_node,
+    voxel_from_ras,
+)
+from panel_data import (
+    PATIENCE_SECONDS,
+    ROOT,
+    Pictures,
+    add_scan,
+    attack,
+    click_failing,
+    composites,
+    hu,
+    node_names,
+    place_target,
+    snapshot,
+    wait_until,
+)
+from vtk.util.numpy_support import vtk_to_numpy
 
-ROOT = Path(__file__).resolve().parents[3]
-PATIENCE_SECONDS = 300
 ATTACK = "simulated attack"
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    standin = StandIn(monkeypatch)
-    yield standin
-    assert standin.raised == []
-
-
-@pytest.fixture
-def module(standin):
-    return standin.load(ROOT / "MITSGAN" / "MITSGAN.py")
-
-
-@pytest.fixture
-def models(monkeypatch, untrained_attackers):
-    """Networks of random weights in place of the installed ones: every step of the story, none of its quality."""
-    torch.manual_seed(11)
-    generator = Generator(GeneratorConfig(trunk_filters=8, output="residual", unshuffle=2)).eval()
-
-    def load_protector(_name="default", *, strength_hu=None, seed=0):
-        return protector.Protector("untrained", generator, Budget(strength_hu=strength_hu or 12.0), seed, "ab" * 32)
-
-    monkeypatch.setattr(protector, "load_protector", load_protector)
-    monkeypatch.setattr(duration, "load_protector", load_protector)
-    monkeypatch.setattr("MITSGANLib.protection.recorded_protector.load_protector", load_protector)
-    monkeypatch.setattr(attacker, "load_attacker", lambda _name, action: untrained_attackers[action])
-
-
-@pytest.fixture
-def panel(standin, module, request, monkeypatch):
-    request.getfixturevalue("models")
-    # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
-    widget = standin.open_panel(module)
-    yield widget
-    widget.cleanup()
-    widget.parent.close()
-
-
-@pytest.fixture
-def loaded(panel, scan):
-    """The panel with the small scan selected, under a transform as after a registration."""
-    node = add_scan(panel, scan.volume)
-    transform = vtk.vtkTransform()
-    transform.Translate(10, -20, 30)
-    transform.RotateZ(15)
-    transform_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-    transform_node.SetMatrixTransformToParent(transform.GetMatrix())
-    node.SetAndObserveTransformNodeID(transform_node.GetID())
-    return panel
-
-
-@pytest.fixture(scope="module")
-def scan(phantom):
-    """Sixteen slices of the phantom around its nodule."""
-    k, j, i = phantom.nodule_kji
-    volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[k - 8 : k + 8])
-    return Phantom(volume, (8, j, i), phantom.nodule_diameter_mm)
-
-
-def bridge():
-    from MITSGANLib import slicer_bridge
-
-    return slicer_bridge
-
-
-def add_scan(panel, volume, name="CT"):
-    node = bridge().node_from_volume(volume, name)
-    panel.ui.sourceVolumeSelector.setCurrentNode(node)
-    return node
-
-
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        slicer.app.processEvents()
-        time.sleep(0.01)
-
-
-def place_target(panel, kji):
-    """Press the button, then put a point where a click in a slice view would."""
-    panel.ui.placeTargetButton.click()
-    interaction = slicer.app.applicationLogic().GetInteractionNode()
-    assert interaction.GetCurrentInteractionMode() == interaction.Place
-    assert "Click" in panel.ui.targetDescriptionLabel.text
-    parameters = panel._parameterNode
-    ras = bridge().ras_from_voxel(parameters.sourceVolume, kji)
-    # Slicer takes a click only in views that show the list.
-    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
-    display = parameters.targetPoint.GetDisplayNode()
-    assert [node.GetName() for node in views if not display.IsDisplayableInView(node.GetID())] == []
-    assert slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == parameters.targetPoint.GetID()
-    parameters.targetPoint.AddControlPointWorld(vtk.vtkVector3d(ras))
-    interaction.SetCurrentInteractionMode(interaction.ViewTransform)
-    wait_until(lambda: parameters.targetPoint.GetNumberOfControlPoints() == 1)
-
-
-def click_failing(button, error=""):
-    """Click a button whose slot raises, and give the text of what it raised: Qt hands that to ``sys.excepthook``."""
-    raised = []
-    hook, sys.excepthook = sys.excepthook, lambda _kind, value, _trace: raised.append(str(value))
-    try:
-        button.click()
-    finally:
-        sys.excepthook = hook
-    assert len(raised) == 1
-    assert error in raised[0]
-    return raised[0]
-
-
-def node_names(class_name="vtkMRMLScalarVolumeNode"):
-    return sorted(node.GetName() for node in slicer.util.getNodesByClass(class_name))
-
-
-def snapshot():
-    """What is in the scene, to see whether anything was left behind."""
-    scene = slicer.mrmlScene
-    return sorted(scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes()))
-
-
-def attack(panel, scan):
-    panel.ui.protectButton.click()
-    place_target(panel, scan.nodule_kji)
-    panel.ui.removeRadioButton.checked = True
-    panel.ui.simulateAttackButton.click()
-    return panel._parameterNode
-
-
-def composites():
-    views = {view.tag: name for name, view in bridge().VIEWS.items()}
-    return {
-        views[node.GetLayoutName()]: node
-        for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-        if node.GetLayoutName() in views
-    }
-
-
-class Pictures:
-    """Pictures of the panel at 400 px, light and dark."""
-
-    def __init__(self, panel, folder):
-        self.panel, self.folder = panel, folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def take(self, name):
-        application, parent = QtWidgets.QApplication.instance(), self.panel.parent
-        application.setStyle("Fusion")
-        light = QtGui.QPalette(QtGui.QColor(239, 239, 239))
-        for theme, palette in (("light", light), ("dark", dark_palette())):
-            parent.setPalette(palette)
-            # A label that wraps gets its height from the second round of layout.
-            for width in (401, 400, 400):
-                parent.setFixedWidth(width)
-                application.processEvents()
-                parent.setFixedHeight(parent.layout().heightForWidth(400))
-            assert parent.layout().minimumSize().width() <= 400, "squeezed rows hide text"
-            picture = parent.grab()
-            assert picture.width() == 400
-            assert picture.save(str(self.folder / f"{name}-{theme}.png"))
-
-
-def dark_palette():
-    palette = QtGui.QPalette(QtGui.QColor(53, 53, 53))
-    role = QtGui.QPalette.ColorRole
-    for which, color in ((role.Base, (35, 35, 35)), (role.Highlight, (42, 130, 218))):
-        palette.setColor(which, QtGui.QColor(*color))
-    for which in (role.Text, role.WindowText, role.ButtonText):
-        palette.setColor(QtGui.QPalette.ColorGroup.Disabled, which, QtGui.QColor(130, 130, 130))
-    return palette
-
-
-@pytest.fixture
-def pictures(panel, tmp_path):
-    return Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
 
 
 @pytest.mark.slow
@@ -251,8 +94,8 @@ def test_the_story(panel, scan, pictures, standin):
     parameters = panel._parameterNode
     protected = parameters.protectedVolume
     assert protected.GetName() == "CT protected"
-    assert protected.GetAttribute(bridge().PROTECTED_ATTRIBUTE) == "true"
-    assert bridge().source_of(protected) is source
+    assert protected.GetAttribute(PROTECTED_ATTRIBUTE) == "true"
+    assert source_of(protected) is source
     assert 0 < np.abs(hu(protected).astype(int) - hu(source)).max() <= 12
 
     place_target(panel, scan.nodule_kji)
@@ -264,11 +107,11 @@ def test_the_story(panel, scan, pictures, standin):
     assert standin.errors == []
     for node, origin in ((parameters.sourceAttacked, source), (parameters.protectedAttacked, protected)):
         assert node.GetName() == f"{origin.GetName()} nodule removed ({ATTACK})"
-        assert node.GetAttribute(bridge().SIMULATED_ATTACK_ATTRIBUTE) == "true"
-        assert node.GetDisplayNode().GetColor() == bridge().SIMULATED_ATTACK_COLOR
+        assert node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true"
+        assert node.GetDisplayNode().GetColor() == SIMULATED_ATTACK_COLOR
         assert node.GetName() in ui.attackedLabel.text
         assert not (hu(node) == hu(origin)).all()
-        step = bridge().volume_from_node(node).provenance.steps[-1]
+        step = volume_from_node(node).provenance.steps[-1]
         assert step.parameters["target_kji"] == list(scan.nodule_kji)
     pictures.take("attacked")
 
@@ -281,15 +124,11 @@ def test_the_story(panel, scan, pictures, standin):
     pictures.take("compared")
 
 
-def hu(node):
-    return slicer.util.arrayFromVolume(node)
-
-
 def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     before = layout.GetViewArrangement()
     parameters = attack(loaded, scan)
-    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    assert layout.GetViewArrangement() == COMPARISON_LAYOUT
     shown = composites()
     expected = {
         "source": parameters.sourceVolume,
@@ -297,13 +136,13 @@ def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
         "source attacked": parameters.sourceAttacked,
         "protected attacked": parameters.protectedAttacked,
     }
-    ras = bridge().target_from_markups(parameters.targetPoint)
+    ras = target_from_markups(parameters.targetPoint)
     for name, node in expected.items():
         assert shown[name].GetBackgroundVolumeID() == node.GetID()
         assert shown[name].GetLinkedControl()
         display = node.GetDisplayNode()
         assert (display.GetLevel(), display.GetWindow()) == (-600, 1500)
-        tag = bridge().VIEWS[name].tag
+        tag = VIEWS[name].tag
         slice_node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSliceNode")
         to_ras = slice_node.GetSliceToRAS()
         np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], ras, atol=1e-3)
@@ -323,8 +162,8 @@ def test_without_a_target_whole_slices_are_shown(panel, scan):
     panel.ui.protectButton.click()
     panel.ui.compareButton.click()
     source = panel._parameterNode.sourceVolume
-    middle = bridge().ras_from_voxel(source, (7, 63.5, 63.5))
-    for view in bridge().VIEWS.values():
+    middle = ras_from_voxel(source, (7, 63.5, 63.5))
+    for view in VIEWS.values():
         slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
         to_ras = slice_node.GetSliceToRAS()
         np.testing.assert_allclose([to_ras.GetElement(row, 3) for row in range(3)], middle, atol=2)
@@ -345,13 +184,13 @@ def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin)
     parameters = attack(loaded, scan)
     first = parameters.sourceAttacked.GetName()
     # As Slicer does when any volume is loaded.
-    other = bridge().node_from_volume(scan.volume, "Other CT")
+    other = node_from_volume(scan.volume, "Other CT")
     standin.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(other.GetID())
     standin.app.applicationLogic().PropagateVolumeSelection()
     shown = composites()
     assert shown["source attacked"].GetBackgroundVolumeID() == parameters.sourceAttacked.GetID()
     target = parameters.targetPoint.GetDisplayNode()
-    for view in bridge().VIEWS.values():
+    for view in VIEWS.values():
         assert not target.IsDisplayableInView(slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetID())
     loaded.ui.protectButton.click()
     shown = composites()
@@ -364,13 +203,13 @@ def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin)
 
 def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
     parameters = attack(loaded, scan)
-    assert bridge().comparison_is_shown()
+    assert comparison_is_shown()
     k, j, i = scan.nodule_kji
     place_target(loaded, (k, j - 4, i))
     assert loaded.ui.targetDescriptionLabel.text.startswith(f"Slice {k}, row {j - 4}, column {i}")
     loaded.ui.simulateAttackButton.click()
     target = parameters.targetPoint.GetDisplayNode()
-    for view in bridge().VIEWS.values():
+    for view in VIEWS.values():
         slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
         assert not target.IsDisplayableInView(slice_node.GetID()), "it covers what is compared"
 
@@ -403,7 +242,7 @@ def test_heatmaps_follow_the_controls(loaded, scan):
 
 def picture_of(view):
     """The pixels (RGBA) that Slicer's pipeline composes for a view of the comparison."""
-    tag = bridge().VIEWS[view].tag
+    tag = VIEWS[view].tag
     logics = slicer.app.layoutManager().mrmlSliceLogics()
     (logic,) = (one for one in logics if one.GetSliceNode().GetLayoutName() == tag)
     connection = logic.GetImageDataConnection()
@@ -429,7 +268,7 @@ def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
 def test_a_second_comparison_replaces_the_first(loaded, scan):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
-    wait_until(lambda: not loaded.protect.device.is_asking)
+    wait_until(lambda: not loaded.panel.protect.device.is_asking)
     before = snapshot()
     loaded.ui.compareButton.click()
     assert len(snapshot()) == len(before)
@@ -444,16 +283,16 @@ def select_points(panel, points_by_series):
         for point in selected:
             points.InsertNextValue(point)
         selections.AddItem(points)
-    panel.compare.view._plot_view.slot(ids, selections)
+    panel.panel.compare.view._plot_view.slot(ids, selections)
 
 
 def slices_shown(panel):
     """The slice of the source that each view of the comparison shows."""
     shown = set()
-    for view in bridge().VIEWS.values():
+    for view in VIEWS.values():
         to_ras = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode").GetSliceToRAS()
         ras = [to_ras.GetElement(row, 3) for row in range(3)]
-        shown.add(bridge().voxel_from_ras(panel._parameterNode.sourceVolume, ras)[0])
+        shown.add(voxel_from_ras(panel._parameterNode.sourceVolume, ras)[0])
     return shown
 
 
@@ -471,7 +310,7 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     select_points(loaded, {first: [7], second: [11]})
     select_points(loaded, {first: [3], second: [11]})
     assert slices_shown(loaded) == {3}
-    loaded.compare.show()
+    loaded.panel.compare.show()
     select_points(loaded, {first: [3], second: [11]})
     assert slices_shown(loaded) == {3}, "the same point again"
     select_points(loaded, {})
@@ -484,14 +323,14 @@ def test_flicker_alternates_and_restores(loaded, scan):
     parameters = attack(loaded, scan)
     view = composites()["protected"]
     loaded.ui.flickerButton.checked = True
-    loaded.compare.flicker_timer.timeout.emit()
+    loaded.panel.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
-    loaded.compare.flicker_timer.timeout.emit()
+    loaded.panel.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
-    loaded.compare.flicker_timer.timeout.emit()
+    loaded.panel.compare.flicker_timer.timeout.emit()
     loaded.ui.flickerButton.checked = False
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
-    assert not loaded.compare.flicker_timer.active
+    assert not loaded.panel.compare.flicker_timer.active
 
 
 @pytest.mark.slow
@@ -573,7 +412,7 @@ def test_work_goes_on_while_another_module_is_open(loaded, scan, standin, step):
 
 def test_choices_wait_for_the_work_on_them(loaded, scan):
     ui = loaded.ui
-    other = bridge().node_from_volume(scan.volume, "Other CT")
+    other = node_from_volume(scan.volume, "Other CT")
     enabled = []
 
     def meanwhile(done):
@@ -685,7 +524,7 @@ def test_closing_the_scene_leaves_no_empty_views(loaded, scan):
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
     attack(loaded, scan)
-    assert layout.GetViewArrangement() == bridge().COMPARISON_LAYOUT
+    assert layout.GetViewArrangement() == COMPARISON_LAYOUT
     slicer.mrmlScene.Clear(False)
     assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
 
@@ -695,10 +534,10 @@ def test_placing_points_of_another_list_is_not_ours(loaded, scan, standin):
     place_target(loaded, scan.nodule_kji)
     said = loaded.ui.targetDescriptionLabel.text
     other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
-    bridge().start_placing(other)
+    start_placing(other)
     assert loaded.ui.targetDescriptionLabel.text == said
     standin.leave(loaded)
-    assert bridge().is_placing(other), "the user may want to place it elsewhere"
+    assert is_placing(other), "the user may want to place it elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -766,7 +605,7 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
 
     def download(name):
         asked.append(name)
-        return [bridge().node_from_volume(scan.volume, name)]
+        return [node_from_volume(scan.volume, name)]
 
     sample_data.downloadSamples = download
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
@@ -784,7 +623,7 @@ def test_the_chest_ct_button_loads_the_sample(panel, scan, standin, monkeypatch)
 def test_leaving_during_the_download_keeps_the_sample(panel, scan, standin, monkeypatch):
     def download(name):
         standin.leave(panel)
-        return [bridge().node_from_volume(scan.volume, name)]
+        return [node_from_volume(scan.volume, name)]
 
     sample_data = types.ModuleType("SampleData")
     sample_data.downloadSamples = download
@@ -811,7 +650,7 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     loaded.ui.strengthSpinBox.value = 4.0
     # A thread that imports while modules are exchanged, here or at the end, would leave some of either kind.
-    wait_until(lambda: not loaded.protect.device.is_asking)
+    wait_until(lambda: not loaded.panel.protect.device.is_asking)
     loaded.onReload()
     assert "MITSGANLib.slicer_bridge.panel.jobs" in sys.modules
     assert [name for name in library if sys.modules.get(name) is library[name]] == []
@@ -820,14 +659,14 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     assert again.ui.strengthSpinBox.value == 4.0
     again.ui.strengthSpinBox.value = 5.0
     assert loaded.ui.strengthSpinBox.value == 4.0, "the old panel listens no more"
-    wait_until(lambda: not again.protect.device.is_asking)
+    wait_until(lambda: not again.panel.protect.device.is_asking)
     again.cleanup()
 
 
 def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
     """A reload is what the author of the mistake will press."""
     with monkeypatch.context() as context:
-        context.setattr(module, "Panel", None)
+        context.setattr(module, "MITSGANPanel", None)
         widget = module.MITSGANWidget(standin.new_parent())
         slicer.modules.MITSGANWidget = widget
         with pytest.raises(TypeError):
@@ -838,7 +677,7 @@ def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
     widget.onReload()
     again = slicer.modules.MITSGANWidget
     assert again.panel
-    wait_until(lambda: not again.protect.device.is_asking)
+    wait_until(lambda: not again.panel.protect.device.is_asking)
     again.cleanup()
 
 
@@ -893,11 +732,11 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
     parameters = loaded._parameterNode
     assert (parameters.strengthHU, parameters.action, parameters.summary) == (7.5, "remove", summary)
     assert parameters.sourceAttacked.GetName() == attacked
-    assert bridge().is_simulated_attack(parameters.sourceAttacked)
-    assert bridge().source_of(parameters.protectedVolume) is parameters.sourceVolume
-    assert bridge().voxel_from_ras(
-        parameters.sourceVolume, bridge().target_from_markups(parameters.targetPoint)
-    ) == tuple(scan.nodule_kji)
+    assert is_simulated_attack(parameters.sourceAttacked)
+    assert source_of(parameters.protectedVolume) is parameters.sourceVolume
+    assert voxel_from_ras(parameters.sourceVolume, target_from_markups(parameters.targetPoint)) == tuple(
+        scan.nodule_kji
+    )
     assert parameters.metricsTable.GetNumberOfRows() > 20
     assert attacked in loaded.ui.attackedLabel.text
     assert loaded.ui.removeRadioButton.checked
@@ -1049,7 +888,7 @@ def test_the_module_registers_its_sample_and_its_self_test_passes(standin, modul
     standin.app.emit("startupCompleted()")
     assert Path(sources[0]["thumbnailFileName"]).is_file()
     (node,) = sources[0]["customDownloader"](None)
-    assert node.GetAttribute(bridge().SYNTHETIC_ATTRIBUTE) == "true"
+    assert node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
     module.MITSGANTest().runTest()
 
 

@@ -1,7 +1,7 @@
 """The panel's section on keys and signatures, clicked through: sealed exports, the way back, and maps of changes."""
 
-# Fixtures are imported by name.
-# ruff: noqa: F401, F811
+# What needs Slicer is imported after it is known to be there.
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,64 +23,26 @@ from MITSGANLib.keys.signing_keys import new_signing_key, save_signing_key
 from MITSGANLib.scan.volume import PROTECTION, ProcessingStep, Provenance
 from MITSGANLib.seal import container, sealing
 from MITSGANLib.seal.sealing import restore, save_sealed
-from MITSGANLib.slicer_bridge import keys_and_seals
 
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from test_panel import (  # noqa: E402
-    Pictures,
+from MITSGANLib.slicer_bridge.layout import comparison_is_shown
+from MITSGANLib.slicer_bridge.scan_on_disk import ScanOnDisk
+from MITSGANLib.slicer_bridge.volumes import node_from_volume
+from panel_data import (
+    PASSPHRASE,
+    PATIENT,
     add_scan,
-    bridge,
+    choose,
     click_failing,
+    everything_kept,
     hu,
-    models,
-    module,
     node_names,
-    panel,
-    pictures,
-    scan,
+    opacities,
+    ordinary_composites,
     snapshot,
-    standin,
 )
-
-PASSPHRASE = "correct horse battery"
-PATIENT = "DOE^JANE"
-
-
-class Dialogs:
-    """File dialogs that the user answers one after the other; what they were asked is kept."""
-
-    def __init__(self) -> None:
-        self.answers: list[str] = []
-        self.asked: list[tuple] = []
-
-    def _answer(self, *arguments: object) -> str:
-        self.asked.append(arguments[1:])
-        return str(self.answers.pop(0))
-
-    getOpenFileName = getSaveFileName = getExistingDirectory = _answer  # noqa: N815 - Qt's names
-
-
-@pytest.fixture
-def dialogs(module, monkeypatch):  # noqa: ARG001 - the module brings qt
-    dialogs = Dialogs()
-    monkeypatch.setattr(sys.modules["qt"], "QFileDialog", dialogs)
-    return dialogs
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A folder named after a patient, as users have them."""
-    path = tmp_path / PATIENT
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def key_file(tmp_path) -> Path:
-    write_key_file(Key(bytes(range(32))), tmp_path / "clinic.key")
-    return tmp_path / "clinic.key"
 
 
 @pytest.fixture
@@ -116,12 +77,6 @@ def export(panel, dialogs, protected, standin):  # noqa: ARG001
     return export_file
 
 
-def choose(panel, dialogs, what: str, path: Path) -> None:
-    """Press the button that chooses ``what`` and answer its dialog."""
-    dialogs.answers = [path]
-    getattr(panel.ui, f"{what}Button").click()
-
-
 def tamper(path: Path) -> tuple[int, int, int]:
     """Change one voxel of a file by 1 HU."""
     volume = read_file(path)
@@ -129,38 +84,6 @@ def tamper(path: Path) -> tuple[int, int, int]:
     values[5, 70, 40] += 1
     write_file(dataclasses.replace(volume, hu=values, provenance=Provenance("x")), path, overwrite=True)
     return 5, 70, 40
-
-
-def ordinary_composites():
-    tags = {view.tag for view in bridge().VIEWS.values()}
-    nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    return [node for node in nodes if node.GetLayoutName() not in tags]
-
-
-def opacities() -> list[float]:
-    """Of label maps in the ordinary views, each value once."""
-    return sorted({composite.GetLabelOpacity() for composite in ordinary_composites()})
-
-
-def everything_kept(panel, standin, caplog, folder: Path) -> str:
-    """What outlives a click: the scene as it is saved, the log and the messages, which Slicer logs, and the titles."""
-    scene = slicer.mrmlScene
-    scene.SetURL(str(folder / "scene.mrml"))
-    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
-        if node.GetSaveWithScene() and node.GetDefaultStorageNodeClassName():
-            node.AddDefaultStorageNode()
-            storage = node.GetStorageNode()
-            storage.SetFileName(str(folder / f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"))
-            storage.WriteData(node)
-    assert scene.Commit()
-    scene.SetRootDirectory(str(folder))
-    assert scene.WriteToMRB(str(folder / "scene.mrb"), None)
-    with zipfile.ZipFile(folder / "scene.mrb") as bundle:
-        saved = [bundle.read(name).decode("latin-1") for name in bundle.namelist()]
-        saved += bundle.namelist()
-    saved += [path.read_bytes().decode("latin-1") for path in folder.iterdir() if path.is_file()]
-    titles = [panel.parent.windowTitle, panel.ui.keysCollapsibleButton.text]
-    return "\n".join([*saved, *standin.errors, caplog.text, *titles])
 
 
 class TestKeyFiles:
@@ -331,7 +254,7 @@ class TestFileExport:
         add_scan(panel, scan.volume)
         assert "Protect the CT volume" in panel.ui.exportFileButton.toolTip
         step = ProcessingStep("simulated-attack", "x")
-        attacked = bridge().node_from_volume(scan.volume.with_hu(scan.volume.hu + np.int16(1), step), "a")
+        attacked = node_from_volume(scan.volume.with_hu(scan.volume.hu + np.int16(1), step), "a")
         panel.ui.protectedVolumeSelector.setCurrentNode(attacked)
         assert not panel.ui.exportFileButton.enabled
         assert "Slicer's own Save" in panel.ui.exportFileButton.toolTip
@@ -440,7 +363,7 @@ class TestRestore:
             panel.panel.jobs.cancel()
             return original(*arguments, **{**options, "progress": None})
 
-        monkeypatch.setattr(keys_and_seals, "restore", restoring_meanwhile)
+        monkeypatch.setattr("MITSGANLib.slicer_bridge.restore.restore", restoring_meanwhile)
         before, nodes = sorted(folder.iterdir()), snapshot()
         dialogs.answers = [folder]
         panel.ui.restoreButton.click()
@@ -616,9 +539,9 @@ class TestVerify:
     @pytest.mark.usefixtures("changed")
     def test_the_comparison_makes_room_for_the_map(self, panel):
         panel.ui.compareButton.click()
-        assert bridge().comparison_is_shown()
+        assert comparison_is_shown()
         panel.ui.verifyButton.click()
-        assert not bridge().comparison_is_shown()
+        assert not comparison_is_shown()
 
     def test_a_series_with_a_slice_lost_and_one_changed(self, panel, dialogs, folder, signing, standin):
         from MITSGANLib.keys.signing_keys import load_signing_key
@@ -668,7 +591,7 @@ class TestVerify:
     def test_what_is_shown_is_no_markup_of_strangers(self, panel, changed):
         from MITSGANLib.slicer_bridge.panel import sentences
 
-        checked = panel.logic.verify(bridge().ScanOnDisk(changed))
+        checked = panel.logic.verify(ScanOnDisk(changed))
         finding = dataclasses.replace(checked.verification.findings[0], text="<img src=x>")
         verification = dataclasses.replace(checked.verification, findings=(finding,) * 20)
         text = sentences.about_check("<img>", dataclasses.replace(checked, verification=verification))

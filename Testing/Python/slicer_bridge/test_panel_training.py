@@ -1,36 +1,32 @@
 """The panel of the training module: an evaluation of loaded volumes, and commands to copy."""
 
-from __future__ import annotations
+# What needs Slicer is imported after it is known to be there.
+# ruff: noqa: E402
 
-import os
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from slicer_standin import StandIn, run_in_lockstep  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def standin(monkeypatch):
-    standin = StandIn(monkeypatch)
-    yield standin
-    assert standin.raised == []
+from MITSGANTrainingLib.commandline import COMMANDS
+from panel_data import ROOT, click_failing
+from slicer_standin import run_in_lockstep
 
 
 @pytest.fixture
-def panel(standin):
-    module = standin.load(ROOT / "MITSGANTraining" / "MITSGANTraining.py")
-    widget = module.MITSGANTrainingWidget(standin.new_parent())
-    widget.setup()
+def module(standin):
+    return standin.load(ROOT / "MITSGANTraining" / "MITSGANTraining.py")
+
+
+@pytest.fixture
+def panel(standin, module):
+    widget = standin.open_panel(module)
     yield widget
     widget.cleanup()
+    widget.parent.close()
 
 
 @pytest.fixture
@@ -38,38 +34,71 @@ def volumes(panel):
     hu = np.full((4, 20, 20), -1000, np.int16)
     hu[:, 5:15, 5:15] = 40
     nodes = [slicer.util.addVolumeFromArray(hu + change, name=f"CT {change}") for change in (0, 2)]
-    panel.referenceSelector.setCurrentNode(nodes[0])
-    panel.otherSelector.setCurrentNode(nodes[1])
+    panel.ui.referenceVolumeSelector.setCurrentNode(nodes[0])
+    panel.ui.comparedVolumeSelector.setCurrentNode(nodes[1])
     return nodes
 
 
 @pytest.mark.usefixtures("volumes")
 def test_loaded_volumes_are_evaluated_into_a_table(panel):
-    panel.evaluateButton.click()
+    panel.ui.evaluateButton.click()
     (table,) = slicer.util.getNodesByClass("vtkMRMLTableNode")
-    assert table.GetName() in panel.resultLabel.text
+    assert table.GetName() in panel.ui.statusLabel.text
     values = {table.GetCellText(row, 2): table.GetCellText(row, 3) for row in range(table.GetNumberOfRows())}
     assert values["rmse"] == "2"
     assert values["max_abs_difference"] == "2"
-    assert panel.evaluateButton.text == "Evaluate"
+    assert panel.ui.evaluateButton.text == "Evaluate"
 
 
 @pytest.mark.usefixtures("volumes")
 def test_cancel_leaves_no_table(panel, monkeypatch):
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
-    panel.progressBar.valueChanged.connect(lambda _done: panel.evaluateButton.click())
-    panel.evaluateButton.click()
+    panel.ui.progressBar.valueChanged.connect(lambda _done: panel.ui.evaluateButton.click())
+    panel.ui.evaluateButton.click()
     assert slicer.util.getNodesByClass("vtkMRMLTableNode") == []
-    assert "Canceled" in panel.resultLabel.text
+    assert "Canceled" in panel.ui.statusLabel.text
 
 
-def test_nothing_selected_is_explained(panel, standin):
-    with pytest.raises(Exception, match="Select a scalar volume"):
-        panel.onEvaluateButton()
-    assert "Select a scalar volume" in standin.errors[0]
-    assert panel.evaluateButton.text == "Evaluate"
+def test_two_volumes_are_needed(panel, volumes):
+    ui = panel.ui
+    assert ui.evaluateButton.enabled
+    assert "SSIM" in ui.evaluateButton.toolTip
+    ui.comparedVolumeSelector.setCurrentNode(None)
+    assert not ui.evaluateButton.enabled
+    assert ui.evaluateButton.toolTip == "Select two volumes."
+    ui.comparedVolumeSelector.setCurrentNode(volumes[1])
+    slicer.mrmlScene.Clear(False)
+    assert not ui.evaluateButton.enabled
 
 
-def test_self_test_passes(standin):
-    standin.load(ROOT / "MITSGANTraining" / "MITSGANTraining.py").MITSGANTrainingTest().runTest()
+def test_what_cannot_be_measured_is_explained(panel, standin, volumes):
+    other = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(volumes[0])[:2], name="Shorter")
+    panel.ui.comparedVolumeSelector.setCurrentNode(other)
+    message = click_failing(panel.ui.evaluateButton)
+    assert message in standin.errors[0]
+    assert panel.ui.evaluateButton.text == "Evaluate"
+
+
+def test_choices_survive_leaving_the_module(panel, standin, volumes):
+    standin.leave(panel)
+    standin.enter(panel)
+    assert panel.ui.comparedVolumeSelector.currentNode() is volumes[1]
+
+
+def test_every_command_has_a_purpose_and_a_line_to_copy(panel):
+    ui = panel.ui
+    names = [ui.commandComboBox.itemText(index) for index in range(ui.commandComboBox.count)]
+    assert names == list(COMMANDS)
+    for index, name in enumerate(names):
+        ui.commandComboBox.setCurrentIndex(index)
+        assert ui.purposeLabel.text == COMMANDS[name].__doc__.splitlines()[0]
+        ui.copyButton.click()
+        line = slicer.app.clipboard().text()
+        assert line == ui.commandLineEdit.text
+        assert line.endswith(f'run_mitsgan.py" {name} --help')
+        assert ui.commandLineEdit.cursorPosition == len(line), "the part that differs is in sight"
+
+
+def test_self_test_passes(module):
+    module.MITSGANTrainingTest().runTest()

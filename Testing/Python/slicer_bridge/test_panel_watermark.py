@@ -1,7 +1,7 @@
 """The keyed watermark in the panel: put in with a key file, checked, and shown where it is missing."""
 
-# Fixtures are imported by name.
-# ruff: noqa: F401, F811
+# What needs Slicer is imported after it is known to be there.
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,32 +25,30 @@ from MITSGANTrainingLib.commandline import main
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from test_panel import (  # noqa: E402
-    Pictures,
-    add_scan,
-    bridge,
-    click_failing,
-    hu,
-    models,
-    module,
-    node_names,
-    panel,
-    pictures,
-    place_target,
-    snapshot,
-    standin,
-    wait_until,
+from MITSGANLib.slicer_bridge.key_files import open_key
+from MITSGANLib.slicer_bridge.layout import comparison_is_shown
+from MITSGANLib.slicer_bridge.tables import table_text
+from MITSGANLib.slicer_bridge.volumes import (
+    PROTECTED_ATTRIBUTE,
+    is_watermarked,
+    node_from_volume,
+    ras_from_voxel,
+    source_of,
+    volume_from_node,
 )
-from test_panel_keys import (  # noqa: E402
+from panel_data import (
     PASSPHRASE,
-    Dialogs,
+    add_scan,
     choose,
-    dialogs,
+    click_failing,
     everything_kept,
-    folder,
-    key_file,
+    hu,
+    node_names,
     opacities,
     ordinary_composites,
+    place_target,
+    snapshot,
+    wait_until,
 )
 
 KEY = watermark_key(Key(bytes(range(32))))
@@ -155,10 +152,10 @@ class TestProtect:
         assert any("of 16 slices" in words for words in progress)
         node = keyed._parameterNode.protectedVolume
         assert node.GetName() == "CT watermarked"
-        assert node.GetAttribute(bridge().PROTECTED_ATTRIBUTE) == "true"
-        assert bridge().source_of(node) is source
-        assert bridge().is_watermarked(node)
-        assert not bridge().is_watermarked(source)
+        assert node.GetAttribute(PROTECTED_ATTRIBUTE) == "true"
+        assert source_of(node) is source
+        assert is_watermarked(node)
+        assert not is_watermarked(source)
         assert node.GetParentTransformNode() is transform
         np.testing.assert_array_equal(hu(node), marked.hu)
         assert keyed._parameterNode.checkedVolume is node
@@ -185,7 +182,7 @@ class TestProtect:
         offsets = np.argwhere(hu(parameters.changeMap) == MISSING) - LUNG
         assert offsets.size
         assert (np.abs(offsets * (2.5, 0.9, 0.9)) < 16 + 10).all()
-        assert not bridge().comparison_is_shown(), "the map is in the ordinary views"
+        assert not comparison_is_shown(), "the map is in the ordinary views"
         ui.keysCollapsibleButton.collapsed = False
         pictures.take("watermark")
 
@@ -233,7 +230,7 @@ class TestCheck:
         node = add_scan(panel, ct)
         # Without a key there is the open watermark to look for, but not in a volume that says that it has another.
         assert ui.checkWatermarkButton.enabled
-        keyed = bridge().node_from_volume(embed_watermark(bridge().volume_from_node(node), KEY), "marked", node)
+        keyed = node_from_volume(embed_watermark(volume_from_node(node), KEY), "marked", node)
         panel._parameterNode.checkedVolume = keyed
         ui.passphraseLineEdit.text = PASSPHRASE
         assert not ui.checkWatermarkButton.enabled
@@ -248,8 +245,8 @@ class TestCheck:
         ui.checkWatermarkButton.click()
         assert standin.errors == []
         assert "no open watermark found" in ui.keysResultLabel.text
-        marked = embed_watermark(bridge().volume_from_node(node), OPEN_KEY)
-        panel._parameterNode.checkedVolume = bridge().node_from_volume(marked, "marked", node)
+        marked = embed_watermark(volume_from_node(node), OPEN_KEY)
+        panel._parameterNode.checkedVolume = node_from_volume(marked, "marked", node)
         ui.checkWatermarkButton.click()
         assert standin.errors == []
         assert "watermark found" in ui.keysResultLabel.text
@@ -279,7 +276,7 @@ class TestCheck:
         for composite in ordinary_composites():
             assert composite.GetLabelVolumeID() == labels.GetID()
             assert composite.GetBackgroundVolumeID() == node.GetID()
-        assert axial_heights() == [pytest.approx(bridge().ras_from_voxel(node, region.kji)[2])]
+        assert axial_heights() == [pytest.approx(ras_from_voxel(node, region.kji)[2])]
         assert opacities() == [0.4]
         ui.showChangesCheckBox.checked = False
         assert opacities() == [0.0]
@@ -350,7 +347,7 @@ class TestCheck:
         parameters = keyed._parameterNode
         first = add_scan(keyed, ct, "First")
         assert parameters.checkedVolume is first
-        other = bridge().node_from_volume(marked, "Other")
+        other = node_from_volume(marked, "Other")
         keyed.ui.checkedVolumeSelector.setCurrentNode(other)
         keyed._onParametersModified()
         assert parameters.checkedVolume is other, "the user's choice stands"
@@ -438,15 +435,15 @@ def test_the_logic_alone_does_what_the_command_line_does(standin, module, ct, ke
     write_file(ct, tmp_path / "ct.nrrd")
     words = ["protect", tmp_path / "ct.nrrd", tmp_path / "marked.nrrd", "--model", "none", "--watermark", key_file]
     assert main([str(word) for word in words]) == 0
-    node = bridge().node_from_volume(read_file(tmp_path / "ct.nrrd"), "CT")
-    key = bridge().open_key(key_file, "")
+    node = node_from_volume(read_file(tmp_path / "ct.nrrd"), "CT")
+    key = open_key(key_file, "")
     marked = logic.watermark(node, key)
     np.testing.assert_array_equal(hu(marked), read_file(tmp_path / "marked.nrrd").hu)
 
     values = hu(marked)
     values[4:12, 83:109, 100:126] = values[4:12, 91:117, 116:142].copy()
     check = logic.checkWatermark(marked, key)
-    painted = dataclasses.replace(bridge().volume_from_node(marked), provenance=Provenance())
+    painted = dataclasses.replace(volume_from_node(marked), provenance=Provenance())
     write_file(painted, tmp_path / "painted.nrrd")
     capsys.readouterr()
     words = ["check", tmp_path / "painted.nrrd", "--watermark", key_file, "--json", "-"]
@@ -456,7 +453,7 @@ def test_the_logic_alone_does_what_the_command_line_does(standin, module, ct, ke
     assert {name: said[name] for name in ours} == ours
 
     with pytest.raises(Exception, match="key file"):
-        logic.watermark(node, bridge().open_key(None, PASSPHRASE))
+        logic.watermark(node, open_key(None, PASSPHRASE))
 
 
 class TestOpen:
@@ -486,7 +483,7 @@ class TestOpen:
         ui.compareButton.click()
         assert standin.errors == []
         assert "The forgery shows:" in ui.summaryLabel.text
-        text = bridge().table_text(parameters.metricsTable)
+        text = table_text(parameters.metricsTable)
         assert "watermark left" in text
         assert "watermark expected" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +23,21 @@ from ..targets import (
 )
 from ..volumes import is_watermarked
 from . import sentences
-from .shared import Panel, select
+from .shared import Panel, Section, select
 
 if TYPE_CHECKING:
     from .compare import CompareSection
 
 
-class AttackSection:
+class AttackSection(Section):
     """Places the target with one click in a view, and attacks both volumes there.
 
     :param compare: shows all volumes after the attack.
     """
 
     def __init__(self, panel: Panel, compare: CompareSection) -> None:
-        self._panel, self._compare = panel, compare
+        super().__init__(panel)
+        self._compare = compare
         self._observed: Any = None
         ui = panel.ui
         attackers = available_attackers()
@@ -48,12 +50,28 @@ class AttackSection:
             "export."
         ).format(attackers=", ".join(attackers))
         panel.set_icon(ui.placeTargetButton, "Target")
-        panel.set_icon(ui.simulateAttackButton, "Attack")
         ui.attackerComboBox.connect("currentIndexChanged(int)", self._on_attacker_changed)
         ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
         ui.placeTargetButton.connect("clicked()", self.place_target)
         ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
-        ui.simulateAttackButton.connect("clicked()", self.attack)
+        panel.add_control(
+            ui.protectedVolumeSelector,
+            ui.placeTargetButton,
+            ui.injectRadioButton,
+            ui.removeRadioButton,
+            ui.attackerComboBox,
+            ui.attackerFolderButton,
+            waits=True,
+        )
+        panel.add_job(
+            ui.simulateAttackButton,
+            ui.attackProgressBar,
+            self.attack,
+            unit=_("volumes"),
+            failure=_("Failed to simulate the attack."),
+            icon="Attack",
+            missing=panel.missing_target,
+        )
 
     def refresh(self) -> None:
         """Show what the parameter node says."""
@@ -93,36 +111,27 @@ class AttackSection:
         if folder and self._panel.parameters:
             self._panel.parameters.attacker = str(folder)
 
-    def attack(self) -> None:
-        """Attack both volumes at the target and show all four side by side; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.simulateAttackButton):
-            return
-        with (
-            slicer.util.tryWithErrorDisplay(_("Failed to simulate the attack.")),
-            panel.jobs.running(ui.simulateAttackButton, ui.attackProgressBar, _("volumes")) as progress,
-        ):
-            parameters = panel.parameters
-            panel.ensure_packages()
-            attacked = panel.logic.simulateAttack(
-                parameters.sourceVolume,
-                parameters.protectedVolume,
-                target_from_markups(parameters.targetPoint),
-                parameters.action,
-                parameters.attacker,
-                device=parameters.device,
-                progress=progress,
-            )
-            parameters.sourceAttacked, parameters.protectedAttacked = attacked
-            if is_watermarked(attacked[1]):
-                parameters.checkedVolume = attacked[1]
-            self._compare.discard(parameters)
-            self._compare.show()
-            panel.jobs.say(
-                _("Created {source} and {protected}.").format(
-                    source=attacked[0].GetName(), protected=attacked[1].GetName()
-                )
-            )
+    def attack(self, progress: Callable[..., None]) -> None:
+        """Attack both volumes at the target and show all four side by side."""
+        panel, parameters = self._panel, self._panel.parameters
+        panel.ensure_packages()
+        source, protected = panel.logic.simulateAttack(
+            parameters.sourceVolume,
+            parameters.protectedVolume,
+            target_from_markups(parameters.targetPoint),
+            parameters.action,
+            parameters.attacker,
+            device=parameters.device,
+            progress=progress,
+        )
+        parameters.sourceAttacked, parameters.protectedAttacked = source, protected
+        if is_watermarked(protected):
+            parameters.checkedVolume = protected
+        self._compare.discard(parameters)
+        self._compare.show()
+        panel.jobs.say(
+            _("Created {source} and {protected}.").format(source=source.GetName(), protected=protected.GetName())
+        )
 
     def _on_attacker_changed(self, index: int) -> None:
         if self._panel.parameters and index >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import slicer
@@ -17,16 +18,16 @@ from ..tables import table_text
 from ..volumes import remove_result, results_of, source_of
 from . import sentences
 from .comparison_view import ComparisonView, volumes_of
-from .shared import Panel
+from .shared import Panel, Section
 
 _FLICKER_MILLISECONDS = 500
 
 
-class CompareSection:
+class CompareSection(Section):
     """Measures all volumes, shows them side by side, and keeps only results of the volumes that are selected."""
 
     def __init__(self, panel: Panel) -> None:
-        self._panel = panel
+        super().__init__(panel)
         self._observed_layout: Any = None
         ui = panel.ui
         for text, first, second in (
@@ -38,11 +39,9 @@ class CompareSection:
             ui.flickerComboBox.addItem(text, f"{first}|{second}")
         self.flicker_timer = panel.timer(_FLICKER_MILLISECONDS, self._on_timeout)
         self.view = ComparisonView(lambda: panel.parameters, ui.flickerButton, self.flicker_timer)
-        panel.set_icon(ui.compareButton, "Compare")
         ui.flickerComboBox.connect("currentIndexChanged(int)", self._on_pair_changed)
         ui.flickerButton.connect("toggled(bool)", self._on_flicker_toggled)
         for button, slot in (
-            (ui.compareButton, self.measure),
             (ui.lungButton, lambda: self.show_window(LUNG)),
             (ui.mediastinumButton, lambda: self.show_window(MEDIASTINUM)),
             (ui.boneButton, lambda: self.show_window(BONE)),
@@ -52,6 +51,25 @@ class CompareSection:
             (ui.restoreLayoutButton, self.restore_layout),
         ):
             button.connect("clicked()", slot)
+        panel.add_job(
+            ui.compareButton,
+            ui.compareProgressBar,
+            self.measure,
+            unit=_("steps"),
+            failure=_("Failed to compare the volumes."),
+            icon="Compare",
+            missing=panel.missing_protected,
+        )
+        for missing, widgets in (
+            (self._missing_source, (ui.lungButton, ui.mediastinumButton, ui.boneButton)),
+            (self._missing_views, (ui.centerButton, ui.restoreLayoutButton, ui.flickerButton)),
+            (lambda: self._missing_result("metricsTable"), (ui.copyTableButton, ui.saveTableButton)),
+            (
+                lambda: self._missing_result("protectionHeatmap"),
+                (ui.heatmapCheckBox, ui.opacitySlider, ui.thresholdSlider),
+            ),
+        ):
+            panel.add_control(*widgets, missing=missing)
 
     def refresh(self) -> None:
         """Show what the parameter node says."""
@@ -66,31 +84,24 @@ class CompareSection:
         """Let go of the plot, whose widget outlives the panel."""
         self.view.close()
 
-    def measure(self) -> None:
-        """Measure all volumes and show them side by side; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.compareButton):
-            return
-        with (
-            slicer.util.tryWithErrorDisplay(_("Failed to compare the volumes.")),
-            panel.jobs.running(ui.compareButton, ui.compareProgressBar, _("steps")) as progress,
-        ):
-            parameters = panel.parameters
-            panel.ensure_packages()
-            result = panel.logic.compare(
-                parameters.sourceVolume,
-                parameters.protectedVolume,
-                parameters.sourceAttacked,
-                parameters.protectedAttacked,
-                attacker=parameters.attacker,
-                device=parameters.device,
-                thresholdHU=parameters.heatmapThresholdHU,
-                progress=progress,
-            )
-            self.discard(parameters)
-            self._keep(parameters, result)
-            self.show()
-            panel.jobs.say(_("Click a point of the plot to go to its slice."))
+    def measure(self, progress: Callable[..., None]) -> None:
+        """Measure all volumes and show them side by side."""
+        panel, parameters = self._panel, self._panel.parameters
+        panel.ensure_packages()
+        attacked = (parameters.sourceAttacked, parameters.protectedAttacked)
+        result = panel.logic.compare(
+            parameters.sourceVolume,
+            parameters.protectedVolume,
+            attacked if all(attacked) else (),
+            attacker=parameters.attacker,
+            device=parameters.device,
+            threshold_hu=parameters.heatmapThresholdHU,
+            progress=progress,
+        )
+        self.discard(parameters)
+        self._keep(parameters, result)
+        self.show()
+        panel.jobs.say(_("Click a point of the plot to go to its slice."))
 
     def show(self) -> None:
         """Show all volumes side by side, around the target."""
@@ -127,7 +138,7 @@ class CompareSection:
         path = self._panel.ask_for_new_file(_("Table of metrics"), "metrics.csv", "CSV (*.csv)")
         if path is None:
             return
-        with slicer.util.tryWithErrorDisplay(_("Failed to write the table.")), self._panel.jobs.showing_error():
+        with self._panel.trying(_("Failed to write the table.")):
             text = table_text(self._panel.parameters.metricsTable, ",")
             # The dialog has asked whether to replace the file.
             with path_kept_from_log(path), atomic.atomic_file(path, overwrite=True) as temporary:
@@ -160,6 +171,17 @@ class CompareSection:
             if node:
                 remove_result(node)
         parameters.summary = ""
+
+    def _missing_source(self) -> str:
+        parameters = self._panel.parameters
+        return "" if parameters and parameters.sourceVolume else _("Select a CT volume.")
+
+    def _missing_views(self) -> str:
+        is_shown = self._panel.parameters and comparison_is_shown()
+        return "" if is_shown else _("Simulate an attack or measure first: that shows the volumes side by side.")
+
+    def _missing_result(self, name: str) -> str:
+        return "" if getattr(self._panel.parameters, name, None) else _("Measure first.")
 
     def _keep(self, parameters: Any, result: ComparisonNodes) -> None:
         parameters.metricsTable, parameters.rmseChart = result.table, result.chart

@@ -2,99 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import slicer
 from slicer.i18n import tr as _
 
 from ..targets import target_from_markups
-from .shared import Panel
+from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
+from .shared import Panel, Section
 
 if TYPE_CHECKING:
     from .keys import KeysSection
+    from .restore_verify import RestoreVerifySection
 
 
-class ExportSection:
+class ExportSection(Section):
     """Writes DICOM, files and the report.
 
-    :param keys: seals and signs, and has at hand what was written last.
+    :param keys: seals and signs.
+    :param restore_verify: has at hand what was written last.
     """
 
-    def __init__(self, panel: Panel, keys: KeysSection) -> None:
-        self._panel, self._keys = panel, keys
-        for button, icon, slot in (
-            (panel.ui.exportDicomButton, "Export", self.export_dicom),
-            (panel.ui.exportFileButton, "Export", self.export_file),
-            (panel.ui.reportButton, "Report", self.save_report),
-        ):
-            panel.set_icon(button, icon)
-            button.connect("clicked()", slot)
+    def __init__(self, panel: Panel, keys: KeysSection, restore_verify: RestoreVerifySection) -> None:
+        super().__init__(panel)
+        self._keys, self._restore_verify = keys, restore_verify
+        ui, failure = panel.ui, _("Failed to export the protected volume.")
+        panel.add_job(
+            ui.exportDicomButton,
+            ui.exportProgressBar,
+            self.export_dicom,
+            unit=_("slices"),
+            failure=failure,
+            icon="Export",
+            missing=self._missing_for_dicom,
+            ask=self._ask_for_folder,
+        )
+        panel.add_job(
+            ui.exportFileButton,
+            ui.exportProgressBar,
+            self.export_file,
+            unit=_("steps"),
+            failure=failure,
+            icon="Export",
+            missing=self._missing_for_file,
+            ask=lambda: panel.ask_for_new_file(_("Protected volume"), "protected.nrrd", panel.volume_files),
+        )
+        panel.add_job(
+            ui.reportButton,
+            ui.exportProgressBar,
+            self.save_report,
+            unit=_("steps"),
+            failure=_("Failed to write the report."),
+            icon="Report",
+            missing=self._missing_for_report,
+            ask=lambda: panel.ask_for_new_file(_("Report"), "report.html", "HTML (*.html)"),
+        )
 
-    def export_dicom(self) -> None:
-        """Write the protected volume as DICOM into a folder of the user's choice; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.exportDicomButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to export the protected volume.")):
-            parameters = panel.parameters
-            # Before the dialog: a reason not to export should not cost a choice.
-            with panel.jobs.showing_error():
-                panel.logic.checkDicomExport(parameters.protectedVolume, parameters.sourceVolume)
-            folder = panel.ask_for_folder(_("Empty folder for the protected series"))
-            if folder is None:
-                return
-            with panel.jobs.running(ui.exportDicomButton, ui.exportProgressBar, _("slices")) as progress:
-                written = panel.logic.exportDicom(
-                    parameters.protectedVolume,
-                    folder,
-                    parameters.sourceVolume,
-                    locks=self._keys.open_locks(),
-                    progress=progress,
-                )
-                self._keys.take_scan(written)
-                panel.jobs.say(_("Wrote a derived DICOM series to {folder}.").format(folder=written))
+    def export_dicom(self, progress: Callable[..., None], folder: Path) -> None:
+        """Write the protected volume as DICOM into a folder."""
+        parameters = self._panel.parameters
+        written = self._panel.logic.exportDicom(
+            parameters.protectedVolume,
+            folder,
+            parameters.sourceVolume,
+            locks=self._keys.open_locks(),
+            progress=progress,
+        )
+        self._restore_verify.take_scan(written)
+        self._panel.jobs.say(_("Wrote a derived DICOM series to {folder}.").format(folder=written))
 
-    def export_file(self) -> None:
-        """Write the protected volume as a file of the user's choice; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.exportFileButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to export the protected volume.")):
-            path = panel.ask_for_new_file(_("Protected volume"), "protected.nrrd", panel.volume_files)
-            if path is None:
-                return
-            with panel.jobs.running(ui.exportFileButton, ui.exportProgressBar, _("steps")) as progress:
-                parameters = panel.parameters
-                panel.logic.exportFile(
-                    parameters.protectedVolume,
-                    path,
-                    parameters.sourceVolume,
-                    locks=self._keys.open_locks(),
-                    progress=progress,
-                )
-                self._keys.take_scan(path)
-                panel.jobs.say(_("Wrote {path}.").format(path=path))
+    def export_file(self, progress: Callable[..., None], path: Path) -> None:
+        """Write the protected volume as a file."""
+        parameters = self._panel.parameters
+        self._panel.logic.exportFile(
+            parameters.protectedVolume,
+            path,
+            parameters.sourceVolume,
+            locks=self._keys.open_locks(),
+            progress=progress,
+        )
+        self._restore_verify.take_scan(path)
+        self._panel.jobs.say(_("Wrote {path}.").format(path=path))
 
-    def save_report(self) -> None:
-        """Write the report of the demonstration for this scene; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.reportButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to write the report.")):
-            path = panel.ask_for_new_file(_("Report"), "report.html", "HTML (*.html)")
-            if path is None:
-                return
-            with panel.jobs.running(ui.reportButton, ui.exportProgressBar, _("steps")) as progress:
-                parameters = panel.parameters
-                panel.ensure_packages()
-                panel.logic.saveReport(
-                    parameters.sourceVolume,
-                    parameters.protectedVolume,
-                    target_from_markups(parameters.targetPoint),
-                    path,
-                    parameters.action,
-                    parameters.attacker,
-                    device=parameters.device,
-                    progress=progress,
-                )
-                panel.jobs.say(_("Wrote {path}.").format(path=path))
+    def save_report(self, progress: Callable[..., None], path: Path) -> None:
+        """Write the report of the demonstration for this scene."""
+        panel, parameters = self._panel, self._panel.parameters
+        panel.ensure_packages()
+        panel.logic.saveReport(
+            parameters.sourceVolume,
+            parameters.protectedVolume,
+            target_from_markups(parameters.targetPoint),
+            path,
+            parameters.action,
+            parameters.attacker,
+            device=parameters.device,
+            progress=progress,
+        )
+        panel.jobs.say(_("Wrote {path}.").format(path=path))
+
+    def _ask_for_folder(self) -> Path | None:
+        # Before the dialog: a reason not to export should not cost a choice.
+        parameters = self._panel.parameters
+        self._panel.logic.checkDicomExport(parameters.protectedVolume, parameters.sourceVolume)
+        return self._panel.ask_for_folder(_("Empty folder for the protected series"))
+
+    def _missing_for_dicom(self) -> str:
+        missing = self._panel.missing_protected()
+        if not missing and is_simulated_attack(self._panel.parameters.protectedVolume):
+            return _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+        return missing
+
+    def _missing_for_file(self) -> str:
+        missing = self._panel.missing_protected()
+        if not missing and is_simulated_attack(self._panel.parameters.protectedVolume):
+            return _("A simulated attack is no protected volume; Slicer's own Save writes it, marked as what it is.")
+        return missing
+
+    def _missing_for_report(self) -> str:
+        missing = self._panel.missing_target()
+        protected = self._panel.parameters.protectedVolume if not missing else None
+        if protected and is_watermarked(protected) and not is_changed_by_model(protected):
+            return _("The report shows what a model's protection does to an attack. A watermark does nothing to it.")
+        return missing

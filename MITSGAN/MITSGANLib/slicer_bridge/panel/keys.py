@@ -1,245 +1,171 @@
-"""The section on keys and signatures: key files, the way back to originals, and what was changed in scans."""
+"""The section on key files: which key seals exports, which signs them, and which signer is expected.
+
+These choices belong to the person at this computer and not to the scene, so they live here and in the widgets alone:
+neither the parameter node nor the application's settings ever see them. Of a key file only the place is kept; keys are
+read anew for each job.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import slicer
 from slicer.i18n import tr as _
 
-from ...errors import TargetError
-from ...keys.key_files import is_private
-from ..change_map import set_changes_visible
-from ..keys_and_seals import (
+from ...keys.key_files import Key, is_private
+from ..key_files import (
     Locks,
-    ScanOnDisk,
     key_identity,
     make_key_file,
     make_signing_key_file,
+    open_key,
+    open_locks,
     public_key_identity,
     signing_key_identity,
 )
-from ..layout import show_in_ordinary_views
-from ..operations import free_folder
-from ..targets import has_target, target_from_markups
-from ..volumes import remove_result, voxel_from_ras, watermark_kind
 from . import sentences
-from .key_choices import ChosenPath, KeyChoices
-from .shared import Panel
-
-if TYPE_CHECKING:
-    from ...watermark.checking import Check
-    from ...watermark.places import Place
-    from .compare import CompareSection
+from .shared import Panel, Section
 
 
-class KeysSection:
-    """Keys for exports, the way back to an original, and what was changed in a signed or watermarked scan.
+class ChosenPath:
+    """A file or folder that the user chose: its name in a read-only line edit, its path in the tool tip.
 
-    :param compare: flickers no more once a map of changes is shown.
+    :param forget_button: forgets the choice.
     """
 
-    def __init__(self, panel: Panel, compare: CompareSection) -> None:
-        self._panel, self._compare = panel, compare
+    def __init__(self, panel: Panel, line_edit: Any, forget_button: Any) -> None:
+        self._panel, self._line_edit = panel, line_edit
+        self._tool_tip = line_edit.toolTip
+        self.path: Path | None = None
+        self.identity: str | None = None
+        panel.add_control(forget_button, missing=lambda: "" if self.path else _("Nothing is chosen."), waits=True)
+
+    def choose(self, path: Path | None, identity: str | None = None) -> None:
+        """Keep a path, or none.
+
+        :param identity: of the key in a key file, as others name it.
+        """
+        self.path, self.identity = path, identity
+        self._line_edit.text = path.name if path else ""
+        self._line_edit.toolTip = str(path) if path else self._tool_tip
+        self._panel.changed()
+
+
+class KeysSection(Section):
+    """Chooses and makes key files, and opens them for one job each."""
+
+    def __init__(self, panel: Panel) -> None:
+        super().__init__(panel)
         ui = panel.ui
-        self.choices = KeyChoices(ui)
-        panel.set_icon(ui.restoreButton, "Restore")
-        panel.set_icon(ui.verifyButton, "Verify")
-        panel.set_icon(ui.checkWatermarkButton, "Verify")
-        ui.passphraseLineEdit.connect("textChanged(QString)", self._on_passphrase_changed)
-        for button, slot in (
+        self._key = ChosenPath(panel, ui.keyFileLineEdit, ui.forgetKeyButton)
+        self._signing = ChosenPath(panel, ui.signingKeyLineEdit, ui.forgetSigningKeyButton)
+        self._public = ChosenPath(panel, ui.publicKeyLineEdit, ui.forgetPublicKeyButton)
+        # A passphrase can stand for a key file.
+        ui.passphraseLineEdit.connect("textChanged(QString)", lambda _text: panel.changed())
+        buttons = (
             (ui.keyFileButton, self.choose_key_file),
             (ui.newKeyButton, self.make_key_file),
-            (ui.forgetKeyButton, lambda: self._choose(self.choices.key, None)),
             (ui.signingKeyButton, self.choose_signing_key),
             (ui.newSigningKeyButton, self.make_signing_key),
-            (ui.forgetSigningKeyButton, lambda: self._choose(self.choices.signing, None)),
             (ui.publicKeyButton, self.choose_public_key),
-            (ui.forgetPublicKeyButton, lambda: self._choose(self.choices.public, None)),
-            (ui.scanFolderButton, self.choose_scan_folder),
-            (ui.scanFileButton, self.choose_scan_file),
-            (ui.forgetScanButton, lambda: self.take_scan(None)),
-            (ui.restoreButton, self.restore),
-            (ui.verifyButton, self.verify),
-            (ui.checkWatermarkButton, self.check_watermark),
+        )
+        for button, slot in (
+            *buttons,
+            (ui.forgetKeyButton, lambda: self._key.choose(None)),
+            (ui.forgetSigningKeyButton, lambda: self._signing.choose(None)),
+            (ui.forgetPublicKeyButton, lambda: self._public.choose(None)),
         ):
             button.connect("clicked()", slot)
+        panel.add_control(ui.passphraseLineEdit, *(button for button, _slot in buttons), waits=True)
 
     @property
-    def has_scan(self) -> bool:
-        """Whether there is something on the disk to restore or verify."""
-        return self.choices.scan.path is not None or self.choices.node_on_disk(self._panel.parameters) is not None
+    def has_key(self) -> bool:
+        """Whether a key file is chosen."""
+        return self._key.path is not None
 
-    def refresh(self) -> None:
-        """Show what the parameter node says."""
-        parameters = self._panel.parameters
-        if parameters.changeMap:
-            set_changes_visible(parameters.changeMap, parameters.showChanges)
+    @property
+    def can_open(self) -> bool:
+        """Whether there is a key or a passphrase to restore with."""
+        return self.has_key or bool(self._panel.ui.passphraseLineEdit.text)
+
+    @property
+    def public_key(self) -> Path | None:
+        """The public key of the expected signer."""
+        return self._public.path
+
+    def update(self) -> None:
+        """Say what exports do besides writing."""
+        self._panel.ui.locksLabel.text = sentences.about_locks(self._key.identity, self._signing.path is not None)
 
     def leave(self) -> None:
         """Forget the passphrase."""
-        self.choices.forget_passphrase()
-
-    def take_scan(self, path: Path | None) -> None:
-        """Choose a scan on the disk, or none."""
-        self._choose(self.choices.scan, path)
-        self._panel.show_text(self._panel.ui.keysResultLabel, "")
+        self._panel.ui.passphraseLineEdit.clear()
 
     def open_locks(self) -> Locks | None:
-        """The chosen keys for an export, opened; None where none is chosen."""
-        if not self.choices.has_locks:
+        """The keys for an export, None where none is chosen; the passphrase is forgotten.
+
+        :raises InputError: a file is no such key any more, or its passphrase is missing or wrong.
+        """
+        if not self.has_key and self._signing.path is None:
             return None
         self._panel.ensure_key_packages()
-        return self.choices.open_locks()
+        return open_locks(self._key.path, self._signing.path, self._take_passphrase())
 
-    # Key files
+    def open_key(self) -> Key:
+        """The key to restore with, that of the file or else of the passphrase, which is forgotten.
+
+        :raises InputError: as :meth:`open_locks`.
+        """
+        return open_key(self._key.path, self._take_passphrase())
+
+    def open_key_file(self) -> Key:
+        """The key of the file, for a watermark; a passphrase will not do.
+
+        :raises InputError: it is no key file any more.
+        """
+        return open_key(self._key.path, "")
 
     def choose_key_file(self) -> None:
         """Let the user choose a key file."""
         path = self._panel.ask_for_file(_("Key file"), _("Key files") + " (*.key);;" + _("All files") + " (*)")
-        self._choose_key(self.choices.key, path, key_identity, _("Failed to read the key file."))
+        self._choose(self._key, path, key_identity, _("Failed to read the key file."))
 
     def choose_signing_key(self) -> None:
         """Let the user choose a signing key."""
         path = self._panel.ask_for_file(_("Signing key"), self._pem_files)
-        self._choose_key(self.choices.signing, path, signing_key_identity, _("Failed to read the signing key."))
+        self._choose(self._signing, path, signing_key_identity, _("Failed to read the signing key."))
 
     def choose_public_key(self) -> None:
         """Let the user choose the public key of a signer."""
         path = self._panel.ask_for_file(_("Public key"), self._pem_files)
-        self._choose_key(self.choices.public, path, public_key_identity, _("Failed to read the public key."))
+        self._choose(self._public, path, public_key_identity, _("Failed to read the public key."))
 
     def make_key_file(self) -> None:
         """Make a key file and use it."""
         path = self._ask_for_new_key(_("New key file"), "clinic", ".key")
         if path is None:
             return
-        jobs = self._panel.jobs
-        with slicer.util.tryWithErrorDisplay(_("Failed to make the key file.")), jobs.showing_error():
+        with self._panel.trying(_("Failed to make the key file.")):
             self._panel.ensure_key_packages()
-            self._choose(self.choices.key, path, make_key_file(path))
-            jobs.say(_("Made the key file. Keep a copy of it apart from the scans: without it there is no way back."))
+            self._key.choose(path, make_key_file(path))
+            self._panel.jobs.say(
+                _("Made the key file. Keep a copy of it apart from the scans: without it there is no way back.")
+            )
 
     def make_signing_key(self) -> None:
         """Make a signing key and its public key, and use both."""
         path = self._ask_for_new_key(_("New signing key"), "signing", ".pem")
         if path is None:
             return
-        jobs = self._panel.jobs
-        with slicer.util.tryWithErrorDisplay(_("Failed to make the signing key.")), jobs.showing_error():
+        with self._panel.trying(_("Failed to make the signing key.")):
             self._panel.ensure_key_packages()
             identity, public = make_signing_key_file(path)
-            self._choose(self.choices.signing, path, identity)
-            self._choose(self.choices.public, public, identity)
-            jobs.say(
-                _("Made the signing key, which nobody else may have, and {name}, for those who verify.").format(
-                    name=public.name
-                )
+            self._signing.choose(path, identity)
+            self._public.choose(public, identity)
+            self._panel.jobs.say(
+                _("Made the signing key. Give it to nobody; give {name} to those who verify.").format(name=public.name)
             )
-
-    # Scans on the disk
-
-    def choose_scan_folder(self) -> None:
-        """Let the user choose a DICOM folder to restore or verify."""
-        folder = self._panel.ask_for_folder(_("Folder of a protected or signed DICOM series"))
-        if folder:
-            self.take_scan(folder)
-
-    def choose_scan_file(self) -> None:
-        """Let the user choose a volume file to restore or verify."""
-        path = self._panel.ask_for_file(_("Protected or signed file"), self._panel.volume_files)
-        if path:
-            self.take_scan(path)
-
-    def restore(self) -> None:
-        """Restore the original of a sealed scan; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.restoreButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to restore the original.")):
-            parameters = panel.parameters
-            with panel.jobs.showing_error():
-                scan = self.choices.scan_on_disk(parameters)
-            destination = self._ask_for_destination(scan)
-            if destination is None:
-                return
-            node = self.choices.node_on_disk(parameters)
-            name = _("{name} restored").format(name=node.GetName()) if node else _("Restored scan")
-            panel.show_text(ui.keysResultLabel, "")
-            with panel.jobs.running(ui.restoreButton, ui.keysProgressBar, _("files")) as progress:
-                panel.ensure_key_packages()
-                restored, restored_node = panel.logic.restoreOriginal(
-                    scan,
-                    destination,
-                    self.choices.open_key(),
-                    name=name if parameters.loadRestored else None,
-                    progress=progress,
-                )
-                panel.show_text(ui.keysResultLabel, sentences.about_restored(scan.path.name, restored))
-                if restored_node:
-                    show_in_ordinary_views(restored_node)
-                panel.jobs.say(_("Wrote {path}.").format(path=destination))
-
-    def verify(self) -> None:
-        """Tell whether a signed scan was changed, and show where; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.verifyButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to verify the scan.")):
-            parameters = panel.parameters
-            with panel.jobs.showing_error():
-                scan = self.choices.scan_on_disk(parameters)
-            panel.show_text(ui.keysResultLabel, "")
-            with panel.jobs.running(ui.verifyButton, ui.keysProgressBar, _("files")) as progress:
-                panel.ensure_key_packages()
-                checked = panel.logic.verify(scan, self.choices.public.path, progress=progress)
-                panel.show_text(ui.keysResultLabel, sentences.about_check(scan.path.name, checked))
-                self._make_room_for_map(parameters)
-                candidates = (parameters.protectedVolume, parameters.sourceVolume)
-                shown, _over = panel.logic.showChanges(checked, candidates, visible=parameters.showChanges)
-                parameters.changeMap = shown
-
-    def check_watermark(self) -> None:
-        """Tell where a volume's watermark is missing, and show it; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.checkWatermarkButton):
-            return
-        with slicer.util.tryWithErrorDisplay(_("Failed to check the watermark.")):
-            panel.show_text(ui.keysResultLabel, "")
-            with panel.jobs.running(ui.checkWatermarkButton, ui.keysProgressBar, _("slices")) as progress:
-                parameters, node = panel.parameters, panel.parameters.checkedVolume
-                panel.ensure_key_packages()
-                key = self._watermark_key(node)
-                check = panel.logic.checkWatermark(node, key, progress=progress)
-                place = _place_of_target(check, node, parameters.targetPoint)
-                words = sentences.about_watermark(node.GetName(), check, place, is_open=key is None)
-                panel.show_text(ui.keysResultLabel, words)
-                self._make_room_for_map(parameters)
-                parameters.changeMap = panel.logic.showMissingWatermark(check, node, visible=parameters.showChanges)
-
-    def _watermark_key(self, node: slicer.vtkMRMLScalarVolumeNode) -> Any:
-        """The key to look for in a volume; None for the open watermark, if the volume says so or no key is chosen."""
-        if watermark_kind(node) == "open" or self.choices.key.path is None:
-            return None
-        return self.choices.open_key_file()
-
-    def _make_room_for_map(self, parameters: Any) -> None:
-        if parameters.changeMap:
-            remove_result(parameters.changeMap)
-        self._compare.leave()
-
-    def _ask_for_destination(self, scan: ScanOnDisk) -> Path | None:
-        """Where to put a restored original, by default beside the scan; None when the user closes the dialog."""
-        if scan.is_file:
-            name, dot, suffixes = scan.path.name.partition(".")
-            beside = scan.path.with_name(f"{name}-restored{dot}{suffixes}")
-            return self._panel.ask_for_new_file(_("Restored original"), str(beside), self._panel.volume_files)
-        folder = self._panel.ask_for_folder(_("Folder to put the restored series in"), str(scan.path.parent))
-        return free_folder(folder, f"{scan.path.name}-restored") if folder else None
-
-    # The choices
 
     @property
     def _pem_files(self) -> str:
@@ -250,35 +176,19 @@ class KeysSection:
         # Not every system's dialog adds it.
         return path.with_name(path.name + suffix) if path and not path.suffix else path
 
-    def _choose_key(
-        self, chosen: ChosenPath, path: Path | None, identify: Callable[[Path], str | None], message: str
+    def _choose(
+        self, chosen: ChosenPath, path: Path | None, identify: Callable[[Path], str | None], failure: str
     ) -> None:
         """Take a key file that holds such a key, and explain any other."""
         if path is None:
             return
-        jobs = self._panel.jobs
-        with slicer.util.tryWithErrorDisplay(message), jobs.showing_error():
+        with self._panel.trying(failure):
             self._panel.ensure_key_packages()
-            self._choose(chosen, path, identify(path))
-            is_open = chosen is not self.choices.public and not is_private(path)
-            jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
+            chosen.choose(path, identify(path))
+            is_open = chosen is not self._public and not is_private(path)
+            self._panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
 
-    def _choose(self, chosen: ChosenPath, path: Path | None, identity: str | None = None) -> None:
-        chosen.choose(path, identity)
-        self._panel.changed()
-
-    def _on_passphrase_changed(self, _text: str) -> None:
-        # It can stand for a key file.
-        self._panel.changed()
-
-
-def _place_of_target(
-    check: Check, node: slicer.vtkMRMLScalarVolumeNode, target: slicer.vtkMRMLMarkupsNode | None
-) -> Place | None:
-    """What is left of the watermark at the target; None without one in the volume."""
-    if not has_target(target):
-        return None
-    try:
-        return check.at(voxel_from_ras(node, target_from_markups(target)))
-    except TargetError:
-        return None
+    def _take_passphrase(self) -> str:
+        text = self._panel.ui.passphraseLineEdit.text
+        self._panel.ui.passphraseLineEdit.clear()
+        return text

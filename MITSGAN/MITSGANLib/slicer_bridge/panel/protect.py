@@ -14,7 +14,7 @@ from ..layout import show_in_ordinary_views
 from ..volumes import is_watermarked, volume_from_node
 from . import sentences
 from .device_line import DeviceLine
-from .shared import Panel, select
+from .shared import Panel, Section, select
 
 if TYPE_CHECKING:
     from .compare import CompareSection
@@ -27,7 +27,7 @@ WATERMARK = "watermark"
 _DEVICE_MILLISECONDS = 100
 
 
-class ProtectSection:
+class ProtectSection(Section):
     """Chooses model and device, says how long it takes, and protects.
 
     :param volume: knows when the source is another.
@@ -36,7 +36,8 @@ class ProtectSection:
     """
 
     def __init__(self, panel: Panel, volume: VolumeSection, compare: CompareSection, keys: KeysSection) -> None:
-        self._panel, self._volume, self._compare, self._keys = panel, volume, compare, keys
+        super().__init__(panel)
+        self._volume, self._compare, self._keys = volume, compare, keys
         ui = panel.ui
         choices = {name: sentences.model(name, card) for name, card in presets.choices().items()}
         for name, (title, words) in {**choices, WATERMARK: sentences.watermark()}.items():
@@ -50,10 +51,19 @@ class ProtectSection:
             ui.deviceComboBox.addItem(text, device)
         self._timer = panel.timer(_DEVICE_MILLISECONDS, self._on_timeout)
         self.device = DeviceLine(ui.deviceDescriptionLabel, self._timer, panel.logic.describeDevice)
-        panel.set_icon(ui.protectButton, "Protect")
         ui.modelComboBox.connect("currentIndexChanged(int)", self._on_model_changed)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._on_device_changed)
-        ui.protectButton.connect("clicked()", self.protect)
+        panel.add_control(ui.modelComboBox, waits=True)
+        panel.add_control(ui.strengthSpinBox, ui.deviceComboBox, missing=self._missing_network, waits=True)
+        panel.add_job(
+            ui.protectButton,
+            ui.protectProgressBar,
+            self.protect,
+            unit=_("slices"),
+            failure=_("Failed to protect the volume."),
+            icon="Protect",
+            missing=self._missing,
+        )
 
     def refresh(self) -> None:
         """Show what the parameter node says, and what networks would run on."""
@@ -65,7 +75,7 @@ class ProtectSection:
         select(ui.deviceComboBox, parameters.device)
         if parameters.model == WATERMARK:
             self.device.forget()
-            ui.deviceDescriptionLabel.text = _("The watermark has one strength, and needs no network.")
+            ui.deviceDescriptionLabel.text = self._missing_network()
             return
         node = parameters.sourceVolume if self._panel.is_usable else None
         self.device.show(
@@ -83,33 +93,38 @@ class ProtectSection:
         """Ask no more at all."""
         self.device.stop()
 
-    def protect(self) -> None:
-        """Protect the selected volume and show the result; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.protectButton):
-            return
-        with (
-            slicer.util.tryWithErrorDisplay(_("Failed to protect the volume.")),
-            panel.jobs.running(ui.protectButton, ui.protectProgressBar, _("slices")) as progress,
-        ):
-            parameters, source = panel.parameters, panel.parameters.sourceVolume
-            protected = self._protected(parameters, progress)
-            panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
-            # Another source may have been selected by a script or another module meanwhile.
-            if parameters.sourceVolume is source:
-                parameters.protectedVolume = protected
-                if is_watermarked(protected):
-                    parameters.checkedVolume = protected
-                parameters.sourceAttacked = parameters.protectedAttacked = None
-                self._compare.discard(parameters)
-                show_in_ordinary_views(protected)
-                self._compare.refill()
+    def protect(self, progress: Callable[..., None]) -> None:
+        """Protect the selected volume and show the result."""
+        parameters, source = self._panel.parameters, self._panel.parameters.sourceVolume
+        protected = self._protected(parameters, progress)
+        self._panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
+        # Another source may have been selected by a script or another module meanwhile.
+        if parameters.sourceVolume is source:
+            parameters.protectedVolume = protected
+            if is_watermarked(protected):
+                parameters.checkedVolume = protected
+            parameters.sourceAttacked = parameters.protectedAttacked = None
+            self._compare.discard(parameters)
+            show_in_ordinary_views(protected)
+            self._compare.refill()
+
+    def _missing(self) -> str:
+        missing = self._panel.missing_source()
+        if not missing and self._missing_network() and not self._keys.has_key:
+            return _("A watermark needs a key file: choose or make one in the section “Keys and signatures”.")
+        has_model = self._panel.ui.modelComboBox.currentIndex >= 0
+        return missing or ("" if has_model else _("No protection model is installed."))
+
+    def _missing_network(self) -> str:
+        """Why there is nothing to choose about strength and device; empty when there is."""
+        is_watermark = self._panel.parameters and self._panel.parameters.model == WATERMARK
+        return _("The watermark has one strength, and needs no network.") if is_watermark else ""
 
     def _protected(self, parameters: Any, progress: Callable[..., None]) -> slicer.vtkMRMLScalarVolumeNode:
         panel = self._panel
         if parameters.model == WATERMARK:
             panel.ensure_key_packages()
-            key = self._keys.choices.open_key_file()
+            key = self._keys.open_key_file()
             return panel.logic.watermark(parameters.sourceVolume, key, progress=progress)
         panel.ensure_packages()
         return panel.logic.protect(

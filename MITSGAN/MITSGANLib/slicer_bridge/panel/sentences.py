@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...watermark.checking import Check, MissingRegion
     from ...watermark.places import Place
     from ...weights import ModelCard
-    from ..keys_and_seals import SignatureCheck
+    from ..verify import SignatureCheck
 
 _FINDINGS_SHOWN = 12
 _REGIONS_SHOWN = 6

@@ -1,19 +1,60 @@
-"""What the sections of the panel share."""
+"""What the sections of the panel share: widgets, buttons and what they wait for, dialogs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from ..inspection import Inspection
 from ..packages import ensure_key_packages, ensure_packages
+from ..targets import has_target
 from .jobs import JobRunner
 
-VOLUME_FILES = "{} (*.nrrd *.nii.gz *.nii *.mha *.mhd)"
+
+@dataclass(frozen=True)
+class _Control:
+    """A widget that is enabled while nothing is missing.
+
+    :param tool_tip: of the widget while it is enabled.
+    :param missing: what the user has to do first; empty when nothing.
+    :param waits: whether it is disabled while a job runs.
+    """
+
+    widget: Any
+    tool_tip: str
+    missing: Callable[[], str]
+    waits: bool
+
+
+def nothing() -> str:
+    """What is missing for a control that is always usable."""
+    return ""
+
+
+class Section:
+    """One section of the panel; what it has no need of, it leaves as it is here."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+
+    def refresh(self) -> None:
+        """Show what the parameter node says."""
+
+    def update(self) -> None:
+        """Show what depends on more than the parameter node; called after every change."""
+
+    def leave(self) -> None:
+        """End what must not go on when the user leaves the module or closes the scene."""
+
+    def close(self) -> None:
+        """Let go of what outlives the panel."""
 
 
 class Panel:
@@ -41,22 +82,129 @@ class Panel:
         self.parameters: Any = None
         self.inspection: Inspection | None = None
         self.is_closed = False
-        self.on_change: Callable[[], None] | None = None
+        self.sections: Sequence[Section] = ()
+        self._controls: list[_Control] = []
+
+    # All sections
+
+    def refresh(self) -> None:
+        """Show what the parameter node says."""
+        for section in self.sections:
+            section.refresh()
+        self.changed()
+
+    def changed(self) -> None:
+        """Let texts and buttons follow what has changed."""
+        if self.is_closed:
+            return
+        for section in self.sections:
+            section.update()
+        running = self.jobs.button
+        for control in self._controls:
+            if control.widget is running:
+                reason, tool_tip = "", _("Stop; nothing is left behind.")
+            else:
+                waits = running is not None and control.waits
+                reason = _("Wait until the work in progress is finished, or cancel it.") if waits else control.missing()
+                tool_tip = control.tool_tip
+            control.widget.enabled = not reason
+            control.widget.toolTip = reason or tool_tip
+
+    def leave(self) -> None:
+        """End what must not go on when the user leaves the module or closes the scene."""
+        for section in self.sections:
+            section.leave()
+
+    def close(self) -> None:
+        """Cancel, and touch no widget any more: they are about to be destroyed."""
+        self.is_closed = True
+        self.jobs.close()
+        for section in self.sections:
+            section.close()
+
+    # Buttons
+
+    def add_control(self, *widgets: Any, missing: Callable[[], str] = nothing, waits: bool = False) -> None:
+        """Enable widgets while nothing is missing; their tool tips say what is.
+
+        :param missing: what the user has to do first; empty when nothing.
+        :param waits: whether they are disabled while a job runs.
+        """
+        self._controls += [_Control(widget, widget.toolTip, missing, waits) for widget in widgets]
+
+    def add_job(
+        self,
+        button: Any,
+        bar: Any,
+        work: Callable[..., None],
+        *,
+        unit: str,
+        failure: str,
+        icon: str = "",
+        missing: Callable[[], str] = nothing,
+        ask: Callable[[], Any] | None = None,
+    ) -> None:
+        """Let a button start heavy work, and cancel it while it runs.
+
+        :param bar: shows progress, in steps that ``unit`` names.
+        :param work: called with what takes ([stage,] done, total), and with the answer of ``ask`` if there is one.
+        :param failure: what the message box says when the work fails.
+        :param missing: what the user has to do first; empty when nothing.
+        :param ask: asks the user before the work; None as its answer leaves it undone.
+        """
+        if icon:
+            self.set_icon(button, icon)
+
+        def press() -> None:
+            if self.jobs.press(button):
+                return
+            with slicer.util.tryWithErrorDisplay(failure):
+                answers = ()
+                if ask:
+                    answer = None
+                    with self.jobs.showing_error():
+                        answer = ask()
+                    if answer is None:
+                        return
+                    answers = (answer,)
+                with self.jobs.running(button, bar, unit) as progress:
+                    work(progress, *answers)
+
+        button.connect("clicked()", press)
+        self.add_control(button, missing=missing, waits=True)
+
+    @contextmanager
+    def trying(self, failure: str) -> Iterator[None]:
+        """Do something quick; what goes wrong is shown in a message box and stays in the panel."""
+        with slicer.util.tryWithErrorDisplay(failure), self.jobs.showing_error():
+            yield
+
+    # What may be missing
 
     @property
     def is_usable(self) -> bool:
         """Whether the source volume looks like CT in HU."""
         return self.inspection is not None and self.inspection.is_ct
 
-    def changed(self) -> None:
-        """Let the buttons follow what has changed."""
-        if self.on_change and not self.is_closed:
-            self.on_change()
+    def missing_source(self) -> str:
+        """What the user has to do before there is a CT volume; empty when nothing."""
+        if not self.parameters or not self.parameters.sourceVolume:
+            return _("Select a CT volume.")
+        return self.inspection.problem if self.inspection else ""
 
-    def close(self) -> None:
-        """Cancel, and touch no widget any more: they are about to be destroyed."""
-        self.is_closed = True
-        self.jobs.close()
+    def missing_protected(self) -> str:
+        """What the user has to do before there is a CT volume and its protected version; empty when nothing."""
+        missing = self.missing_source()
+        if not missing and self.parameters.protectedVolume in (None, self.parameters.sourceVolume):
+            missing = _("Protect the CT volume, or select its protected version.")
+        return missing
+
+    def missing_target(self) -> str:
+        """What the user has to do before both volumes can be attacked; empty when nothing."""
+        missing = self.missing_protected()
+        return missing if missing or has_target(self.parameters.targetPoint) else _("Place a target.")
+
+    # Widgets, packages and dialogs
 
     def timer(self, milliseconds: int, slot: Callable[[], None]) -> Any:
         """A stopped timer."""
@@ -97,7 +245,7 @@ class Panel:
     @property
     def volume_files(self) -> str:
         """The kinds of volume files, as file dialogs want them."""
-        return VOLUME_FILES.format(_("Volumes"))
+        return _("Volumes") + " (*.nrrd *.nii.gz *.nii *.mha *.mhd)"
 
 
 def select(combo_box: Any, data: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +15,32 @@ from ...scan.windows import LUNG
 from ..inspection import inspect_node
 from ..layout import set_window
 from . import sentences
-from .shared import Panel
+from .shared import Panel, Section
 
 if TYPE_CHECKING:
     from .compare import CompareSection
 
 
-class VolumeSection:
+class VolumeSection(Section):
     """Says at once whether the selected volume looks like CT, and loads samples.
 
     :param compare: shows results, which go when they are of another volume.
     """
 
     def __init__(self, panel: Panel, compare: CompareSection) -> None:
-        self._panel, self._compare = panel, compare
+        super().__init__(panel)
+        self._compare = compare
         self._inspected: tuple[str, int] | None = None
-        panel.ui.sampleChestButton.connect("clicked()", self.load_chest)
-        panel.ui.samplePhantomButton.connect("clicked()", self.load_phantom)
+        ui = panel.ui
+        ui.sampleChestButton.connect("clicked()", self.load_chest)
+        panel.add_control(ui.sourceVolumeSelector, ui.sampleChestButton, waits=True)
+        panel.add_job(
+            ui.samplePhantomButton,
+            ui.protectProgressBar,
+            self.load_phantom,
+            unit="",
+            failure=_("Failed to make the sample."),
+        )
 
     @property
     def key(self) -> tuple[str, int] | None:
@@ -74,17 +83,10 @@ class VolumeSection:
             set_window(nodes, LUNG)
             parameters.sourceVolume = nodes[0]
 
-    def load_phantom(self) -> None:
-        """Make the synthetic thorax; cancel when that is under way."""
-        panel, ui = self._panel, self._panel.ui
-        if panel.jobs.press(ui.samplePhantomButton):
-            return
-        with (
-            slicer.util.tryWithErrorDisplay(_("Failed to make the sample.")),
-            panel.jobs.running(ui.samplePhantomButton, ui.protectProgressBar, "") as progress,
-        ):
-            parameters = panel.parameters
-            parameters.sourceVolume = panel.logic.loadPhantom(progress)
+    def load_phantom(self, progress: Callable[..., None]) -> None:
+        """Make the synthetic thorax."""
+        parameters = self._panel.parameters
+        parameters.sourceVolume = self._panel.logic.loadPhantom(progress)
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""Writing protected volumes: as a derived DICOM series or a file, sealed and signed where keys are given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..errors import MITSGANError, OutputError
+from ..files.atomic import atomic_file, atomic_folder
+from ..files.storage import is_dicom_output, save_volume
+from ..files.volume_files import SUFFIXES, format_of, read_file
+from ..scan.volume import CTVolume
+from ..seal.sealing import save_sealed, seal_file
+from ..signature.manifest import manifest_path
+from ..signature.signing import signed_output
+from ..watermark.pattern import watermark_key
+from .dicom_source import dicom_files_of, with_dicom_source
+from .key_files import Locks
+from .operations import Compute, compute_here, matching_scans
+from .privacy import path_kept_from_log
+from .scan_on_disk import file_behind
+from .volumes import is_simulated_attack, same_scan, source_of, volume_from_node
+
+logger = logging.getLogger(__name__)
+
+
+def exportable_files(
+    protected_node: slicer.vtkMRMLScalarVolumeNode, source_node: slicer.vtkMRMLScalarVolumeNode | None = None
+) -> tuple[Path, ...]:
+    """The original DICOM files that an export takes its headers from.
+
+    :param source_node: where they are, if the protected node does not know its source.
+    :raises OutputError: with the reason, when the volume is not to be exported or did not come from DICOM.
+    """
+    if is_simulated_attack(protected_node):
+        raise OutputError(
+            _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+        )
+    return dicom_files_of(source_of(protected_node) or source_node or protected_node)
+
+
+def export_dicom(
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    folder: str | Path,
+    source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
+    locks: Locks | None = None,
+    *,
+    progress: Callable[..., None] | None = None,
+    compute: Compute = compute_here,
+) -> Path:
+    """Write a protected volume as a derived DICOM series that keeps the headers of its source.
+
+    :param folder: an empty or new folder; in a folder with other files a new one is made.
+    :param source_node: where the headers come from, if the protected node does not know its source.
+    :param locks: seals and signs it.
+    :return: the folder that holds the series.
+    """
+    files, folder = exportable_files(protected_node, source_node), Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        folder = free_folder(folder, "protected")
+    volume = with_dicom_source(volume_from_node(protected_node), files)
+
+    with path_kept_from_log(folder), new_output(folder) as new:
+        compute(lambda report: _save(volume, volume, new, locks or Locks(), report), progress)
+    logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
+    return folder
+
+
+def export_file(
+    protected_node: slicer.vtkMRMLScalarVolumeNode,
+    path: str | Path,
+    source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
+    locks: Locks | None = None,
+    *,
+    progress: Callable[..., None] | None = None,
+    compute: Compute = compute_here,
+) -> None:
+    """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
+
+    The seal restores the file that the source was loaded from, where it is still there; else the source's HU.
+
+    :param source_node: what is sealed, if the protected node does not know its source.
+    :param locks: seals and signs it; seal and manifest lie beside it.
+    :raises OutputError: the suffix is of no such format, or the file is the source's own.
+    """
+    source_node, path, locks = source_of(protected_node) or source_node, Path(path), locks or Locks()
+    if format_of(path) is None:
+        raise OutputError(_("Give the file a name that ends in {suffixes}.").format(suffixes=", ".join(SUFFIXES)))
+    own = file_behind(source_node)
+    if own is not None and path.exists() and path.samefile(own):
+        raise OutputError(_("The file of the CT volume itself is never replaced; choose another name."))
+    source, protected = matching_scans(source_node, protected_node)
+
+    with path_kept_from_log(path), new_output(path, overwrite=True) as new:
+        compute(lambda report: _save(protected, source, new, locks, report, own), progress)
+    # Those of a file that was replaced are not of this one.
+    for beside, lock in ((seal_file(path), locks.key), (manifest_path(path), locks.signers)):
+        if lock is None:
+            beside.unlink(missing_ok=True)
+    logger.info("MITSGAN exported %s as a file", protected_node.GetID())
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """A folder in ``parent`` that does not exist: ``name-1`` or the next number that is free."""
+    return next(path for number in range(1, 10000) if not (path := parent / f"{name}-{number}").exists())
+
+
+def new_output(path: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """A path for work in the background to write to; the result appears at ``path`` when the block ends well.
+
+    So it is the thread of the application that lets it appear, and whoever cancels before that finds nothing.
+    """
+    return (atomic_folder if is_dicom_output(path) else atomic_file)(path, overwrite=overwrite)
+
+
+def _save(
+    volume: CTVolume,
+    original: CTVolume,
+    path: Path,
+    locks: Locks,
+    report: Callable[..., None] | None,
+    own: Path | None = None,
+) -> None:
+    """Save a protected volume as DICOM or a file, sealed and signed as ``locks`` say.
+
+    :param original: what the seal restores; for DICOM, its files.
+    :param own: the file that ``original`` may have been loaded from: if it shows the same, the seal restores it.
+    """
+    original = _as_in_file(original, own) if locks.key else original
+
+    def while_writing(done: int, total: int) -> None:
+        if report:
+            # How long sealing and signing take is not known beforehand.
+            report(*((done, total) if done < total or not locks else (0, 0)))
+
+    with signed_output(path, locks.signers) if locks.signers else nullcontext(path) as unsigned:
+        if locks.key is None:
+            save_volume(volume, unsigned, progress=while_writing)
+        else:
+            # Mostly the same key file made the watermark; with another's the seal is as exact, but longer.
+            mark = None if locks.key.is_passphrase else watermark_key(locks.key)
+            save_sealed(volume, original, unsigned, locks.key, watermark=mark, progress=while_writing)
+
+
+def _as_in_file(original: CTVolume, own: Path | None) -> CTVolume:
+    """The original as its file has it, with the type of its values and its header; or as it is."""
+    if own is None:
+        return original
+    try:
+        loaded = read_file(own)
+    except MITSGANError:
+        return original
+    return loaded if same_scan(loaded, original) else original

@@ -1,0 +1,127 @@
+"""Key files and signing keys: make them, name them, open them for one job.
+
+Nothing here keeps a key, names its file in an error, or puts it into the scene.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicer.i18n import tr as _
+
+from ..errors import InputError, OutputError
+from ..keys.key_files import Key, generate_key, passphrase_key, read_key_file, write_key_file
+from ..keys.signing_keys import (
+    fingerprint,
+    load_public_key,
+    load_signing_key,
+    new_signing_key,
+    raw_public_key,
+    save_signing_key,
+)
+from ..keys.signing_keys import read_key_bytes as read_pem
+from ..signature.signing import Signers
+from .privacy import paths_kept_from_log
+
+
+@dataclass(frozen=True)
+class Locks:
+    """What an export does besides writing: seal with ``key``, sign with ``signers``; either may be None."""
+
+    key: Key | None = None
+    signers: Signers | None = None
+
+    def __bool__(self) -> bool:
+        return self.key is not None or self.signers is not None
+
+
+def make_key_file(path: Path) -> str:
+    """Write a new key file, readable by its owner only, and give the identity of its key.
+
+    :raises OutputError: the file exists, or cannot be written.
+    """
+    with _key_path_kept(path):
+        _refuse_existing(path)
+        key = generate_key()
+        write_key_file(key, path)
+        return key.id
+
+
+def make_signing_key_file(path: Path) -> tuple[str, Path]:
+    """Write a new pair of keys for signatures; the fingerprint and the path of the public key, which lies beside.
+
+    :raises OutputError: a file of either name exists, or cannot be written.
+    """
+    with _key_path_kept(path):
+        _refuse_existing(path)
+        key = new_signing_key()
+        return fingerprint(raw_public_key(key.public_key())), save_signing_key(key, path)
+
+
+def key_identity(path: Path) -> str:
+    """The identity of the key in a file, which is no secret.
+
+    :raises InputError: it is no key file.
+    """
+    with _key_path_kept(path):
+        return read_key_file(path).id
+
+
+def signing_key_identity(path: Path) -> str | None:
+    """The fingerprint of a signing key; None while a passphrase locks it.
+
+    :raises InputError: it is no Ed25519 private key.
+    """
+    with _key_path_kept(path):
+        if b"ENCRYPTED" in read_pem(path):
+            return None
+        return fingerprint(raw_public_key(load_signing_key(path).public_key()))
+
+
+def public_key_identity(path: Path) -> str:
+    """The fingerprint of a public key.
+
+    :raises InputError: it is no Ed25519 public key.
+    """
+    with _key_path_kept(path):
+        return fingerprint(raw_public_key(load_public_key(path)))
+
+
+def open_locks(key_path: Path | None, signing_path: Path | None, passphrase: str) -> Locks:
+    """The keys in files.
+
+    :param passphrase: of the signing key, where one locks it; empty for none.
+    :raises InputError: a file is no such key, or its passphrase is missing or wrong.
+    """
+    key = signers = None
+    if key_path is not None:
+        with _key_path_kept(key_path):
+            key = read_key_file(key_path)
+    if signing_path is not None:
+        with _key_path_kept(signing_path):
+            if not passphrase and signing_key_identity(signing_path) is None:
+                raise InputError(_("The signing key is locked; type its passphrase."))
+            unlock = passphrase_key(passphrase).secret if passphrase else None
+            signers = Signers(load_signing_key(signing_path, unlock))
+    return Locks(key, signers)
+
+
+def open_key(key_path: Path | None, passphrase: str) -> Key:
+    """The key to restore with: that of a file, or else of a passphrase.
+
+    :raises InputError: the file is no key file, or there is neither.
+    """
+    if key_path is None:
+        return passphrase_key(passphrase)
+    return open_locks(key_path, None, "").key
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise OutputError(_("There is a file of this name. A key file is never replaced; choose another name."))
+
+
+def _key_path_kept(path: Path) -> AbstractContextManager[None]:
+    return paths_kept_from_log({path: _("the key file")})
