@@ -1,25 +1,16 @@
-"""The command ``mitsgan protect`` as a script.
-
-In Slicer: ``Slicer --no-splash --no-main-window --python-script MITSGANTraining/protect.py ...``; in plain Python:
-``python MITSGANTraining/protect.py ...``. Both end with the command's exit code.
-"""
+"""Protect a scan or a whole collection: short for ``run_mitsgan.py protect``, which says how to run it in Slicer."""
 
 import sys
 from pathlib import Path
 
 
-class protect:  # noqa: N801 - Slicer looks for a class of the file's name
-    """Keeps this script out of Slicer's module list: Slicer takes every Python file beside a module for a module."""
-
+class protect:  # noqa: N801 - Slicer looks for a class of the file's name, and lists no hidden one
     def __init__(self, parent):
-        parent.title = "MITSGAN command: protect"
-        parent.hidden = True
+        parent.title, parent.hidden = "MITSGAN command: protect", True
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).resolve().parent
-    # In a checkout the library lies in the module folder beside this one; installed, all lie in one folder.
-    sys.path[:0] = [str(folder), str(folder.parent / "MITSGAN")]
-    from MITSGANTrainingLib.commandline import main
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from run_mitsgan import run
 
-    sys.exit(main(["protect", *sys.argv[1:]]))
+    run("protect")
