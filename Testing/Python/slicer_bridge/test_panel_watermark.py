@@ -201,7 +201,7 @@ class TestProtect:
         ui.protectButton.click()
         place_target(keyed, LUNG)
         assert not ui.reportButton.enabled
-        assert "a watermark does nothing" in ui.reportButton.toolTip
+        assert "A watermark does nothing" in ui.reportButton.toolTip
         ui.forgetKeyButton.click()
         dialogs.answers = [folder / "out.nrrd"]
         ui.exportFileButton.click()
