@@ -223,7 +223,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
                 "check finds / alarms",
                 "goal",
             ],
-            [*_effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])],
+            [*effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])],
             numbers=False,
         ),
         table(["speed", "goal", *scans], list(_speed_rows(results)), numbers=False),
@@ -252,7 +252,8 @@ def _fidelity_cell(figure: Mapping[str, Any]) -> str:
     return f"**{text}, missed**" if figure["passed"] is False else text
 
 
-def _effect_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def effect_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The rows of :func:`effect_rows` as the cells of a table, each against its goal."""
     for row in rows:
         yield [
             f"{row['action']}, `{row['attacker']}`{' (held out)' if row['kind'] == 'held out' else ''}",

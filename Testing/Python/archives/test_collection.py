@@ -32,7 +32,6 @@ from MITSGANTrainingLib.archives.collection import (
     Change,
     CollectionConfig,
     Report,
-    _load,
     load_settings,
     measure_change,
     protect_collection,
@@ -420,16 +419,19 @@ class TestResume:
         return tree
 
     @pytest.fixture
-    def worked_on(self, monkeypatch) -> list[str]:
+    def worked_on(self, tmp_path, monkeypatch) -> list[str]:
         """Sources of the scans that are protected."""
         sources = []
-        original = _load
 
-        def load(tree: Path, one: inventory.StockedScan) -> CTVolume:
-            sources.append(one.source)
-            return original(tree, one)
+        def noted(read):
+            def load(given: object, **options: str) -> CTVolume:
+                sources.append(Path(options.get("source", given)).relative_to(tmp_path / "tree").as_posix())
+                return read(given, **options)
 
-        monkeypatch.setattr(collection, "_load", load)
+            return load
+
+        for name in ("load_volume", "read_series"):
+            monkeypatch.setattr(collection, name, noted(getattr(collection, name)))
         return sources
 
     @pytest.mark.usefixtures("tree")

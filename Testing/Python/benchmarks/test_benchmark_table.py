@@ -64,15 +64,15 @@ def test_a_goal_that_is_missed_says_so_and_held_out_attackers_have_their_own(tab
     # 2 of 4 succeed unprotected, 1 of 4 past all: more than a tenth, no more than half.
     targets = [place(True, True, False), place(True, True, True), *[place(False, False, True)] * 2]
     trained, held_out = (
-        "".join(next(table._effect_lines(table.effect_rows([measurement(targets)], out))))
+        "".join(next(table.effect_lines(table.effect_rows([measurement(targets)], out))))
         for out in ((), ["ctgan-small"])
     )
     assert "at most 5.0 %: **missed**" in trained
     assert "at most 25.0 %: kept" in held_out
     assert "(held out)" in held_out
-    nothing = table._effect_lines(table.effect_rows([measurement([place(False, False, True)] * 2)]))
+    nothing = table.effect_lines(table.effect_rows([measurement([place(False, False, True)] * 2)]))
     assert next(nothing)[-1] == "nothing succeeded"
-    impossible = table._effect_lines(table.effect_rows([measurement([place(True, True, True, possible=False)])]))
+    impossible = table.effect_lines(table.effect_rows([measurement([place(True, True, True, possible=False)])]))
     assert next(impossible)[-1] == "no place counts"
 
 

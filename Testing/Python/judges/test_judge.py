@@ -111,7 +111,12 @@ class TestNetworks:
     def test_how_noisy_a_scan_is_does_not_move_the_detail(self):
         network = untrained("SquaresNetwork")
         noise = torch.from_numpy(np.random.default_rng(2).normal(0, 10, (1, *SQUARES.shape)).astype(np.float32))
-        assert torch.allclose(network._detail(noise), network._detail(3 * noise), atol=1e-4)
+        seen = []
+        network.features.register_forward_pre_hook(lambda _module, given: seen.append(given[0][:, 1]))
+        for scale in (1, 3):
+            network(scale * noise)
+        assert torch.allclose(*seen, atol=1e-4)
+        assert seen[0].std() > 0.1
 
 
 class TestLoading:

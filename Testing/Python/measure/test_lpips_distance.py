@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from MITSGANLib.errors import ModelError
-from MITSGANLib.measure import lpips_distance
 from MITSGANLib.measure.lpips_distance import WEIGHTS_FILE, WEIGHTS_VARIABLE, Lpips, LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import compare
 
@@ -14,7 +13,7 @@ from MITSGANLib.measure.metrics import compare
 @pytest.fixture(scope="module")
 def squeezenet():
     """Torchvision's SqueezeNet 1.1 with random weights."""
-    lpips_distance._import_torchvision()
+    load_lpips()  # makes torchvision importable beside any build of torch
     from torchvision.models import squeezenet1_1
 
     with torch.random.fork_rng(devices=[]):
@@ -32,7 +31,7 @@ def weights(squeezenet, tmp_path):
 @pytest.fixture(autouse=True)
 def no_weights_of_the_machine(monkeypatch, tmp_path):
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def refuse(*_arguments, **_options):
         raise AssertionError("a download was attempted")
@@ -53,8 +52,8 @@ def reference_distance(squeezenet, first, second):
     network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     for number in range(1, 8):
         part = getattr(network.net, f"slice{number}")
-        for name in list(part._modules):
-            part._modules[name] = squeezenet.features[int(name)]
+        for name, _layer in list(part.named_children()):
+            setattr(part, name, squeezenet.features[int(name)])
     tensors = [torch.tensor(picture, dtype=torch.float32)[None, None].repeat(1, 3, 1, 1) for picture in (first, second)]
     with torch.no_grad():
         return float(network(*tensors))
@@ -187,7 +186,7 @@ def test_operators_are_declared_only_where_missing():
     script = """
 import sys
 import torch
-from MITSGANLib import perceptual
+from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 try:
     import torchvision
     loads = True
@@ -197,9 +196,9 @@ except RuntimeError:
         del sys.modules[name]
     mine = torch.library.Library("torchvision", "FRAGMENT")
     mine.define("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-torchvision, library = perceptual._import_torchvision()
+assert isinstance(load_lpips(), LpipsUnavailable)
+import torchvision
 assert torchvision.models.squeezenet1_1
-assert (library is None) == loads
 if not loads:
     assert "boxes" in str(torch.ops.torchvision.nms.default._schema)
     assert torch.ops.torchvision.qnms

@@ -325,23 +325,23 @@ class TestPrepare:
 
     @pytest.mark.slow
     def test_a_stopped_call_is_continued(self, scans, table, tmp_path, monkeypatch, capsys):
-        out, whole = tmp_path / "out", preparation_run._write_scan
+        out, whole = tmp_path / "out", np.save
         begun = []
 
-        def stop_in_the_second(folder, *arguments):
-            begun.append(folder)
+        def stop_in_the_second(path, voxels):
+            begun.append(path)
             if len(begun) == 2:
-                (folder / "scan.npy").write_bytes(b"half")
+                path.write_bytes(b"half")
                 raise KeyboardInterrupt
-            whole(folder, *arguments)
+            whole(path, voxels)
 
-        monkeypatch.setattr(preparation_run, "_write_scan", stop_in_the_second)
+        monkeypatch.setattr(np, "save", stop_in_the_second)
         assert prepare(scans, out, table) == CancelledError.exit_code
         assert not (out / "dataset.json").exists()
         assert len(list((out / "scans").iterdir())) == 1, "one finished, none half written"
         with pytest.raises(InputError, match="mitsgan prepare"):
             Dataset.open(out)
-        monkeypatch.setattr(preparation_run, "_write_scan", whole)
+        monkeypatch.setattr(np, "save", whole)
         capsys.readouterr()
         assert prepare(scans, out, table) == 0
         assert "2 scans cut, 1 as they were" in capsys.readouterr().out
@@ -414,14 +414,14 @@ class TestPrepare:
     def test_a_full_disk_stops_at_once_and_leaves_no_half_scan(self, scans, table, tmp_path, monkeypatch, capsys):
         calls = []
 
-        def full(folder, *_arguments):
-            calls.append(folder)
-            (folder / "scan.npy").write_bytes(b"half")
+        def full(path, _voxels):
+            calls.append(path)
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(preparation_run, "_write_scan", full)
+        monkeypatch.setattr(np, "save", full)
         assert prepare(scans, tmp_path / "out", table) == OutputError.exit_code
-        assert "No space left" in capsys.readouterr().err
+        assert "no space is left on the disk" in capsys.readouterr().err
         assert len(calls) == 1
         assert not list(tmp_path.rglob("scan.npy"))
 

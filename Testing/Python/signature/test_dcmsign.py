@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import dicom_factory
@@ -267,15 +269,20 @@ class TestOurs:
     def test_ripemd160_with_rsa(self, tmp_path, keys, monkeypatch):
         """The package cryptography has no such signatures, so this one is made by hand (RFC 8017 8.2.1 and 9.2)."""
 
-        def sign_by_hand(signer: DicomSigner, mac: bytes) -> bytes:
+        signer = load_dicom_signer(*keys["rsa"])
+
+        def sign_by_hand(mac: bytes, *_scheme: object) -> bytes:
             numbers, info = signer.private_key.private_numbers(), "3021300906052b2403020105000414"
             padded = b"\x00\x01" + b"\xff" * (256 - 3 - 15 - 20) + b"\x00" + bytes.fromhex(info) + mac
             number = pow(int.from_bytes(padded, "big"), numbers.d, numbers.public_numbers.n)
             return number.to_bytes(256, "big")
 
-        monkeypatch.setattr(digital_signature, "_sign", sign_by_hand)
         monkeypatch.setitem(digital_signature.MAC_ALGORITHMS, "SHA256", "ripemd160")
-        dataset = pydicom.dcmread(sign(write(tmp_path, ExplicitVRLittleEndian), keys["rsa"]))
+        file = write(tmp_path, ExplicitVRLittleEndian)
+        dataset = pydicom.dcmread(file)
+        sign_dataset(dataset, dataclasses.replace(signer, private_key=SimpleNamespace(sign=sign_by_hand)), NOW)
+        dataset.save_as(file)
+        dataset = pydicom.dcmread(file)
         monkeypatch.undo()
         # The name of the digest is not signed.
         dataset.MACParametersSequence[0].MACAlgorithm = "RIPEMD160"
