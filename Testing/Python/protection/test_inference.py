@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -263,9 +261,3 @@ def test_a_tile_knows_its_wanted_part():
     assert tile.inner == (slice(8, 18), slice(8, 28))
     picture = np.arange(60 * 60).reshape(60, 60)
     assert np.array_equal(picture[tile.wide][tile.inner], picture[tile.rows, tile.columns])
-
-
-def test_slabs_of_a_scan_are_whole_and_in_order():
-    parts = [inference._slabs(slices, size) for slices, size in itertools.product((1, 7, 8), (1, 3, 8))]
-    for slices, slabs in zip([1, 1, 1, 7, 7, 7, 8, 8, 8], parts, strict=True):
-        assert [k for slab in slabs for k in range(slab.start, slab.stop)] == list(range(slices))
