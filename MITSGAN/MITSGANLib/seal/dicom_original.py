@@ -23,10 +23,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..files.dicom.derive import keep_lossy_history
+from ..files.dicom.encoded import EncodedFile
 from ..files.dicom.frames import Frame, frames_of
-from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_header
+from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_encoded, read_header
 from ..files.dicom.pixels import decode_stored, to_int16_hu
-from ..files.dicom.write import set_pixels
+from ..files.dicom.write import new_meta, pixel_changes
 from ..scan.volume import VolumeWarning
 from .change import decode_change, encode_change
 from .known_signs import as_record, from_record, signs_of_slices
@@ -98,13 +99,13 @@ def describe_series(
     digest = hashlib.sha256()
     around, facts, stored, unused = [], [], [], []
     for path in originals:
-        data, dataset = _as_restored(path)
-        start, end, is_little_endian = _pixel_span(data, dataset, path)
+        file = _as_restored(path)
+        data = file.data
+        start, end, is_little_endian = _pixel_span(data, file.dataset, path)
         digest.update(data)
         around += [data[:start], data[end:]]
-        file = StoredFile.of(Header(path, dataset), dataset)
-        stored.append(file.stored)
-        differing = _words(data[start:end], is_little_endian) ^ file.stored.view(np.uint16).ravel()
+        stored.append(StoredFile.of(Header(path, file.dataset), file.dataset).stored)
+        differing = _words(data[start:end], is_little_endian) ^ stored[-1].view(np.uint16).ravel()
         unused.append(bz2.compress(differing.astype("<u2").tobytes()) if differing.any() else b"")
         fact = {"before": start, "after": len(data) - end, "unused": len(unused[-1]), "little_endian": is_little_endian}
         facts.append(fact)
@@ -152,25 +153,23 @@ def correction_warnings(protected: Path, restored: bytes) -> tuple[VolumeWarning
     return (VolumeWarning("headers-changed", text),)
 
 
-def _as_restored(path: Path) -> tuple[bytes, Dataset]:
-    """A file's bytes as they will be restored, and the data set in them: uncompressed."""
+def _as_restored(path: Path) -> EncodedFile:
+    """A file as it will be restored: itself, or the same uncompressed."""
+    from pydicom import Dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    dataset = read_dataset(path)
-    syntax = dataset.file_meta.TransferSyntaxUID
+    file = read_encoded(path)
+    syntax = file.dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated and syntax != DeflatedExplicitVRLittleEndian:
-        data = path.read_bytes()
-        return data, read_dataset(BytesIO(data))
+        return file
     buffer = BytesIO()
     with quiet_pydicom():
-        words = decode_stored(dataset, path, unused_bits=True)
-        keep_lossy_history(dataset)
-        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-            dataset.pop(keyword, None)
-        set_pixels(dataset, words)
-        dataset.preamble = bytes(128)
-        dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue(), read_dataset(BytesIO(buffer.getvalue()))
+        lossy = Dataset()
+        keep_lossy_history(file.dataset, lossy)
+        changes = pixel_changes(file, decode_stored(file.dataset, path, unused_bits=True))
+        changes |= {element.tag: element for element in lossy}
+        file.write(buffer, changes, new_meta(file, file.dataset.SOPInstanceUID))
+        return EncodedFile.parse(buffer.getvalue())
 
 
 def _pixel_span(data: bytes, dataset: Dataset, path: Path) -> tuple[int, int, bool]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError
 from ..files import volume_files
 from ..files.atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
-from ..files.dicom.headers import quiet_pydicom, read_dataset
-from ..files.dicom.private_block import cut_shares, get_entry, join_shares, set_entry
+from ..files.dicom.headers import quiet_pydicom, read_dataset, read_encoded
+from ..files.dicom.private_block import cut_shares, entry_changes, get_entry, join_shares
 from ..files.dicom.series import choose_series, scan_dicom
 from ..files.dicom.write import refuse_foreign_files, write_series
 from ..files.storage import check_output, is_dicom_output
@@ -181,10 +181,11 @@ def _seal_series(
     dicom_original.restored_files(payload, protected)
     container = close_container(payload, dicom_original.identity(protected), key, cost=cost)
     for path, share in zip(written, cut_shares(container, len(written)), strict=True):
-        dataset = read_dataset(path)
+        file = read_encoded(path)
         with quiet_pydicom():
-            set_entry(dataset, ENTRY, share)
-            dataset.save_as(path, enforce_file_format=True)
+            changes = entry_changes(file.dataset, ENTRY, share)
+            with path.open("wb") as stream:
+                file.write(stream, changes)
 
 
 def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite: bool) -> Restored:

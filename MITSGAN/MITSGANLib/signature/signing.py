@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..files.atomic import atomic_file, atomic_folder
-from ..files.dicom.headers import quiet_pydicom, read_dataset
-from ..files.dicom.private_block import set_entry
+from ..files.dicom.headers import quiet_pydicom, read_encoded
+from ..files.dicom.private_block import entry_changes
 from ..files.dicom.write import check_series_output
 from ..files.storage import is_dicom_output
 from .contents import ENTRY, ScanContents, read_contents
-from .dicom.digital_signature import DicomSigner, sign_dataset
+from .dicom.digital_signature import SIGNATURE_KEYWORDS, DicomSigner, sign_dataset
 from .digests import SALT_BYTES
 from .manifest import SignedManifest, manifest_path, sign_volume
 
@@ -133,17 +133,19 @@ def _write_images(
     scan: ScanContents, signed: SignedManifest, signer: DicomSigner | None, target: Callable[[Path], Path]
 ) -> None:
     """Write the DICOM files of a scan with their shares of the manifest; ``target`` gives the place of each."""
+    from pydicom.tag import Tag
+
     slices: dict[Path, list[int]] = {}
     for k, image in enumerate(scan.images):
         slices.setdefault(image.path, []).append(k)
     time = datetime.datetime.fromisoformat(signed.manifest.created)
     for path, share in zip(slices, signed.shares(list(slices.values())), strict=True):
-        dataset = read_dataset(path)
+        file = read_encoded(path)
         with quiet_pydicom():
-            set_entry(dataset, ENTRY, share)
+            changes = entry_changes(file.dataset, ENTRY, share)
             if signer:
-                sign_dataset(dataset, signer, time)
-            if not dataset.preamble:
-                dataset.preamble = bytes(128)
+                sign_dataset(file.dataset, signer, time)
+                changes |= {Tag(keyword): file.dataset[keyword] for keyword in SIGNATURE_KEYWORDS}
             target(path).parent.mkdir(parents=True, exist_ok=True)
-            dataset.save_as(target(path), enforce_file_format=True)
+            with target(path).open("wb") as stream:
+                file.write(stream, changes)

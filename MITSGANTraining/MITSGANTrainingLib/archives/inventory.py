@@ -274,7 +274,7 @@ class _Stock:
             else:
                 self.others.append(_other(list(facts.values()), series.problem))
             return
-        is_protected = any(_is_by_mitsgan(header) for header in series.images)
+        is_protected = any(MANUFACTURER in header.contributors for header in series.images)
         if is_protected != self.protected:
             self.others.append(_other(list(facts.values()), PROTECTED if is_protected else NOT_PROTECTED))
             return
@@ -337,11 +337,6 @@ def _claims_hu(header: Header) -> bool:
     """Whether a CT image that cannot be used would be one in HU: no color screen capture, no map of another unit."""
     is_gray = header.text("PhotometricInterpretation").startswith("MONOCHROME")
     return is_gray and header.text("RescaleType") in HU_RESCALE_TYPES
-
-
-def _is_by_mitsgan(header: Header) -> bool:
-    equipment = header.dataset.get("ContributingEquipmentSequence") or []
-    return any(item.get("Manufacturer") == MANUFACTURER for item in equipment)
 
 
 def data_files(path: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import InputError
 from ...scan.volume import VolumeWarning
+from .derive import MANUFACTURER
 from .frames import Frame
 from .headers import Header
 from .series import DicomSeries
@@ -51,7 +52,7 @@ def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     if any(header.text("BurnedInAnnotation") == "YES" for header in images):
         text = "The images have burned-in annotation, which may identify the patient."
         yield VolumeWarning("burned-in-annotation", text)
-    if any(_is_by_mitsgan(header) for header in images):
+    if any(MANUFACTURER in header.contributors for header in images):
         text = "The images were written by MITSGAN before; protecting them again adds to the change."
         yield VolumeWarning("already-processed", text)
 
@@ -74,8 +75,3 @@ def _rescale(frames: Sequence[Frame]) -> Iterator[VolumeWarning]:
     if any(not frame.slope.is_integer() or not frame.intercept.is_integer() for frame in frames):
         text = "Rescale Slope or Intercept is no whole number; HU are rounded to whole numbers."
         yield VolumeWarning("rescale-rounded", text)
-
-
-def _is_by_mitsgan(header: Header) -> bool:
-    equipment = header.dataset.get("ContributingEquipmentSequence") or []
-    return any(item.get("Manufacturer") == "MITSGAN" for item in equipment)

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...scan.volume import PROTECTION, ProcessingStep, Provenance
+from .encoded import raw_element, raw_value
 from .headers import ENHANCED_CT
-from .private_block import remove_entries
+from .private_block import block_tags, remove_entries
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from .encoded import Element
 
 MANUFACTURER = "MITSGAN"
 SERIES_NUMBER_OFFSET = 1000
@@ -30,8 +33,7 @@ SOURCE_IMAGE = ("121322", "Source image for image processing operation")
 MODIFYING_EQUIPMENT = ("109103", "Modifying Equipment")
 PIXEL_BY_PIXEL_ADDITION = ("113042", "Pixel by pixel addition")
 
-# Statistics and thumbnails of other pixels, signatures over other bytes, approvals of another instance, offsets into
-# another encoding.
+# Statistics and thumbnails of other pixels, signatures over other bytes, approvals of another instance.
 NO_LONGER_TRUE = [
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
@@ -46,9 +48,6 @@ NO_LONGER_TRUE = [
     "AuthorizationEquipmentCertificationNumber",
     "InstanceCreatorUID",
     "PixelDataProviderURL",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "DataSetTrailingPadding",
 ]
 
 
@@ -93,8 +92,17 @@ class Derivation:
         return " (protected)" if self.is_protection else " (MITSGAN)"
 
 
-def derive_header(dataset: Dataset, derivation: Derivation) -> None:
-    """Turn the header of an original image, single-frame or Enhanced, into that of the image derived from it."""
+def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Element | None]:
+    """What changes in the header of an image, single-frame or Enhanced, for the image derived from it.
+
+    Texts of the original that live on within new ones are taken as bytes, so that they stay what they are even where
+    the character set is not the one that the header names.
+
+    :returns: the new element for each tag, or None where it is to be left out.
+    :raises Exception: an element that the new ones build on is damaged (as pydicom raises it).
+    """
+    from pydicom import Dataset
+    from pydicom.tag import Tag
     from pydicom.uid import generate_uid
 
     source = SourceImage(
@@ -103,29 +111,31 @@ def derive_header(dataset: Dataset, derivation: Derivation) -> None:
         str(dataset.SeriesInstanceUID),
         str(dataset.StudyInstanceUID),
     )
-    keep_lossy_history(dataset)
-    for keyword in NO_LONGER_TRUE:
-        dataset.pop(keyword, None)
-    remove_entries(dataset)  # a seal and a manifest are of the source's pixels
-    dataset.SOPInstanceUID = generate_uid(prefix=None)
-    _describe_series(dataset, derivation)
-    _stamp(dataset, derivation.time)
-    _add_equipment(dataset, derivation)
-    dataset.ImageType = derived_type(dataset)
-    if dataset.SOPClassUID in ENHANCED_CT:
-        _derive_frames(dataset, derivation, source)
-        _add_evidence(dataset, source)
+    new = Dataset()
+    new.SOPInstanceUID = generate_uid(prefix=None)
+    keep_lossy_history(dataset, new)
+    _describe_series(dataset, new, derivation)
+    _stamp(dataset, new, derivation.time)
+    _add_equipment(dataset, new, derivation)
+    _add(new, dataset, "ImageType", "CS", derived_type(raw_value(dataset.get_item("ImageType")), source.sop_class))
+    if source.sop_class in ENHANCED_CT:
+        _derive_frames(dataset, new, derivation, source)
+        _add_evidence(dataset, new, source)
     else:
-        _describe_derivation(dataset, derivation, source.reference())
+        _describe_derivation(dataset, new, derivation, source.reference())
+    private = block_tags(dataset)
+    remove_entries(dataset)  # a seal and a manifest are of the source's pixels
+    removed = [Tag(keyword) for keyword in NO_LONGER_TRUE] + [tag for tag in private if tag not in dataset]
+    return {**dict.fromkeys(removed), **{tag: new.get_item(tag) for tag in new.keys()}}  # noqa: SIM118 - decodes
 
 
-def derived_type(dataset: Dataset) -> list[str]:
-    """Image Type of the derived image: DERIVED\\SECONDARY and the rest kept.
+def derived_type(original: bytes, sop_class: str) -> bytes:
+    """Image Type of the derived image: DERIVED\\SECONDARY and the values from the third on kept.
 
     Enhanced CT knows no SECONDARY (PS3.3 C.8.16.1.2 allows PRIMARY alone), so there only the first value changes.
     """
-    second = "PRIMARY" if dataset.SOPClassUID in ENHANCED_CT else "SECONDARY"
-    return ["DERIVED", second, *list(dataset.get("ImageType") or [])[2:]]
+    second = b"PRIMARY" if sop_class in ENHANCED_CT else b"SECONDARY"
+    return b"\\".join([b"DERIVED", second, *original.split(b"\\")[2:]])
 
 
 def step_text(step: ProcessingStep) -> str:
@@ -135,21 +145,43 @@ def step_text(step: ProcessingStep) -> str:
     return " ".join(text.encode("ascii", "replace").decode().split())
 
 
-def _describe_series(dataset: Dataset, derivation: Derivation) -> None:
-    dataset.SeriesInstanceUID = derivation.series_uid
-    suffix = derivation.series_suffix
-    original = str(dataset.get("SeriesDescription") or "").strip().removesuffix(suffix)
-    dataset.SeriesDescription = f"{original[: LONG_STRING - len(suffix)]}{suffix}".strip()
-    number = int(dataset.get("SeriesNumber") or 0) + SERIES_NUMBER_OFFSET
-    dataset.SeriesNumber = number if number <= INTEGER_STRING_MAX else SERIES_NUMBER_OFFSET
+def _add(new: Dataset, dataset: Dataset, keyword: str, vr: str, value: bytes) -> None:
+    new[keyword] = raw_element(keyword, vr, value, dataset.original_encoding)
 
 
-def _stamp(dataset: Dataset, time: datetime.datetime) -> None:
+def _describe_series(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
+    new.SeriesInstanceUID = derivation.series_uid
+    suffix = derivation.series_suffix.encode()
+    original = raw_value(dataset.get_item("SeriesDescription")).strip().removesuffix(suffix)
+    text = (_shortened(original, dataset, LONG_STRING - len(suffix)) + suffix).strip()
+    _add(new, dataset, "SeriesDescription", "LO", text)
+    try:
+        number = int(dataset.get("SeriesNumber") or 0) + SERIES_NUMBER_OFFSET
+    except (TypeError, ValueError):
+        number = SERIES_NUMBER_OFFSET
+    new.SeriesNumber = number if number <= INTEGER_STRING_MAX else SERIES_NUMBER_OFFSET
+
+
+def _shortened(text: bytes, dataset: Dataset, length: int) -> bytes:
+    """The first ``length`` characters of a text, by the character set if it is in that, else bytes."""
+    from pydicom.charset import decode_bytes, encode_string
+
+    if len(text) <= length:
+        return text
+    encodings = dataset.original_character_set
+    encodings = [encodings] if isinstance(encodings, str) else encodings
+    characters = decode_bytes(text, encodings, set())
+    if encode_string(characters, encodings) != text:
+        return text[:length]
+    return encode_string(characters[:length], encodings)
+
+
+def _stamp(dataset: Dataset, new: Dataset, time: datetime.datetime) -> None:
     """Dates of series, instance and pixel data; those of study and acquisition stay."""
     time = _in_zone_of(dataset, time)
     for name in ("Series", "InstanceCreation", "Content"):
-        setattr(dataset, f"{name}Date", time.strftime("%Y%m%d"))
-        setattr(dataset, f"{name}Time", time.strftime("%H%M%S.%f"))
+        setattr(new, f"{name}Date", time.strftime("%Y%m%d"))
+        setattr(new, f"{name}Time", time.strftime("%H%M%S.%f"))
 
 
 def _in_zone_of(dataset: Dataset, time: datetime.datetime) -> datetime.datetime:
@@ -161,7 +193,7 @@ def _in_zone_of(dataset: Dataset, time: datetime.datetime) -> datetime.datetime:
     return time.astimezone(zone)
 
 
-def _add_equipment(dataset: Dataset, derivation: Derivation) -> None:
+def _add_equipment(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
     """Append one item for each step to Contributing Equipment (PS3.3 C.12.1.1.5)."""
     from pydicom import Dataset
 
@@ -175,7 +207,7 @@ def _add_equipment(dataset: Dataset, derivation: Derivation) -> None:
         item.ContributionDateTime = time.strftime("%Y%m%d%H%M%S.%f%z")
         item.ContributionDescription = text[:SHORT_TEXT]
         items.append(item)
-    dataset.ContributingEquipmentSequence = items
+    new.ContributingEquipmentSequence = items
 
 
 def _contributions(derivation: Derivation) -> Iterator[tuple[str, datetime.datetime]]:
@@ -190,19 +222,23 @@ def _contributions(derivation: Derivation) -> Iterator[tuple[str, datetime.datet
         yield step_text(step), time
 
 
-def _describe_derivation(target: Dataset, derivation: Derivation, reference: Dataset) -> None:
-    """Derivation description, code and source image; ``target`` is a single-frame image or a functional group item."""
-    earlier = str(target.get("DerivationDescription") or "").strip()
-    text = f"{derivation.description} Before: {earlier}" if earlier else derivation.description
-    target.DerivationDescription = text[:SHORT_TEXT]
+def _describe_derivation(dataset: Dataset, target: Dataset, derivation: Derivation, reference: Dataset) -> None:
+    """Derivation description, code and source image into ``target``, a single-frame image or a functional group item.
+
+    :param dataset: the same of the original; an item has none.
+    """
+    earlier = raw_value(dataset.get_item("DerivationDescription")).strip()
+    text = derivation.description.encode() + (b" Before: " if earlier else b"")
+    text += _shortened(earlier, dataset, max(0, SHORT_TEXT - len(text)))
+    _add(target, dataset, "DerivationDescription", "ST", text[:SHORT_TEXT])
     if derivation.steps:
-        target.DerivationCodeSequence = [*(target.get("DerivationCodeSequence") or []), _code(PIXEL_BY_PIXEL_ADDITION)]
+        target.DerivationCodeSequence = [*(dataset.get("DerivationCodeSequence") or []), _code(PIXEL_BY_PIXEL_ADDITION)]
     reference.SpatialLocationsPreserved = "YES"
     reference.PurposeOfReferenceCodeSequence = [_code(SOURCE_IMAGE)]
     target.SourceImageSequence = [reference]
 
 
-def _derive_frames(dataset: Dataset, derivation: Derivation, source: SourceImage) -> None:
+def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation, source: SourceImage) -> None:
     """Enhanced CT: frame types, and a Derivation Image functional group for each frame (PS3.3 C.7.6.16.2.6)."""
     from pydicom import Dataset
 
@@ -210,17 +246,21 @@ def _derive_frames(dataset: Dataset, derivation: Derivation, source: SourceImage
     earlier = list(shared.pop("DerivationImageSequence").value) if "DerivationImageSequence" in shared else []
     groups = dataset.PerFrameFunctionalGroupsSequence
     for group in [shared, *groups]:
-        for frame_type in group.get("CTImageFrameTypeSequence") or []:
-            frame_type.FrameType = ["DERIVED", "PRIMARY", *list(frame_type.get("FrameType") or [])[2:]]
+        for item in group.get("CTImageFrameTypeSequence") or []:
+            _add(item, item, "FrameType", "CS", derived_type(raw_value(item.get_item("FrameType")), source.sop_class))
     for number, group in enumerate(groups, start=1):
         item = Dataset()
         reference = source.reference()
         reference.ReferencedFrameNumber = number
-        _describe_derivation(item, derivation, reference)
+        item.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
+        _describe_derivation(item, item, derivation, reference)
         group.DerivationImageSequence = [*earlier, *(group.get("DerivationImageSequence") or []), item]
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in dataset:
+            new[keyword] = dataset[keyword]
 
 
-def _add_evidence(dataset: Dataset, source: SourceImage) -> None:
+def _add_evidence(dataset: Dataset, new: Dataset, source: SourceImage) -> None:
     """Source Image Evidence, required where a functional group names a source image (PS3.3 C.8.15.2)."""
     from pydicom import Dataset
 
@@ -230,10 +270,10 @@ def _add_evidence(dataset: Dataset, source: SourceImage) -> None:
     study = Dataset()
     study.StudyInstanceUID = source.study
     study.ReferencedSeriesSequence = [series]
-    dataset.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
+    new.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
 
 
-def keep_lossy_history(dataset: Dataset) -> None:
+def keep_lossy_history(dataset: Dataset, new: Dataset) -> None:
     """Once lossy, always lossy (PS3.3 C.7.6.1.1.5), even where the original only shows it by its transfer syntax."""
     from pydicom import uid
 
@@ -245,7 +285,7 @@ def keep_lossy_history(dataset: Dataset) -> None:
         uid.HTJ2K,
     )
     if not dataset.get("LossyImageCompression") and dataset.file_meta.TransferSyntaxUID in may_be_lossy:
-        dataset.LossyImageCompression = "01"
+        new.LossyImageCompression = "01"
 
 
 def _code(code: tuple[str, str]) -> Dataset:

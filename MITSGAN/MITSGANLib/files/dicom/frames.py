@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,13 +152,22 @@ def _frame(
         position=_numbers(position.ImagePositionPatient, 3),
         orientation=_numbers(orientation.ImageOrientationPatient, 6),
         pixel_spacing=pixel_spacing,
-        thickness=float(measures.get("SliceThickness") or 0) or None,
+        thickness=_thickness(measures),
         slope=slope,
         intercept=intercept,
         stored=stored,
         padding=_padding_range(dataset, padding_value, stored),
         padding_value=padding_value,
     )
+
+
+def _thickness(measures: Dataset) -> float | None:
+    """Slice Thickness in mm, or None where it is missing or no length: only a single slice needs it."""
+    try:
+        thickness = float(measures.get("SliceThickness") or 0)
+    except (TypeError, ValueError):
+        return None
+    return thickness if 0 < thickness < math.inf else None
 
 
 def _padding_range(dataset: Dataset, value: int | None, stored: StoredFormat) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DependencyError, InputError
+from .encoded import EncodedFile, native_syntax
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -63,6 +64,16 @@ HEADER_KEYWORDS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+# Of these a scan is as good without.
+DESCRIBING_KEYWORDS = (
+    "SeriesDescription",
+    "SeriesNumber",
+    "InstanceNumber",
+    "ConvolutionKernel",
+    "ContributingEquipmentSequence",
+    "SliceThickness",
+    "GantryDetectorTilt",
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,16 @@ class Header:
     def image_type(self) -> tuple[str, ...]:
         value = self.dataset.get("ImageType") or ()
         return (value,) if isinstance(value, str) else tuple(str(part) for part in value)
+
+    @property
+    def contributors(self) -> tuple[str, ...]:
+        """The manufacturers of Contributing Equipment; of those that cannot be read, none."""
+        with quiet_pydicom():
+            try:
+                items = self.dataset.get("ContributingEquipmentSequence") or []
+                return tuple(str(item.get("Manufacturer") or "") for item in items)
+            except Exception:  # noqa: BLE001 - pydicom decodes items at first use, and meets damage with anything
+                return ()
 
     @property
     def is_localizer(self) -> bool:
@@ -165,7 +186,7 @@ def read_header(path: Path) -> Header | None:
     try:
         dataset = read_dataset(path, stop_before_pixels=True, specific_tags=HEADER_KEYWORDS)
         with quiet_pydicom():
-            list(dataset)  # pydicom decodes an element at its first use; damage should show here
+            _decode(dataset)
     except InputError:
         if has_preamble:
             raise
@@ -173,6 +194,20 @@ def read_header(path: Path) -> Header | None:
     except Exception as error:  # see read_dataset
         raise damaged_file(path) from error
     return Header(path, dataset)
+
+
+def _decode(dataset: Dataset) -> None:
+    """Let pydicom decode all elements now, since it does at first use. What only describes may be damaged, and goes."""
+    from pydicom.tag import Tag
+
+    describing = {Tag(keyword) for keyword in DESCRIBING_KEYWORDS}
+    for tag in list(dataset.keys()):
+        try:
+            dataset[tag]
+        except Exception:
+            if tag not in describing:
+                raise
+            del dataset[tag]
 
 
 def has_dicom_preamble(path: Path) -> bool:
@@ -192,19 +227,42 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def read_dataset(path: Path, **options: object) -> Dataset:
-    """``pydicom.dcmread`` whose failures name the file; ``options`` are passed on.
+    """The data set of a DICOM file; with ``options``, which ``pydicom.dcmread`` takes, a part of it.
 
     :raises InputError: the file is damaged or cannot be opened.
     """
     import pydicom
 
+    if not options:
+        return read_encoded(path).dataset
+    with _failures_named(path), quiet_pydicom():
+        dataset = pydicom.dcmread(path, force=True, **options)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = native_syntax(*dataset.original_encoding)
+        return dataset
+
+
+def read_encoded(path: Path) -> EncodedFile:
+    """A whole DICOM file with its bytes, so that it can be written again with some elements replaced.
+
+    :raises InputError: the file is damaged or cannot be opened.
+    """
+    with _failures_named(path), quiet_pydicom():
+        return EncodedFile.parse(path.read_bytes())
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """
+    :raises InputError: in place of whatever reading raised, naming the file.
+    """
     try:
-        with quiet_pydicom():
-            dataset = pydicom.dcmread(path, force=True, **options)
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                dataset.file_meta.TransferSyntaxUID = _guessed_syntax(*dataset.original_encoding)
-            return dataset
+        yield
+    except MemoryError:
+        raise
     except OSError as error:
+        if error.errno is None:  # pydicom's own, of a damaged sequence
+            raise damaged_file(path) from error
         raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
     except Exception as error:  # pydicom meets damage with many exception types, none of them documented
         raise damaged_file(path) from error
@@ -214,12 +272,3 @@ def damaged_file(path: Path) -> InputError:
     return InputError(
         "is a damaged or incomplete DICOM file", path=path, hint="copy it again from its source or take it away"
     )
-
-
-def _guessed_syntax(is_implicit: bool, is_little_endian: bool) -> str:
-    """The uncompressed transfer syntax that pydicom found in a file without file meta information."""
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if is_implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian

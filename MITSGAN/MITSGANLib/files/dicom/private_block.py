@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import PrivateBlock
 
+    from .encoded import Element
+
 CREATOR = "MITSGAN"
 GROUP = 0x7FE1
 FIRST_ELEMENT = {"seal": 0x00, "manifest": 0x40}
@@ -58,6 +60,14 @@ def set_entry(dataset: Dataset, name: str, data: bytes) -> None:
     block = dataset.private_block(GROUP, CREATOR, create=True)
     for number, start in enumerate(range(0, len(value), PART_BYTES)):
         block.add_new(FIRST_ELEMENT[name] + number, "OB", value[start : start + PART_BYTES])
+
+
+def entry_changes(dataset: Dataset, name: str, data: bytes) -> dict[int, Element | None]:
+    """Put an entry into a data set as :func:`set_entry` does; the elements that changed, None for those that went."""
+    before = {tag: dataset.get_item(tag) for tag in block_tags(dataset)}
+    set_entry(dataset, name, data)
+    after = {tag: dataset.get_item(tag) for tag in block_tags(dataset)}
+    return {tag: after.get(tag) for tag in before | after if after.get(tag) is not before.get(tag)}
 
 
 def get_entry(dataset: Dataset, name: str) -> bytes | None:
@@ -98,6 +108,11 @@ def remove_entries(dataset: Dataset) -> None:
     """Take all entries away, as from an object whose pixels become others."""
     for name in FIRST_ELEMENT:
         remove_entry(dataset, name)
+
+
+def block_tags(dataset: Dataset) -> set[int]:
+    """The tags of the group that holds the block, whoever's they are."""
+    return {tag for tag in dataset.keys() if tag >> 16 == GROUP}  # noqa: SIM118 - iterating decodes elements
 
 
 def cut_shares(data: bytes, count: int) -> list[bytes]:

@@ -14,16 +14,19 @@ import numpy as np
 from ...errors import OutputError
 from ...scan.volume import CTVolume, Provenance, VolumeWarning
 from ..atomic import atomic_folder, refuse_existing_folder
-from .derive import Derivation, derive_header
+from .derive import Derivation, derived_elements
+from .encoded import PIXEL_DATA, EncodedFile, native_syntax
 from .frames import Frame, slices_by_file
 from .geometry import Stack
-from .headers import Header, has_dicom_preamble, quiet_pydicom, read_dataset, read_header, require_pydicom
+from .headers import Header, damaged_file, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
 from .pixels import decode_stored, stored_for_hu, to_int16_hu
 from .read import stack_series
 from .series import DicomSeries, Progress, list_files
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+
+    from .encoded import Element
 
 
 @dataclass
@@ -143,6 +146,7 @@ def _source_header(path: Path) -> Header:
 
 
 def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progress | None) -> tuple[VolumeWarning, ...]:
+    from pydicom.tag import Tag
     from pydicom.uid import generate_uid
 
     derivation = Derivation(generate_uid(prefix=None), datetime.datetime.now(datetime.UTC), volume.provenance.steps)
@@ -153,12 +157,13 @@ def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progre
     for number, (path, slices) in enumerate(files.items(), start=1):
         if progress:
             progress(done, len(stack.frames))
-        dataset = read_dataset(path)
+        file = read_encoded(path)
         with quiet_pydicom():
-            words = _new_words(dataset, volume, stack, slices, differences)
-            derive_header(dataset, derivation)
-            set_pixels(dataset, words)
-            _save(dataset, folder / f"IM{number:0{digits}d}.dcm")
+            words = _new_words(file, volume, stack, slices, differences)
+            changes = {**_header_changes(file, path, derivation), **pixel_changes(file, words)}
+            meta = new_meta(file, changes[Tag("SOPInstanceUID")].value)
+            with (folder / f"IM{number:0{digits}d}.dcm").open("wb") as stream:
+                file.write(stream, changes, meta)
         done += len(slices)
     if progress:
         progress(done, len(stack.frames))
@@ -166,11 +171,11 @@ def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progre
 
 
 def _new_words(
-    dataset: Dataset, volume: CTVolume, stack: Stack, slices: Sequence[int], differences: Differences
+    file: EncodedFile, volume: CTVolume, stack: Stack, slices: Sequence[int], differences: Differences
 ) -> np.ndarray:
     """Pixel words (frames, rows, columns) of one file for the volume's ``slices``; counts what could not be shown."""
     frames = [stack.frames[k] for k in slices]
-    original = decode_stored(dataset, frames[0].path, unused_bits=frames[0].needs_unused_bits)
+    original = decode_stored(file.dataset, frames[0].path, unused_bits=frames[0].needs_unused_bits)
     stored = original.copy()
     for k, frame in zip(slices, frames, strict=True):
         stored[frame.index] = stored_for_hu(volume.hu[k], original[frame.index], frame)
@@ -178,47 +183,48 @@ def _new_words(
         is_padding = frame.is_padding(original[frame.index])
         differences.padding_kept += np.count_nonzero(missed & is_padding)
         differences.quantized += np.count_nonzero(missed & ~is_padding)
-    return _with_overlay(dataset, stored, frames[0])
+    return _with_overlay(file, stored, frames[0])
 
 
-def _with_overlay(dataset: Dataset, stored: np.ndarray, frame: Frame) -> np.ndarray:
+def _with_overlay(file: EncodedFile, stored: np.ndarray, frame: Frame) -> np.ndarray:
     """Put back overlay planes that old scanners packed into the unused high bits of pixel words (retired in 2004)."""
-    overlays = (
-        element.value
-        for element in dataset
-        if element.tag.element == 0x0102 and element.tag.group in range(0x6000, 0x6020)
-    )
-    if frame.stored.bits == 16 or not any(overlays):
+    has_overlays = any(tag & 0xFFFF == 0x0102 and tag >> 16 in range(0x6000, 0x6020) for tag, _, _ in file.spans)
+    if frame.stored.bits == 16 or not has_overlays:
         return stored
     used = np.uint16((1 << frame.stored.bits) - 1)
-    words = decode_stored(dataset, frame.path, unused_bits=True).view(np.uint16)
+    words = decode_stored(file.dataset, frame.path, unused_bits=True).view(np.uint16)
     return words & ~used | stored.view(np.uint16) & used
 
 
-def set_pixels(dataset: Dataset, words: np.ndarray) -> None:
-    """Uncompressed 16-bit words in the byte order of the transfer syntax, which changes only if it was compressed."""
+def _header_changes(file: EncodedFile, path: Path, derivation: Derivation) -> dict[int, Element | None]:
+    try:
+        return derived_elements(file.dataset, derivation)
+    except Exception as error:  # see read_dataset
+        raise damaged_file(path) from error
+
+
+def pixel_changes(file: EncodedFile, words: np.ndarray) -> dict[int, Element | None]:
+    """Uncompressed 16-bit words in the byte order of the file, in place of its pixels and what finds them when packed.
+
+    :param words: (frames, rows, columns), int16 or uint16.
+    """
     from pydicom import DataElement
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+    from pydicom.tag import Tag
 
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated or syntax == DeflatedExplicitVRLittleEndian:
-        syntax = ExplicitVRLittleEndian
-    dataset.file_meta = _file_meta(dataset, syntax)
-    words = words.astype(words.dtype.newbyteorder("<" if syntax.is_little_endian else ">"))
-    dataset["PixelData"] = DataElement("PixelData", "OW", words.tobytes())
+    words = words.astype(words.dtype.newbyteorder("<" if file.dataset.original_encoding[1] else ">"), copy=False)
+    packed = dict.fromkeys(Tag(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+    return {**packed, PIXEL_DATA: DataElement(PIXEL_DATA, "OW", words.tobytes())}
 
 
-def _file_meta(dataset: Dataset, syntax: str) -> Dataset:
-    """New file meta information: the writer is MITSGAN by pydicom, not the scanner (PS3.10 7.1)."""
+def new_meta(file: EncodedFile, instance_uid: str) -> FileMetaDataset:
+    """New file meta information: the writer is MITSGAN by pydicom, not the scanner (PS3.10 7.1), with pixels unpacked.
+
+    The transfer syntax stays where it is uncompressed.
+    """
     from pydicom.dataset import FileMetaDataset
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = file.dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = instance_uid
+    meta.TransferSyntaxUID = native_syntax(*file.dataset.original_encoding)
     return meta
-
-
-def _save(dataset: Dataset, path: Path) -> None:
-    dataset.preamble = bytes(128)
-    dataset.save_as(path, enforce_file_format=True)

@@ -75,6 +75,9 @@ SIGNED_KEYWORDS = tuple(
 # Overlay planes (PS3.3 C.9.2) repeat in the even groups from 6000 to 601E.
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 
+# What a signature adds to an image.
+SIGNATURE_KEYWORDS = ("MACParametersSequence", "DigitalSignaturesSequence")
+
 _NOT_IN_MAC = ("CertificateOfSigner", "Signature", "CertifiedTimestampType", "CertifiedTimestamp")
 
 
@@ -252,11 +255,7 @@ def _new_items(dataset: Dataset, time: datetime.datetime) -> tuple[Dataset, Data
     from pydicom import Dataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    used = {
-        int(item.MACIDNumber)
-        for name in ("MACParametersSequence", "DigitalSignaturesSequence")
-        for item in dataset.get(name) or []
-    }
+    used = {int(item.MACIDNumber) for name in SIGNATURE_KEYWORDS for item in dataset.get(name) or []}
     number = next(number for number in range(1 << 16) if number not in used)
     syntax = dataset.file_meta.TransferSyntaxUID
     parameters, item = Dataset(), Dataset()
