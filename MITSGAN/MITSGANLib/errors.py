@@ -55,6 +55,10 @@ class InputError(MITSGANError):
     exit_code = 3
 
 
+class OtherKindError(InputError):
+    """The input is sound but no CT volume: a picture, a label map, a time series."""
+
+
 class TargetError(InputError):
     """The attack target cannot be used: outside the scan, in air, too near the border."""
 

@@ -37,7 +37,7 @@ from .commands import (
     train,
     verify,
 )
-from .commands.options import with_points
+from .commands.options import check_json, with_points
 
 COMMANDS = {
     "info": info,
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
+        check_json(getattr(options, "json", None))
         return command.run(options) or 0
     except KeyboardInterrupt:
         return _fail("Stopped; nothing was left half written.", CancelledError.exit_code, options.verbose)

@@ -33,7 +33,7 @@ def atomic_file(destination: str | os.PathLike[str], *, overwrite: bool = False)
         cannot be written.
     """
     destination = Path(destination)
-    refuse_existing_file(destination, overwrite)
+    _refuse_file(destination, overwrite)
     with _temporary_sibling(destination) as temporary:
         yield temporary / destination.name
         written = sorted(temporary.iterdir(), key=lambda file: file.name == destination.name)
@@ -52,7 +52,7 @@ def atomic_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
     :raises OutputError: the destination exists and ``overwrite`` is not set, is a file, or cannot be written.
     """
     destination = Path(destination)
-    refuse_existing_folder(destination, overwrite)
+    _refuse_folder(destination, overwrite)
     with _temporary_sibling(destination) as temporary:
         filled = temporary / "new"
         filled.mkdir()
@@ -83,18 +83,67 @@ def output_error(error: OSError, destination: Path) -> OutputError:
 
 
 def refuse_existing_file(destination: Path, overwrite: bool) -> None:
-    """:raises OutputError: when a new file may not take this place, as :func:`atomic_file` would find."""
+    """Refuse at once, before long work, what :func:`atomic_file` would refuse for this place.
+
+    :raises OutputError: as :func:`atomic_file`.
+    """
+    _refuse_file(destination, overwrite)
+    _require_writable(destination)
+
+
+def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
+    """Refuse at once, before long work, what :func:`atomic_folder` would refuse for this place.
+
+    :raises OutputError: as :func:`atomic_folder`.
+    """
+    _refuse_folder(destination, overwrite)
+    _require_writable(destination)
+
+
+def require_space(place: Path, needed: int) -> None:
+    """
+    :raises OutputError: the disk of a place, which need not exist yet, has less than ``needed`` bytes free.
+    """
+    folder = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"{needed / 1e9:.1f} GB are needed on the disk of {place}, but only {free / 1e9:.1f} GB are free",
+            hint="free some space or choose another disk",
+        )
+
+
+def _refuse_file(destination: Path, overwrite: bool) -> None:
     if destination.is_dir():
         raise OutputError("is a folder", path=destination, hint="give a file name")
     _refuse_existing(destination, overwrite)
 
 
-def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
-    """:raises OutputError: when a new folder may not take this place, as :func:`atomic_folder` would find."""
+def _refuse_folder(destination: Path, overwrite: bool) -> None:
     if destination.exists() and not destination.is_dir():
         raise OutputError("is a file", path=destination, hint="give the name of a folder")
-    if destination.is_dir() and any(destination.iterdir()):
-        _refuse_existing(destination, overwrite)
+    if destination.is_dir():
+        _refuse_immovable(destination)
+        if any(destination.iterdir()):
+            _refuse_existing(destination, overwrite)
+
+
+def _refuse_immovable(folder: Path) -> None:
+    """
+    :raises OutputError: the result cannot take the folder's place by a rename, or whoever stands in it would be lost.
+    """
+    if os.path.ismount(folder):
+        raise OutputError("is where a disk is mounted, which nothing replaces", path=folder, hint="name a folder in it")
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError("is or holds the current folder, which stays", path=folder, hint="name a folder in it")
+
+
+def _require_writable(destination: Path) -> None:
+    """
+    :raises OutputError: nothing can be written beside the destination.
+    """
+    with _temporary_sibling(destination):
+        pass
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

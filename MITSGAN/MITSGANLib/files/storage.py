@@ -11,11 +11,15 @@ from pathlib import Path
 from ..errors import LEAVE_SERIES_OUT, InputError, OutputError
 from ..scan.volume import CTVolume, VolumeWarning
 from . import volume_files
+from .atomic import require_space
 from .dicom.read import read_series, stack_series
 from .dicom.series import DicomSeries, choose_series, scan_dicom
 from .dicom.write import check_series_output, write_series
 
 Progress = Callable[[int, int], None]
+
+# No CT has so little noise that it would be packed more tightly than this.
+LEAST_COMPRESSION = 8
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,13 @@ def check_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: b
 
     :raises OutputError: as :func:`save_volume`.
     """
-    check = check_series_output if is_dicom_output(path) else volume_files.check_file_output
-    check(volume, path, overwrite=overwrite)
+    if is_dicom_output(path):
+        check_series_output(volume, path, overwrite=overwrite)
+        needed = volume.hu.nbytes
+    else:
+        volume_files.check_file_output(volume, path, overwrite=overwrite)
+        needed = volume.hu.nbytes // LEAST_COMPRESSION
+    require_space(Path(path), needed)
 
 
 def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> tuple[SeriesSummary, ...]:
@@ -129,13 +138,15 @@ def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> 
     if path.is_file() and volume_files.format_of(path):
         return (_describe_file(path),)
     scan = scan_dicom(path, progress)
-    if not scan.series and not scan.damaged:
+    if not scan.series and not scan.damaged and not scan.without_series:
         raise InputError(
             "holds no DICOM images",
             path=path,
             hint=f"give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}",
         )
-    return (*map(_describe_series, scan.series), *map(_describe_damaged, scan.damaged))
+    damaged = [_describe_unusable(file, "is a damaged, incomplete or unreadable DICOM file") for file in scan.damaged]
+    lost = [_describe_unusable(file, "has no Series Instance UID") for file in scan.without_series]
+    return (*map(_describe_series, scan.series), *damaged, *lost)
 
 
 def _describe_file(path: Path) -> SeriesSummary:
@@ -182,6 +193,5 @@ def _describe_series(series: DicomSeries) -> SeriesSummary:
     )
 
 
-def _describe_damaged(path: Path) -> SeriesSummary:
-    problem = f"{path} is a damaged, incomplete or unreadable DICOM file."
-    return SeriesSummary(str(path), "dicom", "", path.name, 0, problem=problem)
+def _describe_unusable(path: Path, problem: str) -> SeriesSummary:
+    return SeriesSummary(str(path), "dicom", "", path.name, 0, problem=f"{path} {problem}.")

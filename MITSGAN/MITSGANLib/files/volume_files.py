@@ -6,8 +6,10 @@ mark in its 80-character ``descrip`` field. So a simulated attack is known as su
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,20 @@ import numpy as np
 import SimpleITK as sitk
 
 from .. import __version__
-from ..errors import InputError, OutputError
+from ..errors import InputError, OtherKindError, OutputError
 from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
 from .atomic import atomic_file, refuse_existing_file
-from .nifti import check_nifti
+from .nifti import (
+    NiftiForms,
+    check_forms,
+    check_nifti,
+    is_second_version,
+    is_straight,
+    read_forms,
+    slanted_axes,
+    write_forms,
+)
 
 Progress = Callable[[int, int], None]
 
@@ -46,6 +57,8 @@ FORMATS = (
     FileFormat("nifti", "NiftiImageIO", (".nii", ".nii.gz")),
     FileFormat("metaimage", "MetaImageIO", (".mha", ".mhd")),
 )
+# Where ITK puts the voxels of a header without them, packed as written here.
+DETACHED_SUFFIXES = {".mhd": (".zraw",), ".nhdr": (".raw.gz",)}
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 # NIfTI stores the position of voxels in 32-bit floating point.
 GEOMETRY_TOLERANCE_MM = 1e-2
@@ -145,10 +158,11 @@ def write_file(
     path = Path(path)
     check_file_output(volume, path, overwrite=overwrite)
     file_format = format_of(path)
+    forms = _forms_of_source(volume) if file_format.name == "nifti" else None
     _report(progress, 0)
     with atomic_file(path, overwrite=overwrite) as temporary:
         # Kept in no name: reading back needs its memory.
-        _write_image(_image(volume, file_format), temporary, path, file_format)
+        write_image(_image(volume, file_format), temporary, path, forms)
         _verify(volume, temporary, path)
         _report(progress, 1)
 
@@ -162,7 +176,8 @@ def check_file_output(volume: CTVolume, path: str | os.PathLike[str], *, overwri
     if format_of(path) is None:
         raise OutputError("has no suffix of a supported format", path=path, hint=f"use one of {', '.join(SUFFIXES)}")
     refuse_source(path, volume.provenance.source)
-    refuse_existing_file(path, overwrite)
+    for place in (path, *(path.with_suffix(suffix) for suffix in DETACHED_SUFFIXES.get(path.suffix.lower(), ()))):
+        refuse_existing_file(place, overwrite)
 
 
 def _report(progress: Progress | None, done: int) -> None:
@@ -185,11 +200,9 @@ def _reader(path: Path) -> sitk.ImageFileReader:
         reader.ReadImageInformation()
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            raise InputError(
-                "has slanted axes (a tilted gantry, or a registration)",
-                path=path,
-                hint="resample it to a straight grid in the viewer and save it again",
-            ) from error
+            raise slanted_axes(path) from error
+        if format_of(path).name == "nifti" and is_second_version(path):
+            raise InputError("is NIfTI of the second version", path=path, hint="save it as NIfTI-1 or NRRD") from error
         raise damaged_file(path) from error
     return reader
 
@@ -198,19 +211,24 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
     size = reader.GetSize()
     if len(size) != 3:
         kind = "a single picture" if len(size) == 2 else "a time series or stack of volumes"
-        raise InputError(
+        raise OtherKindError(
             f"has {len(size)} dimensions ({kind})", path=path, hint="save one three-dimensional CT volume and load that"
         )
     if reader.GetNumberOfComponents() != 1:
-        raise InputError(
+        raise OtherKindError(
             f"has {reader.GetNumberOfComponents()} values a voxel, not HU", path=path, hint="load the CT volume itself"
         )
     if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
-        raise InputError(
+        raise OtherKindError(
             "has 8-bit values, a segmentation or a picture and not HU", path=path, hint="load the CT volume itself"
         )
     metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
+    direction = np.array(reader.GetDirection()).reshape(3, 3)
+    if not is_straight(direction):
+        raise slanted_axes(path)
+    if format_of(path).name == "nifti":
+        check_forms(path, tuple(size[::-1]), np.column_stack([direction * spacing, reader.GetOrigin()]))
     warnings = grid_warnings(size[2], spacing)
     if _lacks_orientation(format_of(path), metadata):
         text = "The file does not say how the scan lies in the patient; left and right cannot be trusted."
@@ -219,7 +237,7 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
         shape=tuple(size[::-1]),
         spacing=spacing,
         origin=tuple(reader.GetOrigin()),
-        direction=np.array(reader.GetDirection()).reshape(3, 3),
+        direction=direction,
         metadata=metadata,
         warnings=warnings,
     )
@@ -328,13 +346,30 @@ def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
         raise OutputError("is the source itself, which is never overwritten", path=path, hint="choose another name")
 
 
-def _write_image(image: sitk.Image, temporary: Path, path: Path, file_format: FileFormat) -> None:
+def _forms_of_source(volume: CTVolume) -> NiftiForms | None:
+    """How the NIfTI file that a volume was read from says where it lies, for the copy to say the same."""
+    source = Path(volume.provenance.source)
+    if volume.provenance.format != "nifti" or not source.is_file():
+        return None
+    header = read_file_header(source)
+    original = CTVolume(np.broadcast_to(np.int16(0), header.shape), header.spacing, header.origin, header.direction)
+    return read_forms(source) if volume.same_geometry(original, GEOMETRY_TOLERANCE_MM) else None
+
+
+def write_image(image: sitk.Image, temporary: Path, path: Path, forms: NiftiForms | None = None) -> None:
+    """Write an image compressed, in the format of ``path``, to a place that is named as it.
+
+    :param forms: of NIfTI, in place of those that ITK makes.
+    :raises OutputError: ITK noticed a failure; it does not notice every one.
+    """
+    file_format = format_of(path)
     # The lower case suffix is what ITK knows; SCAN.NII.GZ is refused by its NIfTI writer.
     suffix = next(s for s in sorted(file_format.suffixes, key=len, reverse=True) if path.name.lower().endswith(s))
     plain = temporary.with_name(temporary.name[: -len(suffix)] + suffix)
+    written = plain.with_suffix("") if forms and suffix == ".nii.gz" else plain
     writer = sitk.ImageFileWriter()
     writer.SetImageIO(file_format.image_io)
-    writer.SetFileName(str(plain))
+    writer.SetFileName(str(written))
     writer.UseCompressionOn()
     try:
         writer.Execute(image)
@@ -342,7 +377,22 @@ def _write_image(image: sitk.Image, temporary: Path, path: Path, file_format: Fi
         raise OutputError(
             "cannot be written", path=path, hint="check the free space on the disk and its permissions"
         ) from error
+    if forms:
+        write_forms(written, forms)
+    if written != plain:
+        _compress(written, plain)
     plain.rename(temporary)
+
+
+def _compress(source: Path, destination: Path) -> None:
+    """Compress a file in place of itself; neither its name nor the time goes in."""
+    with (
+        source.open("rb") as plain,
+        destination.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+    ):
+        shutil.copyfileobj(plain, packed, 1 << 20)
+    source.unlink()
 
 
 def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:

@@ -54,13 +54,15 @@ class Provenance:
     """Where the voxels came from and what was done to them since.
 
     ``dicom_files`` lists the source files, one per slice in slice order (one file alone for Enhanced CT); the DICOM
-    writer takes the original headers from them. ``padding_hu`` is the HU value of DICOM Pixel Padding, where declared.
+    writer takes the original headers from them. ``dicom_problem`` says why it cannot, as the end of a sentence that
+    begins with "it", or is None. ``padding_hu`` is the HU value of DICOM Pixel Padding, where declared.
     """
 
     source: str = ""
     format: str = "memory"
     series_instance_uid: str | None = None
     dicom_files: tuple[str, ...] = ()
+    dicom_problem: str | None = None
     padding_hu: int | None = None
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()

@@ -18,7 +18,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, OutputError
-from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata
+from ..files.nifti import NiftiForms, read_forms
+from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, write_image
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
 from .change import decode_change, encode_change
@@ -33,7 +34,10 @@ KIND = "volume"
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """The values of a file as ITK reads them, (slices, rows, columns), with geometry (LPS mm) and header entries."""
+    """The values of a file as ITK reads them, (slices, rows, columns), with geometry (LPS mm) and header entries.
+
+    :param forms: how NIfTI says the geometry.
+    """
 
     values: np.ndarray
     spacing: tuple[float, ...]
@@ -41,6 +45,7 @@ class StoredImage:
     direction: tuple[float, ...]
     format: str
     metadata: Mapping[str, str]
+    forms: NiftiForms | None = None
 
     @classmethod
     def read(cls, path: Path) -> StoredImage:
@@ -62,6 +67,7 @@ class StoredImage:
             image.GetDirection(),
             format_of(path).name,
             metadata,
+            read_forms(path) if format_of(path).name == "nifti" else None,
         )
 
     @classmethod
@@ -89,18 +95,11 @@ class StoredImage:
         for key, text in self.metadata.items() if file_format.name == self.format else ():
             # Earlier seals hold text that is no UTF-8 as it was read.
             image.SetMetaData(key, header_text(text))
-        # The lower case suffix is what ITK knows.
-        suffix = max((one for one in file_format.suffixes if path.name.lower().endswith(one)), key=len)
-        plain = path.with_name(path.name[: -len(suffix)] + suffix)
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO(file_format.image_io)
-        writer.SetFileName(str(plain))
-        writer.UseCompressionOn()
+        forms = self.forms if file_format.name == self.format else None
         try:
-            writer.Execute(image)
-            plain.rename(path)
+            write_image(image, path, path, forms)
             written = StoredImage.read(path)
-        except (RuntimeError, InputError) as error:
+        except InputError as error:
             raise OutputError("could not be written", path=path, hint="check the free space on the disk") from error
         if written.values.dtype != self.values.dtype or written.values.tobytes() != self.values.tobytes():
             raise OutputError(
@@ -148,6 +147,8 @@ def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSi
         "metadata": dict(original.metadata),
         "watermark": as_record(watermark),
     }
+    if original.forms:
+        facts["forms"] = original.forms.to_text()
     parts = {"change": encode_change(hu, protected.hu, protected.hu, signs_of_slices(watermark, protected.hu))}
     if values.dtype != np.int16:
         remainder = np.bitwise_xor(_bits(values), _bits(hu.astype(values.dtype)))
@@ -172,7 +173,8 @@ def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
     if hashlib.sha256(_little(values)).hexdigest() != facts["sha256"]:
         raise InputError("The seal does not give the original exactly; report this, and keep the protected scan.")
     geometry = (tuple(facts[name]) for name in ("spacing", "origin", "direction"))
-    return StoredImage(values, *geometry, facts["format"], facts["metadata"])
+    forms = NiftiForms.from_text(facts["forms"]) if "forms" in facts else None
+    return StoredImage(values, *geometry, facts["format"], facts["metadata"], forms)
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

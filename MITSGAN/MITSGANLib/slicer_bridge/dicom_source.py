@@ -97,6 +97,7 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
                 format="dicom",
                 series_instance_uid=original.uid,
                 dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
+                dicom_problem=original.writing_problem,
             )
             return dataclasses.replace(series, provenance=provenance)
     raise OutputError(

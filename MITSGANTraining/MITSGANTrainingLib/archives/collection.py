@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from MITSGANLib.errors import DependencyError, InputError, ModelError
+from MITSGANLib.files.atomic import require_space
 from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.dicom.series import DicomSeries
@@ -40,7 +41,6 @@ from .trees import (
     checked,
     relative_files,
     remove_leavings,
-    require_space,
     work_through,
     write_together,
 )

@@ -17,17 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from MITSGANLib.errors import InputError
+from MITSGANLib.errors import InputError, OtherKindError
 from MITSGANLib.files import volume_files
 from MITSGANLib.files.dicom.derive import MANUFACTURER
 from MITSGANLib.files.dicom.headers import Header, read_header, require_pydicom
-from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries
+from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, may_be_lost_slice
 
 Progress = Callable[[int, int], None]
 
 SUMMARY = "mitsgan-collection.json"
 RECORDS = ".mitsgan"
 
+LOST = "is named as the slices beside it but is no DICOM, or empty; a slice may be missing"
 NOT_READ = "is neither DICOM nor a NRRD, NIfTI or MetaImage file"
 LINKED_FOLDER = "is a link to a folder, and links to folders are not followed"
 NOT_A_FILE = "is a link to nothing, or no regular file"
@@ -169,6 +170,7 @@ class _Stock:
         self.parts: dict[str, list[_Part]] = {}
         self.damaged: dict[str, str] = {}  # by folder, the name of one
         self.unknown: list[FileFact] = []
+        self.lost: list[FileFact] = []
         self.companions: set[str] = set()
 
     def walk(self) -> Iterator[tuple[str, list[str]]]:
@@ -192,6 +194,7 @@ class _Stock:
     def take_folder(self, folder: str, names: Iterable[str], progress: Callable[[int], object]) -> None:
         """Sort the files of one folder into what they are."""
         by_uid: dict[str, list[tuple[Header, FileFact]]] = {}
+        unread: list[FileFact] = []
         for done, name in enumerate(names):
             progress(done)
             path = self.tree / folder / name
@@ -214,15 +217,22 @@ class _Stock:
                 self._take_damaged(folder, name, str(error))
                 continue
             if header is None:
-                self.unknown.append(fact)
+                unread.append(fact)
             elif uid := header.text("SeriesInstanceUID"):
                 by_uid.setdefault(uid, []).append((header, fact))
+            elif header.is_whole_ct:
+                reason = f"{path} has no Series Instance UID, so it is unknown which slices belong together."
+                self.failures.append(Failure(fact.path, reason))
             elif header.may_be_cut_off_ct:
                 self._take_damaged(folder, name, f"{path} is a damaged or incomplete DICOM file; copy it again.")
             else:
                 is_index = header.dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR
                 reason = INDEX if is_index else NO_SERIES
                 self.others.append(Other((fact.path,), reason, fact.size, may_copy=not is_index))
+        images = [header for members in by_uid.values() for header, _ in members if header.is_ct_image]
+        suffixes = {header.path.suffix.lower() for header in images}
+        for fact in unread:
+            (self.lost if may_be_lost_slice(self.tree / fact.path, suffixes) else self.unknown).append(fact)
         for uid, members in by_uid.items():
             self._take_series(folder, uid, members)
 
@@ -233,13 +243,17 @@ class _Stock:
             is_one = len(set(instances)) == len(instances)
             for group in [parts] if is_one else [[part] for part in parts]:
                 self._take_scan(uid, group)
-        by_folder: dict[str, list[FileFact]] = {}
-        for fact in self.unknown:
-            if fact.path not in self.companions:
-                by_folder.setdefault(posixpath.dirname(fact.path), []).append(fact)
-        unknown = [_other(facts, NOT_READ) for facts in by_folder.values()]
+        unknown = [*self._others(self.unknown, NOT_READ), *self._others(self.lost, LOST)]
         scans = sorted(self.scans, key=lambda scan: (scan.source, scan.uid))
         return Inventory(tuple(scans), (*self.others, *unknown), tuple(self.failures))
+
+    def _others(self, facts: Iterable[FileFact], reason: str) -> list[Other]:
+        """Files that are nobody's, by folder."""
+        by_folder: dict[str, list[FileFact]] = {}
+        for fact in facts:
+            if fact.path not in self.companions:
+                by_folder.setdefault(posixpath.dirname(fact.path), []).append(fact)
+        return [_other(found, reason) for found in by_folder.values()]
 
     def _refuse_folder(self, error: OSError) -> None:
         folder = relative_path(error.filename, self.tree) or "."
@@ -255,24 +269,23 @@ class _Stock:
         try:
             header = volume_files.read_file_header(path)
         except InputError as error:
-            # What ITK cannot read may be a CT. What the reader refuses for its kind (a label map, a picture) is none.
-            if error.__cause__ is not None:
+            if isinstance(error, OtherKindError):
+                self.others.append(_other([fact, *data], error.what))
+            else:  # it may be a CT
                 self.failures.append(Failure(fact.path, str(error)))
-            else:
-                reason = str(error).removeprefix(f"{path} ").partition(";")[0]
-                self.others.append(_other([fact, *data], reason))
             return
         self.scans.append(_scan((fact, *data), "", math.prod(header.shape)))
 
     def _take_series(self, folder: str, uid: str, members: Sequence[tuple[Header, FileFact]]) -> None:
         facts = {header.path: fact for header, fact in members}
         series = DicomSeries(uid, tuple(header for header, _ in members))
-        if series.problem:
+        problem = series.problem or (None if self.protected else series.writing_problem)
+        if problem:
             if series.modality == "CT" and any(_claims_hu(header) for header in series.images):
-                reason = f"The series {series.problem}; export it again from its source."
+                reason = f"The series {problem}; export it again from its source."
                 self.failures.append(Failure(folder or ".", reason, uid))
             else:
-                self.others.append(_other(list(facts.values()), series.problem))
+                self.others.append(_other(list(facts.values()), problem))
             return
         is_protected = any(MANUFACTURER in header.contributors for header in series.images)
         if is_protected != self.protected:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import require_space
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.key_files import require_cryptography
 from MITSGANLib.scan.volume import PROTECTION
@@ -43,7 +44,6 @@ from .trees import (
     checked,
     relative_files,
     remove_leavings,
-    require_space,
     work_through,
     write_together,
 )

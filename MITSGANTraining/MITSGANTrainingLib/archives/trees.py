@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files.atomic import atomic_file, output_error
+from MITSGANLib.files.atomic import atomic_file, output_error, require_space
 from MITSGANLib.keys.key_files import Key, read_key_file
 
 from ..workers import run_all
@@ -423,19 +423,6 @@ def content_digest(tree: Path, names: Iterable[str]) -> str:
         with (tree / name).open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-
-
-def require_space(out: Path, needed: int) -> None:
-    """
-    :raises OutputError: the disk of the output has less than ``needed`` bytes free.
-    """
-    folder = next(parent for parent in (out, *out.parents) if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(
-            f"{needed / 1e9:.1f} GB are needed on the disk of {out}, but only {free / 1e9:.1f} GB are free; free some "
-            "space or choose another disk."
-        )
 
 
 def record_path(out: Path, key: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.runtime.devices import describe_device, resolve_device
@@ -49,6 +50,9 @@ def run(options: argparse.Namespace) -> None:
 
     if options.targets < 1:
         raise InputError("--targets must be at least 1.")
+    folder = Path(options.output)
+    report = folder / "report.html"
+    refuse_existing_file(report, overwrite=True)
     protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
     attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
     device = describe_device(resolve_device(options.device))
@@ -66,8 +70,6 @@ def run(options: argparse.Namespace) -> None:
             lpips_weights=options.lpips_weights,
             progress=bars.report,
         )
-    folder = Path(options.output)
-    report = folder / "report.html"
     note("Drawing the report")
     save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")
     record = {"scan": title, **result.to_dict()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.atomic import atomic_file
+from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.protection.presets import PRESETS, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
 from MITSGANLib.scan.volume import CTVolume, lps_from_ras
@@ -93,6 +93,15 @@ def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, in
     if options.ras is not None:
         return volume.nearest_voxel(lps_from_ras(options.ras))
     return None
+
+
+def check_json(destination: str | None) -> None:
+    """Refuse at once, before long work, a file that :func:`write_json` could not write.
+
+    :raises OutputError: it is a folder, or nothing can be written there.
+    """
+    if destination not in (None, "-"):
+        refuse_existing_file(Path(destination), overwrite=True)
 
 
 def write_json(destination: str | None, result: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ...errors import InputError
 from ...scan.volume import VolumeWarning
@@ -34,12 +35,29 @@ def header_warnings(series: DicomSeries, frames: Sequence[Frame]) -> tuple[Volum
 
 
 def _left_out(series: DicomSeries) -> Iterator[VolumeWarning]:
-    localizers = sum(header.is_localizer for header in series.left_out)
-    others = len(series.left_out) - localizers
+    localizers = [header for header in series.left_out if header.is_ct_image and header.is_localizer]
+    pictures = [header for header in series.left_out if header.is_ct_image and not header.is_localizer]
+    others = len(series.left_out) - len(localizers) - len(pictures)
     if localizers:
-        yield VolumeWarning("localizer-left-out", f"{localizers} localizer (scout) images of the series are left out.")
+        text = f"{len(localizers)} localizer (scout) images of the series are left out."
+        yield VolumeWarning("localizer-left-out", text)
+    if pictures:
+        named = _named([header.path for header in pictures])
+        text = f"{named} of the series: pictures in color or of 8 bits, no slices; left out."
+        yield VolumeWarning("pictures-left-out", text)
     if others:
         yield VolumeWarning("objects-left-out", f"{others} objects of the series that are no CT images are left out.")
+    if series.unread:
+        text = f"{_named(series.unread)} beside the slices: no DICOM or empty; slices may be missing."
+        yield VolumeWarning("unread-files", text)
+    if problem := series.writing_problem:
+        yield VolumeWarning("missing-uids", f"The series {problem}; it cannot be written as DICOM, only as a file.")
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """The first three names, and how many more there are."""
+    names = ", ".join(path.name for path in paths[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 
 
 def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
@@ -62,10 +80,9 @@ def _acquisition(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     if tilt > 0.05:
         text = f"The header states a gantry tilt of {tilt:g} degrees, though the slices are stacked straight."
         yield VolumeWarning("gantry-tilt", text)
-    kernels = sorted({header.text("ConvolutionKernel") for header in images})
+    kernels = {header.text("ConvolutionKernel") for header in images}
     if len(kernels) > 1:
-        text = f"The series mixes reconstruction kernels ({', '.join(kernel or 'none' for kernel in kernels)})."
-        yield VolumeWarning("mixed-kernels", text)
+        yield VolumeWarning("mixed-kernels", f"The series mixes {len(kernels)} reconstruction kernels.")
     if any(header.text("RescaleType") == "US" for header in images):
         text = "Rescale Type is unspecified (US); the values are taken as HU."
         yield VolumeWarning("rescale-type-unspecified", text)

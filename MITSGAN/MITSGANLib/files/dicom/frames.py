@@ -134,9 +134,7 @@ def _frame(
     if slope == 0:
         raise InputError("has Rescale Slope 0, so its HU are unknown", path=header.path, hint="export the series again")
     if str(rescale.get("RescaleType") or "") not in HU_RESCALE_TYPES:
-        raise InputError(
-            f"has values of Rescale Type {rescale.RescaleType}, not HU", path=header.path, hint="choose another series"
-        )
+        raise InputError("has values of another Rescale Type than HU", path=header.path, hint="choose another series")
     pixel_spacing = _numbers(measures.PixelSpacing, 2)
     if min(pixel_spacing) <= 0:
         raise InputError(

@@ -109,6 +109,17 @@ class Header:
         return self.dataset.preamble is not None and media_class in (None, *CT_STORAGE)
 
     @property
+    def is_whole_ct(self) -> bool:
+        """Whether the header of a CT image was read to its end, or at least behind the UIDs."""
+        return self.is_ct_image and bool(self.text("Rows"))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether this is a page of colors or of 8 bits, such as a screen capture or a dose report, and no slice."""
+        gray = self.text("PhotometricInterpretation") in ("", "MONOCHROME1", "MONOCHROME2")
+        return not gray or self.text("SamplesPerPixel") not in ("", "1") or self.text("BitsAllocated") == "8"
+
+    @property
     def is_enhanced(self) -> bool:
         return self.text("SOPClassUID") in ENHANCED_CT
 
@@ -208,6 +219,18 @@ def _decode(dataset: Dataset) -> None:
             if tag not in describing:
                 raise
             del dataset[tag]
+
+
+def holds_nothing(path: Path) -> bool:
+    """Whether a file is empty or all zeros, as copies are that failed.
+
+    :raises InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(1 << 20), b""))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
 
 
 def has_dicom_preamble(path: Path) -> bool:

@@ -54,6 +54,7 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
         format="dicom",
         series_instance_uid=series.uid,
         dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
+        dicom_problem=series.writing_problem,
         padding_hu=padding_hu,
         warnings=(*warnings, *check_hounsfield(hu, padding_hu)),
     )

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ...errors import CHOOSE_SERIES, InputError
-from .headers import CT_STORAGE, Header, read_header, require_pydicom
+from .headers import CT_STORAGE, Header, holds_nothing, read_header, require_pydicom
 
 Progress = Callable[[int, int], None]
 
 # PS3.3 C.11.1.1.2: the other defined terms (optical density, effective atomic number ...) are no Hounsfield units.
 HU_RESCALE_TYPES = ("", "HU", "US")
+# What an error may repeat of a header: defined terms, which say nothing about anybody.
+RESCALE_TYPES = ("OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
+MODALITIES = tuple(
+    "CR DX ECG IO KO MG MR NM OT PR PT PX REG RF RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT SC SEG SR US XA XC".split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
 class DicomSeries:
     """The files of one Series Instance UID, as found (not in slice order).
 
-    ``images`` are its CT images; ``left_out`` are localizers and other objects that share the UID.
+    ``images`` are its CT images; ``left_out`` are localizers, pages of pictures and other objects that share the UID.
+
+    :param unread: files beside the images that hold no DICOM, but may once have been slices.
     """
 
     uid: str
     headers: tuple[Header, ...]
+    unread: tuple[Path, ...] = ()
 
-    @property
+    @cached_property
     def images(self) -> tuple[Header, ...]:
-        return tuple(header for header in self.headers if header.is_ct_image and not header.is_localizer)
+        images = tuple(header for header in self.headers if header.is_ct_image and not header.is_localizer)
+        # Where all are pictures, they are what the series holds.
+        return tuple(header for header in images if not header.is_picture) or images
 
-    @property
+    @cached_property
     def left_out(self) -> tuple[Header, ...]:
-        return tuple(header for header in self.headers if not header.is_ct_image or header.is_localizer)
+        taken = {id(header) for header in self.images}
+        return tuple(header for header in self.headers if id(header) not in taken)
 
     @property
     def modality(self) -> str:
@@ -67,17 +79,28 @@ class DicomSeries:
         if not any(header.text("SOPClassUID") in CT_STORAGE for header in self.headers):
             return f"holds {self._object_name()}, not CT images"
         if self.modality != "CT":
-            return f"has modality {self.modality or 'unknown'}, not CT"
+            return f"has {f'modality {self.modality}' if self.modality in MODALITIES else 'another modality'}, not CT"
         if not self.images:
             return "holds only localizer (scout) images"
-        return next((problem for header in self.images if (problem := image_problem(header))), None)
+        problems = {header.path.name: problem for header in self.images if (problem := image_problem(header))}
+        if not problems:
+            return None
+        name, problem = next(iter(problems.items()))
+        return problem if len(problems) == len(self.images) else f"has an image, {name}, that {problem}"
+
+    @property
+    def writing_problem(self) -> str | None:
+        """Why no series can be derived from this one, as the end of a sentence that begins with "it", or None."""
+        names = {"StudyInstanceUID": "Study Instance UID", "SOPInstanceUID": "SOP Instance UID"}
+        for header in self.images:
+            for keyword, name in names.items():
+                if not header.text(keyword):
+                    return f"lacks a {name}, such as {header.path.name}, so a derived series cannot refer to it"
+        return None
 
     def summary(self) -> str:
-        """One line for a person: UID, description, kernel, number of images."""
-        parts = [f'"{self.description}"' if self.description else "no description"]
-        parts += [f"kernel {self.kernel}"] if self.kernel else []
-        parts += [f"{self.image_count} {'slice' if self.image_count == 1 else 'slices'}"]
-        return f"{self.uid} ({', '.join(parts)})"
+        """UID and number of images. No text of the headers: this goes into errors."""
+        return f"{self.uid} ({self.image_count} {'slice' if self.image_count == 1 else 'slices'})"
 
     def _text(self, keyword: str) -> str:
         return next((text for header in (*self.images, *self.headers) if (text := header.text(keyword))), "")
@@ -85,17 +108,18 @@ class DicomSeries:
     def _object_name(self) -> str:
         from pydicom.uid import UID
 
-        name = UID(self.headers[0].text("SOPClassUID")).name or "objects of unknown kind"
-        return name.removesuffix(" Storage")
+        uid = UID(self.headers[0].text("SOPClassUID"))
+        return uid.name.removesuffix(" Storage") if uid.name != uid else "objects of unknown kind"
 
 
 @dataclass(frozen=True)
 class DicomScan:
-    """What a folder holds: every series, and the DICOM files that cannot be read."""
+    """What a folder holds: every series, and the DICOM files that cannot be read or belong to none."""
 
     path: Path
     series: tuple[DicomSeries, ...]
     damaged: tuple[Path, ...] = ()
+    without_series: tuple[Path, ...] = ()
 
     @property
     def usable(self) -> tuple[DicomSeries, ...]:
@@ -114,6 +138,8 @@ def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -
     files = list_files(path)
     by_uid: dict[str, list[Header]] = {}
     damaged: list[Path] = []
+    without_series: list[Path] = []
+    unread: dict[Path, list[Path]] = {}
     for done, file in enumerate(files):
         if progress:
             progress(done, len(files))
@@ -123,21 +149,40 @@ def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -
             damaged.append(file)
             continue
         if header is None:
-            continue
-        uid = header.text("SeriesInstanceUID")
-        if uid:
+            unread.setdefault(file.parent, []).append(file)
+        elif uid := header.text("SeriesInstanceUID"):
             by_uid.setdefault(uid, []).append(header)
+        elif header.is_whole_ct:
+            without_series.append(file)
         elif header.may_be_cut_off_ct:
             damaged.append(file)
     if progress:
         progress(len(files), len(files))
-    series = [DicomSeries(uid, tuple(headers)) for uid, headers in by_uid.items()]
+    series = [DicomSeries(uid, tuple(headers), _lost_slices(headers, unread)) for uid, headers in by_uid.items()]
     series.sort(key=lambda one: (one.number, one.uid))
-    return DicomScan(path, tuple(series), tuple(damaged))
+    return DicomScan(path, tuple(series), tuple(damaged), tuple(without_series))
+
+
+def _lost_slices(headers: Sequence[Header], unread: Mapping[Path, Sequence[Path]]) -> tuple[Path, ...]:
+    images = [header.path for header in headers if header.is_ct_image]
+    folders = dict.fromkeys(path.parent for path in images)
+    suffixes = {path.suffix.lower() for path in images}
+    return tuple(file for folder in folders for file in unread.get(folder, ()) if may_be_lost_slice(file, suffixes))
+
+
+def may_be_lost_slice(file: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file that is no DICOM may have been a slice: it is named as slices beside it are.
+
+    Where those have no suffix, many files are; then only one that holds nothing counts.
+
+    :param suffixes: of the slices, in lower case.
+    """
+    suffix = file.suffix.lower()
+    return not file.name.startswith(".") and suffix in suffixes and (suffix != "" or holds_nothing(file))
 
 
 def list_files(path: Path) -> list[Path]:
-    """All files under a folder in a fixed order, or the file itself.
+    """All files under a folder in a fixed order, links to folders followed, or the file itself.
 
     :raises InputError: the path does not exist or a folder cannot be opened.
     """
@@ -151,7 +196,16 @@ def list_files(path: Path) -> list[Path]:
             f"cannot be opened ({error.strerror})", path=error.filename, hint="check its permissions"
         ) from error
 
-    return sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=refuse) for name in names)
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # reached by a link before, or by one that leads back
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += [Path(folder) / name for name in names]
+    return sorted(found)
 
 
 def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
@@ -160,6 +214,13 @@ def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
     :raises InputError: none is usable, several are and none was named, the named one is missing or unusable, or a
         damaged file may belong to it.
     """
+    if scan.without_series:
+        others = f" ({len(scan.without_series) - 1} more too)" if len(scan.without_series) > 1 else ""
+        raise InputError(
+            f"lacks a Series Instance UID{others}, so it is unknown which slices belong together",
+            path=scan.without_series[0],
+            hint="anonymize the original so that UIDs are replaced and not removed",
+        )
     if not scan.series and not scan.damaged:
         raise InputError(
             "holds no DICOM images", path=scan.path, hint="give the folder of a CT series, or a NRRD or NIfTI file"
@@ -186,7 +247,8 @@ def image_problem(header: Header) -> str | None:
     if not header.is_enhanced and not (header.text("RescaleSlope") and header.text("RescaleIntercept")):
         return "lacks Rescale Slope or Rescale Intercept, so its HU are unknown"
     if header.text("RescaleType") not in HU_RESCALE_TYPES:
-        return f"has values of Rescale Type {header.text('RescaleType')}, not HU"
+        found = header.text("RescaleType")
+        return f"has values of {f'Rescale Type {found}' if found in RESCALE_TYPES else 'another unit'}, not HU"
     if header.number("InConcatenationTotalNumber") > 1:
         return "is one part of a divided multi-frame object (a concatenation)"
     return None

@@ -95,6 +95,11 @@ def _refuse_volume(provenance: Provenance) -> None:
             f"The volume came from {provenance.format}, so there are no original DICOM headers to keep; write it as "
             ".nrrd, or start from the DICOM series."
         )
+    if provenance.dicom_problem:
+        raise OutputError(
+            f"The original series {provenance.dicom_problem}",
+            hint="anonymize it anew so that UIDs are replaced and not removed, or write the volume as .nrrd",
+        )
 
 
 def _refuse_destination(folder: Path, provenance: Provenance, overwrite: bool) -> None:
