@@ -1,7 +1,8 @@
 """Errors a user can act on: what is wrong, with what, and what to do about it.
 
 The command line and the panel each say the sentence in their own words and the command line exits with ``exit_code``.
-Anything else that is raised is a defect of the program, not of the input.
+Anything else that is raised is a defect of the program, not of the input; :func:`defect_text` says what may be shown of
+it.
 """
 
 from __future__ import annotations
@@ -85,3 +86,22 @@ class CancelledError(MITSGANError):
     """The user asked to stop; nothing was written."""
 
     exit_code = 130
+
+
+def defect_text(error: BaseException) -> str:
+    """The type of an error that is not addressed to the user, with its text unless headers may have gone into that.
+
+    pydicom quotes the values that it cannot read, and they may name the patient.
+    """
+    name = type(error).__name__
+    return name if isinstance(error, MITSGANError) or _passed_headers(error) else f"{name}: {error}"
+
+
+def _passed_headers(error: BaseException) -> bool:
+    """Whether an error came through code that reads DICOM headers."""
+    trace = error.__traceback__
+    while trace is not None:
+        if {"pydicom", "dicom"} & set(str(trace.tb_frame.f_globals.get("__name__")).split(".")):
+            return True
+        trace = trace.tb_next
+    return False

@@ -13,11 +13,12 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from MITSGANLib import __version__, errors
-from MITSGANLib.errors import CancelledError, MITSGANError
+from MITSGANLib.errors import CancelledError, MITSGANError, defect_text
+from MITSGANLib.files.dicom.headers import silence_pydicom
 
 from .commands import (
     attack,
@@ -77,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"level": logging.WARNING, "format": "%(levelname)s %(name)s: %(message)s"}
     settings |= getattr(command, "LOGGING", {}) | ({"level": logging.DEBUG} if options.verbose else {})
     logging.basicConfig(**settings)
-    # pydicom logs header values it finds odd; they can hold patient data, which no log may.
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    silence_pydicom()
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
         check_json(getattr(options, "json", None))
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 - a defect: one line for the user, the trace with --verbose
-        text = f"Unexpected {type(error).__name__}: {error}. Run again with --verbose and report the trace."
+        text = f"Unexpected {defect_text(error)}. Run again with --verbose and report the trace."
         return _fail(text, 1, options.verbose)
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -122,9 +122,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fail(text: str, code: int, verbose: bool) -> int:
     if verbose:
-        traceback.print_exc()
+        print("".join(_trace(sys.exception())), file=sys.stderr)
     print(f"mitsgan: {text}", file=sys.stderr)
     return code
+
+
+def _trace(error: BaseException | None) -> Iterator[str]:
+    """The trace of an error and of what caused it, without texts that may quote headers."""
+    if error is None:
+        return
+    if cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        yield from _trace(cause)
+        yield "\nwhich led to:\n\n"
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(error.__traceback__)
+    yield f"{type(error).__name__}: {error}\n" if isinstance(error, MITSGANError) else f"{defect_text(error)}\n"
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:

@@ -6,7 +6,6 @@ and does not stop the rest; Ctrl-C stops all.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -16,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from MITSGANLib.errors import CancelledError, DependencyError, InputError, MITSGANError
+from MITSGANLib.errors import CancelledError, DependencyError, InputError, MITSGANError, defect_text
+from MITSGANLib.files.dicom.headers import silence_pydicom
 from MITSGANLib.runtime.threads import usable_cores
 
 Item = TypeVar("Item")
@@ -65,7 +65,7 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Re
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, MITSGANError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, MITSGANError) else defect_text(error)
 
 
 def _over_processes(function: Callable, items: list, processes: int) -> Iterator[Outcome]:
@@ -109,8 +109,7 @@ def _begin_process(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    # pydicom logs header values it finds odd; they can hold patient data, which no log may.
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    silence_pydicom()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,17 @@ from .dicom.series import DicomSeries, choose_series, scan_dicom
 from .dicom.write import check_series_output, write_series
 
 Progress = Callable[[int, int], None]
+
+# A dot may be part of a folder's name (a UID, a version, initials), so only what is a type of file is refused as one.
+DICOM_SUFFIXES = frozenset((".dcm", ".dicom", ".ima"))
+OTHER_SUFFIXES = frozenset(
+    """
+    .7z .avi .bmp .bz2 .csv .doc .docx .gif .gipl .gz .h5 .hdf5 .hdr .htm .html .img .iso .jp2 .jpeg .jpg .json .log
+    .mat .md .mgh .mgz .mnc .mov .mp4 .npy .npz .obj .onnx .pdf .pkl .ply .png .ppt .pptx .pt .pth .py .rar
+    .safetensors .seal .stl .svg .tar .tgz .tif .tiff .toml .tsv .txt .vti .vtk .webp .xls .xlsx .xml .xz .yaml .yml
+    .zip
+    """.split()  # noqa: SIM905 - as literals they would fill a page
+)
 
 # No CT has so little noise that it would be packed more tightly than this.
 LEAST_COMPRESSION = 8
@@ -103,13 +113,20 @@ def is_dicom_output(path: str | os.PathLike[str]) -> bool:
     :raises OutputError: for a suffix that looks like a file type and is none of ``files.SUFFIXES``.
     """
     path = Path(path)
-    if volume_files.format_of(path) and not path.is_dir():
+    if path.is_dir():
+        return True
+    if volume_files.format_of(path):
         return False
-    # A UID or a version may be part of a folder's name, so only what looks like a file type is refused.
-    if not path.is_dir() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix):
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
         raise OutputError(
-            f"{path.suffix} is no supported format; use one of {', '.join(volume_files.SUFFIXES)}, "
-            "or a folder name for DICOM."
+            f"{suffix} is no supported format of an output: DICOM is written as a folder of files, one for each slice",
+            hint="give the name of a folder",
+        )
+    if suffix in OTHER_SUFFIXES:
+        raise OutputError(
+            f"{suffix} is no supported format",
+            hint=f"use one of {', '.join(volume_files.SUFFIXES)}, or a folder name for DICOM",
         )
     return True
 

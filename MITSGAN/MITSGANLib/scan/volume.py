@@ -27,10 +27,13 @@ class VolumeWarning:
     """A named observation about an input that does not stop the work, such as ``gantry-tilt``.
 
     ``name`` is stable and meant for programs; ``text`` says to a person what was seen and what it means.
+
+    :param of_protecting: it matters only to whoever protects the scan.
     """
 
     name: str
     text: str
+    of_protecting: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}"

@@ -10,7 +10,6 @@ import dataclasses
 import glob
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import posixpath
@@ -28,6 +27,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, output_error, require_space
+from MITSGANLib.files.dicom.headers import silence_pydicom
 from MITSGANLib.keys.key_files import Key, read_key_file
 
 from ..workers import run_all
@@ -497,8 +497,7 @@ def _sort_out(
 
 
 def _run_job(job: Job) -> Done:
-    # In a process of its own the command line has not silenced pydicom, which logs header values that it finds odd.
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    silence_pydicom()  # in a process of its own the command line has not
     return job.run()
 
 

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
     device = describe_device(resolve_device(options.device))
     volume, title, targets = _scan(options)
-    note_warnings(volume)
+    note_warnings(volume, protecting=True)
     note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
     with _StageBars() as bars:
         result = demonstrate(

@@ -132,10 +132,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def note_warnings(volume: CTVolume) -> None:
-    """Every warning of a volume that was read."""
+def note_warnings(volume: CTVolume, *, protecting: bool = False) -> None:
+    """Every warning of a volume that was read; those of protecting only where that is done."""
     for warning in volume.provenance.warnings:
-        note(f"warning: {warning}")
+        if protecting or not warning.of_protecting:
+            note(f"warning: {warning}")
 
 
 @contextmanager

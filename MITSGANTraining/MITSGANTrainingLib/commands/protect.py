@@ -111,7 +111,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     with progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
-    note_warnings(volume)
+    note_warnings(volume, protecting=True)
     key = key_options.key(options, is_new=True)
     _warn_of_mark(options, key is not None)
     proofs = Proofs(key, _signers(options))

@@ -15,7 +15,7 @@ from ..archives.trees import Stage, TreeReport
 from .options import note, progress_bar, say, write_json
 
 _OTHERS, _WORKERS = "others", ("processes", "scheduler")
-_LISTED = 50
+_LISTED, _NAMED = 50, 3
 
 
 def add_collection(parser: argparse.ArgumentParser, text: str) -> None:
@@ -87,7 +87,9 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
     for line in details:
         say(f"   {line}")
     for reason, files in report.skipped_by_reason.most_common():
-        say(f"   skipped  {counted(files, 'file')}: {_printable(reason)}")
+        sources = sorted(other.source for other, _ in report.skipped if other.reason == reason)
+        named = f" ({_printable(', '.join(sources))})" if len(sources) <= _NAMED else ""
+        say(f"   skipped  {counted(files, 'file')}: {_printable(reason)}{named}")
     copied = sum(len(other.files) for other, was_copied in report.skipped if was_copied)
     if copied:
         say(f"   copied   {copied} of the skipped files, unchanged")
@@ -102,7 +104,8 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
 
 
 def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun; "series" is its own plural."""
+    return f"{number} {noun}{'' if number == 1 or noun == 'series' else 's'}"
 
 
 def _printable(text: str) -> str:

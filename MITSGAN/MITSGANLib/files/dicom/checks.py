@@ -63,7 +63,7 @@ def _named(paths: Sequence[Path]) -> str:
 def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     if any("DERIVED" in header.image_type for header in images):
         text = "The images are derived (Image Type DERIVED), not as acquired; their noise may be unlike a scanner's."
-        yield VolumeWarning("derived", text)
+        yield VolumeWarning("derived", text, of_protecting=True)
     if any(header.text("LossyImageCompression") == "01" for header in images):
         text = "The images went through lossy compression once; fine detail is altered."
         yield VolumeWarning("lossy-compression", text)
@@ -72,7 +72,7 @@ def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
         yield VolumeWarning("burned-in-annotation", text)
     if any(MANUFACTURER in header.contributors for header in images):
         text = "The images were written by MITSGAN before; protecting them again adds to the change."
-        yield VolumeWarning("already-processed", text)
+        yield VolumeWarning("already-processed", text, of_protecting=True)
 
 
 def _acquisition(images: Sequence[Header]) -> Iterator[VolumeWarning]:

@@ -144,6 +144,12 @@ class Header:
         return "LOCALIZER" in self.image_type or "SCOUT" in self.image_type
 
 
+def silence_pydicom() -> None:
+    """Silence pydicom for the whole process: what it logs and warns of quotes header values."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"pydicom\b")
+
+
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence pydicom's warnings: they quote header values, and a patient's name must not reach a log.
