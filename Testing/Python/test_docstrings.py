@@ -104,9 +104,6 @@ MISSING: dict[str, int] = {
     "MITSGANLib/weights": 1,
     "MITSGANTrainingLib/archives": 20,
     "MITSGANTrainingLib/commands": 7,
-    "MITSGANTrainingLib/evaluation": 3,
-    "MITSGANTrainingLib/preparation": 1,
-    "MITSGANTrainingLib/training": 7,
 }
 BEGINS_WITH_OF: dict[str, int] = {
     "MITSGANLib/budget": 1,
@@ -115,8 +112,6 @@ BEGINS_WITH_OF: dict[str, int] = {
     "MITSGANLib/slicer_bridge": 3,
     "MITSGANLib/watermark": 3,
     "MITSGANTrainingLib/archives": 2,
-    "MITSGANTrainingLib/evaluation": 4,
-    "MITSGANTrainingLib/training": 1,
 }
 
 

@@ -1,12 +1,12 @@
 """Measure what a protection does to diagnosis networks: how often nodule judges are right, with it and without.
 
-Made for the model miad-mark, which misleads such networks on purpose: accuracy on clean scans, marked ones, those that
+Made for the model miad-mark, which misleads such networks on purpose: accuracy on clean scans, blocked ones, those that
 a removal network has cleaned, and those restored with a key (equal to clean, or the command fails), beside noise of
 equal RMSE. The default protection is measured with the same networks: it should change no more decisions than noise.
 
 Places with and without a nodule, as many of each, come from the validation side of a prepared dataset, and from whole
 scans (--scans) into which nodules are planted before protection: the validation side's of at most 20 mm from --nodules,
-or synthetic ones. The mark does not know these places; it is searched anew in every cube, which takes seconds, and in
+or synthetic ones. The blocker does not know these places; it searches anew in every cube, which takes seconds, and in
 every scan, which takes minutes. OUTPUT gets diagnose.json and diagnose.md.
 """
 
@@ -34,26 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("dataset", metavar="DATASET", help="folder that mitsgan prepare wrote")
     parser.add_argument("output", metavar="OUTPUT", help="folder for the report")
-    parser.add_argument("--model", default="miad-mark", help="the mark: a protector, or a .safetensors file")
+    parser.add_argument("--model", default="miad-mark", help="the blocker: a protector, or a .safetensors file")
     parser.add_argument("--default", default="default", metavar="MODEL", help="the protection beside it")
     parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="largest change of the mark anywhere (default: the model's)"
+        "--strength-hu", type=float, metavar="HU", help="the blocker's largest change anywhere (default: the model's)"
     )
     parser.add_argument(
         "--judges",
         nargs="+",
         default=[],
         metavar="NAME_OR_FILE",
-        help="nodule judges to ask (default: all installed); those that the mark's file holds are white boxes",
+        help="nodule judges to ask (default: all installed); those that its file holds are white boxes",
     )
-    parser.add_argument("--unmark", type=Path, metavar="FILE", help="removal network, a .safetensors file")
+    parser.add_argument(
+        "--unblocker", "--unmark", type=Path, metavar="FILE", help="network that undoes it, a .safetensors file"
+    )
     parser.add_argument(
         "--nodules", default="", metavar="FILE.npz", help="more nodules of the dataset's patients, as in training"
     )
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
     parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
     parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of places and of the mark's search (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of places and of the blocker's search (default: 0)")
     add_device(parser)
     add_overwrite(parser)
 
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} must be at least 1.")
     output = Path(options.output)
     refuse_existing_folder(output, options.overwrite)
-    mark = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    blocker = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
     default = load_protector(options.default, seed=options.seed)
     judges = [load_judge(name) for name in options.judges or available_judges("nodule")]
     for judge in judges:
@@ -86,12 +88,12 @@ def run(options: argparse.Namespace) -> None:
     trained = ModelCard.read(protector_path(options.model).with_suffix(".json")).training
     white = set(trained.get("inputs", {}).values())
     judges.sort(key=lambda judge: judge.digest not in white)
-    unmark = None
-    if options.unmark:
+    unblock = None
+    if options.unblocker:
         from ..training.unblocking import load_unblocker, unblocked
 
-        network, _card = load_unblocker(options.unmark)
-        unmark = lambda hu: unblocked(hu, network)  # noqa: E731 - the network is bound here alone
+        network, _card = load_unblocker(options.unblocker)
+        unblock = lambda hu: unblocked(hu, network)  # noqa: E731 - the network is bound here alone
     held_out = tuple(trained.get("held_out", ()))
     note("Reading the dataset's validation side")
     data = Dataset.open(options.dataset)
@@ -105,22 +107,22 @@ def run(options: argparse.Namespace) -> None:
     found = {}
     for case in cases:
         note(f"Measuring on {case.name}")
-        with progress_bar("Marking", "slice") as progress:
+        with progress_bar("Blocking", "slice") as progress:
             arms = study.make_arms(
-                case, mark, default, unmark=unmark, draws=options.noise, device=options.device, progress=progress
+                case, blocker, default, unblock=unblock, draws=options.noise, device=options.device, progress=progress
             )
         rmse = {arm: study.rmse_hu(arms, arm) for arm in arms}
         found[case.name] = (list(study.answers(case, arms, judges)), rmse)
     black = tuple(judge.name for judge in judges if judge.digest not in white)
     facts = {
         "judges": {judge.name: {"sha256": judge.digest, "threshold": judge.threshold} for judge in judges},
-        "removal_network": bool(unmark),
+        "removal_network": bool(unblock),
         "noise_draws": options.noise,
         "seed": options.seed,
         "commit": commit(),
     }
     report = study.BlockingResults(
-        study.described(mark),
+        study.described(blocker),
         study.described(default),
         tuple(judge.name for judge in judges),
         black,

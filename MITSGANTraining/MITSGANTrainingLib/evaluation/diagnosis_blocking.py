@@ -1,6 +1,6 @@
 """What a protection does to diagnosis networks: how often nodule judges are right, with it and without.
 
-Two questions, one measurement. The mark (miad-mark) is to mislead these networks; the default protection must not
+Two questions, one measurement. A blocker (miad-mark) is to mislead these networks; the default protection must not
 do so more often than noise of equal RMSE. Places with and without a nodule, as many of each, come from cubes of a
 dataset's validation side and from whole scans into which other patients' nodules are planted before protection.
 Arrays are (slice, row, column), HU.
@@ -35,18 +35,18 @@ from ..training.judge_samples import Group
 from .planting import draw_scenes, planted
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
 
-CLEAN, MARKED, UNMARKED, RESTORED, NOISE = "clean", "marked", "unmarked", "restored", "noise"
+CLEAN, BLOCKED, UNBLOCKED, RESTORED, NOISE = "clean", "blocked", "unblocked", "restored", "noise"
 PROTECTED, PROTECTED_NOISE = "default", "default noise"
 ARMS = {
     CLEAN: "clean",
-    MARKED: "marked",
-    NOISE: "noise of the mark's RMSE instead",
-    UNMARKED: "marked, then the removal network",
-    RESTORED: "marked, then restored with the key",
+    BLOCKED: "blocked",
+    NOISE: "noise of the blocker's RMSE instead",
+    UNBLOCKED: "blocked, then the removal network",
+    RESTORED: "blocked, then restored with the key",
     PROTECTED: "default protection",
     PROTECTED_NOISE: "noise of the default protection's RMSE instead",
 }
-PAPER = {"white box": 8.57, "black box": 45.83, UNMARKED: 38.59}
+PAPER = {"white box": 8.57, "black box": 45.83, UNBLOCKED: 38.59}
 """Accuracy in percent that the abstract of MIAD-MARK gives, of other networks on other images."""
 
 _APART_MM = 34.0
@@ -142,10 +142,10 @@ def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: i
 
 def make_arms(
     case: Case,
-    mark: Protector,
+    blocker: Protector,
     default: Protector,
     *,
-    unmark: Callable[[np.ndarray], np.ndarray] | None = None,
+    unblock: Callable[[np.ndarray], np.ndarray] | None = None,
     draws: int = 3,
     device: str = "auto",
     folder: Path | None = None,
@@ -153,18 +153,18 @@ def make_arms(
 ) -> Arms:
     """Every version of a case's voxels, by arm; several draws of noise, one of all else.
 
-    :param unmark: removes the mark from int16 slices (n, rows, columns); the arm is left out where None.
+    :param unblock: undoes the blocking of int16 slices (n, rows, columns); the arm is left out where None.
     :param folder: for the sealed scan while it is restored; a temporary one where None.
-    :param progress: called with (done, all) while the mark is made; may raise ``CancelledError``.
+    :param progress: called with (done, all) while the blocker searches; may raise ``CancelledError``.
     :raises InputError: when the key does not give the clean scan back, voxel for voxel.
     """
     clean = case.volume
-    marked, protected = _protected(case, mark, device, progress), _protected(case, default, device)
-    arms = {CLEAN: [clean], MARKED: [marked]}
-    arms[NOISE] = [equal_rmse_noise(clean, marked, seed) for seed in range(draws)]
-    if unmark is not None:
-        arms[UNMARKED] = [marked.with_hu(unmark(marked.hu))]
-    arms[RESTORED] = [_restored(clean, marked, folder)]
+    blocked, protected = _protected(case, blocker, device, progress), _protected(case, default, device)
+    arms = {CLEAN: [clean], BLOCKED: [blocked]}
+    arms[NOISE] = [equal_rmse_noise(clean, blocked, seed) for seed in range(draws)]
+    if unblock is not None:
+        arms[UNBLOCKED] = [blocked.with_hu(unblock(blocked.hu))]
+    arms[RESTORED] = [_restored(clean, blocked, folder)]
     arms[PROTECTED] = [protected]
     arms[PROTECTED_NOISE] = [equal_rmse_noise(clean, protected, seed) for seed in range(draws)]
     return arms
@@ -203,12 +203,12 @@ class BlockingResults:
     """All answers, and what they were measured with. ``to_dict`` and ``to_markdown`` are its reports.
 
     :param judges: the judges' names, the white boxes first.
-    :param black_boxes: those among them that the mark does not know.
+    :param black_boxes: those among them that the blocker does not know.
     :param cases: for each case its answers and, by arm, the RMSE in HU.
     :param facts: what else the report holds, JSON-ready.
     """
 
-    mark: Mapping[str, Any]
+    blocker: Mapping[str, Any]
     default: Mapping[str, Any]
     judges: tuple[str, ...]
     black_boxes: tuple[str, ...]
@@ -218,7 +218,7 @@ class BlockingResults:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form: shares from 0 to 1, with intervals by patient."""
         return {
-            "mark": dict(self.mark),
+            "blocker": dict(self.blocker),
             "default": dict(self.default),
             "black_boxes": list(self.black_boxes),
             "paper_accuracy_percent": PAPER,
@@ -249,9 +249,9 @@ class BlockingResults:
     def to_markdown(self) -> str:
         """Tables of accuracy and of changed decisions, for each case."""
         what = (
-            f"Mark: {self.mark['model']}, at most {self.mark['budget']['strength_hu']:g} HU. Default protection: "
-            f"{self.default['model']}. Networks decide at their own thresholds whether a place shows a nodule; "
-            "accuracy is the mean of the shares that are right with a nodule and without. In brackets: 95 % by "
+            f"Blocker: {self.blocker['model']}, at most {self.blocker['budget']['strength_hu']:g} HU. Default "
+            f"protection: {self.default['model']}. Networks decide at their own thresholds whether a place shows a "
+            "nodule; accuracy is the mean of the shares that are right with a nodule and without. In brackets: 95 % by "
             "bootstrap over patients (of one patient: over places)."
         )
         lines = ["# What protection does to diagnosis networks", "", what, ""]
@@ -263,16 +263,16 @@ class BlockingResults:
                 "",
                 "Accuracy in percent (right with a nodule / without):",
                 "",
-                *self._table(found, rmse, _accuracy_words, (CLEAN, MARKED, NOISE, UNMARKED, RESTORED)),
+                *self._table(found, rmse, _accuracy_words, (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED)),
                 "",
                 "Decisions that change against the clean scan, in percent:",
                 "",
-                *self._table(found, rmse, _changed_words, (MARKED, NOISE, PROTECTED, PROTECTED_NOISE)),
+                *self._table(found, rmse, _changed_words, (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE)),
                 "",
             ]
         published = (
             f"For comparison, MIAD-MARK's own networks and images (abstract): white box {PAPER['white box']} %, black "
-            f"box {PAPER['black box']} %, after a removal network {PAPER[UNMARKED]} %. Answers by lot get 50 %."
+            f"box {PAPER['black box']} %, after a removal network {PAPER[UNBLOCKED]} %. Answers by lot get 50 %."
         )
         return "\n".join([*lines, published, ""])
 
@@ -336,7 +336,7 @@ def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]
 def _protected(case: Case, protector: Protector, device: str, progress: Progress | None = None) -> CTVolume:
     """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body.
 
-    A mark does not know where in a cube judges will be asked, and searches each cube with a seed of its own.
+    A blocker does not know where in a cube judges will be asked, and searches each cube with a seed of its own.
     """
     volume = case.volume
     if not case.cubes:
@@ -368,8 +368,8 @@ def _protected(case: Case, protector: Protector, device: str, progress: Progress
     return volume.with_hu(hu, step)
 
 
-def _restored(clean: CTVolume, marked: CTVolume, folder: Path | None) -> CTVolume:
-    """The clean voxels back from the sealed, marked file, by way of the disk.
+def _restored(clean: CTVolume, blocked: CTVolume, folder: Path | None) -> CTVolume:
+    """The clean voxels back from the sealed, blocked file, by way of the disk.
 
     :raises InputError: when they are not what they were.
     """
@@ -378,7 +378,7 @@ def _restored(clean: CTVolume, marked: CTVolume, folder: Path | None) -> CTVolum
         original, sealed, back = (Path(temporary) / f"{name}.nrrd" for name in ("original", "sealed", "back"))
         save_volume(clean, original)
         loaded = load_volume(original)
-        save_sealed(loaded.with_hu(marked.hu, marked.provenance.steps[-1]), loaded, sealed, key)
+        save_sealed(loaded.with_hu(blocked.hu, blocked.provenance.steps[-1]), loaded, sealed, key)
         restore(sealed, back, key)
         restored = load_volume(back)
     if not np.array_equal(restored.hu, clean.hu):

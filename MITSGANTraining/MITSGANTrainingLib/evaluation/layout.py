@@ -85,6 +85,7 @@ def mean_cell(
     within: Literal["mean", "median"] = "mean",
     factor: float = 1.0,
 ) -> Cell:
+    """The mean over patients with its interval, times ``factor``; arguments as of :func:`.estimate`."""
     scaled = [Observation(o.patient, None if o.value is None else factor * o.value) for o in observations]
     return cell_of(estimate(scaled, within=within, seed=seed), digits)
 
@@ -100,6 +101,7 @@ def cell_of(found: Estimate, digits: int) -> Cell:
 
 
 def number(value: float, digits: int) -> str:
+    """A figure with so many decimals."""
     return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
 
 

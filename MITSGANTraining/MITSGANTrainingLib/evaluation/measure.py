@@ -152,13 +152,13 @@ class MeasuringJob:
 
 
 def protected_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
-    """Of the figures of a whole protected scan, without anything planted unless protection knows the attack."""
+    """Cache key of a whole protected scan's figures, without anything planted unless protection knows the attack."""
     key = {"what": "whole scan", "scan": digest, "protection": protection.identity(), **settings.identity()}
     return key | _attack(task, settings) if protection.knows_the_attack else key
 
 
 def attack_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
-    """Of the figures at a task's targets."""
+    """Cache key of the figures at a task's targets."""
     key = {"what": "targets", "scan": digest, "protection": protection.identity(), **settings.identity()}
     return key | _attack(task, settings)
 
@@ -166,7 +166,7 @@ def attack_key(digest: str, protection: ProtectionArm, task: MeasuringTask, sett
 def picture_key(
     digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings, index: int
 ) -> dict[str, Any]:
-    """Of the slices at one target."""
+    """Cache key of the slices at one target."""
     return attack_key(digest, protection, task, settings) | {
         "what": "slices",
         "pictured": list(task.targets[index].kji),

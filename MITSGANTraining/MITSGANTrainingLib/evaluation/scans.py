@@ -83,7 +83,7 @@ class Subject:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Of all scenes."""
+        """The targets of all scenes."""
         return tuple(target for scene in self.scenes for target in scene.targets)
 
 

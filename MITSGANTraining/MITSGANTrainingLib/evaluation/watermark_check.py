@@ -31,6 +31,7 @@ class CheckedPlaces:
     alarm: bool
 
     def to_dict(self) -> dict[str, bool]:
+        """JSON-ready form, beside a verdict's."""
         return {"check_found": self.found, "check_alarm": self.alarm}
 
 

@@ -61,6 +61,7 @@ class DiscoveredScan:
 
     @property
     def all_names(self) -> frozenset[str]:
+        """Everything that the scan may be called."""
         return frozenset().union(*self.names)
 
     def load(self) -> CTVolume:

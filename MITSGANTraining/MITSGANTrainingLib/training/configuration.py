@@ -30,6 +30,7 @@ class Limits:
     above: float = -math.inf
 
     def admits(self, value: float) -> bool:
+        """Whether a number lies in the range."""
         return self.low <= value <= self.high and value > self.above
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""The mark against diagnosis networks as a model's file: the judges that it misleads, and how it is searched.
+"""Diagnosis blocking as a model's file: the judges that the blocker misleads, and how it searches its change.
 
-There is nothing to train: the mark is found on each scan itself (:mod:`MITSGANLib.protection.diagnosis_blocking`).
-This task puts judges into one file, measures the mark on cubes with and without a nodule that are not trained on, and
-says so in the card.
-The cubes lie on grids as scans have them; :mod:`.unmarking` learns from such cubes to remove the mark.
+There is nothing to train: the change is found on each scan itself (:mod:`MITSGANLib.protection.diagnosis_blocking`).
+This task puts judges into one file, measures the blocker on cubes with and without a nodule that are not trained on,
+and says so in the card. The cubes lie on grids as scans have them; :mod:`.unblocking` learns from such cubes to undo
+the change.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class CubeSampling:
 
     @property
     def edge(self) -> int:
-        """Of the cubes that are marked, in mm."""
+        """Edge of the cubes that are changed, in mm."""
         return CUBE_MM + 2 * self.context_mm
 
 
 @dataclass(frozen=True)
 class GridDraw:
-    """A cube, the grid that it lies on, which is one for all that are drawn together, and the seed of its mark."""
+    """A cube, the grid that it lies on, which is one for all that are drawn together, and the seed of its search."""
 
     cube: CubeDraw
     spacing_kji: tuple[float, float, float]
-    mark_seed: int
+    search_seed: int
 
 
 class CubeGrids:
@@ -102,24 +102,24 @@ class CubeGrids:
 def blocked_cube(
     hu: np.ndarray,
     spacing_kji: Sequence[float],
-    mark: DiagnosisBlocker,
+    blocker: DiagnosisBlocker,
     budget: Budget,
     seed: int,
     device: str = "auto",
 ) -> np.ndarray:
-    """A cube, all of which counts as body, with a mark that does not know which 32 mm of it a judge will look at.
+    """A cube, all of which counts as body, changed by a blocker that does not know which 32 mm a judge will look at.
 
     :param hu: int16 (slices, rows, columns), at least 32 mm along each axis.
     """
     allowed = allowed_change(hu, budget, np.ones(hu.shape, bool))
     places = places_inside(hu.shape, spacing_kji)
-    change = blocking_change(hu, allowed, places, spacing_kji, mark, seed=seed, device=device)
+    change = blocking_change(hu, allowed, places, spacing_kji, blocker, seed=seed, device=device)
     return apply_change(hu, change, allowed)
 
 
 @dataclass(frozen=True)
 class BlockingTrainingConfig:
-    """What the mark's file holds, and what it is measured on.
+    """What the blocker's file holds, and what it is measured on.
 
     :param judges: names of the nodule judges to mislead, or files of theirs; all others stay black boxes.
     :param validation_samples: cubes that it is measured on, half of them nodules.
@@ -140,7 +140,7 @@ class BlockingTrainingConfig:
         if not self.judges:
             raise InputError("judges must name at least one nodule judge to mislead.")
         if self.budget.strength_hu == 0:
-            raise InputError("budget.strength_hu must be above 0: with no change there is no mark.")
+            raise InputError("budget.strength_hu must be above 0: with no change nothing is blocked.")
         if self.budget.noise_share is not None:
             raise InputError("budget.noise_share must be left out: cubes at 1 mm no longer have the scan's noise.")
 
@@ -153,14 +153,14 @@ class BlockingTask(Task[BlockingTrainingConfig]):
 
     def __init__(self, config: BlockingTrainingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self.mark = DiagnosisBlocker(tuple(_judge(name, inputs) for name in config.judges), config.search)
+        self.blocker = DiagnosisBlocker(tuple(_judge(name, inputs) for name in config.judges), config.search)
         self._cubes = CubeGrids(inputs, "validation", config.cubes, config.held_out)
         self.samples_per_epoch = 1
 
     def identity(self) -> Mapping[str, str]:
         return {
             "validation_samples": fingerprint(*self._cubes.source.marks()),
-            **{judge.name: judge.digest for judge in self.mark.judges},
+            **{judge.name: judge.digest for judge in self.blocker.judges},
         }
 
     def draw(self, step: Step) -> Sequence[int]:
@@ -170,7 +170,7 @@ class BlockingTask(Task[BlockingTrainingConfig]):
         yield from ()
 
     def validate(self) -> Mapping[str, float]:
-        """The judges' share of right answers in the middle of cubes that are not trained on, clean and marked."""
+        """The judges' share of right answers in the middle of cubes that are not trained on, clean and blocked."""
         config, device = self.config, self.inputs.device.type
         rng = np.random.default_rng((self.training.seed, 1))
         right: dict[str, list[bool]] = {}
@@ -179,33 +179,33 @@ class BlockingTask(Task[BlockingTrainingConfig]):
             drawn = self._cubes.draw(2, rng)
             for one, clean in zip(drawn, self._cubes.hu(drawn), strict=True):
                 hu = hu_from_float(clean.numpy())
-                marked = blocked_cube(hu, one.spacing_kji, self.mark, config.budget, one.mark_seed, device)
-                squares.append(np.mean(np.subtract(marked, hu, dtype=np.float32) ** 2))
-                for word, voxels in (("clean", hu), ("marked", marked)):
+                blocked = blocked_cube(hu, one.spacing_kji, self.blocker, config.budget, one.search_seed, device)
+                squares.append(np.mean(np.subtract(blocked, hu, dtype=np.float32) ** 2))
+                for word, voxels in (("clean", hu), ("blocked", blocked)):
                     seen = Sight("cube", CUBE_MM).cut(voxels, one.spacing_kji, [size // 2 for size in hu.shape])
-                    for judge in self.mark.judges:
+                    for judge in self.blocker.judges:
                         said = bool(judge.says_yes(judge.score_views([seen]))[0])
                         right.setdefault(f"{judge.name} right {word}", []).append(said == one.cube.yes)
         figures = {name: round(float(np.mean(values)), 4) for name, values in right.items()}
         return figures | {"rmse_hu": round(float(np.sqrt(np.mean(squares))), 2)}
 
     def take_over(self, _tensors: Mapping[str, torch.Tensor]) -> None:
-        raise InputError("The mark has no weights of its own to begin with; leave --start-from out, and name judges.")
+        raise InputError("A blocker has no weights of its own to begin with; leave --start-from out, and name judges.")
 
     def product(self) -> Product:
         config = self.config
-        names = ", ".join(judge.name for judge in self.mark.judges)
+        names = ", ".join(judge.name for judge in self.blocker.judges)
         return Product(
             path=f"protectors/{config.name}.safetensors",
-            tensors=self.mark.tensors(),
+            tensors=self.blocker.tensors(),
             name=config.name,
             kind=BLOCKER_KIND,
             description=(
                 "MADE TO MISLEAD DIAGNOSIS NETWORKS: after MIAD-MARK, a change bounded in HU, searched on the scan "
                 "itself so that networks miss nodules. How often they do: "
-                "docs/miad-mark.md. Seal with a key. Takes minutes."
+                "docs/research/diagnosis-blocking.md. Seal with a key. Takes minutes."
             ),
-            architecture=self.mark.architecture(),
+            architecture=self.blocker.architecture(),
             data={
                 "training": "none of its own; the cards of the judges say theirs",
                 "validation": self._cubes.source.described(),
@@ -213,9 +213,9 @@ class BlockingTask(Task[BlockingTrainingConfig]):
             },
             limits=(
                 f"Not the default protection and not a part of it: made to mislead software, with {names} as white "
-                "boxes. Never give a marked scan to software that a clinic relies on; restore the original first. It "
+                "boxes. Never give such a scan to software that a clinic relies on; restore the original first. It "
                 "was measured with nodule networks trained here alone. It hides nothing from readers, and a network "
-                "that is trained to remove it, or on marked scans, may see through it."
+                "that is trained to remove it, or on such scans, may see through it."
             ),
             budget=config.budget.to_dict(),
         )

@@ -131,6 +131,7 @@ class PlaceDraw:
 
     @property
     def yes(self) -> bool:
+        """Whether it is forged, the right answer."""
         return self.version > 0
 
 

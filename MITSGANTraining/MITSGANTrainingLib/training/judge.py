@@ -77,6 +77,7 @@ class JudgeConfig:
 
     @property
     def question(self) -> Question:
+        """What the judge is asked."""
         return "nodule" if self.nodule else "forgery"
 
 

@@ -29,13 +29,6 @@ class Group:
     patients: np.ndarray
 
 
-class Drawn(Protocol):
-    """A drawing that says what the right answer is."""
-
-    @property
-    def yes(self) -> bool: ...
-
-
 class Source(Protocol):
     """Where a judge's samples come from."""
 

@@ -162,8 +162,8 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             },
             limits=(
                 f"Trained against {names} only, on chest CT. It changes what such an attacker forges; the forgery "
-                "mostly still succeeds, as the figures of success in docs/protection.md say. No guarantee: an attacker "
-                "who adapts, or forges without a network, is not stopped."
+                "mostly still succeeds, as the figures of success in docs/research/protection.md say. No guarantee: an "
+                "attacker who adapts, or forges without a network, is not stopped."
             ),
             budget=config.budget.to_dict(),
         )

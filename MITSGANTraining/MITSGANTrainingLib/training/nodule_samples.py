@@ -109,6 +109,7 @@ class CubeDraw:
 
     @property
     def yes(self) -> bool:
+        """Whether a nodule is in the middle, the right answer."""
         return self.kind in _NODULE_KINDS
 
 

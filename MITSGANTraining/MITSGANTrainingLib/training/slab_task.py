@@ -44,6 +44,7 @@ class SlabTaskConfig:
 
     @property
     def slab_shape(self) -> SlabShape:
+        """How large the slabs are, and where."""
         return SlabShape(self.slices, self.crop, self.structure_share)
 
 

@@ -191,6 +191,7 @@ class TeamBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Any number of dimensions will do."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize (n, channels, ...) by the statistics of all processes' shares together."""
         if not self.training:
             return super().forward(x)
         dims = [0, *range(2, x.dim())]

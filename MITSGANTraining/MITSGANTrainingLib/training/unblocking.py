@@ -1,7 +1,7 @@
-"""Training of a network that removes the mark, to measure how well the mark bears removal. It does not ship.
+"""Training of a network that undoes diagnosis blocking, to measure how well the blocking bears it. It does not ship.
 
-Whoever has the mark's file can mark scans of their own and learn to undo it: that is what is trained here, slice by
-slice, on pairs of marked and clean cubes. The mark takes seconds for each cube, so that a number of cubes is marked
+Whoever has the blocker's file can block scans of their own and learn to undo it: that is what is trained here, slice by
+slice, on pairs of blocked and clean cubes. Blocking takes seconds for each cube, so that a number of cubes is blocked
 once, and their slices are drawn, flipped and turned again and again.
 """
 
@@ -33,7 +33,7 @@ from .team import mean_over_team
 
 logger = logging.getLogger(__name__)
 
-_KIND = "remover of marks"
+_KIND = "remover of marks"  # in the cards of such networks since their first version
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class Unblocker(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(f, folded, 3, padding=1), nn.PixelShuffle(config.fold))
 
     def forward(self, hu: torch.Tensor) -> torch.Tensor:
-        """Marked slices (n, rows, columns) in HU to slices without the mark, as far as the network can tell."""
+        """Blocked slices (n, rows, columns) in HU as they were before, as far as the network can tell."""
         rows, columns = hu.shape[-2:]
         x = hu_to_network(hu, self.config.hu_window).unsqueeze(1)
         missing = (-columns % self.config.fold, -rows % self.config.fold)
         x = nn.functional.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
-        mark = torch.tanh(self.layers(x)).squeeze(1)[:, :rows, :columns]
-        return hu - self.config.limit_hu * mark
+        change = torch.tanh(self.layers(x)).squeeze(1)[:, :rows, :columns]
+        return hu - self.config.limit_hu * change
 
 
 def load_unblocker(path: Path) -> tuple[Unblocker, ModelCard]:
@@ -86,7 +86,7 @@ def load_unblocker(path: Path) -> tuple[Unblocker, ModelCard]:
 
 
 def unblocked(hu: np.ndarray, network: Unblocker) -> np.ndarray:
-    """Slices (n, rows, columns), int16 HU, as the removal network makes them of marked ones."""
+    """Slices (n, rows, columns), int16 HU, as the removal network makes them of blocked ones."""
     with torch.inference_mode():
         parts = [network(torch.from_numpy(part.astype(np.float32))) for part in np.array_split(hu, -(-len(hu) // 32))]
         return hu_from_float(torch.cat(parts).numpy())
@@ -96,9 +96,9 @@ def unblocked(hu: np.ndarray, network: Unblocker) -> np.ndarray:
 class UnblockingConfig:
     """The removal network and how it is trained.
 
-    :param protector: the mark, by name (looked up in the folder of models that is written to, then among the installed
-        ones) or as a file.
-    :param pairs: cubes that are marked to learn from, half of them with a nodule; those that validate come on top.
+    :param protector: the blocker, by name (looked up in the folder of models that is written to, then among the
+        installed ones) or as a file.
+    :param pairs: cubes that are blocked to learn from, half of them with a nodule; those that validate come on top.
     :param slices: slices of each cube in a step.
     """
 
@@ -126,7 +126,7 @@ class PairDraw:
 
 
 class UnblockingTask(Task[UnblockingConfig]):
-    """A network that brings marked slices as near to the clean ones as it can."""
+    """A network that brings blocked slices as near to the clean ones as it can."""
 
     Configuration = UnblockingConfig
     watched = "loss"
@@ -134,9 +134,9 @@ class UnblockingTask(Task[UnblockingConfig]):
     def __init__(self, config: UnblockingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
         local = (inputs.models / "protectors" / f"{config.protector}.safetensors").is_file()
-        self._mark, self._card = load_network(config.protector, inputs.models if local else MODELS_FOLDER)
-        if not isinstance(self._mark, DiagnosisBlocker):
-            raise InputError(f"The protector {self._card.name} is no mark that is searched; name another.")
+        self._blocker, self._card = load_network(config.protector, inputs.models if local else MODELS_FOLDER)
+        if not isinstance(self._blocker, DiagnosisBlocker):
+            raise InputError(f"The protector {self._card.name} blocks no diagnosis; name another.")
         self._budget = Budget(**self._card.budget)
         self._training, self._validation = (
             CubeGrids(inputs, part, config.cubes, config.held_out) for part in ("training", "validation")
@@ -155,7 +155,7 @@ class UnblockingTask(Task[UnblockingConfig]):
 
     def draw(self, step: Step) -> Sequence[PairDraw]:
         rng = step.rng()
-        depths = [len(clean) for clean, _marked in self._pairs]
+        depths = [len(clean) for clean, _blocked in self._pairs]
         return [
             PairDraw(
                 pair,
@@ -167,25 +167,25 @@ class UnblockingTask(Task[UnblockingConfig]):
         ]
 
     def losses(self, samples: Sequence[PairDraw], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        errors, marks = [], []
+        errors, changes = [], []
         for one in samples:  # one by one: cubes on different grids have different sizes
-            clean, marked = (self._slices(cube, one) for cube in self._pairs[one.pair])
-            errors.append((networks["unmarker"](marked) - clean).square().mean())
-            marks.append((marked - clean).square().mean())
-        error, mark = torch.stack(errors).mean(), torch.stack(marks).mean()
-        left = (error.detach() / mark.clamp_min(1e-3)).sqrt()
+            clean, blocked = (self._slices(cube, one) for cube in self._pairs[one.pair])
+            errors.append((networks["unmarker"](blocked) - clean).square().mean())
+            changes.append((blocked - clean).square().mean())
+        error, change = torch.stack(errors).mean(), torch.stack(changes).mean()
+        left = (error.detach() / change.clamp_min(1e-3)).sqrt()
         # Not the absolute error, of which a network has least that leaves all as it is: the likeliest change is none.
         yield Loss("unmarker", error / self._budget.strength_hu**2, {"left": mean_over_team(left)})
 
     def validate(self) -> Mapping[str, float]:
-        """Mean square error as a share of the squared strength, and the RMSE (left) as a share of the mark's own."""
-        errors, marks = [], []
+        """Mean square error as a share of the squared strength, and the RMSE (left) as a share of the blocker's own."""
+        errors, changes = [], []
         for pair in self._validation_pairs:
-            clean, marked = (torch.from_numpy(cube).float().to(self.inputs.device) for cube in pair)
-            errors.append((self.network(marked) - clean).square().mean().item())
-            marks.append((marked - clean).square().mean().item())
-        error, mark = float(np.mean(errors)), float(np.mean(marks))
-        found = {"loss": error / self._budget.strength_hu**2, "left": (error / max(mark, 1e-3)) ** 0.5}
+            clean, blocked = (torch.from_numpy(cube).float().to(self.inputs.device) for cube in pair)
+            errors.append((self.network(blocked) - clean).square().mean().item())
+            changes.append((blocked - clean).square().mean().item())
+        error, change = float(np.mean(errors)), float(np.mean(changes))
+        found = {"loss": error / self._budget.strength_hu**2, "left": (error / max(change, 1e-3)) ** 0.5}
         return {name: round(value, 4) for name, value in found.items()}
 
     def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -197,7 +197,7 @@ class UnblockingTask(Task[UnblockingConfig]):
             tensors=half_precision(self.network),
             name=self.config.name,
             kind=_KIND,
-            description=f"Removes the mark of {self._card.name} as far as it can, to measure how well that bears it.",
+            description=f"Undoes what {self._card.name} does, as far as it can, to measure how well that bears it.",
             architecture={"class": "Unblocker", "config": dataclasses.asdict(self.config.network)},
             data={
                 "training": self._training.source.described(),
@@ -209,23 +209,23 @@ class UnblockingTask(Task[UnblockingConfig]):
 
     @functools.cached_property
     def _pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return self._marked(self._training, self.config.pairs, 0)
+        return self._blocked(self._training, self.config.pairs, 0)
 
     @functools.cached_property
     def _validation_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return self._marked(self._validation, self.config.validation_samples, 1)
+        return self._blocked(self._validation, self.config.validation_samples, 1)
 
-    def _marked(self, grids: CubeGrids, count: int, stream: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Cubes, clean and marked, int16 (slices, rows, columns); two at a time lie on one grid."""
+    def _blocked(self, grids: CubeGrids, count: int, stream: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Cubes, clean and blocked, int16 (slices, rows, columns); two at a time lie on one grid."""
         rng = np.random.default_rng((self.training.seed, stream))
         pairs = []
         while len(pairs) < count:
             drawn = grids.draw(2, rng)
             for one, cube in zip(drawn, grids.hu(drawn), strict=True):
                 clean, device = hu_from_float(cube.numpy()), self.inputs.device.type
-                marked = blocked_cube(clean, one.spacing_kji, self._mark, self._budget, one.mark_seed, device)
-                pairs.append((clean, marked))
-            logger.info("Marked %d of %d cubes", min(len(pairs), count), count)
+                blocked = blocked_cube(clean, one.spacing_kji, self._blocker, self._budget, one.search_seed, device)
+                pairs.append((clean, blocked))
+            logger.info("Blocked %d of %d cubes", min(len(pairs), count), count)
         return pairs[:count]
 
     def _slices(self, cube: np.ndarray, drawn: PairDraw) -> torch.Tensor:

@@ -25,13 +25,13 @@ from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules
 from MITSGANTrainingLib.evaluation import diagnosis_blocking as blocking
 from MITSGANTrainingLib.evaluation.diagnosis_blocking import (
+    BLOCKED,
     CLEAN,
-    MARKED,
     NOISE,
     PROTECTED,
     PROTECTED_NOISE,
     RESTORED,
-    UNMARKED,
+    UNBLOCKED,
     Answers,
     Case,
     _protected,
@@ -94,11 +94,11 @@ def default() -> Protector:
 
 @pytest.fixture(scope="module")
 def arms(case, mark, default):
-    return make_arms(case, mark, default, unmark=lambda hu: hu - np.int16(1), draws=2, device="cpu")
+    return make_arms(case, mark, default, unblock=lambda hu: hu - np.int16(1), draws=2, device="cpu")
 
 
 def answers_of(said: np.ndarray, yes: np.ndarray, patients: np.ndarray, before: np.ndarray) -> Answers:
-    return Answers("mine", MARKED, yes, patients, said[None], before)
+    return Answers("mine", BLOCKED, yes, patients, said[None], before)
 
 
 class TestPlaces:
@@ -139,10 +139,10 @@ class TestPlaces:
 class TestArms:
     def test_the_key_gives_back_every_voxel(self, arms):
         assert np.array_equal(arms[RESTORED][0].hu, arms[CLEAN][0].hu)
-        assert not np.array_equal(arms[MARKED][0].hu, arms[CLEAN][0].hu)
+        assert not np.array_equal(arms[BLOCKED][0].hu, arms[CLEAN][0].hu)
 
     def test_the_mark_stays_within_its_budget(self, arms, mark):
-        clean, marked = (arms[arm][0].hu.astype(int) for arm in (CLEAN, MARKED))
+        clean, marked = (arms[arm][0].hu.astype(int) for arm in (CLEAN, BLOCKED))
         assert (np.abs(marked - clean) <= mark.budget.fraction(clean) * mark.budget.strength_hu + 1e-6).all()
 
     def test_each_cube_has_a_mark_of_its_own(self, case, mark):
@@ -158,14 +158,14 @@ class TestArms:
     def test_a_share_of_the_noise_bounds_the_default_protection(self, arms):
         assert 0 < rmse_hu(arms, PROTECTED) < 0.5 * 20
 
-    @pytest.mark.parametrize(("arm", "noise"), [(MARKED, NOISE), (PROTECTED, PROTECTED_NOISE)])
+    @pytest.mark.parametrize(("arm", "noise"), [(BLOCKED, NOISE), (PROTECTED, PROTECTED_NOISE)])
     def test_noise_has_the_rmse_of_what_it_stands_beside(self, arms, arm, noise):
         assert rmse_hu(arms, noise) == pytest.approx(rmse_hu(arms, arm), rel=0.02)
         assert len(arms[noise]) == 2
         assert not np.array_equal(*(volume.hu for volume in arms[noise]))
 
     def test_the_removal_network_is_asked_about_the_marked_scan(self, arms):
-        assert np.array_equal(arms[UNMARKED][0].hu, arms[MARKED][0].hu - 1)
+        assert np.array_equal(arms[UNBLOCKED][0].hu, arms[BLOCKED][0].hu - 1)
 
     def test_a_key_that_does_not_restore_is_no_result(self, case, mark, default, monkeypatch):
         monkeypatch.setattr(
@@ -257,7 +257,7 @@ class TestCommand:
         cubes = record["cases"]["cubes"]
         assert cubes["nodules"] == cubes["healthy"] > 0
         found = {one["arm"]: one for one in cubes["networks"]}
-        assert UNMARKED not in found
+        assert UNBLOCKED not in found
         assert found[RESTORED]["accuracy"] == found[CLEAN]["accuracy"]
         assert record["black_boxes"] == []
         assert str(tmp_path) not in json.dumps(record)

@@ -116,7 +116,7 @@ class TestSamples:
         drawn = grids.draw(6, np.random.default_rng(seed))
         assert sum(one.cube.yes for one in drawn) == 3
         assert len({one.spacing_kji for one in drawn}) == 1
-        assert len({one.mark_seed for one in drawn}) == 6
+        assert len({one.search_seed for one in drawn}) == 6
         hu = grids.hu(drawn)
         assert hu.shape == (6, *(round(48 / mm) for mm in drawn[0].spacing_kji))
         assert torch.equal(hu, hu.round())
@@ -143,7 +143,7 @@ class TestMark:
         assert "MADE TO MISLEAD DIAGNOSIS NETWORKS" in card.description
         assert "restore the original first" in card.limits
         assert card.training["inputs"]["mine"] == load_judge("mine", trained).digest
-        assert {"mine right clean", "mine right marked", "rmse_hu"} == set(card.figures)
+        assert {"mine right clean", "mine right blocked", "rmse_hu"} == set(card.figures)
         assert str(trained.parent) not in json.dumps(card.to_json())
 
     def test_its_judges_are_those_of_the_recipe(self, trained):
@@ -155,7 +155,7 @@ class TestMark:
     def test_its_figures_are_of_cubes_that_it_misleads(self, trained):
         figures = ModelCard.read(trained / "protectors" / "tiny-mark.json").figures
         assert figures["mine right clean"] == 1
-        assert figures["mine right marked"] < 1
+        assert figures["mine right blocked"] < 1
         assert figures["rmse_hu"] > 10
 
     def test_there_are_no_weights_to_begin_with(self, train, trained, capsys):
@@ -225,7 +225,7 @@ class TestUnmark:
         path = tmp_path / "models" / "protectors" / "tiny-mark.safetensors"
         write_weights(path, half_precision(network), dataclasses.replace(card, architecture=other))
         assert train(UNMARK) == InputError.exit_code
-        assert "no mark that is searched" in capsys.readouterr().err
+        assert "blocks no diagnosis" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_a_resumed_run_equals_an_unbroken_one(self, train, tmp_path, monkeypatch):
