@@ -56,6 +56,7 @@ def run_all(
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
+    silence_pydicom()  # in a process of its own the command line has not
     try:
         return Outcome(item, function(item))
     except CancelledError:
@@ -109,7 +110,6 @@ def _begin_process(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    silence_pydicom()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import refuse_existing_file
@@ -19,7 +19,7 @@ from MITSGANLib.scan.targets import ACTIONS
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.sample_scan import NAME, fetch_sample_scan
-from .options import Progress, add_device, add_json, add_series, note, note_warnings, progress_bar, say, write_json
+from .options import StageBars, add_device, add_json, add_series, note, note_warnings, progress_bar, say, write_json
 
 if TYPE_CHECKING:
     from MITSGANLib.scan.targets import Target
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     volume, title, targets = _scan(options)
     note_warnings(volume, protecting=True)
     note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
-    with _StageBars() as bars:
+    with StageBars(lambda stage: "target" if stage == "Attacking" else "slice") as bars:
         result = demonstrate(
             volume,
             targets,
@@ -121,27 +121,3 @@ def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...
     nodule = Target("remove", phantom.nodule_kji, "the phantom's nodule")
     inject = [t for t in choose_targets(phantom.volume, options.targets, options.seed) if t.action == "inject"]
     return phantom.volume, f"Synthetic thorax phantom, seed {options.seed} (not a patient)", (*inject, nodule)
-
-
-class _StageBars:
-    """One progress bar after the other, as the demonstration's stages come and go."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._bar = None
-        self._report: Progress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self._bar:
-            self._bar.__exit__(*details)
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self.__exit__(None, None, None)
-            self._stage = stage
-            self._bar = progress_bar(stage, "target" if stage == "Attacking" else "slice")
-            self._report = self._bar.__enter__()
-        self._report(done, total)

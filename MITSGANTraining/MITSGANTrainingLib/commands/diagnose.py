@@ -1,13 +1,13 @@
 """Measure what a protection does to diagnosis networks: how often nodule judges are right, with it and without.
 
-Made for the model miad-mark, which misleads such networks on purpose: accuracy on clean scans, blocked ones, those that
-a removal network has cleaned, and those restored with a key (equal to clean, or the command fails), beside noise of
+The model miad-mark blocks diagnosis: it misleads such networks on purpose. Its scans are measured as they are, after a
+network has tried to undo the change, and restored with a key (equal to clean, or the command fails), beside noise of
 equal RMSE. The default protection is measured with the same networks: it should change no more decisions than noise.
 
-Places with and without a nodule, as many of each, come from the validation side of a prepared dataset, and from whole
-scans (--scans) into which nodules are planted before protection: the validation side's of at most 20 mm from --nodules,
-or synthetic ones. The blocker does not know these places; it searches anew in every cube, which takes seconds, and in
-every scan, which takes minutes. OUTPUT gets diagnose.json and diagnose.md.
+As many places have a nodule as have none. They come from the validation side of a prepared dataset, and from whole
+scans (--scans) into which nodules are planted before protection: those of at most 20 mm from --nodules, or synthetic
+ones. The blocker does not know these places. It searches anew in every cube, which takes seconds, and in every scan,
+which takes minutes. OUTPUT gets diagnose.json and diagnose.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
     parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
     parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of places and of the blocker's search (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of places and of the blocker's search (default: 0)")
     add_device(parser)
     add_overwrite(parser)
 

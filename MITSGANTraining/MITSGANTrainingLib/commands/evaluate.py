@@ -1,10 +1,10 @@
 """Measure protectors against attackers: the paper's tables and figures, with the controls it lacks.
 
-Every scan is attacked at the same places as it is, protected, and with Gaussian and CT-like noise of equal RMSE
-instead; what is removed are nodules that are planted first. Two judges say whether the attack shows
-and succeeds. OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figures (PNG, SVG); OUTPUT/cache keeps
-finished work, so that a stopped run continues and a larger one measures only what is new. A scan that fails is reported
-and costs no other; the exit code is then 3, although the results of the rest are written.
+Every scan is attacked at the same places in four versions: as it is, protected, and with Gaussian or CT-like noise of
+equal RMSE instead. Removals erase nodules that are planted first. Two judges say whether the attack shows and succeeds.
+OUTPUT/results gets tables (JSON, CSV, Markdown, LaTeX) and figures (PNG, SVG). OUTPUT/cache keeps finished work: a
+stopped run continues, and a larger one measures only what is new. A scan that fails is reported and costs no other. The
+exit code is then 3, although the results of the rest are written.
 
 PROTECTOR: NAME or FILE.safetensors, or none for the open watermark alone, each also with @HU for another strength;
 noise:HU or ct-noise:HU for noise of that root mean square; gradient:STEPS@HU for signed gradients that know the
@@ -16,7 +16,7 @@ Confidence intervals resample patients. DICOM says which scans are of one patien
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+import dataclasses
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
@@ -24,7 +24,7 @@ from MITSGANLib.measure.metrics import DATA_RANGE_HU
 from MITSGANLib.runtime.threads import usable_cores
 from MITSGANLib.scan.targets import ACTIONS
 
-from .options import Progress, add_device, add_json, note, progress_bar, say, write_json
+from .options import StageBars, add_device, add_json, note, say, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
     )
-    parser.add_argument("output", metavar="OUTPUT", help="folder for cache and results")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder for cache and results")
     parser.add_argument("--protectors", metavar="PROTECTOR", nargs="+", default=["default"], help="what to measure")
     parser.add_argument(
         "--attackers", metavar="NAME_OR_FOLDER", nargs="+", default=["default"], help="whom to measure it against"
@@ -68,9 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "leave Table 4 out)",
     )
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
-    parser.add_argument("--seed", type=int, default=0, help="of places, noise, bootstrap and figures (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of places, noise, bootstrap and figures (default: 0)")
     parser.add_argument(
         "--names",
+        dest="own_names",
         action="store_true",
         help="call scans in results by their file or folder, often a patient's name (default: number and digest)",
     )
@@ -78,14 +79,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=int, default=2, metavar="N", help="places per action in the figures (default: 2)"
     )
     parser.add_argument(
-        "--data-range", type=float, default=DATA_RANGE_HU, metavar="HU", help="of PSNR and SSIM (default: 4096)"
+        "--data-range",
+        dest="data_range_hu",
+        type=float,
+        default=DATA_RANGE_HU,
+        metavar="HU",
+        help="data range of PSNR and SSIM (default: 4096)",
     )
     parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--processes", type=int, default=1, metavar="N", help=f"on this machine, of {usable_cores()} cores (default: 1)"
     )
-    where.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, whose workers see the same folders")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers see the same folders")
     add_device(parser)
     add_json(parser)
 
@@ -98,32 +104,13 @@ def run(options: argparse.Namespace) -> int:
     for name, least in (("targets", 1), ("pictures", 0), ("processes", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} must be at least {least}.")
-    if not 0 < options.data_range < float("inf"):
+    if not 0 < options.data_range_hu < float("inf"):
         raise InputError("--data-range must be a positive number of HU.")
     if options.seed < 0:
         raise InputError("--seed must not be negative.")
-    plan = EvaluationPlan(
-        scans=tuple(options.scans),
-        output=Path(options.output),
-        protectors=tuple(options.protectors),
-        attackers=tuple(options.attackers),
-        sweep=tuple(options.sweep),
-        actions=options.actions,
-        targets=options.targets,
-        targets_file=options.targets_file,
-        series=tuple(options.series),
-        seed=options.seed,
-        data_range_hu=options.data_range,
-        device=options.device,
-        lpips_weights=options.lpips_weights,
-        judges=tuple(options.judges),
-        nodules=options.nodules,
-        own_names=options.names,
-        pictures=options.pictures,
-        processes=options.processes,
-        scheduler=options.scheduler,
-    )
-    with _Bars() as bars:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(EvaluationPlan)}
+    plan = EvaluationPlan(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    with StageBars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as bars:
         study = evaluate(plan, bars.report, lambda text: note(f"warning: {text}"))
     write_json(options.json, study.record)
     if options.json != "-":
@@ -133,21 +120,6 @@ def run(options: argparse.Namespace) -> int:
         note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
         return InputError.exit_code
     return 0
-
-
-class _Bars(ExitStack):
-    """One progress bar after the other, as stages come and go."""
-
-    _stage = ""
-    _report: Progress | None = None
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self.close()
-            self._stage = stage
-            unit = "scan" if stage == "Reading" else "scan x protector"
-            self._report = self.enter_context(progress_bar(stage, unit))
-        self._report(done, total)
 
 
 def _actions(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,26 @@ def progress_bar(description: str, unit: str) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield report
+
+
+class StageBars(ExitStack):
+    """One progress bar after the other, as the stages of a work come and go.
+
+    :param units: gives what a stage counts.
+    """
+
+    def __init__(self, units: Callable[[str], str]) -> None:
+        super().__init__()
+        self._units, self._stage = units, ""
+        self._report: Progress | None = None
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._report = self.enter_context(progress_bar(stage, self._units(stage)))
+        self._report(done, total)
 
 
 def _triple(kind: type) -> Callable[[str], tuple]:

@@ -1,10 +1,10 @@
 """Prepare folders of CT and tables of findings for training: cubes for the attacker, whole scans for protectors.
 
-Patients are split into training and validation before anything is cut. Every finished scan is kept, so a stopped call
-is continued by repeating it; scans that cannot be read are listed with the reason. What earlier calls cut of scans no
-longer given stays in OUT, unused, until you delete it. Unless --keep-names is given, patients are written as the
-beginning of the SHA-256 of their identifier: that keeps the split without showing names, but who knows the identifiers
-can recognize them. Scans are copied as they are, so keep OUT as safe as the scans.
+Patients are split into training and validation before anything is cut. Every finished scan is kept: to continue a
+stopped call, repeat it. Scans that cannot be read are listed with the reason. What earlier calls cut from other scans
+stays in OUT, unused, until you delete it. Without --keep-names, a patient is written as the beginning of the SHA-256 of
+the identifier. That keeps the split and shows no name; whoever knows the identifiers can still recognize them. Scans
+are copied as they are, so keep OUT as safe as the scans.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
     )
     parser.add_argument("--attackers", nargs="+", metavar="NAME", default=["default"], help="installed, or folders")
-    parser.add_argument("--per-action", type=_count, default=4, metavar="N", help="places of each scan and action")
+    parser.add_argument(
+        "--per-action", type=_count, default=4, metavar="N", help="places of each scan and action (default: 4)"
+    )
     parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
-    parser.add_argument("--seed", type=int, default=0, help="of the places")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the places (default: 0)")
     add_device(parser)
     add_overwrite(parser)
 
@@ -32,7 +34,8 @@ def run(options: argparse.Namespace) -> None:
     from MITSGANLib.scan.targets import choose_targets
 
     from ..evaluation.sheet import draw_sheet, forge
-    from ..evaluation.targets import read_targets, stem
+    from ..evaluation.targets import read_targets
+    from ..preparation.discovery import file_stem
 
     output = Path(options.output)
     refuse_existing_file(output, options.overwrite)
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             targets = choose_targets(scan, options.per_action, options.seed)
         for name, pair in attackers:
             with progress_bar(f"Attacks by {name}", "place") as progress:
-                done = forge(scan, stem(Path(path).name), targets, pair, device=options.device, progress=progress)
+                done = forge(scan, file_stem(Path(path).name), targets, pair, device=options.device, progress=progress)
             for forgery in done:
                 rows.setdefault((pair[0].name, forgery.action), []).append(forgery)
     picture = draw_sheet(

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="short for --set training.steps=...; replaces epochs")
     parser.add_argument(
         "--attackers", nargs="+", default=[], metavar="ATTACKER",
-        help="of a protector: folders or names of attackers to train against (default: the recipe's)",
+        help="for a protector: folders or names of attackers to train against (default: the recipe's)",
     )  # fmt: skip
     parser.add_argument(
         "--start-from", type=Path, metavar="WEIGHTS",

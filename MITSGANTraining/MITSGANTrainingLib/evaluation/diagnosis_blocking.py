@@ -32,7 +32,7 @@ from MITSGANLib.watermark.pattern import ScanSigns
 from ..data.nodules import Nodules
 from ..training.diagnosis_blocking import blocked_cube
 from ..training.judge_samples import Group
-from .planting import draw_scenes, planted
+from .planting import APART_MM, Voxel, apart_mm, draw_scenes, planted
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
 
 CLEAN, BLOCKED, UNBLOCKED, RESTORED, NOISE = "clean", "blocked", "unblocked", "restored", "noise"
@@ -49,7 +49,6 @@ ARMS = {
 PAPER = {"white box": 8.57, "black box": 45.83, UNBLOCKED: 38.59}
 """Accuracy in percent that the abstract of MIAD-MARK gives, of other networks on other images."""
 
-_APART_MM = 34.0
 _CANDIDATES = 40
 
 Arms = dict[str, list[CTVolume]]
@@ -129,7 +128,7 @@ def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: i
     """
     plants = draw_scenes(volume, count, nodules, seed)[0].plants
     lung = list(dict.fromkeys(lung_positions(volume, _CANDIDATES * count, seed, mask=lung_mask(volume))))
-    spacing = np.array(volume.spacing_kji)
+    spacing = volume.spacing_kji
     # In a small scan nodules could take all the room.
     choices = [(plants[:n], _clear([one.kji for one in plants[:n]], lung, spacing)) for n in range(1, len(plants) + 1)]
     plants, clear = max(choices, key=lambda choice: min(map(len, choice)))
@@ -305,16 +304,12 @@ def described(protector: Protector) -> dict[str, Any]:
     }
 
 
-def _clear(
-    taken: Sequence[tuple[int, int, int]], candidates: Sequence[tuple[int, int, int]], spacing_kji: np.ndarray
-) -> list[tuple[int, int, int]]:
+def _clear(taken: Sequence[Voxel], candidates: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[Voxel]:
     """Candidates far from all that is taken and from one another, at most as many as are taken."""
-    clear: list[tuple[int, int, int]] = []
+    clear: list[Voxel] = []
     for kji in candidates:
-        if len(clear) == len(taken):
-            break
-        others = np.array([*taken, *clear])
-        if (np.abs((others - kji) * spacing_kji).max(axis=1) >= _APART_MM).all():
+        others = (*taken, *clear)
+        if len(clear) < len(taken) and all(apart_mm(kji, one, spacing_kji) >= APART_MM for one in others):
             clear.append(kji)
     return clear
 

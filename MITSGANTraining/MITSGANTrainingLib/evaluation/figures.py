@@ -24,7 +24,7 @@ _ZOOM_MM = 64.0
 _CELL, _CONTEXT, _LABEL, _GAP, _TOP, _BAR = 1.7, 3.5, 0.35, 0.08, 0.95, 0.9  # inches
 _CAPTION = 0.3
 _DPI = 150
-_MARK = "#3ddc5a"
+LINE_COLOR = "#3ddc5a"
 _CONTROLS = {GAUSSIAN: "Gaussian noise", CT_LIKE: "CT-like noise"}
 
 
@@ -55,7 +55,7 @@ def attacks_figure(examples: Sequence[Example], attacker: str) -> Figure:
     arms = [_Arm("clean", next(iter(examples[0].slices)), CLEAN), *_arms(examples)]
     width = _LABEL + _CONTEXT + len(arms) * (_CELL + _GAP) + _LABEL
     height = _TOP + len(examples) * (2 * (_CELL + _GAP) + 3 * _GAP)
-    figure = _figure(
+    figure = new_figure(
         width,
         height,
         f"Attacks by {attacker} on the clean and the protected scan (paper's Figure 6)",
@@ -64,17 +64,17 @@ def attacks_figure(examples: Sequence[Example], attacker: str) -> Figure:
     )
     for number, example in enumerate(examples):
         top = _TOP + number * (2 * (_CELL + _GAP) + 3 * _GAP)
-        axes = _axes(figure, _LABEL, top, _CONTEXT, 2 * _CELL + _GAP)
+        axes = axes_at(figure, _LABEL, top, _CONTEXT, 2 * _CELL + _GAP)
         first = next(iter(example.slices.values()))
         _show(axes, first, first[CLEAN], frame=True)
-        _label(figure, 0.45 * _LABEL, top + _CELL, example.title)
+        label(figure, 0.45 * _LABEL, top + _CELL, example.title)
         for line, words in enumerate(("before attack", "after attack")):
-            _label(figure, width - 0.5 * _LABEL, top + (line + 0.5) * (_CELL + _GAP), words)
+            label(figure, width - 0.5 * _LABEL, top + (line + 0.5) * (_CELL + _GAP), words)
         for column, arm in enumerate(arms):
             left = _LABEL + _CONTEXT + _GAP + column * (_CELL + _GAP)
             stored = example.slices[arm.protection]
             for line, image in enumerate((arm.arm, f"{arm.arm} attacked")):
-                axes = _axes(figure, left, top + line * (_CELL + _GAP), _CELL, _CELL)
+                axes = axes_at(figure, left, top + line * (_CELL + _GAP), _CELL, _CELL)
                 if image in stored:
                     _show(axes, stored, stored[image], frame=True, zoom=True)
                 else:
@@ -92,7 +92,7 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
     size = 1.6 * _CELL
     width = _LABEL + len(arms) * (size + _GAP) + _BAR
     height = _TOP + len(examples) * (size + _CAPTION)
-    figure = _figure(
+    figure = new_figure(
         width,
         height,
         "What protection changes in the slice (paper's Figure 7)",
@@ -101,10 +101,10 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
     image: Any = None
     for number, (example, row) in enumerate(zip(examples, differences, strict=True)):
         top = _TOP + number * (size + _CAPTION)
-        _label(figure, 0.45 * _LABEL, top + size / 2, example.title)
+        label(figure, 0.45 * _LABEL, top + size / 2, example.title)
         for column, (arm, difference) in enumerate(zip(arms, row, strict=True)):
             left = _LABEL + column * (size + _GAP)
-            axes = _axes(figure, left, top, size, size)
+            axes = axes_at(figure, left, top, size, size)
             if difference is None:
                 axes.set_axis_off()
             else:
@@ -115,7 +115,7 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
             if number == 0:
                 _heading(figure, left, top, arm.title)
     left = _LABEL + len(arms) * (size + _GAP) + 0.1
-    bar = figure.colorbar(image, cax=_axes(figure, left, _TOP, 0.15, size), extend="max")
+    bar = figure.colorbar(image, cax=axes_at(figure, left, _TOP, 0.15, size), extend="max")
     bar.set_label("HU", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
@@ -160,7 +160,8 @@ def _difference(stored: Mapping[str, np.ndarray], arm: str) -> np.ndarray | None
     return np.abs(stored[arm].astype(np.float64) - stored[CLEAN]) if arm in stored else None
 
 
-def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """An empty figure of so many inches, with its title and what is shown above."""
     from matplotlib.figure import Figure as New
 
     figure = New(figsize=(width, height), facecolor="white")
@@ -170,7 +171,7 @@ def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     return figure
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
     """Axes at inches from the left and upper edges."""
     total_width, total_height = figure.get_size_inches()
     box = (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
@@ -182,7 +183,8 @@ def _heading(figure: Figure, left: float, top: float, text: str) -> None:
     figure.text(left / width, 1 - (top - 0.04) / height, text, fontsize=8, va="bottom")
 
 
-def _label(figure: Figure, x: float, y: float, text: str) -> None:
+def label(figure: Figure, x: float, y: float, text: str) -> None:
+    """Text along a side, its middle at inches from the left and upper edges."""
     width, height = figure.get_size_inches()
     figure.text(x / width, 1 - y / height, text, fontsize=8, rotation=90, ha="center", va="center")
 
@@ -196,7 +198,7 @@ def _show(
     j0, j1, i0, i1 = (int(bound) for bound in stored["square"])
     if frame:
         x0, y0, x1, y1 = _corners(view, (j0, j1, i0, i1), values.shape)
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=_MARK, linewidth=0.8)
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=LINE_COLOR, linewidth=0.8)
     if zoom:
         _, row_mm, column_mm = stored["spacing_kji"]
         down, across = ((_ZOOM_MM / mm - (b - a)) / 2 for mm, a, b in ((row_mm, j0, j1), (column_mm, i0, i1)))

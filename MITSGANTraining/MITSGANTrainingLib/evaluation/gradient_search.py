@@ -18,6 +18,7 @@ from MITSGANLib.runtime.devices import resolve_device
 from MITSGANLib.scan.cubes import Box, PatchedScan, intersection, within
 from MITSGANLib.scan.regions import cube_around
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
+from MITSGANLib.scan.windows import LUNG
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 Voxel = tuple[int, int, int]
 
-WINDOW_HU = (
-    -1350.0,
-    150.0,
-)  # the lung window, in which a failed attack is seen; what lies beyond it counts for nothing
 # Steps shrink linearly from this share of the allowed change. From half of it, where the start lies, 1.5 reaches the
 # other sign's full in one step. At four places of LIDC-IDRI-0001 and 20 HU, 20 steps from 0.5, 1 and 2 moved the final
 # image by 479, 518 and 472 HU (remove) and by 169, 173 and 161 HU (inject).
@@ -159,8 +156,8 @@ class _Ascent:
 
 
 def _windowed(hu: torch.Tensor) -> torch.Tensor:
-    low, high = WINDOW_HU
-    return (hu.clamp(low, high) - low) / (high - low)
+    """As seen in the lung window, in which a failed attack is seen; what lies beyond it counts for nothing."""
+    return (hu.clamp(LUNG.low, LUNG.high) - LUNG.low) / LUNG.width
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

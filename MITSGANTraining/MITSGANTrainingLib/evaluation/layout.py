@@ -28,6 +28,11 @@ class Cell:
     estimate: Estimate | None = None
     published: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        figures = self.estimate.to_dict() if self.estimate else {}
+        return {"text": self.text, "source": "paper" if self.published else "measured", **figures}
+
 
 @dataclass(frozen=True)
 class Column:

@@ -28,6 +28,7 @@ from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.cubes import Box, intersection, within
 from MITSGANLib.scan.regions import Region
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
@@ -39,7 +40,7 @@ from .ct_noise import equal_rmse_ct_noise, measure_texture
 from .jury import Jury
 from .planting import NoduleFile, Plant, planted
 from .protections import ProtectionArm
-from .scans import ScanSource, content_digest, keep_headers_out_of_logs
+from .scans import ScanSource, content_digest
 from .watermark_check import CheckedPlaces, check_places
 
 CLEAN, PROTECTED, GAUSSIAN, CT_LIKE = "clean", "protected", "gaussian", "ct-like"
@@ -188,7 +189,6 @@ def measure(job: MeasuringJob) -> int:
 
     :raises MITSGANError: when the scan, a model or the cache cannot be used; what was finished before stays.
     """
-    keep_headers_out_of_logs()
     if job.settings.measurement != MEASUREMENT:
         raise InputError("This process runs another version of the evaluation; install one version, and run again.")
     cache, attacked = Cache(job.cache), 0
@@ -258,7 +258,7 @@ class _Arms:
 
 def attack_patch(
     scan: torch.Tensor, kji: tuple[int, int, int], spacing_kji: tuple[float, float, float], attacker: Attacker
-) -> tuple[tuple[slice, slice, slice], np.ndarray]:
+) -> tuple[Box, np.ndarray]:
     """What an attack changes: where, and the new int16 HU there; all else of the scan stays.
 
     :param scan: (slices, rows, columns) in HU; of it the target's surroundings and the place that the touch-up copies
@@ -275,18 +275,14 @@ class Attacked:
     """An arm's scan and the patch that the attack puts into it."""
 
     hu: np.ndarray
-    where: tuple[slice, slice, slice]
+    where: Box
     values: np.ndarray
 
-    def part(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+    def part(self, box: Box) -> np.ndarray:
         """A box of the attacked scan, as a copy."""
         part = self.hu[box].copy()
-        low = [max(a.start, b.start) for a, b in zip(box, self.where, strict=True)]
-        high = [min(a.stop, b.stop) for a, b in zip(box, self.where, strict=True)]
-        if all(a < b for a, b in zip(low, high, strict=True)):
-            inner = tuple(slice(a - b.start, c - b.start) for a, c, b in zip(low, high, box, strict=True))
-            source = tuple(slice(a - b.start, c - b.start) for a, c, b in zip(low, high, self.where, strict=True))
-            part[inner] = self.values[source]
+        if common := intersection(box, self.where):
+            part[within(common, box)] = self.values[within(common, self.where)]
         return part
 
 
@@ -457,7 +453,7 @@ def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
     }
 
 
-def _slice_box(volume: CTVolume, k: int) -> tuple[slice, slice, slice]:
+def _slice_box(volume: CTVolume, k: int) -> Box:
     return slice(k, k + 1), slice(0, volume.shape[1]), slice(0, volume.shape[2])
 
 

@@ -25,7 +25,7 @@ from ..data.nodules import FADE_MM, Nodules, plant_nodule, read_nodules, synthet
 SYNTHETIC = None  # in place of a file: nodules that were drawn, as no patient's may be kept here
 
 _LARGEST_MM = 20.0  # what the attacker's network makes up; it cannot remove more
-_APART_MM = 34.0  # along some axis: an attack reads 16 mm around its place, and a nodule reaches 14 mm as it fades
+APART_MM = 34.0  # along some axis: an attack reads 16 mm around its place, and a nodule reaches 14 mm as it fades
 _ROOM_MM = 12.0  # around a place, of which most must be lung
 _ROOM_SHARE = 0.8
 _CANDIDATES = 30  # places looked at for each one wanted
@@ -175,7 +175,7 @@ def _groups(candidates: Sequence[Voxel], count: int, spacing_kji: Sequence[float
     while left and count:
         group: list[Voxel] = []
         for kji in left:
-            if len(group) < count and all(_apart_mm(kji, other, spacing_kji) >= _APART_MM for other in group):
+            if len(group) < count and all(apart_mm(kji, other, spacing_kji) >= APART_MM for other in group):
                 group.append(kji)
         groups.append(group)
         count -= len(group)
@@ -190,7 +190,8 @@ def _in_turn(kinds: int, count: int, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(kinds)[: count - start].tolist()
 
 
-def _apart_mm(one: Voxel, other: Voxel, spacing_kji: Sequence[float]) -> float:
+def apart_mm(one: Voxel, other: Voxel, spacing_kji: Sequence[float]) -> float:
+    """The distance of two voxels (slice, row, column) along the axis on which they are farthest apart."""
     return max(abs(a - b) * mm for a, b, mm in zip(one, other, spacing_kji, strict=True))
 
 

@@ -6,6 +6,7 @@ Nothing here holds a path or a patient's identity; scans go by the names that th
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,52 +83,24 @@ def to_record(
         "failures": list(setup.failures),
         "protections": [protection.describe() for protection in setup.protections],
         "attackers": [{"name": a.name, "sha256": dict(a.digests)} for a in attackers],
-        "whole_scans": [{"scan": w.scan, "patient": w.patient, "protection": w.protection, **w.result} for w in whole],
-        "measurements": [
-            {
-                "scan": f.scan,
-                "patient": f.patient,
-                "protection": f.protection,
-                "attacker": f.attacker,
-                "action": f.action,
-                "scene": f.scene,
-                **f.result,
-            }
-            for f in findings
-        ],
-        "sections": [_section_record(section) for section in sections],
+        "whole_scans": [_flat(one) for one in whole],
+        "measurements": [_flat(one) for one in findings],
+        "sections": [_plain(section) for section in sections],
     }
 
 
-def _section_record(section: Section) -> dict[str, Any]:
-    return {
-        "key": section.key,
-        "title": section.title,
-        "notes": list(section.notes),
-        "tables": [
-            {
-                "key": table.key,
-                "caption": table.caption,
-                "corner": list(table.corner),
-                "columns": [{"group": column.group, "name": column.name} for column in table.columns],
-                "rows": [
-                    {
-                        "labels": list(row.labels),
-                        "cells": [
-                            {
-                                "text": cell.text,
-                                "source": "paper" if cell.published else "measured",
-                                **(cell.estimate.to_dict() if cell.estimate else {}),
-                            }
-                            for cell in row.cells
-                        ],
-                    }
-                    for row in table.rows
-                ],
-            }
-            for table in section.tables
-        ],
-    }
+def _flat(found: Outcome | WholeScan) -> dict[str, Any]:
+    """Whose it is beside what was measured."""
+    return {**{name: value for name, value in vars(found).items() if name != "result"}, **found.result}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON holds them; what has a form of its own gives it."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(one) for name, one in vars(value).items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def write_results(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from MITSGANLib.files.storage import describe, load_volume
 from MITSGANLib.scan.targets import ACTIONS, Target, choose_targets
 from MITSGANLib.scan.volume import CTVolume
 
+from ..preparation.discovery import file_stem
 from .planting import NoduleFile, Scene, draw_scenes
-from .targets import GivenTarget, stem
+from .targets import GivenTarget
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,6 @@ def inspect(wanted: Inspection) -> Subject:
 
     :raises InputError: when the scan cannot be read or holds no place to attack.
     """
-    keep_headers_out_of_logs()
     volume = wanted.source.load()
     scenes, skipped = [], []
     for scene in _scenes(volume, wanted):
@@ -135,11 +134,6 @@ def _scenes(volume: CTVolume, wanted: Inspection) -> tuple[Scene, ...]:
     return scenes
 
 
-def keep_headers_out_of_logs() -> None:
-    """What the command line does in its own process: pydicom logs odd header values, and they may be a patient's."""
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
-
-
 def content_digest(volume: CTVolume) -> str:
     """SHA-256 of the voxels, the geometry and the padding, whatever format they came in."""
     digest = hashlib.sha256(np.ascontiguousarray(volume.hu))
@@ -156,7 +150,7 @@ def scan_names(paths: list[str], digests: list[str], *, own_names: bool) -> list
     """
     if not own_names:
         return [f"scan {n} ({digest[:8]})" for n, digest in enumerate(digests, start=1)]
-    stems = [stem(Path(path).resolve().name) for path in paths]
+    stems = [file_stem(Path(path).resolve().name) for path in paths]
     return [stem if stems.count(stem) == 1 else f"{stem} ({n})" for n, stem in enumerate(stems, start=1)]
 
 

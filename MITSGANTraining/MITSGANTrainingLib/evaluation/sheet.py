@@ -18,13 +18,14 @@ from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG
 
+from .figures import LINE_COLOR, axes_at, label, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN_MM = 64.0
 _CELL, _LABEL, _TOP, _GAP = 1.35, 0.32, 0.75, 0.06  # inches
 _DPI, _COLORS = 130, 128
-_MARK = "#3ddc5a"
 
 
 @dataclass(frozen=True)
@@ -98,36 +99,28 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Forgery]]], title: str) -> byt
     :param rows: (label, forgeries); all rows have the same number.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from PIL import Image
 
     columns = max(len(forgeries) for _label, forgeries in rows)
     lines = ("before", "after", "after, across slices")
     step = len(lines) * (_CELL + _GAP) + 0.42
     width, height = 2 * _LABEL + columns * (_CELL + _GAP), _TOP + len(rows) * step
-    figure = Figure(figsize=(width, height), facecolor="white")
-    figure.text(0.1 / width, 1 - 0.08 / height, title, fontsize=11, va="top")
-    figure.text(
-        0.1 / width,
-        1 - 0.32 / height,
+    figure = new_figure(
+        width,
+        height,
+        title,
         f"SIMULATED ATTACKS, not patients' images. {SHOWN_MM:g} mm around the target, {LUNG}; the corners mark the "
         f"attacked cube of {CUBE_MM} mm.",
-        fontsize=8,
-        va="top",
-        color="#444444",
     )
-    for number, (label, forgeries) in enumerate(rows):
+    for number, (words, forgeries) in enumerate(rows):
         top = _TOP + number * step
-        middle = top + len(lines) * (_CELL + _GAP) / 2
-        figure.text(0.12 / width, 1 - middle / height, label, fontsize=9, rotation=90, ha="center", va="center")
-        for line, words in enumerate(lines):
-            y = 1 - (top + line * (_CELL + _GAP) + _CELL / 2) / height
-            figure.text(1 - 0.14 / width, y, words, fontsize=8, rotation=90, ha="center", va="center")
+        label(figure, 0.12, top + len(lines) * (_CELL + _GAP) / 2, words)
+        for line, when in enumerate(lines):
+            label(figure, width - 0.14, top + line * (_CELL + _GAP) + _CELL / 2, when)
         for column, forgery in enumerate(forgeries):
             left = _LABEL + column * (_CELL + _GAP)
             for line in range(len(lines)):
-                y = top + line * (_CELL + _GAP)
-                axes = figure.add_axes((left / width, 1 - (y + _CELL) / height, _CELL / width, _CELL / height))
+                axes = axes_at(figure, left, top + line * (_CELL + _GAP), _CELL, _CELL)
                 plane = forgery.coronal if line == 2 else forgery.axial
                 _show(axes, plane, plane.after if line else plane.before)
             figure.text(
@@ -162,6 +155,6 @@ def _show(axes: Axes, plane: Plane, hu: np.ndarray) -> None:
             axes.plot(
                 [corner_x - right * arm / across, corner_x, corner_x],
                 [corner_y, corner_y, corner_y - lower * arm / down],
-                color=_MARK,
+                color=LINE_COLOR,
                 linewidth=0.6,
             )

@@ -47,13 +47,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "patients": self.patients,
-            "values": self.values,
-        }
+        return dataclasses.asdict(self)
 
 
 def estimate(

@@ -16,6 +16,8 @@ from .outcomes import Outcome, Setup, WholeScan
 from .statistics import Estimate, Observation
 from .success_table import success_section
 
+Names = Sequence[tuple[str, str]]
+
 _METRIC_WORDS = {"rmse": "RMSE (HU)", "psnr": "PSNR (dB)", "lpips": "LPIPS", "ssim": "SSIM"}
 _DIGITS = {"rmse": 2, "psnr": 2, "lpips": 3, "ssim": 4}
 
@@ -26,28 +28,30 @@ def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setu
     by_pair = {pair: [f for f in findings if (f.attacker, f.action) == pair] for pair in pairs}
     measured = {finding.protection for finding in findings}
     names = [protection.name for protection in setup.protections if protection.name in measured]
+    plain = tuple((name, name) for name in names)
+    reached = {pair: found for pair, found in by_pair.items() if found}
+
+    def images(number: int, protections: Names) -> tuple[Table, ...]:
+        return tuple(_image_table(number, pair, found, protections, setup) for pair, found in reached.items())
+
+    sweep = (notes.SWEEP, *notes.paper_notes(3)) if setup.sweep else (notes.NO_SWEEP,)
     return (
         Section("common", "What holds for all tables", notes.common_notes(setup, _absences(findings)), ()),
         _change_section(whole, setup),
-        Section(
-            "table-1",
-            "Table 1: the whole image",
-            (notes.IMAGE, *notes.paper_notes(1)),
-            tuple(_image_table(1, "slice", pair, by_pair[pair], names, setup) for pair in pairs if by_pair[pair]),
-        ),
-        Section(
-            "table-2",
-            "Table 2: the tampered square",
-            (notes.SQUARE, *notes.paper_notes(2)),
-            tuple(_image_table(2, "square", pair, by_pair[pair], names, setup) for pair in pairs if by_pair[pair]),
-        ),
+        Section("table-1", "Table 1: the whole image", (notes.IMAGE, *notes.paper_notes(1)), images(1, plain)),
+        Section("table-2", "Table 2: the tampered square", (notes.SQUARE, *notes.paper_notes(2)), images(2, plain)),
         Section(
             "table-3",
             "Table 3: the weight alpha of the paper's term",
-            (notes.SWEEP, *notes.paper_notes(3)) if setup.sweep else (notes.NO_SWEEP,),
-            tuple(_sweep_table(pair, by_pair[pair], setup) for pair in pairs if by_pair[pair]) if setup.sweep else (),
+            sweep,
+            images(3, setup.sweep) if setup.sweep else (),
         ),
-        _forgery_section(by_pair, names, setup),
+        Section(
+            "forgery",
+            "How far the forgery moved",
+            (notes.FORGERY, notes.FORGERY_STATISTICS),
+            tuple(_forgery_table(pair, found, names, setup) for pair, found in reached.items()),
+        ),
         success_section(by_pair, names, setup),
     )
 
@@ -60,68 +64,33 @@ def _absences(findings: Sequence[Outcome]) -> tuple[str, ...]:
     return tuple(f"{protection} ({reason})" for protection, reason in lacking)
 
 
-def _image_table(
-    number: int, region: str, pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup
-) -> Table:
-    published = paper.TABLE_1 if number == 1 else paper.TABLE_2
-    columns = (
-        *(Column("Real", name) for name in names),
-        *(Column("Tampered", name) for name in names),
-        *(Column("Paper, real", name) for name in paper.COLUMNS[:2]),
-        *(Column("Paper, tampered", name) for name in paper.COLUMNS[2:]),
+def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome], names: Names, setup: Setup) -> Table:
+    """The paper's Table 1, 2 or 3; ``names`` are protections with what their columns are called."""
+    region = "slice" if number == 1 else "square"
+    images = {"Tampered": "{} attacked"} if number == 3 else {"Real": "{}", "Tampered": "{} attacked"}
+    published = (paper.TABLE_1, paper.TABLE_2, paper.TABLE_3)[number - 1]
+    theirs = (
+        [Column("Paper, MITS-GAN T.", f"alpha {alpha:g}") for alpha in paper.ALPHAS]
+        if number == 3
+        else [Column(f"Paper, {'real' if n < 2 else 'tampered'}", name) for n, name in enumerate(paper.COLUMNS)]
     )
     rows = []
     for metric in METRICS:
         for arm, words in ROWS.items():
-            ours = [
-                mean_cell(_image_values(findings, name, image, region, metric), _DIGITS[metric], setup.seed)
-                for image in (arm, f"{arm} attacked")
-                for name in names
+            cells = [
+                mean_cell(_image_values(findings, name, image.format(arm), region, metric), _DIGITS[metric], setup.seed)
+                for image in images.values()
+                for name, _ in names
             ]
-            theirs = [_published(value) if arm == PROTECTED else Cell() for value in published[metric]]
-            rows.append(Row((_METRIC_WORDS[metric], words), (*ours, *theirs)))
+            cells += [_published(value) if arm == PROTECTED else Cell() for value in published[metric]]
+            rows.append(Row((_METRIC_WORDS[metric], words), tuple(cells)))
+    where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
     return Table(
         f"table-{number}-{pair[0]}-{pair[1]}",
-        f"{_where(region)}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
+        f"{where}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
         ("Metric", "Image compared with the real one"),
-        columns,
+        (*(Column(group, words) for group in images for _, words in names), *theirs),
         tuple(rows),
-    )
-
-
-def _sweep_table(pair: tuple[str, str], findings: Sequence[Outcome], setup: Setup) -> Table:
-    columns = (
-        *(Column("Tampered", words) for _, words in setup.sweep),
-        *(Column("Paper, MITS-GAN T.", f"alpha {alpha:g}") for alpha in paper.ALPHAS),
-    )
-    rows = []
-    for metric in METRICS:
-        for arm, words in ROWS.items():
-            ours = [
-                mean_cell(
-                    _image_values(findings, name, f"{arm} attacked", "square", metric), _DIGITS[metric], setup.seed
-                )
-                for name, _ in setup.sweep
-            ]
-            theirs = [_published(value) if arm == PROTECTED else Cell() for value in paper.TABLE_3[metric]]
-            rows.append(Row((_METRIC_WORDS[metric], words), (*ours, *theirs)))
-    return Table(
-        f"table-3-{pair[0]}-{pair[1]}",
-        f"{_where('square')}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
-        ("Metric", "Image compared with the real one"),
-        columns,
-        tuple(rows),
-    )
-
-
-def _forgery_section(
-    by_pair: Mapping[tuple[str, str], Sequence[Outcome]], names: Sequence[str], setup: Setup
-) -> Section:
-    return Section(
-        "forgery",
-        "How far the forgery moved",
-        (notes.FORGERY, notes.FORGERY_STATISTICS),
-        tuple(_forgery_table(pair, found, names, setup) for pair, found in by_pair.items() if found),
     )
 
 
@@ -176,18 +145,13 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
         "ssim_mediastinum_worst_tile": (Column("SSIM, worst tile", "mediastinal window"), 3, "≥ 0.98"),
         "lpips": (Column("LPIPS", "8 slices"), 3, ""),
     }
+
+    def cell(name: str, key: str, digits: int) -> Cell:
+        values = [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name]
+        return mean_cell(values, digits, setup.seed)
+
     rows = [
-        Row(
-            (name,),
-            tuple(
-                mean_cell(
-                    [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name],
-                    digits,
-                    setup.seed,
-                )
-                for key, (_, digits, _) in columns.items()
-            ),
-        )
+        Row((name,), tuple(cell(name, key, digits) for key, (_, digits, _) in columns.items()))
         for name in dict.fromkeys(w.protection for w in whole)
     ]
     limits = Row(("our limit for what cannot be seen",), tuple(Cell(limit or NONE) for _, _, limit in columns.values()))
@@ -222,7 +186,3 @@ def _image_values(
 
 def _published(value: float) -> Cell:
     return Cell(f"{value:.3f}", Estimate(value), published=True)
-
-
-def _where(region: str) -> str:
-    return {"slice": "whole slice of the target", "square": "32 mm square around the target on its slice"}[region]

@@ -15,9 +15,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from MITSGANLib.errors import InputError, TargetError
-from MITSGANLib.files.volume_files import SUFFIXES
 from MITSGANLib.scan.targets import ACTIONS, Target
 from MITSGANLib.scan.volume import CTVolume
+
+from ..preparation.discovery import file_stem
 
 VOXEL_COLUMNS, WORLD_COLUMNS = ("k", "j", "i"), ("x", "y", "z")
 
@@ -77,12 +78,6 @@ def read_targets(path: str | Path, scans: Sequence[str]) -> dict[str, tuple[Give
     return {scan: tuple(targets) for scan, targets in found.items()}
 
 
-def stem(name: str) -> str:
-    """A file's name without the suffix of its format, such as .nii.gz; any other name as it is."""
-    known = sorted((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len)
-    return name[: -len(known[-1])] if known else name
-
-
 def _axes(path: Path, columns: Sequence[str]) -> tuple[str, str, str]:
     for axes in (VOXEL_COLUMNS, WORLD_COLUMNS):
         wanted = ("scan", "action", *axes)
@@ -105,7 +100,7 @@ def _names(scans: Sequence[str]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for scan in scans:
         path = Path(scan)
-        for name in {scan, str(path), path.name, stem(path.name)}:
+        for name in {scan, str(path), path.name, file_stem(path.name)}:
             names.setdefault(name, []).append(scan)
     return names
 

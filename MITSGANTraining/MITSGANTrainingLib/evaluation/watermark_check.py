@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from MITSGANLib.scan.cubes import Box
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 
-APART_MM = 64.0
+from .planting import Voxel, apart_mm
 
-Voxel = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
+APART_MM = 64.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class CheckedPlaces:
 def apart(places: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[list[Voxel]]:
     """The places in groups, of which each has them at least :data:`APART_MM` from each other along some axis."""
     groups: list[list[Voxel]] = []
-    spacing = np.array(spacing_kji)
     for kji in places:
-        fits = (g for g in groups if all(np.abs(np.subtract(kji, o) * spacing).max() >= APART_MM for o in g))
+        fits = (g for g in groups if all(apart_mm(kji, other, spacing_kji) >= APART_MM for other in g))
         group = next(fits, None)
         if group is None:
             groups.append(group := [])

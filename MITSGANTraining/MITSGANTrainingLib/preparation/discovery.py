@@ -7,7 +7,6 @@ one series are then brought together wherever they lie.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files import volume_files
 from MITSGANLib.files.dicom.headers import read_header, require_pydicom
 from MITSGANLib.files.dicom.read import read_series
-from MITSGANLib.files.dicom.series import DicomSeries
+from MITSGANLib.files.dicom.series import DicomSeries, scan_files
 from MITSGANLib.scan.volume import CTVolume
 
 from ..workers import run_all
@@ -69,7 +68,6 @@ class DiscoveredScan:
 
         :raises InputError: as ``MITSGANLib.files.storage.load_volume``.
         """
-        _quiet_pydicom_log()
         if not self.series_uid:
             return volume_files.read_file(self.files[0].path)
         headers = [header for file in self.files if (header := read_header(Path(file.path)))]
@@ -177,34 +175,22 @@ def _folders(root: Path) -> list[str]:
 
 def read_folder(folder: str) -> _Folder:
     """The scans' headers in one folder, without its sub-folders."""
-    _quiet_pydicom_log()
-    images, volumes, by_uid, damaged = [], [], {}, 0
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        if volume_files.format_of(path):
-            volumes.append(_stamp(path))
-            continue
-        try:
-            header = read_header(path)
-        except InputError:
-            damaged += 1
-            continue
-        if header is None:
-            continue
-        uid = header.text("SeriesInstanceUID")
-        if uid:
-            by_uid.setdefault(uid, []).append(header)
-            images.append(_Image(_stamp(path), uid, header.text("SOPInstanceUID"), header.text("PatientID")))
-        elif header.may_be_cut_off_ct:
-            damaged += 1
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    scan = scan_files(Path(folder), [path for path in files if not volume_files.format_of(path)])
+    images = [
+        _Image(_stamp(header.path), series.uid, header.text("SOPInstanceUID"), header.text("PatientID"))
+        for series in scan.series
+        for header in series.headers
+    ]
     problems = []
-    for uid, headers in by_uid.items():
-        problem = DicomSeries(uid, tuple(headers)).problem
-        if problem:
-            problems.append((uid, f"The series {problem}."))
-        elif damaged:
-            text = f"{damaged} DICOM files beside it are damaged, incomplete or unreadable; copy them again."
-            problems.append((uid, text))
-    return _Folder(tuple(images), tuple(problems), tuple(volumes))
+    for series in scan.series:
+        if series.problem:
+            problems.append((series.uid, f"The series {series.problem}."))
+        elif scan.damaged:
+            text = f"{len(scan.damaged)} DICOM files beside it are damaged, incomplete or unreadable; copy them again."
+            problems.append((series.uid, text))
+    volumes = tuple(_stamp(path) for path in files if volume_files.format_of(path))
+    return _Folder(tuple(images), tuple(problems), volumes)
 
 
 def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[DiscoveredScan]:
@@ -255,11 +241,6 @@ def file_stem(name: str) -> str:
     """A file name without the suffix of its format (``.nii.gz`` is one)."""
     suffix = max((suffix for suffix in volume_files.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)]
-
-
-def _quiet_pydicom_log() -> None:
-    """In workers too, no header value may reach a log: pydicom logs those it finds odd."""
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 def _stamp(path: Path) -> ScanFile:

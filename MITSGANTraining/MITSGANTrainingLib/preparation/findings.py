@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from MITSGANLib.scan.volume import CTVolume
@@ -25,26 +26,40 @@ class Located:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-class Mark(Protocol):
+class Mark(ABC):
     """One row of a table, one reading or one segmentation. Small and picklable: big files are read when located."""
 
     @property
+    @abstractmethod
     def scan_names(self) -> tuple[str, ...]:
         """What the source may call its scan, most specific first."""
 
     @property
     def stamp(self) -> tuple:
         """Changes when what the mark says changes."""
+        status = self.path.stat()
+        return (type(self).__name__.lower(), self.path.name, status.st_size, status.st_mtime_ns)
 
     @property
     def may_be_injected(self) -> bool:
         """Whether a sample for the injector may come of it; judged without the scan."""
+        return True
 
+    @abstractmethod
     def locate(self, volume: CTVolume, readers: int) -> Located:
         """Findings in the voxels of ``volume``; ``readers`` as in ``PreparationOptions``.
 
         :raises InputError: when the source as a whole cannot be used with this scan.
         """
+
+
+@dataclass(frozen=True)
+class FindingsFile:
+    """One ``--findings`` or ``--healthy`` argument, opened."""
+
+    path: Path
+    marks: tuple[Mark, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def locate_all(marks: Iterable[Mark], volume: CTVolume, readers: int) -> Located:

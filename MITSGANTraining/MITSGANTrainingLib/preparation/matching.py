@@ -10,7 +10,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files import volume_files
 
 from .discovery import DiscoveredScan, file_stem
-from .findings import Mark
+from .findings import FindingsFile, Mark
 from .readings import Reading, open_reading
 from .segmentations import Segmentation
 from .tables import Coordinates, TableRow, read_table
@@ -23,15 +23,6 @@ class Matched:
     marks: dict[str, tuple[Mark, ...]]
     left_out: tuple[tuple[str, str], ...]
     elsewhere: int
-
-
-@dataclass(frozen=True)
-class FindingsFile:
-    """One ``--findings`` or ``--healthy`` argument, opened."""
-
-    path: Path
-    marks: tuple[Mark, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def open_findings(argument: str, coordinates: Coordinates, healthy: bool = False) -> FindingsFile:
@@ -54,8 +45,7 @@ def open_findings(argument: str, coordinates: Coordinates, healthy: bool = False
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a CSV table, LIDC XML readings or a segmentation.")
     if path.suffix.lower() == ".csv":
-        table = read_table(path, coordinates, healthy)
-        return FindingsFile(path, table.rows, table.left_out)
+        return read_table(path, coordinates, healthy)
     if path.suffix.lower() == ".xml" and not healthy:
         reading = open_reading(path)
         if reading is None:

@@ -20,7 +20,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.dataset import Finding
-from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, measure, outside
+from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, Mark, measure, outside
 
 _ROOT = "LidcReadMessage"
 # Two readers' points for one place differ by at least this much.
@@ -58,7 +58,7 @@ class PlacedMark:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Mark):
     """One XML file; its points are read when they are located."""
 
     path: Path
@@ -68,15 +68,6 @@ class Reading:
     def scan_names(self) -> tuple[str, ...]:
         """The series; then, for scans converted from DICOM, the file's and its folder's name."""
         return (*filter(None, [self.series_uid]), self.path.stem, self.path.resolve().parent.name)
-
-    @property
-    def stamp(self) -> tuple:
-        status = self.path.stat()
-        return ("reading", self.path.name, status.st_size, status.st_mtime_ns)
-
-    @property
-    def may_be_injected(self) -> bool:
-        return True
 
     def locate(self, volume: CTVolume, readers: int) -> Located:  # noqa: ARG002 - readers are counted, not filtered
         placed, left_out = [], []

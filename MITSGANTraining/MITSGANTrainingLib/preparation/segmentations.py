@@ -12,11 +12,11 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.dataset import Finding
-from .findings import SMALL_REACH_MM, Located, measure, outside
+from .findings import SMALL_REACH_MM, Located, Mark, measure, outside
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Mark):
     """A file of labels on the scan's grid, or on a part of it as Slicer saves segmentations.
 
     :param scan_name: the scan it belongs to, where the user says so; otherwise its file name must begin with a name of
@@ -34,15 +34,6 @@ class Segmentation:
         stem = self.path.name[: -len(self.path.suffix)]
         ends = [match.start() for match in re.finditer(r"[^A-Za-z0-9]", stem)]
         return (stem, *(stem[:end] for end in reversed(ends) if end))
-
-    @property
-    def stamp(self) -> tuple:
-        status = self.path.stat()
-        return ("segmentation", self.path.name, status.st_size, status.st_mtime_ns)
-
-    @property
-    def may_be_injected(self) -> bool:
-        return True
 
     def locate(self, volume: CTVolume, readers: int) -> Located:
         """Components of voxels above 0 that hang together, diagonals included.

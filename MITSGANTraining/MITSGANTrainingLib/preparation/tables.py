@@ -18,7 +18,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.dataset import Finding
-from .findings import SMALL_REACH_MM, UNMEASURED_REACH_MM, Located, outside
+from .findings import SMALL_REACH_MM, UNMEASURED_REACH_MM, FindingsFile, Located, Mark, outside
 
 Coordinates = Literal["world", "voxel"]
 
@@ -28,7 +28,7 @@ _LUNA = {"seriesuid": "filename", "coordx": "x", "coordy": "y", "coordz": "z"}
 
 
 @dataclass(frozen=True)
-class TableRow:
+class TableRow(Mark):
     """One row: a point in a named scan.
 
     :param place: where it stands, for messages, such as "line 3 of findings.csv".
@@ -73,15 +73,7 @@ class TableRow:
         return Finding(kji, self.diameter_mm, kind, None, self.diameter_mm / 2)
 
 
-@dataclass(frozen=True)
-class FindingsTable:
-    """The rows of a table, and (place, reason) of those without a point."""
-
-    rows: tuple[TableRow, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
-
-
-def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> FindingsTable:
+def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> FindingsFile:
     """Read a CSV table; columns in any order and case, others are ignored. Rows without coordinates are left out.
 
     :param coordinates: what x, y, z are; LUNA16's coordX, coordY, coordZ are always world.
@@ -117,7 +109,7 @@ def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> F
             raise InputError(f"The diameter_mm in {place} is not above 0; correct it, or leave it empty if unknown.")
         patient = row.get("patient", "")
         rows.append(TableRow(row["filename"], place, point, coordinates, diameter, patient, healthy))
-    return FindingsTable(tuple(rows), tuple(left_out))
+    return FindingsFile(path, tuple(rows), tuple(left_out))
 
 
 def _number(text: str, what: str) -> float | None:

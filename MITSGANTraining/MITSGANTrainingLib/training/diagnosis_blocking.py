@@ -206,11 +206,7 @@ class BlockingTask(Task[BlockingTrainingConfig]):
                 "docs/research/diagnosis-blocking.md. Seal with a key. Takes minutes."
             ),
             architecture=self.blocker.architecture(),
-            data={
-                "training": "none of its own; the cards of the judges say theirs",
-                "validation": self._cubes.source.described(),
-                "sources": config.sources or "not stated",
-            },
+            data=self.described("none of its own; the cards of the judges say theirs", self._cubes.source.described()),
             limits=(
                 f"Not the default protection and not a part of it: made to mislead software, with {names} as white "
                 "boxes. Never give such a scan to software that a clinic relies on; restore the original first. It "

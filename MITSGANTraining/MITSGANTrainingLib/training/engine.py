@@ -194,7 +194,12 @@ class Task(ABC, Generic[Config]):
 
     def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Start from the tensors (float32) of a model of this kind and architecture, as :meth:`product` gives them."""
-        self.learners["generator"].module.load_state_dict(tensors)
+        (learner, *_others) = self.learners.values()
+        learner.module.load_state_dict(tensors)
+
+    def described(self, training: str, validation: str) -> dict[str, str]:
+        """What a card says of the data, for configurations that name its ``sources``."""
+        return {"training": training, "validation": validation, "sources": self.config.sources or "not stated"}
 
 
 @dataclass(frozen=True)

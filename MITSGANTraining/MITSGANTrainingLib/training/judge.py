@@ -15,6 +15,7 @@ import torch
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, build_network, kind_of, network_classes
 from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
+from MITSGANLib.scan.windows import LUNG
 from MITSGANLib.weights import half_precision
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +30,6 @@ from .nodule_samples import NoduleSampling, NoduleSource
 
 _NOISE_HU = 10.0  # that a judge must bear; validated with it
 _SHOWN = 6  # validation samples of each answer in a sample image
-_WINDOW_HU = (-1350.0, 150.0)
 _ARCHITECTURES = ("plain", "residual", "planes", "squares")
 
 
@@ -143,13 +143,9 @@ class JudgeTask(Task[JudgeConfig]):
         for yes in (True, False):
             views = np.concatenate([group.views[: _SHOWN // len(self._of(yes)) + 1] for group in self._of(yes)])
             planes = views[:_SHOWN, views.shape[1] // 2].astype(np.float32)
-            planes = np.pad(planes, ((0, _SHOWN - len(planes)), (0, 0), (0, 0)), constant_values=_WINDOW_HU[0])
+            planes = np.pad(planes, ((0, _SHOWN - len(planes)), (0, 0), (0, 0)), constant_values=LUNG.low)
             rows.append(np.concatenate(planes, axis=1))
-        low, high = _WINDOW_HU
-        return {"yes above, no below": np.clip((np.concatenate(rows) - low) / (high - low), 0, 1)}
-
-    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.network.load_state_dict(tensors)
+        return {"yes above, no below": LUNG.scaled(np.concatenate(rows))}
 
     def judge(self, threshold: float) -> Judge:
         """The network as it is now as a judge."""
@@ -169,11 +165,7 @@ class JudgeTask(Task[JudgeConfig]):
                 "config": dataclasses.asdict(config.network),
                 "view": dataclasses.asdict(config.view),
             },
-            data={
-                "training": self._training.described(),
-                "validation": self._validation.described(),
-                "sources": config.sources or "not stated",
-            },
+            data=self.described(self._training.described(), self._validation.described()),
             limits="For measuring attacks and protection only. No diagnostic use: it was trained on few public scans.",
         )
 

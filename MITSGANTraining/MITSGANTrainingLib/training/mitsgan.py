@@ -51,7 +51,7 @@ from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs
-from .slab_task import SlabTask, SlabTaskConfig
+from .protector_task import SlabTask, SlabTaskConfig
 from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
 from .team import frozen
 

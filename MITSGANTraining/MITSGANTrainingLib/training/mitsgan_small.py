@@ -7,7 +7,6 @@ sees as a failed attack, and (the paper's term) between a forgery and the protec
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,60 +14,49 @@ import numpy as np
 import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
-from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
 from MITSGANLib.protection.presets import DEFAULT_PROTECTOR
 from MITSGANLib.scan.cubes import CUBE_MM, rescale
-from MITSGANLib.weights import half_precision
+from MITSGANLib.scan.windows import LUNG
 from torch import nn
 
+from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
-from .engine import Learner, Loss, Product, Step, Task, Training, cosine
-from .inputs import Inputs, fingerprint
+from .engine import Learner, Loss, Product, Step, Training, cosine
+from .inputs import Inputs
+from .protector_task import ProtectorConfig, ProtectorTask
 from .scans import ScanTargets
+from .slabs import average, gray
 from .team import mean_over_team
-
-_WINDOW_HU = (-1350.0, 150.0)  # the lung window, in which a failed attack is seen
 
 
 @dataclass(frozen=True)
-class SmallProtectorConfig:
-    """The small protector and how it is trained.
+class SmallProtectorConfig(ProtectorConfig):
+    """The small protector and how it is trained, beside what all protectors have.
 
-    :param attackers: names of the attackers trained against; ``--attackers`` replaces them.
     :param last_rate: share of the learning rate that is left at the end, after half a cosine.
     :param paper_weight: weight of the paper's term (equation 3) beside the difference of the forgeries.
     :param pattern_weight: weight of the penalty on mean change and on patterns that repeat from tile to tile.
     :param context: voxels around the attacked cube that the generator sees in the plane; its receptive field, so that
         what happens in the cube does not depend on the crop's border.
-    :param structure_share: share of the targets that lie at nodule-like structures, shifted by up to 5 mm: that is
-        where a remover works, and where random voxels rarely fall.
-    :param validation_targets: targets per validation scan.
-    :param sources: where the data comes from and its licence, for the model card.
     """
 
     name: str = DEFAULT_PROTECTOR
-    attackers: tuple[str, ...] = (DEFAULT_ATTACKER,)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    budget: Budget = field(default_factory=Budget)
     learning_rate: Positive = 1e-3
     last_rate: Share = 0.05
     betas: tuple[Share, Share] = (0.5, 0.999)
     paper_weight: Weight = 0.1
     pattern_weight: Weight = 10.0
     context: Count = 28
-    structure_share: Share = 0.5
     validation_targets: CountOrNone = 8
-    sources: str = ""
 
     def __post_init__(self) -> None:
         if self.generator.output != "residual":
             raise InputError("generator.output must be 'residual': this task trains a change within the budget.")
         require_counts(self, "generator", ("trunk_filters", "residual_blocks", "unshuffle"))
-        if self.budget.strength_hu == 0:
-            raise InputError("budget.strength_hu must be above 0: with no change there is nothing to train.")
+        self.require_change()
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class DrawnPlace:
     noise_seed: int
 
 
-class SmallProtectorTask(Task[SmallProtectorConfig]):
+class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
     """A generator whose change, within the budget, moves what frozen attackers forge as far as it can."""
 
     Configuration = SmallProtectorConfig
@@ -88,22 +76,10 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
 
     def __init__(self, config: SmallProtectorConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self._attackers = inputs.load_attackers(config.attackers)
-        self._scans = [ScanTargets.of(scan, config.context) for scan in inputs.data.scans("training")]
-        if not self._scans:
-            raise InputError("The data set has no whole scans to train a protector on; prepare scans, not cubes alone.")
-        self._validation = [ScanTargets.of(scan, config.context) for scan in inputs.data.scans("validation")]
         self.samples_per_epoch = sum(len(scan.lung) for scan in self._scans)
         self.generator = Generator(config.generator)
         optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, config.betas)
         self.learners = {"generator": Learner(self.generator, optimizer, cosine(config.last_rate))}
-
-    def identity(self) -> Mapping[str, str]:
-        return {
-            "training_scans": fingerprint(*(mark for scan in self._scans for mark in scan.marks())),
-            "validation_scans": fingerprint(*(mark for scan in self._validation for mark in scan.marks())),
-            **{f"{attacker.name}-{attacker.action}": attacker.digest for attacker in self._attackers},
-        }
 
     def draw(self, step: Step) -> Sequence[DrawnPlace]:
         """Targets in one scan, drawn at random: slices of different scans need not have the same size."""
@@ -124,7 +100,7 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
             if samples:
                 value, scalars = self._loss(scan, samples, self.generator)
                 found.append({"loss": value.item(), **{name: item.item() for name, item in scalars.items()}})
-        return {name: float(np.mean([one[name] for one in found])) for name in found[0]} if found else {}
+        return average(found)
 
     def images(self) -> Mapping[str, np.ndarray]:
         """Middle slice of a target: scan, change (gray is none), and each attack on the clean and protected cube."""
@@ -140,33 +116,25 @@ class SmallProtectorTask(Task[SmallProtectorConfig]):
         plane = clean.shape[1] // 2
         largest = float(allowed.max().clamp_min(1))
         return {
-            "scan": _seen(clean[0, plane]).cpu().numpy(),
-            "change": (change[0, plane] / (2 * largest) + 0.5).cpu().numpy(),
-            "forged on clean, forged on protected": _seen(torch.cat(forged)).cpu().numpy(),
+            "scan": gray(clean[0, plane]),
+            "change": gray(change[0, plane], (-largest, largest)),
+            "forged on clean, forged on protected": gray(torch.cat(forged)),
         }
 
     def product(self) -> Product:
-        config = self.config
-        names = ", ".join(sorted({attacker.name for attacker in self._attackers}))
-        return Product(
-            path=f"protectors/{config.name}.safetensors",
-            tensors=half_precision(self.generator),
-            name=config.name,
-            kind="protector",
+        return self._protector(
+            self.generator,
+            self.config.generator,
             description="Small MITS-GAN generator that adds a change bounded in HU, mostly in the lungs.",
-            architecture={"class": "Generator", "config": dataclasses.asdict(config.generator)},
-            data={
-                "training": f"{len(self._scans)} scans",
-                "validation": f"{len(self._validation)} scans",
-                "sources": config.sources or "not stated",
-            },
             limits=(
-                f"Trained against {names} only, on chest CT. It changes what such an attacker forges; the forgery "
-                "mostly still succeeds, as the figures of success in docs/research/protection.md say. No guarantee: an "
-                "attacker who adapts, or forges without a network, is not stopped."
+                f"Trained against {self._attacker_names} only, on chest CT. It changes what such an attacker forges; "
+                "the forgery mostly still succeeds, as the figures of success in docs/research/protection.md say. No "
+                "guarantee: an attacker who adapts, or forges without a network, is not stopped."
             ),
-            budget=config.budget.to_dict(),
         )
+
+    def _opened(self, scan: PreparedScan) -> ScanTargets:
+        return ScanTargets.of(scan, self.config.context)
 
     def _targets(self, number: int, scan: ScanTargets, count: int, rng: np.random.Generator) -> list[DrawnPlace]:
         noise_seed = int(rng.integers(2**31))
@@ -242,5 +210,5 @@ def _middle_rms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _seen(hu: torch.Tensor) -> torch.Tensor:
-    low, high = _WINDOW_HU
-    return (hu.clamp(low, high) - low) / (high - low)
+    """The lung window's shade, 0 to 1, in which a failed attack is seen; differentiable within it."""
+    return (hu.clamp(LUNG.low, LUNG.high) - LUNG.low) / LUNG.width

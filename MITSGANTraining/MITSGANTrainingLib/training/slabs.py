@@ -6,7 +6,7 @@ different scans need not have the same size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,10 @@ from MITSGANLib.attack.chain import MASK
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.cubes import CUBE_MM, cube_shape, cube_start, rescale
+from MITSGANLib.scan.windows import LUNG
 
 from ..data.dataset import PreparedScan
 from .scans import ScanTargets
-
-LUNG_WINDOW_HU = (-1350.0, 150.0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,10 @@ class SlabScan:
         drawn = ((self.targets.draw(self._wanted.structure_share, rng), rng.random(2)) for _ in range(count))
         return [self._slab(number, np.array(kji), shares, seed) for kji, shares in drawn]
 
+    def marks(self) -> Iterator[np.ndarray]:
+        """What tells this scan from another, for :func:`~.inputs.fingerprint`."""
+        return self.targets.marks()
+
     def hu(self, slab: Slab) -> np.ndarray:
         """The slab's voxels, int16."""
         return np.array(self.scan.hu[slab.box])
@@ -103,11 +106,6 @@ class SlabScan:
         start = np.clip(first - before, 0, np.array(self.scan.hu.shape) - self.slab_shape)
         values = (start, self.slab_shape, kji - start)
         return Slab(number, *(tuple(int(v) for v in value) for value in values), seed)
-
-
-def scans_of(prepared: Sequence[PreparedScan], shape: SlabShape) -> list[SlabScan]:
-    """All scans of one side of the split."""
-    return [SlabScan(scan, shape) for scan in prepared]
 
 
 def draw_slabs(scans: Sequence[SlabScan], count: int, rng: np.random.Generator) -> list[Slab]:
@@ -152,7 +150,7 @@ def average(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([one[name] for one in figures])) for name in figures[0]} if figures else {}
 
 
-def gray(hu: torch.Tensor, window_hu: tuple[float, float] = LUNG_WINDOW_HU) -> np.ndarray:
+def gray(hu: torch.Tensor, window_hu: tuple[float, float] = (LUNG.low, LUNG.high)) -> np.ndarray:
     """HU as shown: 0 to 1 over the window."""
     low, high = window_hu
     return ((hu.float() - low) / (high - low)).clamp(0, 1).cpu().numpy()

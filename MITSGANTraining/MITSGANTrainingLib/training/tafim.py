@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
-from MITSGANLib.errors import InputError
 from MITSGANLib.protection.generator import hu_to_network
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.scan.cubes import CUBE_MM
@@ -31,7 +30,7 @@ from .compression import Compression, compress, draw_quality
 from .configuration import Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training, cosine
 from .inputs import Inputs
-from .slab_task import SlabTask, SlabTaskConfig
+from .protector_task import SlabTask, SlabTaskConfig
 from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
 
 
@@ -55,8 +54,7 @@ class TAFIMTrainingConfig(SlabTaskConfig):
 
     def __post_init__(self) -> None:
         require_counts(self, "model", ("base_filters", "levels", "tile"))
-        if self.budget.strength_hu == 0:
-            raise InputError("budget.strength_hu must be above 0: with no change there is nothing to train.")
+        self.require_change()
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,6 @@ class UnblockingTask(Task[UnblockingConfig]):
         found = {"loss": error / self._budget.strength_hu**2, "left": (error / max(change, 1e-3)) ** 0.5}
         return {name: round(value, 4) for name, value in found.items()}
 
-    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.network.load_state_dict(tensors)
-
     def product(self) -> Product:
         return Product(
             path=f"unmarkers/{self.config.name}.safetensors",
@@ -199,11 +196,7 @@ class UnblockingTask(Task[UnblockingConfig]):
             kind=_KIND,
             description=f"Undoes what {self._card.name} does, as far as it can, to measure how well that bears it.",
             architecture={"class": "Unblocker", "config": dataclasses.asdict(self.config.network)},
-            data={
-                "training": self._training.source.described(),
-                "validation": self._validation.source.described(),
-                "sources": self.config.sources or "not stated",
-            },
+            data=self.described(self._training.source.described(), self._validation.source.described()),
             limits="For measuring only. It does not give back the original; the key does.",
         )
 

@@ -61,7 +61,7 @@ class TestTable:
 
     def test_voxels_are_column_row_slice(self, tmp_path, volume):
         table = read_table(self.write(tmp_path, "filename,x,y,z\nscan-1,70,20,5\n"), "voxel")
-        finding = table.rows[0].locate(volume, 1).findings[0]
+        finding = table.marks[0].locate(volume, 1).findings[0]
         assert finding.kji == (5, 20, 70)
         assert finding.diameter_mm is None
         assert finding.kind == "nodule"
@@ -69,23 +69,23 @@ class TestTable:
     def test_world_is_lps_mm(self, tmp_path, volume):
         x, y, z = volume.voxel_to_lps((5, 20, 70))
         table = read_table(self.write(tmp_path, f"z,y,x,filename\n{z},{y},{x},scan-1\n"), "world")
-        assert table.rows[0].locate(volume, 1).findings[0].kji == pytest.approx((5, 20, 70))
+        assert table.marks[0].locate(volume, 1).findings[0].kji == pytest.approx((5, 20, 70))
 
     def test_luna16_columns_are_world_whatever_was_asked(self, tmp_path, volume):
         text = "seriesuid,coordX,coordY,coordZ,diameter_mm\n1.2.3,-5,-40,110,2.5\n"
-        row = read_table(self.write(tmp_path, text), "voxel").rows[0]
+        row = read_table(self.write(tmp_path, text), "voxel").marks[0]
         assert row.scan_names == ("1.2.3",)
         finding = row.locate(volume, 1).findings[0]
         assert finding.kji == pytest.approx((5, 20, 70))
         assert (finding.kind, finding.diameter_mm) == ("small nodule", 2.5)
 
     def test_healthy_places_are_not_findings(self, tmp_path, volume):
-        row = read_table(self.write(tmp_path, "filename,x,y,z\nscan-1,70,20,5\n"), "voxel", healthy=True).rows[0]
+        row = read_table(self.write(tmp_path, "filename,x,y,z\nscan-1,70,20,5\n"), "voxel", healthy=True).marks[0]
         assert row.locate(volume, 1).findings[0].kind == "healthy"
         assert not row.may_be_injected
 
     def test_a_point_outside_is_left_out_and_the_other_coordinates_suggested(self, tmp_path, volume):
-        row = read_table(self.write(tmp_path, "filename,x,y,z\nscan-1,80,20,5\n"), "voxel").rows[0]
+        row = read_table(self.write(tmp_path, "filename,x,y,z\nscan-1,80,20,5\n"), "voxel").marks[0]
         located = row.locate(volume, 1)
         assert not located.findings
         ((place, reason),) = located.left_out
@@ -95,7 +95,7 @@ class TestTable:
 
     def test_rows_without_coordinates_are_left_out_as_ctgan_does(self, tmp_path):
         table = read_table(self.write(tmp_path, "filename,x,y,z\na,1,2,\nb,1,2,nan\n\nc,1,2,3\n"), "voxel")
-        assert [row.scan_name for row in table.rows] == ["c"]
+        assert [row.scan_name for row in table.marks] == ["c"]
         assert [place for place, _ in table.left_out] == ["line 2 of findings.csv", "line 3 of findings.csv"]
 
     @pytest.mark.parametrize(

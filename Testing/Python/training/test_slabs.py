@@ -21,7 +21,6 @@ from MITSGANTrainingLib.training.slabs import (
     draw_slabs,
     mean_square,
     moved_hu,
-    scans_of,
 )
 
 
@@ -66,7 +65,7 @@ class TestSlabs:
 
     def test_are_seeded_of_one_scan_and_of_each_scan_now_and_then(self, prepared):
         short = dataclasses.replace(prepared, hu=prepared.hu[:40], lung_positions=prepared.lung_positions, id="short")
-        scans = scans_of([prepared, short], SlabShape(16, 32, 0.5))
+        scans = [SlabScan(one, SlabShape(16, 32, 0.5)) for one in (prepared, short)]
         draws = [draw_slabs(scans, 3, np.random.default_rng(seed)) for seed in range(20)]
         assert draws == [draw_slabs(scans, 3, np.random.default_rng(seed)) for seed in range(20)]
         assert all(len({slab.scan for slab in slabs}) == 1 for slabs in draws)

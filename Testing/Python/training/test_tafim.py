@@ -15,7 +15,7 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.tafim import TAFIM
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.recipes import load_recipe
-from MITSGANTrainingLib.training.slabs import mean_square, scans_of
+from MITSGANTrainingLib.training.slabs import SlabScan, mean_square
 from MITSGANTrainingLib.training.tafim import Sample, TAFIMTask
 from training_rivals import Bench, assert_resumes, learn
 
@@ -94,7 +94,7 @@ class TestObjective:
         made = bench.task()
         samples, window = made.draw(Step(0, 0, 2)), made.config.model.hu_window
         slabs = [sample.slab for sample in samples]
-        scans = scans_of(made.inputs.data.scans("training"), made.config.slab_shape)
+        scans = [SlabScan(scan, made.config.slab_shape) for scan in made.inputs.data.scans("training")]
         scan = scans[slabs[0].scan]
         allowed = torch.from_numpy(np.stack([scan.allowed(slab, made.config.budget) for slab in slabs])).float()
         seen = []

@@ -135,7 +135,11 @@ def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -
     """
     require_pydicom()
     path = Path(path)
-    files = list_files(path)
+    return scan_files(path, list_files(path), progress)
+
+
+def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = None) -> DicomScan:
+    """As :func:`scan_dicom`, of some of the files below ``path``."""
     by_uid: dict[str, list[Header]] = {}
     damaged: list[Path] = []
     without_series: list[Path] = []
