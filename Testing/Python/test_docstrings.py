@@ -93,25 +93,19 @@ def by_package(places: list[str]) -> Counter[str]:
 # What the packages still lack. A number here only falls.
 MISSING: dict[str, int] = {
     "MITSGANLib/attack": 1,
-    "MITSGANLib/files": 15,
     "MITSGANLib/measure": 1,
     "MITSGANLib/protection": 3,
     "MITSGANLib/report": 1,
     "MITSGANLib/scan": 6,
-    "MITSGANLib/signature": 6,
     "MITSGANLib/slicer_bridge": 2,
     "MITSGANLib/watermark": 3,
     "MITSGANLib/weights": 1,
-    "MITSGANTrainingLib/archives": 20,
-    "MITSGANTrainingLib/commands": 7,
 }
 BEGINS_WITH_OF: dict[str, int] = {
     "MITSGANLib/budget": 1,
     "MITSGANLib/judges": 1,
-    "MITSGANLib/seal": 2,
     "MITSGANLib/slicer_bridge": 3,
     "MITSGANLib/watermark": 3,
-    "MITSGANTrainingLib/archives": 2,
 }
 
 

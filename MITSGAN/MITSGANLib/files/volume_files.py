@@ -341,7 +341,10 @@ def _descrip(provenance: Provenance) -> str:
 
 
 def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
-    """:raises OutputError: when a file to be written is the one that was read."""
+    """Refuse to write over the file that was read.
+
+    :raises OutputError: when a file to be written is the one that was read.
+    """
     if os.fspath(source) and path.exists() and Path(source).exists() and path.samefile(source):
         raise OutputError("is the source itself, which is never overwritten", path=path, hint="choose another name")
 

@@ -137,7 +137,8 @@ def seal_key(key: Key, salt: bytes, cost: ScryptCost | None) -> bytes:
 
 
 def require_cryptography() -> None:
-    """
+    """Refuse to go on without the package cryptography.
+
     :raises DependencyError: the package cryptography cannot be imported.
     """
     try:

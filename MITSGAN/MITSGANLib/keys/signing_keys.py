@@ -121,7 +121,8 @@ def fingerprint(public: bytes) -> str:
 
 
 def read_key_bytes(path: Path) -> bytes:
-    """
+    """The content of a file that may hold a key.
+
     :raises InputError: the file is missing, cannot be read or is far too large for a key.
     """
     try:

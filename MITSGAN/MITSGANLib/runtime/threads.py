@@ -40,7 +40,7 @@ garbage = _Garbage()
 
 
 def usable_threads() -> int:
-    """As many as torch uses, where it is loaded, so that whoever limits the ones limits the others; else every core."""
+    """Number of threads: as many as torch uses where it is loaded, so that one limit holds for both; else all cores."""
     # While another thread imports torch, not all of it is there yet.
     of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)
     return usable_cores() if of_torch is None else int(of_torch())
@@ -68,7 +68,7 @@ def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
 
 
 def each_slice(function: Callable[[int], T], slices: int) -> Iterator[T]:
-    """As :func:`map_slices`, of a whole scan: no more than 16 results wait to be taken at any time."""
+    """Results of :func:`map_slices` one after the other; no more than 16 of them wait to be taken."""
     for slab in slabs(slices):
         yield from map_slices(lambda k, first=slab.start: function(first + k), slab.stop - slab.start)
 

@@ -54,7 +54,8 @@ class StoredFile:
 
     @classmethod
     def read(cls, path: Path) -> StoredFile:
-        """
+        """Read a DICOM file.
+
         :raises InputError: no DICOM image of CT, or a damaged one.
         """
         header = read_header(path)

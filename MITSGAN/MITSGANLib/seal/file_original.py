@@ -49,7 +49,8 @@ class StoredImage:
 
     @classmethod
     def read(cls, path: Path) -> StoredImage:
-        """
+        """Read a NRRD, NIfTI or MetaImage file.
+
         :raises InputError: the file is damaged.
         """
         reader = sitk.ImageFileReader()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | None:
-    """Of a protected volume; None where it has no watermark, or its key is not known.
+    """Signs of a protected volume; None where it has no watermark, or its key is not known.
 
     :param key: of a watermark that is not the open one.
     """
@@ -47,7 +47,7 @@ def as_record(watermark: ScanSigns | None) -> dict[str, Any] | None:
 
 
 def from_record(record: Mapping[str, Any] | None) -> ScanSigns | None:
-    """Of :func:`as_record`'s."""
+    """Signs of a record that :func:`as_record` made."""
     from ..watermark.pattern import ScanSigns
 
     return None if record is None else ScanSigns.from_dict(record)

@@ -109,6 +109,7 @@ class HeaderKey:
 
     @property
     def study(self) -> bytes:
+        """The digest that tells whether this Study Instance UID is the signed one."""
         return self._digest(STUDY, "")
 
     def series(self, keyword: str, values: Iterable[str]) -> bytes:

@@ -48,7 +48,8 @@ def open_envelope(envelope: Any) -> tuple[bytes, str]:
 
 
 def check_signature(envelope: Any, public_key: bytes) -> None:
-    """
+    """Check that a key signed an envelope.
+
     :param public_key: 32 bytes, Ed25519.
     :raises ManifestError: the envelope does not bear the signature of this key over its payload.
     """
@@ -78,7 +79,8 @@ def canonical_json(value: Any) -> bytes:
 
 
 def parse_canonical_json(data: bytes) -> Any:
-    """
+    """JSON values from their one form.
+
     :raises ManifestError: the bytes are no JSON, or not in the form of :func:`canonical_json`.
     """
     try:
@@ -97,7 +99,8 @@ def encode_bytes(data: bytes) -> str:
 
 
 def decode_bytes(text: Any, length: int | None = None) -> bytes:
-    """
+    """Bytes from base64.
+
     :param length: how many bytes there must be.
     :raises ManifestError: no base64 in the form of :func:`encode_bytes`, or of another length.
     """

@@ -106,6 +106,7 @@ class SliceRecord:
 
     @property
     def leaf(self) -> bytes:
+        """The bytes that the hash tree covers."""
         return self.tiles.tobytes() + self.image
 
 
@@ -226,7 +227,8 @@ def manifest_path(path: Path) -> Path:
 
 
 def read_manifest_file(path: Path) -> SignedManifest:
-    """
+    """Read the manifest in a file; see :func:`read_document`.
+
     :raises InputError: the file is missing or unreadable.
     :raises ManifestError: its content is not as it was signed.
     """

@@ -48,6 +48,7 @@ class Discrepancy:
     slices: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
         return {"kind": self.kind, "text": self.text, "slices": list(self.slices)}
 
 
@@ -66,12 +67,8 @@ class Verification:
 
     @property
     def is_intact(self) -> bool:
+        """Whether nothing differs from what was signed."""
         return not self.findings and not self.tiles.any()
-
-    @property
-    def changed_slices(self) -> tuple[int, ...]:
-        """Slices, from 0 in the signed order, of which anything is not as signed."""
-        return tuple(np.flatnonzero(self.tiles.any(axis=(1, 2))).tolist())
 
     def changed_boxes(self) -> Iterator[tuple[int, slice, slice]]:
         """(slice, rows, columns) of every changed tile."""
@@ -93,6 +90,7 @@ class Verification:
         return self.manifest.empty_volume().with_hu(labels.astype(np.int16), step)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, without the map."""
         return {
             "intact": self.is_intact,
             "signed": self.manifest.created,

@@ -150,7 +150,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectionRecord(Record):
-    """Of a protected scan. ``settings`` are SHA-256 of the model, budget, seed, and which keys seal and sign."""
+    """Record of a protected scan. ``settings`` are those of the protector, and which keys seal and sign."""
 
     slices: int
     change: Change
@@ -166,7 +166,7 @@ class ProtectionRecord(Record):
 
 
 @dataclass
-class Report(TreeReport):
+class ProtectionReport(TreeReport):
     """What became of everything in the tree."""
 
     command: ClassVar[str] = "protect"
@@ -185,6 +185,7 @@ class Report(TreeReport):
 
     @property
     def slices(self) -> int:
+        """Number of slices of all protected scans."""
         return sum(record.slices for record, _ in self.protected)
 
     def figures(self) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def measure_change(before: CTVolume, after: CTVolume) -> Change:
     return total
 
 
-def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> Report:
+def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> ProtectionReport:
     """Protect every CT scan of a tree into ``config.out``, and write the summary there.
 
     :param stage: as in ``trees.work_through``.
@@ -210,7 +211,7 @@ def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> 
         too little space for all of it.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
-    report = Report()
+    report = ProtectionReport()
     config = _checked(config)
     *_, settings = config.load()
     if not config.scheduler:

@@ -56,7 +56,7 @@ _SETTINGS: dict[str, Any] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class RestorationRecord(Record):
-    """Of a restored scan. ``sha256`` is that of ``seal.Restored``."""
+    """Record of a restored scan. ``sha256`` is that of ``seal.Restored``."""
 
     sha256: str
 

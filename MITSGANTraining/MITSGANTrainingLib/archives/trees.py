@@ -91,10 +91,12 @@ class Record:
     version: str = __version__
 
     def to_json(self) -> str:
+        """The text of a record's file."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
+        """A record of the values that JSON gave."""
         return cls(**{**values, "warnings": tuple(values["warnings"])})
 
     @classmethod
@@ -207,14 +209,18 @@ class Job(Protocol):
     """One piece of work, which can be pickled. ``files`` are relative to the tree."""
 
     @property
-    def files(self) -> tuple[str, ...]: ...
+    def files(self) -> tuple[str, ...]:
+        """The files that are worked on."""
 
     @property
-    def expected_bytes(self) -> int: ...
+    def expected_bytes(self) -> int:
+        """About what the output takes on the disk."""
 
-    def failed(self, reason: str) -> Failure: ...
+    def failed(self, reason: str) -> Failure:
+        """What to report where the job failed."""
 
-    def run(self) -> Done: ...
+    def run(self) -> Done:
+        """Do the work."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,7 @@ class ScanJob:
             return self._refreshed() or self.work()
 
     def work(self) -> Done:
+        """Work on the scan."""
         raise NotImplementedError
 
     def finish(self, write: Callable[[], tuple[Sequence[str], dict[str, Any]]], started: float) -> Done:
@@ -426,6 +433,7 @@ def content_digest(tree: Path, names: Iterable[str]) -> str:
 
 
 def record_path(out: Path, key: str) -> Path:
+    """Where the record of a scan lies."""
     return out / RECORDS / f"{key}.json"
 
 
@@ -436,6 +444,7 @@ def read_records(out: Path, kind: type[Record]) -> dict[str, Record]:
 
 
 def write_record(out: Path, key: str, record: Record) -> None:
+    """Write the record of a finished scan."""
     path = record_path(out, key)
     remove_leavings(path)
     with atomic_file(path, overwrite=True) as temporary:

@@ -23,12 +23,14 @@ _POINTS = ("--voxel", "--lps", "--ras")
 
 
 def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = "the scan") -> None:
+    """Add the scan, a positional argument."""
     parser.add_argument(
         name, metavar=name.upper(), help=f"{text}: a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
     )
 
 
 def add_series(parser: argparse.ArgumentParser) -> None:
+    """Add ``--series``."""
     parser.add_argument("--series", metavar="UID", help="Series Instance UID to take where a folder holds several")
 
 
@@ -53,20 +55,24 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where networks run (default: a GPU if any)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
     parser.add_argument(
         "--json", metavar="FILE", help="also write the result as JSON to FILE, or to standard output for -"
     )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``."""
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
 
 def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Add ``--voxel``, ``--lps`` and ``--ras``, of which one may be given."""
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
     group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")

@@ -27,7 +27,7 @@ from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
 from MITSGANLib.signature.signing import Signers
 
-from ..archives.collection import CollectionConfig, Report, load_settings, measure_change, protect_collection
+from ..archives.collection import CollectionConfig, ProtectionReport, load_settings, measure_change, protect_collection
 from . import key_options, tree_options
 from .options import (
     add_device,
@@ -176,7 +176,7 @@ def _protect_collection(options: argparse.Namespace) -> int:
     return tree_options.run_collection(options, lambda stage: protect_collection(config, stage), _words)
 
 
-def _words(report: Report) -> tuple[str, list[str]]:
+def _words(report: ProtectionReport) -> tuple[str, list[str]]:
     rmse, largest = report.change.rmse_hu, report.change.maximum_hu
     change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
     return tree_options.counted(report.slices, "slice"), [change] if report.protected else []

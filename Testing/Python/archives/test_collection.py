@@ -31,7 +31,7 @@ from MITSGANTrainingLib.archives import collection, inventory, trees
 from MITSGANTrainingLib.archives.collection import (
     Change,
     CollectionConfig,
-    Report,
+    ProtectionReport,
     load_settings,
     measure_change,
     protect_collection,
@@ -57,7 +57,7 @@ def model(tmp_path_factory) -> str:
 def run(tmp_path, model):
     """Protect ``tmp_path/tree`` into ``tmp_path/out``."""
 
-    def protect_tree(**changes: object) -> Report:
+    def protect_tree(**changes: object) -> ProtectionReport:
         return protect_collection(CollectionConfig(**{**base(tmp_path, model), **changes}))
 
     return protect_tree
@@ -81,7 +81,7 @@ def scan(seed: int = 0) -> CTVolume:
     return CTVolume(phantom_hu(SHAPE, seed), spacing=SPACING)
 
 
-def reasons(report: Report) -> dict[str, str]:
+def reasons(report: ProtectionReport) -> dict[str, str]:
     return {other.source: other.reason for other, _ in report.skipped}
 
 

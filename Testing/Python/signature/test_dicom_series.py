@@ -37,6 +37,10 @@ SHAPE = (5, 66, 70)
 Edit = Callable[[Dataset, int], None]
 
 
+def changed_slices(verification) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(verification.tiles.any(axis=(1, 2))).tolist())
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     """A series with padding, whose file names are in no order."""
@@ -225,7 +229,7 @@ class TestTampering:
         verification = verify(signed)
         assert "slice-unsigned" in kinds(verification)
         assert ("header" in kinds(verification)) != is_disguised
-        assert verification.changed_slices == (2,)
+        assert changed_slices(verification) == (2,)
 
     def test_slice_of_another_scan_against_the_whole_manifest(self, original, tmp_path):
         sign_scan(original, None, Signers(KEY), overwrite=True)
@@ -310,7 +314,7 @@ class TestTampering:
         edit(signed, crop, slices)
         verification = verify(signed)
         assert "size" in kinds(verification)
-        assert verification.changed_slices == slices
+        assert changed_slices(verification) == slices
 
     def test_a_slice_of_another_size_added(self, signed):
         extra = dicom_factory.ct_series(dicom_factory.phantom_hu((1, 20, 20)), prefix="extra")
@@ -387,7 +391,7 @@ class TestManifestInFiles:
         edit(signed, lambda dataset, _k: dataset.remove_private_tags(), (1,))
         verification = verify(signed)
         assert kinds(verification) == ["slice-unsigned"]
-        assert verification.changed_slices == (1,)
+        assert changed_slices(verification) == (1,)
 
     def test_taken_out_of_all(self, signed):
         edit(signed, lambda dataset, _k: dataset.remove_private_tags())

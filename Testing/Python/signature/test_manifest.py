@@ -59,6 +59,10 @@ SALT = bytes(range(32))
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
 
+def changed_slices(verification) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(verification.tiles.any(axis=(1, 2))).tolist())
+
+
 def volume_of(shape: tuple[int, int, int] = (5, 40, 70), seed: int = 0, **geometry: object) -> CTVolume:
     hu = np.random.default_rng(seed).normal(-200, 300, shape)
     return CTVolume(np.clip(hu, -1024, 3000).astype(np.int16), **geometry)
@@ -319,7 +323,7 @@ class TestVoxels:
         hu[kji] += step
         verification = check(WHOLE.with_hu(hu), SIGNED)
         assert kinds(verification) == ["voxels"]
-        assert verification.changed_slices == (kji[0],)
+        assert changed_slices(verification) == (kji[0],)
         k, j, i = kji
         assert np.argwhere(verification.tiles).tolist() == [[k, j // TILE, i // TILE]]
         labels = verification.map_volume()
@@ -357,7 +361,7 @@ class TestVoxels:
 
     def test_another_scan_altogether(self):
         verification = check(WHOLE.with_hu(volume_of(seed=9).hu), SIGNED)
-        assert verification.changed_slices == (0, 1, 2, 3, 4)
+        assert changed_slices(verification) == (0, 1, 2, 3, 4)
 
     @pytest.mark.parametrize("gone", range(5))
     def test_a_missing_slice(self, gone):
@@ -378,7 +382,7 @@ class TestVoxels:
         hu[1, 5, 5] += 1
         verification = check(CTVolume(hu, WHOLE.spacing, WHOLE.origin), SIGNED)
         assert kinds(verification) == ["slice-missing", "voxels"]
-        assert verification.changed_slices == (1, 4)
+        assert changed_slices(verification) == (1, 4)
 
     def test_a_cropped_scan(self):
         assert kinds(check(CTVolume(WHOLE.hu[:, :-1], WHOLE.spacing, WHOLE.origin), SIGNED)) == ["size"]

@@ -21,7 +21,8 @@ _ONE_VALUE = {
 
 
 def require_one_origin(headers: Sequence[Header]) -> None:
-    """
+    """Refuse a series that does not come from one scan of one patient.
+
     :raises InputError: the images of one series belong to different studies, patients or frames of reference.
     """
     for keyword, plural in _ONE_VALUE.items():

@@ -61,6 +61,7 @@ class SourceImage:
     study: str
 
     def reference(self) -> Dataset:
+        """A new item of a sequence that refers to the image (PS3.3 table 10-11)."""
         from pydicom import Dataset
 
         item = Dataset()
@@ -79,16 +80,19 @@ class Derivation:
 
     @property
     def is_protection(self) -> bool:
+        """Whether one of the steps protects."""
         return Provenance(steps=self.steps).last(PROTECTION) is not None
 
     @property
     def description(self) -> str:
+        """The Derivation Description of each image."""
         if not self.steps:
             return f"Copied by MITSGAN {__version__} without processing."
         return f"Processed by MITSGAN {__version__}: {'; '.join(step_text(step) for step in self.steps)}."
 
     @property
     def series_suffix(self) -> str:
+        """What the Series Description ends in."""
         return " (protected)" if self.is_protection else " (MITSGAN)"
 
 

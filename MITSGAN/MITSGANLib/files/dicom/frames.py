@@ -61,6 +61,7 @@ class Frame:
 
     @property
     def name(self) -> str:
+        """The file, and where it holds several frames, which."""
         return self.path.name if self.index == 0 else f"{self.path.name} frame {self.index + 1}"
 
     def hu(self, stored: np.ndarray) -> np.ndarray:

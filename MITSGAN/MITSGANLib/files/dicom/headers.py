@@ -100,6 +100,7 @@ class Header:
 
     @property
     def is_ct_image(self) -> bool:
+        """Whether this is a CT image, single-frame or Enhanced, by its SOP class."""
         return self.text("SOPClassUID") in CT_STORAGE
 
     @property
@@ -121,10 +122,12 @@ class Header:
 
     @property
     def is_enhanced(self) -> bool:
+        """Whether this is Enhanced CT, with many frames."""
         return self.text("SOPClassUID") in ENHANCED_CT
 
     @property
     def image_type(self) -> tuple[str, ...]:
+        """The values of Image Type (PS3.3 C.7.6.1.1.2)."""
         value = self.dataset.get("ImageType") or ()
         return (value,) if isinstance(value, str) else tuple(str(part) for part in value)
 
@@ -178,7 +181,8 @@ def _ignored_warnings() -> Iterator[None]:
 
 
 def require_pydicom() -> None:
-    """
+    """Refuse to go on without pydicom.
+
     :raises DependencyError: pydicom cannot be imported.
     """
     try:
@@ -298,6 +302,7 @@ def _failures_named(path: Path) -> Iterator[None]:
 
 
 def damaged_file(path: Path) -> InputError:
+    """The error about a DICOM file that cannot be read."""
     return InputError(
         "is a damaged or incomplete DICOM file", path=path, hint="copy it again from its source or take it away"
     )

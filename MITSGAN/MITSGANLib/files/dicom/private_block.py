@@ -131,9 +131,7 @@ def join_shares(shares: Sequence[bytes]) -> tuple[bytes, list[int]]:
     :raises InputError: shares are missing, double, damaged, or of several wholes.
     """
     if not all(len(share) >= _SHARE.size for share in shares):
-        raise InputError(
-            "Private data of MITSGAN in the DICOM files are damaged; get the series again from its source."
-        )
+        raise InputError(_DAMAGED_SHARES)
     heads = [_SHARE.unpack_from(share) for share in shares]
     if not shares or len({head[1:] for head in heads}) != 1:
         raise InputError("The DICOM files are of several protected series; give those of one alone.")
@@ -148,9 +146,7 @@ def join_shares(shares: Sequence[bytes]) -> tuple[bytes, list[int]]:
         )
     data = b"".join(share[_SHARE.size :] for _, share in sorted(zip(places, shares, strict=True)))
     if hashlib.sha256(data).digest() != digest:
-        raise InputError(
-            "Private data of MITSGAN in the DICOM files are damaged; get the series again from its source."
-        )
+        raise InputError(_DAMAGED_SHARES)
     return data, places
 
 

@@ -37,21 +37,25 @@ class DicomSeries:
 
     @cached_property
     def images(self) -> tuple[Header, ...]:
+        """The CT images of the series."""
         images = tuple(header for header in self.headers if header.is_ct_image and not header.is_localizer)
         # Where all are pictures, they are what the series holds.
         return tuple(header for header in images if not header.is_picture) or images
 
     @cached_property
     def left_out(self) -> tuple[Header, ...]:
+        """What shares the UID and is no CT image."""
         taken = {id(header) for header in self.images}
         return tuple(header for header in self.headers if id(header) not in taken)
 
     @property
     def modality(self) -> str:
+        """The modality of the first file."""
         return self._text("Modality")
 
     @property
     def description(self) -> str:
+        """The Series Description of the first file that has one."""
         return self._text("SeriesDescription")
 
     @property
@@ -123,6 +127,7 @@ class DicomScan:
 
     @property
     def usable(self) -> tuple[DicomSeries, ...]:
+        """The series that may be a CT volume in HU."""
         return tuple(series for series in self.series if series.problem is None)
 
 

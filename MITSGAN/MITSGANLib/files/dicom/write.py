@@ -37,6 +37,7 @@ class Differences:
     quantized: int = 0
 
     def warnings(self) -> tuple[VolumeWarning, ...]:
+        """The differences as warnings; none where there is no difference."""
         warnings = []
         if self.padding_kept:
             text = f"{self.padding_kept} voxels of padding differ in the volume; the original padding was written."

@@ -155,6 +155,7 @@ class ImageSignatures:
         return [*lines, *sorted(reasons)]
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready reports by file."""
         return {str(path): [dataclasses.asdict(report) for report in reports] for path, reports in self.reports.items()}
 
 
