@@ -94,7 +94,7 @@ def _naive(protector: Protector) -> Change:
 
 def _ours(protector: Protector, volume: CTVolume, *, fused: bool | None = None) -> Change:
     return SliceInference(
-        protector.generator,
+        protector.proposer,
         volume.shape[1:],
         device=torch.device("cpu"),
         seed=protector.seed,
@@ -117,7 +117,7 @@ def _whole(protector: Protector, volume: CTVolume) -> Change:
     def change(hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         everywhere = np.ones_like(allowed)
         share = run(hu, everywhere)
-        return share if protector.generator.config.output == "image" else share * allowed
+        return share if protector.proposer.config.output == "image" else share * allowed
 
     return change
 

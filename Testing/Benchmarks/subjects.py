@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.files.storage import load_volume
-from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
+from MITSGANLib.protection.inference import hu_to_network, network_to_hu
 from MITSGANLib.protection.protector import Protector
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
@@ -55,7 +56,7 @@ def papers_protector(volume: CTVolume, config: GeneratorConfig | None = None) ->
 
 def naive_change(protector: Protector, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The proposed change as the papers' code would get it: one whole slice after the other, layer by layer."""
-    network, config = protector.generator, protector.generator.config
+    network, config = protector.proposer, protector.proposer.config
     noise = draw_noise(hu.shape[1:], config.noise, protector.seed)
     changes = []
     for values, limit in zip(hu, allowed, strict=True):

@@ -91,7 +91,7 @@ def measure_stages(scan: Path, model: str = "default") -> dict[str, object]:
     with stages.stage("read"):
         volume = load_volume(scan)
     with stages.stage("network"):
-        network = SliceInference(protector.generator, volume.shape[1:], device=torch.device("cpu"))
+        network = SliceInference(protector.proposer, volume.shape[1:], device=torch.device("cpu"))
     protected = np.empty_like(volume.hu)
     signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
     for start in range(0, volume.shape[0], network.batch_size):

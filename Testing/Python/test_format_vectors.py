@@ -21,6 +21,7 @@ from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.files.volume_files import read_file
 from MITSGANLib.keys.key_files import Key, read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.seal.container import open_container
 from MITSGANLib.seal.packing import unpack
@@ -28,7 +29,6 @@ from MITSGANLib.seal.sealing import restore
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.manifest import read_manifest_file
 from MITSGANLib.signature.verification import find_manifest, verify_scan
-from MITSGANLib.watermark.embedding import embed_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, Grid, ScanSigns, watermark_key
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
@@ -131,7 +131,7 @@ def test_recorded_version(folder):
 def test_todays_version():
     volume = plane_volume(np.eye(3))
     assert ScanSigns.of(volume, OPEN_KEY).to_dict()["version"] == 1
-    assert embed_watermark(volume, OPEN_KEY).provenance.steps[-1].parameters["watermark_version"] == 1
+    assert protect(volume, model=watermark_alone(OPEN_KEY)).provenance.steps[-1].parameters["watermark_version"] == 1
 
 
 def test_signs_of_an_unknown_version_are_refused():
@@ -163,7 +163,7 @@ VOXELS_SHA256 = {
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", KEYS)
 def test_voxels_of_a_watermark(kind, budget):
-    marked = embed_watermark(read_file(ORIGINAL), KEYS[kind], budget=BUDGETS[budget])
+    marked = protect(read_file(ORIGINAL), model=watermark_alone(KEYS[kind], BUDGETS[budget]))
     assert voxels_sha256(marked.hu) == VOXELS_SHA256[kind, budget]
 
 

@@ -69,7 +69,7 @@ def test_half_precision_moves_the_default_by_at_most_1_hu(scan, monkeypatch):
     found = {}
     for precision in ("auto", "float32"):
         network = SliceInference(
-            ready.generator,
+            ready.proposer,
             hu.shape[1:],
             device=torch.device("cpu"),
             strength_hu=ready.budget.strength_hu,

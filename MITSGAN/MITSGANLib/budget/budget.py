@@ -91,6 +91,11 @@ class Budget:
         return {name: float(value) for name, value in fields if value is not None}
 
 
+WATERMARK_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
+"""The watermark's own: 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity;
+a preset scales it to its strength."""
+
+
 def allowed_change(
     hu: np.ndarray,
     budget: Budget,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ import numpy as np
 from ..errors import InputError, ModelError, TargetError
 from ..judges.judge import Judge, Sight, build_network, load_judge
 from ..runtime.devices import resolve_device
+from ..runtime.threads import slabs
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision
+from .proposer import AllowedIn, Execution, Progress, Proposal
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,6 @@ BLOCKER_CLASS = "DecisionMark"
 BLOCKER_KIND = "mark against diagnosis networks"
 """Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
-Progress = Callable[[int, int], None]
 Voxel = tuple[int, int, int]
 
 CUBE_MM = 32
@@ -144,6 +145,48 @@ class DiagnosisBlocker:
             raise ModelError(
                 f"The card of mark '{card.name}' lacks or has unusable judges ({error}); reinstall the extension."
             ) from error
+
+    def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
+        """The change that the search finds, which looks at all slices at once; see :func:`blocking_change`.
+
+        Of the search's progress, as many slices count as finished as its share that is done.
+
+        :raises TargetError: when no lung is found.
+        """
+        slices, report = volume.shape[0], execution.progress
+        places = judged_places(volume)
+        allowed = np.concatenate([allowed_in(slab) for slab in slabs(slices)])
+        change = blocking_change(
+            volume.hu,
+            allowed,
+            places,
+            volume.spacing_kji,
+            self,
+            seed=execution.seed,
+            device=execution.device,
+            progress=report and (lambda done, passes: report(done * slices // passes, slices)),
+        )
+        for slab in slabs(slices):
+            yield slab, allowed[slab], change[slab]
+
+    def seconds(self, volume: CTVolume, device: str) -> float | None:
+        """A rough estimate of how long the search takes for a scan here, from one batch of its cubes.
+
+        :raises TargetError: when no lung is found.
+        """
+        plan = _Plan(judged_places(volume), volume.spacing_kji, self.config)
+        hu, rng = volume.hu[plan.box], np.random.default_rng(0)
+        search = _Search(hu, np.ones_like(hu), volume.spacing_kji, self, resolve_device(device))
+        asked = plan.asked(hu)
+        some = [Turn(kji, True) for kji in asked[:_BATCH]]
+        search.look(some[:1], rng)  # the first run also pays for starting the device
+        seconds = []
+        for work in (lambda: search.beyond(asked[:_BATCH]), lambda: search.look(some, rng)):
+            started = time.perf_counter()
+            work()
+            seconds.append((time.perf_counter() - started) / len(some))
+        false = (CUBE_MM / self.config.false_mm) ** 3 if self.config.false_mm else 0.0
+        return len(asked) * seconds[0] + self.config.passes * (_HIDDEN_PER_CUBE + false) * plan.cubes * seconds[1]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a model's file holds: the SHA-256 of each judge, and the weights of those that are not installed.
@@ -284,26 +327,6 @@ def blocking_change(
     change = np.zeros(hu.shape, np.int16)
     change[box] = signs * allowed[box]
     return change
-
-
-def seconds_to_block(volume: CTVolume, mark: DiagnosisBlocker, device: str = "auto") -> float:
-    """A rough estimate of how long :func:`blocking_change` takes for a scan here, from one batch of its cubes.
-
-    :raises TargetError: when no lung is found.
-    """
-    plan = _Plan(judged_places(volume), volume.spacing_kji, mark.config)
-    hu, rng = volume.hu[plan.box], np.random.default_rng(0)
-    search = _Search(hu, np.ones_like(hu), volume.spacing_kji, mark, resolve_device(device))
-    asked = plan.asked(hu)
-    some = [Turn(kji, True) for kji in asked[:_BATCH]]
-    search.look(some[:1], rng)  # the first run also pays for starting the device
-    seconds = []
-    for work in (lambda: search.beyond(asked[:_BATCH]), lambda: search.look(some, rng)):
-        started = time.perf_counter()
-        work()
-        seconds.append((time.perf_counter() - started) / len(some))
-    false = (CUBE_MM / mark.config.false_mm) ** 3 if mark.config.false_mm else 0.0
-    return len(asked) * seconds[0] + mark.config.passes * (_HIDDEN_PER_CUBE + false) * plan.cubes * seconds[1]
 
 
 def threshold_logit(judge: Judge) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,11 +18,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ModelError
+from .inference import LEAST_EDGE, SHORT_INPUT, SMALL_INPUT, Run, SliceNetwork, Tiling
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Architecture of the generator. The defaults are the paper's; :meth:`public_code` is what its authors released.
+    """Architecture of the generator. The defaults are the paper's.
 
     :param trunk_filters: width of the trunk.
     :param residual_blocks: residual blocks between the trunk's first and last convolution.
@@ -49,25 +51,8 @@ class GeneratorConfig:
     grid: int = 1
     hu_window: tuple[float, float] = (-1024.0, 3071.0)
 
-    @classmethod
-    def public_code(cls) -> GeneratorConfig:
-        """The released code where it differs from the paper: uniform noise, 1x1 kernels, no first batch norm."""
-        return cls(noise_kernel=1, noise="uniform", first_batch_norm=False, last_kernel=1)
-
     def replace(self, **changes: object) -> GeneratorConfig:
         return dataclasses.replace(self, **changes)
-
-
-def hu_to_network(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
-    """HU of any shape to [-1, 1] over the fixed ``window`` (low, high); values beyond are clipped."""
-    low, high = window
-    return ((hu.float() - low) * (2 / (high - low)) - 1).clamp(-1, 1)
-
-
-def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
-    """The reverse of :func:`hu_to_network` within the window."""
-    low, high = window
-    return (values + 1) * ((high - low) / 2) + low
 
 
 def draw_noise(shape: tuple[int, int], kind: Literal["gaussian", "uniform"], seed: int) -> torch.Tensor:
@@ -116,7 +101,7 @@ class ResidualBlock(nn.Module):
         return self.layers(x).add_(x) if self.inplace else x + self.layers(x)
 
 
-class Generator(nn.Module):
+class Generator(SliceNetwork, nn.Module):
     """MITS-GAN's generator: Noise Net, then a trunk over the slice and the shaped noise as two channels."""
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
@@ -157,6 +142,22 @@ class Generator(nn.Module):
         if any(missing):
             both = nn.functional.pad(both, (0, missing[0], 0, missing[1]), mode="replicate")
         return torch.tanh(self.trunk(both))[..., :rows, :columns]
+
+    def tiling(self) -> Tiling:
+        """Tiles that give, within, what the whole slice would give."""
+        fold = self.config.unshuffle
+        channels = min(module.in_channels for module in self.trunk.modules() if isinstance(module, nn.Conv2d))
+        folds = max(SHORT_INPUT, math.isqrt(SMALL_INPUT // channels) + 1)
+        layer_bytes = 4 * self.config.trunk_filters / fold**2
+        return Tiling(self.margin, layer_bytes, multiple=fold, least_edge=max(LEAST_EDGE, folds * fold))
+
+    def ready(self, shape: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype, fused: bool) -> Run:
+        """A copy as a function of slices and their tile, with the noise of ``seed`` shaped once for all slices."""
+        network = for_inference(self, fused=fused).to(device)
+        with torch.inference_mode():
+            shaped = network.noise_net(draw_noise(shape, self.config.noise, seed).to(device)).to(dtype)
+        network = network.to(dtype=dtype, memory_format=torch.channels_last if fused else torch.preserve_format)
+        return lambda x, tile: network.with_shaped_noise(x.to(dtype), shaped[(..., *tile.wide)]).float()
 
     @property
     def margin(self) -> int:

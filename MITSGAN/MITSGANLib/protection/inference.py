@@ -11,7 +11,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,23 +19,21 @@ import numpy as np
 
 from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
+from ..scan.volume import CTVolume
+from .proposer import AllowedIn, Execution, Proposal
 
 if TYPE_CHECKING:
     import torch
 
-    from .generator import Generator
-    from .tafim import TAFIM
-
-    Run = Callable[[torch.Tensor, "Tile"], torch.Tensor]
 
 logger = logging.getLogger(__name__)
 
 # Smaller tiles cost more in margins than they leave out.
-_LEAST_EDGE = 128
+LEAST_EDGE = 128
 # PyTorch and oneDNN compute small inputs of a convolution in another way, which rounds differently: those of at most
 # 20480 numbers, and those of fewer rows or columns than this (16 to 24 were seen to differ). So no layer of a tile may
 # be that small; slices that are, are neither divided nor put together.
-_SMALL_INPUT, _SHORT_INPUT = 20480, 32
+SMALL_INPUT, SHORT_INPUT = 20480, 32
 # On a CPU, what a layer puts out should stay in the cache: of 3 to 100 MB, 9 and 14 were best for the paper's generator
 # (32 MB of cache); the smaller networks gain from several slices at a time, above all on a busy machine.
 _CPU_LAYER_BYTES = 14_000_000
@@ -46,6 +44,10 @@ _GPU_BATCH = 32
 _GPU_SHARE = 0.7
 # Two changes less than 1 HU apart are at most 1 HU apart after rounding; the probe does not show the worst case.
 _HALF_TOLERANCE_HU = 0.25
+
+
+Run = Callable[["torch.Tensor", "Tile"], "torch.Tensor"]
+"""A network as a function of slices (batch, 1, rows, columns) and the tile of them that these are."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Tile:
 
 
 def plan_tiles(
-    needed: np.ndarray, margin: int, multiple: int = 1, most_voxels: float = math.inf, least_edge: int = _LEAST_EDGE
+    needed: np.ndarray, margin: int, multiple: int = 1, most_voxels: float = math.inf, least_edge: int = LEAST_EDGE
 ) -> list[Tile]:
     """Tiles that cover every needed voxel of a slice, with as few voxels in all as bands of equal height can do.
 
@@ -150,6 +152,77 @@ def _aligned_up(value: int, multiple: int, size: int) -> int:
     return min(size, -(-value // multiple) * multiple)
 
 
+def hu_to_network(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
+    """HU of any shape to [-1, 1] over the fixed ``window`` (low, high); values beyond are clipped."""
+    low, high = window
+    return ((hu.float() - low) * (2 / (high - low)) - 1).clamp(-1, 1)
+
+
+def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
+    """The reverse of :func:`hu_to_network` within the window."""
+    low, high = window
+    return (values + 1) * ((high - low) / 2) + low
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What parts of a slice a network may be given.
+
+    :param margin: rows and columns around a part that decide what comes out within; None for whole slices only.
+    :param layer_bytes: what the largest layer puts out, for each voxel.
+    :param multiple: parts begin and end at multiples of this, or at the border of the slice.
+    :param least_edge: rows and columns that a part has at least.
+    """
+
+    margin: int | None
+    layer_bytes: float
+    multiple: int = 1
+    least_edge: int = LEAST_EDGE
+
+
+class SliceNetwork:
+    """What makes a network that looks at single slices a :class:`~.proposer.Proposer`."""
+
+    def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
+        """What the network proposes where change is allowed, float32 HU; see :meth:`.proposer.Proposer.propose`.
+
+        :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for a slice.
+        """
+        network = SliceInference(
+            self,
+            volume.shape[1:],
+            device=devices.resolve_device(execution.device),
+            seed=execution.seed,
+            strength_hu=execution.strength_hu,
+            precision=execution.precision,
+            batch_size=execution.batch_size,
+        )
+        start = 0
+        while start < volume.shape[0]:
+            slab = slice(start, min(start + network.batch_size, volume.shape[0]))
+            allowed = allowed_in(slab)
+            yield slab, allowed, network.change(volume.hu[slab], allowed)
+            start = slab.stop
+
+    def seconds(self, _volume: CTVolume, _device: str) -> float | None:
+        """None: slices take equally long."""
+        return None
+
+    def tiling(self) -> Tiling:
+        """What parts of a slice the network may be given."""
+        raise NotImplementedError
+
+    def ready(self, _shape: tuple[int, int], _seed: int, device: torch.device, dtype: torch.dtype, _fused: bool) -> Run:
+        """A copy of the network as a function of slices (batch, 1, rows, columns) and their tile, float32 in and out.
+
+        :param shape: (rows, columns) of whole slices.
+        :param seed: of what the network draws.
+        :param fused: whether it may round differently in order to be faster.
+        """
+        whole = copy.deepcopy(self).eval().to(device, dtype)
+        return lambda x, _tile: whole(x.to(dtype)).float()
+
+
 class SliceInference:
     """A network ready to propose changes for slices of one size.
 
@@ -166,7 +239,7 @@ class SliceInference:
 
     def __init__(
         self,
-        network: Generator | TAFIM,
+        network: SliceNetwork,
         shape: tuple[int, int],
         *,
         device: torch.device,
@@ -180,18 +253,19 @@ class SliceInference:
 
         self._device, self._config, self._shape = device, network.config, shape
         self._on_gpu = device.type == "cuda"
-        self._margin, self._multiple, self._least_edge, layer_bytes = _extent(network)
+        self._tiling = network.tiling()
+        layer_bytes, least_edge = self._tiling.layer_bytes, self._tiling.least_edge
         # What a CPU's cache holds is not worth dividing, what it does not is.
-        fitting = int(_CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= self._least_edge else 1
+        fitting = int(_CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= least_edge else 1
         self._at_once = max(1, min(_CPU_BATCH, fitting))
         self._most_voxels = math.inf if self._on_gpu else _CPU_LAYER_BYTES / layer_bytes
         self._finds_batch = batch_size is None and self._on_gpu
         self.batch_size = batch_size or (1 if self._on_gpu else _CPU_BATCH)
         fused = self._on_gpu if fused is None else fused
-        self._exact = _ready(network, shape, seed, device, torch.float32, fused)
+        self._exact = network.ready(shape, seed, device, torch.float32, fused)
         self._half: Run | None = None
         if devices.may_use_half(precision, device):
-            self._half = _ready(network, shape, seed, device, torch.float16, fused)
+            self._half = network.ready(shape, seed, device, torch.float16, fused)
             if precision == "auto" and not self._half_error_hu(strength_hu) <= _HALF_TOLERANCE_HU:
                 self._half = None
 
@@ -241,8 +315,6 @@ class SliceInference:
         return change
 
     def _change(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        from .generator import network_to_hu
-
         change = np.zeros(hu.shape, np.float32)
         for part in _slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
             for tile in self._tiles(allowed[part]):
@@ -257,16 +329,16 @@ class SliceInference:
     def _tiles(self, allowed: np.ndarray) -> list[Tile]:
         """Where the network must run for these slices together."""
         needed = allowed.any(axis=0)
-        if self._margin is None:
+        if self._tiling.margin is None:
             whole = (slice(0, self._shape[0]), slice(0, self._shape[1]))
             return [Tile(*whole, *whole)] if needed.any() else []
-        return plan_tiles(needed, self._margin, self._multiple, self._most_voxels, self._least_edge)
+        return plan_tiles(
+            needed, self._tiling.margin, self._tiling.multiple, self._most_voxels, self._tiling.least_edge
+        )
 
     def _output(self, hu: np.ndarray, tile: Tile) -> torch.Tensor:
         """The network's output, float32 (slices, rows, columns), for what it must see of some slices."""
         import torch
-
-        from .generator import hu_to_network
 
         # A copy, since torch does not take read-only arrays.
         x = hu_to_network(torch.from_numpy(hu.copy()).to(self._device), self._config.hu_window).unsqueeze(1)
@@ -293,43 +365,6 @@ class SliceInference:
         with torch.inference_mode():
             error = (self._half(x, tile) - self._exact(x, tile)).abs().max().item()
         return error * ((high - low) / 2 if self._config.output == "image" else strength_hu)
-
-
-def _extent(network: Generator | TAFIM) -> tuple[int | None, int, int, float]:
-    """Margin (None: whole slices only), alignment and least edge of tiles; bytes per voxel of the largest layer."""
-    from torch import nn
-
-    from .generator import Generator
-
-    if not isinstance(network, Generator):
-        return None, 1, _LEAST_EDGE, 4 * network.config.base_filters
-    fold = network.config.unshuffle
-    channels = min(module.in_channels for module in network.trunk.modules() if isinstance(module, nn.Conv2d))
-    folds = max(_SHORT_INPUT, math.isqrt(_SMALL_INPUT // channels) + 1)
-    return network.margin, fold, max(_LEAST_EDGE, folds * fold), 4 * network.config.trunk_filters / fold**2
-
-
-def _ready(
-    network: Generator | TAFIM,
-    shape: tuple[int, int],
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    fused: bool,
-) -> Run:
-    """The network as a function of slices (batch, 1, rows, columns) and their tile, float32 in and out."""
-    import torch
-
-    from .generator import Generator, draw_noise, for_inference
-
-    if not isinstance(network, Generator):
-        whole = copy.deepcopy(network).eval().to(device, dtype)
-        return lambda x, _tile: whole(x.to(dtype)).float()
-    ready = for_inference(network, fused=fused).to(device)
-    with torch.inference_mode():
-        shaped = ready.noise_net(draw_noise(shape, network.config.noise, seed).to(device)).to(dtype)
-    ready = ready.to(dtype=dtype, memory_format=torch.channels_last if fused else torch.preserve_format)
-    return lambda x, tile: ready.with_shaped_noise(x.to(dtype), shaped[(..., *tile.wide)]).float()
 
 
 def _slabs(slices: int, size: int) -> list[slice]:

@@ -1,4 +1,8 @@
-"""Presets and installed protectors: what a user can choose by name, and how its network is loaded."""
+"""Presets and installed protectors: what a user can choose by name, how strong it is, and how it is loaded.
+
+The noise budget lies in two places: the strengths here, and what they mean in each tissue in :mod:`..budget.budget`.
+A model's card may hold fractions of its own, with which it was trained.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights
-from .diagnosis_blocking import BLOCKER_CLASS, BLOCKER_KIND
 
 if TYPE_CHECKING:
-    from .diagnosis_blocking import DiagnosisBlocker
-    from .generator import Generator
-    from .tafim import TAFIM
+    import torch
 
+    from .proposer import Proposer
 
 DEFAULT_PROTECTOR = "mitsgan-small"
 
@@ -28,8 +30,8 @@ NO_MODEL = "none"
 class Preset:
     """An installed protector at a strength, with or without the open watermark, under a name that says what it is for.
 
-    :param strength_hu: of the network, in place of the protector's own; None keeps that.
-    :param watermark_hu: largest change by the watermark, on top of the network's; None without one.
+    :param strength_hu: of the perturbation, in place of the protector's own; None keeps that.
+    :param watermark_hu: largest change by the watermark, on top of the perturbation; None without one.
     """
 
     protector: str
@@ -64,25 +66,22 @@ def choice(name: str) -> str:
     return next((preset for preset, made in PRESETS.items() if made == Preset(name)), name)
 
 
-def load_network(
-    name: str | os.PathLike[str], folder: Path = MODELS_FOLDER
-) -> tuple[Generator | TAFIM | DiagnosisBlocker, ModelCard]:
-    """The network of a protector in evaluation mode, or a mark with the networks that it misleads, and its card.
+def load_proposer(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> tuple[Proposer, ModelCard]:
+    """What a protector's file proposes changes with, networks in evaluation mode, and its card.
 
     :param name: a preset, an installed protector, or the path of a .safetensors file with its card beside it.
     :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
-    path = protector_path(name, folder)
-    tensors, card = read_weights(path)
-    if card.architecture.get("class") == BLOCKER_CLASS:
-        from .diagnosis_blocking import DiagnosisBlocker
-
-        return DiagnosisBlocker.of(tensors, card), card
-    return fill(_protector_network(card), tensors, card), card
+    tensors, card = read_weights(protector_path(name, folder))
+    kinds = {"Generator": _generator, "TAFIM": _tafim, "DecisionMark": _diagnosis_blocker}
+    kind = card.architecture.get("class")
+    if kind not in kinds:
+        raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({', '.join(kinds)}).")
+    return kinds[kind](tensors, card), card
 
 
 def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> Path:
-    """Where the weights of a protector lie; ``name`` as for :func:`load_network`.
+    """Where the weights of a protector lie; ``name`` as for :func:`load_proposer`.
 
     :raises ModelError: when there are none.
     """
@@ -102,25 +101,36 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
 
 
 def is_blocker(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bool:
-    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_network`, or none.
+    """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_proposer`, or none.
 
     :raises ModelError: when it is unknown, or its card cannot be read.
     """
+    from .diagnosis_blocking import BLOCKER_KIND
+
     return name != NO_MODEL and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == BLOCKER_KIND
 
 
-def _protector_network(card: ModelCard) -> Generator | TAFIM:
+def _generator(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
     from .generator import Generator, GeneratorConfig
+
+    return _network(Generator, GeneratorConfig, tensors, card)
+
+
+def _tafim(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
     from .tafim import TAFIM, TAFIMConfig
 
-    kinds = {"Generator": (Generator, GeneratorConfig), "TAFIM": (TAFIM, TAFIMConfig)}
-    kind = card.architecture.get("class")
-    if kind not in kinds:
-        raise ModelError(
-            f"Model '{card.name}' is of class {kind}, not a protector ({', '.join([*kinds, BLOCKER_CLASS])})."
-        )
-    network, config = kinds[kind]
+    return _network(TAFIM, TAFIMConfig, tensors, card)
+
+
+def _diagnosis_blocker(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
+    from .diagnosis_blocking import DiagnosisBlocker
+
+    return DiagnosisBlocker.of(tensors, card)
+
+
+def _network(network: type, config: type, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
     try:
-        return network(configuration(config, card))
+        built = network(configuration(config, card))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"Model '{card.name}' has an architecture that cannot be built ({error}).") from error
+    return fill(built, tensors, card)

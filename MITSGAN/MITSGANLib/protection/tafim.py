@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .inference import SliceNetwork, Tiling
+
 
 @dataclass(frozen=True)
 class TAFIMConfig:
@@ -76,7 +78,7 @@ class UNet(nn.Module):
         return self.last(x)
 
 
-class TAFIM(nn.Module):
+class TAFIM(SliceNetwork, nn.Module):
     """The global perturbation, learned with the rest, and the U-Net that fits it to each slice."""
 
     def __init__(self, config: TAFIMConfig | None = None) -> None:
@@ -102,6 +104,10 @@ class TAFIM(nn.Module):
         if any(missing):
             both = F.pad(both, (0, missing[0], 0, missing[1]), mode="replicate")
         return torch.tanh(self.unet(both))[..., :rows, :columns]
+
+    def tiling(self) -> Tiling:
+        """Whole slices alone: the U-Net looks at nearly all of one."""
+        return Tiling(None, 4 * self.config.base_filters)
 
     def _part(self, corner: tuple[int, int], rows: int, columns: int) -> torch.Tensor:
         """The global perturbation (1, 1, rows, columns), repeated as far as needed, from ``corner`` on."""

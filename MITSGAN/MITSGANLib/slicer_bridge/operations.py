@@ -83,7 +83,7 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
     words = devices.describe_device(where)
     if volume is None:
         return words, None
-    from ..protection.duration import seconds_to_protect
+    from ..protection.protector import seconds_to_protect
 
     return words, seconds_to_protect(volume, model, where)
 
@@ -239,7 +239,7 @@ def save_report(
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
     def work(report: Any) -> None:
-        from ..protection.recorded_protector import protector_of
+        from ..protection.protector import recorded_protector
         from ..report import page as reports
         from ..report.demonstration import demonstrate
         from ..runtime import devices
@@ -248,7 +248,7 @@ def save_report(
         demonstration = demonstrate(
             volume,
             [Target(action, kji, "chosen by the user")],
-            model or protector_of(protected),
+            model or recorded_protector(protected),
             [_attacker(attacker, action)],
             device=device,
             device_words=devices.describe_device(devices.resolve_device(device)),

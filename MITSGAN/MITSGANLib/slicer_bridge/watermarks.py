@@ -40,10 +40,10 @@ def watermark_node(
     volume = ct_from_node(node)
 
     def work(report: Any) -> CTVolume:
-        from ..watermark.embedding import embed_watermark
+        from ..protection.protector import protect, watermark_alone
         from ..watermark.pattern import watermark_key
 
-        return embed_watermark(volume, watermark_key(key), progress=report)
+        return protect(volume, model=watermark_alone(watermark_key(key)), progress=report)
 
     marked = compute(work, progress)
     require_in_scene(node)

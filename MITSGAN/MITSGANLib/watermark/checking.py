@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..budget.budget import Budget
+from ..budget.budget import WATERMARK_BUDGET, Budget
 from ..errors import TargetError
 from ..scan.volume import CTVolume, Provenance
-from .embedding import DEFAULT_BUDGET, recorded_budget
+from .embedding import recorded_budget
 from .pattern import OPEN_KEY, Grid, WatermarkKey
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
 from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Sums, deviations, enlarge
@@ -152,7 +152,7 @@ def check_watermark(
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    sums = Sums.of(volume, key, budget or recorded_budget(volume) or DEFAULT_BUDGET, progress)
+    sums = Sums.of(volume, key, budget or recorded_budget(volume) or WATERMARK_BUDGET, progress)
     total = float(sums.correlation.sum())
     sd = total / max(float(np.sqrt(sums.squares.sum())), 1e-12)
     gain = total / max(float(sums.full.sum()), 1e-12)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget.budget import Budget, Surroundings, apply_change
-from ..runtime.threads import map_slices, slabs
+from ..budget.budget import WATERMARK_BUDGET, Budget, Surroundings, apply_change
+from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU
-from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
+from ..scan.volume import PROTECTION, CTVolume
 from .pattern import OPEN_KEY, VERSION, ScanSigns, WatermarkKey
-
-Progress = Callable[[int, int], None]
-
-# 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity.
-DEFAULT_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
 
 _STRENGTH = "watermark_strength_hu"
 
@@ -29,7 +23,7 @@ class Watermark:
     """
 
     key: WatermarkKey = OPEN_KEY
-    budget: Budget = DEFAULT_BUDGET
+    budget: Budget = WATERMARK_BUDGET
 
     @property
     def is_open(self) -> bool:
@@ -66,32 +60,5 @@ def recorded_budget(volume: CTVolume) -> Budget | None:
         strength = step.parameters.get(_STRENGTH)
         # What a file says may be anything.
         if step.kind == PROTECTION and isinstance(strength, (int, float)) and 0 < strength <= HIGHEST_HU - LOWEST_HU:
-            return DEFAULT_BUDGET.at_strength(float(strength))
+            return WATERMARK_BUDGET.at_strength(float(strength))
     return None
-
-
-def embed_watermark(
-    volume: CTVolume, key: WatermarkKey, *, budget: Budget = DEFAULT_BUDGET, progress: Progress | None = None
-) -> CTVolume:
-    """The scan with the key's watermark: same geometry, every voxel changed by at most what the budget allows.
-
-    Each slice depends on itself alone. To mark a scan a second time is to lose a part of the first mark.
-
-    :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
-    :raises DependencyError: the package cryptography cannot be imported.
-    """
-    signs, watermark = ScanSigns.of(volume, key), Watermark(key, budget)
-    marked = np.empty_like(volume.hu)
-    for slab in slabs(volume.shape[0]):
-        around = Surroundings.of(
-            volume.hu[slab],
-            volume.spacing_kji,
-            volume.provenance.padding_hu,
-            with_noise=budget.noise_share is not None,
-        )
-        marked[slab] = watermark.marked(volume.hu[slab], around, signs, slab.start)
-        if progress:
-            progress(slab.stop, volume.shape[0])
-    kind = "open" if watermark.is_open else "keyed"
-    description = f"MITSGAN {kind} watermark, at most {budget.strength_hu:g} HU"
-    return volume.with_hu(marked, ProcessingStep(PROTECTION, description, {**watermark.to_dict(), **budget.to_dict()}))

@@ -69,7 +69,7 @@ def load_settings(model: str, strength_hu: float | None = None, seed: int = 0, w
     key = watermark and read_key_file(watermark)
     ready = load_protector(model, strength_hu=strength_hu, seed=seed, watermark=key and watermark_key(key))
     settings: dict[str, Any] = {"strength_hu": ready.strength_hu}
-    if ready.generator is not None:
+    if ready.has_model:
         settings |= {"model_sha256": ready.digest, "seed": ready.seed, "budget": ready.budget.to_dict()}
     if ready.watermark:
         settings["watermark"] = {"key": key.id if key else "open", "budget": ready.watermark.budget.to_dict()}

@@ -23,7 +23,8 @@ from MITSGANLib.judges.judge import Judge
 from MITSGANLib.keys.key_files import generate_key
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.protection.diagnosis_blocking import DiagnosisBlocker
-from MITSGANLib.protection.protector import Protector, propose_change, protect
+from MITSGANLib.protection.proposer import Execution
+from MITSGANLib.protection.protector import Protector, protect
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 from MITSGANLib.seal.sealing import restore, save_sealed
@@ -338,12 +339,12 @@ def _protected(case: Case, protector: Protector, device: str, progress: Progress
         return protect(volume, model=protector, device=device, progress=progress)
     step = ProcessingStep(PROTECTION, f"MITSGAN protection with model {protector.name}")
     hu = np.empty_like(volume.hu)
-    if isinstance(protector.generator, DiagnosisBlocker):
+    if isinstance(protector.proposer, DiagnosisBlocker):
         edge = volume.shape[1]
         for number in range(len(hu) // edge):
             cube = slice(number * edge, (number + 1) * edge)
             seed = int(np.random.default_rng((protector.seed, number)).integers(2**31))
-            found = (volume.hu[cube], volume.spacing_kji, protector.generator, protector.budget, seed, device)
+            found = (volume.hu[cube], volume.spacing_kji, protector.proposer, protector.budget, seed, device)
             hu[cube] = blocked_cube(*found)
             if progress:
                 progress(cube.stop, len(hu))
@@ -352,11 +353,12 @@ def _protected(case: Case, protector: Protector, device: str, progress: Progress
     def around(hu: np.ndarray) -> Surroundings:
         return Surroundings(np.ones(hu.shape, bool), local_noise(hu, volume.spacing_kji).at(), None)
 
-    def allowed_in(hu: np.ndarray) -> np.ndarray:
-        return around(hu).allowed(hu, protector.budget)
+    def allowed_in(slab: slice) -> np.ndarray:
+        return around(volume.hu[slab]).allowed(volume.hu[slab], protector.budget)
 
     signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
-    for slab, allowed, change in propose_change(volume.hu, protector, allowed_in, device=device):
+    execution = Execution(protector.seed, protector.budget.strength_hu, device)
+    for slab, allowed, change in protector.proposer.propose(volume, allowed_in, execution):
         hu[slab] = apply_change(volume.hu[slab], change, allowed)
         if protector.watermark:
             hu[slab] = protector.watermark.marked(hu[slab], around(volume.hu[slab]), signs, slab.start)

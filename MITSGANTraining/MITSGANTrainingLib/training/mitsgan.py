@@ -35,15 +35,8 @@ import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import forge_cube
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.generator import (
-    Discriminator,
-    DiscriminatorConfig,
-    Generator,
-    GeneratorConfig,
-    draw_noise,
-    hu_to_network,
-    network_to_hu,
-)
+from MITSGANLib.protection.generator import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, draw_noise
+from MITSGANLib.protection.inference import hu_to_network, network_to_hu
 from torch import nn
 from torch.nn import functional as F
 

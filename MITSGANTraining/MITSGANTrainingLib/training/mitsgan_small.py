@@ -15,7 +15,8 @@ import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
+from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.presets import DEFAULT_PROTECTOR
 from MITSGANLib.scan.cubes import CUBE_MM, rescale
 from MITSGANLib.scan.windows import LUNG

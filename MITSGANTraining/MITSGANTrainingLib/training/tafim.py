@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
-from MITSGANLib.protection.generator import hu_to_network
+from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.scan.cubes import CUBE_MM
 from torch import nn

@@ -19,8 +19,8 @@ import torch
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError, ModelError
 from MITSGANLib.protection.diagnosis_blocking import DiagnosisBlocker
-from MITSGANLib.protection.generator import hu_to_network
-from MITSGANLib.protection.presets import load_network
+from MITSGANLib.protection.inference import hu_to_network
+from MITSGANLib.protection.presets import load_proposer
 from MITSGANLib.scan.volume import hu_from_float
 from MITSGANLib.weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
 from torch import nn
@@ -134,7 +134,7 @@ class UnblockingTask(Task[UnblockingConfig]):
     def __init__(self, config: UnblockingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
         local = (inputs.models / "protectors" / f"{config.protector}.safetensors").is_file()
-        self._blocker, self._card = load_network(config.protector, inputs.models if local else MODELS_FOLDER)
+        self._blocker, self._card = load_proposer(config.protector, inputs.models if local else MODELS_FOLDER)
         if not isinstance(self._blocker, DiagnosisBlocker):
             raise InputError(f"The protector {self._card.name} blocks no diagnosis; name another.")
         self._budget = Budget(**self._card.budget)

@@ -83,7 +83,7 @@ class TestSubjects:
         hu = volume.hu[4:6]
         allowed = allowed_in_slices(hu, protector.budget, volume.spacing_kji)
         change = subjects.naive_change(protector, hu, allowed)
-        low, high = protector.generator.config.hu_window
+        low, high = protector.proposer.config.hu_window
         assert change.shape == hu.shape
         assert ((change + hu >= low - 1) & (change + hu <= high + 1)).all()
         assert np.ptp(change + hu) > 10, "a network whose answer is the same everywhere would hide errors"

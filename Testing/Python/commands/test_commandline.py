@@ -17,7 +17,7 @@ from MITSGANLib.errors import CancelledError, OutputError
 from MITSGANLib.files import storage
 from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.files.storage import load_volume, save_volume
-from MITSGANLib.protection import protector
+from MITSGANLib.protection.inference import SliceNetwork
 from MITSGANLib.protection.presets import DEFAULT_PROTECTOR, available_protectors
 from MITSGANLib.scan import phantom as demo_command
 from MITSGANLib.scan.phantom import thorax_phantom
@@ -142,7 +142,7 @@ class TestProtect:
         def unexpected(*_args: object, **_kwargs: object) -> None:
             raise AssertionError("the scan was processed although its result cannot be written")
 
-        monkeypatch.setattr(protector, "propose_change", unexpected)
+        monkeypatch.setattr(SliceNetwork, "propose", unexpected)
         assert main(["protect", str(scan), str(tmp_path / "folder")]) == OutputError.exit_code
 
     def test_stopping_leaves_nothing(self, scan, tmp_path, monkeypatch, capsys):

@@ -585,10 +585,10 @@ def test_every_model_that_is_installed(tmp_path, phantom, name):
     paths = CTSeries(stored, spacing=phantom.volume.spacing, intercept=0).write(tmp_path / "in")
     original = load_volume(tmp_path / "in")
     ready = load_protector(name)
-    if isinstance(ready.generator, DiagnosisBlocker):
+    if isinstance(ready.proposer, DiagnosisBlocker):
         # One pass of its search changes voxels as well as forty do.
-        once = dataclasses.replace(ready.generator.config, passes=1)
-        ready = dataclasses.replace(ready, generator=dataclasses.replace(ready.generator, config=once))
+        once = dataclasses.replace(ready.proposer.config, passes=1)
+        ready = dataclasses.replace(ready, proposer=dataclasses.replace(ready.proposer, config=once))
     protected = protect(original, model=ready, device="cpu")
     assert (protected.hu != original.hu).any()
     save_sealed(protected, original, tmp_path / "out", KEY)

@@ -22,8 +22,7 @@ from MITSGANLib.protection.diagnosis_blocking import (
     judged_places,
     places_inside,
 )
-from MITSGANLib.protection.duration import seconds_to_protect
-from MITSGANLib.protection.protector import Protector, load_protector, protect
+from MITSGANLib.protection.protector import Protector, load_protector, protect, seconds_to_protect
 from MITSGANLib.scan.volume import CTVolume
 
 BUDGET = Budget(strength_hu=300.0, soft_tissue=0.5)
@@ -237,8 +236,8 @@ class TestFile:
     def test_what_is_read_decides_like_what_was_written(self, path):
         ready, mark = load_protector(path, seed=5), tiny_mark(passes=2)
         assert (ready.name, ready.seed, ready.budget.strength_hu) == ("mine", 5, 40)
-        assert ready.generator.config == mark.config
-        (read,), (written,) = ready.generator.judges, mark.judges
+        assert ready.proposer.config == mark.config
+        (read,), (written,) = ready.proposer.judges, mark.judges
         assert (read.name, read.view, read.threshold) == (written.name, written.view, written.threshold)
         cubes = np.stack([cube(edge=32), cube(nodule=False, edge=32)])
         np.testing.assert_allclose(read.score_views(cubes), written.score_views(cubes), atol=0.01)
@@ -267,7 +266,7 @@ class TestFile:
         assert not any(name.startswith("nodule-plain/") for name in mark.tensors())
         assert any(name.startswith("mine/") for name in mark.tensors())
         card = write_mark(tmp_path / "both.safetensors", mark)
-        read = load_protector(tmp_path / "both.safetensors").generator.judges[0]
+        read = load_protector(tmp_path / "both.safetensors").proposer.judges[0]
         assert (read.digest, read.threshold, read.view) == (judge.digest, judge.threshold, judge.view)
         views = np.random.default_rng(0).normal(-800, 100, (2, 32, 32, 32))
         np.testing.assert_array_equal(read.score_views(views), judge.score_views(views))
@@ -300,6 +299,6 @@ class TestFile:
             BlockingConfig(**values)
 
     def test_the_shipped_mark_leaves_the_black_box_out(self):
-        mark = load_protector("block-ai").generator
+        mark = load_protector("block-ai").proposer
         assert [judge.name for judge in mark.judges] == ["nodule-plain", "nodule-residual"]
         assert dataclasses.asdict(mark.config) == dataclasses.asdict(BlockingConfig())

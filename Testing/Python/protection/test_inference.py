@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import DependencyError
 from MITSGANLib.protection import inference
-from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
-from MITSGANLib.protection.inference import SliceInference, Tile, plan_tiles
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
+from MITSGANLib.protection.inference import SliceInference, Tile, hu_to_network, network_to_hu, plan_tiles
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.runtime import devices
 
 CPU = torch.device("cpu")
 CONFIGS = {
     "paper": GeneratorConfig(trunk_filters=16),
-    "public code": GeneratorConfig.public_code().replace(trunk_filters=16),
+    "public code": GeneratorConfig(16, noise_kernel=1, noise="uniform", first_batch_norm=False, last_kernel=1),
     "folded": GeneratorConfig(trunk_filters=16, output="residual", unshuffle=4),
     "on a grid": GeneratorConfig(trunk_filters=64, residual_blocks=1, output="residual", unshuffle=4, grid=2),
 }

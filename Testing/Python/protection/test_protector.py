@@ -14,20 +14,21 @@ from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, Surroundings, allowed_in_slices, apply_change
 from MITSGANLib.errors import CancelledError, DependencyError, ModelError
 from MITSGANLib.protection import inference
-from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise, hu_to_network, network_to_hu
+from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
+from MITSGANLib.protection.inference import hu_to_network, network_to_hu
 from MITSGANLib.protection.presets import (
     DEFAULT_PROTECTOR,
     PRESETS,
     available_protectors,
     choice,
     choices,
-    load_network,
+    load_proposer,
 )
-from MITSGANLib.protection.protector import Protector, load_protector, protect
+from MITSGANLib.protection.protector import Protector, load_protector, protect, watermark_alone
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.runtime import devices
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, Provenance
-from MITSGANLib.watermark.embedding import Watermark, embed_watermark
+from MITSGANLib.watermark.embedding import Watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY
 from MITSGANLib.weights import MODELS_FOLDER, ModelCard, half_precision, write_weights
 
@@ -65,9 +66,9 @@ class TestBound:
         volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:22])
         free = untrained("image", strength_hu=4095.0, soft_tissue=1.0, bone=1.0)
         with torch.no_grad():
-            free.generator.trunk[-2].weight.zero_()
-            free.generator.trunk[-2].bias.fill_(-0.45)
-        low, high = free.generator.config.hu_window
+            free.proposer.trunk[-2].weight.zero_()
+            free.proposer.trunk[-2].bias.fill_(-0.45)
+        low, high = free.proposer.config.hu_window
         painted = (np.tanh(-0.45) + 1) / 2 * (high - low) + low
         result = protect(volume, model=free)
         mask = body_mask(volume.hu, None, volume.spacing_kji)
@@ -112,7 +113,10 @@ class TestBound:
         assert np.abs(both.hu.astype(int) - phantom.volume.hu).max() <= ready.strength_hu
 
     def test_a_watermark_alone_needs_no_network(self, phantom):
-        assert np.array_equal(protect(phantom.volume, model="none").hu, embed_watermark(phantom.volume, OPEN_KEY).hu)
+        marked = protect(phantom.volume, model="none")
+        assert load_protector("none") == watermark_alone(OPEN_KEY)
+        assert marked.provenance.steps[-1].parameters == Watermark().to_dict()
+        assert 0 < np.abs(marked.hu.astype(int) - phantom.volume.hu).max() <= Watermark().budget.strength_hu
 
 
 class TestDeterminism:
@@ -140,12 +144,12 @@ class TestDeterminism:
         monkeypatch.setattr(inference, "_CPU_LAYER_BYTES", 100_000)
         ready = untrained(output, strength_hu=50.0, soft_tissue=1.0)
         volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:24])
-        config = ready.generator.config
+        config = ready.proposer.config
         noise = draw_noise(volume.shape[1:], config.noise, ready.seed)
         allowed = allowed_in_slices(volume.hu, ready.budget, volume.spacing_kji)
         with torch.no_grad():
             slices = hu_to_network(torch.from_numpy(volume.hu.copy()), config.hu_window).unsqueeze(1)
-            said = torch.cat([ready.generator(one[None], noise) for one in slices]).squeeze(1)
+            said = torch.cat([ready.proposer(one[None], noise) for one in slices]).squeeze(1)
         image = network_to_hu(said, config.hu_window).numpy()
         change = image - volume.hu if output == "image" else said.numpy() * allowed
         result = protect(volume, model=ready)
@@ -196,7 +200,7 @@ class TestFailure:
 
     def test_nan_from_the_network_is_refused(self, phantom):
         broken = untrained()
-        next(broken.generator.trunk.parameters()).data.fill_(float("nan"))
+        next(broken.proposer.trunk.parameters()).data.fill_(float("nan"))
         with pytest.raises(ModelError, match="NaN"):
             protect(phantom.volume, model=broken)
 
@@ -238,7 +242,7 @@ def weights(tmp_path):
 class TestLoading:
     @pytest.mark.parametrize("output", ["residual", "image", "tafim"])
     def test_a_file_anywhere_protects_as_the_network_in_it(self, phantom, weights, output):
-        network = untrained(output).generator
+        network = untrained(output).proposer
         with torch.no_grad():  # so that storing in half precision loses nothing
             for values in network.state_dict().values():
                 values.copy_(values.half())
@@ -246,12 +250,12 @@ class TestLoading:
         volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:23])
         loaded = load_protector(path)
         assert (loaded.name, loaded.budget.strength_hu) == ("own", 9.0)
-        expected = protect(volume, model=dataclasses.replace(untrained(), generator=network, budget=loaded.budget))
+        expected = protect(volume, model=dataclasses.replace(untrained(), proposer=network, budget=loaded.budget))
         assert (protect(volume, model=str(path)).hu == expected.hu).all()
         assert (expected.hu != volume.hu).any()
 
     def test_strength_replaces_the_cards(self, weights):
-        assert load_protector(weights(untrained().generator), strength_hu=4).budget == Budget(strength_hu=4.0)
+        assert load_protector(weights(untrained().proposer), strength_hu=4).budget == Budget(strength_hu=4.0)
 
     def test_installed_ones_are_known_by_name(self):
         assert load_protector("default").name == DEFAULT_PROTECTOR
@@ -288,11 +292,11 @@ class TestLoading:
             assert offered[choice(card.name)].name == card.name
 
     def test_a_name_is_not_a_way_out_of_the_models_folder(self, tmp_path, weights):
-        weights(untrained().generator)
+        weights(untrained().proposer)
         folder = tmp_path / "models"
         (folder / "protectors").mkdir(parents=True)
         with pytest.raises(ModelError, match="no protector"):
-            load_network("../../anywhere/own", folder)
+            load_proposer("../../anywhere/own", folder)
 
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(ModelError, match="check the path"):
@@ -316,7 +320,7 @@ class TestLoading:
     )
     def test_a_card_that_does_not_fit_is_refused(self, weights, changes):
         changes = dict(changes)
-        path = weights(untrained("tafim").generator, **changes.pop("config", {}), **changes)
+        path = weights(untrained("tafim").proposer, **changes.pop("config", {}), **changes)
         with pytest.raises(ModelError, match="own"):
             load_protector(path)
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.protector import protect
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.seal.change import decode_change, encode_change
 from MITSGANLib.seal.packing import pack, unpack
-from MITSGANLib.watermark.embedding import embed_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, ScanSigns
 
 ENDS = [-32768, -32767, -64, -63, -1, 0, 1, 63, 64, 32766, 32767]
@@ -79,7 +78,7 @@ def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
 @pytest.mark.slow
 def test_where_the_signs_are_known_a_watermark_takes_a_fraction_of_a_bit(phantom):
     volume = phantom.volume
-    marked = embed_watermark(volume, OPEN_KEY)
+    marked = protect(volume, model=watermark_alone(OPEN_KEY))
     signs = [ScanSigns.of(volume, OPEN_KEY).of_slice(k, plane) for k, plane in enumerate(marked.hu)]
     short, long = (len(encode_change(volume.hu, marked.hu, marked.hu, known)) for known in (signs, None))
     assert short < long / 3

@@ -15,7 +15,7 @@ import torch
 from MITSGANLib.attack import attacker
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.keys.key_files import Key, write_key_file
-from MITSGANLib.protection import duration, protector
+from MITSGANLib.protection import protector
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.scan.phantom import Phantom
 
@@ -48,8 +48,6 @@ def models(monkeypatch, untrained_attackers):
         return protector.Protector("untrained", generator, Budget(strength_hu=strength_hu or 12.0), seed, "ab" * 32)
 
     monkeypatch.setattr(protector, "load_protector", load_protector)
-    monkeypatch.setattr(duration, "load_protector", load_protector)
-    monkeypatch.setattr("MITSGANLib.protection.recorded_protector.load_protector", load_protector)
     monkeypatch.setattr(attacker, "load_attacker", lambda _name, action: untrained_attackers[action])
 
 

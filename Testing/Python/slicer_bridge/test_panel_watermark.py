@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from MITSGANLib.files.volume_files import read_file, write_file
 from MITSGANLib.keys.key_files import Key, read_key_file, write_key_file
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume, Provenance
 from MITSGANLib.watermark.checking import Check, MissingRegion, check_watermark
-from MITSGANLib.watermark.embedding import Watermark, embed_watermark
-from MITSGANLib.watermark.pattern import OPEN_KEY, watermark_key
+from MITSGANLib.watermark.embedding import Watermark
+from MITSGANLib.watermark.pattern import watermark_key
 from MITSGANLib.watermark.places import Place
 from MITSGANTrainingLib.commandline import main
 
@@ -66,7 +67,7 @@ def ct() -> CTVolume:
 
 @pytest.fixture(scope="module")
 def marked(ct) -> CTVolume:
-    return embed_watermark(ct, KEY)
+    return protect(ct, model=watermark_alone(KEY))
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,8 @@ class TestCheck:
         node = add_scan(panel, ct)
         # Without a key there is the open watermark to look for, but not in a volume that says that it has another.
         assert ui.checkWatermarkButton.enabled
-        keyed = node_from_volume(embed_watermark(volume_from_node(node), KEY), "marked", node)
+        marked = protect(volume_from_node(node), model=watermark_alone(KEY))
+        keyed = node_from_volume(marked, "marked", node)
         panel._parameterNode.checkedVolume = keyed
         ui.passphraseLineEdit.text = PASSPHRASE
         assert not ui.checkWatermarkButton.enabled
@@ -245,7 +247,7 @@ class TestCheck:
         ui.checkWatermarkButton.click()
         assert standin.errors == []
         assert "no open watermark found" in ui.keysResultLabel.text
-        marked = embed_watermark(volume_from_node(node), OPEN_KEY)
+        marked = protect(volume_from_node(node), model=watermark_alone())
         panel._parameterNode.checkedVolume = node_from_volume(marked, "marked", node)
         ui.checkWatermarkButton.click()
         assert standin.errors == []

@@ -90,7 +90,7 @@ def grids(data, tmp_path_factory) -> CubeGrids:
 
 
 def tiny_judges(folder: Path) -> tuple[Judge, ...]:
-    return load_protector(folder / "protectors" / "tiny-mark.safetensors").generator.judges
+    return load_protector(folder / "protectors" / "tiny-mark.safetensors").proposer.judges
 
 
 def learn(task, steps: int) -> tuple[float, float]:
@@ -137,7 +137,7 @@ class TestMark:
     def test_train_py_makes_a_protector_that_says_what_it_is(self, trained):
         protector = load_protector(trained / "protectors" / "tiny-mark.safetensors")
         assert protector.budget.strength_hu == 300
-        assert protector.generator.config.passes == 3
+        assert protector.proposer.config.passes == 3
         card = ModelCard.read(trained / "protectors" / "tiny-mark.json")
         assert card.kind == BLOCKER_KIND
         assert "MADE TO MISLEAD DIAGNOSIS NETWORKS" in card.description

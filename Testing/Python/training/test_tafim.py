@@ -63,7 +63,7 @@ class TestTraining:
         assert 0 < card["figures"]["rmse_hu"] <= 30
         assert card["figures"]["untrained inject compressed moved_hu"] >= 0
         protector = load_protector(path)
-        assert isinstance(protector.generator, TAFIM)
+        assert isinstance(protector.proposer, TAFIM)
         change = protect(phantom.volume, model=protector).hu.astype(int) - phantom.volume.hu
         assert 0 < np.abs(change).max() <= 30
 

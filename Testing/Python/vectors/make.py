@@ -24,11 +24,11 @@ from dicom_factory import ct_series
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.keys.key_files import Key, write_key_file
 from MITSGANLib.keys.signing_keys import save_signing_key
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.seal.sealing import save_sealed
 from MITSGANLib.signature.signing import Signers, signed_output
-from MITSGANLib.watermark.embedding import embed_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
 HERE = Path(__file__).resolve().parent
@@ -63,7 +63,7 @@ def write_protected(source: Path, target: Path, watermark: WatermarkKey) -> None
     """Write a scan with its watermark, sealed and signed."""
     original = load_volume(source)
     with signed_output(target, Signers(SIGNER)) as unsigned:
-        save_sealed(embed_watermark(original, watermark), original, unsigned, KEY, watermark=watermark)
+        save_sealed(protect(original, model=watermark_alone(watermark)), original, unsigned, KEY, watermark=watermark)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from MITSGANLib.budget.budget import Budget, allowed_in_slices
+from MITSGANLib.budget.budget import WATERMARK_BUDGET, Budget, allowed_in_slices
 from MITSGANLib.errors import CancelledError, InputError, OutputError, TargetError
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.keys.key_files import Key, passphrase_key, write_key_file
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.lungs import lung_mask
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep, Provenance
 from MITSGANLib.watermark.checking import ALTERED, MARKED, UNKNOWN, Check, MissingRegion, check_place, check_watermark
-from MITSGANLib.watermark.embedding import DEFAULT_BUDGET, embed_watermark, recorded_budget
+from MITSGANLib.watermark.embedding import recorded_budget
 from MITSGANLib.watermark.pattern import (
     LAYER_MM,
     OPEN_KEY,
@@ -60,7 +61,7 @@ def scan() -> CTVolume:
 
 @pytest.fixture(scope="module")
 def marked(scan) -> CTVolume:
-    return embed_watermark(scan, KEY)
+    return protect(scan, model=watermark_alone(KEY))
 
 
 @pytest.fixture(scope="module")
@@ -192,27 +193,27 @@ class TestEmbedding:
     def test_no_voxel_changes_by_more_than_is_allowed(self, hu, strength, share):
         volume = CTVolume(hu, (8.0, 8.0, 2.5))
         budget = Budget(strength, noise_share=share)
-        marked = embed_watermark(volume, KEY, budget=budget)
+        marked = protect(volume, model=watermark_alone(KEY, budget))
         allowed = allowed_in_slices(hu, budget, volume.spacing_kji)
         assert (np.abs(marked.hu.astype(int) - hu) <= allowed).all()
 
     def test_changes_the_body_and_stays_below_its_noise(self, scan, marked):
         change = marked.hu.astype(int) - scan.hu
         assert 0.2 < np.mean(change != 0) < 0.9
-        assert np.abs(change).max() <= DEFAULT_BUDGET.strength_hu
+        assert np.abs(change).max() <= WATERMARK_BUDGET.strength_hu
         assert abs(change.mean()) < 0.05
         assert marked.provenance.steps[-1].parameters["watermark"] == "keyed"
-        assert embed_watermark(scan, OPEN_KEY).provenance.steps[-1].parameters["watermark"] == "open"
+        assert protect(scan, model=watermark_alone(OPEN_KEY)).provenance.steps[-1].parameters["watermark"] == "open"
 
     def test_a_part_of_a_series_gets_what_the_whole_gets(self, scan, marked):
         part = dataclasses.replace(scan, hu=scan.hu[7:12], origin=tuple(scan.voxel_to_lps((7, 0, 0))))
-        assert np.array_equal(embed_watermark(part, KEY).hu, marked.hu[7:12])
+        assert np.array_equal(protect(part, model=watermark_alone(KEY)).hu, marked.hu[7:12])
 
     @pytest.mark.slow
     @pytest.mark.parametrize("flips", [(0,), (1,), (2,), (0, 1, 2)])
     def test_files_that_store_the_axes_the_other_way_round_get_the_same_signs(self, scan, marked, flips):
         # How much is allowed depends on blocks that are counted from the first voxel, so only the signs are the same.
-        turned = flipped(embed_watermark(flipped(scan, flips), KEY), flips)
+        turned = flipped(protect(flipped(scan, flips), model=watermark_alone(KEY)), flips)
         product = np.subtract(turned.hu, scan.hu, dtype=int) * np.subtract(marked.hu, scan.hu, dtype=int)
         assert (product >= 0).all()
         assert (product > 0).mean() > 0.2
@@ -221,7 +222,7 @@ class TestEmbedding:
     @pytest.mark.slow
     def test_cancel(self, scan):
         with pytest.raises(CancelledError):
-            embed_watermark(scan, KEY, progress=cancel)
+            protect(scan, model=watermark_alone(KEY), progress=cancel)
         with pytest.raises(CancelledError):
             check_watermark(scan, KEY, progress=cancel)
 
@@ -327,7 +328,7 @@ class TestCheck:
     @pytest.mark.slow
     @pytest.mark.parametrize("strength_hu", [5.0, 30.0])
     def test_another_strength_is_no_loss_where_the_copy_says_so(self, scan, lung, strength_hu):
-        marked = embed_watermark(scan, KEY, budget=DEFAULT_BUDGET.at_strength(strength_hu))
+        marked = protect(scan, model=watermark_alone(KEY, WATERMARK_BUDGET.at_strength(strength_hu)))
         check = check_watermark(marked, KEY)
         assert check.gain == pytest.approx(1, abs=0.1)
         assert not check.is_degraded
@@ -336,7 +337,7 @@ class TestCheck:
         nameless = dataclasses.replace(marked, provenance=Provenance())
         unsaid = check_watermark(nameless, KEY)
         assert (unsaid.gain > 2) if strength_hu > 10 else unsaid.is_degraded
-        assert check_watermark(nameless, KEY, budget=DEFAULT_BUDGET.at_strength(strength_hu)).gain == check.gain
+        assert check_watermark(nameless, KEY, budget=WATERMARK_BUDGET.at_strength(strength_hu)).gain == check.gain
 
     @pytest.mark.parametrize("said", ["much", -1, 0, 1e9, float("nan"), None])
     def test_a_strength_that_cannot_be_is_not_believed(self, scan, said):
@@ -378,7 +379,7 @@ class TestCheck:
 
     def test_scans_smaller_than_a_tile_hold_none(self):
         small = CTVolume(np.full((2, 7, 40), 40, np.int16))
-        assert np.array_equal(embed_watermark(small, KEY).hu, small.hu)
+        assert np.array_equal(protect(small, model=watermark_alone(KEY)).hu, small.hu)
         check = check_watermark(small, KEY)
         assert not check.is_found
         with pytest.raises(TargetError, match="hold no watermark"):
@@ -549,9 +550,9 @@ class TestCommand:
     def test_without_a_model_there_is_the_open_watermark_alone(self, files, scan):
         words = ["protect", str(files / "scan.nrrd"), str(files / "open.nrrd"), "--model", "none"]
         assert main(words) == 0
-        assert np.array_equal(load_volume(files / "open.nrrd").hu, embed_watermark(scan, OPEN_KEY).hu)
+        assert np.array_equal(load_volume(files / "open.nrrd").hu, protect(scan, model=watermark_alone(OPEN_KEY)).hu)
         assert main([*words, "--strength-hu", "20", "--overwrite"]) == 0
-        stronger = embed_watermark(scan, OPEN_KEY, budget=DEFAULT_BUDGET.at_strength(20))
+        stronger = protect(scan, model=watermark_alone(OPEN_KEY, WATERMARK_BUDGET.at_strength(20)))
         assert np.array_equal(load_volume(files / "open.nrrd").hu, stronger.hu)
 
     @pytest.mark.slow
