@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from judges import Place, _usable, _view
-from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
-from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 
 SEED = 7
@@ -37,7 +36,7 @@ def measure(
     wanted = attacker.action == "inject"
     scan = torch.from_numpy(np.array(volume.hu))
     before = np.stack([judge.says_yes(judge.score(volume, places)) for judge in nodule], axis=1)
-    forged = [Attacked(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
+    forged = [AttackedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
 
     def after(judge: Judge) -> np.ndarray:
         views = [_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]

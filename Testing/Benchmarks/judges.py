@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, available_judges, load_judge
 from MITSGANLib.protection.protector import protect
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
-from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.statistics import PlaceFigure, area_of_places, estimate_by_place, share_of_places
 
@@ -48,7 +47,7 @@ def judge_scan(volume: CTVolume, judges: Sequence[Judge], attackers: Sequence[At
         scan = torch.from_numpy(np.array(shown.hu))
         for by in (attacker for attacker in attackers if attacker.action == action):
             for kji in places:
-                forged = Attacked(shown.hu, *attack_patch(scan, kji, shown.spacing_kji, by))
+                forged = AttackedScan(shown.hu, *attack_patch(scan, kji, shown.spacing_kji, by))
                 for judge, scores in zip(judges, found, strict=True):
                     score = judge.score_views([_view(judge, forged, shown, kji)])[0]
                     scores.setdefault(f"{kind} {by.name}", []).append(float(score))
@@ -140,7 +139,7 @@ def _attackers(names: Sequence[str]) -> Iterator[Attacker]:
                 print(f"{name} cannot {action}: {error}")
 
 
-def _view(judge: Judge, forged: Attacked, volume: CTVolume, kji: Place) -> np.ndarray:
+def _view(judge: Judge, forged: AttackedScan, volume: CTVolume, kji: Place) -> np.ndarray:
     box = judge.view.box(volume.shape, volume.spacing_kji, kji)
     inside = tuple(k - part.start for k, part in zip(kji, box, strict=True))
     return judge.view.cut(forged.part(box), volume.spacing_kji, inside)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, check_target, load_attacker
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import MITSGANError, TargetError
@@ -27,7 +27,6 @@ from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.gradient_search import protect_by_gradient
 from MITSGANTrainingLib.evaluation.jury import Jury
-from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
 
 SEED = 13
 REACH_MM = 12.0
@@ -103,7 +102,7 @@ class Bench:
 
     def _attack(self, row: Row, clean: CTVolume, shown: CTVolume, kji: Place) -> None:
         plain, forged = (
-            Attacked(scan.hu, *attack_patch(torch.from_numpy(scan.hu.copy()), kji, scan.spacing_kji, self.attacker))
+            AttackedScan(scan.hu, *attack_patch(torch.from_numpy(scan.hu.copy()), kji, scan.spacing_kji, self.attacker))
             for scan in (clean, shown)
         )
         middle = regions_at(clean, kji).middle.index

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import Attacker, check_target, load_attacker
+from MITSGANLib.attack.attacker import Attacker, attack_patch, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.key_files import Key
@@ -34,7 +34,6 @@ from MITSGANLib.watermark.checking import Check, check_watermark
 from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
 from MITSGANTrainingLib.evaluation.jury import Jury
-from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
 from MITSGANTrainingLib.training.judge import area_under_curve

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ModelError, TargetError
 from ..runtime.devices import resolve_device
-from ..scan.cubes import CUBE_MM, cube_shape, cube_start
+from ..scan.cubes import CUBE_MM, Box, cube_shape, cube_start, intersection, within
 from ..scan.lungs import distance_to_border_mm
 from ..scan.targets import ACTIONS, Action
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
@@ -98,18 +98,48 @@ def simulate_attack(
     ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
     if ready.action != action:
         raise ModelError(f"Attacker '{ready.name}' was loaded to {ready.action}, not to {action}.")
-    where = resolve_device(device)
-    scan = torch.from_numpy(volume.hu.copy())
-    with torch.inference_mode():
-        patch = tamper(scan.to(where), target, volume.spacing_kji, ready.to(where).inpainter, action)
     hu = volume.hu.copy()
-    hu[patch.slices] = hu_from_float(patch.values.cpu().numpy())
+    scan = torch.from_numpy(hu).to(resolve_device(device))
+    where, values = attack_patch(scan, target, volume.spacing_kji, ready)
+    hu[where] = values
     step = ProcessingStep(
         SIMULATED_ATTACK,
         f"SIMULATED ATTACK: CT-GAN {action} at voxel (slice, row, column) {target}; not a patient's image",
         {"action": action, "attacker": ready.name, "attacker_sha256": ready.digest, "target_kji": list(target)},
     )
     return volume.with_hu(hu, step)
+
+
+def attack_patch(
+    scan: torch.Tensor, kji: Sequence[int], spacing_kji: Sequence[float], attacker: Attacker
+) -> tuple[Box, np.ndarray]:
+    """What an attack at voxel ``kji`` changes: the box, and the new int16 HU in it; all else of the scan stays.
+
+    :param scan: (slices, rows, columns) in HU; of it the target's surroundings and the place that the touch-up copies
+        noise from are read. The attack runs on its device.
+    :param spacing_kji: mm along (slice, row, column).
+    """
+    # Not inference_mode: the chain keeps its blending windows, and signed gradients must go through them later.
+    with torch.no_grad():
+        patch = tamper(scan, kji, spacing_kji, attacker.to(scan.device).inpainter, attacker.action)
+    return patch.slices, hu_from_float(patch.values.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class AttackedScan:
+    """A scan's voxels, and the patch that an attack puts into them; both int16 HU. No copy of the scan is needed."""
+
+    hu: np.ndarray
+    where: Box
+    values: np.ndarray
+
+    def part(self, box: Box) -> np.ndarray:
+        """A box of the attacked scan, as a copy."""
+        part = self.hu[box].copy()
+        common = intersection(box, self.where)
+        if common is not None:
+            part[within(common, box)] = self.values[within(common, self.where)]
+        return part
 
 
 def check_target(volume: CTVolume, kji: Sequence[int]) -> None:

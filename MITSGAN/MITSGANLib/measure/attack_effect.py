@@ -1,31 +1,33 @@
-"""What the volumes of one simulated attack say about each other: the figures of the panel's table, plot and summary.
+"""What one attack does to the arms of an experiment: the figures of the panel, the demonstration and the tables.
 
-The same comparisons as in the demonstration's report: protection against the source, each attack against what it
-attacked, and how far protection moves the forgery, beside the control of noise of the same RMSE.
+Arms are scans by name: :data:`CLEAN`, :data:`PROTECTED`, and controls such as :data:`NOISE` of the same RMSE. How far
+protection moves the forgery is measured in the middle that the attacker's network makes up.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..attack.regions import MIDDLE, regions_at
+from ..attack.regions import regions_at
 from ..errors import InputError
-from ..scan.regions import Region
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
 from ..watermark.places import Place
 from .metrics import Comparison, compare
+from .noise_controls import equal_rmse_noise
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
+
+CLEAN, PROTECTED, NOISE = "clean", "protected", "noise"
 
 PROTECTION_PAIR = "protected − source"
 ATTACK_PAIR = "source attacked − source"
@@ -34,9 +36,56 @@ FORGERY_PAIR = "protected attacked − source attacked"
 CONTROL_PAIR = "noise attacked − source attacked"
 
 _LPIPS_SLICES = 4
+_WHOLE_LPIPS_SLICES = 8
 _MARGIN_MM = 17.0  # half the attacked cube and its rounding
 
 Progress = Callable[[int, int], None]
+Voxels = CTVolume | np.ndarray
+
+
+@dataclass(frozen=True)
+class ForgeryEffect:
+    """How far the outcome of one attack on each arm is from its outcome on the clean scan.
+
+    :param own: what the attack itself changes, attacked clean scan against clean scan.
+    :param moved: by arm, the attacked arm against the attacked clean scan.
+    """
+
+    own: Comparison
+    moved: Mapping[str, Comparison]
+
+    def share(self, arm: str) -> float | None:
+        """RMSE between the outcomes on an arm and on the clean scan, as a share of the attack's own.
+
+        None where the arm was not attacked, one of the two has no value, or the attack did nothing.
+        """
+        moved, own = self.moved[arm].rmse.value if arm in self.moved else None, self.own.rmse.value
+        return None if moved is None or not own else moved / own
+
+
+def forgery_effect(
+    clean: Voxels, attacked: Mapping[str, Voxels], measure: Callable[[Voxels, Voxels], Comparison]
+) -> ForgeryEffect:
+    """Compare the outcomes of one attack.
+
+    :param clean: the clean scan, or the part of it that the attacker's network makes up.
+    :param attacked: the same of each arm after the attack; :data:`CLEAN` must be among them.
+    :param measure: :func:`~.metrics.compare` with its options.
+    """
+    outcome = attacked[CLEAN]
+    moved = {arm: measure(outcome, other) for arm, other in attacked.items() if arm != CLEAN}
+    return ForgeryEffect(measure(clean, outcome), moved)
+
+
+def compare_whole(clean: CTVolume, other: CTVolume, lpips: Any, **options: Any) -> Comparison:
+    """Compare all slices, with SSIM in the lung and mediastinal windows too.
+
+    LPIPS takes up to a second a slice on two cores, so eight evenly spaced ones, which the output names.
+
+    :param options: further ones of :func:`~.metrics.compare`.
+    """
+    spread = np.unique(np.linspace(0, clean.shape[0] - 1, _WHOLE_LPIPS_SLICES).astype(int)).tolist()
+    return compare(clean, other, windows=(LUNG, MEDIASTINUM), lpips=lpips, lpips_slices=spread, **options)
 
 
 @dataclass(frozen=True)
@@ -49,51 +98,39 @@ class ComparedPair:
 
 @dataclass(frozen=True)
 class Effect:
-    """All findings of a scene.
+    """What the volumes of a scene say about each other.
 
     :param findings: the protection of the whole scan first; those at the target follow when there was an attack.
     :param rmse_by_slice: for the plot: RMSE in HU of every slice against the source.
+    :param forgery: None without an attack.
     :param watermark: what is left of the open watermark at the target after the attack; None without an attack, or
         where the protected volume carries none.
     """
 
     findings: tuple[ComparedPair, ...]
     rmse_by_slice: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    forgery: ForgeryEffect | None = None
     watermark: Place | None = None
 
     @property
     def protection(self) -> Comparison:
+        """The whole protected volume against the source."""
         return self.findings[0].comparison
 
     @property
     def attack_rmse_hu(self) -> float | None:
         """How much the attack on the source changed the 20 mm that the attacker made up; None without an attack."""
-        own = self._in_middle(ATTACK_PAIR)
-        return own.rmse.value if own else None
+        return self.forgery and self.forgery.own.rmse.value
 
     @property
     def forgery_share(self) -> float | None:
         """How far protection moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self._share(FORGERY_PAIR)
+        return self.forgery and self.forgery.share(PROTECTED)
 
     @property
     def control_share(self) -> float | None:
         """How far noise of the protection's RMSE moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self._share(CONTROL_PAIR)
-
-    def _in_middle(self, compared: str) -> Comparison | None:
-        return next(
-            (
-                finding.comparison
-                for finding in self.findings
-                if finding.compared == compared and finding.comparison.region.name == MIDDLE
-            ),
-            None,
-        )
-
-    def _share(self, compared: str) -> float | None:
-        change, own = self._in_middle(compared), self._in_middle(ATTACK_PAIR)
-        return relative_change(change, own) if change and own else None
+        return self.forgery and self.forgery.share(NOISE)
 
 
 def measure_effect(
@@ -116,10 +153,9 @@ def measure_effect(
     :raises InputError: when the volumes do not share their grid, or the two attacks differ in target or action.
     """
     slices = source.shape[0]
-    targets = 5 if source_attacked is not None and protected_attacked is not None else 0
+    is_attacked = source_attacked is not None and protected_attacked is not None
+    total = slices + 5 * is_attacked
     report = progress or (lambda _done, _total: None)
-    total = slices + targets
-
     whole = compare(
         source,
         protected,
@@ -130,7 +166,7 @@ def measure_effect(
     )
     findings = [ComparedPair(PROTECTION_PAIR, whole)]
     curves = {PROTECTION_PAIR: tuple(value or 0.0 for value in whole.rmse.per_slice)}
-    if not targets:
+    if not is_attacked:
         return Effect(tuple(findings), curves)
 
     attack = _attack_of(source_attacked)
@@ -138,30 +174,26 @@ def measure_effect(
         raise InputError("The two attacked volumes differ in target or action; attack both again at the same point.")
     curves[ATTACK_PAIR] = _rmse_by_slice(source, source_attacked)
     places = regions_at(source, attack.kji)
-    square, middle = places.square, places.middle
-
-    def find(compared: str, reference: CTVolume, other: CTVolume, *regions: Region) -> None:
-        for region in regions:
-            findings.append(ComparedPair(compared, compare(reference, other, region=region, lpips=lpips)))
-
-    find(PROTECTION_PAIR, source, protected, square)
-    report(slices + 1, total)
-    find(ATTACK_PAIR, source, source_attacked, square, middle)
-    find(ATTACK_ON_PROTECTED_PAIR, protected, protected_attacked, square, middle)
-    report(slices + 2, total)
-    find(FORGERY_PAIR, source_attacked, protected_attacked, square, middle)
-    report(slices + 3, total)
-    first, last = _slab_bounds(source, attack.kji[0])
-    control = _attacked_control(
-        _slab(source, first, last), _slab(protected, first, last), attack, first, attacker, device
+    pairs = (
+        (PROTECTION_PAIR, source, protected),
+        (ATTACK_PAIR, source, source_attacked),
+        (ATTACK_ON_PROTECTED_PAIR, protected, protected_attacked),
+        (FORGERY_PAIR, source_attacked, protected_attacked),
     )
+    at_target: dict[str, Comparison] = {}  # the last one of each pair: in the middle
+    for step, (compared, reference, other) in enumerate(pairs, start=slices + 1):
+        for region in (places.square, places.middle)[: 1 if compared == PROTECTION_PAIR else 2]:
+            at_target[compared] = compare(reference, other, region=region, lpips=lpips)
+            findings.append(ComparedPair(compared, at_target[compared]))
+        report(step, total)
+    moved = {PROTECTED: at_target[FORGERY_PAIR]}
+    control = _control(source, protected, source_attacked, attack, attacker, device, lpips)
     if control is not None:
-        here = dataclasses.replace(middle, k0=middle.k0 - first, k1=middle.k1 - first)
-        find(CONTROL_PAIR, _slab(source_attacked, first, last), control, here)
-    report(slices + 4, total)
+        findings.append(ComparedPair(CONTROL_PAIR, control))
+        moved[NOISE] = control
     place = check_place(protected_attacked, attack.kji) if _has_open_watermark(protected) else None
     report(total, total)
-    return Effect(tuple(findings), curves, place)
+    return Effect(tuple(findings), curves, ForgeryEffect(at_target[ATTACK_PAIR], moved), place)
 
 
 def _has_open_watermark(volume: CTVolume) -> bool:
@@ -189,29 +221,20 @@ def _attack_of(volume: CTVolume) -> _Attack:
         ) from error
 
 
-def _slab_bounds(volume: CTVolume, k: int) -> tuple[int, int]:
-    margin = math.ceil(_MARGIN_MM / volume.spacing_kji[0]) + 1
-    return max(0, k - margin), min(volume.shape[0], k + margin + 1)
-
-
-def _slab(volume: CTVolume, first: int, last: int) -> CTVolume:
-    return dataclasses.replace(volume, hu=volume.hu[first:last], origin=tuple(volume.voxel_to_lps((first, 0, 0))))
-
-
-def _attacked_control(
+def _control(
     source: CTVolume,
     protected: CTVolume,
+    source_attacked: CTVolume,
     attack: _Attack,
-    first: int,
     attacker: str | Path | Attacker | None,
     device: str,
-) -> CTVolume | None:
-    """Slices around the target with noise of the protection's RMSE, attacked in the same way by the same attacker.
+    lpips: Any,
+) -> Comparison | None:
+    """The forgery in noise of the protection's RMSE against that in the source, from slices around the target alone.
 
     None when that attacker is not at hand: another one would make another forgery, not a control of this.
     """
     from ..attack.attacker import Attacker, load_attacker, simulate_attack
-    from .noise_controls import equal_rmse_noise
 
     if attacker is None:
         return None
@@ -219,8 +242,16 @@ def _attacked_control(
     if (ready.action, ready.digest) != (attack.action, attack.attacker_sha256):
         return None
     k, j, i = attack.kji
-    noise = equal_rmse_noise(source, protected)
-    return simulate_attack(noise, (k - first, j, i), attack.action, attacker=ready, device=device)
+    margin = math.ceil(_MARGIN_MM / source.spacing_kji[0]) + 1
+    first, last = max(0, k - margin), min(source.shape[0], k + margin + 1)
+    clean, changed, forged = (
+        dataclasses.replace(scan, hu=scan.hu[first:last], origin=tuple(scan.voxel_to_lps((first, 0, 0))))
+        for scan in (source, protected, source_attacked)
+    )
+    noise = simulate_attack(
+        equal_rmse_noise(clean, changed), (k - first, j, i), attack.action, attacker=ready, device=device
+    )
+    return compare(forged, noise, region=regions_at(clean, (k - first, j, i)).middle, lpips=lpips)
 
 
 def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:
@@ -228,13 +259,3 @@ def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:
         float(np.sqrt(np.mean(np.subtract(b, a, dtype=np.float32) ** 2)))
         for a, b in zip(reference.hu, other.hu, strict=True)
     )
-
-
-def relative_change(change: Comparison, own: Comparison) -> float | None:
-    """RMSE of ``change`` as a share of the attack's own RMSE; None where either has no value or the attack did nothing.
-
-    :param change: an attacked protected (or noisy) scan against the attacked clean scan, in the middle.
-    :param own: the attacked clean scan against the clean scan, in the middle.
-    """
-    moved, forged = change.rmse.value, own.rmse.value
-    return None if moved is None or not forged else moved / forged

@@ -10,27 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..attack.attacker import Attacker, simulate_attack
 from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import NoiseEstimate, estimate_noise
-from ..measure.attack_effect import relative_change
+from ..measure.attack_effect import CLEAN, NOISE, PROTECTED, ForgeryEffect, compare_whole, forgery_effect
 from ..measure.lpips_distance import load_lpips
 from ..measure.metrics import Comparison, compare
 from ..measure.noise_controls import equal_rmse_noise
 from ..protection.protector import Protector, protect
 from ..scan.targets import Target
 from ..scan.volume import CTVolume
-from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place, check_watermark
 from ..watermark.places import Place
-
-Arm = Literal["clean", "protected", "noise"]
-ARMS: tuple[Arm, ...] = ("clean", "protected", "noise")
-_LPIPS_SLICES = 8
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,8 +38,7 @@ class TargetResult:
     :param slices: the target's slice (rows, columns) int16 HU of each arm, before ("clean") and after the attack
         ("clean attacked").
     :param against_clean: each arm compared with the clean scan within the cube.
-    :param forgery: the attack's own change in the middle: clean attacked against clean.
-    :param forgery_change: attack on the protected (or noise) scan compared with that on the clean scan, in the middle.
+    :param forgery: the attack's own change, and how far protection and noise move it, in the middle.
     :param watermark: what is left there of the protected scan's watermark, before the attack and after; None where the
         protection has none, or it cannot be found in this scan.
     """
@@ -53,13 +47,8 @@ class TargetResult:
     places: TargetRegions
     slices: dict[str, np.ndarray]
     against_clean: dict[str, Comparison]
-    forgery: Comparison
-    forgery_change: dict[str, Comparison]
+    forgery: ForgeryEffect
     watermark: tuple[Place, Place] | None = None
-
-    def relative_change(self, arm: str) -> float | None:
-        """RMSE in the middle between the forgeries on this arm and the clean scan, as a share of the attack's own."""
-        return relative_change(self.forgery_change[arm], self.forgery)
 
 
 @dataclass(frozen=True)
@@ -96,10 +85,10 @@ class Demonstration:
             if results:
                 figures[action] = {
                     "targets": len(results),
-                    "median_attack_rmse_hu": _rounded(_median([r.forgery.rmse.value for r in results])),
+                    "median_attack_rmse_hu": _rounded(_median([r.forgery.own.rmse.value for r in results])),
                     **{
                         f"median_share_changed_by_{'protection' if arm == 'protected' else arm}": _rounded(
-                            _median([r.relative_change(arm) for r in results])
+                            _median([r.forgery.share(arm) for r in results])
                         )
                         for arm in ("protected", "noise")
                     },
@@ -132,9 +121,9 @@ class Demonstration:
                     "kji": list(result.target.kji),
                     "reason": result.target.reason,
                     "against_clean": {name: c.to_dict() for name, c in result.against_clean.items()},
-                    "forgery": result.forgery.to_dict(),
-                    "forgery_change": {name: c.to_dict() for name, c in result.forgery_change.items()},
-                    "relative_forgery_change": {arm: result.relative_change(arm) for arm in ("protected", "noise")},
+                    "forgery": result.forgery.own.to_dict(),
+                    "forgery_change": {name: c.to_dict() for name, c in result.forgery.moved.items()},
+                    "relative_forgery_change": {arm: result.forgery.share(arm) for arm in ("protected", "noise")},
                     "watermark": result.watermark
                     and dict(zip(("before", "after_attack"), (p.to_dict() for p in result.watermark), strict=True)),
                 }
@@ -170,7 +159,7 @@ def demonstrate(
         protected = protect(volume, model=protector, device=device, progress=partial(report, "Protecting"))
     with _timer(seconds, "noise control"):
         noise = equal_rmse_noise(volume, protected, protector.seed)
-    arms: dict[Arm, CTVolume] = {"clean": volume, "protected": protected, "noise": noise}
+    arms = {CLEAN: volume, PROTECTED: protected, NOISE: noise}
     mark = protector.watermark
     intact = None
     if mark and targets:
@@ -182,32 +171,23 @@ def demonstrate(
         report("Attacking", index, len(targets))
         attacker = by_action[target.action]
         with _timer(seconds, "attack"):
-            attacked: dict[Arm, CTVolume] = {
+            attacked = {
                 arm: simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
                 for arm, scan in arms.items()
             }
         watermark = None
         if intact and intact.is_found:
             with _timer(seconds, "check the watermark"):
-                after = check_place(attacked["protected"], target.kji, mark.key)
+                after = check_place(attacked[PROTECTED], target.kji, mark.key)
             watermark = (intact.at(target.kji), after) if after else None
         with _timer(seconds, "metrics at the targets"):
             results.append(_measure_target(arms, attacked, target, lpips, watermark))
     report("Attacking", len(targets), len(targets))
 
-    # LPIPS takes about a second a slice on two cores: evenly spaced slices, which the output names.
-    spread = np.unique(np.linspace(0, volume.shape[0] - 1, _LPIPS_SLICES).astype(int)).tolist()
     whole = {}
-    for arm in ("protected", "noise"):
+    for arm in (PROTECTED, NOISE):
         with _timer(seconds, "metrics of the whole scan"):
-            whole[arm] = compare(
-                volume,
-                arms[arm],
-                windows=(LUNG, MEDIASTINUM),
-                lpips=lpips,
-                lpips_slices=spread,
-                progress=partial(report, f"Measuring {arm}"),
-            )
+            whole[arm] = compare_whole(volume, arms[arm], lpips, progress=partial(report, f"Measuring {arm}"))
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )
@@ -230,27 +210,19 @@ def _timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _measure_target(
-    arms: dict[Arm, CTVolume],
-    attacked: dict[Arm, CTVolume],
+    arms: dict[str, CTVolume],
+    attacked: dict[str, CTVolume],
     target: Target,
     lpips: Any,
     watermark: tuple[Place, Place] | None,
 ) -> TargetResult:
-    clean, places = arms["clean"], regions_at(arms["clean"], target.kji)
+    clean, places = arms[CLEAN], regions_at(arms[CLEAN], target.kji)
     scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
     return TargetResult(
         target,
         places,
         {name: scan.hu[target.kji[0]].copy() for name, scan in scans.items()},
-        {
-            name: compare(clean, scan, region=places.cube, lpips=lpips)
-            for name, scan in scans.items()
-            if name != "clean"
-        },
-        compare(clean, attacked["clean"], region=places.middle, lpips=lpips),
-        {
-            arm: compare(attacked["clean"], attacked[arm], region=places.middle, lpips=lpips)
-            for arm in ("protected", "noise")
-        },
+        {name: compare(clean, scan, region=places.cube, lpips=lpips) for name, scan in scans.items() if name != CLEAN},
+        forgery_effect(clean, attacked, partial(compare, region=places.middle, lpips=lpips)),
         watermark,
     )

@@ -146,9 +146,9 @@ def _effect_table(demo: Demonstration) -> _Table:
     rows = tuple(
         (
             f"{r.target.action}, slice {r.target.kji[0]}, row {r.target.kji[1]}, column {r.target.kji[2]}",
-            f"{r.forgery.rmse.value:.1f} HU",
+            f"{r.forgery.own.rmse.value:.1f} HU",
             *(
-                f"{r.forgery_change[a].rmse.value:.1f} HU ({_percent(r.relative_change(a))})"
+                f"{r.forgery.moved[a].rmse.value:.1f} HU ({_percent(r.forgery.share(a))})"
                 for a in ("protected", "noise")
             ),
             *_watermark_cells(r),
@@ -236,7 +236,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
 
 def _arms_table(result: TargetResult) -> _Table:
     columns = [(f"{_ARM_TITLES[name]} vs clean", c) for name, c in result.against_clean.items()]
-    columns += [(f"{_ARM_TITLES[f'{arm} attacked']} vs clean, attacked", c) for arm, c in result.forgery_change.items()]
+    columns += [(f"{_ARM_TITLES[f'{arm} attacked']} vs clean, attacked", c) for arm, c in result.forgery.moved.items()]
     names = columns[0][1].metrics
     rows = [
         (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns)) for name, metric in names.items()

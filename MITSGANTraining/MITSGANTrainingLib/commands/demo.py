@@ -77,8 +77,8 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.json, record)
     if options.json != "-":
         for item in result.targets:
-            own = item.forgery.rmse.value
-            share = {arm: 100 * (item.relative_change(arm) or 0) for arm in ("protected", "noise")}
+            own = item.forgery.own.rmse.value
+            share = {arm: 100 * (item.forgery.share(arm) or 0) for arm in ("protected", "noise")}
             say(
                 f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in its middle 20 mm; forgery "
                 f"changed by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"

@@ -18,21 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack import chain
-from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.measure.attack_effect import relative_change
+from MITSGANLib.measure.attack_effect import CLEAN, PROTECTED, compare_whole, forgery_effect
 from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
-from MITSGANLib.scan.cubes import Box, intersection, within
 from MITSGANLib.scan.regions import Region
 from MITSGANLib.scan.targets import Target
-from MITSGANLib.scan.volume import CTVolume, hu_from_float
-from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
+from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 
 from .cache import MEASUREMENT, Cache
@@ -43,10 +40,9 @@ from .protections import ProtectionArm
 from .scans import ScanSource, content_digest
 from .watermark_check import CheckedPlaces, check_places
 
-CLEAN, PROTECTED, GAUSSIAN, CT_LIKE = "clean", "protected", "gaussian", "ct-like"
+GAUSSIAN, CT_LIKE = "gaussian", "ct-like"
 ARMS = (PROTECTED, GAUSSIAN, CT_LIKE)
 METRICS = ("rmse", "psnr", "lpips", "ssim")
-_LPIPS_SLICES = 8
 
 
 @dataclass(frozen=True)
@@ -256,36 +252,6 @@ class _Arms:
             return {arm: torch.from_numpy(volume.hu).to(self.device) for arm, volume in self.volumes.items()}
 
 
-def attack_patch(
-    scan: torch.Tensor, kji: tuple[int, int, int], spacing_kji: tuple[float, float, float], attacker: Attacker
-) -> tuple[Box, np.ndarray]:
-    """What an attack changes: where, and the new int16 HU there; all else of the scan stays.
-
-    :param scan: (slices, rows, columns) in HU; of it the target's surroundings and the place that the touch-up copies
-        noise from are read.
-    """
-    # Not inference_mode: the chain keeps its blending windows, and signed gradients must go through them later.
-    with torch.no_grad():
-        patch = chain.tamper(scan, kji, spacing_kji, attacker.to(scan.device).inpainter, attacker.action)
-    return patch.slices, hu_from_float(patch.values.cpu().numpy())
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """An arm's scan and the patch that the attack puts into it."""
-
-    hu: np.ndarray
-    where: Box
-    values: np.ndarray
-
-    def part(self, box: Box) -> np.ndarray:
-        """A box of the attacked scan, as a copy."""
-        part = self.hu[box].copy()
-        if common := intersection(box, self.where):
-            part[within(common, box)] = self.values[within(common, self.where)]
-        return part
-
-
 @functools.lru_cache(maxsize=2)
 def _attacker(source: str, action: str) -> Attacker:
     return load_attacker(source, action)
@@ -317,7 +283,7 @@ def _run_task(arms: _Arms, task: MeasuringTask, cache: Cache, lpips: Any, jury: 
     for index in todo:
         target = task.targets[index]
         attacked = {
-            arm: Attacked(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
+            arm: AttackedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
             for arm, scan in arms.tensors.items()
         }
         if not measured:
@@ -337,7 +303,7 @@ def _run_task(arms: _Arms, task: MeasuringTask, cache: Cache, lpips: Any, jury: 
     return len(todo)
 
 
-def _slices(arms: _Arms, attacked: Mapping[str, Attacked], target: Target) -> dict[str, np.ndarray]:
+def _slices(arms: _Arms, attacked: Mapping[str, AttackedScan], target: Target) -> dict[str, np.ndarray]:
     """The target's slice (rows, columns) int16 of each arm, before and after the attack, and where it is."""
     k = target.kji[0]
     box = _slice_box(arms.clean, k)
@@ -356,7 +322,7 @@ def _slices(arms: _Arms, attacked: Mapping[str, Attacked], target: Target) -> di
 
 def _at_target(
     arms: _Arms,
-    attacked: Mapping[str, Attacked],
+    attacked: Mapping[str, AttackedScan],
     target: Target,
     lpips: Any,
     jury: Jury | None,
@@ -387,7 +353,7 @@ def _at_target(
 
 
 def _judged(
-    arms: _Arms, attacked: Mapping[str, Attacked], target: Target, jury: Jury, checked: CheckedPlaces | None
+    arms: _Arms, attacked: Mapping[str, AttackedScan], target: Target, jury: Jury, checked: CheckedPlaces | None
 ) -> dict[str, dict[str, float | bool | None]]:
     """The verdict on each arm, as :meth:`Verdict.to_dict` has it; where there is a watermark, the check's as well."""
     spacing_kji = arms.clean.spacing_kji
@@ -405,7 +371,7 @@ def _judged(
     return verdicts
 
 
-def _forgery(arms: _Arms, attacked: Mapping[str, Attacked], middle: Region) -> dict[str, dict[str, float | None]]:
+def _forgery(arms: _Arms, attacked: Mapping[str, AttackedScan], middle: Region) -> dict[str, dict[str, float | None]]:
     """For each arm, in the middle that the attacker's network makes up, all in HU but the share.
 
     ``own``: how far the attack moves the arm itself; ``moved``: how far its outcome is from the outcome on the clean
@@ -414,32 +380,22 @@ def _forgery(arms: _Arms, attacked: Mapping[str, Attacked], middle: Region) -> d
     before = {arm: volume.hu[middle.index] for arm, volume in arms.volumes.items()}
     after = {arm: scan.part(middle.index) for arm, scan in attacked.items()}
     plain = functools.partial(compare, per_slice=False)
-    own = plain(before[CLEAN], after[CLEAN])
-    result: dict[str, dict[str, float | None]] = {CLEAN: {"own": own.rmse.value}}
-    for arm in (arm for arm in ARMS if arm in after):
-        moved = plain(after[CLEAN], after[arm])
-        result[arm] = {
+    effect = forgery_effect(before[CLEAN], after, plain)
+    return {CLEAN: {"own": effect.own.rmse.value}} | {
+        arm: {
             "own": plain(before[arm], after[arm]).rmse.value,
             "moved": moved.rmse.value,
-            "share": relative_change(moved, own),
+            "share": effect.share(arm),
         }
-    return result
+        for arm, moved in effect.moved.items()
+    }
 
 
 def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
     """How far protection moves the scan itself, over all slices, with the worst one."""
     clean = arms.clean
-    # LPIPS takes 0.3 s a slice: evenly spaced ones.
-    spread = np.unique(np.linspace(0, clean.shape[0] - 1, _LPIPS_SLICES).astype(int)).tolist()
-    comparison = compare(
-        clean,
-        arms.protected,
-        data_range=arms.job.settings.data_range_hu,
-        windows=(LUNG, MEDIASTINUM),
-        lpips=lpips,
-        lpips_slices=spread,
-        per_slice=False,
-    )
+    data_range = arms.job.settings.data_range_hu
+    comparison = compare_whole(clean, arms.protected, lpips, data_range=data_range, per_slice=False)
     figures: dict[str, Any] = {}
     for name, metric in comparison.metrics.items():
         figures[name] = metric.value

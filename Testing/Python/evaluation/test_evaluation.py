@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from evaluation_data import small_scan, write_tiny_protector
-from MITSGANLib.attack.attacker import simulate_attack
+from MITSGANLib.attack.attacker import AttackedScan, attack_patch, simulate_attack
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANLib.files.storage import save_volume
@@ -27,7 +27,7 @@ from MITSGANTrainingLib.evaluation import evaluate as evaluating
 from MITSGANTrainingLib.evaluation import measure as measuring
 from MITSGANTrainingLib.evaluation.cache import MEASUREMENT, Cache
 from MITSGANTrainingLib.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
-from MITSGANTrainingLib.evaluation.measure import ARMS, Attacked, MeasuringJob, Settings, attack_patch
+from MITSGANTrainingLib.evaluation.measure import ARMS, MeasuringJob, Settings
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm, read_protections
 from MITSGANTrainingLib.evaluation.scans import Inspection, ScanSource, inspect, scan_names
 from MITSGANTrainingLib.evaluation.targets import GivenTarget
@@ -88,7 +88,7 @@ class TestAttack:
             pasted = np.array(volume.hu)
             pasted[where] = values
             assert (pasted == whole).all()
-            attacked = Attacked(volume.hu, where, values)
+            attacked = AttackedScan(volume.hu, where, values)
             middle = regions_at(volume, kji).middle
             for box in (middle.index, np.s_[kji[0] : kji[0] + 1, 0:128, 0:128], np.s_[0:28, 0:3, 0:3]):
                 assert (attacked.part(box) == whole[box]).all()

@@ -48,7 +48,9 @@ def test_attack_and_control(volumes, untrained_attackers):
     moved = np.sqrt(np.mean((attacked_protected - attacked)[middle] ** 2))
     assert result.attack_rmse_hu == pytest.approx(own)
     assert result.forgery_share == pytest.approx(moved / own)
-    assert 0 < result.control_share < 1
+    # As measured before panel, demonstration and tables shared this code; networks round by machine.
+    found = (result.attack_rmse_hu, result.forgery_share, result.control_share)
+    assert found == pytest.approx((344.539, 0.0160613, 0.0102186), rel=0.01)
     expected = [np.sqrt(np.mean((attacked - source)[k] ** 2)) for k in range(16)]
     assert result.rmse_by_slice[ATTACK_PAIR] == pytest.approx(expected, rel=1e-5)
     assert seen[-1] == (21, 21)
