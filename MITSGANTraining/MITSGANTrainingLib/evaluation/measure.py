@@ -27,6 +27,7 @@ from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.cubes import Box
 from MITSGANLib.scan.regions import Region
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume

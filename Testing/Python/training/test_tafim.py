@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.generator import hu_to_network
+from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.tafim import TAFIM
 from MITSGANTrainingLib.training.engine import Step
