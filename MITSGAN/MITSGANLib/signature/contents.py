@@ -138,7 +138,7 @@ def read_contents_to_verify(
                 return read_contents(path, *signed, progress)
             except InputError as error:
                 problem = error
-    return _heap(path, headers, scan.damaged, str(problem))
+    return _heap(path, headers, tuple(scan.damaged), str(problem))
 
 
 def _signed_series(headers: Sequence[Header]) -> dict[str, bool]:

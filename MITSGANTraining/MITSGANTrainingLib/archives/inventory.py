@@ -13,15 +13,15 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from MITSGANLib.errors import InputError, OtherKindError
 from MITSGANLib.files import volume_files
 from MITSGANLib.files.dicom.derive import MANUFACTURER
-from MITSGANLib.files.dicom.headers import Header, read_header, require_pydicom
-from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, may_be_lost_slice
+from MITSGANLib.files.dicom.headers import Header, require_pydicom
+from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, scan_files
 
 Progress = Callable[[int, int], None]
 
@@ -193,10 +193,8 @@ class _Stock:
 
     def take_folder(self, folder: str, names: Iterable[str], progress: Callable[[int], object]) -> None:
         """Sort the files of one folder into what they are."""
-        by_uid: dict[str, list[tuple[Header, FileFact]]] = {}
-        unread: list[FileFact] = []
-        for done, name in enumerate(names):
-            progress(done)
+        facts: dict[Path, FileFact] = {}
+        for name in names:
             path = self.tree / folder / name
             try:
                 fact = file_fact(self.tree, path)
@@ -207,34 +205,25 @@ class _Stock:
                 fact = None
             if fact is None:
                 self.others.append(Other((posixpath.join(folder, name),), NOT_A_FILE, may_copy=False))
-                continue
-            if volume_files.format_of(path):
+            elif volume_files.format_of(path):
                 self._take_volume(path, fact)
-                continue
-            try:
-                header = read_header(path)
-            except InputError as error:
-                self._take_damaged(folder, name, str(error))
-                continue
-            if header is None:
-                unread.append(fact)
-            elif uid := header.text("SeriesInstanceUID"):
-                by_uid.setdefault(uid, []).append((header, fact))
-            elif header.is_whole_ct:
-                reason = f"{path} has no Series Instance UID, so it is unknown which slices belong together."
-                self.failures.append(Failure(fact.path, reason))
-            elif header.may_be_cut_off_ct:
-                self._take_damaged(folder, name, f"{path} is a damaged or incomplete DICOM file; copy it again.")
             else:
-                is_index = header.dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR
-                reason = INDEX if is_index else NO_SERIES
-                self.others.append(Other((fact.path,), reason, fact.size, may_copy=not is_index))
-        images = [header for members in by_uid.values() for header, _ in members if header.is_ct_image]
-        suffixes = {header.path.suffix.lower() for header in images}
-        for fact in unread:
-            (self.lost if may_be_lost_slice(self.tree / fact.path, suffixes) else self.unknown).append(fact)
-        for uid, members in by_uid.items():
-            self._take_series(folder, uid, members)
+                facts[path] = fact
+        scan = scan_files(self.tree / folder, list(facts), lambda done, _total: progress(done))
+        for path, error in scan.damaged.items():
+            self._take_damaged(folder, path.name, str(error))
+        for path in scan.without_series:
+            reason = f"{path} has no Series Instance UID, so it is unknown which slices belong together."
+            self.failures.append(Failure(facts[path].path, reason))
+        for header in scan.others:
+            is_index = header.dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR
+            fact, reason = facts[header.path], INDEX if is_index else NO_SERIES
+            self.others.append(Other((fact.path,), reason, fact.size, may_copy=not is_index))
+        lost = {file for series in scan.series for file in series.unread}
+        for path in scan.unread:
+            (self.lost if path in lost else self.unknown).append(facts[path])
+        for series in scan.series:
+            self._take_series(folder, series, facts)
 
     def inventory(self) -> Inventory:
         """All of it, once every folder was taken."""
@@ -276,9 +265,8 @@ class _Stock:
             return
         self.scans.append(_scan((fact, *data), "", math.prod(header.shape)))
 
-    def _take_series(self, folder: str, uid: str, members: Sequence[tuple[Header, FileFact]]) -> None:
-        facts = {header.path: fact for header, fact in members}
-        series = DicomSeries(uid, tuple(header for header, _ in members))
+    def _take_series(self, folder: str, series: DicomSeries, all_facts: Mapping[Path, FileFact]) -> None:
+        uid, facts = series.uid, {header.path: all_facts[header.path] for header in series.headers}
         problem = series.problem or (None if self.protected else series.writing_problem)
         if problem:
             if series.modality == "CT" and any(_claims_hu(header) for header in series.images):

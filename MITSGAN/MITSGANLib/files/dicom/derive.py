@@ -27,11 +27,11 @@ SERIES_NUMBER_OFFSET = 1000
 LONG_STRING, SHORT_TEXT = 64, 1024  # characters in LO and ST (PS3.5 6.2)
 INTEGER_STRING_MAX = 2**31 - 1
 
-# (value, meaning) of coding scheme DCM (PS3.16). A protected image is its source plus a perturbation, pixel by pixel:
-# of the standard derivations (CID 7203) that one says what was done.
-SOURCE_IMAGE = ("121322", "Source image for image processing operation")
-MODIFYING_EQUIPMENT = ("109103", "Modifying Equipment")
-PIXEL_BY_PIXEL_ADDITION = ("113042", "Pixel by pixel addition")
+# A protected image is its source plus a perturbation, pixel by pixel: of the standard derivations (PS3.16 CID 7203)
+# that one says what was done.
+SOURCE_IMAGE = "SourceImageForImageProcessingOperation"
+MODIFYING_EQUIPMENT = "ModifyingEquipment"
+PIXEL_BY_PIXEL_ADDITION = "PixelByPixelAddition"
 
 # Statistics and thumbnails of other pixels, signatures over other bytes, approvals of another instance.
 NO_LONGER_TRUE = [
@@ -292,10 +292,15 @@ def keep_lossy_history(dataset: Dataset, new: Dataset) -> None:
         new.LossyImageCompression = "01"
 
 
-def _code(code: tuple[str, str]) -> Dataset:
-    from pydicom import Dataset
+def _code(name: str) -> Dataset:
+    """A sequence's item with a code of scheme DCM, by its name in pydicom's dictionary of PS3.16.
 
-    item = Dataset()
-    item.CodeValue, item.CodeMeaning = code
-    item.CodingSchemeDesignator = "DCM"
+    highdicom has such items, too. Its ContributingEquipment takes as many values as are set here: no line less, and a
+    package more.
+    """
+    from pydicom import Dataset
+    from pydicom.sr.codedict import codes
+
+    code, item = getattr(codes.DCM, name), Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
     return item

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...errors import CHOOSE_SERIES, InputError
-from .headers import CT_STORAGE, Header, holds_nothing, read_header, require_pydicom
+from .headers import CT_STORAGE, Header, damaged_file, holds_nothing, read_header, require_pydicom
 
 Progress = Callable[[int, int], None]
 
@@ -118,12 +118,20 @@ class DicomSeries:
 
 @dataclass(frozen=True)
 class DicomScan:
-    """What a folder holds: every series, and the DICOM files that cannot be read or belong to none."""
+    """What a folder holds: every series, and all other files.
+
+    :param damaged: for each file that cannot be read, why.
+    :param without_series: CT images that belong to no series.
+    :param others: DICOM files that are no images of a series.
+    :param unread: files that are no DICOM.
+    """
 
     path: Path
     series: tuple[DicomSeries, ...]
-    damaged: tuple[Path, ...] = ()
-    without_series: tuple[Path, ...] = ()
+    damaged: Mapping[Path, InputError]
+    without_series: tuple[Path, ...]
+    others: tuple[Header, ...]
+    unread: tuple[Path, ...]
 
     @property
     def usable(self) -> tuple[DicomSeries, ...]:
@@ -144,18 +152,19 @@ def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -
 
 
 def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = None) -> DicomScan:
-    """As :func:`scan_dicom`, of some of the files below ``path``."""
+    """Find the series that some of the files below ``path`` form; see :func:`scan_dicom`."""
     by_uid: dict[str, list[Header]] = {}
-    damaged: list[Path] = []
+    damaged: dict[Path, InputError] = {}
     without_series: list[Path] = []
+    others: list[Header] = []
     unread: dict[Path, list[Path]] = {}
     for done, file in enumerate(files):
         if progress:
             progress(done, len(files))
         try:
             header = read_header(file)
-        except InputError:
-            damaged.append(file)
+        except InputError as error:
+            damaged[file] = error
             continue
         if header is None:
             unread.setdefault(file.parent, []).append(file)
@@ -164,12 +173,15 @@ def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = No
         elif header.is_whole_ct:
             without_series.append(file)
         elif header.may_be_cut_off_ct:
-            damaged.append(file)
+            damaged[file] = damaged_file(file)
+        else:
+            others.append(header)
     if progress:
         progress(len(files), len(files))
     series = [DicomSeries(uid, tuple(headers), _lost_slices(headers, unread)) for uid, headers in by_uid.items()]
     series.sort(key=lambda one: (one.number, one.uid))
-    return DicomScan(path, tuple(series), tuple(damaged), tuple(without_series))
+    all_unread = tuple(file for found in unread.values() for file in found)
+    return DicomScan(path, tuple(series), damaged, tuple(without_series), tuple(others), all_unread)
 
 
 def _lost_slices(headers: Sequence[Header], unread: Mapping[Path, Sequence[Path]]) -> tuple[Path, ...]:
@@ -238,7 +250,7 @@ def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
         others = f" ({len(scan.damaged) - 1} more are too)" if len(scan.damaged) > 1 else ""
         raise InputError(
             f"is a damaged, incomplete or unreadable DICOM file{others}",
-            path=scan.damaged[0],
+            path=next(iter(scan.damaged)),
             hint="copy it again from its source or take it out of the folder",
         )
     return _only_usable(scan) if uid is None else _named(scan, uid)

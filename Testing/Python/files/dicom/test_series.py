@@ -23,7 +23,7 @@ def test_dicom_is_found_by_content_in_subfolders_among_stray_files(tmp_path):
     (tmp_path / "binary").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 3)
     scan = scan_dicom(tmp_path)
     assert {one.modality for one in scan.series} == {"CT", "RTSTRUCT"}
-    assert scan.damaged == ()
+    assert not scan.damaged
     chosen = choose_series(scan)
     assert (chosen.uid, chosen.image_count, chosen.kernel) == (series.uid, 5, "B30f")
 
