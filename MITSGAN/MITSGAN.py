@@ -48,9 +48,9 @@ class MITSGAN(ScriptedLoadableModule):
         self.parent.dependencies = ["Markups", "Volumes", "Colors", "Tables", "Plots"]
         self.parent.contributors = ["MITSGAN contributors"]
         self.parent.helpText = _("""
-Protects CT volumes against tampering by generative networks. A protected volume differs from its source by a few
-Hounsfield units, meant to disturb a network that inserts or removes a tumor. The module can simulate such an attack on
-your own scan, with and without the protection.
+MITSGAN helps you find out whether generative AI added or removed a tumor in a chest CT: it adds a watermark smaller
+than the scan's own noise, signs scans, restores originals bit for bit, and simulates the attack on your own scan, but
+it does not stop the attack and misses some forgeries.
 See <a href="{url}">{url}</a> for a tutorial and for what was measured.
 """).format(url="https://github.com/MITSGAN/SlicerMITSGAN")
         self.parent.acknowledgementText = _("""

@@ -170,7 +170,7 @@ def ordinary_composites():
 
 
 def opacities() -> list[float]:
-    """Of label maps in the ordinary views, each value once."""
+    """Opacities of label maps in the ordinary views, each value once."""
     return sorted({composite.GetLabelOpacity() for composite in ordinary_composites()})
 
 

@@ -42,13 +42,13 @@ class Legend:
 
 
 def signature_legend() -> Legend:
-    """Of what was changed since a scan was signed, by ``MAP_VALUES``."""
+    """The legend of what was changed since a scan was signed, by ``MAP_VALUES``."""
     colors = {INTACT: _CLEAR, CHANGED_TILE: _MAGENTA, WRONG_SLICE: _YELLOW, MISSING_SLICE: _GRAY}
     return Legend(_("Changes since signing"), {value: (MAP_VALUES[value], rgba) for value, rgba in colors.items()})
 
 
 def watermark_legend() -> Legend:
-    """Of where a watermark is missing."""
+    """The legend of where a watermark is missing."""
     labels = {
         0: (_("watermark there, or none expected"), _CLEAR),
         LEGEND_MISSING: (_("watermark missing"), _MAGENTA),

@@ -185,7 +185,7 @@ def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
 
 
 def watermark_kind(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
-    """Of the watermark that :func:`is_watermarked` finds, the last one: "open" or "keyed"."""
+    """The kind of the last watermark in a node, as its attributes say: "open", "keyed", or None without one."""
     kinds = [step.parameters["watermark"] for step in _steps_of(node) if "watermark" in step.parameters]
     return str(kinds[-1]) if kinds else None
 

@@ -44,10 +44,10 @@ class AttackSection(Section):
         for name in attackers:
             ui.attackerComboBox.addItem(name, name)
         ui.noticeLabel.text = _(
-            "Protection stops no attack: in our measurements those of {attackers} succeeded as often as without it. "
-            "But what they forge lacks the watermark of the default protection, and shows where that is checked. It is "
-            "no guarantee: who knows of the open watermark can forge it, too. To find any change later, sign what you "
-            "export."
+            "Protection does not stop an attack: in our measurements, attacks by {attackers} succeeded as often as "
+            "without it. But a forgery often lacks the watermark of the default protection, and the check then finds "
+            "it. This is no guarantee: anyone who knows the open watermark can forge it. To find every later change, "
+            "sign what you export."
         ).format(attackers=", ".join(attackers))
         panel.set_icon(ui.placeTargetButton, "Target")
         ui.attackerComboBox.connect("currentIndexChanged(int)", self._on_attacker_changed)

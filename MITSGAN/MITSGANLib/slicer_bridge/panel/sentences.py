@@ -32,24 +32,24 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
     """The title of a protection model or preset in the list, and what it is."""
     known = {
         "default": (
-            _("Default: forgeries show"),
+            _("Default: forgeries often show"),
             _(
-                "A network's change of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it, "
-                "which what is painted later lacks. Everybody can check it, so who knows of it can forge it, too."
+                "A network's change of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it. "
+                "What is painted over later lacks the watermark. Anyone can check it, and anyone can forge it."
             ),
         ),
         "strong": (
             _("Strong: the change may be seen"),
-            _("The default at three times its strength; for comparison."),
+            _("Three times as strong as the default; for comparison."),
         ),
         "paper": (_("After the paper: for comparison only"), card.description),
         "block-ai": (
             _("Block unauthorized AI: hides nodules from some networks"),
             _(
-                "An experiment, made to mislead diagnosis software, authorized or not. Of the nodules that the two "
-                "networks it knows find, it hid half to four fifths, of a third network's a fifth to two fifths; on "
+                "An experiment that misleads diagnosis software, authorized or not. It hid half to four fifths of the "
+                "nodules from the two networks that it was made against, and a fifth to two fifths from a third; on "
                 "one small scan fewer. It changes at most 36 HU, takes minutes, and hides nothing from readers. Export "
-                "with a key, and restore the original before any software reads it."
+                "with a key, and restore the original before any software reads the scan."
             ),
         ),
     }
@@ -57,12 +57,12 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
 
 
 def watermark() -> tuple[str, str]:
-    """The title of the watermark in the list of models, and what it does and does not."""
+    """The title of the watermark in the list of models, and what it does."""
     return (
         _("Watermark alone, with a key"),
         _(
-            "Hides signs within the scan's noise that only the key file can find, and nobody else can forge. It stops "
-            "no attack: it shows whoever has the key what was painted over since, in a copy of any format."
+            "Hides signs in the scan's noise. Only your key file can find them, and nobody else can forge them. The "
+            "watermark stops no attack, but it shows later what was painted over, in a copy of any format."
         ),
     )
 
@@ -150,7 +150,7 @@ def about_forgery(place: Place) -> str:
     words = (
         _("The forgery shows: of the watermark {share:.0%} of what is to be expected is left there.")
         if place.is_missing
-        else _("The watermark does not show the forgery: {share:.0%} of what is to be expected is there.")
+        else _("The watermark does not show the forgery: {share:.0%} of the expected watermark is there.")
     )
     return words.format(share=max(place.seen / place.expected, 0))
 
@@ -165,8 +165,8 @@ def about_locks(key_id: str | None, is_signed: bool) -> str:
     if key_id:
         return _("Exports are sealed with key {id}, and not signed.").format(id=key_id)
     if is_signed:
-        return _("Exports are signed. Without a key file there is no way back from them to the original.")
-    return _("Exports are neither sealed nor signed: from them there is no way back to the original.")
+        return _("Exports are signed. Without a key file, nothing leads back from them to the original.")
+    return _("Exports are neither sealed nor signed: nothing leads back from them to the original.")
 
 
 def about_restored(name: str, restored: Restored) -> str:
@@ -202,7 +202,7 @@ def about_check(name: str, checked: SignatureCheck) -> str:
     if len(findings) > _FINDINGS_SHOWN:
         lines.append(_("• and {count} more").format(count=len(findings) - _FINDINGS_SHOWN))
     if not checked.is_signer_known:
-        lines.append(_("Anyone can sign with a key of their own: choose the public key of the signer whom you expect."))
+        lines.append(_("Anyone can sign with a key of their own. Choose the public key of the signer you expect."))
     lines += [html.escape(note) for note in verification.notes]
     return "<br>".join([*lines, *_about_dicom_signatures(checked)])
 
@@ -221,12 +221,12 @@ def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bo
     if not check.is_found:
         words = (
             _(
-                "{name}: <b>no open watermark found.</b> The volume has none or a key's, for which choose the key "
-                "file, or it was cropped, resampled, moved or strongly smoothed."
+                "{name}: <b>no open watermark found.</b> The volume may have none. It may have one with a key: choose "
+                "the key file. Or it was cropped, resampled, moved or strongly smoothed."
             )
             if is_open
             else _(
-                "{name}: <b>no watermark of this key found.</b> The volume has none or another key's, or it was "
+                "{name}: <b>no watermark of this key found.</b> The volume may have none, or another key's. Or it was "
                 "cropped, resampled, moved or strongly smoothed."
             )
         )
@@ -243,7 +243,7 @@ def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bo
         lines.append(_about_place(place))
     elif not check.regions:
         # CT-GAN's injector leaves the noise around a nodule as it was.
-        hint = _("Small changes, such as an added nodule, may not stand out: place a target to ask about a point.")
+        hint = _("A small change, such as an added nodule, may not stand out. Place a target to ask about one point.")
         lines.append(hint)
     return "<br>".join(lines)
 
@@ -251,7 +251,7 @@ def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bo
 def _about_regions(name: str, check: Check) -> list[str]:
     told = _("{share:.0%} of the marked tissue can be checked.").format(share=check.telling_share)
     if check.telling_share < _MOST:
-        told += " " + _("Elsewhere the watermark is too weak, as in large voxels and where there is little noise.")
+        told += " " + _("Elsewhere the watermark is too weak: voxels are large, or there is little noise.")
     count = len(check.regions)
     if not count:
         words = _("{name}: <b>watermark found</b>; no place stands out where it is missing.")
@@ -276,11 +276,11 @@ def _about_region(region: MissingRegion) -> str:
 
 def _about_place(place: Place) -> str:
     if not place.can_tell:
-        return _("At the target: cannot be told, the watermark is too weak there.")
+        return _("At the target: cannot be told. The watermark is too weak there.")
     if place.is_missing:
         words = _(
-            "At the target: <b>MISSING</b>. {share:.0%} of what is to be expected is in the {mm:.0f} mm around it."
+            "At the target: <b>MISSING</b>. {share:.0%} of the expected watermark is in the {mm:.0f} mm around it."
         )
     else:
-        words = _("At the target: there. {share:.0%} of what is to be expected is in the {mm:.0f} mm around it.")
+        words = _("At the target: there. {share:.0%} of the expected watermark is in the {mm:.0f} mm around it.")
     return words.format(share=max(place.seen / place.expected, 0), mm=place.window_mm)
