@@ -4,21 +4,20 @@ This file connects them. What happens to voxels is in ``MITSGANLib``, what happe
 ``MITSGANLib.slicer_bridge``, and the sections of the panel are in ``MITSGANLib.slicer_bridge.panel``.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import slicer
-import vtk
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.slicer_bridge import export, operations, self_test, watermarks
-from MITSGANLib.slicer_bridge.layout import layout_before_comparison, register_layout, set_layout
+from MITSGANLib.slicer_bridge.layout import register_layout
 from MITSGANLib.slicer_bridge.operations import compute_here, operation
+from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
 from MITSGANLib.slicer_bridge.panel.panel import MITSGANPanel
 from MITSGANLib.slicer_bridge.restore import restore_scan
 from MITSGANLib.slicer_bridge.tables import table_text
 from MITSGANLib.slicer_bridge.verify import check_scan, show_signed_changes
-from MITSGANLib.slicer_bridge.volumes import first_scan, ras_from_voxel
+from MITSGANLib.slicer_bridge.volumes import ras_from_voxel
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLMarkupsFiducialNode,
@@ -33,9 +32,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 
 class MITSGAN(ScriptedLoadableModule):
@@ -129,124 +126,12 @@ class MITSGANParameterNode:
     showChanges: bool = True
 
 
-class MITSGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The module's panel: loads its widgets, makes its sections, and shows them the parameter node of the scene."""
-
-    def __init__(self, parent=None) -> None:
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self.logic = self.panel = None
-        self._parameterNode = None
-        self._parameterNodeGuiTag = None
-        self._layoutBefore = None
+class MITSGANWidget(ModuleWidget):
+    """The module's panel: the sections of ``MITSGANLib.slicer_bridge.panel``, with the parameter node of the scene."""
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
-        ScriptedLoadableModuleWidget.setup(self)
-
-        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MITSGAN.ui"))
-        self.layout.addWidget(uiWidget)
-        self.ui = slicer.util.childWidgetVariables(uiWidget)
-        uiWidget.setMRMLScene(slicer.mrmlScene)
-
-        self.panel = MITSGANPanel(self.ui, self.parent, self, MITSGANLogic, self.resourcePath)
-        self.logic = self.panel.logic
-
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
-        self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneEndBatchProcess)
-        # Quitting waits for work in progress: the application calls cleanup only after it.
-        slicer.app.connect("lastWindowClosed()", self.panel.jobs.cancel)
-        self.initializeParameterNode()
-
-    def cleanup(self) -> None:
-        """Called when the application closes and the module widget is destroyed."""
-        if self.panel:
-            slicer.app.disconnect("lastWindowClosed()", self.panel.jobs.cancel)
-            self.panel.close()
-            self._leave()
-        self.removeObservers()
-
-    def enter(self) -> None:
-        """Called each time the user opens this module."""
-        self.initializeParameterNode()
-
-    def exit(self) -> None:
-        """Called each time the user opens a different module."""
-        if self.panel:
-            self._leave()
-
-    def onReload(self) -> None:
-        """Reload the library together with the module (developer mode)."""
-        # None after a set-up that failed, which is what a reload may have been pressed for.
-        jobs = self.panel and self.panel.jobs
-        if jobs and jobs.button:
-            jobs.cancel()
-            jobs.say(_("Canceling; reload again when it has stopped."))
-            return
-        # The module file, which is executed anew, imports them anew.
-        for name in [name for name in sys.modules if name.partition(".")[0] == "MITSGANLib"]:
-            del sys.modules[name]
-        ScriptedLoadableModuleWidget.onReload(self)
-
-    def onSceneStartClose(self, _caller, _event) -> None:
-        """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
-        self.panel.jobs.cancel()
-        self._leave()
-        # It may be about a patient whose scene is gone.
-        self.panel.restore_verify.take_scan(None)
-        self._layoutBefore = layout_before_comparison()
-
-    def onSceneEndClose(self, _caller, _event) -> None:
-        """Take a new parameter node if the panel is open."""
-        self.panel.volume.forget()
-        # Slicer would go back to the comparison, whose views are empty now.
-        if self._layoutBefore is not None:
-            set_layout(self._layoutBefore)
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
-    def onSceneEndImport(self, _caller, _event) -> None:
-        """Show what a scene that was just loaded says, if the panel is open."""
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
-    def onSceneEndBatchProcess(self, _caller, _event) -> None:
-        """Show what was not shown while nodes came and went: a scene opened in place of another ends its import so."""
-        self._onParametersModified()
-
-    def initializeParameterNode(self) -> None:
-        """Make sure that a parameter node exists, is observed and has a source volume if the scene has one."""
-        self.setParameterNode(self.logic.getParameterNode())
-        if not self._parameterNode.sourceVolume:
-            self._parameterNode.sourceVolume = first_scan()
-
-    def setParameterNode(self, inputParameterNode: MITSGANParameterNode | None) -> None:
-        """Show and observe a parameter node, or none."""
-        modified = vtk.vtkCommand.ModifiedEvent
-        # The node is observed, not its wrapper: the mixin would keep every wrapper that it ever observed alive. With a
-        # low priority, because the wrapper's values are caches that other observers renew, in no certain order.
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode.parameterNode, modified, self._onParametersModified)
-        self._parameterNode = self.panel.parameters = inputParameterNode
-        if self._parameterNode:
-            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            node = self._parameterNode.parameterNode
-            self.addObserver(node, modified, self._onParametersModified, priority=-1.0)
-            self._onParametersModified()
-
-    def _leave(self) -> None:
-        self.panel.leave()
-        self.setParameterNode(None)
-
-    def _onParametersModified(self, _caller=None, _event=None) -> None:
-        # While a scene is read its nodes are half there; the end of the batch calls again.
-        if not self._parameterNode or self.panel.is_closed or slicer.mrmlScene.IsBatchProcessing():
-            return
-        self.panel.refresh()
+        self.setUpPanel("UI/MITSGAN.ui", MITSGANPanel, MITSGANLogic)
 
 
 class MITSGANLogic(ScriptedLoadableModuleLogic):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import slicer
-import vtk
 from MITSGANLib.slicer_bridge.layout import show_table
 from MITSGANLib.slicer_bridge.operations import compute_here, measure_nodes, operation
-from MITSGANLib.slicer_bridge.panel.shared import Panel
+from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
+from MITSGANLib.slicer_bridge.panel.shared import Panel, Section
 from slicer import vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -22,9 +22,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 
 class MITSGANTraining(ScriptedLoadableModule):
@@ -60,113 +58,71 @@ class MITSGANTrainingParameterNode:
     comparedVolume: vtkMRMLScalarVolumeNode
 
 
-class MITSGANTrainingWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The module's panel: an evaluation of loaded volumes, and a chooser of commands for a terminal."""
+class EvaluateSection(Section):
+    """Measures two loaded volumes."""
 
-    def __init__(self, parent=None) -> None:
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self.logic = self.panel = None
-        self._parameterNode = None
-        self._parameterNodeGuiTag = None
+    def __init__(self, panel: Panel) -> None:
+        super().__init__(panel)
+        panel.add_job(
+            panel.ui.evaluateButton,
+            panel.ui.progressBar,
+            self.evaluate,
+            unit=_("slices"),
+            failure=_("Failed to evaluate the volumes."),
+            missing=self._missing,
+        )
+
+    def evaluate(self, progress: Callable[[int, int], None]) -> None:
+        """Measure the two volumes and show the table."""
+        panel, parameters = self._panel, self._panel.parameters
+        table = panel.logic.evaluate(parameters.referenceVolume, parameters.comparedVolume, progress=progress)
+        show_table(table)
+        panel.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
+
+    def _missing(self) -> str:
+        parameters = self._panel.parameters
+        has_both = parameters and parameters.referenceVolume and parameters.comparedVolume
+        return "" if has_both else _("Select two volumes.")
+
+
+class CommandsSection(Section):
+    """Offers the commands for a terminal."""
+
+    def __init__(self, panel: Panel) -> None:
+        super().__init__(panel)
+        panel.ui.commandComboBox.connect("currentIndexChanged(int)", self.show_command)
+        panel.ui.copyButton.connect("clicked()", self.copy)
+        for name, purpose in panel.logic.commands():
+            panel.ui.commandComboBox.addItem(name, purpose)
+
+    def show_command(self, index: int) -> None:
+        """Show the command's purpose, and the end of its line: what comes before is the same for all."""
+        ui = self._panel.ui
+        ui.purposeLabel.text = ui.commandComboBox.itemData(index)
+        line = self._panel.logic.commandLine(ui.commandComboBox.itemText(index))
+        ui.commandLineEdit.text = ui.commandLineEdit.toolTip = line
+        ui.commandLineEdit.setCursorPosition(len(line))
+
+    def copy(self) -> None:
+        """Put the line on the clipboard."""
+        slicer.app.clipboard().setText(self._panel.ui.commandLineEdit.text)
+        self._panel.jobs.say(_("Copied. Paste it into a terminal: it prints the options of the command."))
+
+
+class TrainingPanel(Panel):
+    """The module's panel, from the arguments of :class:`Panel`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sections = (EvaluateSection(self), CommandsSection(self))
+
+
+class MITSGANTrainingWidget(ModuleWidget):
+    """The module's panel: an evaluation of loaded volumes, and a chooser of commands for a terminal."""
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
-        ScriptedLoadableModuleWidget.setup(self)
-        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MITSGANTraining.ui"))
-        self.layout.addWidget(uiWidget)
-        ui = self.ui = slicer.util.childWidgetVariables(uiWidget)
-        uiWidget.setMRMLScene(slicer.mrmlScene)
-
-        self.panel = Panel(ui, self.parent, self, MITSGANTrainingLogic, self.resourcePath)
-        self.logic = self.panel.logic
-        self.panel.add_job(
-            ui.evaluateButton,
-            ui.progressBar,
-            self.onEvaluate,
-            unit=_("slices"),
-            failure=_("Failed to evaluate the volumes."),
-            missing=self._missingVolumes,
-        )
-        ui.commandComboBox.connect("currentIndexChanged(int)", self.onCommandChanged)
-        ui.copyButton.connect("clicked()", self.onCopy)
-        for name, purpose in self.logic.commands():
-            ui.commandComboBox.addItem(name, purpose)
-
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        # Quitting waits for work in progress: the application calls cleanup only after it.
-        slicer.app.connect("lastWindowClosed()", self.panel.jobs.cancel)
-        self.enter()
-
-    def cleanup(self) -> None:
-        """Called when the application closes and the module widget is destroyed."""
-        if self.panel:
-            slicer.app.disconnect("lastWindowClosed()", self.panel.jobs.cancel)
-            self.panel.close()
-            self.setParameterNode(None)
-        self.removeObservers()
-
-    def enter(self) -> None:
-        """Called each time the user opens this module."""
-        self.setParameterNode(self.logic.getParameterNode())
-
-    def exit(self) -> None:
-        """Called each time the user opens a different module."""
-        self.setParameterNode(None)
-
-    def onSceneStartClose(self, _caller, _event) -> None:
-        """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
-        self.panel.jobs.cancel()
-        self.setParameterNode(None)
-
-    def onSceneEndClose(self, _caller, _event) -> None:
-        """Take a new parameter node if the panel is open."""
-        if self.parent.isEntered:
-            self.enter()
-
-    def setParameterNode(self, inputParameterNode: MITSGANTrainingParameterNode | None) -> None:
-        """Show and observe a parameter node, or none."""
-        modified = vtk.vtkCommand.ModifiedEvent
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode.parameterNode, modified, self._onParametersModified)
-        self._parameterNode = self.panel.parameters = inputParameterNode
-        if self._parameterNode:
-            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            # With a low priority: the wrapper's values are caches that other observers renew.
-            self.addObserver(self._parameterNode.parameterNode, modified, self._onParametersModified, priority=-1.0)
-        self.panel.changed()
-
-    def onEvaluate(self, progress: Callable[[int, int], None]) -> None:
-        """Measure the two volumes and show the table."""
-        table = self.logic.evaluate(
-            self._parameterNode.referenceVolume, self._parameterNode.comparedVolume, progress=progress
-        )
-        show_table(table)
-        self.panel.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
-
-    def onCommandChanged(self, index: int) -> None:
-        """Show the command's purpose, and the end of its line: what comes before is the same for all."""
-        self.ui.purposeLabel.text = self.ui.commandComboBox.itemData(index)
-        line = self.logic.commandLine(self.ui.commandComboBox.itemText(index))
-        self.ui.commandLineEdit.text = self.ui.commandLineEdit.toolTip = line
-        self.ui.commandLineEdit.setCursorPosition(len(line))
-
-    def onCopy(self) -> None:
-        """Put the line on the clipboard."""
-        slicer.app.clipboard().setText(self.ui.commandLineEdit.text)
-        self.panel.jobs.say(_("Copied. Paste it into a terminal: it prints the options of the command."))
-
-    def _missingVolumes(self) -> str:
-        parameters = self._parameterNode
-        if parameters and parameters.referenceVolume and parameters.comparedVolume:
-            return ""
-        return _("Select two volumes.")
-
-    def _onParametersModified(self, _caller=None, _event=None) -> None:
-        self.panel.changed()
+        self.setUpPanel("UI/MITSGANTraining.ui", TrainingPanel, MITSGANTrainingLogic)
 
 
 class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):

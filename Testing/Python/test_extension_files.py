@@ -353,3 +353,12 @@ def test_texts_are_translatable(module):
         assert len(call.args) == 1
         assert isinstance(call.args[0], ast.Constant)
         assert isinstance(call.args[0].value, str)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_help_promises_what_the_readme_does(module):
+    """The first sentence of the README, word for word."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    promise = "MITSGAN helps" + readme.partition("MITSGAN helps")[2].partition(".")[0] + "."
+    assert "does not stop the attack" in promise
+    assert promise in " ".join((ROOT / module / f"{module}.py").read_text(encoding="utf-8").split())

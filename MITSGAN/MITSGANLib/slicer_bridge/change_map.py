@@ -9,10 +9,10 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from ..scan.volume import CTVolume, lps_from_ras
+from ..scan.volume import CTVolume
 from ..signature.verification import CHANGED_TILE, INTACT, MAP_VALUES, MISSING_SLICE, WRONG_SLICE
 from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, show_labels
-from .volumes import ras_on_grid
+from .volumes import ras_on_grid, set_grid
 
 CHANGE_MAP_ATTRIBUTE = "MITSGAN.ChangeMap"
 LEGEND_MISSING, LEGEND_UNTOLD = 1, 2
@@ -69,11 +69,7 @@ def change_map_node(
     node = slicer.vtkMRMLLabelMapVolumeNode()
     node.SetName(scene.GenerateUniqueName(legend.title))
     node.SetAttribute(CHANGE_MAP_ATTRIBUTE, "true")
-    directions = np.eye(4)
-    directions[:3, :3] = np.diag((-1.0, -1.0, 1.0)) @ labels.direction
-    node.SetIJKToRASDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
-    node.SetSpacing(labels.spacing)
-    node.SetOrigin(lps_from_ras(labels.origin))
+    set_grid(node, labels)
     slicer.util.updateVolumeFromArray(node, labels.hu.astype(np.uint8))
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()

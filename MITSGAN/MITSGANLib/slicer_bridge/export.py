@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import slicer
@@ -12,15 +12,12 @@ from slicer.i18n import tr as _
 
 from ..errors import MITSGANError, OutputError
 from ..files.atomic import atomic_file, atomic_folder
-from ..files.storage import is_dicom_output, save_volume
+from ..files.storage import is_dicom_output
 from ..files.volume_files import SUFFIXES, format_of, read_file
+from ..save_protected import Proofs, remove_stale, save_protected
 from ..scan.volume import CTVolume
-from ..seal.sealing import save_sealed, seal_file
-from ..signature.manifest import manifest_path
-from ..signature.signing import signed_output
 from ..watermark.pattern import watermark_key
 from .dicom_source import dicom_files_of, with_dicom_source
-from .key_files import Locks
 from .operations import Compute, compute_here, matching_scans
 from .privacy import path_kept_from_log
 from .scan_on_disk import file_behind
@@ -48,7 +45,7 @@ def export_dicom(
     protected_node: slicer.vtkMRMLScalarVolumeNode,
     folder: str | Path,
     source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
-    locks: Locks | None = None,
+    proofs: Proofs | None = None,
     *,
     progress: Callable[..., None] | None = None,
     compute: Compute = compute_here,
@@ -57,7 +54,7 @@ def export_dicom(
 
     :param folder: an empty or new folder; in a folder with other files a new one is made.
     :param source_node: where the headers come from, if the protected node does not know its source.
-    :param locks: seals and signs it.
+    :param proofs: seals and signs it.
     :return: the folder that holds the series.
     """
     files, folder = exportable_files(protected_node, source_node), Path(folder)
@@ -66,7 +63,7 @@ def export_dicom(
     volume = with_dicom_source(volume_from_node(protected_node), files)
 
     with path_kept_from_log(folder), new_output(folder) as new:
-        compute(lambda report: _save(volume, volume, new, locks or Locks(), report), progress)
+        compute(lambda report: _save(volume, volume, new, proofs or Proofs(), report), progress)
     logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
     return folder
 
@@ -75,7 +72,7 @@ def export_file(
     protected_node: slicer.vtkMRMLScalarVolumeNode,
     path: str | Path,
     source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
-    locks: Locks | None = None,
+    proofs: Proofs | None = None,
     *,
     progress: Callable[..., None] | None = None,
     compute: Compute = compute_here,
@@ -85,10 +82,10 @@ def export_file(
     The seal restores the file that the source was loaded from, where it is still there; else the source's HU.
 
     :param source_node: what is sealed, if the protected node does not know its source.
-    :param locks: seals and signs it; seal and manifest lie beside it.
+    :param proofs: seals and signs it; seal and manifest lie beside it.
     :raises OutputError: the suffix is of no such format, or the file is the source's own.
     """
-    source_node, path, locks = source_of(protected_node) or source_node, Path(path), locks or Locks()
+    source_node, path, proofs = source_of(protected_node) or source_node, Path(path), proofs or Proofs()
     if format_of(path) is None:
         raise OutputError(_("Give the file a name that ends in {suffixes}.").format(suffixes=", ".join(SUFFIXES)))
     own = file_behind(source_node)
@@ -97,11 +94,8 @@ def export_file(
     source, protected = matching_scans(source_node, protected_node)
 
     with path_kept_from_log(path), new_output(path, overwrite=True) as new:
-        compute(lambda report: _save(protected, source, new, locks, report, own), progress)
-    # Those of a file that was replaced are not of this one.
-    for beside, lock in ((seal_file(path), locks.key), (manifest_path(path), locks.signers)):
-        if lock is None:
-            beside.unlink(missing_ok=True)
+        compute(lambda report: _save(protected, source, new, proofs, report, own), progress)
+    remove_stale(path, proofs)
     logger.info("MITSGAN exported %s as a file", protected_node.GetID())
 
 
@@ -122,29 +116,26 @@ def _save(
     volume: CTVolume,
     original: CTVolume,
     path: Path,
-    locks: Locks,
+    proofs: Proofs,
     report: Callable[..., None] | None,
     own: Path | None = None,
 ) -> None:
-    """Save a protected volume as DICOM or a file, sealed and signed as ``locks`` say.
+    """Save a protected volume as DICOM or a file, sealed and signed.
 
     :param original: what the seal restores; for DICOM, its files.
     :param own: the file that ``original`` may have been loaded from: if it shows the same, the seal restores it.
     """
-    original = _as_in_file(original, own) if locks.key else original
+    key = proofs.key
+    # Mostly the same key file made the watermark; with another's the seal is as exact, but longer.
+    watermark = None if key is None or key.is_passphrase else watermark_key(key)
 
     def while_writing(done: int, total: int) -> None:
         if report:
             # How long sealing and signing take is not known beforehand.
-            report(*((done, total) if done < total or not locks else (0, 0)))
+            report(*((done, total) if done < total or not proofs else (0, 0)))
 
-    with signed_output(path, locks.signers) if locks.signers else nullcontext(path) as unsigned:
-        if locks.key is None:
-            save_volume(volume, unsigned, progress=while_writing)
-        else:
-            # Mostly the same key file made the watermark; with another's the seal is as exact, but longer.
-            mark = None if locks.key.is_passphrase else watermark_key(locks.key)
-            save_sealed(volume, original, unsigned, locks.key, watermark=mark, progress=while_writing)
+    original = _as_in_file(original, own) if key else original
+    save_protected(volume, path, proofs, original, watermark=watermark, progress=while_writing)
 
 
 def _as_in_file(original: CTVolume, own: Path | None) -> CTVolume:

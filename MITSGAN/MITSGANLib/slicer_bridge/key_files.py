@@ -6,7 +6,6 @@ Nothing here keeps a key, names its file in an error, or puts it into the scene.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -22,19 +21,9 @@ from ..keys.signing_keys import (
     save_signing_key,
 )
 from ..keys.signing_keys import read_key_bytes as read_pem
+from ..save_protected import Proofs
 from ..signature.signing import Signers
 from .privacy import paths_kept_from_log
-
-
-@dataclass(frozen=True)
-class Locks:
-    """What an export does besides writing: seal with ``key``, sign with ``signers``; either may be None."""
-
-    key: Key | None = None
-    signers: Signers | None = None
-
-    def __bool__(self) -> bool:
-        return self.key is not None or self.signers is not None
 
 
 def make_key_file(path: Path) -> str:
@@ -89,7 +78,7 @@ def public_key_identity(path: Path) -> str:
         return fingerprint(raw_public_key(load_public_key(path)))
 
 
-def open_locks(key_path: Path | None, signing_path: Path | None, passphrase: str) -> Locks:
+def open_proofs(key_path: Path | None, signing_path: Path | None, passphrase: str) -> Proofs:
     """The keys in files.
 
     :param passphrase: of the signing key, where one locks it; empty for none.
@@ -105,7 +94,7 @@ def open_locks(key_path: Path | None, signing_path: Path | None, passphrase: str
                 raise InputError(_("The signing key is locked; type its passphrase."))
             unlock = passphrase_key(passphrase).secret if passphrase else None
             signers = Signers(load_signing_key(signing_path, unlock))
-    return Locks(key, signers)
+    return Proofs(key, signers)
 
 
 def open_key(key_path: Path | None, passphrase: str) -> Key:
@@ -115,7 +104,7 @@ def open_key(key_path: Path | None, passphrase: str) -> Key:
     """
     if key_path is None:
         return passphrase_key(passphrase)
-    return open_locks(key_path, None, "").key
+    return open_proofs(key_path, None, "").key
 
 
 def _refuse_existing(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import slicer
@@ -198,16 +199,23 @@ def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = 
     logic.PropagateBackgroundVolumeSelection(int(fit))
 
 
+def displayed_volume() -> slicer.vtkMRMLVolumeNode | None:
+    """The volume in the background of the ordinary slice views; None where they show none."""
+    for composite in _ordinary("vtkMRMLSliceCompositeNode"):
+        node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+        if node is not None:
+            return node
+    return None
+
+
 def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Sequence[float]) -> None:
     """Lay a label map over what the ordinary slice views show, and move them to a world point in mm."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveLabelVolumeID(node.GetID())
     logic.PropagateLabelVolumeSelection(0)
     set_labels_opacity(node, opacity)
-    tags = {view.tag for view in VIEWS.values()}
-    for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        if slice_node.GetLayoutName() not in tags:
-            slice_node.JumpSliceByOffsetting(*ras)
+    for slice_node in _ordinary("vtkMRMLSliceNode"):
+        slice_node.JumpSliceByOffsetting(*ras)
 
 
 def set_labels_opacity(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float) -> None:
@@ -230,11 +238,9 @@ def show_table(node: slicer.vtkMRMLTableNode) -> None:
 
 def keep_out_of_comparison(display: slicer.vtkMRMLDisplayNode) -> None:
     """Show what ``display`` shows in all views but those of the comparison, where it would cover what is compared."""
-    tags = {view.tag for view in VIEWS.values()}
     display.RemoveAllViewNodeIDs()
-    for node in slicer.util.getNodesByClass("vtkMRMLAbstractViewNode"):
-        if node.GetLayoutName() not in tags:
-            display.AddViewNodeID(node.GetID())
+    for node in _ordinary("vtkMRMLAbstractViewNode"):
+        display.AddViewNodeID(node.GetID())
 
 
 def jump_to_slice(node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
@@ -256,6 +262,12 @@ def set_window(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None], window: W
         display = node.GetDisplayNode()
         display.SetAutoWindowLevel(False)
         display.SetWindowLevel(window.width, window.center)
+
+
+def _ordinary(class_name: str) -> list[Any]:
+    """The views of a class, or their composite nodes, but for those of the comparison."""
+    tags = {view.tag for view in VIEWS.values()}
+    return [node for node in slicer.util.getNodesByClass(class_name) if node.GetLayoutName() not in tags]
 
 
 def _views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceCompositeNode]]:

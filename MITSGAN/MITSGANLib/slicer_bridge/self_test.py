@@ -21,7 +21,7 @@ from ..keys.key_files import Key, write_key_file
 from ..scan import phantom
 from ..scan.volume import CTVolume, ProcessingStep
 from ..scan.windows import LUNG
-from .key_files import make_key_file, make_signing_key_file, open_key, open_locks
+from .key_files import make_key_file, make_signing_key_file, open_key, open_proofs
 from .layout import VIEWS, restore_layout, show_comparison
 from .packages import are_installed
 from .scan_on_disk import ScanOnDisk
@@ -118,9 +118,9 @@ def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
         folder = Path(name)
         make_key_file(folder / "self.key")
         make_signing_key_file(folder / "self.pem")
-        locks = open_locks(folder / "self.key", folder / "self.pem", "")
+        proofs = open_proofs(folder / "self.key", folder / "self.pem", "")
         path = folder / "protected.nrrd"
-        logic.exportFile(protected_node, path, volume_node, locks=locks)
+        logic.exportFile(protected_node, path, volume_node, proofs=proofs)
 
         test.delayDisplay("Restoring")
         scan = ScanOnDisk(path)

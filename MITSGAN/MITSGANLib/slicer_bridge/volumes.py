@@ -106,11 +106,7 @@ def node_from_volume(
     # Complete before it enters the scene, so that no observer ever sees a half-written volume.
     node = slicer.vtkMRMLScalarVolumeNode()
     node.SetName(scene.GenerateUniqueName(name))
-    directions = np.eye(4)
-    directions[:3, :3] = _LPS_FROM_RAS @ volume.direction
-    node.SetIJKToRASDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
-    node.SetSpacing(volume.spacing)
-    node.SetOrigin(lps_from_ras(volume.origin))
+    set_grid(node, volume)
     _write_provenance(node, provenance)
     slicer.util.updateVolumeFromArray(node, volume.hu)
 
@@ -128,17 +124,35 @@ def node_from_volume(
     return node
 
 
+def set_grid(node: slicer.vtkMRMLVolumeNode, volume: CTVolume) -> None:
+    """Give a node spacing, origin and directions of a scan."""
+    directions = np.eye(4)
+    directions[:3, :3] = _LPS_FROM_RAS @ volume.direction
+    node.SetIJKToRASDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
+    node.SetSpacing(volume.spacing)
+    node.SetOrigin(lps_from_ras(volume.origin))
+
+
 def source_of(node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode | None:
     """The node that ``node`` was computed from; None for a scan as loaded, or when that node is gone."""
     return node.GetNodeReference(SOURCE_ROLE)
 
 
+def origin_of(node: slicer.vtkMRMLVolumeNode) -> slicer.vtkMRMLVolumeNode:
+    """The scan as loaded that ``node`` was computed from in one or more steps; itself for such a scan."""
+    source = source_of(node)
+    return node if source is None else origin_of(source)
+
+
+def is_scan(node: slicer.vtkMRMLNode) -> bool:
+    """Whether a node is a scalar volume, no label map or vector volume, and no result of this library."""
+    # Those derive from the scalar volume node, hence the exact class.
+    return node.GetClassName() == "vtkMRMLScalarVolumeNode" and source_of(node) is None
+
+
 def first_scan() -> slicer.vtkMRMLScalarVolumeNode | None:
-    """The scene's first scalar volume that is not a result of this library; None when there is none."""
-    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and source_of(node) is None:
-            return node
-    return None
+    """The scene's first scan, in the sense of :func:`is_scan`; None when there is none."""
+    return next(filter(is_scan, slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")), None)
 
 
 def results_of(

@@ -24,7 +24,8 @@ slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL l
 vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown
+from MITSGANLib.slicer_bridge.change_map import change_map_node, watermark_legend
+from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown, show_in_ordinary_views
 from MITSGANLib.slicer_bridge.targets import is_placing, start_placing, target_from_markups
 from MITSGANLib.slicer_bridge.volumes import (
     PROTECTED_ATTRIBUTE,
@@ -48,6 +49,7 @@ from panel_data import (
     composites,
     hu,
     node_names,
+    ordinary_composites,
     place_target,
     snapshot,
     wait_until,
@@ -824,8 +826,8 @@ def test_the_user_may_delete_any_node(loaded, scan, name):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
     slicer.mrmlScene.RemoveNode(getattr(parameters, name))
-    # A selector of Slicer's falls back on the volume above, here the source, which is not its own protected version.
-    assert getattr(parameters, name) is (parameters.sourceVolume if name == "protectedVolume" else None)
+    # A selector of Slicer's falls back on the volume above.
+    assert getattr(parameters, name) is None
     ui = loaded.ui
     assert ui.protectButton.enabled == (name != "sourceVolume")
     assert ui.simulateAttackButton.enabled == (name not in ("sourceVolume", "protectedVolume", "targetPoint"))
@@ -834,6 +836,66 @@ def test_the_user_may_delete_any_node(loaded, scan, name):
     if ui.compareButton.enabled:
         ui.compareButton.click()
         assert parameters.metricsTable.GetNumberOfRows() > 0
+
+
+def shown_in_ordinary_views():
+    return {slicer.mrmlScene.GetNodeByID(one.GetBackgroundVolumeID() or "") for one in ordinary_composites()}
+
+
+def test_what_is_displayed_is_selected_and_what_is_selected_is_displayed(standin, module, scan):
+    nodes = [node_from_volume(scan.volume, name) for name in ("First CT", "Second CT", "Third CT")]
+    show_in_ordinary_views(nodes[1])
+    panel = standin.open_panel(module)
+    assert panel._parameterNode.sourceVolume is nodes[1], "not the scene's first: a click would land in another patient"
+    panel.ui.sourceVolumeSelector.setCurrentNode(nodes[2])
+    assert shown_in_ordinary_views() == {nodes[2]}
+    panel.cleanup()
+
+
+def test_what_was_made_of_the_selected_volume_stays_displayed(loaded, standin):
+    loaded.ui.protectButton.click()
+    protected = loaded._parameterNode.protectedVolume
+    standin.leave(loaded)
+    standin.enter(loaded)
+    assert shown_in_ordinary_views() == {protected}
+
+
+def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
+    other = node_from_volume(scan.volume, "Other CT")
+    parameters = loaded._parameterNode
+    slicer.mrmlScene.RemoveNode(parameters.sourceVolume)
+    assert parameters.sourceVolume is parameters.checkedVolume is None
+    wait_until(lambda: "load a sample" in loaded.ui.inspectionLabel.text)
+    assert slicer.mrmlScene.IsNodePresent(other)
+
+
+def test_a_volume_that_is_loaded_while_none_is_selected_is_selected(panel, scan):
+    assert panel._parameterNode.sourceVolume is None
+    node = node_from_volume(scan.volume, "CT")
+    wait_until(lambda: panel._parameterNode.sourceVolume is node)
+    assert "Looks like CT" in panel.ui.inspectionLabel.text
+    node_from_volume(scan.volume, "Other CT")
+    slicer.app.processEvents()
+    assert panel._parameterNode.sourceVolume is node
+
+
+def test_a_fresh_protection_removes_the_map_of_the_last_check(loaded, scan):
+    labels = dataclasses.replace(scan.volume, hu=np.ones_like(scan.volume.hu))
+    loaded._parameterNode.changeMap = change_map_node(labels, None, watermark_legend())
+    loaded.panel.show_text(loaded.ui.keysResultLabel, "MISSING")
+    loaded.ui.protectButton.click()
+    assert loaded._parameterNode.changeMap is None
+    assert node_names("vtkMRMLLabelMapVolumeNode") == []
+    assert loaded.ui.keysResultLabel.text == ""
+
+
+def test_a_long_verdict_is_shown_whole(panel):
+    label = panel.ui.keysResultLabel
+    panel.ui.keysCollapsibleButton.collapsed = False
+    for text in ("short", "<br>".join(["a line of a long verdict"] * 30), "short"):
+        panel.panel.show_text(label, text)
+        wait_until(lambda: label.minimumHeight == label.heightForWidth(label.width))
+        assert label.height >= label.minimumHeight
 
 
 def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):

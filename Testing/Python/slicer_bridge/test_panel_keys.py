@@ -96,11 +96,11 @@ class TestKeyFiles:
         if os.name == "posix":
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert panel.ui.keyFileLineEdit.text == "clinic.key"
-        assert f"sealed with key {key.id}" in panel.ui.locksLabel.text
+        assert f"sealed with key {key.id}" in panel.ui.proofsLabel.text
         assert "Keep a copy" in panel.ui.statusLabel.text
         panel.ui.forgetKeyButton.click()
         assert panel.ui.keyFileLineEdit.text == ""
-        assert "neither sealed nor signed" in panel.ui.locksLabel.text
+        assert "neither sealed nor signed" in panel.ui.proofsLabel.text
         assert path.is_file()
         assert not panel.ui.forgetKeyButton.enabled
 
@@ -117,7 +117,7 @@ class TestKeyFiles:
         panel.ui.newSigningKeyButton.click()
         assert panel.ui.signingKeyLineEdit.text == "me.pem"
         assert panel.ui.publicKeyLineEdit.text == "me.pub.pem"
-        assert "Exports are signed." in panel.ui.locksLabel.text
+        assert "Exports are signed." in panel.ui.proofsLabel.text
         if os.name == "posix":
             assert stat.S_IMODE((folder / "me.pem").stat().st_mode) == 0o600
 
@@ -289,7 +289,7 @@ class TestRestore:
         assert "Choose the folder or the file" in panel.ui.restoreButton.toolTip
         node = add_scan(panel, read_file(path), "CT back from the archive")
         store(node, path)
-        panel._onParametersModified()
+        panel.onParametersModified()
         assert panel.ui.scanLineEdit.placeholderText == "files of CT back from the archive"
         panel.ui.loadRestoredCheckBox.checked = False
         dialogs.answers = [folder / "back.nrrd"]
@@ -429,7 +429,7 @@ class TestDicom:
         sealed = [pydicom.dcmread(path) for path in files.values()]
         node = add_scan(panel, load_volume(folder / "original", sealed[0].SeriesInstanceUID))
         node.SetAttribute("DICOM.instanceUIDs", " ".join(files))
-        panel._onParametersModified()
+        panel.onParametersModified()
         choose(panel, dialogs, "keyFile", key_file)
         (folder / "out").mkdir()
         dialogs.answers = [folder / "out"]

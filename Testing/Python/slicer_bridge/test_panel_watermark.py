@@ -304,7 +304,9 @@ class TestCheck:
         add_scan(panel, marked if which == "another key" else ct)
         place_target(panel, LUNG)
         panel.ui.checkWatermarkButton.click()
-        assert "CT: <b>no watermark of this key found.</b>" in panel.ui.keysResultLabel.text
+        # The volume of the other key says that its watermark has a key.
+        words = "no watermark of this key found.</b>" if which == "another key" else "no watermark found</b>, neither"
+        assert f"CT: <b>{words}" in panel.ui.keysResultLabel.text
         assert "At the target" not in panel.ui.keysResultLabel.text
         assert panel._parameterNode.changeMap is None
 
@@ -351,14 +353,16 @@ class TestCheck:
         assert parameters.checkedVolume is first
         other = node_from_volume(marked, "Other")
         keyed.ui.checkedVolumeSelector.setCurrentNode(other)
-        keyed._onParametersModified()
+        keyed.onParametersModified()
         assert parameters.checkedVolume is other, "the user's choice stands"
         slicer.mrmlScene.RemoveNode(other)
         assert parameters.checkedVolume is first
         second = add_scan(keyed, ct, "Second")
         assert parameters.checkedVolume is second
         slicer.mrmlScene.RemoveNode(second)
-        assert parameters.sourceVolume is parameters.checkedVolume is first, "Slicer's selectors fall back on one above"
+        assert parameters.sourceVolume is parameters.checkedVolume is None, "the first may be of another patient"
+        keyed.ui.sourceVolumeSelector.setCurrentNode(first)
+        assert parameters.checkedVolume is first
         slicer.mrmlScene.RemoveNode(first)
         assert parameters.sourceVolume is parameters.checkedVolume is None
         assert keyed.ui.checkedVolumeSelector.currentNode() is None
@@ -402,10 +406,10 @@ class TestWords:
         nothing = dataclasses.replace(found, regions=(), classes=np.zeros_like(found.classes))
         text = said("CT", nothing, Place(LUNG, 9.0, 0.1, 0.7))
         assert "no place stands out" in text
-        assert "place a target" not in text, "there is one"
-        assert "place a target" in said("CT", nothing, None)
+        assert "Place a target" not in text, "there is one"
+        assert "Place a target" in said("CT", nothing, None)
         assert "0% of the marked tissue can be checked" in text
-        assert "the watermark is too weak, as in large voxels" in text
+        assert "the watermark is too weak: voxels are large" in text
         assert "At the target: cannot be told" in text
 
 
@@ -425,7 +429,7 @@ def test_nothing_of_the_key_outlives_a_click(panel, dialogs, ct, tmp_path, stand
     kept = everything_kept(panel, standin, caplog, tmp_path / "saved")
     assert "CT watermarked" in kept, "the scene was saved"
     key = read_key_file(vault / "clinic.key")
-    assert key.id in panel.ui.locksLabel.text
+    assert key.id in panel.ui.proofsLabel.text
     words = (vault / "clinic.key").read_text().split()
     for secret in ("the-vault", "clinic.key", words[1], key.id, key.secret.hex(), watermark_key(key).secret.hex()):
         assert secret not in kept
@@ -495,6 +499,19 @@ class TestOpen:
         assert standin.errors == []
         assert "At the target: <b>MISSING</b>" in ui.keysResultLabel.text
         assert ui.reportButton.enabled
+
+    @pytest.mark.slow
+    def test_a_chosen_key_does_not_hide_it_in_a_volume_that_says_nothing(self, panel, dialogs, key_file, ct, marked):
+        """As one from DICOM or from a file."""
+        choose(panel, dialogs, "keyFile", key_file)
+        for volume, words in (
+            (embed_watermark(ct, OPEN_KEY), "It is the open watermark"),
+            (marked, "It is the watermark of your key"),
+        ):
+            add_scan(panel, dataclasses.replace(volume, provenance=Provenance("file")))
+            panel.ui.checkWatermarkButton.click()
+            assert "watermark found" in panel.ui.keysResultLabel.text
+            assert words in panel.ui.keysResultLabel.text
 
     @pytest.mark.slow
     def test_a_chosen_key_is_not_looked_for_where_the_volume_has_the_open_one(self, attacked, dialogs, key_file):

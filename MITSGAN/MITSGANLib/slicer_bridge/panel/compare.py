@@ -12,7 +12,14 @@ from slicer.i18n import tr as _
 from ...files import atomic
 from ...scan.windows import BONE, LUNG, MEDIASTINUM, Window
 from ..comparison import ComparisonNodes
-from ..layout import comparison_is_shown, register_layout, restore_layout, set_window
+from ..layout import (
+    comparison_is_shown,
+    layout_before_comparison,
+    register_layout,
+    restore_layout,
+    set_layout,
+    set_window,
+)
 from ..privacy import path_kept_from_log
 from ..tables import table_text
 from ..volumes import remove_result, results_of, source_of
@@ -29,6 +36,7 @@ class CompareSection(Section):
     def __init__(self, panel: Panel) -> None:
         super().__init__(panel)
         self._observed_layout: Any = None
+        self._layout_before: int | None = None
         ui = panel.ui
         for text, first, second in (
             (_("Source / protected"), "source", "protected"),
@@ -79,6 +87,15 @@ class CompareSection(Section):
     def leave(self) -> None:
         """Flicker no more."""
         self.view.stop_flicker()
+
+    def scene_closes(self) -> None:
+        """Remember the views that were shown before the comparison."""
+        self._layout_before = layout_before_comparison()
+
+    def scene_closed(self) -> None:
+        """Show those views: Slicer would go back to the comparison, whose views are empty now."""
+        if self._layout_before is not None:
+            set_layout(self._layout_before)
 
     def close(self) -> None:
         """Let go of the plot, whose widget outlives the panel."""

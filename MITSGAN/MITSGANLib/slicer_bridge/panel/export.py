@@ -66,7 +66,7 @@ class ExportSection(Section):
             parameters.protectedVolume,
             folder,
             parameters.sourceVolume,
-            locks=self._keys.open_locks(),
+            proofs=self._keys.open_proofs(),
             progress=progress,
         )
         self._restore_verify.take_scan(written)
@@ -79,7 +79,7 @@ class ExportSection(Section):
             parameters.protectedVolume,
             path,
             parameters.sourceVolume,
-            locks=self._keys.open_locks(),
+            proofs=self._keys.open_proofs(),
             progress=progress,
         )
         self._restore_verify.take_scan(path)

@@ -14,13 +14,13 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ...keys.key_files import Key, is_private
+from ...save_protected import Proofs
 from ..key_files import (
-    Locks,
     key_identity,
     make_key_file,
     make_signing_key_file,
     open_key,
-    open_locks,
+    open_proofs,
     public_key_identity,
     signing_key_identity,
 )
@@ -96,13 +96,13 @@ class KeysSection(Section):
 
     def update(self) -> None:
         """Say what exports do besides writing."""
-        self._panel.ui.locksLabel.text = sentences.about_locks(self._key.identity, self._signing.path is not None)
+        self._panel.ui.proofsLabel.text = sentences.about_proofs(self._key.identity, self._signing.path is not None)
 
     def leave(self) -> None:
         """Forget the passphrase."""
         self._panel.ui.passphraseLineEdit.clear()
 
-    def open_locks(self) -> Locks | None:
+    def open_proofs(self) -> Proofs | None:
         """The keys for an export, None where none is chosen; the passphrase is forgotten.
 
         :raises InputError: a file is no such key any more, or its passphrase is missing or wrong.
@@ -110,12 +110,12 @@ class KeysSection(Section):
         if not self.has_key and self._signing.path is None:
             return None
         self._panel.ensure_key_packages()
-        return open_locks(self._key.path, self._signing.path, self._take_passphrase())
+        return open_proofs(self._key.path, self._signing.path, self._take_passphrase())
 
     def open_key(self) -> Key:
         """The key to restore with, that of the file or else of the passphrase, which is forgotten.
 
-        :raises InputError: as :meth:`open_locks`.
+        :raises InputError: as :meth:`open_proofs`.
         """
         return open_key(self._key.path, self._take_passphrase())
 

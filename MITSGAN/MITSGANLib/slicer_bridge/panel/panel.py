@@ -22,9 +22,9 @@ class MITSGANPanel(Panel):
         self.compare = CompareSection(self)
         self.volume = VolumeSection(self, self.compare)
         self.keys = KeysSection(self)
-        self.protect = ProtectSection(self, self.volume, self.compare, self.keys)
-        self.attack = AttackSection(self, self.compare)
         self.restore_verify = RestoreVerifySection(self, self.keys, self.compare)
+        self.protect = ProtectSection(self, self.volume, self.compare, self.keys, self.restore_verify)
+        self.attack = AttackSection(self, self.compare)
         self.export = ExportSection(self, self.keys, self.restore_verify)
         self.sections = (
             self.volume,

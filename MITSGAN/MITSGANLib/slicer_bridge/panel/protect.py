@@ -19,6 +19,7 @@ from .shared import Panel, Section, select
 if TYPE_CHECKING:
     from .compare import CompareSection
     from .keys import KeysSection
+    from .restore_verify import RestoreVerifySection
     from .volume import VolumeSection
 
 WATERMARK = "watermark"
@@ -33,11 +34,20 @@ class ProtectSection(Section):
     :param volume: knows when the source is another.
     :param compare: shows results, which are of the last protection.
     :param keys: has the key of a watermark.
+    :param restore_verify: shows what was changed, which is of the last protection, too.
     """
 
-    def __init__(self, panel: Panel, volume: VolumeSection, compare: CompareSection, keys: KeysSection) -> None:
+    def __init__(
+        self,
+        panel: Panel,
+        volume: VolumeSection,
+        compare: CompareSection,
+        keys: KeysSection,
+        restore_verify: RestoreVerifySection,
+    ) -> None:
         super().__init__(panel)
         self._volume, self._compare, self._keys = volume, compare, keys
+        self._restore_verify = restore_verify
         ui = panel.ui
         choices = {name: sentences.model(name, card) for name, card in presets.choices().items()}
         for name, (title, words) in {**choices, WATERMARK: sentences.watermark()}.items():
@@ -71,7 +81,8 @@ class ProtectSection(Section):
         # parameterNodeWrapper has no connector for a combo box filled at run time.
         select(ui.modelComboBox, presets.choice(parameters.model))
         index = ui.modelComboBox.currentIndex
-        ui.modelDescriptionLabel.text = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
+        words = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
+        self._panel.show_text(ui.modelDescriptionLabel, words)
         select(ui.deviceComboBox, parameters.device)
         if parameters.model == WATERMARK:
             self.device.forget()
@@ -105,6 +116,7 @@ class ProtectSection(Section):
                 parameters.checkedVolume = protected
             parameters.sourceAttacked = parameters.protectedAttacked = None
             self._compare.discard(parameters)
+            self._restore_verify.discard(parameters)
             show_in_ordinary_views(protected)
             self._compare.refill()
 

@@ -10,6 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import TargetError
+from ...keys.key_files import Key
 from ..change_map import set_changes_visible
 from ..export import free_folder
 from ..layout import show_in_ordinary_views
@@ -87,6 +88,10 @@ class RestoreVerifySection(Section):
         words = _("files of {name}").format(name=node.GetName()) if node else _("none")
         self._panel.ui.scanLineEdit.placeholderText = words
 
+    def scene_closes(self) -> None:
+        """Forget the scan on the disk, which may be of a patient whose scene goes."""
+        self.take_scan(None)
+
     def take_scan(self, path: Path | None) -> None:
         """Choose a scan on the disk, or none."""
         self._scan.choose(path)
@@ -142,21 +147,37 @@ class RestoreVerifySection(Section):
         node = parameters.checkedVolume
         self._say("")
         panel.ensure_key_packages()
-        key = self._watermark_key(node)
-        check = panel.logic.checkWatermark(node, key, progress=progress)
+        keys = self._watermark_keys(node)
+        for key in keys:
+            check = panel.logic.checkWatermark(node, key, progress=progress)
+            if check.is_found:
+                keys = [key]
+                break
         place = _place_of_target(check, node, parameters.targetPoint)
-        self._say(sentences.about_watermark(node.GetName(), check, place, is_open=key is None))
+        is_open, is_keyed = None in keys, keys != [None]
+        self._say(sentences.about_watermark(node.GetName(), check, place, is_open=is_open, is_keyed=is_keyed))
         self._make_room_for_map(parameters)
         parameters.changeMap = panel.logic.showMissingWatermark(check, node, visible=parameters.showChanges)
 
     def _say(self, text: str) -> None:
         self._panel.show_text(self._panel.ui.keysResultLabel, text)
 
-    def _watermark_key(self, node: slicer.vtkMRMLScalarVolumeNode) -> Any:
-        """The key to look for in a volume; None for the open watermark, if the volume says so or no key is chosen."""
-        if watermark_kind(node) == "open" or not self._keys.has_key:
-            return None
-        return self._keys.open_key_file()
+    def _watermark_keys(self, node: slicer.vtkMRMLScalarVolumeNode) -> list[Key | None]:
+        """The keys of all watermarks that a volume may have, None for the open one.
+
+        A volume from a file or from DICOM does not say which it has.
+        """
+        kind = watermark_kind(node)
+        if kind == "open" or not self._keys.has_key:
+            return [None]
+        key = self._keys.open_key_file()
+        return [key] if kind == "keyed" else [key, None]
+
+    def discard(self, parameters: Any) -> None:
+        """Remove the map and the verdict of the last check: they are not of the volume that is shown now."""
+        self._say("")
+        if parameters.changeMap:
+            remove_result(parameters.changeMap)
 
     def _make_room_for_map(self, parameters: Any) -> None:
         if parameters.changeMap:

@@ -155,7 +155,7 @@ def about_forgery(place: Place) -> str:
     return words.format(share=max(place.seen / place.expected, 0))
 
 
-def about_locks(key_id: str | None, is_signed: bool) -> str:
+def about_proofs(key_id: str | None, is_signed: bool) -> str:
     """What an export does besides writing.
 
     :param key_id: of the key that seals; None for none.
@@ -211,16 +211,24 @@ def _about_dicom_signatures(checked: SignatureCheck) -> list[str]:
     return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
 
 
-def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bool = False) -> str:
+def about_watermark(
+    name: str, check: Check, place: Place | None, *, is_open: bool = False, is_keyed: bool = True
+) -> str:
     """What a check of the watermark in the volume of this name found; rich text.
 
     :param place: what is left of it at the target; None without a target in the volume.
-    :param is_open: whether the open watermark was sought, not a key's.
+    :param is_open: whether the open watermark was found, or sought and not found.
+    :param is_keyed: the same for that of the chosen key.
     """
     name = html.escape(name)
     if not check.is_found:
         words = (
             _(
+                "{name}: <b>no watermark found</b>, neither the open one nor one of this key. The volume may have "
+                "none, or another key's. Or it was cropped, resampled, moved or strongly smoothed."
+            )
+            if is_open and is_keyed
+            else _(
                 "{name}: <b>no open watermark found.</b> The volume may have none. It may have one with a key: choose "
                 "the key file. Or it was cropped, resampled, moved or strongly smoothed."
             )
@@ -239,6 +247,9 @@ def about_watermark(name: str, check: Check, place: Place | None, *, is_open: bo
         lines = [words.format(name=name, share=check.gain)]
     else:
         lines = _about_regions(name, check)
+    lines.append(
+        _("It is the open watermark, which anyone can check.") if is_open else _("It is the watermark of your key.")
+    )
     if place is not None:
         lines.append(_about_place(place))
     elif not check.regions:

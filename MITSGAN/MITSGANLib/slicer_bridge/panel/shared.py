@@ -50,8 +50,17 @@ class Section:
     def update(self) -> None:
         """Show what depends on more than the parameter node; called after every change."""
 
+    def enter(self) -> None:
+        """Choose what the user has not chosen, when the module is opened or another scene is there."""
+
     def leave(self) -> None:
         """End what must not go on when the user leaves the module or closes the scene."""
+
+    def scene_closes(self) -> None:
+        """Forget what is about the scene that is about to go."""
+
+    def scene_closed(self) -> None:
+        """Forget what was about the scene that has gone."""
 
     def close(self) -> None:
         """Let go of what outlives the panel."""
@@ -110,10 +119,25 @@ class Panel:
             control.widget.enabled = not reason
             control.widget.toolTip = reason or tool_tip
 
+    def enter(self) -> None:
+        """Choose what the user has not chosen, when the module is opened or another scene is there."""
+        for section in self.sections:
+            section.enter()
+
     def leave(self) -> None:
         """End what must not go on when the user leaves the module or closes the scene."""
         for section in self.sections:
             section.leave()
+
+    def scene_closes(self) -> None:
+        """Forget what is about the scene that is about to go."""
+        for section in self.sections:
+            section.scene_closes()
+
+    def scene_closed(self) -> None:
+        """Forget what was about the scene that has gone."""
+        for section in self.sections:
+            section.scene_closed()
 
     def close(self) -> None:
         """Cancel, and touch no widget any more: they are about to be destroyed."""
@@ -218,9 +242,16 @@ class Panel:
         button.setIcon(qt.QIcon(self._resource_path(f"Icons/{name}.png")))
 
     def show_text(self, label: Any, text: str) -> None:
-        """Show a text, or no label where there is none."""
+        """Show a text, all of it, or no label where there is none."""
         label.text = text
         label.setVisible(bool(text))
+        label.setMinimumHeight(0)
+        # Or Qt keeps the height that a shorter text had. Not now: a label has its width once it is shown.
+        qt.QTimer.singleShot(0, lambda: self._fit(label))
+
+    def _fit(self, label: Any) -> None:
+        if not self.is_closed and label.visible:
+            label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
 
     def ensure_packages(self) -> None:
         """Offer to install what networks and figures need."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from ...errors import InputError
 from ...scan.windows import LUNG
 from ..inspection import inspect_node
-from ..layout import set_window
+from ..layout import displayed_volume, set_window, show_in_ordinary_views
+from ..volumes import first_scan, is_scan, origin_of
 from . import sentences
 from .shared import Panel, Section
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class VolumeSection(Section):
-    """Says at once whether the selected volume looks like CT, and loads samples.
+    """Selects what is displayed and displays what is selected, says whether it looks like CT, and loads samples.
 
     :param compare: shows results, which go when they are of another volume.
     """
@@ -31,6 +33,10 @@ class VolumeSection(Section):
         super().__init__(panel)
         self._compare = compare
         self._inspected: tuple[str, int] | None = None
+        scene, observer = slicer.mrmlScene, panel.observer
+        observer.addObserver(scene, scene.NodeAddedEvent, self._on_node_added)
+        # Before the selectors, which fall back on another volume.
+        observer.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._on_node_removed, priority=1.0)
         ui = panel.ui
         ui.sampleChestButton.connect("clicked()", self.load_chest)
         panel.add_control(ui.sourceVolumeSelector, ui.sampleChestButton, waits=True)
@@ -62,9 +68,18 @@ class VolumeSection(Section):
                 self._panel.inspection = inspect_node(node) if node else None
             if is_another:
                 self._compare.follow(node)
-        self._panel.ui.inspectionLabel.text = sentences.about_volume(node, self._panel.inspection)
+            if slicer.mrmlScene.IsNodePresent(node) and not _is_displayed(node):
+                show_in_ordinary_views(node)
+        self._panel.show_text(self._panel.ui.inspectionLabel, sentences.about_volume(node, self._panel.inspection))
 
-    def forget(self) -> None:
+    def enter(self) -> None:
+        """Select the scan that the views show, or that what they show was made from; else the scene's first."""
+        parameters, shown = self._panel.parameters, displayed_volume()
+        if not parameters.sourceVolume:
+            scan = origin_of(shown) if shown else None
+            parameters.sourceVolume = scan if scan and is_scan(scan) else first_scan()
+
+    def scene_closed(self) -> None:
         """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
         self._inspected = None
 
@@ -87,6 +102,34 @@ class VolumeSection(Section):
         """Make the synthetic thorax."""
         parameters = self._panel.parameters
         parameters.sourceVolume = self._panel.logic.loadPhantom(progress)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _on_node_added(self, scene: Any, _event: Any, node: Any) -> None:
+        """Select a scan that is loaded while none is selected."""
+        if node.IsA("vtkMRMLScalarVolumeNode") and not scene.IsBatchProcessing():
+            # Not now: it has neither voxels nor a source yet.
+            qt.QTimer.singleShot(0, lambda: self._select_added(node.GetID()))
+
+    def _select_added(self, node_id: str) -> None:
+        panel, node = self._panel, slicer.mrmlScene.GetNodeByID(node_id)
+        if not panel.is_closed and panel.parameters and not panel.parameters.sourceVolume and node and is_scan(node):
+            panel.parameters.sourceVolume = node
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _on_node_removed(self, scene: Any, _event: Any, node: Any) -> None:
+        """Select nothing in place of a volume that goes: another patient's would be protected unnoticed."""
+        parameters = self._panel.parameters
+        if not parameters or scene.IsBatchProcessing():
+            return
+        for name in ("sourceVolume", "protectedVolume", "checkedVolume"):
+            if getattr(parameters, name) is node:
+                setattr(parameters, name, None)
+
+
+def _is_displayed(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the ordinary views show a volume, or what was made from it."""
+    shown = displayed_volume()
+    return shown is not None and node in (shown, origin_of(shown))
 
 
 @contextmanager
