@@ -53,7 +53,10 @@ class ModelCard:
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:
-        """:raises ModelError: when the card is missing, not JSON, or lacks or adds fields."""
+        """Read a card.
+
+        :raises ModelError: when it is missing, not JSON, or lacks or adds fields.
+        """
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
@@ -64,6 +67,7 @@ class ModelCard:
             raise ModelError(f"The model card {path} cannot be read ({error}); reinstall the extension.") from error
 
     def to_json(self) -> str:
+        """The text of the card's file."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 

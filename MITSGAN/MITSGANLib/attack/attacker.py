@@ -49,6 +49,7 @@ class Attacker:
     digest: str = ""
 
     def to(self, device: torch.device) -> Attacker:
+        """This attacker with its network on a device."""
         self.inpainter.generator.to(device)
         return self
 
@@ -143,7 +144,10 @@ class AttackedScan:
 
 
 def check_target(volume: CTVolume, kji: Sequence[int]) -> None:
-    """:raises TargetError: when an attack at this voxel would be meaningless, with the reason."""
+    """Refuse a voxel ``kji`` (slice, row, column) at which an attack would be meaningless.
+
+    :raises TargetError: when it lies outside the scan, too near its border, or in air.
+    """
     if not volume.contains(kji):
         raise TargetError(
             f"The target (slice, row, column) {tuple(kji)} lies outside the scan, which has {volume.shape} voxels; "

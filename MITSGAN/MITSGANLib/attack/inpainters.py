@@ -63,6 +63,7 @@ class UNetInpainter(nn.Module):
         self.register_buffer("middle", _middle(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Complete masked cubes (batch, 1, 32, 32, 32) in network range; what was not masked stays."""
         seen = torch.cat([x, self.middle.expand_as(x)], dim=1)
         return torch.where(self.middle > 0, self.network(seen), x)
 
@@ -89,7 +90,10 @@ class FlowInpainter(nn.Module):
         return self.complete(x) if state is None else self.end(x, state, time)
 
     def complete(self, x: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
-        """:param start: other noise of deviation 1, shaped as ``x`` or as one cube."""
+        """Walk from noise to the completed cubes (batch, 1, 32, 32, 32).
+
+        :param start: other noise of deviation 1, shaped as ``x`` or as one cube.
+        """
         state = self.config.noise * (self.start if start is None else start).expand_as(x)
         steps = self.config.steps
         for step in range(steps):

@@ -93,6 +93,7 @@ class CTGANGenerator(nn.Module):
         self.last = _Same(channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Complete masked cubes (batch, 1, 32, 32, 32) in network range; same shape."""
         skips = []
         for down in self.down:
             x = down(x)
@@ -117,4 +118,5 @@ class CTGANDiscriminator(nn.Module):
         self.last = _Same(8 * d, 1)
 
     def forward(self, cube: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """Judge cubes beside what the generator saw of them, both (batch, 1, 32, 32, 32): (batch, 1, 2, 2, 2)."""
         return self.last(self.down(torch.cat([cube, masked], dim=1)))

@@ -155,7 +155,7 @@ class Surroundings:
     def of(
         cls, hu: np.ndarray, spacing_kji: Sequence[float], padding_hu: int | None = None, *, with_noise: bool = True
     ) -> Surroundings:
-        """Of slices as they are.
+        """Look at slices as they came.
 
         :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
         :param spacing_kji: mm along (slice, row, column).
@@ -174,7 +174,10 @@ class Surroundings:
         return cls(mask, noise_hu, padding_hu)
 
     def allowed(self, hu: np.ndarray, budget: Budget) -> np.ndarray:
-        """:func:`allowed_change` of the same slices, also after a change: int16 (slices, rows, columns)."""
+        """The largest change of the same slices, int16 (slices, rows, columns); see :func:`allowed_change`.
+
+        :param hu: int16 HU of these slices, which may have been changed meanwhile.
+        """
         allowed = np.empty(hu.shape, np.int16)
 
         def look(k: int) -> None:
@@ -184,7 +187,7 @@ class Surroundings:
         return allowed
 
     def allowed_in(self, k: int, hu: np.ndarray, budget: Budget) -> np.ndarray:
-        """:meth:`allowed` of one slice: int16 (rows, columns)."""
+        """The largest change of slice ``k`` alone, int16 (rows, columns); see :meth:`allowed`."""
         noise_hu = None if self.noise_hu is None else self.noise_hu[k]
         return allowed_change(hu, budget, self.mask[k], self.padding_hu, noise_hu)
 
@@ -192,7 +195,7 @@ class Surroundings:
 def allowed_in_slices(
     hu: np.ndarray, budget: Budget, spacing_kji: Sequence[float], padding_hu: int | None = None
 ) -> np.ndarray:
-    """:func:`allowed_change` of whole slices with their :class:`Surroundings`: int16 (slices, rows, columns).
+    """The largest change of whole slices, int16 (slices, rows, columns), from their :class:`Surroundings`.
 
     :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
     :param spacing_kji: mm along (slice, row, column).

@@ -55,7 +55,7 @@ class Sight:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of what :meth:`cut` gives, (slices, rows, columns)."""
+        """Shape of what :meth:`cut` gives, (slices, rows, columns)."""
         return (self.edge if self.kind == "cube" else self.slices, self.edge, self.edge)
 
     def box(self, shape: Sequence[int], spacing_kji: Sequence[float], kji: Sequence[int]) -> Box:

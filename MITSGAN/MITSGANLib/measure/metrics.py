@@ -314,7 +314,7 @@ class _SsimSeries:
             self.reason = "SSIM needs the Python package scikit-image, which is not installed"
 
     def of_slice(self, k: int, reference: np.ndarray, other: np.ndarray) -> _SliceSsim | None:
-        """Of one slice, changing nothing here; None where there is no SSIM."""
+        """SSIM of one slice (rows, columns), changing nothing here; None where there is none."""
         if self.reason:
             return None
         if self.window:

@@ -52,6 +52,7 @@ class GeneratorConfig:
     hu_window: tuple[float, float] = (-1024.0, 3071.0)
 
     def replace(self, **changes: object) -> GeneratorConfig:
+        """The same architecture but for these fields."""
         return dataclasses.replace(self, **changes)
 
 
@@ -80,6 +81,7 @@ class NoiseNet(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        """Shape noise (batch, 1, rows, columns); the channels are those of the last convolution."""
         return self.layers(noise)
 
 
@@ -98,6 +100,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (batch, channels, rows, columns), same shape."""
         return self.layers(x).add_(x) if self.inplace else x + self.layers(x)
 
 
@@ -135,7 +138,7 @@ class Generator(SliceNetwork, nn.Module):
         return self.with_shaped_noise(x, self.noise_net(noise))
 
     def with_shaped_noise(self, x: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` for noise (batch or 1, channels, rows, columns) that the Noise Net has shaped already."""
+        """The output for noise (batch or 1, channels, rows, columns) that the Noise Net has shaped already."""
         rows, columns = x.shape[-2:]
         both = torch.cat([shaped.expand(x.shape[0], -1, -1, -1), x], dim=1)
         missing = (-columns % self.config.unshuffle, -rows % self.config.unshuffle)

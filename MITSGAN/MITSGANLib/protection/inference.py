@@ -66,6 +66,7 @@ class Tile:
 
     @property
     def wide(self) -> tuple[slice, slice]:
+        """Rows and columns that the network must see, in the slice."""
         return self.wide_rows, self.wide_columns
 
     @property

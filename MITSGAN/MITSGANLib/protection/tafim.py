@@ -38,6 +38,7 @@ class TAFIMConfig:
     output: ClassVar[str] = "residual"
 
     def replace(self, **changes: object) -> TAFIMConfig:
+        """The same architecture but for these fields."""
         return dataclasses.replace(self, **changes)
 
 
@@ -69,6 +70,7 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(base_filters, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One channel (batch, 1, rows, columns) from ``x`` (batch, channels, rows, columns)."""
         skips = []
         for depth, level in enumerate(self.down):
             x = level(F.max_pool2d(x, 2) if depth else x)

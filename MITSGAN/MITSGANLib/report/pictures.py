@@ -7,9 +7,7 @@ so that neither Slicer's nor anybody's global state is touched.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import InputError, OutputError
+from ..errors import InputError
+from ..files.atomic import atomic_file
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, Window
 
@@ -244,7 +243,9 @@ def save_heatmaps(
 
     paths = []
     for done, (name, picture) in enumerate(pictures.items()):
-        paths.append(_write_whole(Path(folder) / name, picture()))
+        paths.append(Path(folder) / name)
+        with atomic_file(paths[-1], overwrite=True) as temporary:
+            temporary.write_bytes(picture())
         if progress:
             progress(done + 1, len(pictures))
     return tuple(paths)
@@ -276,6 +277,7 @@ class Orientation:
         return cls(transpose, flip_vertical, flip_horizontal, (*ends[axis_across], top, bottom))
 
     def picture(self, values: np.ndarray) -> np.ndarray:
+        """An array (row, column) turned as it is shown."""
         values = values.T if self.transpose else values
         values = values[::-1] if self.flip_vertical else values
         return values[:, ::-1] if self.flip_horizontal else values
@@ -558,17 +560,3 @@ def _png(figure: Any, title: str) -> bytes:
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, metadata={"Title": title} if title else None)
     return stream.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> Path:
-    """Write next to the place and move there, so that no half-written file carries the name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"cannot be written ({error.strerror})", path=path, hint="choose another folder") from error
-    return path

@@ -27,6 +27,7 @@ class Patch:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
+        """The patch's box in the scan (slices, rows, columns)."""
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.values.shape, strict=True))
 
 
@@ -77,6 +78,7 @@ def overlap(
 
 
 def box_slices(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """The index of a box that begins at voxel ``start`` and has ``size`` voxels along each axis."""
     return tuple(slice(int(a), int(a) + int(n)) for a, n in zip(start, size, strict=True))
 
 

@@ -11,6 +11,10 @@ LOWEST_HU, HIGHEST_HU = -1024, 3071
 
 
 def require_int16(hu: np.ndarray) -> np.ndarray:
+    """The array as it is, of any shape.
+
+    :raises InputError: when it is not int16, as HU are kept here.
+    """
     hu = np.asarray(hu)
     if hu.dtype != np.int16:
         raise InputError(
@@ -20,6 +24,10 @@ def require_int16(hu: np.ndarray) -> np.ndarray:
 
 
 def as_volume(hu: np.ndarray) -> np.ndarray:
+    """The array as (slices, rows, columns); one slice (rows, columns) becomes a volume of one.
+
+    :raises InputError: when it is neither, or empty.
+    """
     hu = np.asarray(hu)
     if hu.ndim == 2:
         hu = hu[None]
@@ -29,5 +37,6 @@ def as_volume(hu: np.ndarray) -> np.ndarray:
 
 
 def is_padding(plane: np.ndarray, padding_hu: int | None) -> np.ndarray:
+    """Which voxels hold no CT value: those below -1024 HU or at ``padding_hu``; bool, same shape."""
     padding = plane < LOWEST_HU
     return padding if padding_hu is None else padding | (plane == padding_hu)

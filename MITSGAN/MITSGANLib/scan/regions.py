@@ -84,6 +84,6 @@ def square_around(
     size_mm: float = 32.0,
     name: str = "target square",
 ) -> Region:
-    """:func:`cube_around`'s square in the slice of the center alone."""
+    """The square of :func:`cube_around` in the slice of the center alone; parameters and errors as there."""
     cube = cube_around(volume_shape, spacing_kji, center_kji, size_mm)
     return Region(int(center_kji[0]), int(center_kji[0]) + 1, cube.j0, cube.j1, cube.i0, cube.i1, name)

@@ -53,6 +53,7 @@ class MissingRegion:
     share: float
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
         return {"kji": self.kji, "lps_mm": self.lps_mm, "size_mm": self.size_mm, "share": self.share}
 
 

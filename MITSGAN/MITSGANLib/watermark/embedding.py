@@ -31,7 +31,7 @@ class Watermark:
         return self.key == OPEN_KEY
 
     def to_dict(self) -> dict[str, float | str]:
-        """For the provenance of what is marked; nothing of the key."""
+        """What provenance says of a scan with this watermark; nothing of the key."""
         kind = "open" if self.is_open else "keyed"
         return {"watermark": kind, "watermark_version": VERSION, _STRENGTH: self.budget.strength_hu}
 

@@ -174,13 +174,13 @@ class ScanSigns:
 
     @classmethod
     def of(cls, volume: CTVolume, key: WatermarkKey) -> ScanSigns:
-        """Of a scan as it lies."""
+        """The signs of a scan at its place in the patient, for a key."""
         grid = Grid.of(volume)
         places = [grid.place(k) for k in range(volume.shape[0])]
         return cls(grid_secret(key, places[0]), grid.flips, tuple(place.depth for place in places))
 
     def of_slice(self, k: int, hu: np.ndarray) -> np.ndarray:
-        """Of slice ``k``, int8 (rows, columns) as it is stored; 0 where no whole tile fits.
+        """The signs of slice ``k``, int8 (rows, columns) as it is stored; 0 where no whole tile fits.
 
         :param hu: int16 (rows, columns), which the levels of tiles are taken from.
         """

@@ -56,6 +56,7 @@ class Place:
         return f"watermark there: {figures}." if self.can_tell else f"cannot be told: {figures}."
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
         return {
             "kji": self.kji,
             "window_mm": self.window_mm,

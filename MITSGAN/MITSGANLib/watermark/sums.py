@@ -45,7 +45,7 @@ _LEAST_VARIANCE = 0.25  # HU squared: rounding to whole HU alone leaves a third 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Of each block.
+    """What the voxels of each block add up to; arrays (slices, blocks down, blocks across).
 
     :param correlation: of the whitened voxels with the signs.
     :param squares: its variance where the watermark is not, from the same voxels.
@@ -60,6 +60,11 @@ class Sums:
 
     @classmethod
     def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget, progress: Progress | None) -> Sums:
+        """Add up a scan's blocks, slice after slice.
+
+        :param budget: that the watermark was put in with.
+        :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
+        """
         grid, padding = Grid.of(volume), volume.provenance.padding_hu
 
         share = budget.noise_share
