@@ -105,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mitsgan",
-        description="Protect CT scans against generative tampering, and see what an attack does to them.",
+        description="MITSGAN helps you find out whether generative AI added or removed a tumor in a chest CT: it adds "
+        "a watermark smaller than the scan's own noise, signs scans, restores originals bit for bit, and simulates the "
+        "attack on your own scan, but it does not stop the attack and misses some forgeries.",
     )
     parser.add_argument("--version", action="version", version=f"mitsgan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,12 +1,13 @@
 """Tell where a protected scan was painted over since, by its watermark.
 
-Without --watermark the open one is sought, which "mitsgan protect" leaves by default: it shows what was painted by
-those who do not know of it. With the key file that a scan was protected with, nobody without the key could renew it.
+Without --watermark this looks for the open watermark, which "mitsgan protect" leaves by default. It shows what was
+painted by those who do not know of it. A watermark with a key of its own cannot be renewed without the key: name the
+key file that the scan was protected with.
 
-The watermark lies in the voxels themselves, so copies may be in any format, without headers, or in part; rows, columns
-and position have to be those of the original. Small nodules may show only where --voxel asks; after lossy compression
-nothing can be listed at all. "mitsgan verify" is stricter: it finds every change, but only against what was signed.
-What the watermark misses: docs/watermark.md.
+The watermark lies in the voxels themselves. So a copy may be in any format, without headers, or in part; its rows,
+columns and position must be those of the original. Ask about a place with --voxel: a small nodule may show only there.
+After lossy compression nothing can be listed at all. "mitsgan verify" is stricter: it finds every change, but only
+against what was signed. What the watermark misses: docs/research/watermark.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """List what a folder or file holds: series, geometry, HU range, noise, and what a careful reader should know of it.
 
-All series are listed from their headers, from 20 on with a summary first and in short. Where there is one usable CT, or
---series names it, its voxels are read too.
+All series are listed from their headers. Of 20 series or more a summary comes first, and each has one line. If there is
+one usable CT, or --series names one, its voxels are read too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Make a key file: for sealing and restoring scans, or, with --signing, for signing them.
+"""Make a key file to seal and restore scans, or, with --signing, to sign them.
 
-A sealing key holds 256 random bits. Whoever has it can restore what was sealed with it; without it nobody can, you
-included: keep a copy in a safe place, apart from the scans. A signing key (Ed25519) comes with its public key beside
-it, which those need who verify. Either file can be read by you alone.
+A sealing key holds 256 random bits. Whoever has it can restore what was sealed with it. Without it nobody can, not even
+you: keep a copy in a safe place, apart from the scans. A signing key (Ed25519) comes with its public key beside it.
+Give the public key to those who verify. Only you can read either private file.
 """
 
 from __future__ import annotations

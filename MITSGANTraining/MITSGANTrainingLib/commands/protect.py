@@ -1,16 +1,16 @@
-"""Protect a scan, or a whole collection: a bounded change meant to disturb generative tampering, or a keyed watermark.
+"""Protect a scan, or a whole collection: add a small change that is meant to disturb generative AI, and a watermark.
 
-The output is a new scan of the same geometry: a folder becomes a derived DICOM series, a file gets the format of its
-suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. It is no guarantee:
-the model's card names the attackers it was measured against.
+The output is a new scan of the same geometry. A folder becomes a derived DICOM series. A file gets the format of its
+suffix. With --collection, a tree of folders becomes the same tree with every CT in it protected. Protection is no
+guarantee: the model's card names the attackers that it was measured against.
 
-The presets default and strong also leave an open watermark within the scan's noise: "mitsgan check" then shows places
-that were painted since, also in another file format. Everybody can check it, so whoever knows of it can also forge it;
-with --watermark it has a key of your own.
+The presets default and strong leave an open watermark within the scan's noise. "mitsgan check" then shows places that
+were painted since, in any file format. Everybody can check it, and whoever knows of it can forge it. With --watermark
+the watermark has a key of your own.
 
-With a key or a passphrase the output is sealed: "mitsgan restore" gives back the original, bit for bit, to whoever has
-the key. In DICOM the seal is in a private block of the files, beside other files it is OUTPUT.seal. It holds the
-original's headers, too, encrypted. Who loses the key loses the way back.
+With a key or a passphrase the output is sealed: whoever has the key gets the original back with "mitsgan restore", bit
+for bit. DICOM files carry the seal in a private block; beside other files it is OUTPUT.seal. The seal holds the
+original's headers, encrypted. Lose the key, and nobody can restore the original.
 """
 
 from __future__ import annotations
@@ -47,31 +47,30 @@ _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
 every protected DICOM image, NRRD, NIfTI or MetaImage file has the path and name of its original.
 
-DICOM: each CT series becomes one new derived series in the same study, each image with a
-reference to its original. Images of one Series Instance UID are one series even where they lie
-in several folders. Other objects are not rewritten: a report, segmentation, plan or PET that
-refers to the original images still refers to them.
+DICOM: each CT series becomes one new derived series in the same study. Each image refers to its
+original. Images with the same Series Instance UID are one series, even in several folders. Other
+objects are not rewritten: a report, segmentation, plan or PET still refers to the original images.
 
-Skipped, and listed with the reason: DICOM that is no CT, localizers, screen captures, label
-maps, scans that are protected already, simulated attacks, links to folders, unrelated files.
-With --others copy they are copied unchanged, whatever is in them (a .zip is not opened), but
-never a simulated attack, a DICOMDIR, or CT that could not be protected.
+Skipped, and listed with the reason: DICOM other than CT, localizers, screen captures, label
+maps, protected scans, simulated attacks, links to folders, unrelated files. With --others copy
+they are copied unchanged, whatever is in them (a .zip is not opened). A simulated attack, a
+DICOMDIR, and CT that could not be protected are never copied.
 
-The same command continues what was stopped, and brings OUTPUT up to date: a scan is done again
-only where its content, the model's weights, the strength, the seed or a key changed, its
-output is missing, or --overwrite is given (another passphrase alone changes nothing). OUTPUT
-must be new, empty, or from an earlier run. Its file mitsgan-collection.json is the summary; the
-folder .mitsgan says what was finished. With --key each scan is sealed, and mitsgan restore
---collection gives back the tree; with --sign each scan is signed.
+To continue after a stop, or to bring OUTPUT up to date, run the same command again. It redoes a
+scan only if its content, the model's weights, the strength, the seed or a key changed, if its
+output is missing, or with --overwrite. Another passphrase alone changes nothing. OUTPUT must be
+new, empty, or from an earlier run. Its file mitsgan-collection.json is the summary; its folder
+.mitsgan records what is finished. With --key each scan is sealed, and mitsgan restore
+--collection gives back the tree. With --sign each scan is signed.
 
 Each process holds one scan: about 0.5 GB and 11 bytes a voxel (3 GB for 1000 slices of
-512 x 512), twice as much with a key. Processes share the cores out among them. They share one
-GPU, too, each with a copy of the network, so that some read and write while others compute;
-where its memory is too small for all, scans are listed as failed. Dask workers must see both
-folders, and the key files, under the same paths, and should have one thread each.
+512 x 512), twice as much with a key. Processes divide the cores among them. They also share one
+GPU, each with a copy of the network: some read and write while others compute. If its memory is
+too small for all of them, scans are listed as failed. Dask workers must see both folders and the
+key files under the same paths, and should have one thread each.
 
-Exit code: 0 where all CT is protected, 3 where some CT could not be (each is listed with its
-reason), 4 where OUTPUT cannot be used or the disk is too small for all of it, 130 stopped.
+Exit code: 0 all CT is protected, 3 some CT could not be (each is listed with its reason), 4
+OUTPUT cannot be used or the disk is too small, 130 stopped.
 """
 
 

@@ -1,8 +1,8 @@
-"""Restore the original of a protected scan, or of a whole collection, bit for bit, with the key it was sealed with.
+"""Restore the original of a protected scan, or of a whole collection, bit for bit, with the key that sealed it.
 
-DICOM becomes the original files again, with their own headers and UIDs (uncompressed, if they were compressed), named
-in slice order. A .nrrd, .nii, .nii.gz, .mha or .mhd file becomes a file of the original values, type and geometry; its
-seal is found beside it. With the wrong key, a scan that was changed, or no seal, nothing is written.
+DICOM becomes the original files again, with their own headers and UIDs, named in slice order. Files that were
+compressed come back uncompressed. A .nrrd, .nii, .nii.gz, .mha or .mhd file becomes a file of the original values, type
+and geometry; its seal is found beside it. With the wrong key, a changed scan, or no seal, nothing is written.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .options import add_input, add_json, add_overwrite, add_series, note, progr
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, such as mitsgan protect --collection
 writes, and OUTPUT becomes the same tree: every original has the path and name of its protected
-image. A scan with another key, without a seal, or changed since is listed with the reason, and
-the rest goes on.
+image. A scan with another key, without a seal, or changed since is listed with the reason; the
+others are restored.
 
 Skipped, and listed: scans that are not protected, simulated attacks, unrelated files. With
---others copy they are copied unchanged, but never a simulated attack, a DICOMDIR, a seal, or a
-manifest.
+--others copy they are copied unchanged. A simulated attack, a DICOMDIR, a seal and a manifest are
+never copied.
 
-The same command continues what was stopped: a scan is restored again only where its content
-changed, its output is missing, or --overwrite is given. OUTPUT must be new, empty, or from an
-earlier run. Its file mitsgan-collection.json is the summary; the folder .mitsgan says what was
-finished. Each process holds one scan. Dask workers must see both folders, and the key file,
-under the same paths.
+To continue after a stop, run the same command again. It redoes a scan only if its content
+changed, if its output is missing, or with --overwrite. OUTPUT must be new, empty, or from an
+earlier run. Its file mitsgan-collection.json is the summary; its folder .mitsgan records what is
+finished. Each process holds one scan. Dask workers must see both folders and the key file under
+the same paths.
 
-Exit code: 0 where all protected scans are restored, 3 where some could not be, 4 where OUTPUT
-cannot be used or the disk is too small for all of it, 130 stopped.
+Exit code: 0 all protected scans are restored, 3 some could not be, 4 OUTPUT cannot be used or the
+disk is too small, 130 stopped.
 """
 
 

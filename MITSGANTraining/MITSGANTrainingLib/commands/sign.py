@@ -1,7 +1,7 @@
-"""Sign a scan, so that anyone can tell whether, and where, it was changed afterwards.
+"""Sign a scan, so that anyone can tell whether and where it was changed afterwards.
 
 Without OUTPUT the manifest is written beside INPUT, as NAME.manifest.json. With OUTPUT the scan is copied there: DICOM
-files then carry the manifest within, other files have it beside them. Nothing that INPUT says is changed.
+files carry the manifest inside, other files have it beside them. Nothing in INPUT is changed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from . import key_options
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 _DICOM = """\
-The standard's own signatures (PS3.15), which other programs can check, such as DCMTK's dcmsign.
-Each is of one image in one compression. They need an RSA or elliptic curve key and the X.509
-certificate made for it; OUTPUT is then a DICOM folder.
+The standard's own signatures (PS3.15). Other programs can check them, such as DCMTK's dcmsign.
+Each signs one image in one compression. They need an RSA or elliptic curve key and the X.509
+certificate made for it. OUTPUT must then be a DICOM folder.
 """
 
 

@@ -1,8 +1,8 @@
-"""Tell whether a signed scan is as it was signed, and if not, which slices, tiles and headers were changed.
+"""Tell whether a signed scan is still as it was signed, and if not, which slices, tiles and headers were changed.
 
-The manifest is taken from --manifest, from within the DICOM files, or from beside INPUT (NAME.manifest.json). DICOM's
-own signatures are checked where there are any. "Intact" says that nothing changed since it was signed; by whom is told
-by the key, so give the signer's public key. It does not say that the scan was genuine when it was signed.
+The manifest is taken from --manifest, from inside the DICOM files, or from beside INPUT (NAME.manifest.json). DICOM's
+own signatures are checked where there are any. "Intact" means that nothing changed since the scan was signed. Give the
+signer's public key to learn whether it was this signer. Nothing here says that the scan was genuine when it was signed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MOST_TILES = 8
 
 _EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
-signed by an unknown key, 3 not signed, not readable, or signed in a way that cannot be checked.
+signed by an unknown key, 3 not signed, not readable, or the signature cannot be checked.
 """
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest",
         metavar="PATH",
         type=Path,
-        help="the manifest, where it lies elsewhere, or a signed DICOM folder that carries it",
+        help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it",
     )
     parser.add_argument(
         "--public-key", metavar="FILE", type=Path, action="append", help="public key of a signer you trust; repeatable"
@@ -56,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         action="append",
-        help="X.509 certificates (PEM) of signers or authorities that you trust for DICOM's own signatures; repeatable",
+        help="X.509 certificates (PEM) of signers or authorities you trust, for DICOM's own signatures; repeatable",
     )
     parser.add_argument(
-        "--deidentified", action="store_true", help="identifying headers were changed on purpose: do not compare them"
+        "--deidentified", action="store_true", help="do not compare identifying headers: they were changed on purpose"
     )
     parser.add_argument("--map", metavar="FILE", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
     add_overwrite(parser)
