@@ -505,7 +505,7 @@ class TestOpen:
         """As one from DICOM or from a file."""
         choose(panel, dialogs, "keyFile", key_file)
         for volume, words in (
-            (embed_watermark(ct, OPEN_KEY), "It is the open watermark"),
+            (protect(ct, model=watermark_alone()), "It is the open watermark"),
             (marked, "It is the watermark of your key"),
         ):
             add_scan(panel, dataclasses.replace(volume, provenance=Provenance("file")))
