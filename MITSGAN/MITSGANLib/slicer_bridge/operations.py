@@ -94,6 +94,7 @@ def protect_node(
     strength_hu: float | None = None,
     *,
     device: str = "auto",
+    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
@@ -102,6 +103,7 @@ def protect_node(
     :param model: name of a protection model, or a Protector.
     :param strength_hu: largest change of a voxel in HU; None is the strength that the model was made for.
     :param device: "auto", "cpu" or "cuda".
+    :param name: of the new node; None for that of the source and "protected".
     """
     volume = ct_from_node(node)
 
@@ -117,7 +119,7 @@ def protect_node(
     protected = compute(work, progress)
     require_in_scene(node)
     logger.info("MITSGAN protected %s", node.GetID())
-    return node_from_volume(protected, _("{name} protected").format(name=node.GetName()), node)
+    return node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node)
 
 
 def attack_nodes(

@@ -15,8 +15,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from .change_map import LEGEND_MISSING, LEGEND_UNTOLD, change_map_node, show_changes, watermark_legend
-from .operations import Compute, compute_here
-from .volumes import ct_from_node, node_from_volume, require_in_scene
+from .operations import Compute, compute_here, protect_node
+from .volumes import ct_from_node, require_in_scene
 
 if TYPE_CHECKING:
     from ..keys.key_files import Key
@@ -37,18 +37,11 @@ def watermark_node(
 
     :raises InputError: the node is no CT, or the key a passphrase.
     """
-    volume = ct_from_node(node)
+    from ..protection.protector import watermark_alone
+    from ..watermark.pattern import watermark_key
 
-    def work(report: Any) -> CTVolume:
-        from ..protection.protector import protect, watermark_alone
-        from ..watermark.pattern import watermark_key
-
-        return protect(volume, model=watermark_alone(watermark_key(key)), progress=report)
-
-    marked = compute(work, progress)
-    require_in_scene(node)
-    logger.info("MITSGAN watermarked %s", node.GetID())
-    return node_from_volume(marked, _("{name} watermarked").format(name=node.GetName()), node)
+    name = _("{name} watermarked").format(name=node.GetName())
+    return protect_node(node, watermark_alone(watermark_key(key)), name=name, progress=progress, compute=compute)
 
 
 def check_watermark_of_node(
