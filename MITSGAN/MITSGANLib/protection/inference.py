@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
+from ..runtime.threads import slabs
 from ..scan.volume import CTVolume
 from .proposer import AllowedIn, Execution, Proposal
 
@@ -300,7 +301,7 @@ class SliceInference:
         devices.release_memory(self._device)
         self.batch_size, self._finds_batch = -(-slices // 2), False
         logger.info("The GPU's memory is too small for %d slices at a time; trying %d.", slices, self.batch_size)
-        parts = _slabs(slices, self.batch_size)
+        parts = slabs(slices, self.batch_size)
         return np.concatenate([self.change(hu[part], allowed[part]) for part in parts])
 
     def _change_finding_batch(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -317,7 +318,7 @@ class SliceInference:
 
     def _change(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         change = np.zeros(hu.shape, np.float32)
-        for part in _slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
+        for part in slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
             for tile in self._tiles(allowed[part]):
                 where = (part, tile.rows, tile.columns)
                 output = self._output(hu[(part, *tile.wide)], tile)[(slice(None), *tile.inner)]
@@ -366,7 +367,3 @@ class SliceInference:
         with torch.inference_mode():
             error = (self._half(x, tile) - self._exact(x, tile)).abs().max().item()
         return error * ((high - low) / 2 if self._config.output == "image" else strength_hu)
-
-
-def _slabs(slices: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, slices)) for start in range(0, slices, size)]

@@ -151,9 +151,7 @@ def rmse_bars(
     :param first_slice: slice index of the first value.
     :param marked: slice indices whose bars are colored and numbered, such as the worst slice.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 2.6), dpi=_DPI, facecolor=_BACKGROUND)
+    figure = _canvas(9, 2.6)
     axes = figure.add_axes((0.08, 0.2, 0.9, 0.66))
     _draw_bars(axes, rmse_per_slice, first_slice, marked)
     axes.set_title(title, color=_FOREGROUND, fontsize=10, loc="left")
@@ -295,61 +293,51 @@ class Orientation:
         return (width, height) if self.transpose else (height, width)
 
 
+def _canvas(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, facecolor=_BACKGROUND)
+
+
+def _axes(figure: Any, left: float, bottom: float, width: float, height: float, **options: Any) -> Any:
+    """Axes at this place of a figure, in inches."""
+    total_width, total_height = figure.get_size_inches()
+    box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
+    return figure.add_axes(box, **options)
+
+
 def _figure(
     size_mm: tuple[float, float], title: str, subtitle: str, inches: float = _PICTURE_INCHES, bar: bool = False
 ) -> tuple[Any, Any, Any]:
     """Figure, axes of a picture of this (height, width), and axes of the color bar."""
-    from matplotlib.figure import Figure
-
     height_mm, width_mm = size_mm
     scale = inches / max(height_mm, width_mm)
     # A narrow picture still needs room for the text above it.
     height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, inches))
     top, margin, right = 0.62, 0.12, 1.0 if bar else 0.12
-    total_height, total_width = height + top + margin, width + margin + right
-    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
-    axes = figure.add_axes(
-        (margin / total_width, margin / total_height, width / total_width, height / total_height), facecolor=_BACKGROUND
-    )
-    _headline(figure, title, subtitle, margin / total_width)
-    if not bar:
-        return figure, axes, None
-    left, bottom = margin + width + 0.15, margin + 0.1 * height
-    bar_axes = figure.add_axes(
-        (left / total_width, bottom / total_height, 0.16 / total_width, 0.8 * height / total_height)
-    )
+    figure = _canvas(width + margin + right, height + top + margin)
+    axes = _axes(figure, margin, margin, width, height, facecolor=_BACKGROUND)
+    _headline(figure, title, subtitle, margin)
+    bar_axes = _axes(figure, margin + width + 0.15, margin + 0.1 * height, 0.16, 0.8 * height) if bar else None
     return figure, axes, bar_axes
 
 
 def _row_of_panels(count: int, height_to_width: float, title: str, subtitle: str) -> tuple[Any, list[Any], Any]:
-    from matplotlib.figure import Figure
-
+    """Figure, axes of pictures side by side, and axes of their color bar."""
     width = 3.2
     height = width * height_to_width
     top, margin, gap, right = 0.9, 0.12, 0.1, 1.0
-    total_width, total_height = margin + count * (width + gap) + right, height + top + margin
-    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
-    _headline(figure, title, subtitle, margin / total_width)
-    panels = [
-        figure.add_axes(
-            (
-                (margin + index * (width + gap)) / total_width,
-                margin / total_height,
-                width / total_width,
-                height / total_height,
-            )
-        )
-        for index in range(count)
-    ]
+    figure = _canvas(margin + count * (width + gap) + right, height + top + margin)
+    _headline(figure, title, subtitle, margin)
+    panels = [_axes(figure, margin + index * (width + gap), margin, width, height) for index in range(count)]
     left = margin + count * (width + gap) + 0.05
-    bar_axes = figure.add_axes(
-        (left / total_width, (margin + 0.05 * height) / total_height, 0.16 / total_width, 0.9 * height / total_height)
-    )
-    return figure, panels, bar_axes
+    return figure, panels, _axes(figure, left, margin + 0.05 * height, 0.16, 0.9 * height)
 
 
 def _headline(figure: Any, title: str, subtitle: str, left: float) -> None:
-    inch = 1 / figure.get_figheight()
+    """Title and subtitle at the top, from ``left`` inches on."""
+    inch, left = 1 / figure.get_figheight(), left / figure.get_figwidth()
     figure.text(left, 1 - 0.08 * inch, title, color=_FOREGROUND, fontsize=12, va="top")
     figure.text(left, 1 - 0.36 * inch, subtitle, color="#a8a8a8", fontsize=9, va="top")
 
@@ -482,8 +470,6 @@ def _overview(
     title: str,
 ) -> bytes:
     """Two projections of the largest |difference| side by side at the same scale, and a bar for each slice's RMSE."""
-    from matplotlib.figure import Figure
-
     spacing_k, spacing_j, spacing_i = reference.spacing_kji
     views = (Orientation.of(reference.direction), Orientation.of(reference.direction, horizontal=0, vertical=2))
     projections = (along_slices, along_rows)
@@ -492,30 +478,18 @@ def _overview(
     scale = 9.0 / (sizes[0][1] + sizes[1][1])
     picture_height = min(max(size[0] for size in sizes) * scale, 7.0)
     margin, gap, right, top, bars = 0.6, 0.25, 1.0, 0.95, 2.0
-    total_width = margin + 9.0 + gap + right
-    total_height = top + picture_height + bars
-    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
+    figure = _canvas(margin + 9.0 + gap + right, top + picture_height + bars)
     subtitle = f"over all slices and over all rows; slice {worst} has the largest RMSE, {rmse[worst]:.3g} HU"
-    _headline(figure, title, subtitle, margin / total_width)
+    _headline(figure, title, subtitle, margin)
     left = margin
     for view, values, spacing, size in zip(views, projections, spacings, sizes, strict=True):
         width = size[1] * scale
-        axes = figure.add_axes(
-            (left / total_width, bars / total_height, width / total_width, picture_height / total_height),
-            facecolor="#202020",
-        )
+        axes = _axes(figure, left, bars, width, picture_height, facecolor="#202020")
         image = _show_difference(axes, view, values, spacing, "absolute", limit)
         left += width + gap
-    bar_axes = figure.add_axes(
-        (
-            left / total_width,
-            (bars + 0.05 * picture_height) / total_height,
-            0.16 / total_width,
-            0.9 * picture_height / total_height,
-        )
-    )
+    bar_axes = _axes(figure, left, bars + 0.05 * picture_height, 0.16, 0.9 * picture_height)
     _color_bar(figure, bar_axes, image, "absolute", limit, along_slices)
-    bars_axes = figure.add_axes((margin / total_width, 0.5 / total_height, 9.2 / total_width, 1.3 / total_height))
+    bars_axes = _axes(figure, margin, 0.5, 9.2, 1.3)
     _draw_bars(bars_axes, rmse, 0, shown)
     return _png(figure, title)
 

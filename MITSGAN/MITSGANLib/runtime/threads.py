@@ -73,6 +73,6 @@ def each_slice(function: Callable[[int], T], slices: int) -> Iterator[T]:
         yield from map_slices(lambda k, first=slab.start: function(first + k), slab.stop - slab.start)
 
 
-def slabs(slices: int) -> list[slice]:
-    """A scan in parts of at most 16 slices, so that what is worked out for them needs little memory."""
-    return [slice(first, min(first + _AT_ONCE, slices)) for first in range(0, slices, _AT_ONCE)]
+def slabs(slices: int, size: int = _AT_ONCE) -> list[slice]:
+    """A scan in parts of at most ``size`` slices, 16 unless said, so that work on them needs little memory."""
+    return [slice(first, min(first + size, slices)) for first in range(0, slices, size)]
