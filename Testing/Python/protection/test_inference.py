@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from MITSGANLib.errors import DependencyError
+from MITSGANLib.errors import CHOOSE_CPU, DependencyError
 from MITSGANLib.protection import inference
 from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
 from MITSGANLib.protection.inference import SliceInference, Tile, hu_to_network, network_to_hu, plan_tiles
@@ -196,8 +196,9 @@ class TestMemory:
     def test_not_even_one_slice_is_a_clear_error(self, ready):
         hu = scan((8, 64, 64))
         limited, tried = ready(0)
-        with pytest.raises(DependencyError, match="--device cpu"):
+        with pytest.raises(DependencyError, match="too small for a single slice") as caught:
             limited.change(hu, np.ones_like(hu))
+        assert caught.value.hint == CHOOSE_CPU
         assert tried == [8, 4, 2, 1]
 
     @pytest.mark.parametrize(("free", "expected"), [(10**12, inference._GPU_BATCH), (1_000_000, 7), (10, 1)])
