@@ -101,14 +101,16 @@ def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
 
 
 def require_space(place: Path, needed: int) -> None:
-    """
+    """Refuse a disk that is too small.
+
     :raises OutputError: the disk of a place, which need not exist yet, has less than ``needed`` bytes free.
     """
     folder = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"{needed / 1e9:.1f} GB are needed on the disk of {place}, but only {free / 1e9:.1f} GB are free",
+            f"needs {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free on its disk",
+            path=place,
             hint="free some space or choose another disk",
         )
 

@@ -77,7 +77,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(read_key_bytes(path))
+        key = load_pem_public_key(read_pem(path))
     except (UnsupportedAlgorithm, ValueError) as error:
         raise InputError(
             "holds no public key in PEM form", path=path, hint="give the signer's .pub.pem file"
@@ -95,7 +95,7 @@ def load_pem_private_key(path: Path, passphrase: bytes | None) -> PrivateKeyType
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    data = read_key_bytes(path)
+    data = read_pem(path)
     try:
         # A passphrase that a plain key does not need is an error of its own in the package; here it does no harm.
         return load_pem_private_key(data, passphrase if b"ENCRYPTED" in data else None)
@@ -120,7 +120,7 @@ def fingerprint(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()
 
 
-def read_key_bytes(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
     """The content of a file that may hold a key.
 
     :raises InputError: the file is missing, cannot be read or is far too large for a key.

@@ -30,7 +30,7 @@ from ..files.dicom.pixels import decode_stored, to_int16_hu
 from ..files.dicom.write import new_meta, pixel_changes
 from ..scan.volume import VolumeWarning
 from .change import decode_change, encode_change
-from .known_signs import as_record, from_record, signs_of_slices
+from .known_signs import from_record, signs_of_slices
 from .packing import Reader, pack, unpack
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def describe_series(
         "around": lzma.compress(b"".join(around)),
         "unused": b"".join(unused),
     }
-    return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": as_record(watermark)}, parts)
+    return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": watermark and watermark.to_dict()}, parts)
 
 
 def restored_files(payload: bytes, protected: Sequence[StoredFile]) -> list[bytes]:

@@ -23,7 +23,7 @@ from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, 
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
 from .change import decode_change, encode_change
-from .known_signs import as_record, from_record, signs_of_slices
+from .known_signs import from_record, signs_of_slices
 from .packing import pack, unpack
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSi
         "direction": original.direction,
         "format": original.format,
         "metadata": dict(original.metadata),
-        "watermark": as_record(watermark),
+        "watermark": watermark and watermark.to_dict(),
     }
     if original.forms:
         facts["forms"] = original.forms.to_text()

@@ -41,13 +41,8 @@ def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> li
     return [watermark.of_slice(k, plane) for k, plane in enumerate(hu)]
 
 
-def as_record(watermark: ScanSigns | None) -> dict[str, Any] | None:
-    """JSON-ready form for the encrypted payload."""
-    return None if watermark is None else watermark.to_dict()
-
-
 def from_record(record: Mapping[str, Any] | None) -> ScanSigns | None:
-    """Signs of a record that :func:`as_record` made."""
+    """Signs of a record in the encrypted payload, which ``ScanSigns.to_dict`` made; None where it holds none."""
     from ..watermark.pattern import ScanSigns
 
     return None if record is None else ScanSigns.from_dict(record)

@@ -18,9 +18,9 @@ from ..keys.signing_keys import (
     load_signing_key,
     new_signing_key,
     raw_public_key,
+    read_pem,
     save_signing_key,
 )
-from ..keys.signing_keys import read_key_bytes as read_pem
 from ..save_protected import Proofs
 from ..signature.signing import Signers
 from .privacy import paths_kept_from_log

@@ -174,19 +174,14 @@ class ProtectionReport(TreeReport):
     verb: ClassVar[str] = "protected"
 
     @property
-    def protected(self) -> list[tuple[ProtectionRecord, bool]]:
-        """The finished scans, and whether an earlier run had finished them."""
-        return self.finished
-
-    @property
     def change(self) -> Change:
         """The change pooled over the voxels of all protected scans."""
-        return sum((record.change for record, _ in self.protected), Change())
+        return sum((record.change for record, _ in self.finished), Change())
 
     @property
     def slices(self) -> int:
         """Number of slices of all protected scans."""
-        return sum(record.slices for record, _ in self.protected)
+        return sum(record.slices for record, _ in self.finished)
 
     def figures(self) -> dict[str, Any]:
         return {"slices": self.slices, "change": self.change.to_dict()}

@@ -73,14 +73,9 @@ class RestorationReport(TreeReport):
     verb: ClassVar[str] = "restored"
 
     @property
-    def restored(self) -> list[tuple[RestorationRecord, bool]]:
-        """The finished scans, and whether an earlier run had finished them."""
-        return self.finished
-
-    @property
     def files(self) -> int:
         """Number of restored files."""
-        return sum(len(record.outputs) for record, _ in self.restored)
+        return sum(len(record.outputs) for record, _ in self.finished)
 
     def figures(self) -> dict[str, Any]:
         return {"files": self.files}

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError
@@ -205,27 +205,9 @@ class Done:
     copied: bool = False
 
 
-class Job(Protocol):
-    """One piece of work, which can be pickled. ``files`` are relative to the tree."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that are worked on."""
-
-    @property
-    def expected_bytes(self) -> int:
-        """About what the output takes on the disk."""
-
-    def failed(self, reason: str) -> Failure:
-        """What to report where the job failed."""
-
-    def run(self) -> Done:
-        """Do the work."""
-
-
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan to work on; subclasses say how in ``work``. ``record`` is that of an earlier run."""
+    """One scan to work on, picklable; subclasses say how in ``work``. ``record`` is that of an earlier run."""
 
     record_type: ClassVar[type[Record]]
 
@@ -236,16 +218,20 @@ class ScanJob:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The files that are worked on, relative to the tree."""
         return self.scan.files
 
     @property
     def expected_bytes(self) -> int:
+        """About what the output takes on the disk."""
         return self.scan.expected_bytes
 
     def failed(self, reason: str) -> Failure:
+        """What to report where the job failed."""
         return Failure(self.scan.source, reason, self.scan.uid)
 
     def run(self) -> Done:
+        """Do the work."""
         with stopped_by_sigterm():
             return self._refreshed() or self.work()
 
@@ -302,26 +288,33 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class CopyJob:
-    """Files to copy unchanged."""
+    """Files to copy unchanged; worked off as a :class:`ScanJob` is."""
 
     config: TreeConfig
     other: Other
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The files that are worked on, relative to the tree."""
         return self.other.files
 
     @property
     def expected_bytes(self) -> int:
+        """About what the output takes on the disk."""
         return self.other.size
 
     def failed(self, reason: str) -> Failure:
+        """What to report where the job failed."""
         return Failure(self.other.source, f"Not copied: {reason}")
 
     def run(self) -> Done:
+        """Do the work."""
         with stopped_by_sigterm():
             copy_files(self.config, self.other.files)
         return Done(reason=self.other.reason, copied=True)
+
+
+Job = ScanJob | CopyJob
 
 
 def work_through(

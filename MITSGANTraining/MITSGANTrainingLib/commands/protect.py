@@ -178,4 +178,4 @@ def _protect_collection(options: argparse.Namespace) -> int:
 def _words(report: ProtectionReport) -> tuple[str, list[str]]:
     rmse, largest = report.change.rmse_hu, report.change.maximum_hu
     change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
-    return tree_options.counted(report.slices, "slice"), [change] if report.protected else []
+    return tree_options.counted(report.slices, "slice"), [change] if report.finished else []

@@ -83,7 +83,7 @@ def test_the_tree_comes_back_byte_for_byte(tree, protected):
     report = run(protected)
     assert not report.failed
     assert report.complete
-    assert len(report.restored) == 8
+    assert len(report.finished) == 8
     back, original = outputs(protected.parent / "back"), outputs(tree)
     assert back.keys() == original.keys()
     # A volume file comes back with its values, in another compression.
@@ -115,7 +115,7 @@ def test_what_is_not_protected_is_skipped_or_copied(tmp_path):
     save_volume(scan(), tree / "plain.nrrd")
     save_volume(scan().with_hu(scan().hu, ProcessingStep(SIMULATED_ATTACK, "inject")), tree / "attack.nrrd")
     report = run(tree)
-    assert not report.restored
+    assert not report.finished
     assert {other.source: (other.reason, copied) for other, copied in report.skipped} == {
         "ct": (NOT_PROTECTED, True),
         "plain.nrrd": (NOT_PROTECTED, True),
@@ -152,7 +152,7 @@ class TestFailures:
         for failure in report.failed:
             assert words[failure.source] in failure.reason, failure.source
             assert str(tmp_path) not in failure.reason
-        assert len(report.restored) == 5
+        assert len(report.finished) == 5
         back = outputs(tmp_path / "back")
         assert not any(name.startswith(("other-key", "no-key", "cd", "files/scan.nrrd", "p1/mixed/b")) for name in back)
         assert not list((tmp_path / "back").rglob("*.partial"))
@@ -175,7 +175,7 @@ class TestFailures:
     def test_records_from_before_there_were_two_commands_are_those_of_protect(self, protected, tree, model):
         (protected / RECORDS / COMMAND).unlink()
         config = CollectionConfig(tree=tree, out=protected, model=model, device="cpu", key=KEY, others="copy")
-        assert all(earlier for _, earlier in protect_collection(config).protected)
+        assert all(earlier for _, earlier in protect_collection(config).finished)
         (protected / RECORDS / COMMAND).unlink()
         with pytest.raises(OutputError, match="mitsgan protect wrote"):
             restore_collection(TreeConfig(tree=tree, out=protected, key=KEY))
@@ -219,13 +219,13 @@ class TestResume:
         back = protected.parent / "back"
         before = outputs(back)
         restored.clear()
-        assert all(earlier for _, earlier in run(protected).restored)
+        assert all(earlier for _, earlier in run(protected).finished)
         assert restored == []
         (back / "cd" / "b" / "middle").unlink()
         (back / "files" / "scan.nrrd").write_bytes(b"")
         report = run(protected)
         assert sorted(restored) == ["protected", "scan.nrrd"]
-        assert sum(not earlier for _, earlier in report.restored) == 2
+        assert sum(not earlier for _, earlier in report.finished) == 2
         assert outputs(back).keys() == before.keys()
         assert outputs(back)["cd/b/middle"] == before["cd/b/middle"]
 
@@ -246,7 +246,7 @@ class TestResume:
         assert json.loads((back / SUMMARY).read_text())["counts"]["restored"] == 2
         monkeypatch.setattr(trees, "write_record", original)
         report = run(protected)
-        assert sum(earlier for _, earlier in report.restored) == 2
+        assert sum(earlier for _, earlier in report.finished) == 2
         assert outputs(back).keys() == outputs(tree).keys()
 
 
@@ -278,7 +278,7 @@ def test_jobs_can_be_sent_to_other_processes(protected, tmp_path, monkeypatch):
     monkeypatch.setattr(trees, "run_all", elsewhere)
     write_key_file(KEY, tmp_path / "clinic.key")
     report = run(protected, key=tmp_path / "clinic.key")
-    assert len(report.restored) == 8
+    assert len(report.finished) == 8
     assert not report.failed
 
 
@@ -360,9 +360,9 @@ class TestSigned:
         protect_collection(config)
         save_signing_key(new_signing_key(), tmp_path / "other.pem")
         report = protect_collection(dataclasses.replace(config, signing_key=tmp_path / "other.pem"))
-        assert [earlier for _, earlier in report.protected] == [False]
+        assert [earlier for _, earlier in report.finished] == [False]
         report = protect_collection(dataclasses.replace(config, signing_key=None))
-        assert [earlier for _, earlier in report.protected] == [False]
+        assert [earlier for _, earlier in report.finished] == [False]
 
     def test_manifests_are_gone_when_nobody_signs_any_more(self, tmp_path, model, signing):
         save_volume(scan(), tmp_path / "tree" / "scan.nrrd")
@@ -400,6 +400,6 @@ def test_a_folder_that_is_protected_by_hand_counts(tmp_path):
     save_sealed(original.with_hu(hu, ProcessingStep(PROTECTION, "by hand")), original, tmp_path / "t" / "a", KEY)
     shutil.copytree(tmp_path / "t" / "a", tmp_path / "t" / "b")
     report = run(tmp_path / "t")
-    assert [record.source for record, _ in sorted(report.restored, key=lambda pair: pair[0].source)] == ["a", "b"]
+    assert [record.source for record, _ in sorted(report.finished, key=lambda pair: pair[0].source)] == ["a", "b"]
     back = sorted((tmp_path / "back" / "b").iterdir())
     assert [path.read_bytes() for path in back] == [path.read_bytes() for path in paths]

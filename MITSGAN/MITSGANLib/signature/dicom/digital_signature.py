@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...files.dicom.headers import quiet_pydicom, read_dataset
-from ...keys.signing_keys import fingerprint, load_pem_private_key, read_key_bytes
+from ...keys.signing_keys import fingerprint, load_pem_private_key, read_pem
 from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def load_certificates(path: Path) -> list[Certificate]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        return load_pem_x509_certificates(read_key_bytes(path))
+        return load_pem_x509_certificates(read_pem(path))
     except ValueError as error:
         raise InputError(
             "holds no X.509 certificate in PEM form", path=path, hint="give a .pem or .crt file"
