@@ -25,8 +25,6 @@ ALLOWED = {
     "protection/test_inference.py": 5,
     "protection/test_protector.py": 3,
     "slicer_bridge/test_panel.py": 1,
-    "slicer_bridge/test_panel_keys.py": 2,
-    "slicer_bridge/test_panel_watermark.py": 1,
     "slicer_standin/application.py": 2,
     "slicer_standin/widgets.py": 2,
     "team_member.py": 3,

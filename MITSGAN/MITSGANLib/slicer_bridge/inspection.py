@@ -32,6 +32,7 @@ class Inspection:
 
     @property
     def is_ct(self) -> bool:
+        """Whether nothing speaks against a CT."""
         return not self.problem
 
 

@@ -46,6 +46,7 @@ class SignatureCheck:
 
     @property
     def is_intact(self) -> bool:
+        """Whether nothing differs from what was signed, by the manifest where there is one."""
         if self.verification is None:
             return self.signatures.all_valid
         return self.verification.is_intact and not self.signatures.changed
