@@ -87,8 +87,8 @@ def refuse_existing_file(destination: Path, overwrite: bool) -> None:
 
     :raises OutputError: as :func:`atomic_file`.
     """
-    _refuse_file(destination, overwrite)
-    _require_writable(destination)
+    with _temporary_sibling(destination, tentative=True):
+        _refuse_file(destination, overwrite)
 
 
 def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
@@ -96,8 +96,8 @@ def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
 
     :raises OutputError: as :func:`atomic_folder`.
     """
-    _refuse_folder(destination, overwrite)
-    _require_writable(destination)
+    with _temporary_sibling(destination, tentative=True):
+        _refuse_folder(destination, overwrite)
 
 
 def require_space(place: Path, needed: int) -> None:
@@ -140,22 +140,17 @@ def _refuse_immovable(folder: Path) -> None:
         raise OutputError("is or holds the current folder, which stays", path=folder, hint="name a folder in it")
 
 
-def _require_writable(destination: Path) -> None:
-    """
-    :raises OutputError: nothing can be written beside the destination.
-    """
-    with _temporary_sibling(destination):
-        pass
-
-
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(target):
         raise OutputError("already exists", path=target, hint="choose another name or allow overwriting")
 
 
 @contextmanager
-def _temporary_sibling(destination: Path) -> Iterator[Path]:
-    """A temporary folder beside ``destination``, removed at the end whatever happens."""
+def _temporary_sibling(destination: Path, *, tentative: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``destination``, removed at the end whatever happens.
+
+    :param tentative: remove the folders that were made on the way to it, too, even after success.
+    """
     made: list[Path] = []
     temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -168,7 +163,8 @@ def _temporary_sibling(destination: Path) -> Iterator[Path]:
         temporary.mkdir()
         made.append(temporary)
         yield temporary
-        made = [temporary]
+        if not tentative:
+            made = [temporary]
     except OSError as error:
         raise output_error(error, destination) from error
     finally:

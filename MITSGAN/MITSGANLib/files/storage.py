@@ -12,7 +12,7 @@ from ..scan.volume import CTVolume, VolumeWarning
 from . import volume_files
 from .atomic import require_space
 from .dicom.read import read_series, stack_series
-from .dicom.series import DicomSeries, choose_series, scan_dicom
+from .dicom.series import DicomScan, DicomSeries, choose_series, scan_dicom
 from .dicom.write import check_series_output, write_series
 
 Progress = Callable[[int, int], None]
@@ -59,6 +59,16 @@ class SeriesSummary:
 def load_volume(path: str | os.PathLike[str], series: str | None = None, progress: Progress | None = None) -> CTVolume:
     """Load a CT volume in HU from a DICOM folder (or one DICOM file), or a NRRD, NIfTI or MetaImage file.
 
+    Arguments and errors are those of :func:`load_with_surroundings`.
+    """
+    return load_with_surroundings(path, series, progress)[0]
+
+
+def load_with_surroundings(
+    path: str | os.PathLike[str], series: str | None = None, progress: Progress | None = None
+) -> tuple[CTVolume, DicomScan | None]:
+    """Load a CT volume, and for DICOM all that was found in the folder.
+
     :param series: Series Instance UID, needed only where a folder holds several CT series.
     :param progress: called as ``progress(done, total)``; ``total`` may shrink once the slices are known, ``done /
         total`` never goes back. May raise ``CancelledError``.
@@ -69,7 +79,7 @@ def load_volume(path: str | os.PathLike[str], series: str | None = None, progres
     if path.is_file() and volume_files.format_of(path):
         if series is not None:
             raise InputError("is one volume and has no series to choose", path=path, hint=LEAVE_SERIES_OUT)
-        return volume_files.read_file(path, progress)
+        return volume_files.read_file(path, progress), None
     scanned = 0
 
     def while_scanning(done: int, total: int) -> None:
@@ -83,7 +93,7 @@ def load_volume(path: str | os.PathLike[str], series: str | None = None, progres
             progress(scanned + done, scanned + total)
 
     scan = scan_dicom(path, while_scanning)
-    return read_series(choose_series(scan, series), while_reading, source=str(path))
+    return read_series(choose_series(scan, series), while_reading, source=str(path)), scan
 
 
 def save_volume(

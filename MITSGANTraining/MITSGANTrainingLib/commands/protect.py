@@ -8,6 +8,9 @@ The presets default and strong leave an open watermark within the scan's noise. 
 were painted since, in any file format. Everybody can check it, and whoever knows of it can forge it. With --watermark
 the watermark has a key of your own.
 
+Other objects of a DICOM folder stay behind. Structure sets, doses, segmentations and reports still refer to the
+original images. --others copy takes them along unchanged.
+
 With a key or a passphrase the output is sealed: whoever has the key gets the original back with "mitsgan restore", bit
 for bit. DICOM files carry the seal in a private block; beside other files it is OUTPUT.seal. The seal holds the
 original's headers, encrypted. Lose the key, and nobody can restore the original.
@@ -16,10 +19,16 @@ original's headers, encrypted. Lose the key, and nobody can restore the original
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from MITSGANLib.files.storage import load_volume
+from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import atomic_folder
+from MITSGANLib.files.dicom.references import LeftBehind, left_behind
+from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.protection.presets import is_blocker
 from MITSGANLib.protection.protector import protect
@@ -28,6 +37,7 @@ from MITSGANLib.save_protected import Proofs, check_protected_output, save_prote
 from MITSGANLib.signature.signing import Signers
 
 from ..archives.collection import CollectionConfig, ProtectionReport, load_settings, measure_change, protect_collection
+from ..archives.inventory import take_stock
 from . import key_options, tree_options
 from .options import (
     add_device,
@@ -93,7 +103,9 @@ def run(options: argparse.Namespace) -> int:
         options.refuse("--sign-passphrase-env unlocks a signing key; add --sign")
     if options.collection:
         return _protect_collection(options)
-    tree_options.refuse_without_collection(options)
+    tree_options.refuse_without_collection(options, others=True)
+    if options.others == "copy" and not (Path(options.input).is_dir() and is_dicom_output(options.output)):
+        options.refuse("--others copy takes along what lies in a DICOM folder; INPUT and OUTPUT must be folders")
     _protect_scan(options)
     return 0
 
@@ -109,8 +121,10 @@ def _protect_scan(options: argparse.Namespace) -> None:
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     device = resolve_device(options.device)
     with progress_bar("Reading", "slice") as progress:
-        volume = load_volume(options.input, series=options.series, progress=progress)
+        volume, found = load_with_surroundings(options.input, series=options.series, progress=progress)
     note_warnings(volume, protecting=True)
+    beside = left_behind(found, volume.provenance.series_instance_uid) if found else ()
+    del found
     key = key_options.key(options, is_new=True)
     _warn_of_mark(options, key is not None)
     proofs = Proofs(key, _signers(options))
@@ -125,10 +139,15 @@ def _protect_scan(options: argparse.Namespace) -> None:
     original = volume if key else None
     del volume
     mark = protector.watermark and protector.watermark.key
-    with progress_bar("Writing", "slice") as progress:
-        save_protected(
-            protected, options.output, proofs, original, watermark=mark, overwrite=options.overwrite, progress=progress
-        )
+    with ExitStack() as stack:
+        saving = {"watermark": mark, "progress": stack.enter_context(progress_bar("Writing", "slice"))}
+        if options.others == "copy":
+            folder = stack.enter_context(atomic_folder(options.output, overwrite=options.overwrite))
+            save_protected(protected, folder / "series", proofs, original, **saving)
+            copied = _copy_others(Path(options.input), folder)
+        else:
+            save_protected(protected, options.output, proofs, original, overwrite=options.overwrite, **saving)
+            copied = 0
     result = {
         "output": options.output,
         "model": protector.name,
@@ -139,6 +158,8 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "change": change.to_dict(),
         "sealed": key is not None,
         "signed": proofs.signers is not None,
+        "left_behind": [{"modality": one.modality, "files": len(one.files), "refers": one.refers} for one in beside],
+        "copied_files": copied,
     }
     write_json(options.json, result)
     if options.json != "-":
@@ -147,6 +168,48 @@ def _protect_scan(options: argparse.Namespace) -> None:
             f"largest change {change.maximum_hu} HU (whole volume). "
             f"Wrote {options.output}{', sealed' if key else ''}{', signed' if proofs.signers else ''}"
         )
+        _say_beside(beside, copied)
+
+
+def _copy_others(tree: Path, folder: Path) -> int:
+    """Move a series from its own folder into ``folder``, and copy what lies beside its original there; how many files.
+
+    :raises InputError: a file cannot be read.
+    """
+    series = folder / "series"
+    for file in sorted(series.iterdir()):
+        file.rename(folder / file.name)
+    series.rmdir()
+    with progress_bar("Scanning", "file") as progress:
+        others = [file for other in take_stock(tree, progress).others if other.may_copy for file in other.files]
+    for name in others:
+        target = folder / name
+        while target.exists():  # the series has names of its own
+            target = target.with_name(f"other-{target.name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copy2(tree / name, target)
+        except PermissionError as error:
+            raise InputError(f"cannot be read ({error.strerror})", path=tree / name) from error
+    return len(others)
+
+
+def _say_beside(beside: Sequence[LeftBehind], copied: int) -> None:
+    """Say what the folder holds besides the series, and what of it still refers to the original."""
+    kinds = {
+        "refer to the original images, not to the protected ones": [one for one in beside if one.refers],
+        "of other series, not protected; --collection takes all series": [
+            one for one in beside if one.modality == "CT"
+        ],
+        "not rewritten": [one for one in beside if not one.refers and one.modality != "CT"],
+    }
+    for what, found in kinds.items():
+        if found:
+            say(f"   beside   {', '.join(f'{len(one.files)} {one.modality}' for one in found)}: {what}")
+    if copied:
+        say(f"   copied   {tree_options.counted(copied, 'other file')}, unchanged")
+    elif any(one.modality != "CT" for one in beside):
+        say("   left behind; --others copy takes along what is no CT")
 
 
 def _signers(options: argparse.Namespace) -> Signers | None:

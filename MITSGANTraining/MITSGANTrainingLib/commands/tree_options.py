@@ -30,9 +30,12 @@ def add_collection(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def refuse_without_collection(options: argparse.Namespace) -> None:
-    """Stop at options of :func:`add_collection` for a single scan."""
-    for name in (_OTHERS, *_WORKERS):
+def refuse_without_collection(options: argparse.Namespace, *, others: bool = False) -> None:
+    """Stop at options of :func:`add_collection` for a single scan.
+
+    :param others: whether a single scan has others beside it, too.
+    """
+    for name in _WORKERS if others else (_OTHERS, *_WORKERS):
         if getattr(options, name) is not None:
             options.refuse(f"--{name} is for collections; add --collection, or leave it out")
 

@@ -701,6 +701,57 @@ class TestWorkers:
         assert outputs(out).keys() == contents(tree).keys()
 
 
+def test_files_that_may_have_been_slices_are_named(tmp_path, run):
+    for path in series().write(tmp_path / "tree" / "s"):
+        path.rename(path.with_suffix(".dcm"))
+    (tmp_path / "tree" / "s" / "slice-003.dcm").touch()
+    report = run()
+    ((other, _),) = report.skipped
+    assert (other.source, other.reason) == ("s/slice-003.dcm", inventory.LOST)
+
+
+def test_series_without_uids_need_a_person(tmp_path, run):
+    def without(dataset: Dataset, _k: int) -> None:
+        dataset.StudyInstanceUID = ""
+
+    def nameless(dataset: Dataset, _k: int) -> None:
+        del dataset.SeriesInstanceUID
+
+    series(edit=without).write(tmp_path / "tree" / "a")
+    ct_series(phantom_hu((1, *SHAPE[1:])), edit=nameless).write(tmp_path / "tree" / "b")
+    report = run()
+    assert not report.finished
+    assert {one.source: one.reason.partition(",")[0] for one in report.failed} == {
+        "a": "The series lacks a Study Instance UID",
+        "b/slice-000": "b/slice-000 has no Series Instance UID",
+    }
+
+
+def test_a_file_that_contradicts_itself_needs_a_person(tmp_path, run):
+    """It is CT; a label map beside it is not."""
+    image = sitk.GetImageFromArray(phantom_hu(SHAPE))
+    image.SetDirection([1, 0, 0, 0, 1, 0.5, 0, 0, 0.75**0.5])
+    (tmp_path / "tree").mkdir()
+    sitk.WriteImage(image, tmp_path / "tree" / "slanted.nrrd")
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(SHAPE, np.uint8)), tmp_path / "tree" / "labels.nrrd")
+    report = run()
+    assert [one.source for one in report.failed] == ["slanted.nrrd"]
+    assert [other.source for other, _ in report.skipped] == ["labels.nrrd"]
+
+
+def test_no_text_of_a_header_is_in_the_summary(tmp_path, run, monkeypatch):
+    """Not even where the program fails in a way that nobody foresaw."""
+    series(edit=lambda dataset, _k: setattr(dataset, "PatientComments", "SECRET9")).write(tmp_path / "tree" / "s")
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise ValueError("Unexpected b'SECRET9' of (0010,4000)")
+
+    monkeypatch.setattr("pydicom.filewriter.write_dataset", fail)
+    report = run()
+    assert len(report.failed) == 1
+    assert "SECRET9" not in (tmp_path / "out" / SUMMARY).read_text()
+
+
 class TestCommand:
     @pytest.fixture
     def arguments(self, tmp_path, model) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from MITSGANLib.scan.volume import lps_from_ras
 from MITSGANLib.weights import MODELS_FOLDER, read_weights
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data import sample_scan
+from pydicom import Dataset
 
 
 @pytest.fixture
@@ -48,6 +50,20 @@ def voxel(kji: tuple[int, int, int]) -> str:
     return ",".join(str(index) for index in kji)
 
 
+def as_derived(dataset: Dataset, _k: int) -> None:
+    dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+
+
+def as_color(dataset: Dataset, _k: int) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 3, "RGB"
+
+
+def blocks_of(text: str) -> dict[str, str]:
+    """The lines about each series, by its modality."""
+    blocks = re.split(r"(?m)^(?=\d+\. )", text)
+    return {re.search(r"\[(\w+)\]", block).group(1): block for block in blocks if block}
+
+
 class TestInfo:
     def test_file(self, scan, phantom, capsys):
         assert main(["info", str(scan), "--json", "-"]) == 0
@@ -69,6 +85,38 @@ class TestInfo:
         assert [series["image_count"] for series in result["series"]] == [64, 64]
         assert {series["kernel"] for series in result["series"]} == {"B", "L"}
         assert "volume" not in result
+
+    def test_each_series_has_its_own_lines_beneath_it(self, tmp_path, capsys):
+        hu = dicom_factory.phantom_hu()
+        cut_off = np.where(hu < -980, 40, hu).astype(np.int16)
+        series = dicom_factory.ct_series(cut_off, edit=as_derived)
+        series.write(tmp_path)
+        dicom_factory.write_structure_set(tmp_path / "plan", series.study_uid)
+        assert main(["info", str(tmp_path)]) == 0
+        text = capsys.readouterr().out
+        blocks = blocks_of(text)
+        ct, other = blocks["CT"], blocks["RTSTRUCT"]
+        for word in ("voxels", "spacing", "origin", "HU  ", "noise", "warning  truncated-field-of-view"):
+            assert word in ct
+            assert word not in other
+        assert "not usable" in other
+        assert "derived" not in text
+
+    def test_many_series_begin_with_a_summary(self, tmp_path, capsys):
+        for k in range(23):
+            dicom_factory.ct_series(dicom_factory.phantom_hu((2, 12, 10)), description=f"d{k}").write(tmp_path / str(k))
+        bad = dicom_factory.ct_series(edit=as_color)
+        bad.write(tmp_path / "bad")
+        series = dicom_factory.ct_series()
+        dicom_factory.write_structure_set(tmp_path / "plan", series.study_uid)
+        assert main(["info", str(tmp_path)]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("25 series: 23 usable CT (46 images)\n   1 not usable")
+        assert "others: 1 RTSTRUCT" in text
+        assert len(text.splitlines()) < 40
+        uid = load_volume(tmp_path / "7").provenance.series_instance_uid
+        assert main(["info", str(tmp_path), "--series", uid]) == 0
+        assert "   HU       " in capsys.readouterr().out
 
 
 class TestProtect:
@@ -170,6 +218,55 @@ class TestProtect:
         assert main(["protect", str(scan), str(tmp_path / "out.nrrd")]) == 4
         assert "space" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["scan.nrrd"]
+
+    def test_what_lies_beside_a_series_is_said_and_copied_where_asked(self, tmp_path, capsys):
+        series = dicom_factory.ct_series()
+        series.write(tmp_path / "in")
+        dicom_factory.write_structure_set(tmp_path / "in" / "plan", series.study_uid)
+        (tmp_path / "in" / "sub").mkdir()
+        (tmp_path / "in" / "sub" / "notes.txt").write_text("mine")
+        (tmp_path / "in" / "IM0001.dcm").write_text("named as the new slices are")
+        arguments = ["protect", str(tmp_path / "in"), "--model", "none"]
+        assert main([*arguments, str(tmp_path / "out")]) == 0
+        text = capsys.readouterr().out
+        assert "beside   1 RTSTRUCT: not rewritten" in text
+        assert "--others copy" in text
+        assert len(list((tmp_path / "out").iterdir())) == 5
+        assert main([*arguments, str(tmp_path / "all"), "--others", "copy", "--json", str(tmp_path / "r.json")]) == 0
+        assert "copied   3 other files, unchanged" in capsys.readouterr().out
+        assert json.loads((tmp_path / "r.json").read_text())["left_behind"] == [
+            {"modality": "RTSTRUCT", "files": 1, "refers": False}
+        ]
+        for name, copy in {"plan": "plan", "sub/notes.txt": "sub/notes.txt", "IM0001.dcm": "other-IM0001.dcm"}.items():
+            assert (tmp_path / "all" / copy).read_bytes() == (tmp_path / "in" / name).read_bytes()
+        assert load_volume(tmp_path / "all").shape == (5, 12, 10)
+
+    def test_copying_others_is_for_folders(self, scan, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            main(["protect", str(scan), str(tmp_path / "out.nrrd"), "--others", "copy"])
+        assert "must be folders" in capsys.readouterr().err
+
+    def test_derived_is_said_to_whoever_protects(self, tmp_path, capsys):
+        dicom_factory.ct_series(edit=as_derived).write(tmp_path / "in")
+        assert main(["protect", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "none"]) == 0
+        assert "warning: derived:" in capsys.readouterr().err
+        assert main(["check", str(tmp_path / "out")]) in (0, 3, 7, 8)
+        assert "derived" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize("place", ["out.nrrd", "out"])
+    def test_places_are_tried_before_the_work(self, tmp_path, monkeypatch, capsys, place):
+        dicom_factory.ct_series().write(tmp_path / "in")
+        (tmp_path / "file").write_text("no folder")
+
+        def never(*_args: object, **_options: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr("MITSGANTrainingLib.commands.protect.protect", never)
+        assert main(["protect", str(tmp_path / "in"), str(tmp_path / "file" / place), "--model", "none"]) == 4
+        json_place = str(tmp_path / "file" / "result.json")
+        good = str(tmp_path / place)
+        assert main(["protect", str(tmp_path / "in"), good, "--model", "none", "--json", json_place]) == 4
+        assert "cannot be written" in capsys.readouterr().err
 
 
 class TestAttack:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from MITSGANLib.errors import CancelledError, OutputError
 from MITSGANLib.files import atomic
-from MITSGANLib.files.atomic import atomic_file, atomic_folder
+from MITSGANLib.files.atomic import (
+    atomic_file,
+    atomic_folder,
+    refuse_existing_file,
+    refuse_existing_folder,
+    require_space,
+)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -158,3 +164,54 @@ def test_the_system_error_behind_one_without_a_number_counts(tmp_path):
         raise error
     assert "no space is left on the disk" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_mount_point_and_the_current_folder_are_refused_at_once(tmp_path, monkeypatch):
+    """Neither can be replaced by a rename, even where it is empty."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.path.ismount", lambda folder: Path(folder) == place)
+        for attempt in (refuse_existing_folder, lambda *options: atomic_folder(*options[:1]).__enter__()):
+            with pytest.raises(OutputError, match="a disk is mounted"):
+                attempt(place, False)
+    monkeypatch.chdir(place)
+    for folder in (Path(), place, tmp_path):
+        with pytest.raises(OutputError, match="the current folder"):
+            refuse_existing_folder(folder, overwrite=True)
+    assert entries(tmp_path) == ["place"]
+
+
+@pytest.mark.parametrize("refuse", [refuse_existing_file, refuse_existing_folder])
+def test_places_where_nothing_can_be_written_are_refused_at_once(tmp_path, monkeypatch, refuse):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OutputError, match="cannot be written"):
+        refuse(tmp_path / "file" / "deep" / "scan.nrrd", False)
+    with pytest.raises(OutputError, match="cannot be written"):
+        refuse(tmp_path / ("long" * 100), False)
+
+    def denied(_folder: Path, **_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(atomic.Path, "mkdir", denied)
+    with pytest.raises(OutputError, match="no permission"):
+        refuse(tmp_path / "scan.nrrd", False)
+    assert entries(tmp_path) == ["file"]
+
+
+def test_refusing_leaves_no_folders_behind(tmp_path):
+    for refuse in (refuse_existing_file, refuse_existing_folder):
+        refuse(tmp_path / "new" / "deep" / "scan", False)
+    assert entries(tmp_path) == []
+
+
+def test_a_full_disk_is_found_before(tmp_path):
+    require_space(tmp_path / "new" / "deep", 1)
+    with pytest.raises(OutputError, match="are needed on the disk"):
+        require_space(tmp_path / "new" / "deep", 1 << 60)
+
+
+def test_no_text_of_a_library_is_in_a_sentence(tmp_path):
+    with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "series"):
+        raise OSError("Failed to write Secret^Patient")
+    assert "Secret" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -42,7 +43,8 @@ def test_series_is_for_folders(tmp_path):
 def test_a_folder_may_have_any_name(tmp_path):
     ct_series().write(tmp_path / "source.nrrd")
     volume = load_volume(tmp_path / "source.nrrd")
-    for name in ("1.2.840.113619.2.55", "scan.protected", "plain"):
+    names = ("1.2.840.113619.2.55", "scan.protected", "Smith.J", "study.v2", "2024.03a", "chest.CT", "plain", "a.b.c")
+    for name in names:
         save_volume(volume, tmp_path / name)
         assert load_volume(tmp_path / name).shape == volume.shape
     for name in ("scan.png", "scan.dcm"):
@@ -129,3 +131,35 @@ def test_real_folders_are_listed(real_ct):
         ("STANDARD", 141),
     ]
     assert all(summary.problem is None for summary in summaries)
+
+
+def test_one_dicom_file_is_a_series_of_one_slice(tmp_path):
+    path = ct_series().write(tmp_path / "source")[2]
+    one = path.rename(tmp_path / "IM3.dcm")
+    volume = load_volume(one)
+    assert volume.shape == (1, 12, 10)
+    save_volume(volume, tmp_path / "out")
+    assert load_volume(tmp_path / "out").shape == (1, 12, 10)
+    for name in ("out.dcm", "OUT.DCM", "out.ima"):
+        with pytest.raises(OutputError, match="DICOM is written as a folder of files") as caught:
+            check_output(volume, tmp_path / name)
+        assert caught.value.hint == "give the name of a folder"
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "series"])
+def test_a_disk_that_is_too_small_is_found_before(tmp_path, monkeypatch, name):
+    ct_series().write(tmp_path / "source")
+    volume = load_volume(tmp_path / "source")
+    free = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: free)
+    with pytest.raises(OutputError, match="are needed on the disk"):
+        check_output(volume, tmp_path / name)
+
+
+def test_the_voxels_beside_a_header_are_not_replaced_unasked(tmp_path):
+    ct_series().write(tmp_path / "source")
+    volume = load_volume(tmp_path / "source")
+    for name, companion in {"scan.mhd": "scan.zraw", "other.nhdr": "other.raw.gz"}.items():
+        (tmp_path / companion).write_text("years of work")
+        with pytest.raises(OutputError, match="already exists"):
+            check_output(volume, tmp_path / name)

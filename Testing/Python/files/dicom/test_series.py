@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_structure_set
-from MITSGANLib.errors import CHOOSE_SERIES, CancelledError, InputError
+from MITSGANLib.errors import CHOOSE_SERIES, CancelledError, InputError, OutputError
 from MITSGANLib.files.dicom.series import choose_series, scan_dicom
+from MITSGANLib.files.storage import check_output, load_volume, save_volume
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
 
 
@@ -175,3 +177,136 @@ def test_real_folder_of_two_series(real_ct):
     with pytest.raises(InputError, match="2 CT series") as caught:
         choose_series(scan)
     assert np.all([series.uid in str(caught.value) for series in scan.series])
+
+
+def as_picture(dataset: Dataset, _k: int) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = bytes(dataset.Rows * dataset.Columns * 3 + 4)
+    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.RescaleSlope
+
+
+def as_gray_picture(dataset: Dataset, _k: int) -> None:
+    as_picture(dataset, _k)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    del dataset.PlanarConfiguration
+
+
+@pytest.mark.parametrize("edit", [as_picture, as_gray_picture])
+def test_a_picture_among_slices_is_named_and_left_out(tmp_path, edit):
+    series = ct_series()
+    series.write(tmp_path)
+    ct_series(phantom_hu((1, 12, 10)), uid=series.uid, study_uid=series.study_uid, prefix="page", edit=edit).write(
+        tmp_path
+    )
+    volume = load_volume(tmp_path)
+    assert volume.shape == (5, 12, 10)
+    (warning,) = volume.provenance.warnings
+    assert warning.name == "pictures-left-out"
+    assert "page-000" in warning.text
+
+
+def test_one_image_that_cannot_be_used_is_named(tmp_path):
+    def odd(dataset: Dataset, k: int) -> None:
+        if k == 3:
+            as_electron_density(dataset, k)
+
+    ct_series(edit=odd).write(tmp_path)
+    with pytest.raises(InputError, match=r"has an image, slice-003, that has values of Rescale Type ED"):
+        choose_series(scan_dicom(tmp_path))
+
+
+def unread(folder: Path) -> list[str]:
+    return [warning.text for warning in load_volume(folder).provenance.warnings if warning.name == "unread-files"]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"<html>404</html>"])
+def test_files_named_as_slices_that_hold_none_are_named(tmp_path, content):
+    for path in ct_series().write(tmp_path):
+        path.rename(path.with_suffix(".dcm"))
+    (tmp_path / "slice-005.dcm").write_bytes(content)
+    (text,) = unread(tmp_path)
+    assert text.startswith("slice-005.dcm ")
+
+
+def test_of_files_without_suffix_only_those_that_hold_nothing_are_named(tmp_path):
+    ct_series().write(tmp_path)
+    for name, content in {"slice-005": b"", "VERSION": b"1.0", ".lock": b"", "notes.txt": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "empty").touch()
+    (text,) = unread(tmp_path)
+    assert text.startswith("slice-005 ")
+
+
+def test_slices_behind_a_link_are_found_once(tmp_path):
+    paths = ct_series().write(tmp_path / "series")
+    (tmp_path / "elsewhere").mkdir()
+    for path in paths[3:]:
+        path.rename(tmp_path / "elsewhere" / path.name)
+    (tmp_path / "series" / "rest").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "series" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "series")
+    assert choose_series(scan_dicom(tmp_path / "series")).image_count == 5
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    ct_series().write(tmp_path)
+    (tmp_path / "slice-005").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="slice-005"):
+        choose_series(scan_dicom(tmp_path))
+
+
+def test_a_series_without_its_uid_gets_that_reason(tmp_path):
+    def without(dataset: Dataset, _k: int) -> None:
+        del dataset.SeriesInstanceUID
+
+    ct_series(edit=without).write(tmp_path)
+    with pytest.raises(InputError, match=r"slice-000 lacks a Series Instance UID \(4 more too\)"):
+        choose_series(scan_dicom(tmp_path))
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("value", ["", None])
+def test_series_without_other_uids_are_read_but_not_written_as_dicom(tmp_path, keyword, value):
+    (tmp_path / "source").mkdir()
+    series = ct_series()
+    for k in range(5):
+        dataset = series.dataset(k)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = series.syntax
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        del dataset[keyword]
+        if value is not None:
+            setattr(dataset, keyword, value)
+        dataset.save_as(tmp_path / "source" / f"slice-{k}", enforce_file_format=True)
+    volume = load_volume(tmp_path / "source")
+    assert [warning.name for warning in volume.provenance.warnings] == ["missing-uids"]
+    for write in (check_output, save_volume):
+        with pytest.raises(OutputError, match=r"lacks a .* Instance UID, such as slice-0"):
+            write(volume, tmp_path / "out")
+    save_volume(volume, tmp_path / "out.nrrd")
+
+
+def test_no_text_of_a_header_is_in_an_error(tmp_path):
+    secret = "SECRET9"
+
+    def marked(dataset: Dataset, k: int) -> None:
+        for keyword in ("PatientID", "PatientName", "StudyDescription", "SeriesDescription", "ConvolutionKernel"):
+            setattr(dataset, keyword, secret)
+        dataset.RescaleType = secret if k == 1 else "HU"
+
+    ct_series(edit=marked).write(tmp_path / "unit")
+    for name in ("one", "two"):
+        ct_series(edit=lambda dataset, _k: marked(dataset, 0)).write(tmp_path / "several" / name)
+    other = ct_series(edit=lambda dataset, _k: setattr(dataset, "Modality", secret))
+    other.write(tmp_path / "modality")
+    class_of_nobody = ct_series(edit=lambda dataset, _k: setattr(dataset, "SOPClassUID", "1.2.3.999"))
+    class_of_nobody.write(tmp_path / "class")
+    for folder in ("unit", "several", "modality", "class"):
+        with pytest.raises(InputError) as caught:
+            choose_series(scan_dicom(tmp_path / folder))
+        assert secret not in str(caught.value)
+        assert "1.2.3.999" not in str(caught.value)
