@@ -75,3 +75,8 @@ def test_a_script_runs_its_command_from_any_folder(script, words, tmp_path):
     )
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith(f"usage: mitsgan {words[0] if words else Path(script).stem}")
+    refused = subprocess.run(
+        [*command, "--no-such-option"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "usage:" in refused.stderr
