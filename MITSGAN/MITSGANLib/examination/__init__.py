@@ -1,0 +1,11 @@
+"""Is this copy genuine? Every kind of evidence that a scan holds, weighed into one verdict.
+
+=============  =============================================================================
+``blocks``     where evidence is added up
+``noise``      noise that is missing, or of another color than the tissue's around
+``copies``     tissue that is there twice, and CT-GAN's own noise source
+``suspicion``  maps of evidence, each in units of what a scan's own untouched tissue scatters by
+``verdict``    evidence, places and verdict
+``examiner``   all of it on one scan
+=============  =============================================================================
+"""

@@ -1,0 +1,81 @@
+"""Blocks of a scan, as all evidence is added up in them: 4x4 voxels of one slice.
+
+Arrays of blocks are those of :mod:`..watermark.sums`: (slice, block row, block column), turned so that rows and columns
+run along growing LPS, within whole tiles alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..runtime.threads import map_slices
+from ..scan.lungs import lung_mask
+from ..scan.volume import CTVolume
+from ..watermark.pattern import Grid, block_sums
+from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
+
+# A nodule within the lung has lung around it.
+_AROUND_MM, _LUNG_SHARE = 30.0, 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """How the voxels of a scan lie in blocks.
+
+    :param shape: (slices, block rows, block columns).
+    :param mm: edges of a block along the same axes.
+    """
+
+    volume: CTVolume
+    grid: Grid
+    shape: tuple[int, int, int]
+    mm: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, volume: CTVolume) -> Blocks:
+        """Those of a scan."""
+        spacing = volume.spacing_kji
+        shape = (volume.shape[0], *block_sums(volume.hu[0], BLOCK).shape)
+        return cls(volume, Grid.of(volume), shape, (spacing[0], *(BLOCK * step for step in spacing[1:])))
+
+    def means(self, plane: np.ndarray) -> np.ndarray:
+        """Mean of each block of a slice (rows, columns) as it is stored, float32 (block rows, block columns)."""
+        return (block_sums(self.grid.turned(plane), BLOCK) / BLOCK**2).astype(np.float32)
+
+    def in_boxes(self, values: np.ndarray, edge_mm: float) -> np.ndarray:
+        """Sum over a cube of this edge around each block."""
+        return sum_in_boxes(values, edge_mm, self.mm)
+
+    def middle(self, block: Sequence[float]) -> tuple[int, int, int]:
+        """Voxel (slice, row, column) in the middle of a block, whose indices may be fractions."""
+        rows, columns = (
+            int((index + 0.5) * BLOCK) if flip > 0 else size - 1 - int((index + 0.5) * BLOCK)
+            for index, flip, size in zip(block[1:], self.grid.flips, self.volume.shape[1:], strict=True)
+        )
+        return round(block[0]), rows, columns
+
+    def block_of(self, kji: Sequence[int]) -> tuple[int, int, int]:
+        """The block of a voxel (slice, row, column) of the scan; the nearest where rows or columns fill no tile."""
+        inner = (
+            (index if flip > 0 else size - 1 - index) // BLOCK
+            for index, flip, size in zip(kji[1:], self.grid.flips, self.volume.shape[1:], strict=True)
+        )
+        return kji[0], *(min(block, count - 1) for block, count in zip(inner, self.shape[1:], strict=True))
+
+    def voxels(self, values: np.ndarray) -> np.ndarray:
+        """Each block's value at all its voxels, int16 of the scan's shape; 0 where rows or columns fill no tile."""
+        found = np.zeros(self.volume.shape, np.int16)
+        for plane, of_blocks in zip(found, values, strict=True):
+            large = enlarge(of_blocks, BLOCK)
+            self.grid.turned(plane)[: large.shape[0], : large.shape[1]] = large
+        return found
+
+    def lungs(self) -> np.ndarray:
+        """Bool (slices, block rows, block columns): the lungs, with the vessels and nodules within them."""
+        mask = lung_mask(self.volume)
+        shares = np.stack(map_slices(lambda k: self.means(mask[k]), self.shape[0]))
+        around = self.in_boxes(shares, _AROUND_MM) / self.in_boxes(np.ones_like(shares), _AROUND_MM)
+        return (shares > _LUNG_SHARE) | (around > _LUNG_SHARE)

@@ -1,0 +1,385 @@
+"""One examiner for every scan: all evidence that its voxels and headers hold, and one verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..attack.chain import TOUCH_UP_FACTOR
+from ..errors import TargetError
+from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
+from ..scan.cubes import cube_shape
+from ..scan.lungs import lung_positions
+from ..scan.volume import CTVolume, Provenance
+from ..watermark.checking import Check, check_watermark
+from ..watermark.embedding import recorded_budget
+from ..watermark.pattern import OPEN_KEY, WatermarkKey
+from .blocks import Blocks
+from .copies import Copy, find_copies, find_touch_up
+from .noise import noise_map, residual
+from .suspicion import ASKED, COLOR, COARSE_NOISE, NOISE, WATERMARK, Suspicion, of_noise, of_watermark
+from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
+
+Progress = Callable[[int, int], None]
+
+UNTOLD, TOLD, CHANGED = range(3)
+"""Values of the map: outside the lungs or cannot be told, nothing found, changed."""
+
+COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judge"
+
+MOST_OF_THE_LUNGS = 0.5
+_SMALLEST_MM3 = 150.0
+_EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
+_COPY_SD = 11.0
+# The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
+_WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
+_JUDGE_SURE = 0.985
+_SEED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What was found in a scan's voxels.
+
+    :param lungs: bool (slices, block rows, block columns).
+    :param suspicions: each kind of evidence in every block.
+    :param check: of the watermark.
+    :param copies: of tissue, and of CT-GAN's noise.
+    :param touch_up_sought: whether CT-GAN's noise source lies in lung, so that it could be sought.
+    """
+
+    blocks: Blocks
+    lungs: np.ndarray
+    suspicions: tuple[Suspicion, ...]
+    check: Check
+    copies: tuple[Copy, ...]
+    touch_up_sought: bool
+    judge: Judge | None
+    places: tuple[ChangedPlace, ...]
+    verdict: Verdict
+    judge_limit: float = field(default=_JUDGE_SURE)
+
+    def at(self, kji: Voxel) -> ChangedPlace:
+        """What is to be said of a voxel (slice, row, column) that somebody asks about.
+
+        A strength of 1 is an alarm there, which takes less than to be listed.
+
+        :raises TargetError: outside the scan.
+        """
+        volume = self.blocks.volume
+        if not volume.contains(kji):
+            raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
+        block = self.blocks.block_of(kji)
+        evidence = [
+            Evidence(one.kind, _words(one.kind, float(one.score[block]), ASKED), float(one.score[block]) / ASKED)
+            for one in self.suspicions
+            if one.score[block] > 0.5 * ASKED
+        ]
+        source = None
+        for copy in self.copies:
+            if _within(kji, copy, volume.spacing_kji):
+                evidence.append(_of_copy(copy))
+                source = copy.source_kji
+        evidence.sort(key=lambda one: -one.strength)
+        return _place(volume, kji, (0.0, 0.0, 0.0), evidence, source)
+
+    def can_tell(self, kji: Voxel) -> bool:
+        """Whether any kind of evidence would show a forgery at a voxel."""
+        block = self.blocks.block_of(kji)
+        return any(bool(one.told[block]) for one in self.suspicions)
+
+    def class_volume(self) -> CTVolume:
+        """A label map of the scan's geometry: :data:`UNTOLD`, :data:`TOLD` or :data:`CHANGED` of each voxel."""
+        classes = np.zeros(self.lungs.shape, np.uint8)
+        classes[np.any([one.told for one in self.suspicions], axis=0)] = TOLD
+        classes[np.any([one.score >= 1 for one in self.suspicions], axis=0)] = CHANGED
+        labels = self.blocks.voxels(classes)
+        volume = self.blocks.volume
+        for place in self.places:
+            half = np.maximum(np.array(place.size_mm) / 2 / volume.spacing_kji, 1).astype(int)
+            box = tuple(
+                slice(max(0, at - n), at + n + 1) for at, n in zip(place.kji, half, strict=True)
+            )
+            labels[box] = CHANGED
+        return dataclasses.replace(volume, hu=labels, provenance=Provenance())
+
+
+def examine(
+    volume: CTVolume,
+    *,
+    key: WatermarkKey = OPEN_KEY,
+    with_judge: bool = True,
+    progress: Progress | None = None,
+) -> Examination:
+    """Look for everything that was changed in a chest CT, wherever it is.
+
+    :param key: of the watermark; the open one where none is given.
+    :param with_judge: whether the forensic judge is asked at suspicious places, which needs torch.
+    :param progress: called with (finished parts, all parts); may raise ``CancelledError``.
+    :raises DependencyError: the package cryptography cannot be imported.
+    """
+    told = _Told(progress, 100)
+    blocks = Blocks.of(volume)
+    lungs = blocks.lungs()
+    fine = residual(volume)
+    told.at(10)
+    suspicions = of_noise(noise_map(blocks, fine), lungs)
+    told.at(25)
+    copies = find_copies(blocks, fine, lungs) if lungs.any() else []
+    told.at(45)
+    touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
+    told.at(60)
+    del fine
+    check = check_watermark(volume, key, progress=lambda done, of: told.at(60 + 30 * done // of))
+    suspicions.append(of_watermark(check, lungs))
+    found = _explained(copies, touched or [], volume)
+    judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
+    places = _places(blocks, lungs, suspicions, found, check, judge)
+    told.at(100)
+    verdict = _verdict(volume, lungs, suspicions, check, touched is not None, places, key)
+    return Examination(
+        blocks, lungs, tuple(suspicions), check, tuple(found), touched is not None, judge, places, verdict
+    )
+
+
+class _Told:
+    def __init__(self, progress: Progress | None, parts: int) -> None:
+        self._progress, self._parts = progress, parts
+
+    def at(self, done: int) -> None:
+        if self._progress:
+            self._progress(done, self._parts)
+
+
+def _explained(copies: Sequence[Copy], touched: Sequence[Copy], volume: CTVolume) -> list[Copy]:
+    """Copies, without those that CT-GAN's noise explains: all of its places share it with the source and each other."""
+    reach_kji = _touch_up_reach(volume)
+    knots = [one.kji for one in touched] + [one.source_kji for one in touched[:1]]
+
+    def near(kji: Voxel) -> bool:
+        return any(bool((np.abs(np.subtract(kji, knot)) <= reach_kji).all()) for knot in knots)
+
+    return [*touched, *(copy for copy in copies if not (near(copy.kji) and near(copy.source_kji)))]
+
+
+def _touch_up_reach(volume: CTVolume) -> np.ndarray:
+    """Voxels along (slice, row, column) from its middle: as many along every axis as along the finest, and a margin."""
+    edge = int(max(cube_shape(volume.spacing_kji)) * TOUCH_UP_FACTOR)
+    return np.full(3, edge // 2 + 5)
+
+
+def _is_of_a_copy(
+    blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple[slice, ...], here: np.ndarray
+) -> bool:
+    """Whether a place belongs to a copy that is listed already."""
+    for copy in copies:
+        if copy.by_touch_up and (np.abs(np.subtract(kji, copy.kji)) <= _touch_up_reach(blocks.volume)).all():
+            return True
+        block = blocks.block_of(copy.kji)
+        inside = all(part.start <= at < part.stop for part, at in zip(box, block, strict=True))
+        if _within(kji, copy, blocks.volume.spacing_kji) or (
+            inside and here[tuple(at - part.start for part, at in zip(box, block, strict=True))]
+        ):
+            return True
+    return False
+
+
+def _places(
+    blocks: Blocks,
+    lungs: np.ndarray,
+    suspicions: Sequence[Suspicion],
+    copies: Sequence[Copy],
+    check: Check,
+    judge: Judge | None,
+) -> tuple[ChangedPlace, ...]:
+    """Everything that is listed, the surest first."""
+    from scipy import ndimage
+
+    volume = blocks.volume
+    found: list[ChangedPlace] = []
+    for copy in copies:
+        copy = _turned_to_the_copy(copy, blocks, suspicions)
+        evidence = [_of_copy(copy), *_evidence_near(blocks, suspicions, copy.kji, copy.size_mm)]
+        found.append(_place(volume, copy.kji, copy.size_mm, evidence, copy.source_kji))
+    whole = np.max([one.score for one in suspicions], axis=0)
+    labels, _ = ndimage.label(whole >= _EDGE_SCORE, np.ones((3, 3, 3)))
+    candidates = []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        here = labels[box] == number
+        listed_mm3 = np.count_nonzero(here & (whole[box] >= 1)) * float(np.prod(blocks.mm))
+        top = float(whole[box][here].max())
+        if listed_mm3 >= _SMALLEST_MM3 or top >= _WORTH_ASKING:
+            candidates.append((top, box, here, listed_mm3 >= _SMALLEST_MM3))
+    candidates.sort(key=lambda one: (-one[3], -one[0]))
+    limit = None
+    asked = 0
+    for top, box, here, is_listed in candidates:
+        weights = np.where(here, whole[box], 0) ** 2
+        middle = [part.start + at for part, at in zip(box, ndimage.center_of_mass(weights), strict=True)]
+        kji = blocks.middle(middle)
+        size = tuple(
+            round((part.stop - part.start) * edge, 1) for part, edge in zip(box, blocks.mm, strict=True)
+        )
+        if _is_of_a_copy(blocks, copies, kji, box, here):
+            continue
+        evidence = [
+            Evidence(one.kind, _words(one.kind, float(one.score[box][here].max()), 1.0), float(one.score[box][here].max()))
+            for one in suspicions
+            if one.score[box][here].max() >= 0.8 * min(1.0, top)
+        ]
+        if judge is not None and asked < _MOST_ASKED and top >= _WORTH_ASKING:
+            asked += 1
+            if limit is None:
+                limit = _judge_limit(volume, judge)
+            score = float(judge.score(volume, [kji])[0])
+            if score >= limit:
+                is_listed = True
+                text = f"the forensic judge takes it for forged ({score:.3f}; {limit:.3f} is rare in this scan)"
+                evidence.append(Evidence(JUDGE, text, 1.0))
+        if is_listed:
+            evidence.sort(key=lambda one: -one.strength)
+            found.append(_place(volume, kji, size, evidence, None))
+    del lungs, check
+    return tuple(sorted(found, key=lambda place: -place.strength))
+
+
+def _judge_limit(volume: CTVolume, judge: Judge) -> float:
+    """What the judge says of hardly any place of this scan, nor of others."""
+    try:
+        places = lung_positions(volume, _COMPARED, _SEED)
+    except TargetError:
+        return 1.1
+    own = judge.score(volume, places)
+    # Half way from the 95th percentile of this scan to certainty, on the scale of odds.
+    odds = np.log(np.clip(own, 1e-6, 1 - 1e-6) / (1 - np.clip(own, 1e-6, 1 - 1e-6)))
+    middle, high = np.percentile(odds, (50, 95))
+    return max(_JUDGE_SURE, float(1 / (1 + np.exp(-(middle + 1.6 * (high - middle))))))
+
+
+def _evidence_near(
+    blocks: Blocks, suspicions: Sequence[Suspicion], kji: Voxel, size_mm: Sequence[float]
+) -> list[Evidence]:
+    block = blocks.block_of(kji)
+    half = [max(1, round(size / 2 / edge)) for size, edge in zip(size_mm, blocks.mm, strict=True)]
+    box = tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(block, half, strict=True))
+    tops = [(one.kind, float(one.score[box].max(initial=0))) for one in suspicions]
+    return [Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8]
+
+
+def _turned_to_the_copy(copy: Copy, blocks: Blocks, suspicions: Sequence[Suspicion]) -> Copy:
+    """With the forged one of both places first: there the watermark, or the usual noise, is missing."""
+    if copy.by_touch_up:
+        return copy
+
+    def score(kji: Voxel) -> float:
+        near = _evidence_near(blocks, suspicions, kji, copy.size_mm)
+        return max((one.strength for one in near), default=0.0)
+
+    if score(copy.source_kji) > score(copy.kji):
+        return dataclasses.replace(copy, kji=copy.source_kji, source_kji=copy.kji)
+    return copy
+
+
+def _within(kji: Voxel, copy: Copy, spacing_kji: Sequence[float]) -> bool:
+    away = np.abs(np.subtract(kji, copy.kji)) * spacing_kji
+    return bool((away <= np.maximum(np.array(copy.size_mm) / 2, 5.0)).all())
+
+
+def _place(
+    volume: CTVolume,
+    kji: Voxel,
+    size_mm: Sequence[float],
+    evidence: Sequence[Evidence],
+    source: Voxel | None,
+) -> ChangedPlace:
+    lps = tuple(round(float(value), 1) for value in volume.voxel_to_lps(kji))
+    return ChangedPlace(tuple(int(i) for i in kji), lps, tuple(size_mm), tuple(evidence), source)
+
+
+def _of_copy(copy: Copy) -> Evidence:
+    figures = f"from voxel {copy.source_kji}, {copy.sd:.0f} standard deviations above chance"
+    if copy.by_touch_up:
+        return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
+    return Evidence(COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD)
+
+
+def _words(kind: str, score: float, limit: float) -> str:
+    what = {
+        WATERMARK: "the watermark is missing",
+        NOISE: "noise is missing",
+        COARSE_NOISE: "coarse noise is missing",
+        COLOR: "the noise is of another color than around",
+    }[kind]
+    return f"{what} ({score / limit:.1f} times what counts)" if score >= limit else f"{what} in part ({score / limit:.1f})"
+
+
+def _verdict(
+    volume: CTVolume,
+    lungs: np.ndarray,
+    suspicions: Sequence[Suspicion],
+    check: Check,
+    touch_up_sought: bool,
+    places: tuple[ChangedPlace, ...],
+    key: WatermarkKey,
+) -> Verdict:
+    evidence = list(_of_headers(volume))
+    count = max(1, np.count_nonzero(lungs))
+    told = {one.kind: float(np.count_nonzero(one.told)) / count for one in suspicions}
+    noise, mark = told[NOISE], told[WATERMARK]
+    reasons = []
+    if check.is_found:
+        text = f"the watermark stands out by {check.sd:.0f} standard deviations; told about {mark:.0%} of the lungs"
+        evidence.append(Evidence(WATERMARK, text))
+    else:
+        evidence.append(Evidence(WATERMARK, "no watermark was found"))
+    if not touch_up_sought:
+        evidence.append(Evidence(TOUCH_UP, "CT-GAN's noise source holds no lung in this scan, so it was not sought"))
+    if not lungs.any():
+        reasons.append("no lungs were found")
+    lost = not check.is_found and (recorded_budget(volume) is not None or key != OPEN_KEY)
+    if lost:
+        reasons.append("the watermark that should be there was not found: resampled, smoothed, another scan or key")
+    excluded, not_excluded = _kinds(noise, mark, bool(lungs.any()))
+    if places or any(one.strength >= 1 for one in evidence):
+        outcome = Outcome.CHANGED
+    elif lost or max(noise, mark) < MOST_OF_THE_LUNGS:
+        outcome = Outcome.CANNOT_TELL
+        if lungs.any() and not lost:
+            reasons.append(f"only {max(noise, mark):.0%} of the lungs can be told about")
+    else:
+        outcome = Outcome.NOTHING_FOUND
+    return Verdict(
+        outcome, places, tuple(evidence), tuple(reasons), tuple(told.items()), tuple(excluded), tuple(not_excluded)
+    )
+
+
+def _kinds(noise: float, mark: float, any_lungs: bool) -> tuple[list[str], list[str]]:
+    excluded, left = [], []
+    paint = "paint over 15 mm or more whose noise is not the scanner's"
+    (excluded if noise >= MOST_OF_THE_LUNGS else left).append(paint)
+    copied = "tissue or noise copied from elsewhere in this scan, unturned, over 10 mm or more"
+    (excluded if any_lungs else left).append(copied)
+    network = "removals by networks such as those measured"
+    (excluded if mark >= MOST_OF_THE_LUNGS else left).append(network)
+    left += [
+        "small or faint nodules that a network added" if mark >= MOST_OF_THE_LUNGS else "nodules that a network added",
+        "edits that keep the noise and add what is smooth",
+        "forgeries by whoever had the scan without its watermark, or the key",
+        "changes outside the lungs, of the whole scan at once, or before it was protected",
+    ]
+    return excluded, left
+
+
+def _of_headers(volume: CTVolume) -> list[Evidence]:
+    found = []
+    if volume.provenance.is_simulated_attack:
+        found.append(Evidence("header", "the header says that this is a simulated attack", 1.0))
+    found += [
+        Evidence("header", warning.text)
+        for warning in volume.provenance.warnings
+        if warning.name in ("derived", "lossy-compression")
+    ]
+    return found
