@@ -27,6 +27,7 @@ LAYERS = {
         "protection",
         "seal",
         "signature",
+        "examination",
         "save_protected",
         "measure",
         "report",

@@ -1,8 +1,8 @@
 """Copied tissue: two places of a CT never have the same noise, so where they do, one is a copy of the other.
 
-No watermark is needed, nor a place to look at. The signs of what neighboring voxels do not tell of a voxel stay the same
-under anything smooth that is added, so those of 6x6 voxels make a number that a copy shares with its source; a sort of
-all numbers of the lungs finds the pairs, and several pairs that lie equally far apart make a copy. A correlation of the
+No watermark is needed, nor a place to look at. What neighboring voxels do not tell of a voxel keeps its sign under
+anything smooth that is added, so the signs of 6x6 voxels make a number that a copy shares with its source. Sorting all
+numbers of the lungs finds the pairs, and several pairs that lie equally far apart make a copy. A correlation of the
 noise itself at both places then has to confirm it.
 
 CT-GAN copies noise from one fixed place of every scan onto what it paints. That place is sought everywhere by itself:
@@ -22,7 +22,7 @@ from ..scan.cubes import cube_shape
 from .blocks import Blocks
 
 FOUND_SD = 11.0
-"""A correlation of noise that stands out by more is a copy. What was chosen for its equal signs reaches 10 by chance."""
+"""A correlation of noise that stands out by more is a copy. What was chosen for equal signs reaches 10 by chance."""
 
 _EDGE = 6  # of the squares whose signs make a number
 _NEAR_MM = 10.0  # neighboring slices share noise
@@ -34,6 +34,7 @@ _CLIP_SD = 3.0
 _QUIET = 0.4  # of the usual noise; what is flat has the signs of its rounding
 _TOUCH_UP_MM = (10.0, 20.0, 36.0)
 _TOUCH_UP_SD = 8.0
+_SHARP_SD = 6.0  # what is alike in anatomy, or of a fixed pattern, is so over some voxels
 _FEW_VOXELS = 150
 
 
@@ -118,10 +119,20 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
             sd = float(both[tuple(peak)])
             if sd < _TOUCH_UP_SD:
                 break
+            is_sharp = sd - _beside(both[peak[0]], peak[1:]) >= _SHARP_SD
             both[tuple(slice(max(0, a - n), a + n + 1) for a, n in zip(peak, near, strict=True))] = 0
             kji, source = (tuple(int(i) for i in at) for at in (peak + low, center))
-            found.append(Copy(kji, source, sd, (size_mm,) * 3, by_touch_up=True))
+            if is_sharp:
+                found.append(Copy(kji, source, sd, (size_mm,) * 3, by_touch_up=True))
     return _apart(found, mm) if any_template else None
+
+
+def _beside(plane: np.ndarray, at: Sequence[int]) -> float:
+    """The largest value 3 or 4 voxels from a place of a slice, where noise has nothing in common any more."""
+    low = [max(0, index - 4) for index in at]
+    part = plane[low[0] : at[0] + 5, low[1] : at[1] + 5].copy()
+    part[max(0, at[0] - 2) - low[0] : at[0] + 3 - low[0], max(0, at[1] - 2) - low[1] : at[1] + 3 - low[1]] = -np.inf
+    return float(part.max())
 
 
 def _normalized(fine: np.ndarray) -> np.ndarray:
@@ -189,9 +200,7 @@ def _pairs(numbers: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.minimum(first, second), np.maximum(first, second)
 
 
-def _clusters(
-    blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray, second: np.ndarray
-) -> list[Copy]:
+def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray, second: np.ndarray) -> list[Copy]:
     """Pairs at the same shift, near each other, that the correlation of the noise confirms."""
     from scipy import ndimage
 
@@ -211,18 +220,16 @@ def _clusters(
             of_label = places[of_place == label]
             if len(of_label) < _PAIRS or np.ptp(of_label[:, 0]) < 1:
                 continue
-            middle = np.round(of_label.mean(axis=0)).astype(int) + (0, _EDGE // 2, _EDGE // 2)
+            middle = np.round(of_label.mean(axis=0)).astype(int) + np.array((0, _EDGE // 2, _EDGE // 2))
             sd = _correlation(fine, usual, middle, shift, mm)
             if sd >= FOUND_SD:
-                size = (np.ptp(of_label, axis=0) + (1, _EDGE, _EDGE)) * mm
+                size = (np.ptp(of_label, axis=0) + np.array((1, _EDGE, _EDGE))) * mm
                 ends = (tuple(int(i) for i in at) for at in (middle, middle + shift))
                 found.append(Copy(*ends, sd, tuple(round(float(edge), 1) for edge in size)))
     return _apart(found, mm)
 
 
-def _correlation(
-    fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray
-) -> float:
+def _correlation(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray) -> float:
     """By how many standard deviations the noise around two places is alike."""
     half = np.maximum(np.round(_CONFIRMED_MM / 2 / mm), 0).astype(int)
     low = np.maximum(np.maximum(kji - half, 0), -shift)

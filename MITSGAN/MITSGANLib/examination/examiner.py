@@ -20,7 +20,7 @@ from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from .blocks import Blocks
 from .copies import Copy, find_copies, find_touch_up
 from .noise import noise_map, residual
-from .suspicion import ASKED, COLOR, COARSE_NOISE, NOISE, WATERMARK, Suspicion, of_noise, of_watermark
+from .suspicion import ASKED, COARSE_NOISE, COLOR, NOISE, WATERMARK, Suspicion, of_noise, of_watermark
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
 
 Progress = Callable[[int, int], None]
@@ -100,9 +100,7 @@ class Examination:
         volume = self.blocks.volume
         for place in self.places:
             half = np.maximum(np.array(place.size_mm) / 2 / volume.spacing_kji, 1).astype(int)
-            box = tuple(
-                slice(max(0, at - n), at + n + 1) for at, n in zip(place.kji, half, strict=True)
-            )
+            box = tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(place.kji, half, strict=True))
             labels[box] = CHANGED
         return dataclasses.replace(volume, hu=labels, provenance=Provenance())
 
@@ -171,9 +169,7 @@ def _touch_up_reach(volume: CTVolume) -> np.ndarray:
     return np.full(3, edge // 2 + 5)
 
 
-def _is_of_a_copy(
-    blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple[slice, ...], here: np.ndarray
-) -> bool:
+def _is_of_a_copy(blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple[slice, ...], here: np.ndarray) -> bool:
     """Whether a place belongs to a copy that is listed already."""
     for copy in copies:
         if copy.by_touch_up and (np.abs(np.subtract(kji, copy.kji)) <= _touch_up_reach(blocks.volume)).all():
@@ -212,7 +208,7 @@ def _places(
         listed_mm3 = np.count_nonzero(here & (whole[box] >= 1)) * float(np.prod(blocks.mm))
         top = float(whole[box][here].max())
         if listed_mm3 >= _SMALLEST_MM3 or top >= _WORTH_ASKING:
-            candidates.append((top, box, here, listed_mm3 >= _SMALLEST_MM3))
+            candidates.append((top, box, here, bool(listed_mm3 >= _SMALLEST_MM3)))
     candidates.sort(key=lambda one: (-one[3], -one[0]))
     limit = None
     asked = 0
@@ -220,17 +216,19 @@ def _places(
         weights = np.where(here, whole[box], 0) ** 2
         middle = [part.start + at for part, at in zip(box, ndimage.center_of_mass(weights), strict=True)]
         kji = blocks.middle(middle)
-        size = tuple(
-            round((part.stop - part.start) * edge, 1) for part, edge in zip(box, blocks.mm, strict=True)
-        )
+        size = tuple(round((part.stop - part.start) * edge, 1) for part, edge in zip(box, blocks.mm, strict=True))
         if _is_of_a_copy(blocks, copies, kji, box, here):
             continue
         evidence = [
-            Evidence(one.kind, _words(one.kind, float(one.score[box][here].max()), 1.0), float(one.score[box][here].max()))
+            Evidence(
+                one.kind, _words(one.kind, float(one.score[box][here].max()), 1.0), float(one.score[box][here].max())
+            )
             for one in suspicions
             if one.score[box][here].max() >= 0.8 * min(1.0, top)
         ]
-        if judge is not None and asked < _MOST_ASKED and top >= _WORTH_ASKING:
+        # It looks at the noise itself, so it is a second witness to the watermark alone.
+        mark = float(suspicions[-1].score[box][here].max())
+        if judge is not None and asked < _MOST_ASKED and mark >= _WORTH_ASKING:
             asked += 1
             if limit is None:
                 limit = _judge_limit(volume, judge)
@@ -303,7 +301,9 @@ def _of_copy(copy: Copy) -> Evidence:
     figures = f"from voxel {copy.source_kji}, {copy.sd:.0f} standard deviations above chance"
     if copy.by_touch_up:
         return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
-    return Evidence(COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD)
+    return Evidence(
+        COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD
+    )
 
 
 def _words(kind: str, score: float, limit: float) -> str:
@@ -313,7 +313,9 @@ def _words(kind: str, score: float, limit: float) -> str:
         COARSE_NOISE: "coarse noise is missing",
         COLOR: "the noise is of another color than around",
     }[kind]
-    return f"{what} ({score / limit:.1f} times what counts)" if score >= limit else f"{what} in part ({score / limit:.1f})"
+    return (
+        f"{what} ({score / limit:.1f} times what counts)" if score >= limit else f"{what} in part ({score / limit:.1f})"
+    )
 
 
 def _verdict(

@@ -1,6 +1,7 @@
 """Maps of evidence, each in units of what a scan's own untouched tissue scatters by.
 
-Scanners, kernels and doses differ, so no limit in HU or standard deviations fits all. A score of 1 is listed. Limits were set on five scans and reported on others: docs/results/reveal.md.
+Scanners, kernels and doses differ, so no limit in HU or standard deviations fits all. A score of 1 is listed. Limits
+were set on five scans and reported on others: docs/results/reveal.md.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ ASKED = 0.65
 _WATERMARK_LIMITS = ((8.0, 5.5), (4.4, 3.6), (3.7, 3.2))
 _WATERMARK_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
 # For windows of 9 and 14 mm, likewise, with the least logarithm of noise.
-_FINE_LIMITS = ((3.0, 0.45), (2.8, 0.35))
-_COARSE_LIMITS = ((2.7, 1.5), (2.5, 1.0))
-_COLOR_LIMITS = ((3.0, 1.0), (2.8, 0.8))
+_FINE_LIMITS = ((3.9, 0.5), (3.6, 0.45))
+_COARSE_LIMITS = ((3.2, 1.5), (3.0, 1.0))
+_COLOR_LIMITS = ((3.3, 1.0), (3.1, 0.8))
 # Where a limit is beyond these logarithms, paint without noise, or with white noise, may not show.
 _MOST_LIMIT = {NOISE: 1.0, COARSE_NOISE: 1.6, COLOR: 1.8}
 _FEW_BLOCKS = 500

@@ -33,6 +33,7 @@ class Evidence:
     strength: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
         return {"kind": self.kind, "text": self.text, "strength": round(self.strength, 3)}
 
 
@@ -70,6 +71,7 @@ class ChangedPlace:
         return f"{'surely' if self.is_sure else 'probably'} changed: {by}" if self.strength >= 1 else by
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
         return {
             "kji": list(self.kji),
             "lps_mm": list(self.lps_mm),

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget.budget import Budget, allowed_in_slices
-from ..runtime.threads import each_slice
+from ..budget.body import body_mask
+from ..budget.budget import Budget, allowed_change
+from ..budget.noise import LocalNoise, local_noise
+from ..runtime.threads import each_slice, map_slices
+from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, signs, tile_levels
 from .whitening import whitening_kernel
@@ -41,6 +44,12 @@ _SURELY = 0.97
 _LEAST_SIGNAL = 4.0  # squared standard deviations
 _CLIP_SD = 3.0
 _LEAST_VARIANCE = 0.25  # HU squared: rounding to whole HU alone leaves a third of it
+_LEAST_SHARE = 0.2  # of what is usual in a slice; what is painted flat would promise signs beyond all measure
+# Painted tissue has little noise, so that no watermark would be expected in it, nor 30 mm around. Where the noise is
+# less than this share of the same tissue's around, it is taken for this other one.
+_HOLE_SHARE, _HOLE_NOISE = 0.45, 0.85
+_TISSUE_MM = 80.0
+_PAINT_MM, _PAINT_SHARE, _PULLED_MM = 10.0, 0.7, 32.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +79,20 @@ class Sums:
         share = budget.noise_share
         surely = dataclasses.replace(budget, noise_share=None if share is None else _SURELY * share)
 
-        def allowed_in(slab: slice) -> np.ndarray:
-            return allowed_in_slices(volume.hu[slab], surely, volume.spacing_kji, padding)
+        noise = None if share is None else _noise_of_tissue(volume)
+
+        def allowed_in(k: int) -> np.ndarray:
+            part = slice(k, k + 1)
+            mask = body_mask(volume.hu[part], padding, volume.spacing_kji)
+            return allowed_change(volume.hu[part], surely, mask, padding, None if noise is None else noise.at((part,)))
 
         some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
-        inside = np.concatenate([allowed_in(slice(k, k + 1)) > 0 for k in some])
+        inside = np.concatenate([allowed_in(k) > 0 for k in some])
         kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
         kernel = kernel[:: grid.flips[0], :: grid.flips[1]]
 
         def look(k: int) -> _Slice:
-            allowed = grid.turned(allowed_in(slice(k, k + 1))[0]).astype(np.float32)
+            allowed = grid.turned(allowed_in(k)[0]).astype(np.float32)
             plane = grid.turned(volume.hu[k])
             return _best(_Slice.of(plane, allowed, kernel, key, place) for place in grid.places(k))
 
@@ -125,6 +138,9 @@ def deviations(
     :param block_mm: edges of a block along (slice, row, column).
     """
     squares, full = (sum_in_boxes(values, edge_mm, block_mm) for values in (sums.squares, sums.full))
+    # Products with slices before may be negative, so that few of them may come to too little, and all else to too much.
+    wide_squares, wide_full = (sum_in_boxes(values, SURROUNDING_MM, block_mm) for values in (sums.squares, sums.full))
+    squares = np.maximum(squares, full * (wide_squares / np.maximum(wide_full, _LEAST_SIGNAL)))
     # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
     any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
     root = np.sqrt(np.where(any_signal, squares, 1))
@@ -165,6 +181,59 @@ class _Slice:
         return cls(product, expected, tiles)
 
 
+def _noise_of_tissue(volume: CTVolume) -> LocalNoise:
+    """The noise that the budget was measured by, also where what is painted has less: that of the same tissue around.
+
+    :return: as of :func:`~MITSGANLib.budget.noise.local_noise`.
+    """
+    from scipy import ndimage
+
+    padding = volume.provenance.padding_hu
+    parts = map_slices(lambda k: local_noise(volume.hu[k : k + 1], volume.spacing_kji, padding), volume.shape[0])
+    first = parts[0]
+    grid_hu = np.concatenate([part.grid_hu for part in parts])
+    points = [first.first + first.step * np.arange(count) for count in grid_hu.shape[1:]]
+
+    def level(k: int) -> np.ndarray:
+        smooth = ndimage.uniform_filter(np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32), 2 * first.first + 1)
+        return smooth[np.ix_(*points)]
+
+    is_lung = np.stack(map_slices(level, volume.shape[0])) < _LUNG_BELOW_HU
+    block_mm = (volume.spacing_kji[0], *(first.step * mm for mm in volume.spacing_kji[1:]))
+    holes, noise_hu = _below_tissue(grid_hu, grid_hu > 0, is_lung, block_mm)
+    if not holes.any():
+        return dataclasses.replace(first, grid_hu=grid_hu, shape=volume.shape)
+
+    def roughness(k: int) -> np.ndarray:
+        plane = np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32)
+        rest = plane - ndimage.gaussian_filter(plane, 2.0)
+        return np.sqrt(ndimage.uniform_filter(rest * rest, 2 * first.first + 1).clip(0))[np.ix_(*points)]
+
+    # The map is pulled down by a single flat pocket, of which lungs have some. Paint is flat all over.
+    rough = np.stack(map_slices(roughness, volume.shape[0]))
+    flat, _ = _below_tissue(rough, grid_hu > 0, is_lung, block_mm)
+    size = [max(1, round(_PAINT_MM / step)) for step in block_mm]
+    painted = ndimage.uniform_filter((flat & holes).astype(np.float32), size) > _PAINT_SHARE
+    near = ndimage.maximum_filter(painted, [2 * round(_PULLED_MM / step) + 1 for step in block_mm])
+    return dataclasses.replace(
+        first, grid_hu=np.where(holes & near, np.float32(_HOLE_NOISE) * noise_hu, grid_hu), shape=volume.shape
+    )
+
+
+def _below_tissue(
+    values: np.ndarray, known: np.ndarray, is_lung: np.ndarray, block_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where values are far below those of the same tissue around, and these: both (slices, rows, columns)."""
+    expected = np.zeros_like(values)
+    for tissue in (is_lung, ~is_lung):
+        total, count = (
+            sum_in_boxes(part.astype(np.float32), _TISSUE_MM, block_mm)
+            for part in (values * (tissue & known), tissue & known)
+        )
+        np.copyto(expected, total / np.maximum(count, 1), where=tissue)
+    return known & (values < _HOLE_SHARE * expected), expected
+
+
 def _box_of_tiles(allowed: np.ndarray) -> tuple[slice, slice] | None:
     """Whole tiles of a slice around all that may be marked, with two more tiles around for the filter; None for none.
 
@@ -195,7 +264,10 @@ def _in_box(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[n
     tiles = np.abs(whitened).reshape(tile_rows, TILE, tile_columns, TILE).transpose(0, 2, 1, 3)
     middle = 1.48 * np.median(tiles.reshape(tile_rows, tile_columns, TILE * TILE), axis=-1)
     limit = _CLIP_SD * np.maximum(middle, 0.5)[..., None, None]
-    variance = np.maximum(np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3)), _LEAST_VARIANCE)
+    variance = np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3))
+    marked = np.abs(mark).reshape(tile_rows, TILE, tile_columns, TILE).any(axis=(1, 3))
+    usual = float(np.median(variance[marked])) if marked.any() else 0.0
+    variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * usual))
     spread = np.sqrt(enlarge(variance, TILE))
     # At edges of anatomy and of the picture a voxel says nothing of the watermark.
     usable = np.abs(whitened) < _CLIP_SD * spread

@@ -30,10 +30,10 @@ def paint(volume: CTVolume, kji: Voxel, noise_hu: float, rng: np.random.Generato
     return box, _blend(hu, fill, distance, RADIUS_MM)
 
 
-def clone(volume: CTVolume, kji: Voxel, source: Voxel) -> Forged:
+def clone(volume: CTVolume, kji: Voxel, source: Voxel, radius_mm: float = RADIUS_MM) -> Forged:
     """A ball of another place of the same scan."""
-    box, hu, distance = _around(volume, kji, RADIUS_MM)
-    return box, _blend(hu, _moved(volume, box, kji, source), distance, RADIUS_MM)
+    box, hu, distance = _around(volume, kji, radius_mm)
+    return box, _blend(hu, _moved(volume, box, kji, source), distance, radius_mm)
 
 
 def copied_noise(volume: CTVolume, kji: Voxel, source: Voxel) -> Forged:
@@ -103,8 +103,7 @@ def _around(volume: CTVolume, kji: Voxel, reach_mm: float) -> tuple[Box, np.ndar
         slice(max(0, at - n), min(size, at + n + 1)) for at, n, size in zip(kji, reach, volume.shape, strict=True)
     )
     axes = [
-        (np.arange(part.start, part.stop) - at) * mm
-        for part, at, mm in zip(box, kji, volume.spacing_kji, strict=True)
+        (np.arange(part.start, part.stop) - at) * mm for part, at, mm in zip(box, kji, volume.spacing_kji, strict=True)
     ]
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None] ** 2)
     return box, volume.hu[box].astype(np.float64), distance

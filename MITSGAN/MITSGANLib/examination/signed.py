@@ -1,0 +1,92 @@
+"""What signatures say of a scan, as evidence, and its changed tiles as places."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+
+from ..scan.volume import CTVolume
+from ..signature.dicom.digital_signature import ImageSignatures
+from ..signature.digests import TILE
+from ..signature.verification import INTACT, Verification
+from .verdict import ChangedPlace, Evidence, Outcome, Verdict
+
+SIGNATURE = "signature"
+
+_MOST_PLACES = 20
+
+
+def with_signatures(
+    verdict: Verdict,
+    volume: CTVolume | None,
+    verification: Verification | None,
+    signatures: ImageSignatures,
+    trusted: Collection[str],
+) -> Verdict:
+    """A verdict of the voxels, after signatures had their say: they decide where there are any that can be trusted.
+
+    :param volume: the scan; None where its slices form none.
+    :param verification: against its manifest; None where there is none.
+    :param signatures: DICOM's own.
+    :param trusted: fingerprints of signers that the user trusts.
+    """
+    evidence, places, is_intact, is_changed = [], [], False, False
+    if verification is not None:
+        is_changed = not verification.is_intact
+        known = verification.manifest.fingerprint in trusted
+        signer = "by a signer you trust" if known else "by an unknown signer"
+        if is_changed:
+            kinds = sorted({one.kind for one in verification.findings})
+            text = f"it is not what was signed {signer}: {', '.join(kinds) or 'voxels'}"
+            evidence.append(Evidence(SIGNATURE, text, 2.0))
+            places = _changed_tiles(verification, volume)
+        else:
+            evidence.append(Evidence(SIGNATURE, f"it is as it was signed {signer}"))
+            is_intact = known
+    if signatures.signed:
+        if signatures.changed or (verification is None and not signatures.all_signed):
+            is_changed = True
+            evidence.append(Evidence(SIGNATURE, "DICOM's own signatures do not fit all images", 2.0))
+        elif verification is None and signatures.all_valid:
+            is_intact = signatures.all_trusted
+            signer = "certificates you trust" if is_intact else "unknown certificates"
+            evidence.append(Evidence(SIGNATURE, f"DICOM's own signatures fit all images, by {signer}"))
+    outcome = verdict.outcome
+    if is_changed:
+        outcome = Outcome.CHANGED
+    elif is_intact:
+        outcome = Outcome.INTACT
+    reasons = verdict.reasons
+    if outcome is Outcome.INTACT and verdict.places:
+        reasons = (*reasons, "what stands out below was there when it was signed, or is a false alarm")
+    return dataclasses.replace(
+        verdict,
+        outcome=outcome,
+        places=(*places, *verdict.places),
+        evidence=(*evidence, *verdict.evidence),
+        reasons=reasons,
+    )
+
+
+def _changed_tiles(verification: Verification, volume: CTVolume | None) -> list[ChangedPlace]:
+    """Connected changed tiles, the largest first."""
+    from scipy import ndimage
+
+    signed = verification.manifest.empty_volume()
+    labels, _ = ndimage.label(verification.tiles != INTACT, np.ones((3, 3, 3)))
+    found = []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        tiles = int(np.count_nonzero(labels[box] == number))
+        edges = (1, TILE, TILE)
+        low = [part.start * edge for part, edge in zip(box, edges, strict=True)]
+        high = [min(part.stop * edge, size) for part, edge, size in zip(box, edges, signed.shape, strict=True)]
+        middle = [(a + b - 1) // 2 for a, b in zip(low, high, strict=True)]
+        size_mm = tuple(round((b - a) * mm, 1) for a, b, mm in zip(low, high, signed.spacing_kji, strict=True))
+        lps = signed.voxel_to_lps(middle)
+        kji = tuple(middle) if volume is None else volume.nearest_voxel(lps)
+        text = f"{tiles} tile{'s' if tiles > 1 else ''} of 32x32 voxels not as signed"
+        place = ChangedPlace(kji, tuple(round(float(x), 1) for x in lps), size_mm, (Evidence(SIGNATURE, text, 2.0),))
+        found.append((tiles, place))
+    return [place for _, place in sorted(found, key=lambda pair: -pair[0])[:_MOST_PLACES]]
