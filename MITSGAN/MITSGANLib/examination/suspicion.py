@@ -18,9 +18,9 @@ WATERMARK, NOISE, COARSE_NOISE, COLOR = "watermark", "noise missing", "coarse no
 ASKED = 0.65
 """A score from here on is an alarm at a place that somebody asks about; a whole scan has a million places."""
 
-# For windows of 9, 14 and 20 mm: how many of the scan's own scatters, and how many standard deviations at least. Twice
-# what the five scans' untouched lungs reach in 1 of 10,000 windows for the smallest window, a third more for others.
-_WATERMARK_LIMITS = ((8.0, 5.5), (4.4, 3.6), (3.7, 3.2))
+# For windows of 9, 14 and 20 mm: how many of the scan's own scatters, and how many standard deviations at least. No
+# window of the five scans' untouched lungs reaches them.
+_WATERMARK_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
 _WATERMARK_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
 # For windows of 9 and 14 mm, likewise, with the least logarithm of noise.
 _FINE_LIMITS = ((3.9, 0.5), (3.6, 0.45))
