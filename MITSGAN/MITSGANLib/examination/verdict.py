@@ -56,7 +56,7 @@ class ChangedPlace:
 
     @property
     def strength(self) -> float:
-        """Of its strongest evidence."""
+        """The strength of its strongest evidence, 0 without any."""
         return max((one.strength for one in self.evidence), default=0.0)
 
     @property
