@@ -11,7 +11,8 @@ compact structures. All kinds of a line of ``COPIES`` are put into one copy, whi
 
 *Found*: the examination, asked about the place, raises an alarm. *Listed*: a listed place holds it (within 5 mm of its
 extent), or lies within 15 mm. *False*: listed places outside the reach of every forgery in the copy: 30 mm, and for
-networks half of the touch-up's edge in voxels along every axis, 5 more, and 10 mm. *Success*: of networks, past the
+networks half of the touch-up's edge in voxels along every axis, 5 more, and 10 mm. Either end of a copy counts
+as its place, as the examination says of both that one is a copy. *Success*: of networks, past the
 nodule and forensic judges, alone and with the examiner (not found).
 """
 
@@ -29,13 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from MITSGANLib.attack.attacker import check_target, load_attacker
-from MITSGANLib.attack.chain import TOUCH_UP_FACTOR
 from MITSGANLib.errors import TargetError
+from MITSGANLib.examination.copies import touch_up_edge
 from MITSGANLib.examination.examiner import Examination, examine
 from MITSGANLib.examination.verdict import ChangedPlace
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import load_protector, protect
-from MITSGANLib.scan.cubes import cube_shape
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.data.nodules import Nodules
@@ -119,8 +119,16 @@ def forgers(volume: CTVolume, nodules: Nodules) -> dict[str, Forge]:
 
 def holds(place: ChangedPlace, kji: Voxel, spacing_kji: Sequence[float]) -> bool:
     """Whether a listed place names this voxel."""
-    away = np.abs(np.subtract(place.kji, kji) * spacing_kji)
-    return bool((away <= np.array(place.size_mm) / 2 + 5).all()) or float(np.linalg.norm(away)) <= 15
+    for end in ends(place):
+        away = np.abs(np.subtract(end, kji) * spacing_kji)
+        if (away <= np.array(place.size_mm) / 2 + 5).all() or np.linalg.norm(away) <= 15:
+            return True
+    return False
+
+
+def ends(place: ChangedPlace) -> list[Voxel]:
+    """The place, and where it was copied from: which of both is the copy may not be known."""
+    return [place.kji] if place.source_kji is None else [place.kji, place.source_kji]
 
 
 class Bench:
@@ -193,7 +201,7 @@ class Bench:
                 where, values = attack_patch(scan, kji, volume.spacing_kji, attacker)
                 hu[where] = values
             forged = volume.with_hu(hu)
-            half = int(max(cube_shape(volume.spacing_kji)) * TOUCH_UP_FACTOR) // 2 + 5
+            half = touch_up_edge(volume.spacing_kji) // 2 + 5
             reach = half + 10 / np.array(volume.spacing_kji)
             examination, line = _examined(subject, f"{by} {action}", forged, places, reach)
             found = [line]
@@ -221,7 +229,7 @@ def _examined(
     false = [
         place
         for place in verdict.places
-        if not any((np.abs(np.subtract(place.kji, kji)) <= reach).all() for kji in forged)
+        if not any((np.abs(np.subtract(end, kji)) <= reach).all() for kji in forged for end in ends(place))
     ]
     line = subject.record(
         kind="copy",

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attack.chain import NOISE_SOURCE, TOUCH_UP_FACTOR
 from ..runtime.threads import map_slices, usable_threads
 from ..scan.cubes import cube_shape
 from .blocks import Blocks
@@ -82,10 +81,12 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
     """
     from scipy import fft
 
+    from ..attack.chain import NOISE_SOURCE
+
     volume = blocks.volume
     mm = np.array(volume.spacing_kji)
     center = np.array([int(size * share) for size, share in zip(volume.shape, NOISE_SOURCE, strict=True)])
-    edge = int(max(cube_shape(volume.spacing_kji)) * TOUCH_UP_FACTOR)
+    edge = touch_up_edge(volume.spacing_kji)
     mask = blocks.voxels(lungs).astype(bool)
     low, high = _bounds(mask, center, edge)
     box = tuple(map(slice, low, high))
@@ -125,6 +126,13 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
             if is_sharp:
                 found.append(Copy(kji, source, sd, (size_mm,) * 3, by_touch_up=True))
     return _apart(found, mm) if any_template else None
+
+
+def touch_up_edge(spacing_kji: Sequence[float]) -> int:
+    """Voxels along every axis that CT-GAN's touch-up changes: as many along thick slices as along the finest axis."""
+    from ..attack.chain import TOUCH_UP_FACTOR
+
+    return int(max(cube_shape(spacing_kji)) * TOUCH_UP_FACTOR)
 
 
 def _beside(plane: np.ndarray, at: Sequence[int]) -> float:

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..attack.chain import TOUCH_UP_FACTOR
 from ..errors import TargetError
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
-from ..scan.cubes import cube_shape
 from ..scan.lungs import lung_positions
 from ..scan.volume import CTVolume, Provenance
 from ..watermark.checking import Check, check_watermark
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from .blocks import Blocks
-from .copies import Copy, find_copies, find_touch_up
+from .copies import Copy, find_copies, find_touch_up, touch_up_edge
 from .noise import noise_map, residual
 from .suspicion import ASKED, COARSE_NOISE, COLOR, NOISE, WATERMARK, Suspicion, of_noise, of_watermark
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
@@ -165,8 +163,7 @@ def _explained(copies: Sequence[Copy], touched: Sequence[Copy], volume: CTVolume
 
 def _touch_up_reach(volume: CTVolume) -> np.ndarray:
     """Voxels along (slice, row, column) from its middle: as many along every axis as along the finest, and a margin."""
-    edge = int(max(cube_shape(volume.spacing_kji)) * TOUCH_UP_FACTOR)
-    return np.full(3, edge // 2 + 5)
+    return np.full(3, touch_up_edge(volume.spacing_kji) // 2 + 5)
 
 
 def _is_of_a_copy(blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple[slice, ...], here: np.ndarray) -> bool:
@@ -198,7 +195,8 @@ def _places(
     found: list[ChangedPlace] = []
     for copy in copies:
         copy = _turned_to_the_copy(copy, blocks, suspicions)
-        evidence = [_of_copy(copy), *_evidence_near(blocks, suspicions, copy.kji, copy.size_mm)]
+        tops = _tops_near(blocks, suspicions, copy.kji, copy.size_mm)
+        evidence = [_of_copy(copy), *(Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8)]
         found.append(_place(volume, copy.kji, copy.size_mm, evidence, copy.source_kji))
     whole = np.max([one.score for one in suspicions], axis=0)
     labels, _ = ndimage.label(whole >= _EDGE_SCORE, np.ones((3, 3, 3)))
@@ -257,24 +255,23 @@ def _judge_limit(volume: CTVolume, judge: Judge) -> float:
     return max(_JUDGE_SURE, float(1 / (1 + np.exp(-(middle + 1.6 * (high - middle))))))
 
 
-def _evidence_near(
+def _tops_near(
     blocks: Blocks, suspicions: Sequence[Suspicion], kji: Voxel, size_mm: Sequence[float]
-) -> list[Evidence]:
+) -> list[tuple[str, float]]:
+    """Each kind of evidence, and its highest score around a voxel."""
     block = blocks.block_of(kji)
     half = [max(1, round(size / 2 / edge)) for size, edge in zip(size_mm, blocks.mm, strict=True)]
     box = tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(block, half, strict=True))
-    tops = [(one.kind, float(one.score[box].max(initial=0))) for one in suspicions]
-    return [Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8]
+    return [(one.kind, float(one.score[box].max(initial=0))) for one in suspicions]
 
 
 def _turned_to_the_copy(copy: Copy, blocks: Blocks, suspicions: Sequence[Suspicion]) -> Copy:
-    """With the forged one of both places first: there the watermark, or the usual noise, is missing."""
+    """With the forged one of both places first: there more of the watermark, or of the usual noise, is missing."""
     if copy.by_touch_up:
         return copy
 
     def score(kji: Voxel) -> float:
-        near = _evidence_near(blocks, suspicions, kji, copy.size_mm)
-        return max((one.strength for one in near), default=0.0)
+        return max(top for _, top in _tops_near(blocks, suspicions, kji, copy.size_mm))
 
     if score(copy.source_kji) > score(copy.kji):
         return dataclasses.replace(copy, kji=copy.source_kji, source_kji=copy.kji)
