@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.threads import map_slices, usable_threads
-from ..scan.cubes import cube_shape
 from .blocks import Blocks
 
 FOUND_SD = 11.0
@@ -131,6 +130,7 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
 def touch_up_edge(spacing_kji: Sequence[float]) -> int:
     """Voxels along every axis that CT-GAN's touch-up changes: as many along thick slices as along the finest axis."""
     from ..attack.chain import TOUCH_UP_FACTOR
+    from ..scan.cubes import cube_shape
 
     return int(max(cube_shape(spacing_kji)) * TOUCH_UP_FACTOR)
 
