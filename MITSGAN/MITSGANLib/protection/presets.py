@@ -24,6 +24,8 @@ DEFAULT_PROTECTOR = "mitsgan-small"
 
 NO_MODEL = "none"
 """In place of a protector's name: a watermark alone."""
+SEARCH = "search"
+"""In place of a protector's name: a change searched on the scan itself; see :mod:`.search`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def is_blocker(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bo
     """
     from .diagnosis_blocking import BLOCKER_KIND
 
-    return name != NO_MODEL and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == BLOCKER_KIND
+    return (
+        name not in (NO_MODEL, SEARCH)
+        and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == BLOCKER_KIND
+    )
 
 
 def _generator(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..budget.budget import WATERMARK_BUDGET, Budget, Surroundings, apply_change
+from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change
 from ..errors import InputError, ModelError
 from ..runtime.threads import usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
@@ -19,6 +19,7 @@ from ..watermark.embedding import Watermark
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from . import presets
 from .proposer import Execution, Nothing, Progress, Proposer
+from .search import Search
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,8 @@ def load_protector(
 ) -> Protector:
     """A protector by name, or by the path of a .safetensors file with its card beside it.
 
-    :param name: or one of :data:`~.presets.PRESETS`, or :data:`~.presets.NO_MODEL` for a watermark alone.
+    :param name: or one of :data:`~.presets.PRESETS`, or :data:`~.presets.NO_MODEL` for a watermark alone, or
+        :data:`~.presets.SEARCH`.
     :param strength_hu: largest change anywhere in HU; the preset's or the model's own where None.
     :param watermark: key of a watermark in place of the preset's open one, or in addition to a model that has none.
     :raises ModelError: when the model is unknown or corrupt.
@@ -105,6 +107,8 @@ def _load(name: str | os.PathLike[str], seed: int) -> Protector:
     """The protector as its preset or its card has it."""
     if os.fspath(name) == presets.NO_MODEL:
         return watermark_alone()
+    if os.fspath(name) == presets.SEARCH:
+        return Protector(presets.SEARCH, Search(), SEARCH_BUDGET, seed, watermark=Watermark())
     proposer, card = presets.load_proposer(name)
     try:
         budget = Budget(**card.budget)

@@ -40,7 +40,8 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="default",
-        help=f"protector: {names}, a .safetensors file, or none for a watermark alone (default: default)",
+        help=f"protector: {names}, or a .safetensors file; search: a change searched on the scan itself; none: a "
+        "watermark alone (default: default)",
     )
     parser.add_argument(
         "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"

@@ -19,6 +19,7 @@ original's headers, encrypted. Lose the key, and nobody can restore the original
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from MITSGANLib.files.atomic import atomic_folder
 from MITSGANLib.files.dicom.references import LeftBehind, left_behind
 from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
-from MITSGANLib.protection.presets import is_blocker
+from MITSGANLib.protection.presets import SEARCH, is_blocker
 from MITSGANLib.protection.protector import protect
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
@@ -92,6 +93,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
     parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="with --model search: end the search after M minutes (default: after all steps, hours without a GPU)",
+    )
+    parser.add_argument(
+        "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
+    )
     add_device(parser)
     add_overwrite(parser)
     add_json(parser)
@@ -101,6 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.sign_passphrase_env is not None and options.sign is None:
         options.refuse("--sign-passphrase-env unlocks a signing key; add --sign")
+    searches = options.minutes is not None or options.keep_search is not None
+    if searches and (options.model != SEARCH or options.collection):
+        options.refuse("--minutes and --keep-search belong to --model search, for one scan")
+    if options.minutes is not None and not options.minutes > 0:
+        options.refuse("--minutes must be above 0")
     if options.collection:
         return _protect_collection(options)
     tree_options.refuse_without_collection(options, others=True)
@@ -119,6 +134,9 @@ def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
 
 def _protect_scan(options: argparse.Namespace) -> None:
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
+    if options.model == SEARCH:
+        proposer = dataclasses.replace(protector.proposer, minutes=options.minutes, state=options.keep_search)
+        protector = dataclasses.replace(protector, proposer=proposer)
     device = resolve_device(options.device)
     with progress_bar("Reading", "slice") as progress:
         volume, found = load_with_surroundings(options.input, series=options.series, progress=progress)
