@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from attackers import wilson
 from judges import Place, _usable, _view
-from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.files.storage import load_volume
@@ -28,7 +28,6 @@ from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import CTVolume
-from MITSGANTrainingLib.evaluation.measure import Attacked, attack_patch
 
 SEED = 7
 ASKED = ("nodule-residual", "nodule-plain")
@@ -54,7 +53,7 @@ def successes(
 ) -> dict[str, np.ndarray]:
     """Bool (places,): whether each injection succeeds, and what each judge says."""
     scan = torch.from_numpy(np.array(volume.hu))
-    forged = [Attacked(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
+    forged = [AttackedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
 
     def said(judge: Judge) -> np.ndarray:
         views = [_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]
