@@ -152,6 +152,7 @@ def test_only_the_bridge_knows_slicer():
     assert users == {"slicer_bridge"}
 
 
+@pytest.mark.slow
 def test_requirements_hold_what_slicer_lacks():
     lines = (ROOT / "MITSGAN" / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {line.strip() for line in lines if line.strip() and not line.startswith("#")}

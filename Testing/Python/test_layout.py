@@ -83,6 +83,7 @@ class TestLayout:
     def test_every_room_has_its_layer(self, library):
         assert {room(name) for name in modules(library)} - {None} == set(LAYERS[library])
 
+    @pytest.mark.slow
     def test_no_arrow_points_upward(self, library):
         known, level = modules(library), {name: number for number, name in enumerate(LAYERS[library])}
         upward = [

@@ -45,6 +45,7 @@ def test_change_is_within_the_cards_budget_and_shifts_no_tissue(scan, protected)
     assert abs(change[soft].mean()) < 1
 
 
+@pytest.mark.slow
 def test_a_part_of_the_series_is_protected_as_within_the_whole(scan, protected):
     """Slices far from the cut; near it the body mask may differ by its own definition of a slice's surroundings."""
     part = protect(dataclasses.replace(scan, hu=scan.hu[10:30], origin=tuple(scan.voxel_to_lps((10, 0, 0)))))
@@ -52,6 +53,7 @@ def test_a_part_of_the_series_is_protected_as_within_the_whole(scan, protected):
     assert np.mean(difference > 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_remover_takes_a_bright_structure_away(scan):
     target = nodule_like_positions(scan, 1, margin_mm=16)[0]
     attacked = simulate_attack(scan, target, "remove")
@@ -61,6 +63,7 @@ def test_the_remover_takes_a_bright_structure_away(scan):
     assert attacked.hu[middle].mean() < scan.hu[middle].mean() - 150
 
 
+@pytest.mark.slow
 def test_half_precision_moves_the_default_by_at_most_1_hu(scan, monkeypatch):
     """The arithmetic of a GPU on a CPU, which does not choose it by itself: same numbers, other order of sums."""
     monkeypatch.setattr(devices, "may_use_half", lambda precision, _device: precision != "float32")

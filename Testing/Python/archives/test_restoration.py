@@ -46,10 +46,14 @@ def scan(seed: int = 0) -> CTVolume:
     return CTVolume(phantom_hu(SHAPE, seed), spacing=SPACING)
 
 
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    """Series mixed in a folder with names out of order, one over two folders, copies, one Enhanced, files, others."""
-    tree = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model) -> Path:
+    """``tree`` and ``protected``, which the tests get copies of.
+
+    Series mixed in a folder with names out of order, one over two folders, copies, one Enhanced, files, others.
+    """
+    folder = tmp_path_factory.mktemp("made")
+    tree = folder / "tree"
     series(1, prefix="a", order=(2, 0, 1)).write(tree / "p1" / "mixed")
     series(2, prefix="b").write(tree / "p1" / "mixed")
     paths = series(3).write(tree / "cd" / "a")
@@ -61,15 +65,19 @@ def tree(tmp_path) -> Path:
     save_volume(scan(6), tree / "files" / "scan.nrrd")
     write_structure_set(tree / "p1" / "plan", "1.2.3")
     (tree / "notes.txt").write_text("hello")
-    return tree
+    config = CollectionConfig(tree=tree, out=folder / "protected", model=model, device="cpu", key=KEY, others="copy")
+    assert not protect_collection(config).failed
+    return folder
 
 
 @pytest.fixture
-def protected(tree, tmp_path, model) -> Path:
-    out = tmp_path / "protected"
-    config = CollectionConfig(tree=tree, out=out, model=model, device="cpu", key=KEY, others="copy")
-    assert not protect_collection(config).failed
-    return out
+def tree(made, tmp_path) -> Path:
+    return shutil.copytree(made / "tree", tmp_path / "tree")
+
+
+@pytest.fixture
+def protected(made, tmp_path) -> Path:
+    return shutil.copytree(made / "protected", tmp_path / "protected")
 
 
 def run(protected: Path, **changes: object) -> RestorationReport:
@@ -250,6 +258,7 @@ class TestResume:
         assert outputs(back).keys() == outputs(tree).keys()
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["a", "a/b", "c"]), st.sampled_from(["ct", "nrrd", "note"]), min_size=1))
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tree_comes_back(tmp_path_factory, model, folders):

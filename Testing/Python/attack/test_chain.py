@@ -80,6 +80,7 @@ class TestAgainstThePublishedPipeline:
         assert np.abs(expected - scan).max() > 200, "the attack must change something for this to mean anything"
         assert np.abs(ours - expected).max() < 0.1
 
+    @pytest.mark.slow
     def test_overflow_repair_equals_the_sequential_one(self):
         """A generator that answers bone everywhere drives voxels above 2000 HU, neighbors included."""
         rng = np.random.default_rng(5)

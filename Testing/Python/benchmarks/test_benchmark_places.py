@@ -41,6 +41,7 @@ def test_a_region_is_of_different_places_around_its_middle(benchmark):
     assert places == benchmark.region(scan, lung, middle, 12, 3)
 
 
+@pytest.mark.slow
 def test_each_row_counts_the_places_of_its_kind(benchmark, tmp_path, untrained_attackers):
     write_judge(tmp_path, "n")
     write_judge(tmp_path, "f", "forgery", "SquaresNetwork", SQUARES)

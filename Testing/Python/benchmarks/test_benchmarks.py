@@ -111,6 +111,7 @@ class TestMemory:
         assert volume.hu.min() < -900
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_both_reports(benchmarks, tmp_path, monkeypatch, capsys):
     small = GeneratorConfig(trunk_filters=8)
     papers = benchmarks.subjects.papers_protector

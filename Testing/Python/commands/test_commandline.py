@@ -131,6 +131,7 @@ class TestProtect:
         assert protected.provenance.steps[-1].parameters["model_sha256"] == result["model_sha256"]
         assert "RMSE" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_same_call_same_bytes_of_voxels(self, scan, tmp_path):
         outputs = [tmp_path / "a.nrrd", tmp_path / "b.nrrd"]
         for out in outputs:
@@ -138,6 +139,7 @@ class TestProtect:
         first, second = (load_volume(out).hu for out in outputs)
         assert (first == second).all()
 
+    @pytest.mark.slow
     def test_real_dicom_becomes_a_derived_series(self, real_ct, tmp_path):
         """A slab of the real scan, so that the test takes seconds; the whole scan goes through the same code."""
         import pydicom

@@ -167,6 +167,7 @@ class TestArms:
     def test_the_removal_network_is_asked_about_the_marked_scan(self, arms):
         assert np.array_equal(arms[UNBLOCKED][0].hu, arms[BLOCKED][0].hu - 1)
 
+    @pytest.mark.slow
     def test_a_key_that_does_not_restore_is_no_result(self, case, mark, default, monkeypatch):
         monkeypatch.setattr(
             blocking, "load_volume", lambda _path: dataclasses.replace(case.volume, hu=case.volume.hu + 1)

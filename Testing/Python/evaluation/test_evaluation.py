@@ -178,6 +178,7 @@ class TestResults:
 
 
 class TestCache:
+    @pytest.mark.slow
     def test_a_second_run_attacks_nothing_and_says_the_same(self, world, finished):
         plan = world.plan(world.folder / "finished", scans=(str(world.scan), str(world.other)), pictures=1)
         again = evaluate(plan)
@@ -196,6 +197,7 @@ class TestCache:
         noise = next(m for m in result.record["measurements"] if m["protection"] == "noise:6")
         assert set(noise["absent"]) == {"gaussian", "ct-like"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", [{"seed": 1}, {"data_range_hu": 2000.0}])
     def test_other_options_are_other_results(self, world, tmp_path, change):
         targets = tmp_path / "targets.csv"
@@ -256,6 +258,7 @@ class TestCache:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_a_failed_scan_costs_no_other(self, world, tmp_path, capsys):
         damaged = tmp_path / "Roe^Richard.nrrd"
         damaged.write_bytes(world.scan.read_bytes()[:2000])
@@ -272,6 +275,7 @@ class TestFailures:
         assert "Not measured" in " ".join((out / "results" / "tables.md").read_text().split())
         assert "Roe" not in json.dumps(record)
 
+    @pytest.mark.slow
     def test_a_failed_protection_leaves_the_others(self, world, tmp_path, monkeypatch):
         apply = ProtectionArm.apply
 
@@ -295,6 +299,7 @@ class TestFailures:
             evaluate(world.plan(tmp_path / "out", scans=(str(tmp_path / "missing.nrrd"),)))
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_a_control_that_cannot_be_made_is_missing_with_its_reason(self, world, tmp_path, monkeypatch):
         def unmeasurable(_volume: object) -> None:
             raise InputError("Too little soft tissue.")
@@ -305,6 +310,7 @@ class TestFailures:
         assert measured["absent"] == {"ct-like": "Too little soft tissue."}
         assert "Too little soft tissue" in " ".join((result.results / "tables.md").read_text().split())
 
+    @pytest.mark.slow
     def test_the_same_voxels_twice_count_once(self, world, tmp_path):
         copy = tmp_path / "copy.nrrd"
         shutil.copy(world.scan, copy)
@@ -375,6 +381,7 @@ class TestFailures:
             evaluate(world.plan(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_the_script_for_slicer_runs_from_any_folder_and_exits_with_a_code(tmp_path):
     script = REPOSITORY / "MITSGANTraining" / "evaluate.py"
     for arguments, code in ((["--help"], 0), ([], 2)):
@@ -393,15 +400,18 @@ class TestScans:
         assert scan_names(paths, digests, own_names=True) == ["a.1", "folder.1", "b"]
         assert scan_names([paths[0]] * 2, digests, own_names=True) == ["a.1 (1)", "a.1 (2)"]
 
+    @pytest.mark.slow
     def test_one_attacker_named_twice_is_measured_once(self, world, tmp_path):
         twice = (str(world.attacker), str(world.attacker.parent / "." / "untrained" / ".." / "untrained"))
         result = evaluate(world.plan(tmp_path / "out", attackers=twice, actions=("inject",)))
         assert [found["name"] for found in result.record["attackers"]] == ["untrained"]
 
+    @pytest.mark.slow
     def test_own_names_when_asked_for(self, world, tmp_path):
         result = evaluate(world.plan(tmp_path / "out", own_names=True, actions=("inject",)))
         assert result.record["scans"][0]["name"] == "Doe^Jane"
 
+    @pytest.mark.slow
     def test_dicom_says_which_scans_are_of_one_patient(self, tmp_path):
         given = (GivenTarget(2, "inject", (20, 20, 20), False),)
         patients = []
@@ -419,6 +429,7 @@ class TestScans:
         assert a == b
         assert len({a, c, d, e}) == 4
 
+    @pytest.mark.slow
     def test_a_mixed_folder_needs_the_series(self, tmp_path):
         given = (GivenTarget(2, "inject", (20, 20, 20), False),)
         series = [

@@ -208,6 +208,7 @@ class TestFlicker:
         value, _ = z_difference_ratio(scan, changed(scan, np.rint(slices)))
         assert value == pytest.approx(2 * (1 - correlation), abs=0.12)
 
+    @pytest.mark.slow
     def test_verdict_sets_it_beside_the_scan_s_own_noise(self):
         scan = thorax_phantom((8, 160, 160), noise_hu=16, seed=2).volume
         body = body_mask(scan.hu, None, scan.spacing_kji)

@@ -86,6 +86,7 @@ class TestEffect:
         assert change.any()
         assert np.mean(change[change > 0] == allowed[change > 0]) > 0.99
 
+    @pytest.mark.slow
     def test_overlapping_targets_are_all_protected(self, phantom, attackers, allowed):
         k, j, i = phantom.nodule_kji
         targets = [(k, j, i), (k, j, i + 5)]

@@ -272,6 +272,7 @@ class TestFigures:
     def examples(self):
         return [Example(f"inject, scan {n}, slice 3", {"a": stored(n), "b": stored(n, controls=False)}) for n in (1, 2)]
 
+    @pytest.mark.slow
     def test_attacks(self, examples):
         figure = attacks_figure(examples, "them")
         pictures = [axes for axes in figure.axes if axes.images]
@@ -284,6 +285,7 @@ class TestFigures:
             assert expected in words
         assert as_png(figure).startswith(b"\x89PNG")
 
+    @pytest.mark.slow
     def test_changes_share_one_color_range_and_name_their_size(self, examples):
         figure = changes_figure(examples)
         pictures = [axes for axes in figure.axes if axes.images]

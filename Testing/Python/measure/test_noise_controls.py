@@ -222,6 +222,7 @@ class TestTargets:
                 search()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(50, 3000), wanted=st.floats(1e4, 1e9))
 def test_any_power_is_met(seed, count, wanted):

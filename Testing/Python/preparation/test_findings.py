@@ -311,6 +311,7 @@ class TestMerging:
             distances = [np.linalg.norm(np.subtract(mark.kji, f.kji)) + mark.reach_mm - f.reach_mm for f in findings]
             assert min(distances) <= 1e-9
 
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(placed_marks(), st.randoms(use_true_random=False))
     def test_numbering_of_the_readers_does_not_matter(self, marks, random):

@@ -58,6 +58,7 @@ def volume(phantom) -> CTVolume:
 
 
 class TestChange:
+    @pytest.mark.slow
     @settings(max_examples=6, deadline=None)
     @given(
         slice_mm=st.sampled_from([1.0, 2.5, 5.0]),

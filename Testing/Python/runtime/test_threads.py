@@ -102,6 +102,7 @@ def test_without_torch_every_usable_core_counts():
     assert usable_threads() == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_change_what_is_protected(threads, phantom):
     volume, found = phantom.volume, []
     for count in (1, 3):

@@ -46,6 +46,7 @@ def test_nodule_is_where_it_says_and_nowhere_else():
     assert distance_mm.max() < with_nodule.nodule_diameter_mm / 2 * 1.08 + 2.5 * max(with_nodule.volume.spacing_kji)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diameter_mm", [10, 24])
 def test_nodule_has_the_volume_of_its_diameter(diameter_mm):
     options = {"noise_hu": 0, "nodule_diameter_mm": diameter_mm}

@@ -1024,6 +1024,7 @@ def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
     assert "in-painted middle" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):
     """Sixty-four slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
     import json

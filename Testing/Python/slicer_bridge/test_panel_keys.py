@@ -536,6 +536,7 @@ class TestVerify:
         assert not panel.ui.showChangesCheckBox.enabled
         assert slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode") == []
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("changed")
     def test_the_comparison_makes_room_for_the_map(self, panel):
         panel.ui.compareButton.click()

@@ -119,15 +119,16 @@ class TestSamples:
 
 
 class TestTask:
-    @pytest.mark.parametrize("family", sorted(FAMILIES))
-    def test_injectors_draw_nodules_and_removers_none(self, family, data, tmp_path):
+    @pytest.mark.slow
+    def test_injectors_draw_nodules_and_removers_none(self, data, tmp_path):
         kinds = {
-            role: {one.kind for one in task_of(family, data, tmp_path, role).draw(Step(0, 0, 40))}
+            role: {one.kind for one in task_of("unet", data, tmp_path, role).draw(Step(0, 0, 40))}
             for role in ("injector", "remover")
         }
         assert kinds["injector"] == {"nodule", "planted"}
         assert not kinds["remover"] & {"nodule", "planted"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", sorted(FAMILIES))
     def test_a_generator_learns_from_its_loss(self, family, data, tmp_path):
         task = task_of(family, data, tmp_path, half=False)
@@ -148,6 +149,7 @@ class TestTask:
         with pytest.raises(InputError, match="exactly one"):
             load_recipe(path)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", sorted(FAMILIES))
     def test_the_command_trains_resumes_and_gives_an_attacker(self, family, data, tmp_path, phantom):
         path = tmp_path / "tiny.toml"

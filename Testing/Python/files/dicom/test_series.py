@@ -169,6 +169,7 @@ def test_a_single_file_is_a_series_of_its_own(tmp_path):
     assert choose_series(scan_dicom(paths[0])).image_count == 1
 
 
+@pytest.mark.slow
 def test_real_folder_of_two_series(real_ct):
     folder = real_ct / "dicom" / "Lung_Dx-A0001"
     scan = scan_dicom(folder)

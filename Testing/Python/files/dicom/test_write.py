@@ -73,6 +73,7 @@ def test_voxels_and_geometry_come_back_and_gdcm_agrees(tmp_path):
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), volume.direction)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     bits_and_sign=st.sampled_from([(12, False), (12, True), (16, False), (16, True)]),
@@ -502,6 +503,7 @@ def test_nothing_tells_the_patient(tmp_path, caplog, recwarn):
     assert "Secret" not in shown
 
 
+@pytest.mark.slow
 def test_real_series_round_trip(real_ct, tmp_path):
     volume = protected(load_volume(real_ct / "dicom" / "LIDC-IDRI-0028"))
     assert save_volume(volume, tmp_path / "out") == ()
