@@ -74,6 +74,10 @@ def load_attacker(name_or_folder: str | Path, action: Action) -> Attacker:
     if published.is_dir():
         return _published_attacker(published, folder.name, action)
     known = ", ".join(available_attackers()) or "none"
+    if folder == installed:
+        raise ModelError(
+            f"The attacker '{name}' has no {_ROLES[action]}; choose another ({known}) or the other action."
+        )
     raise ModelError(
         f"'{name}' is neither an installed attacker ({known}) nor a folder with {own.name} or "
         f"{_PUBLISHED_FOLDERS[action]}/G_model.h5; check the name or the path."

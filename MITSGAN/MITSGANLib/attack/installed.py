@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..scan.targets import Action
 from ..weights import MODELS_FOLDER
 
 DEFAULT_ATTACKER = "ctgan-small"
+_FILES: dict[Action, tuple[str, str]] = {
+    "inject": ("injector.safetensors", "INJ"),
+    "remove": ("remover.safetensors", "REM"),
+}
+
+
+def actions_of(folder: Path) -> list[Action]:
+    """What the attacker in a folder can do, by the files that it has."""
+    return [action for action, files in _FILES.items() if any((folder / file).exists() for file in files)]
 
 
 def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:

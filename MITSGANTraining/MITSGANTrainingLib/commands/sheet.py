@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from MITSGANLib.attack.attacker import load_attacker
+    from MITSGANLib.attack.installed import DEFAULT_ATTACKER, actions_of
     from MITSGANLib.files.storage import load_volume
-    from MITSGANLib.scan.targets import choose_targets
+    from MITSGANLib.scan.targets import ACTIONS, choose_targets
+    from MITSGANLib.weights import MODELS_FOLDER
 
     from ..evaluation.sheet import draw_sheet, forge
     from ..evaluation.targets import read_targets
@@ -39,7 +41,12 @@ def run(options: argparse.Namespace) -> None:
 
     output = Path(options.output)
     refuse_existing_file(output, options.overwrite)
-    attackers = [(name, [load_attacker(name, action) for action in ("inject", "remove")]) for name in options.attackers]
+    attackers = []
+    for name in options.attackers:
+        installed = MODELS_FOLDER / "attackers" / (DEFAULT_ATTACKER if name == "default" else name)
+        actions = actions_of(installed if installed.is_dir() else Path(name))
+        # One without files is for load_attacker to refuse, which says what is there.
+        attackers.append((name, [load_attacker(name, action) for action in actions or ACTIONS]))
     given = read_targets(options.targets, options.scans) if options.targets else {}
     rows: dict[tuple[str, str], list] = {}
     for path in options.scans:
@@ -51,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
             targets = choose_targets(scan, options.per_action, options.seed)
         for name, pair in attackers:
             with progress_bar(f"Attacks by {name}", "place") as progress:
-                done = forge(scan, file_stem(Path(path).name), targets, pair, device=options.device, progress=progress)
+                able = [target for target in targets if target.action in {one.action for one in pair}]
+                done = forge(scan, file_stem(Path(path).name), able, pair, device=options.device, progress=progress)
             for forgery in done:
                 rows.setdefault((pair[0].name, forgery.action), []).append(forgery)
     picture = draw_sheet(

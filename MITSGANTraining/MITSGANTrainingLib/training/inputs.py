@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from MITSGANLib import weights
 from MITSGANLib.attack.attacker import Attacker, load_attacker
+from MITSGANLib.attack.installed import actions_of
 from MITSGANLib.errors import ModelError
-from MITSGANLib.scan.targets import ACTIONS
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
-
-_FILES = {"inject": ("injector.safetensors", "INJ"), "remove": ("remover.safetensors", "REM")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Inputs:
         found = []
         for name in self.attackers or tuple(named_by_recipe):
             folder = self._folder(name)
-            actions = [action for action in ACTIONS if any((folder / file).exists() for file in _FILES[action])]
+            actions = actions_of(folder)
             if not actions:
                 raise ModelError(
                     f"There is no attacker '{name}': neither {folder} nor an installed one of this name holds an "

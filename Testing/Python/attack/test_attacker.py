@@ -13,6 +13,7 @@ import pytest
 import torch
 from MITSGANLib.attack.attacker import load_attacker, own_tensors, simulate_attack, tampered_box
 from MITSGANLib.attack.chain import mask_center
+from MITSGANLib.attack.installed import actions_of
 from MITSGANLib.attack.keras_files import load_equalization, load_keras_generator, load_numeric_pickle
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.errors import ModelError, TargetError
@@ -106,6 +107,25 @@ class TestOwnFiles:
             path.write_text(json.dumps(card))
         with pytest.raises(ModelError):
             load_attacker(own_folder, "inject")
+
+    def test_a_folder_says_what_it_can_do(self, own_folder):
+        assert actions_of(own_folder) == ["inject", "remove"]
+        (own_folder / "injector.safetensors").unlink()
+        assert actions_of(own_folder) == ["remove"]
+        (own_folder / "INJ").mkdir()
+        assert actions_of(own_folder) == ["inject", "remove"]
+        assert actions_of(own_folder / "nowhere") == []
+
+    def test_an_installed_attacker_without_a_remover_says_so(self, tmp_path, own_folder, monkeypatch):
+        installed = tmp_path / "models" / "attackers" / "half"
+        installed.mkdir(parents=True)
+        monkeypatch.setattr("MITSGANLib.attack.attacker.MODELS_FOLDER", tmp_path / "models")
+        monkeypatch.setattr("MITSGANLib.attack.attacker.available_attackers", lambda: ["half"])
+        for file in own_folder.glob("injector.*"):
+            file.rename(installed / file.name)
+        assert load_attacker("half", "inject").action == "inject"
+        with pytest.raises(ModelError, match="'half' has no remover"):
+            load_attacker("half", "remove")
 
     def test_unknown_name_lists_what_is_there(self):
         with pytest.raises(ModelError, match="neither an installed attacker"):

@@ -60,6 +60,22 @@ def test_the_command_writes_a_picture_and_replaces_none(phantom, untrained_attac
     assert sheet.read_bytes() == before, "seeded"
 
 
+@pytest.mark.slow
+def test_an_attacker_that_only_injects_has_one_row(phantom, untrained_attackers, tmp_path):
+    scan = tmp_path / "scan.nrrd"
+    save_volume(phantom.volume, scan)
+    write_untrained_attackers(tmp_path, untrained_attackers)
+    folder = tmp_path / "attackers" / "untrained"
+    heights = []
+    for removed in ("", "remover.safetensors"):
+        if removed:
+            (folder / removed).unlink()
+        sheet = tmp_path / f"sheet-{removed}.png"
+        assert main(["sheet", str(sheet), str(scan), "--attackers", str(folder), "--per-action", "1"]) == 0
+        heights.append(Image.open(sheet).size[1])
+    assert heights[1] < 0.65 * heights[0]
+
+
 def test_no_places_are_wrong_usage(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["sheet", str(tmp_path / "a.png"), "scan.nrrd", "--per-action", "0"])
