@@ -1,4 +1,4 @@
-"""How well do attackers attack untouched scans? Prints Markdown: a row for each attacker, action and scan.
+"""How well do attackers attack untouched or protected scans? Prints Markdown: a row for each attacker, action and scan.
 
     python Testing/Benchmarks/attackers.py SCAN... --attackers ctgan-small flow
 
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judges import Place, _usable, _view
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
+from judges import Place, _attackers, _usable, _view
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
+from MITSGANLib.protection.protector import protect
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
@@ -47,18 +48,28 @@ def measure(
     return np.column_stack([possible, ~after(forensic), reached])
 
 
-def rows(name: str, volume: CTVolume, attackers: Sequence[Attacker], count: int) -> Iterator[dict[str, object]]:
-    """Figures of each attacker on one scan."""
+def rows(
+    name: str, volume: CTVolume, attackers: Sequence[Attacker], count: int, preset: str
+) -> Iterator[dict[str, object]]:
+    """Figures of each attacker on one scan. What was possible is judged on the scan as it is attacked.
+
+    :param preset: protection of the scan, after planting; empty for none.
+    """
+
+    def guarded(scan: CTVolume) -> CTVolume:
+        return protect(scan, model=preset, device="cpu") if preset else scan
+
     nodule, forensic = [load_judge(one) for one in NODULE_JUDGES], load_judge("forensic")
     lung = _usable(volume, lung_positions(volume, count, SEED))
     nodules = NoduleFile.of(SYNTHETIC).read()
     scenes = []
     if any(attacker.action == "remove" for attacker in attackers):
         for scene in draw_scenes(volume, count // 2, nodules, SEED):
-            with_nodules = planted(volume, scene.plants, nodules)
+            with_nodules = guarded(planted(volume, scene.plants, nodules))
             scenes.append((with_nodules, _usable(volume, [plant.kji for plant in scene.plants])))
+    attacked = guarded(volume)
     for attacker in attackers:
-        shown = [(volume, lung)] if attacker.action == "inject" else scenes
+        shown = [(attacked, lung)] if attacker.action == "inject" else scenes
         found = np.concatenate([measure(scan, places, attacker, nodule, forensic) for scan, places in shown])
         found = found[found[:, 0]]
         reached = found[:, 2:]
@@ -89,9 +100,10 @@ def main() -> None:
     parser.add_argument("--attackers", metavar="NAME_OR_FOLDER", nargs="+", default=["ctgan-small"])
     parser.add_argument("--actions", nargs="+", choices=("inject", "remove"), default=["inject", "remove"])
     parser.add_argument("--places", type=int, default=40, help="in the lung of each scan; half as many nodules")
+    parser.add_argument("--preset", default="", metavar="NAME", help="protect each scan with this first")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
-    attackers = [load_attacker(name, action) for name in options.attackers for action in options.actions]
+    attackers = list(_attackers(options.attackers, options.actions))
     columns = ("attacker", "action", "scan", "places", *NODULE_JUDGES, "both", "unnoticed")
     print("| " + " | ".join(columns) + " | success | 95 % |\n" + "|---" * (len(columns) + 2) + "|")
 
@@ -103,7 +115,7 @@ def main() -> None:
 
     found = []
     for path in map(Path, options.scans):
-        for row in rows(path.stem, load_volume(path), attackers, options.places):
+        for row in rows(path.stem, load_volume(path), attackers, options.places, options.preset):
             show(row)
             found.append(row)
     for attacker in attackers:

@@ -130,9 +130,9 @@ def main() -> None:
         print("\n".join(lines(judge, [scan[number] for scan in scans])), flush=True)
 
 
-def _attackers(names: Sequence[str]) -> Iterator[Attacker]:
+def _attackers(names: Sequence[str], actions: Sequence[str] = ("inject", "remove")) -> Iterator[Attacker]:
     for name in names:
-        for action in ("inject", "remove"):
+        for action in actions:
             try:
                 yield load_attacker(name, action)
             except MITSGANError as error:

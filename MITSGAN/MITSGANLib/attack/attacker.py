@@ -74,7 +74,7 @@ def load_attacker(name_or_folder: str | Path, action: Action) -> Attacker:
     if published.is_dir():
         return _published_attacker(published, folder.name, action)
     known = ", ".join(available_attackers()) or "none"
-    if folder == installed:
+    if name in available_attackers():
         raise ModelError(
             f"The attacker '{name}' has no {_ROLES[action]}; choose another ({known}) or the other action."
         )
