@@ -65,6 +65,19 @@ class TestDocuments:
         assert long_lines(path.read_text(encoding="utf-8")) == []
 
 
+def documents_named(text: str) -> list[str]:
+    """The documents under docs/ that code or a recipe names."""
+    return re.findall(r"\bdocs/[\w/-]+\.md\b", text)
+
+
+def test_documents_that_code_names_exist():
+    files = [path for folder in ("MITSGAN", "MITSGANTraining", "Testing") for path in (ROOT / folder).rglob("*.*")]
+    files = [path for path in files if path.suffix in {".py", ".toml", ".ui", ".j2"}]
+    named = [(path, name) for path in files for name in documents_named(path.read_text(encoding="utf-8"))]
+    assert len(named) > 3
+    assert [f"{path.relative_to(ROOT)}: {name}" for path, name in named if not (ROOT / name).is_file()] == []
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 

@@ -1,7 +1,7 @@
 """The README's table of threats, row by row: what seal and signature do against each, and what they do not.
 
-What the perturbation does against in-painting is measured, not tested; see docs/protection.md. The watermark's column
-is tested in test_watermark.py: painting, copied lung, other formats, lossy copies, and another key.
+What the perturbation does against in-painting is measured, not tested; see docs/research/protection.md. The
+watermark's column is tested in test_watermark.py: painting, copied lung, other formats, lossy copies, and another key.
 """
 
 from __future__ import annotations

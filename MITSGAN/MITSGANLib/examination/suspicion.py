@@ -1,7 +1,7 @@
 """Maps of evidence, each in units of what a scan's own untouched tissue scatters by.
 
 Scanners, kernels and doses differ, so no limit in HU or standard deviations fits all. A score of 1 is listed. Limits
-were set on five scans and reported on others: docs/results/reveal.md.
+were set on five scans and reported on others.
 """
 
 from __future__ import annotations

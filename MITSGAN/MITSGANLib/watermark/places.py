@@ -12,7 +12,7 @@ from typing import Any
 # Of 200 untouched places in each of LIDC-IDRI-0002 and -0028, 5 % fell short by more than 1.1 and 1.4, 1 % by 1.4 and
 # 1.8; after 5:1 JPEG 2000, 5 % by 5.9 and 5.2. Real nodules scatter more than lung: a limit that follows what untouched
 # lung falls short by, 1.1 on the thin slices of RIDER-Pilot-0117, found more forgeries and called 20 % of the planted
-# nodules there forged (docs/protector-log.md).
+# nodules there forged (docs/research/protector-log.md).
 PLACE_THRESHOLD_SD, DEGRADED_THRESHOLD_SD = 2.0, 6.0
 
 

@@ -356,7 +356,7 @@ def _at_target(
 def _judged(
     arms: _Arms, attacked: Mapping[str, AttackedScan], target: Target, jury: Jury, checked: CheckedPlaces | None
 ) -> dict[str, dict[str, float | bool | None]]:
-    """The verdict on each arm, as :meth:`Verdict.to_dict` has it; where there is a watermark, the check's as well."""
+    """The verdict on each arm, as :meth:`~.jury.Verdict.to_dict` has it; of a watermark, the check as well."""
     spacing_kji = arms.clean.spacing_kji
     box = jury.box(arms.clean.shape, spacing_kji, target.kji)
     inside = tuple(k - part.start for k, part in zip(target.kji, box, strict=True))

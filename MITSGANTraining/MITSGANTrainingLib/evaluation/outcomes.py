@@ -54,8 +54,8 @@ class Setup:
 
     :param sweep: protections of Table 3, with what its columns are called.
     :param lpips: the network that measured LPIPS, or why it was not measured.
-    :param judges: as :meth:`Jury.describe` says it; None where success is not measured.
-    :param nodules: planted for removals, as :meth:`NoduleFile.describe` says it; None where none are.
+    :param judges: as :meth:`~.jury.Jury.describe` says it; None where success is not measured.
+    :param nodules: planted for removals, as :meth:`~.planting.NoduleFile.describe` says it; None where none are.
     """
 
     protections: tuple[ProtectionArm, ...]

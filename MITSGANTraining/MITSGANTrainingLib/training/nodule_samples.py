@@ -68,7 +68,7 @@ class NoduleSampling:
 
 
 def training_nodules(path: Path) -> Nodules:
-    """Nodules of a file as cubes of ``EDGE`` voxels in the common range of HU; see :func:`~..nodules.read_nodules`."""
+    """Nodules of a file as cubes of ``EDGE`` voxels in the common range of HU: :func:`~..data.nodules.read_nodules`."""
     nodules = read_nodules(path, EDGE)
     return dataclasses.replace(nodules, hu=_trimmed(nodules.hu))
 
