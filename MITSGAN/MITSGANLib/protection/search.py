@@ -370,12 +370,17 @@ class Search:
 
     def _on(self, volume: CTVolume, allowed: np.ndarray, seed: int, device: str) -> ChangeSearch:
         from ..attack.attacker import load_attacker
-        from ..attack.installed import available_attackers
+        from ..attack.installed import actions_of, available_attackers
         from ..judges.judge import load_judge
-        from ..scan.targets import ACTIONS
+        from ..weights import MODELS_FOLDER
 
         names = self.attackers or available_attackers()
-        attackers = [load_attacker(name, action) for name in names for action in ACTIONS]
+        folders = {name: MODELS_FOLDER / "attackers" / name for name in names}
+        attackers = [
+            load_attacker(name, action)
+            for name, folder in folders.items()
+            for action in actions_of(folder if folder.is_dir() else Path(name))
+        ]
         judges = [load_judge(name) for name in self.judges]
         return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device)
 
