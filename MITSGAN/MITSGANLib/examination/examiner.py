@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,7 +59,11 @@ class Examination:
     judge: Judge | None
     places: tuple[ChangedPlace, ...]
     verdict: Verdict
-    judge_limit: float = field(default=_JUDGE_SURE)
+
+    @functools.cached_property
+    def judge_limit(self) -> float:
+        """What the judge says of hardly any place of this scan, nor of others."""
+        return _judge_limit(self.blocks.volume, self.judge)
 
     def at(self, kji: Voxel) -> ChangedPlace:
         """What is to be said of a voxel (slice, row, column) that somebody asks about.
@@ -81,6 +86,10 @@ class Examination:
             if _within(kji, copy, volume.spacing_kji):
                 evidence.append(_of_copy(copy))
                 source = copy.source_kji
+        if self.judge is not None:
+            score = float(self.judge.score(volume, [kji])[0])
+            if score >= self.judge_limit:
+                evidence.append(_of_judge(score, self.judge_limit))
         evidence.sort(key=lambda one: -one.strength)
         return _place(volume, kji, (0.0, 0.0, 0.0), evidence, source)
 
@@ -233,8 +242,7 @@ def _places(
             score = float(judge.score(volume, [kji])[0])
             if score >= limit:
                 is_listed = True
-                text = f"the forensic judge takes it for forged ({score:.3f}; {limit:.3f} is rare in this scan)"
-                evidence.append(Evidence(JUDGE, text, 1.0))
+                evidence.append(_of_judge(score, limit))
         if is_listed:
             evidence.sort(key=lambda one: -one.strength)
             found.append(_place(volume, kji, size, evidence, None))
@@ -300,6 +308,12 @@ def _of_copy(copy: Copy) -> Evidence:
         return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
     return Evidence(
         COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD
+    )
+
+
+def _of_judge(score: float, limit: float) -> Evidence:
+    return Evidence(
+        JUDGE, f"the forensic judge takes it for forged ({score:.3f}; {limit:.3f} is rare in this scan)", 1.0
     )
 
 

@@ -23,9 +23,9 @@ ASKED = 0.65
 _WATERMARK_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
 _WATERMARK_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
 # For windows of 9 and 14 mm, likewise, with the least logarithm of noise.
-_FINE_LIMITS = ((3.9, 0.5), (3.6, 0.45))
-_COARSE_LIMITS = ((3.2, 1.5), (3.0, 1.0))
-_COLOR_LIMITS = ((3.3, 1.0), (3.1, 0.8))
+_FINE_LIMITS = ((8.8, 0.5), (8.2, 0.45))
+_COARSE_LIMITS = ((6.6, 1.5), (6.2, 1.0))
+_COLOR_LIMITS = ((7.0, 1.0), (6.5, 0.8))
 # Where a limit is beyond these logarithms, paint without noise, or with white noise, may not show.
 _MOST_LIMIT = {NOISE: 1.0, COARSE_NOISE: 1.6, COLOR: 1.8}
 _FEW_BLOCKS = 500
@@ -61,8 +61,8 @@ def of_noise(noise: NoiseMap, lungs: np.ndarray) -> list[Suspicion]:
             here = lungs & noise.known[window]
             if np.count_nonzero(here) < _FEW_BLOCKS:
                 continue
-            # Vessels and edges fill the other side, so this one has to tell: what fills a twentieth hides itself.
-            middle, scatter = _scatter(values[window][here], 95)
+            # Vessels and edges fill the other side, so this one has to tell: what fills a quarter hides itself.
+            middle, scatter = _scatter(values[window][here], 75)
             limit = max(scatters * scatter, least)
             np.maximum(score, np.where(here, (values[window] - middle) / limit, 0), out=score)
             told |= here & (limit <= _MOST_LIMIT[kind])

@@ -1,0 +1,107 @@
+"""``mitsgan examine``: exit codes, outputs and refusals, on phantoms with noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from MITSGANLib.files.storage import save_volume
+from MITSGANLib.scan.lungs import lung_positions
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANTrainingLib.commandline import main
+from MITSGANTrainingLib.evaluation import forgeries
+
+NOTHING_FOUND, REFUSED, NOT_WRITTEN, CHANGED, CANNOT_TELL = 0, 3, 4, 7, 8
+
+
+@pytest.fixture(scope="module")
+def volume() -> CTVolume:
+    return thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=20.0).volume
+
+
+@pytest.fixture(scope="module")
+def place(volume: CTVolume) -> tuple[int, int, int]:
+    return lung_positions(volume, 1, 4, margin_mm=30.0)[0]
+
+
+@pytest.fixture(scope="module")
+def files(volume: CTVolume, place: tuple[int, int, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``scan.nrrd``; ``painted.nrrd``; ``water.nrrd`` without lungs; ``cut.nrrd``, of which half is missing."""
+    folder = tmp_path_factory.mktemp("copies")
+    save_volume(volume, folder / "scan.nrrd")
+    rng = np.random.default_rng(0)
+    save_volume(forgeries.forge(volume, [place], lambda v, k: forgeries.paint(v, k, 0, rng)), folder / "painted.nrrd")
+    water = np.random.default_rng(0).normal(0, 20, (8, 64, 64))
+    water[:, :8] = -1000
+    save_volume(CTVolume(water.astype(np.int16)), folder / "water.nrrd")
+    whole = (folder / "scan.nrrd").read_bytes()
+    (folder / "cut.nrrd").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def examine(*words: object) -> int:
+    return main(["examine", *map(str, words)])
+
+
+def test_what_was_painted_is_told_mapped_and_pictured(files, place, tmp_path, capsys):
+    voxel = ",".join(map(str, place))
+    outputs = ("--map", tmp_path / "map.nrrd", "--page", tmp_path / "page.html", "--json", tmp_path / "found.json")
+    assert examine(files / "painted.nrrd", "--voxel", voxel, *outputs) == CHANGED
+    said = capsys.readouterr().out
+    assert "Verdict: changed." in said
+    assert "not excluded:" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["verdict"] == "changed"
+    assert found["place"]["strength"] >= 1
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "map.nrrd")))[place] == 2
+    assert "<img" in (tmp_path / "page.html").read_text()
+
+
+def test_an_untouched_copy_has_nothing_found(files, capsys):
+    assert examine(files / "scan.nrrd") == NOTHING_FOUND
+    assert "Verdict: nothing found." in capsys.readouterr().out
+
+
+def test_where_nothing_can_be_told_it_does_not_end_as_if_all_were_well(files, capsys):
+    assert examine(files / "water.nrrd") == CANNOT_TELL
+    assert "no lungs" in capsys.readouterr().out
+
+
+def test_a_signed_copy_is_intact_and_a_changed_one_is_not(files, tmp_path, capsys):
+    assert main(["keygen", "--signing", str(tmp_path / "sign.pem")]) == 0
+    assert (
+        main(["sign", str(files / "scan.nrrd"), str(tmp_path / "signed.nrrd"), "--key", str(tmp_path / "sign.pem")])
+        == 0
+    )
+    trust = ("--public-key", tmp_path / "sign.pub.pem")
+    capsys.readouterr()
+    assert examine(tmp_path / "signed.nrrd", *trust) == 0
+    assert "Verdict: intact (signed)." in capsys.readouterr().out
+    # By whom is not known without the key, so that the voxels have to speak.
+    assert examine(tmp_path / "signed.nrrd") == NOTHING_FOUND
+    assert "unknown signer" in capsys.readouterr().out
+    assert examine(files / "painted.nrrd", "--manifest", tmp_path / "signed.nrrd.manifest.json", *trust) == CHANGED
+    assert "not what was signed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("cut.nrrd",), REFUSED),
+        (("missing.nrrd",), REFUSED),
+        (("scan.nrrd", "--voxel", "0,0,9999"), REFUSED),
+        (("scan.nrrd", "--manifest", "water.nrrd"), CHANGED),  # a forged manifest, as verify has it
+        (("scan.nrrd", "--map", "scan.nrrd"), NOT_WRITTEN),
+        (("scan.nrrd", "--map", "a folder"), NOT_WRITTEN),
+        (("scan.nrrd", "--page", "painted.nrrd"), NOT_WRITTEN),
+    ],
+)
+def test_bad_input_is_refused_before_the_work_and_nothing_is_overwritten(files, monkeypatch, words, code):
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    monkeypatch.chdir(files)
+    assert examine(*words) == code
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
