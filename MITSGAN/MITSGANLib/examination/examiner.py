@@ -142,7 +142,7 @@ def examine(
     suspicions.append(of_watermark(check, lungs))
     found = _explained(copies, touched or [], volume)
     judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
-    places = _places(blocks, lungs, suspicions, found, check, judge)
+    places = _places(blocks, suspicions, found, judge)
     told.at(100)
     verdict = _verdict(volume, lungs, suspicions, check, touched is not None, places, key)
     return Examination(
@@ -190,12 +190,7 @@ def _is_of_a_copy(blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple
 
 
 def _places(
-    blocks: Blocks,
-    lungs: np.ndarray,
-    suspicions: Sequence[Suspicion],
-    copies: Sequence[Copy],
-    check: Check,
-    judge: Judge | None,
+    blocks: Blocks, suspicions: Sequence[Suspicion], copies: Sequence[Copy], judge: Judge | None
 ) -> tuple[ChangedPlace, ...]:
     """Everything that is listed, the surest first."""
     from scipy import ndimage
@@ -246,7 +241,6 @@ def _places(
         if is_listed:
             evidence.sort(key=lambda one: -one.strength)
             found.append(_place(volume, kji, size, evidence, None))
-    del lungs, check
     return tuple(sorted(found, key=lambda place: -place.strength))
 
 

@@ -26,8 +26,8 @@ _WATERMARK_SD = 4.0  # below this a window says nothing, and does not belong to 
 _FINE_LIMITS = ((8.8, 0.5), (8.2, 0.45))
 _COARSE_LIMITS = ((6.6, 1.5), (6.2, 1.0))
 _COLOR_LIMITS = ((7.0, 1.0), (6.5, 0.8))
-# Where a limit is beyond these logarithms, paint without noise, or with white noise, may not show.
-_MOST_LIMIT = {NOISE: 1.0, COARSE_NOISE: 1.6, COLOR: 1.8}
+# Where a limit is beyond these logarithms, paint with a quarter of the noise, or with white noise, may not show.
+_MOST_LIMIT = {NOISE: 1.4, COARSE_NOISE: 1.6, COLOR: 1.8}
 _FEW_BLOCKS = 500
 
 

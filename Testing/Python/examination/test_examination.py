@@ -15,13 +15,13 @@ from MITSGANLib.examination.examiner import CHANGED, Examination, examine
 from MITSGANLib.examination.noise import residual
 from MITSGANLib.examination.signed import with_signatures
 from MITSGANLib.examination.verdict import ChangedPlace, Evidence, Outcome, Verdict
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.report.examination_page import render_examination
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep
 from MITSGANLib.signature.dicom.digital_signature import ImageSignatures
 from MITSGANLib.watermark.checking import check_watermark
-from MITSGANLib.watermark.embedding import embed_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY
 from MITSGANTrainingLib.evaluation import forgeries
 
@@ -115,7 +115,7 @@ class TestVerdicts:
 
 def test_the_watermark_is_missed_where_paint_has_no_noise(scan, place):
     """What is expected comes from the tissue around, not from the forged copy."""
-    marked = embed_watermark(scan, OPEN_KEY)
+    marked = protect(scan, model=watermark_alone(OPEN_KEY))
     assert not check_watermark(marked).at(place).is_missing
     rng = np.random.default_rng(0)
     forged = forgeries.forge(marked, [place], lambda v, k: forgeries.paint(v, k, 0, rng))
