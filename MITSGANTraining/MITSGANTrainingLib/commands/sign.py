@@ -2,12 +2,15 @@
 
 Without OUTPUT the manifest is written beside INPUT, as NAME.manifest.json. With OUTPUT the scan is copied there: DICOM
 files carry the manifest inside, other files have it beside them. Nothing in INPUT is changed.
+
+With --exam a whole DICOM study is signed: one document, in the study or at OUTPUT, refers to every instance of it.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.signature.signing import Signers, sign_scan
@@ -15,10 +18,13 @@ from MITSGANLib.signature.signing import Signers, sign_scan
 from . import key_options
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
+if TYPE_CHECKING:
+    from MITSGANLib.signature.dicom.digital_signature import DicomSigner
+
 _DICOM = """\
 The standard's own signatures (PS3.15). Other programs can check them, such as DCMTK's dcmsign.
 Each signs one image in one compression. They need an RSA or elliptic curve key and the X.509
-certificate made for it. OUTPUT must then be a DICOM folder.
+certificate made for it. OUTPUT must then be a DICOM folder; with --exam, a file.
 """
 
 
@@ -30,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key",
         metavar="FILE",
         type=Path,
-        required=True,
-        help="Ed25519 private key; mitsgan keygen --signing makes one",
+        help="Ed25519 private key; mitsgan keygen --signing makes one; needed without --exam",
     )
     key_options.add_passphrase(parser, "ask for the passphrase that locks the key")
     add_overwrite(parser)
@@ -39,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("DICOM signatures", _DICOM)
     group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
     group.add_argument("--certificate", metavar="FILE", type=Path, help="its X.509 certificate (PEM)")
+    group.add_argument(
+        "--exam",
+        action="store_true",
+        help="sign a study as a whole and touch no image: a Key Object Selection with the MAC of every instance",
+    )
     group.add_argument("--dicom-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
 
 
@@ -47,13 +57,22 @@ def run(options: argparse.Namespace) -> None:
 
     if (options.dicom_key is None) != (options.certificate is None):
         options.refuse("--dicom-key and --certificate belong together; give both, or neither")
-    passphrase = key_options.passphrase(options)
-    key = load_signing_key(options.key, passphrase and passphrase.secret)
+    if options.exam and not options.dicom_key:
+        options.refuse("--exam needs --dicom-key and --certificate: the document is signed as DICOM has it")
+    if options.exam and (options.key or options.series):
+        options.refuse("--exam signs every series of a study, with --dicom-key; leave --key and --series out")
+    if not options.exam and options.key is None:
+        options.refuse("the following arguments are required: --key")
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
     )
     for secret in filter(None, (options.key, options.dicom_key)):
         key_options.warn_of_readers(secret)
+    if options.exam:
+        _sign_exam(options, dicom)
+        return
+    passphrase = key_options.passphrase(options)
+    key = load_signing_key(options.key, passphrase and passphrase.secret)
     with progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,
@@ -76,3 +95,13 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.json, result)
     if options.json != "-":
         say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
+
+
+def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:
+    from MITSGANLib.signature.dicom.exam import sign_exam
+
+    with progress_bar("Signing", "instance") as progress:
+        where, count = sign_exam(options.input, options.output, signer, overwrite=options.overwrite, progress=progress)
+    write_json(options.json, {"output": str(where), "instances": count})
+    if options.json != "-":
+        say(f"Signed an exam of {count} instances. Wrote {where}")

@@ -1,27 +1,34 @@
 """Tell whether a signed scan is still as it was signed, and if not, which slices, tiles and headers were changed.
 
 The manifest is taken from --manifest, from inside the DICOM files, or from beside INPUT (NAME.manifest.json). DICOM's
-own signatures are checked where there are any. "Intact" means that nothing changed since the scan was signed. Give the
-signer's public key to learn whether it was this signer. Nothing here says that the scan was genuine when it was signed.
+own signatures are checked where there are any. A study that was signed as a whole (mitsgan sign --exam) is compared
+with its document, unless --series asks for one series. "Intact" means that nothing changed since the scan was signed.
+Give the signer's public key or certificate to learn whether it was this signer. Nothing here says that the scan was
+genuine when it was signed.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import refuse_existing_file
+from MITSGANLib.files.dicom.headers import has_dicom_preamble
 from MITSGANLib.files.storage import is_dicom_output
 from MITSGANLib.files.volume_files import refuse_source, write_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.dicom.digital_signature import ImageSignatures, load_certificates, verify_images
+from MITSGANLib.signature.dicom.exam import ExamVerification, find_exam_document, verify_exam
 from MITSGANLib.signature.manifest import SignedManifest, read_manifest_file
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 INTACT, NOT_CHECKED, CHANGED, UNKNOWN_SIGNER = 0, InputError.exit_code, 7, 8
 _VERDICTS = {
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest",
         metavar="PATH",
         type=Path,
-        help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it",
+        help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it, or the document of an exam",
     )
     parser.add_argument(
         "--public-key", metavar="FILE", type=Path, action="append", help="public key of a signer you trust; repeatable"
@@ -74,6 +81,13 @@ def run(options: argparse.Namespace) -> int:
         refuse_existing_file(Path(options.map), options.overwrite)
     known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
     trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
+    if document := _exam_document(options):
+        if options.map or options.public_key or options.deidentified:
+            options.refuse(
+                "this exam is signed as a whole, so --map, --public-key and --deidentified say nothing of it; give "
+                "--certificate, or --series to verify the manifest of one series"
+            )
+        return _verify_exam(options, document, trusted)
     with progress_bar("Reading", "slice") as progress:
         scan = read_contents_to_verify(options.input, options.series, progress)
     signatures = verify_images(scan.files, trusted)
@@ -95,6 +109,39 @@ def run(options: argparse.Namespace) -> int:
             say(f"Wrote {options.map}")
     write_json(options.json, _result(options, code, verification, signatures, known))
     return code
+
+
+def _exam_document(options: argparse.Namespace) -> Path | None:
+    """The document that signs the whole study, where that is what is to be verified."""
+    if options.series or not Path(options.input).is_dir():
+        return None
+    if options.manifest is None:
+        return find_exam_document(options.input)
+    is_dicom = options.manifest.is_file() and has_dicom_preamble(options.manifest)
+    return find_exam_document(options.manifest) if is_dicom else None
+
+
+def _verify_exam(options: argparse.Namespace, document: Path, trusted: list[Certificate]) -> int:
+    with progress_bar("Reading", "instance") as progress:
+        verification = verify_exam(options.input, document, trusted, progress)
+    if verification.is_changed:
+        code = CHANGED
+    elif not verification.is_checked:
+        code = NOT_CHECKED
+    else:
+        code = INTACT if verification.is_trusted else UNKNOWN_SIGNER
+    if options.json != "-":
+        _say_exam(verification, code)
+    result = {"input": options.input, "verdict": _VERDICTS[code], "exam": verification.to_dict()}
+    write_json(options.json, result)
+    return code
+
+
+def _say_exam(verification: ExamVerification, code: int) -> None:
+    verdict = "CHANGED since it was signed" if code == CHANGED else _VERDICTS[code].capitalize()
+    say(f"{verdict}. The exam's document is {verification.document}")
+    for line in verification.summary():
+        say(f"  {line}")
 
 
 def _manifest(path: Path) -> SignedManifest:

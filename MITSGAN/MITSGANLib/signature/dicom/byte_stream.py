@@ -42,6 +42,37 @@ def byte_stream(dataset: Dataset, tags: Sequence[int], encapsulated: bool = Fals
             yield from _element_bytes(dataset, tag, encapsulated and tag == PIXEL_DATA)
 
 
+def is_signable(dataset: Dataset, tag: int) -> bool:
+    """Whether a signature may cover an element: its VR, and those of all elements within it, are known."""
+    try:
+        for _ in byte_stream(dataset, [tag], dataset.file_meta.TransferSyntaxUID.is_encapsulated):
+            pass
+    except ByteStreamError:
+        return False
+    return True
+
+
+def mac_syntax(dataset: Dataset) -> str:
+    """The transfer syntax whose bytes are signed: that of compressed pixels, or Explicit VR Little Endian."""
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return syntax if syntax.is_encapsulated else ExplicitVRLittleEndian
+
+
+def require_same_encoding(dataset: Dataset, signed: str) -> None:
+    """Refuse a data set that was compressed or decompressed since.
+
+    :param signed: the transfer syntax that was signed.
+    :raises ByteStreamError: its pixels are in another encoding now.
+    """
+    actual = dataset.file_meta.TransferSyntaxUID
+    if signed.is_encapsulated != actual.is_encapsulated or (signed.is_encapsulated and signed != actual):
+        raise ByteStreamError(
+            f"It was made over the encoding {signed.name}, and the image is now in {actual.name}: it cannot be checked."
+        )
+
+
 def _element_bytes(dataset: Dataset, tag: int, encapsulated: bool) -> Iterator[bytes]:
     from pydicom.encaps import generate_fragments
     from pydicom.valuerep import EXPLICIT_VR_LENGTH_32

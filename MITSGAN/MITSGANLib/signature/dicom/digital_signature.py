@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ...files.dicom.headers import quiet_pydicom, read_dataset
 from ...keys.signing_keys import fingerprint, load_pem_private_key, read_pem
-from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even
+from .byte_stream import (
+    PIXEL_DATA,
+    ByteStreamError,
+    byte_stream,
+    even,
+    is_signable,
+    mac_syntax,
+    require_same_encoding,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -78,6 +86,9 @@ _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 # What a signature adds to an image.
 SIGNATURE_KEYWORDS = ("MACParametersSequence", "DigitalSignaturesSequence")
 
+# Current Requested Procedure Evidence Sequence: what a Key Object Selection refers to.
+REFERENCES = 0x0040A375
+
 _NOT_IN_MAC = ("CertificateOfSigner", "Signature", "CertifiedTimestampType", "CertifiedTimestamp")
 
 
@@ -95,7 +106,8 @@ class SignatureReport:
 
     ``status`` is ``valid``, ``changed`` (the image is not what was signed) or ``unusable`` (``text`` says why it cannot
     be judged). ``fingerprint`` is the SHA-256 of the certificate, ``trusted`` whether it is one of those that were
-    given or issued by one of them, ``covers_pixels`` whether Pixel Data are among the signed elements.
+    given or issued by one of them, ``covers_pixels`` whether Pixel Data are among the signed elements, and
+    ``covers_references`` whether the references of a Key Object Selection are.
     """
 
     uid: str
@@ -105,6 +117,7 @@ class SignatureReport:
     fingerprint: str = ""
     trusted: bool = False
     covers_pixels: bool = False
+    covers_references: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ def load_certificates(path: Path) -> list[Certificate]:
 
 
 def sign_dataset(
-    dataset: Dataset, signer: DicomSigner, time: datetime.datetime, keywords: Sequence[str] = SIGNED_KEYWORDS
+    dataset: Dataset, signer: DicomSigner, time: datetime.datetime, keywords: Sequence[str | int] = SIGNED_KEYWORDS
 ) -> None:
     """Add a digital signature over those elements of ``keywords`` that a data set has, and its overlays.
 
@@ -219,7 +232,7 @@ def sign_dataset(
     tags = sorted(tag for tag in dataset.keys() if tag in wanted or tag.group in _OVERLAY_GROUPS)  # noqa: SIM118
     parameters, item = _new_items(dataset, time)
     item.DigitalSignatureUID = generate_uid(prefix=None)
-    tags = [tag for tag in tags if _is_signable(dataset, tag)]
+    tags = [tag for tag in tags if is_signable(dataset, tag)]
     parameters.DataElementsSigned = tags
     mac = _mac(dataset, tags, item, "SHA256")
     item.CertificateOfSigner = even(_der(signer.certificate))
@@ -254,14 +267,12 @@ def verify_images(paths: Sequence[Path], trusted: Sequence[Certificate] = ()) ->
 def _new_items(dataset: Dataset, time: datetime.datetime) -> tuple[Dataset, Dataset]:
     """The items of a new signature in MAC Parameters and Digital Signatures Sequence, as far as known before it."""
     from pydicom import Dataset
-    from pydicom.uid import ExplicitVRLittleEndian
 
     used = {int(item.MACIDNumber) for name in SIGNATURE_KEYWORDS for item in dataset.get(name) or []}
     number = next(number for number in range(1 << 16) if number not in used)
-    syntax = dataset.file_meta.TransferSyntaxUID
     parameters, item = Dataset(), Dataset()
     parameters.MACIDNumber = item.MACIDNumber = number
-    parameters.MACCalculationTransferSyntaxUID = syntax if syntax.is_encapsulated else ExplicitVRLittleEndian
+    parameters.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
     parameters.MACAlgorithm = "SHA256"
     item.DigitalSignatureDateTime = time.strftime("%Y%m%d%H%M%S.%f%z")
     item.CertificateType = CERTIFICATE_TYPE
@@ -278,15 +289,6 @@ def _mac(dataset: Dataset, tags: Sequence[int], item: Dataset, algorithm: str) -
     for piece in byte_stream(item, [tag for tag in item.keys() if tag not in left_out]):  # noqa: SIM118
         digest.update(piece)
     return digest.digest()
-
-
-def _is_signable(dataset: Dataset, tag: int) -> bool:
-    try:
-        for _ in byte_stream(dataset, [tag], dataset.file_meta.TransferSyntaxUID.is_encapsulated):
-            pass
-    except ByteStreamError:
-        return False
-    return True
 
 
 def _verify_item(
@@ -314,7 +316,7 @@ def _judge(
         raise InputError(f"It uses {algorithm}, which is not accepted here; sign with SHA256 or longer.") from error
     if item.CertificateType != CERTIFICATE_TYPE:
         raise InputError(f"Its certificate is of type {_text(item, 'CertificateType')}, not {CERTIFICATE_TYPE}.")
-    _require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
+    require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
     certificate = load_der_x509_certificate(_der_sequence(item.CertificateOfSigner))
     signed = chosen.DataElementsSigned
     tags = [int(tag) for tag in ([signed] if isinstance(signed, int) else signed)]
@@ -326,6 +328,7 @@ def _judge(
         fingerprint=fingerprint(_der(certificate)),
         trusted=_is_trusted(certificate, trusted, str(item.DigitalSignatureDateTime)),
         covers_pixels=PIXEL_DATA in tags and PIXEL_DATA in dataset,
+        covers_references=REFERENCES in tags and REFERENCES in dataset,
     )
     try:
         _check(certificate, bytes(item.Signature), _mac(dataset, tags, item, algorithm), algorithm)
@@ -336,14 +339,6 @@ def _judge(
 
 def _covers(report: SignatureReport) -> bool:
     return report.status == "valid" and report.covers_pixels
-
-
-def _require_same_encoding(dataset: Dataset, signed: str) -> None:
-    actual = dataset.file_meta.TransferSyntaxUID
-    if signed.is_encapsulated != actual.is_encapsulated or (signed.is_encapsulated and signed != actual):
-        raise ByteStreamError(
-            f"It was made over the encoding {signed.name}, and the image is now in {actual.name}: it cannot be checked."
-        )
 
 
 def _sign(signer: DicomSigner, mac: bytes) -> bytes:
