@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import socket
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.keys.signing_keys import new_signing_key
 from MITSGANLib.signature.dicom.digital_signature import load_certificates, load_dicom_signer, sign_dataset
 from MITSGANLib.signature.dicom.exam import DOCUMENT_NAME, ExamVerification, find_exam_document, sign_exam, verify_exam
+from MITSGANLib.signature.signing import Signers, sign_scan
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossless, generate_uid
@@ -122,12 +126,42 @@ TAMPERING = {
         lambda study: shutil.copy(study / IMAGES[0], study / "lung" / "zz"),
         {"extra": ("lung/zz",)},
     ),
-    "another contour": (lambda study: edit(study / "contours.dcm", StructureSetLabel="b"), {}),
+    "an added element": (lambda study: edit(study / "contours.dcm", StructureSetLabel="b"), {}),
+    "another PatientName of a structure set": (
+        lambda study: edit(study / "contours.dcm", PatientName="Another^One"),
+        {"changed": ("contours.dcm",)},
+    ),
+    "a missing series": (
+        lambda study: shutil.rmtree(study / "soft"),
+        {"missing": tuple(f"instance {k} of 3 in series 3 of the document" for k in (1, 2, 3))},
+    ),
     "a file cut off": (
         lambda study: (study / IMAGES[2]).write_bytes((study / IMAGES[2]).read_bytes()[:-40]),
         {"changed": (IMAGES[2],)},
     ),
 }
+
+
+ROWS = tuple(TAMPERING)[:6]
+
+
+def edit_last_reference(document: Path) -> None:
+    """Change one digit of the last UID in the references."""
+    dataset = pydicom.dcmread(document)
+    item = dataset.CurrentRequestedProcedureEvidenceSequence[-1].ReferencedSeriesSequence[-1].ReferencedSOPSequence[-1]
+    item.ReferencedSOPInstanceUID = generate_uid(prefix=None)
+    dataset.save_as(document)
+
+
+def dcmsign(*arguments: object) -> int:
+    return subprocess.run(["dcmsign", *map(str, arguments)], capture_output=True, check=False).returncode
+
+
+def dcmsign_notices(study: Path, signers: dict) -> bool:
+    """Whether any image that is there fails with DCMTK."""
+    images = [file for folder in ("lung", "soft") for file in (study / folder).iterdir()]
+    verify = ("--verify", "--require-sig", "--add-cert-file", signers["rsa"][1])
+    return any(dcmsign(*verify, file) for file in images)
 
 
 class TestDocument:
@@ -180,6 +214,47 @@ class TestDocument:
         assert not [line for line in said.splitlines() if line.startswith(("Error", "E:"))]
         assert ("Key Object Selection Document" if tool == "dsrdump" else "KeyObjectSelectionDocument") in said
 
+    @pytest.mark.slow
+    def test_many_instances(self, tmp_path, signers):
+        """References of more than 16 KiB: dcmsign 3.6.7 drops what nested sequences hold beyond that, so it refuses."""
+        study = tmp_path / "study"
+        dicom_factory.ct_series(dicom_factory.phantom_hu((60, 4, 4)), study_uid=STUDY).write(study)
+        where, _ = sign_exam(study, None, load_dicom_signer(*signers["rsa"]))
+        assert len(checked(study, signers).intact) == 60
+        edit_last_reference(where)
+        assert checked(study, signers).is_changed
+
+
+@pytest.mark.slow
+class TestBesideOthers:
+    """Who notices what: the table in docs/hospital-it.md."""
+
+    @pytest.mark.parametrize("name", [name for name in ROWS if name != "an added slice"])
+    def test_dcmsign_on_each_image(self, study, signers, name):
+        if shutil.which("dcmsign") is None:
+            pytest.skip("dcmsign is not installed; on Debian: apt-get install dcmtk")
+        for image in IMAGES:
+            dcmsign("--sign", *signers["rsa"], "--mac-sha256", study / image, study / image)
+        TAMPERING[name][0](study)
+        assert dcmsign_notices(study, signers) == (name != "a missing slice")
+
+    def test_dcmsign_on_a_signed_slice_of_another_exam(self, study, signers):
+        if shutil.which("dcmsign") is None:
+            pytest.skip("dcmsign is not installed; on Debian: apt-get install dcmtk")
+        add_slice(study)
+        for image in (*IMAGES, "soft/one-more"):
+            dcmsign("--sign", *signers["rsa"], "--mac-sha256", study / image, study / image)
+        assert not dcmsign_notices(study, signers)
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_a_manifest_in_each_series(self, study, tmp_path, name):
+        key, signed = new_signing_key(), tmp_path / "signed"
+        for series in ("lung", "soft"):
+            sign_scan(study / series, signed / series, Signers(key))
+        TAMPERING[name][0](signed)
+        codes = {main(["verify", str(signed / series)]) for series in ("lung", "soft")}
+        assert codes == {CHANGED, UNKNOWN}
+
 
 class TestVerification:
     def test_intact(self, signed, signers):
@@ -199,7 +274,7 @@ class TestVerification:
         if not expected:
             assert found.notes == ("Elements were added that no MAC covers: StructureSetLabel.",)
         said = "\n".join(found.summary()) + json.dumps(found.to_dict())
-        assert not [value for value in (dicom_factory.PATIENT_NAME, STUDY) if value in said]
+        assert not [value for value in (dicom_factory.PATIENT_NAME, "Another", STUDY) if value in said]
 
     def test_moved_and_renamed_files_are_the_same_instances(self, signed, signers, tmp_path):
         for number, file in enumerate(sorted(signed.rglob("slice-*"))):
@@ -369,6 +444,30 @@ class TestCommands:
         series = pydicom.dcmread(study / IMAGES[0]).SeriesInstanceUID
         assert main(["verify", str(study), "--series", series]) == NOT_CHECKED
         assert "not signed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("storescu") is None, reason="storescu is not installed; it is in Debian's dcmtk")
+@pytest.mark.parametrize(("proposed", "accepted"), [("-xe", "+xe"), ("-xi", "+xi")])
+def test_a_signed_exam_sent_to_an_archive(signed, signers, tmp_path, proposed, accepted):
+    """Stored by DCMTK's storescp on loopback, in the encoding of the files or another: all is intact there."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with subprocess.Popen(["storescp", accepted, "-od", archive, port]) as server:
+        try:
+            send = ["storescu", proposed, "+sd", "+r", "127.0.0.1", port, signed]
+            for _ in range(100):  # the server takes a moment to listen
+                if subprocess.run(send, capture_output=True, check=False).returncode == 0:
+                    break
+                time.sleep(0.1)
+        finally:
+            server.terminate()
+    assert len(list(archive.iterdir())) == 8
+    found = checked(archive, signers)
+    assert (len(found.intact), found.is_changed, found.is_checked, found.is_trusted) == (7, False, True, True)
 
 
 def test_a_damaged_document_is_an_error(signed, signers):
