@@ -17,6 +17,7 @@ NAME_SEAL = "name the file of the seal"
 MAKE_KEY = "make a new key file"
 MAKE_SIGNING_KEY = "make a new signing key"
 CHOOSE_CPU = "choose the CPU"
+MAY_OVERWRITE = "choose another name or allow overwriting"
 
 
 class MITSGANError(Exception):

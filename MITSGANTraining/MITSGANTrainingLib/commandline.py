@@ -70,7 +70,9 @@ _HINTS = {
     errors.MAKE_KEY: "make one with mitsgan keygen",
     errors.MAKE_SIGNING_KEY: "make one with mitsgan keygen --signing",
     errors.CHOOSE_CPU: "use --device cpu",
+    errors.MAY_OVERWRITE: "choose another name or add --overwrite",
 }
+_NEVER_OVERWRITES = {errors.MAY_OVERWRITE: "choose another name"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,12 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_pydicom()
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        check_json(getattr(options, "json", None))
+        check_json(options)
         return command.run(options) or 0
     except KeyboardInterrupt:
         return _fail("Stopped; nothing was left half written.", CancelledError.exit_code, options.verbose)
     except MITSGANError as error:
-        return _fail(error.sentence(hint=_HINTS.get(error.hint)), error.exit_code, options.verbose)
+        hints = _HINTS if hasattr(options, "overwrite") else _HINTS | _NEVER_OVERWRITES
+        return _fail(error.sentence(hint=hints.get(error.hint)), error.exit_code, options.verbose)
     except ModuleNotFoundError as error:
         return _fail(_missing_package(error), 6, options.verbose)
     except MemoryError:

@@ -31,9 +31,19 @@ __all__ = [
     "allowed_in_slices",
     "apply_change",
     "body_mask",
+    "check_strength",
     "estimate_noise",
     "local_noise",
 ]
+
+
+def check_strength(strength_hu: float) -> None:
+    """Refuse what can be no largest change.
+
+    :raises InputError: not from 0 to 4095 HU.
+    """
+    if not 0 <= strength_hu <= HIGHEST_HU - LOWEST_HU:
+        raise InputError(f"The strength must be from 0 to 4095 HU, not {strength_hu:g}.")
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,7 @@ class Budget:
     noise_share: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.strength_hu) and 0 <= self.strength_hu <= HIGHEST_HU - LOWEST_HU):
-            raise InputError(f"The strength must be from 0 to 4095 HU, not {self.strength_hu}.")
+        check_strength(self.strength_hu)
         for name in ("lung", "soft_tissue", "bone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"The budget's fraction for {name} must be from 0 to 1, not {getattr(self, name)}.")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import MAY_OVERWRITE, OutputError
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -142,7 +142,7 @@ def _refuse_immovable(folder: Path) -> None:
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(target):
-        raise OutputError("already exists", path=target, hint="choose another name or allow overwriting")
+        raise OutputError("already exists", path=target, hint=MAY_OVERWRITE)
 
 
 @contextmanager

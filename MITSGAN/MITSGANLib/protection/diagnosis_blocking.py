@@ -247,7 +247,7 @@ def judged_places(volume: CTVolume) -> np.ndarray:
     lung = lung_mask(volume)
     if not lung.any():
         raise TargetError(
-            "No lung was found in this scan, and the mark is made where networks look for nodules; "
+            "No lung was found in this scan, and diagnosis is blocked where networks look for nodules; "
             "give a chest CT, or choose another model."
         )
     from scipy import ndimage

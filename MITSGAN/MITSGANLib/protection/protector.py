@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change
+from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change, check_strength
 from ..errors import InputError, ModelError
 from ..runtime.threads import usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
@@ -70,6 +70,7 @@ class Protector:
         """
         if self.watermark is None:
             return dataclasses.replace(self, budget=self.budget.at_strength(strength_hu))
+        check_strength(strength_hu)
         share = strength_hu / self.strength_hu
         budget, own = self.budget, self.watermark.budget
         watermark = dataclasses.replace(self.watermark, budget=own.at_strength(share * own.strength_hu))

@@ -46,7 +46,7 @@ def lung_positions(
     lung = (lung_mask(volume) if mask is None else mask) & interior(volume, margin_mm)
     candidates = np.flatnonzero(lung)
     if candidates.size == 0:
-        raise TargetError("No lung was found in this scan; give the target yourself, or use a chest CT.")
+        raise TargetError("No lung was found in this scan; use a chest CT, or name the places to attack.")
     chosen = np.random.default_rng(seed).choice(candidates, size=count, replace=candidates.size < count)
     return [tuple(int(index) for index in np.unravel_index(flat, volume.shape)) for flat in chosen]
 
@@ -63,7 +63,7 @@ def nodule_like_positions(
     """
     lung = lung_mask(volume)
     if not lung.any():
-        raise TargetError("No lung was found in this scan; give the target yourself, or use a chest CT.")
+        raise TargetError("No lung was found in this scan; use a chest CT, or name the places to attack.")
     # Half resolution in the plane and HU clipped to lung and soft tissue, so that bone and air do not dominate.
     step = 2
     tissue = np.clip(volume.hu[:, ::step, ::step], -900, 100).astype(np.float32)

@@ -17,7 +17,7 @@ from MITSGANLib.examination.signed import with_signatures
 from MITSGANLib.examination.verdict import ChangedPlace, Outcome, Verdict
 from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.files.storage import is_dicom_output
-from MITSGANLib.files.volume_files import check_file_output, write_file
+from MITSGANLib.files.volume_files import check_file_output, refuse_source, write_file
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
 from MITSGANLib.report.examination_page import save_examination
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if options.map and is_dicom_output(options.map):
         raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
     if options.page:
+        refuse_source(options.page, options.input)
         refuse_existing_file(options.page, options.overwrite)
     key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
     trusted = {fingerprint(raw_public_key(load_public_key(file))) for file in options.public_key or []}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.errors import InputError
+from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.protection.presets import PRESETS, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
@@ -102,13 +102,25 @@ def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, in
     return None
 
 
-def check_json(destination: str | None) -> None:
-    """Refuse at once, before long work, a file that :func:`write_json` could not write.
+def check_json(options: argparse.Namespace) -> None:
+    """Refuse at once, before long work, a file that :func:`write_json` could not or should not write.
 
-    :raises OutputError: it is a folder, or nothing can be written there.
+    An earlier result is replaced. A scan, a key, or the output of the same command is not.
+
+    :raises OutputError: another option names the same file, it holds no JSON, or nothing can be written there.
     """
-    if destination not in (None, "-"):
-        refuse_existing_file(Path(destination), overwrite=True)
+    if getattr(options, "json", None) in (None, "-"):
+        return
+    destination = Path(options.json)
+    refuse_existing_file(destination, overwrite=True)
+    values = [value for name, value in vars(options).items() if name not in ("json", "command")]
+    values = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    if destination.resolve() in [Path(one).resolve() for one in values if isinstance(one, (str, Path))]:
+        raise OutputError("is named twice", path=destination, hint="give --json a file of its own")
+    if destination.is_file() and destination.stat().st_size:
+        with destination.open("rb") as file:
+            if file.read(1) != b"{":
+                raise OutputError("exists and holds no JSON", path=destination, hint="give --json another name")
 
 
 def write_json(destination: str | None, result: Mapping[str, Any]) -> None:

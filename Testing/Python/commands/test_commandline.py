@@ -267,6 +267,34 @@ class TestProtect:
         assert main(["protect", str(tmp_path / "in"), good, "--model", "none", "--json", json_place]) == 4
         assert "cannot be written" in capsys.readouterr().err
 
+    def test_the_strength_is_named_as_it_was_given(self, scan, tmp_path, capsys):
+        assert main(["protect", str(scan), str(tmp_path / "out.nrrd"), "--strength-hu", "-3"]) == 3
+        assert "from 0 to 4095 HU, not -3." in capsys.readouterr().err
+
+
+class TestJson:
+    def test_a_result_never_replaces_what_is_no_result(self, scan, tmp_path, capsys):
+        key, before = tmp_path / "clinic.key", scan.read_bytes()
+        assert main(["keygen", str(key)]) == 0
+        secret = key.read_bytes()
+        out = str(tmp_path / "out.nrrd")
+        for words, place in (
+            (["info", str(scan)], scan),
+            (["protect", str(scan), out, "--model", "none", "--key", str(key)], key),
+            (["protect", str(scan), out, "--model", "none"], out),
+            (["info", str(scan)], key),
+        ):
+            assert main([*words, "--json", str(place)]) == 4
+            assert "--json" in capsys.readouterr().err
+        assert (scan.read_bytes(), key.read_bytes()) == (before, secret)
+        assert not Path(out).exists()
+
+    def test_an_earlier_result_is_replaced(self, scan, tmp_path):
+        record = tmp_path / "record.json"
+        record.write_text('{"input": "another"}')
+        assert main(["info", str(scan), "--json", str(record)]) == 0
+        assert json.loads(record.read_text())["input"] == str(scan)
+
 
 class TestAttack:
     @pytest.mark.parametrize("kind", ["voxel", "lps", "ras"])

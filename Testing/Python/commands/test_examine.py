@@ -98,6 +98,7 @@ def test_a_signed_copy_is_intact_and_a_changed_one_is_not(files, tmp_path, capsy
         (("scan.nrrd", "--map", "scan.nrrd"), NOT_WRITTEN),
         (("scan.nrrd", "--map", "a folder"), NOT_WRITTEN),
         (("scan.nrrd", "--page", "painted.nrrd"), NOT_WRITTEN),
+        (("scan.nrrd", "--page", "scan.nrrd", "--overwrite"), NOT_WRITTEN),
     ],
 )
 def test_bad_input_is_refused_before_the_work_and_nothing_is_overwritten(files, monkeypatch, words, code):

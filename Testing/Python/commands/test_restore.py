@@ -670,9 +670,11 @@ class TestCommands:
         main(["restore", str(tree / "in" / "scan.nrrd"), str(tree / "out.nrrd"), "--key", str(tree / "key")])
         assert "chmod 600" in capsys.readouterr().err
 
-    def test_keygen_keeps_what_is_there(self, tree):
+    def test_keygen_keeps_what_is_there(self, tree, capsys):
         before = (tree / "key").read_bytes()
+        capsys.readouterr()
         assert main(["keygen", str(tree / "key")]) == 4
+        assert capsys.readouterr().err.endswith("already exists; choose another name.\n")
         assert (tree / "key").read_bytes() == before
         with pytest.raises(SystemExit):
             main(["keygen", str(tree / "other"), "--passphrase"])

@@ -118,7 +118,7 @@ class TestVerify:
         (tmp_path / "map.nrrd").write_text("mine")
         monkeypatch.setattr(verify, "read_contents_to_verify", Mock(side_effect=AssertionError("read")))
         assert main(["verify", str(signed), "--map", str(tmp_path / "map.nrrd")]) == 4
-        assert "already exists" in capsys.readouterr().err
+        assert "already exists; choose another name or add --overwrite." in capsys.readouterr().err
         assert (tmp_path / "map.nrrd").read_text() == "mine"
 
     def test_changed_in_words(self, signed, public, capsys):
