@@ -59,10 +59,12 @@ def run(options: argparse.Namespace) -> None:
         options.refuse("--dicom-key and --certificate belong together; give both, or neither")
     if options.exam and not options.dicom_key:
         options.refuse("--exam needs --dicom-key and --certificate: the document is signed as DICOM has it")
-    if options.exam and (options.key or options.series):
+    if options.exam and (options.key or options.series or options.passphrase):
         options.refuse("--exam signs every series of a study, with --dicom-key; leave --key and --series out")
     if not options.exam and options.key is None:
         options.refuse("the following arguments are required: --key")
+    passphrase = key_options.passphrase(options)
+    key = options.key and load_signing_key(options.key, passphrase and passphrase.secret)
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
     )
@@ -71,8 +73,6 @@ def run(options: argparse.Namespace) -> None:
     if options.exam:
         _sign_exam(options, dicom)
         return
-    passphrase = key_options.passphrase(options)
-    key = load_signing_key(options.key, passphrase and passphrase.secret)
     with progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,
