@@ -470,6 +470,25 @@ def test_a_signed_exam_sent_to_an_archive(signed, signers, tmp_path, proposed, a
     assert (len(found.intact), found.is_changed, found.is_checked, found.is_trusted) == (7, False, True, True)
 
 
+@pytest.mark.slow
+def test_no_byte_of_the_document_can_be_changed_unnoticed(signed, signers):
+    """Whatever byte is flipped, the verdict is not "intact" where the references are not the signed ones."""
+    file = signed / DOCUMENT_NAME
+    whole, kinds = file.read_bytes(), set()
+    evidence = pydicom.dcmread(file).CurrentRequestedProcedureEvidenceSequence
+    for place in np.random.default_rng(0).integers(132, len(whole), 60).tolist():
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+        try:
+            found = checked(signed, signers, file)
+        except InputError:
+            kinds.add("refused")
+            continue
+        is_intact = not found.is_changed and found.is_checked and found.is_trusted
+        kinds.add("intact" if is_intact else "noticed")
+        assert not is_intact or pydicom.dcmread(file).CurrentRequestedProcedureEvidenceSequence == evidence
+    assert "noticed" in kinds
+
+
 def test_a_damaged_document_is_an_error(signed, signers):
     broken = Dataset()
     document = pydicom.dcmread(signed / DOCUMENT_NAME)

@@ -456,6 +456,8 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
                 return "unchecked"
             if not hmac.compare_digest(_mac(dataset, item), bytes(item.MAC)):
                 return "changed"
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - foreign bytes go through pydicom, which raises anything
             return "unchecked"
         uncovered |= {keyword_for_tag(tag) or "a retired one" for tag in set(_public_tags(dataset)) - tags}
