@@ -1,7 +1,7 @@
-"""A mark against diagnosis networks, found on the scan itself: a bounded change after which nodule judges are wrong.
+"""Diagnosis blocking, searched on the scan itself: a bounded change after which nodule judges are wrong.
 
 After MIAD-MARK (an adversarial watermark that misleads diagnosis networks and that key holders remove), without a
-network that makes the mark. Frozen judges, which the mark's file holds, are first asked all over the clean lungs. What
+network that makes it. Frozen judges, which the model's file names, are first asked all over the clean lungs. What
 they take for a nodule is then to be hidden, and what is most like one elsewhere is to look like one; signed gradients
 with momentum (Dong et al., CVPR 2018) do so, through judges that look from another place in each pass, through a little
 noise and smoothing. No right answer is needed. Arrays are (slice, row, column), HU.
@@ -55,11 +55,11 @@ _MARKED_FROM = 1 / 3  # share of the allowed change from which a block is change
 
 @dataclass(frozen=True)
 class BlockingConfig:
-    """How the mark is searched.
+    """How the change is searched.
 
     :param passes: steps; in each, every place that is to be hidden is looked at once.
     :param block_mm: size along slices and in the plane of the blocks of voxels that have one sign; at least one voxel.
-        Coarse blocks make the mark cheap to describe, and judges do not see much finer ones.
+        Coarse blocks make the change cheap to describe, and judges do not see much finer ones.
     :param first_step, last_step: share of the allowed change that a step moves a block by, falling linearly.
     :param momentum: weight of the earlier passes' gradients.
     :param margin: by which logits are to lie beyond the threshold, on the other side; farther ones no longer pull.
@@ -117,14 +117,14 @@ class DiagnosisBlocker:
 
     def __post_init__(self) -> None:
         if not self.judges:
-            raise InputError("A mark needs at least one nodule judge to mislead; name one.")
+            raise InputError("Diagnosis blocking needs at least one nodule judge to mislead; name one.")
         for judge in self.judges:
             if judge.question != "nodule" or judge.view.shape != (CUBE_MM,) * 3:
                 raise InputError(f"The judge {judge.name} is not asked about nodules in 32 mm cubes; name another.")
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> DiagnosisBlocker:
-        """The mark of a model's file.
+        """The blocker of a model's file.
 
         :raises ModelError: when card and tensors do not hold one.
         """
@@ -143,7 +143,7 @@ class DiagnosisBlocker:
             return cls(tuple(judges), config)
         except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
             raise ModelError(
-                f"The card of mark '{card.name}' lacks or has unusable judges ({error}); reinstall the extension."
+                f"The card of blocker '{card.name}' lacks or has unusable judges ({error}); reinstall the extension."
             ) from error
 
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
@@ -228,12 +228,12 @@ def _is_installed(judge: Judge) -> bool:
 
 def _installed_judge(name: str, sha256: str, card: ModelCard) -> Judge:
     """
-    :raises ModelError: when it is another one than the mark was made with, or missing.
+    :raises ModelError: when it is another one than the blocker was made with, or missing.
     """
     judge = load_judge(name)
     if judge.digest != sha256:
         raise ModelError(
-            f"Mark '{card.name}' was made with another judge '{name}' than the installed one; make it anew with "
+            f"Blocker '{card.name}' was made with another judge '{name}' than the installed one; make it anew with "
             "train.py, or reinstall the extension."
         )
     return judge
@@ -283,7 +283,7 @@ def blocking_change(
     allowed: np.ndarray,
     places: np.ndarray,
     spacing_kji: Sequence[float],
-    mark: DiagnosisBlocker,
+    blocker: DiagnosisBlocker,
     *,
     seed: int = 0,
     device: str = "auto",
@@ -302,11 +302,11 @@ def blocking_change(
     """
     import torch
 
-    plan = _Plan(places, spacing_kji, mark.config)
-    box, passes = plan.box, mark.config.passes
+    plan = _Plan(places, spacing_kji, blocker.config)
+    box, passes = plan.box, blocker.config.passes
     rng = np.random.default_rng(seed)
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        search = _Search(hu[box], allowed[box], spacing_kji, mark, resolve_device(device))
+        search = _Search(hu[box], allowed[box], spacing_kji, blocker, resolve_device(device))
         asked = plan.asked(hu[box])
         beyond = []
         for start in range(0, len(asked), _BATCH):
@@ -440,16 +440,16 @@ class _Search:
         hu: np.ndarray,
         allowed: np.ndarray,
         spacing_kji: Sequence[float],
-        mark: DiagnosisBlocker,
+        blocker: DiagnosisBlocker,
         device: torch.device,
     ) -> None:
         import torch
 
         from ..scan.cubes import cube_shape
 
-        self._config, self._cube = mark.config, cube_shape(spacing_kji)
-        self._block = mark.config.block(spacing_kji)
-        self._judges = [(judge.to(device).network, threshold_logit(judge)) for judge in mark.judges]
+        self._config, self._cube = blocker.config, cube_shape(spacing_kji)
+        self._block = blocker.config.block(spacing_kji)
+        self._judges = [(judge.to(device).network, threshold_logit(judge)) for judge in blocker.judges]
         self._hu, self._allowed = (torch.from_numpy(part.copy()).to(device) for part in (hu, allowed))
         blocks = [-(-size // edge) for size, edge in zip(hu.shape, self._block, strict=True)]
         self._share, self._momentum, self._gradient = (torch.zeros(blocks, device=device) for _ in range(3))

@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _warn_of_mark(options: argparse.Namespace, has_key: bool) -> None:
+def _warn_of_blocking(options: argparse.Namespace, has_key: bool) -> None:
     """One line where the model is no protection but misleads software on purpose."""
     if is_blocker(options.model):
         advice = "" if has_key else "; use --key, so that the original can be restored"
@@ -144,7 +144,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     beside = left_behind(found, volume.provenance.series_instance_uid) if found else ()
     del found
     key = key_options.key(options, is_new=True)
-    _warn_of_mark(options, key is not None)
+    _warn_of_blocking(options, key is not None)
     proofs = Proofs(key, _signers(options))
     check_protected_output(volume, options.output, proofs, overwrite=options.overwrite)
     note(f"Protecting {volume.shape[0]} slices with {protector.title} on {describe_device(device)}")
@@ -156,9 +156,9 @@ def _protect_scan(options: argparse.Namespace) -> None:
     # Writing needs the original for a seal alone; of a long scan, its memory is better used otherwise.
     original = volume if key else None
     del volume
-    mark = protector.watermark and protector.watermark.key
+    watermark = protector.watermark and protector.watermark.key
     with ExitStack() as stack:
-        saving = {"watermark": mark, "progress": stack.enter_context(progress_bar("Writing", "slice"))}
+        saving = {"watermark": watermark, "progress": stack.enter_context(progress_bar("Writing", "slice"))}
         if options.others == "copy":
             folder = stack.enter_context(atomic_folder(options.output, overwrite=options.overwrite))
             save_protected(protected, folder / "series", proofs, original, **saving)
@@ -242,7 +242,7 @@ def _protect_collection(options: argparse.Namespace) -> int:
     if options.series is not None:
         options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
     key = key_options.key(options, is_new=True)
-    _warn_of_mark(options, key is not None)
+    _warn_of_blocking(options, key is not None)
     config = CollectionConfig(
         **tree_options.tree_values(options, key),
         model=options.model,

@@ -26,8 +26,10 @@ def test_an_unknown_device_is_refused_by_name():
         resolve_device("tpu")
 
 
-def test_a_cpu_is_described_with_its_threads():
-    assert f"{torch.get_num_threads()} threads" in describe_device(torch.device("cpu"))
+@pytest.mark.parametrize(("count", "words"), [(1, ", 1 thread)"), (2, ", 2 threads)")])
+def test_a_cpu_is_described_with_its_threads(monkeypatch, count, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert describe_device(torch.device("cpu")).endswith(words)
 
 
 class TestPrecision:
