@@ -27,6 +27,7 @@ _NEAR_MM = 10.0  # neighboring slices share noise
 _PAIRS = 8  # at one shift, in two slices or more; edges of vessels that run alike share some in one slice
 _MOST_SHARED = 4  # squares with the same number; artifacts share it with many
 _MOST_SHIFTS = 200
+_STRAIGHT, _STRAIGHT_MM = 2, 6.0  # voxels of a shift along the slices alone, and the least extent of such a copy
 _CONFIRMED_MM = 9.0
 _CLIP_SD = 3.0
 _QUIET = 0.4  # of the usual noise; what is flat has the signs of its rounding
@@ -228,10 +229,13 @@ def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray,
             of_label = places[of_place == label]
             if len(of_label) < _PAIRS or np.ptp(of_label[:, 0]) < 1:
                 continue
+            size = (np.ptp(of_label, axis=0) + np.array((1, _EDGE, _EDGE))) * mm
+            # Detectors leave the same pattern at the same row and column of distant slices, thin and narrow.
+            if np.abs(shift[1:]).max() <= _STRAIGHT and size.min() < _STRAIGHT_MM:
+                continue
             middle = np.round(of_label.mean(axis=0)).astype(int) + np.array((0, _EDGE // 2, _EDGE // 2))
             sd = _correlation(fine, usual, middle, shift, mm)
             if sd >= FOUND_SD:
-                size = (np.ptp(of_label, axis=0) + np.array((1, _EDGE, _EDGE))) * mm
                 ends = (tuple(int(i) for i in at) for at in (middle, middle + shift))
                 found.append(Copy(*ends, sd, tuple(round(float(edge), 1) for edge in size)))
     return _apart(found, mm)
