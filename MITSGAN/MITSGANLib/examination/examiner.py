@@ -31,6 +31,8 @@ COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judg
 
 MOST_OF_THE_LUNGS = 0.5
 _SMALLEST_MM3 = 150.0
+# Where the watermark is the only witness: its limits are what the scans that they were set on just do not reach.
+_ALONE = 1.35
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
 _COPY_SD = 11.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
@@ -229,8 +231,10 @@ def _places(
             for one in suspicions
             if one.score[box][here].max() >= 0.8 * min(1.0, top)
         ]
-        # It looks at the noise itself, so it is a second witness to the watermark alone.
+        # The judge looks at the noise itself, so it is a second witness to the watermark alone.
         mark = float(suspicions[-1].score[box][here].max())
+        others = max(float(one.score[box][here].max()) for one in suspicions[:-1])
+        is_listed = is_listed and (others >= ASKED or mark >= _ALONE)
         if judge is not None and asked < _MOST_ASKED and mark >= _WORTH_ASKING:
             asked += 1
             if limit is None:
