@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ from .runtime.resources import resources_folder
 if TYPE_CHECKING:
     import torch
 
+
+# Widths, depths and sizes are far below, and a network of that many layers takes seconds to be refused.
+LARGEST_NUMBER = 10_000
 
 MODELS_FOLDER = resources_folder(Path(__file__).resolve().parent) / "Models"
 
@@ -55,15 +58,20 @@ class ModelCard:
     def read(cls, path: Path) -> ModelCard:
         """Read a card.
 
-        :raises ModelError: when it is missing, not JSON, or lacks or adds fields.
+        :raises ModelError: when it is missing, not JSON, lacks or adds fields, or one is of another type.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+            for one in dataclasses.fields(cls):
+                kind = {"str": str, "int": int}.get(one.type, dict)
+                if type(getattr(card, one.name)) is not kind:
+                    raise TypeError(f"{one.name} is no {kind.__name__}")
+            return card
         except FileNotFoundError as error:
             raise ModelError(
                 f"The model card {path} is missing; reinstall the extension or choose another model."
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError, OSError) as error:
             raise ModelError(f"The model card {path} cannot be read ({error}); reinstall the extension.") from error
 
     def to_json(self) -> str:
@@ -109,27 +117,44 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], card: ModelCa
 def configuration(kind: type, card: ModelCard) -> Any:
     """The frozen dataclass ``kind`` from the card's architecture.
 
-    :raises ModelError: when the card names other fields.
+    :raises ModelError: when the card names other fields, or numbers that no architecture has.
     """
     try:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in card.architecture["config"].items()}
-        return kind(**values)
-    except (AttributeError, KeyError, TypeError) as error:
+        values = card.architecture["config"]
+        check_numbers(values)
+        return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"Model '{card.name}' has an architecture this version does not know ({error}).") from error
 
 
-def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Any:
-    """The network with these weights (stored in half precision, used in float32), in evaluation mode.
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse numbers that no architecture has: of such a width or depth even the attempt takes memory or hours.
 
-    :raises ModelError: when names or shapes differ.
+    :raises ValueError, TypeError, AttributeError: there is one, or these are no values of a configuration.
     """
-    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    numbers = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
+    if not all(one is None or isinstance(one, str) or abs(one) <= LARGEST_NUMBER for one in numbers):
+        raise ValueError("a number that no architecture has")
+
+
+def fill(make: Callable[[], torch.nn.Module], tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Any:
+    """A network with these weights (stored in half precision, used in float32), in evaluation mode.
+
+    :param make: makes the network; called once without memory for its weights, so that a card that asks for more of
+        them than the file holds costs none.
+    :raises ModelError: when the network cannot be made, or names or shapes differ.
+    """
+    import torch
+
     try:
-        network.load_state_dict(floats)
-    except RuntimeError as error:
-        raise ModelError(
-            f"The weights of '{card.name}' belong to another architecture; reinstall the extension."
-        ) from error
+        with torch.device("meta"):
+            wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    except Exception as error:  # of a configuration that is none, layers raise what they like
+        raise ModelError(f"Model '{card.name}' has an architecture that cannot be built ({error}).") from error
+    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ModelError(f"The weights of '{card.name}' belong to another architecture; reinstall the extension.")
+    network = make()
+    network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     return network.eval().requires_grad_(False)
 
 

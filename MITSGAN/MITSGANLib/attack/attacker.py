@@ -197,11 +197,11 @@ def own_tensors(generator: torch.nn.Module, equalization: Equalization) -> dict[
     return {**{f"generator.{k}": v for k, v in half_precision(generator).items()}, **table}
 
 
-def _network_of(card: ModelCard) -> torch.nn.Module:
+def _configuration_of(card: ModelCard) -> Any:
     name = card.architecture.get("class")
     if name not in _FAMILIES:
         raise ModelError(f"Model '{card.name}' is of class {name}, not an in-painter ({', '.join(_FAMILIES)}).")
-    return build_generator(configuration(_FAMILIES[name][1], card))[1]
+    return configuration(_FAMILIES[name][1], card)
 
 
 def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
@@ -211,9 +211,11 @@ def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
         equalization = Equalization(table[0], table[1], *(float(value) for value in table[2]))
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} lacks its equalization table; reinstall the extension.") from error
-    network = _network_of(card)
+    config = _configuration_of(card)
     state = {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
-    return Attacker(name, action, Inpainter(fill(network, state, card), equalization), card.sha256)
+    return Attacker(
+        name, action, Inpainter(fill(lambda: build_generator(config)[1], state, card), equalization), card.sha256
+    )
 
 
 def _published_attacker(folder: Path, name: str, action: Action) -> Attacker:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ _ALLOWED = {
     ("numpy.core.numeric", "_frombuffer"),
 }
 _MAXIMUM_BYTES = 64 * 2**20
+# The published generator's largest layer has 164 MB.
+_MOST_LAYER_BYTES = 1 << 30
+
+Layer = dict[str, np.ndarray]
 
 
 class _NumericUnpickler(pickle.Unpickler):
@@ -103,34 +108,37 @@ def load_keras_generator(path: Path) -> CTGANGenerator:
             f"{path} has {len(convolutions)} 3-D convolutions and {len(norms)} batch norms; CT-GAN's "
             "generator has 10 and 8."
         )
-    network = CTGANGenerator(CTGANConfig(base_filters=convolutions[0]["kernel"].shape[-1]))
-    targets = [block.conv for block in network.down] + [block.same.conv for block in network.up] + [network.last.conv]
-    norm_targets = [block.norm for block in network.down[1:]] + [block.norm for block in network.up]
+    config = CTGANConfig(base_filters=convolutions[0]["kernel"].shape[-1])
     try:
-        for target, layer in zip(targets, convolutions, strict=True):
-            kernel = np.transpose(layer["kernel"], (4, 3, 0, 1, 2))
-            _copy(target, {"weight": kernel, "bias": layer["bias"]})
-        for target, layer in zip(norm_targets, norms, strict=True):
-            _copy(
-                target,
-                {
-                    "weight": layer["gamma"],
-                    "bias": layer["beta"],
-                    "running_mean": layer["moving_mean"],
-                    "running_var": layer["moving_variance"],
-                },
-            )
+        # Without memory for its weights first: a damaged file may ask for more than there is.
+        with torch.device("meta"):
+            _copy(CTGANGenerator(config), convolutions, norms)
+        network = CTGANGenerator(config)
+        _copy(network, convolutions, norms)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"The layers of {path} do not fit CT-GAN's generator ({error}).") from error
     return network.eval().requires_grad_(False)
 
 
-def _copy(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
+def _copy(network: CTGANGenerator, convolutions: Sequence[Layer], norms: Sequence[Layer]) -> None:
+    """
+    :raises KeyError, RuntimeError, ValueError: a layer lacks an array, or one is of another shape.
+    """
+    targets = [block.conv for block in network.down] + [block.same.conv for block in network.up] + [network.last.conv]
+    norm_targets = [block.norm for block in network.down[1:]] + [block.norm for block in network.up]
+    for target, layer in zip(targets, convolutions, strict=True):
+        _fill(target, {"weight": np.transpose(layer["kernel"], (4, 3, 0, 1, 2)), "bias": layer["bias"]})
+    for target, layer in zip(norm_targets, norms, strict=True):
+        names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+        _fill(target, {name: layer[keras] for name, keras in names.items()})
+
+
+def _fill(module: torch.nn.Module, arrays: Layer) -> None:
     state = {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in arrays.items()}
     module.load_state_dict(state, strict=False)
 
 
-def _keras_layers(path: Path) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+def _keras_layers(path: Path) -> tuple[list[Layer], list[Layer]]:
     """Weights of the 3-D convolutions and of the batch norms, each in the order of the model's layers."""
     import h5py
 
@@ -139,15 +147,21 @@ def _keras_layers(path: Path) -> tuple[list[dict[str, np.ndarray]], list[dict[st
             root = file.get("model_weights", file)
             names = [_text(name) for name in root.attrs["layer_names"]]
             layers = [_layer_weights(root[name]) for name in names]
-    except (OSError, KeyError) as error:
-        raise ModelError(f"{path} is not a Keras HDF5 file ({error}); expected CT-GAN's G_model.h5.") from error
+    except ModelError:
+        raise
+    except Exception as error:  # h5py meets damage with many exception types
+        raise ModelError(
+            f"{path} is not a Keras HDF5 file ({type(error).__name__}); expected CT-GAN's G_model.h5."
+        ) from error
     convolutions = [layer for layer in layers if layer.get("kernel", np.empty(0)).ndim == 5]
     norms = [layer for layer in layers if "moving_mean" in layer]
     return convolutions, norms
 
 
-def _layer_weights(group: Any) -> dict[str, np.ndarray]:
+def _layer_weights(group: Any) -> Layer:
     names = [_text(name) for name in group.attrs.get("weight_names", [])]
+    if sum(group[name].nbytes for name in names) > _MOST_LAYER_BYTES:
+        raise ModelError("A layer of the file is larger than any of CT-GAN's; get the file anew.")
     return {name.rsplit("/", 1)[-1].split(":")[0]: np.asarray(group[name]) for name in names}
 
 

@@ -35,6 +35,7 @@ STRAIGHT_COSINE = 1e-3
 _UNITS = {1: 1000.0, 3: 0.001}
 
 
+_MAGIC = b"n+1\0"
 # Where a NIfTI-1 header has qfac and voxel size, units, the codes of both forms, and quaternion, offset and matrix.
 _PIXDIM, _XYZT_UNITS, _CODES, _PLACES = 76, 123, 252, 256
 _FORMS = struct.Struct("<2i22d")
@@ -98,6 +99,8 @@ def read_forms(path: Path) -> NiftiForms:
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             header = file.read(NIFTI1_SIZE)
+        if header[344:348] != _MAGIC:  # ITK would take it for its forerunner, Analyze
+            raise ValueError("no NIfTI-1 file")
         order = _byte_order(header)
         scale = struct.unpack_from(f"{order}4f", header, _PIXDIM)
         codes = struct.unpack_from(f"{order}2h", header, _CODES)

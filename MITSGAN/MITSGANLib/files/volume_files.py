@@ -6,9 +6,12 @@ mark in its 80-character ``descrip`` field. So a simulated attack is known as su
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ from .nifti import (
     slanted_axes,
     write_forms,
 )
+from .nrrd import is_sound_header
 
 Progress = Callable[[int, int], None]
 
@@ -60,6 +64,19 @@ FORMATS = (
 # Where ITK puts the voxels of a header without them, packed as written here.
 DETACHED_SUFFIXES = {".mhd": (".zraw",), ".nhdr": (".raw.gz",)}
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
+_DATA_FILE = re.compile(r"(?:ElementDataFile\s*=|data ?file:=?)\s*(.*)", re.IGNORECASE | re.DOTALL)
+_PIXEL_BYTES = {
+    sitk.sitkInt16: 2,
+    sitk.sitkUInt16: 2,
+    sitk.sitkInt32: 4,
+    sitk.sitkUInt32: 4,
+    sitk.sitkFloat32: 4,
+    sitk.sitkInt64: 8,
+    sitk.sitkUInt64: 8,
+    sitk.sitkFloat64: 8,
+}
+# Deflate packs at most 1032 bytes into one.
+MOST_COMPRESSION = 1100
 # NIfTI stores the position of voxels in 32-bit floating point.
 GEOMETRY_TOLERANCE_MM = 1e-2
 
@@ -192,6 +209,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     """
     if not path.is_file():
         raise InputError("does not exist", path=path, hint="check the path")
+    if format_of(path).name == "nrrd":
+        _require_sound_nrrd(path)
     reader = sitk.ImageFileReader()
     # By suffix and not by content: ITK's own choice depends on the case of the suffix.
     reader.SetImageIO(format_of(path).image_io)
@@ -205,6 +224,25 @@ def _reader(path: Path) -> sitk.ImageFileReader:
             raise InputError("is NIfTI of the second version", path=path, hint="save it as NIfTI-1 or NRRD") from error
         raise damaged_file(path) from error
     return reader
+
+
+def _require_sound_nrrd(path: Path) -> None:
+    try:
+        is_sound = is_sound_header(path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+    if not is_sound:
+        raise damaged_file(path)
+
+
+def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
+    """
+    :raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them.
+    """
+    held = sum(file.stat().st_size for file in (path, *data_files(path)))
+    pixel_bytes = _PIXEL_BYTES.get(reader.GetPixelID(), 1)
+    if math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel_bytes > MOST_COMPRESSION * held:
+        raise damaged_file(path)
 
 
 def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
@@ -222,6 +260,7 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
         raise OtherKindError(
             "has 8-bit values, a segmentation or a picture and not HU", path=path, hint="load the CT volume itself"
         )
+    _require_enough_bytes(path, reader)
     metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
     direction = np.array(reader.GetDirection()).reshape(3, 3)
@@ -250,6 +289,24 @@ def _lacks_orientation(file_format: FileFormat, metadata: Mapping[str, str]) -> 
     if file_format.name == "nifti":
         return metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0"
     return False
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files with the voxels of a detached header (.mhd, .nhdr): one name, a numbered pattern or a list of names."""
+    if path.suffix.lower() not in DETACHED_SUFFIXES:
+        return []
+    try:
+        with path.open("rb") as file:
+            found = _DATA_FILE.search(file.read(1 << 20).decode("latin-1"))
+    except OSError:
+        return []
+    first, *more = (found.group(1) if found else "").splitlines() or [""]
+    lines = more if first.startswith("LIST") else [first]
+    # A pattern has its range behind it; a single name may have blanks within.
+    names = {name for line in lines for name in (line.strip(), *line.split()[:1]) if name.isprintable()}
+    patterns = [re.sub(r"%\d*d", "*", glob.escape(name)) for name in names if name and not Path(name).is_absolute()]
+    matches = {Path(os.path.normpath(match)) for pattern in patterns for match in path.parent.glob(pattern)}
+    return sorted(match for match in matches if match.is_file() and match != path)
 
 
 def damaged_file(path: Path) -> InputError:

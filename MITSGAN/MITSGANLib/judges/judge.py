@@ -8,6 +8,7 @@ the judge looks at and the threshold that was set on validation patients. Arrays
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,15 +164,17 @@ def load_judge(name: str | os.PathLike[str], folder: Path = weights.MODELS_FOLDE
     if question not in QUESTIONS:
         raise ModelError(f"Model '{card.name}' is a {card.kind}, not a judge; choose another.")
     try:
-        network = build_network(card.architecture["class"], card.architecture["config"])
+        name, config = card.architecture["class"], card.architecture["config"]
+        weights.check_numbers(config)
+        make = functools.partial(network_classes()[name][0], _configuration(name, config))
         view = Sight(**card.architecture["view"])
         threshold = float(card.figures[THRESHOLD])
-    except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
         raise ModelError(
             f"The card of judge '{card.name}' lacks or has an unusable architecture, view or threshold ({error}); "
             "reinstall the extension, or train the judge again."
         ) from error
-    return Judge(card.name, question, view, weights.fill(network, tensors, card), threshold, card.sha256)
+    return Judge(card.name, question, view, weights.fill(make, tensors, card), threshold, card.sha256)
 
 
 def kind_of(question: Question) -> str:
@@ -196,9 +199,12 @@ def build_network(name: str, config: Any) -> torch.nn.Module:
 
     :raises KeyError: for an unknown class; ``TypeError`` for unknown keys.
     """
-    network, kind = network_classes()[name]
+    return network_classes()[name][0](_configuration(name, config))
+
+
+def _configuration(name: str, config: Any) -> Any:
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    return network(kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+    return network_classes()[name][1](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
 def _path_of(name: str | os.PathLike[str], folder: Path) -> Path:

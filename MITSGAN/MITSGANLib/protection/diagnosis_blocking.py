@@ -10,6 +10,7 @@ noise and smoothing. No right answer is needed. Arrays are (slice, row, column),
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from ..runtime.devices import resolve_device
 from ..runtime.threads import slabs
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
-from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision
+from ..weights import MODELS_FOLDER, ModelCard, check_numbers, configuration, fill, half_precision
 from .proposer import AllowedIn, Execution, Progress, Proposal
 
 if TYPE_CHECKING:
@@ -137,11 +138,13 @@ class DiagnosisBlocker:
                 if not own:
                     judges.append(_installed_judge(found["name"], found["sha256"], card))
                     continue
-                network = fill(build_network(found["class"], found["config"]), own, card)
+                check_numbers(found["config"])
+                make = functools.partial(build_network, found["class"], found["config"])
+                network = fill(make, own, card)
                 view, threshold = Sight(**found["view"]), float(found["threshold"])
                 judges.append(Judge(found["name"], "nodule", view, network, threshold, found["sha256"]))
             return cls(tuple(judges), config)
-        except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
             raise ModelError(
                 f"The card of blocker '{card.name}' lacks or has unusable judges ({error}); reinstall the extension."
             ) from error

@@ -134,8 +134,5 @@ def _diagnosis_blocker(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> 
 
 
 def _network(network: type, config: type, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
-    try:
-        built = network(configuration(config, card))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"Model '{card.name}' has an architecture that cannot be built ({error}).") from error
-    return fill(built, tensors, card)
+    values = configuration(config, card)
+    return fill(lambda: network(values), tensors, card)

@@ -21,6 +21,7 @@ from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.dicom.series import DicomSeries
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
 from MITSGANLib.protection.protector import Protector, load_protector, protect
@@ -30,7 +31,7 @@ from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
 from MITSGANLib.signature.signing import Signers
 from MITSGANLib.watermark.pattern import watermark_key
 
-from .inventory import ATTACK, PROTECTED, StockedScan, data_files, take_stock
+from .inventory import ATTACK, PROTECTED, StockedScan, take_stock
 from .trees import (
     Done,
     Record,

@@ -6,12 +6,10 @@ suffix. Paths are relative to the tree, with forward slashes.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import math
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,8 +40,6 @@ ATTACK = "is a simulated attack"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 # Headers and file system blocks, on top of 2 bytes a voxel.
 _HEADER_BYTES = 8192
-_DETACHED = (".mhd", ".nhdr")
-_DATA_FILE = re.compile(r"(?:ElementDataFile\s*=|data ?file:=?)\s*(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -253,7 +249,7 @@ class _Stock:
         self.failures.append(Failure(posixpath.join(folder, name), reason))
 
     def _take_volume(self, path: Path, fact: FileFact) -> None:
-        data = [file_fact(self.tree, file) for file in data_files(path) if file.is_relative_to(self.tree)]
+        data = [file_fact(self.tree, file) for file in volume_files.data_files(path) if file.is_relative_to(self.tree)]
         self.companions.update(one.path for one in data)
         try:
             header = volume_files.read_file_header(path)
@@ -338,21 +334,3 @@ def _claims_hu(header: Header) -> bool:
     """Whether a CT image that cannot be used would be one in HU: no color screen capture, no map of another unit."""
     is_gray = header.text("PhotometricInterpretation").startswith("MONOCHROME")
     return is_gray and header.text("RescaleType") in HU_RESCALE_TYPES
-
-
-def data_files(path: Path) -> list[Path]:
-    """The files with the voxels of a detached header (.mhd, .nhdr): one name, a numbered pattern or a list of names."""
-    if path.suffix.lower() not in _DETACHED:
-        return []
-    try:
-        with path.open("rb") as file:
-            found = _DATA_FILE.search(file.read(1 << 20).decode("latin-1"))
-    except OSError:
-        return []
-    first, *more = (found.group(1) if found else "").splitlines() or [""]
-    lines = more if first.startswith("LIST") else [first]
-    # A pattern has its range behind it; a single name may have blanks within.
-    names = {name for line in lines for name in (line.strip(), *line.split()[:1]) if name.isprintable()}
-    patterns = [re.sub(r"%\d*d", "*", glob.escape(name)) for name in names if name and not posixpath.isabs(name)]
-    matches = {Path(os.path.normpath(match)) for pattern in patterns for match in path.parent.glob(pattern)}
-    return sorted(match for match in matches if match.is_file() and match != path)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import require_space
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.keys.key_files import require_cryptography
 from MITSGANLib.scan.volume import PROTECTION
 from MITSGANLib.seal.sealing import SEAL_SUFFIX, Restored, read_seal, restore
@@ -30,7 +31,6 @@ from .inventory import (
     Other,
     Progress,
     StockedScan,
-    data_files,
     file_fact,
     take_stock,
 )

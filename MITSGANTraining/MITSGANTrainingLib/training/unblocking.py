@@ -82,7 +82,8 @@ def load_unblocker(path: Path) -> tuple[Unblocker, ModelCard]:
     tensors, card = read_weights(path)
     if card.kind != _KIND:
         raise ModelError(f"{path} holds a {card.kind}, not a {_KIND}; train one with the recipe unmark.")
-    return fill(Unblocker(configuration(UnblockerConfig, card)), tensors, card), card
+    config = configuration(UnblockerConfig, card)
+    return fill(lambda: Unblocker(config), tensors, card), card
 
 
 def unblocked(hu: np.ndarray, network: Unblocker) -> np.ndarray:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from pydicom import DataElement, FileDataset
+    from pydicom import DataElement, Dataset, FileDataset
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import FileMetaDataset
 
@@ -53,6 +53,7 @@ class EncodedFile:
 
         data, start, meta, preamble, is_little_endian = _data_set(data)
         is_implicit = not data[start + 4 : start + 6].isalpha() or not data[start + 4 : start + 6].isupper()
+        decode_now(meta)
         _correct_syntax(meta, is_implicit, is_little_endian)
         stream = BytesIO(data)
         stream.seek(start)
@@ -163,6 +164,24 @@ def raw_element(keyword: str, vr: str, value: bytes, encoding: tuple[bool, bool]
 
     value += b" " * (len(value) % 2)
     return RawDataElement(Tag(keyword), vr, len(value), value, 0, *encoding)
+
+
+def decode_now(dataset: Dataset, may_go: Collection[str] = ()) -> None:
+    """Let pydicom decode all elements, which it else does at first use, where nobody is prepared for what it says then.
+
+    :param may_go: keywords of elements that are taken away where they are damaged.
+    :raises Exception: another element is damaged (as pydicom raises it).
+    """
+    from pydicom.tag import Tag
+
+    tags = {Tag(keyword) for keyword in may_go}
+    for tag in list(dataset.keys()):
+        try:
+            dataset[tag]
+        except Exception:
+            if tag not in tags:
+                raise
+            del dataset[tag]
 
 
 def native_syntax(is_implicit: bool, is_little_endian: bool) -> str:

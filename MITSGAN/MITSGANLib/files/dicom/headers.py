@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DependencyError, InputError
-from .encoded import EncodedFile, native_syntax
+from .encoded import EncodedFile, decode_now, native_syntax
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -207,7 +207,8 @@ def read_header(path: Path) -> Header | None:
     try:
         dataset = read_dataset(path, stop_before_pixels=True, specific_tags=HEADER_KEYWORDS)
         with quiet_pydicom():
-            _decode(dataset)
+            decode_now(dataset, DESCRIBING_KEYWORDS)
+            decode_now(dataset.file_meta)
     except InputError:
         if has_preamble:
             raise
@@ -215,20 +216,6 @@ def read_header(path: Path) -> Header | None:
     except Exception as error:  # see read_dataset
         raise damaged_file(path) from error
     return Header(path, dataset)
-
-
-def _decode(dataset: Dataset) -> None:
-    """Let pydicom decode all elements now, since it does at first use. What only describes may be damaged, and goes."""
-    from pydicom.tag import Tag
-
-    describing = {Tag(keyword) for keyword in DESCRIBING_KEYWORDS}
-    for tag in list(dataset.keys()):
-        try:
-            dataset[tag]
-        except Exception:
-            if tag not in describing:
-                raise
-            del dataset[tag]
 
 
 def holds_nothing(path: Path) -> bool:

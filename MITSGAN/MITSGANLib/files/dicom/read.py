@@ -40,9 +40,10 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
     :raises DependencyError: the pixels are compressed and the package for it is missing.
     """
     stack = stack_series(series)
-    hu = np.empty(stack.shape, dtype=np.int16)
-    clipped = 0
+    hu, clipped = None, 0
     for k, exact_hu in _decoded(stack.frames, progress):
+        if hu is None:  # once pixels were found to be as large as headers say
+            hu = np.empty(stack.shape, dtype=np.int16)
         hu[k] = to_int16_hu(exact_hu)
         clipped += np.count_nonzero((exact_hu > HU_MAX) | (exact_hu < HU_MIN))
     padding_hu, padding_warnings = _padding(stack.frames, hu)

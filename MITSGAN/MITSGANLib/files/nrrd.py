@@ -1,0 +1,127 @@
+"""What ITK does not survive of a NRRD header: its reader overruns its memory at headers that break the format.
+
+So a header is read here first, by the rules of the format (teem.sourceforge.net/nrrd/format.html, NRRD0001 to 0005),
+and only one that keeps them is given to ITK.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# More than any header takes, the history of a volume included.
+HEADER_BYTES = 1 << 22
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)"
+_VECTOR = rf"(?:none|\( *{_NUMBER}(?: *, *{_NUMBER})* *\))"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_MOST_AXES = 16
+# The dimension of the named spaces is 3, or 4 with time.
+_SPACE_WORD = r"[A-Za-z0-9-]+"
+
+# One value for each axis of the array, for each axis of the space, or a single one.
+_PER_AXIS = {
+    "sizes": r"\d+",
+    "spacings": _NUMBER,
+    "thicknesses": _NUMBER,
+    "axis mins": _NUMBER,
+    "axismins": _NUMBER,
+    "axis maxs": _NUMBER,
+    "axismaxs": _NUMBER,
+    "space directions": _VECTOR,
+    "kinds": r"\S+",
+    "centers": r"\S+",
+    "centerings": r"\S+",
+    "labels": _QUOTED,
+    "units": _QUOTED,
+}
+_PER_SPACE_AXIS = {"space units": _QUOTED, "measurement frame": _VECTOR}
+_SINGLE = {
+    "dimension": r"\d{1,2}",
+    "space dimension": r"\d{1,2}",
+    "space": _SPACE_WORD,
+    "space origin": _VECTOR,
+    "type": r"[A-Za-z0-9_ ]+",
+    "encoding": r"[A-Za-z0-9]+",
+    "endian": r"little|big",
+    "line skip": r"\d+",
+    "lineskip": r"\d+",
+    "byte skip": r"-1|\d+",
+    "byteskip": r"-1|\d+",
+    "block size": r"\d+",
+    "blocksize": r"\d+",
+    "number": r"\d+",
+    "min": _NUMBER,
+    "max": _NUMBER,
+    "old min": _NUMBER,
+    "oldmin": _NUMBER,
+    "old max": _NUMBER,
+    "oldmax": _NUMBER,
+    "content": r".*",
+    "sample units": r".*",
+    "sampleunits": r".*",
+    "data file": r".+",
+    "datafile": r".+",
+}
+
+
+def is_sound_header(path: Path) -> bool:
+    """Whether a NRRD file begins with a header that keeps the rules of the format.
+
+    :raises OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(HEADER_BYTES)
+    end = re.search(rb"\r?\n\r?\n", content)
+    # Of a header without voxels nothing needs to follow.
+    if end is None and path.suffix.lower() != ".nhdr":
+        return False
+    lines = re.split(r"\r?\n", content[: end.start() if end else None].decode("latin-1"))
+    return re.fullmatch(r"NRRD000[1-5]", lines[0]) is not None and _keep_rules(lines[1:])
+
+
+def _keep_rules(lines: list[str]) -> bool:
+    found = list(_fields(lines))
+    fields = dict(found)
+    axes, space = _axes(fields), _space_axes(fields)
+    if None in fields or len(fields) < len(found) or not 1 <= axes <= _MOST_AXES:
+        return False
+    counts = {**dict.fromkeys(_PER_AXIS, axes), **dict.fromkeys(_PER_SPACE_AXIS, space), **dict.fromkeys(_SINGLE, 1)}
+    patterns = {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
+    if not all(_has(text, patterns[name], counts[name]) for name, text in fields.items()):
+        return False
+    vectors = (fields.get(name, "") for name in ("space directions", "space origin", "measurement frame"))
+    return all(vector.count(",") == space - 1 for text in vectors for vector in re.findall(r"\(.*?\)", text))
+
+
+def _fields(lines: list[str]) -> Iterator[tuple[str | None, str]]:
+    """Names and texts of the fields; a name of None for a line that is neither that, nor a comment or an entry."""
+    for line in lines:
+        if any(ord(character) < 32 and character != "\t" for character in line):
+            yield None, line
+        elif not line or line.startswith("#") or ":=" in line:
+            continue
+        else:
+            name, colon, text = line.partition(":")
+            known = name.lower() in {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
+            yield (name.lower() if colon and known else None), text.strip()
+            if name.lower() in ("data file", "datafile") and text.strip().startswith("LIST"):
+                return  # names of files follow
+
+
+def _axes(fields: dict[str | None, str]) -> int:
+    text = fields.get("dimension", "")
+    return int(text) if re.fullmatch(_SINGLE["dimension"], text) else 0
+
+
+def _space_axes(fields: dict[str | None, str]) -> int:
+    text = fields.get("space dimension", "")
+    if re.fullmatch(_SINGLE["space dimension"], text):
+        return int(text)
+    name = fields.get("space", "").lower()
+    return 4 if name.endswith("time") or name in ("rast", "last", "lpst") else 3
+
+
+def _has(text: str, pattern: str, count: int) -> bool:
+    """Whether a text is so many values of a pattern, with blanks between them."""
+    return re.fullmatch(rf"(?:{pattern})(?:\s+(?:{pattern})){{{count - 1}}}", text, re.IGNORECASE) is not None
