@@ -207,7 +207,7 @@ def test_refusing_leaves_no_folders_behind(tmp_path):
 
 def test_a_full_disk_is_found_before(tmp_path):
     require_space(tmp_path / "new" / "deep", 1)
-    with pytest.raises(OutputError, match="are needed on the disk"):
+    with pytest.raises(OutputError, match="GB are free"):
         require_space(tmp_path / "new" / "deep", 1 << 60)
 
 

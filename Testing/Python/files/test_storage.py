@@ -152,7 +152,7 @@ def test_a_disk_that_is_too_small_is_found_before(tmp_path, monkeypatch, name):
     volume = load_volume(tmp_path / "source")
     free = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr("shutil.disk_usage", lambda _folder: free)
-    with pytest.raises(OutputError, match="are needed on the disk"):
+    with pytest.raises(OutputError, match="GB are free"):
         check_output(volume, tmp_path / name)
 
 
