@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ _ALLOWED = {
 _MAXIMUM_BYTES = 64 * 2**20
 # The published generator's largest layer has 164 MB.
 _MOST_LAYER_BYTES = 1 << 30
+
+# Reads what is read below, and ends with 1 at any error, which is met here, too.
+PROBE = f"""
+import sys, h5py
+with h5py.File(sys.argv[1], "r") as file:
+    root = file.get("model_weights", file)
+    for name in root.attrs["layer_names"]:
+        for weight in root[name].attrs.get("weight_names", []):
+            if root[name][weight].nbytes <= {_MOST_LAYER_BYTES}:
+                root[name][weight][()]
+"""
+PROBE_SECONDS, PROBE_BYTES_PER_SECOND = 30, 10e6
 
 Layer = dict[str, np.ndarray]
 
@@ -112,36 +126,45 @@ def load_keras_generator(path: Path) -> CTGANGenerator:
     try:
         # Without memory for its weights first: a damaged file may ask for more than there is.
         with torch.device("meta"):
-            _copy(CTGANGenerator(config), convolutions, norms)
+            wanted = _weights(CTGANGenerator(config), convolutions, norms)
+        if any(module.state_dict()[name].shape != array.shape for module, one in wanted for name, array in one.items()):
+            raise ValueError("other shapes")
         network = CTGANGenerator(config)
-        _copy(network, convolutions, norms)
+        for module, arrays in _weights(network, convolutions, norms):
+            state = {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in arrays.items()}
+            module.load_state_dict(state, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"The layers of {path} do not fit CT-GAN's generator ({error}).") from error
     return network.eval().requires_grad_(False)
 
 
-def _copy(network: CTGANGenerator, convolutions: Sequence[Layer], norms: Sequence[Layer]) -> None:
-    """
-    :raises KeyError, RuntimeError, ValueError: a layer lacks an array, or one is of another shape.
+def _weights(
+    network: CTGANGenerator, convolutions: Sequence[Layer], norms: Sequence[Layer]
+) -> list[tuple[torch.nn.Module, Layer]]:
+    """The layers of a network, each with its arrays under torch's names and in torch's order of axes.
+
+    :raises KeyError, ValueError: a layer lacks an array, or its kernel has not five axes.
     """
     targets = [block.conv for block in network.down] + [block.same.conv for block in network.up] + [network.last.conv]
     norm_targets = [block.norm for block in network.down[1:]] + [block.norm for block in network.up]
-    for target, layer in zip(targets, convolutions, strict=True):
-        _fill(target, {"weight": np.transpose(layer["kernel"], (4, 3, 0, 1, 2)), "bias": layer["bias"]})
-    for target, layer in zip(norm_targets, norms, strict=True):
-        names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-        _fill(target, {name: layer[keras] for name, keras in names.items()})
-
-
-def _fill(module: torch.nn.Module, arrays: Layer) -> None:
-    state = {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in arrays.items()}
-    module.load_state_dict(state, strict=False)
+    names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    return [
+        *(
+            (target, {"weight": np.transpose(layer["kernel"], (4, 3, 0, 1, 2)), "bias": layer["bias"]})
+            for target, layer in zip(targets, convolutions, strict=True)
+        ),
+        *(
+            (target, {name: layer[keras] for name, keras in names.items()})
+            for target, layer in zip(norm_targets, norms, strict=True)
+        ),
+    ]
 
 
 def _keras_layers(path: Path) -> tuple[list[Layer], list[Layer]]:
     """Weights of the 3-D convolutions and of the batch norms, each in the order of the model's layers."""
     import h5py
 
+    _require_readable(path)
     try:
         with h5py.File(path, "r") as file:
             root = file.get("model_weights", file)
@@ -156,6 +179,24 @@ def _keras_layers(path: Path) -> tuple[list[Layer], list[Layer]]:
     convolutions = [layer for layer in layers if layer.get("kernel", np.empty(0)).ndim == 5]
     norms = [layer for layer in layers if "moving_mean" in layer]
     return convolutions, norms
+
+
+def _require_readable(path: Path) -> None:
+    """Let another process read the file first: at some damage the HDF5 library crashes, or never comes back.
+
+    :raises ModelError: that process did not end by itself.
+    """
+    seconds = PROBE_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND if path.is_file() else PROBE_SECONDS
+    try:
+        code = subprocess.run(
+            [sys.executable, "-I", "-c", PROBE, str(path)], check=False, capture_output=True, timeout=seconds
+        ).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    except OSError:  # there is no interpreter to start
+        return
+    if code not in (0, 1):
+        raise ModelError(f"{path} is damaged; get the file anew.")
 
 
 def _layer_weights(group: Any) -> Layer:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from keras_file import write_keras_file
+from MITSGANLib.attack import keras_files
 from MITSGANLib.attack.attacker import load_attacker, own_tensors, simulate_attack, tampered_box
 from MITSGANLib.attack.chain import mask_center
 from MITSGANLib.attack.installed import actions_of
@@ -184,6 +185,30 @@ class TestPublishedFiles:
             for n in range(channels)
         )
         assert np.allclose(ours, expected, atol=1e-4)
+
+    @pytest.mark.parametrize("probe", ["import time; time.sleep(60)", "import os, signal; os.kill(os.getpid(), 11)"])
+    def test_files_at_which_the_library_hangs_or_crashes_are_refused(
+        self, tmp_path, trained_like_generator, monkeypatch, probe
+    ):
+        """Damaged files do that to HDF5, so another process reads them first."""
+        write_keras_file(tmp_path / "G_model.h5", trained_like_generator)
+        monkeypatch.setattr(keras_files, "PROBE", probe)
+        monkeypatch.setattr(keras_files, "PROBE_SECONDS", 1)
+        with pytest.raises(ModelError, match=r"G_model\.h5 is damaged"):
+            load_keras_generator(tmp_path / "G_model.h5")
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("width", [1, 5000])
+    def test_arrays_of_another_width_take_no_memory(self, tmp_path, width):
+        """The width is that of the first kernel; the others say otherwise."""
+        path = tmp_path / "G_model.h5"
+        write_keras_file(path, CTGANGenerator(CTGANConfig(base_filters=2)).eval())
+        with h5py.File(path, "a") as file:
+            group = file["model_weights"]["conv3d_6"]
+            del group["conv3d_6/kernel:0"]
+            group.create_dataset("conv3d_6/kernel:0", data=np.zeros((4, 4, 4, 1, width), np.float32))
+        with pytest.raises(ModelError, match="do not fit"):
+            load_keras_generator(path)
 
     @pytest.mark.parametrize("damage", ["not hdf5", "discriminator", "wrong shape"])
     def test_other_files_are_refused(self, tmp_path, trained_like_generator, damage):
