@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from MITSGANLib.errors import InputError
+from MITSGANLib.files.nrrd import is_sound_header
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.dataset import Finding
@@ -74,6 +75,8 @@ def _components(image: sitk.Image) -> list[np.ndarray]:
 
 def _read(path: Path) -> sitk.Image:
     try:
+        if path.suffix.lower() in (".nrrd", ".nhdr") and not is_sound_header(path):
+            raise RuntimeError("no header that ITK survives")
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read as a segmentation; save it as NRRD or NIfTI again.") from error
