@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from MITSGANLib.errors import InputError, ModelError, OutputError
 from MITSGANLib.files.storage import load_volume, save_volume
+from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
 from MITSGANTrainingLib.archives import collection, inventory, trees
@@ -266,7 +267,7 @@ class TestOthers:
             (tmp_path / name).touch()
         path = tmp_path / ("a.nhdr" if header.startswith("data") else "a.mhd")
         path.write_text(header)
-        assert {file.name for file in inventory.data_files(path)} == names
+        assert {file.name for file in data_files(path)} == names
 
     def test_unprotected_voxels_beside_a_header_are_not_copied(self, tmp_path, run):
         tree, out = tmp_path / "tree", tmp_path / "out"
@@ -831,7 +832,7 @@ class TestCommand:
         assert stop.value.code == 2
         assert words in capsys.readouterr().err
 
-    @pytest.mark.parametrize("extra", [["--others", "copy"], ["--processes", "2"], ["--scheduler", "tcp://x:1"]])
+    @pytest.mark.parametrize("extra", [["--processes", "2"], ["--scheduler", "tcp://x:1"]])
     def test_options_of_collections_need_the_collection(self, tmp_path, capsys, extra):
         with pytest.raises(SystemExit) as stop:
             main(["protect", str(tmp_path), str(tmp_path / "out"), *extra])
