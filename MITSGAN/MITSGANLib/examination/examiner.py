@@ -356,7 +356,7 @@ def _verdict(
     lost = not check.is_found and (recorded_budget(volume) is not None or key != OPEN_KEY)
     if lost:
         reasons.append("the watermark that should be there was not found: resampled, smoothed, another scan or key")
-    excluded, not_excluded = _kinds(noise, mark, bool(lungs.any()))
+    excluded, not_excluded = _kinds(noise, told[COLOR], mark, bool(lungs.any()))
     if places or any(one.strength >= 1 for one in evidence):
         outcome = Outcome.CHANGED
     elif lost or max(noise, mark) < MOST_OF_THE_LUNGS:
@@ -370,10 +370,10 @@ def _verdict(
     )
 
 
-def _kinds(noise: float, mark: float, any_lungs: bool) -> tuple[list[str], list[str]]:
+def _kinds(noise: float, color: float, mark: float, any_lungs: bool) -> tuple[list[str], list[str]]:
     excluded, left = [], []
-    paint = "paint over 15 mm or more whose noise is not the scanner's"
-    (excluded if noise >= MOST_OF_THE_LUNGS else left).append(paint)
+    (excluded if noise >= MOST_OF_THE_LUNGS else left).append("paint with hardly any noise, over 15 mm or more")
+    (excluded if color >= MOST_OF_THE_LUNGS else left).append("paint with white noise, over 15 mm or more")
     copied = "tissue or noise copied from elsewhere in this scan, unturned, over 10 mm or more"
     (excluded if any_lungs else left).append(copied)
     network = "removals by networks such as those measured"

@@ -91,7 +91,7 @@ class Verdict:
     :param evidence: of the whole scan.
     :param reasons: why it cannot be told; or what limits what was found.
     :param told: share of the lungs, 0..1, in which each kind of examination can tell.
-    :param excluded: kinds of forgery that would have been listed in that share.
+    :param excluded: kinds of forgery that would mostly have been listed in that share.
     :param not_excluded: kinds that would not.
     """
 

@@ -31,7 +31,7 @@ _TEMPLATE = """<!DOCTYPE html>
 <h2>What was examined</h2>
 <ul>{% for kind, share in verdict.told %}<li>{{ kind }}: {{ "%.0f"|format(100 * share) }} % of the lungs can be told
 about</li>{% endfor %}</ul>
-{% if verdict.excluded %}<p>Would have been listed there:</p>
+{% if verdict.excluded %}<p>Would mostly have been listed there:</p>
 <ul>{% for kind in verdict.excluded %}<li>{{ kind }}</li>{% endfor %}</ul>{% endif %}
 <p>Not excluded:</p>
 <ul>{% for kind in verdict.not_excluded %}<li>{{ kind }}</li>{% endfor %}</ul>

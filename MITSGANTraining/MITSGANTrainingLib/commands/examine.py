@@ -174,7 +174,7 @@ def _say(verdict: Verdict) -> None:
     if verdict.told:
         say("Can be told about, of the lungs: " + ", ".join(f"{kind} {share:.0%}" for kind, share in verdict.told))
     for kind in verdict.excluded:
-        say(f"  would have been listed there: {kind}")
+        say(f"  would mostly have been listed there: {kind}")
     for kind in verdict.not_excluded:
         say(f"  not excluded: {kind}")
 
