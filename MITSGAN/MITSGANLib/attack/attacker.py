@@ -199,7 +199,7 @@ def own_tensors(generator: torch.nn.Module, equalization: Equalization) -> dict[
 
 def _configuration_of(card: ModelCard) -> Any:
     name = card.architecture.get("class")
-    if name not in _FAMILIES:
+    if not isinstance(name, str) or name not in _FAMILIES:
         raise ModelError(f"Model '{card.name}' is of class {name}, not an in-painter ({', '.join(_FAMILIES)}).")
     return configuration(_FAMILIES[name][1], card)
 

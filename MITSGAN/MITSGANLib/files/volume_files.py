@@ -25,6 +25,7 @@ from .. import __version__
 from ..errors import InputError, OtherKindError, OutputError
 from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
+from . import metaimage, nrrd
 from .atomic import atomic_file, refuse_existing_file
 from .nifti import (
     NiftiForms,
@@ -36,7 +37,6 @@ from .nifti import (
     slanted_axes,
     write_forms,
 )
-from .nrrd import is_sound_header
 
 Progress = Callable[[int, int], None]
 
@@ -209,8 +209,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     """
     if not path.is_file():
         raise InputError("does not exist", path=path, hint="check the path")
-    if format_of(path).name == "nrrd":
-        _require_sound_nrrd(path)
+    _require_sound_header(path)
     reader = sitk.ImageFileReader()
     # By suffix and not by content: ITK's own choice depends on the case of the suffix.
     reader.SetImageIO(format_of(path).image_io)
@@ -226,9 +225,13 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _require_sound_nrrd(path: Path) -> None:
+def _require_sound_header(path: Path) -> None:
+    """
+    :raises InputError: ITK would not survive the header, or the file cannot be read.
+    """
+    is_sound_header = {"nrrd": nrrd.is_sound_header, "metaimage": metaimage.is_sound_header}.get(format_of(path).name)
     try:
-        is_sound = is_sound_header(path)
+        is_sound = is_sound_header is None or is_sound_header(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
     if not is_sound:

@@ -1,0 +1,91 @@
+"""What ITK does not survive of a MetaImage header: its reader copies texts and numbers into fields of fixed length.
+
+So a header is read here first, by the rules of the format (itk.org/Wiki/ITK/MetaIO/Documentation), and only one that
+keeps them is given to ITK.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# More than any header takes, the history of a volume included.
+HEADER_BYTES = 1 << 22
+# What ITK has room for: axes, characters of a text that it knows, and of one that it keeps for the caller.
+MOST_AXES, TEXT_LENGTH, ENTRY_LENGTH = 10, 250, 30_000
+_DATA = "elementdatafile"
+_LINE = re.compile(r"([^=:]*?)\s*[=:]\s*(.*?)\s*")
+_INTEGER = r"[-+]?\d{1,18}"
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d{1,3})?|\.\d+(?:[eE][-+]?\d{1,3})?)"
+_FLAG = r"true|false|t|f|yes|no|y|n|[01]"
+
+# Of each field a pattern of one value, and how many there are for so many axes.
+_FIELDS = {
+    "ndims": (r"\d{1,2}", lambda _axes: 1),
+    "dimsize": (r"\d{1,10}", lambda axes: axes),
+    **dict.fromkeys(("offset", "position", "origin", "centerofrotation"), (_NUMBER, lambda axes: axes)),
+    **dict.fromkeys(("elementspacing", "elementsize", "sequenceid"), (_NUMBER, lambda axes: axes)),
+    **dict.fromkeys(("transformmatrix", "rotation", "orientation"), (_NUMBER, lambda axes: axes * axes)),
+    **dict.fromkeys(
+        ("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata"), (_FLAG, lambda _: 1)
+    ),
+    **dict.fromkeys(("id", "parentid", "headersize"), (_INTEGER, lambda _axes: 1)),
+    **dict.fromkeys(("elementmin", "elementmax", "elementtointensityfunctionslope"), (_NUMBER, lambda _axes: 1)),
+    "elementtointensityfunctionoffset": (_NUMBER, lambda _axes: 1),
+    "compresseddatasize": (r"\d{1,18}", lambda _axes: 1),
+    "elementnumberofchannels": (r"\d{1,4}", lambda _axes: 1),
+    "elementtype": (r"MET_[A-Z_]{1,40}", lambda _axes: 1),
+    "modality": (r"MET_MOD_[A-Z]{1,20}", lambda _axes: 1),
+    "anatomicalorientation": (r"[A-Z?]{1,9}", lambda _axes: 1),
+    "color": (_NUMBER, lambda _axes: 4),
+}
+_TEXTS = ("objecttype", "objectsubtype", "name", "comment", "distanceunits", "transformtype", "acquisitiondate", _DATA)
+
+
+def is_sound_header(path: Path) -> bool:
+    """Whether a MetaImage file begins with a header that keeps the rules of the format.
+
+    :raises OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(HEADER_BYTES)
+    end = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", content)
+    if end is None:
+        return False
+    fields = list(_fields(content[: end.end()].decode("latin-1")))
+    known = dict(fields)
+    before = list(known)[: list(known).index("ndims")] if "ndims" in known else list(known)
+    if any(name in _FIELDS and _FIELDS[name][1](2) != _FIELDS[name][1](3) for name in before):
+        return False
+    if len(known) < len(fields) or not _fits(known.get("ndims", ""), _FIELDS["ndims"][0], 1):
+        return False
+    axes = int(known["ndims"])
+    if not 1 <= axes <= MOST_AXES or "dimsize" not in known:
+        return False
+    if not all(_is_sound(name, text, axes) for name, text in fields):
+        return False
+    # No more is read than that, and memory is taken for it.
+    return int(known.get("compresseddatasize", "0")) <= path.stat().st_size or known[_DATA].upper() != "LOCAL"
+
+
+def _fields(text: str) -> Iterator[tuple[str, str]]:
+    """Names, in lower case, and texts of the fields; an empty name for a line that is none."""
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line)
+        is_text = all(ord(character) >= 32 or character == "\t" for character in line)
+        if line.strip():
+            yield (found.group(1).strip().lower(), found.group(2)) if found and is_text else ("", line)
+
+
+def _is_sound(name: str, text: str, axes: int) -> bool:
+    if name in _FIELDS:
+        pattern, count = _FIELDS[name]
+        return _fits(text, pattern, count(axes))
+    length = TEXT_LENGTH if name in _TEXTS else ENTRY_LENGTH
+    return 0 < len(name) <= TEXT_LENGTH and len(text) <= length
+
+
+def _fits(text: str, pattern: str, count: int) -> bool:
+    """Whether a text is so many values of a pattern, with blanks between them."""
+    return re.fullmatch(rf"(?:{pattern})(?:\s+(?:{pattern})){{{count - 1}}}", text, re.IGNORECASE) is not None
