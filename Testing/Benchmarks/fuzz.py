@@ -10,6 +10,7 @@ OUT, as small as Hypothesis can make it with --shrink, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import sys
@@ -330,7 +331,8 @@ def _changed_values(draw: st.DrawFn, document: Any) -> bytes:
             if not document:
                 break
         else:
-            container[key] = draw(st.sampled_from(ODD_VALUES))
+            # A copy: an odd value may be a list, which later changes must not put into itself.
+            container[key] = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
     return json.dumps(document).encode("utf-8", "surrogatepass")
 
 

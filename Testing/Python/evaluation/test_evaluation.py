@@ -222,7 +222,7 @@ class TestCache:
         evaluate(plan)
         (picture,) = (tmp_path / "out" / "cache").glob("*.npz")
         picture.unlink()
-        monkeypatch.setattr(measuring, "relative_change", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(measuring, "forgery_effect", lambda *_: pytest.fail("measured again"))
         assert evaluate(plan).attacked == 1
         assert picture.exists()
 

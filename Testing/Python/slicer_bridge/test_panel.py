@@ -646,7 +646,7 @@ def test_no_events_are_processed_while_the_parameter_node_is_shown(panel, scan, 
 
 
 def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
-    library = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "MITSGANLib"}
+    library = {name: module for name, module in sys.modules.items() if name.partition(".")[0].startswith("MITSGAN")}
     for name, module in library.items():
         # Put back afterwards: the other tests hold on to these.
         monkeypatch.setitem(sys.modules, name, module)
@@ -673,7 +673,7 @@ def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
         slicer.modules.MITSGANWidget = widget
         with pytest.raises(TypeError):
             widget.setup()
-    library = {name: one for name, one in sys.modules.items() if name.partition(".")[0] == "MITSGANLib"}
+    library = {name: one for name, one in sys.modules.items() if name.partition(".")[0].startswith("MITSGAN")}
     for name, one in library.items():
         monkeypatch.setitem(sys.modules, name, one)
     widget.onReload()

@@ -201,7 +201,7 @@ class TestUnmark:
         drawn = grids.draw(4, np.random.default_rng(0))
         for one, cube in zip(drawn, grids.hu(drawn), strict=True):
             clean = cube.numpy().astype(np.int16)
-            marked = blocked_cube(clean, one.spacing_kji, mark.generator, mark.budget, one.search_seed, "cpu")
+            marked = blocked_cube(clean, one.spacing_kji, mark.proposer, mark.budget, one.search_seed, "cpu")
             change = marked.astype(int) - clean
             limit = mark.budget.strength_hu * mark.budget.fraction(clean)
             assert 0 < np.abs(change).max() <= limit.max()
