@@ -34,7 +34,9 @@ def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) ->
 
     try:
         with quiet_pydicom():
-            stored = pixel_array(dataset, raw=True, correct_unused_bits=not unused_bits)
+            stored = pixel_array(
+                dataset, raw=True, correct_unused_bits=not unused_bits, decoding_plugin=_plugin(dataset)
+            )
     except Exception as error:  # the decoding plugins raise whatever their libraries do
         raise _not_decoded(dataset, path) from error
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
@@ -101,6 +103,15 @@ def _not_decoded(dataset: Dataset, path: Path) -> InputError:
         path=path,
         hint="copy it again from its source, or decompress the series first, for example with dcmdjpeg",
     )
+
+
+def _plugin(dataset: Dataset) -> str:
+    """The plugin that decodes; empty where any may. GDCM, whose library ends the process at some damage, comes last."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    names = get_decoder(syntax).available_plugins if syntax.is_encapsulated else ()
+    return next((name for name in names if name != "gdcm"), "") if "gdcm" in names else ""
 
 
 def _require_decoder(dataset: Dataset, path: Path) -> None:
