@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass
 class Cost:
-    """Of the convolutions that ran: ``flop`` counts a multiplication and an addition as two.
+    """Count the convolutions that ran: ``flop`` counts a multiplication and an addition as two.
 
     ``bytes`` are those of inputs, weights and outputs, each moved once, as if nothing stayed in a cache in between.
     """

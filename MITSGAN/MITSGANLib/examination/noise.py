@@ -98,6 +98,6 @@ def noise_map(blocks: Blocks, fine: np.ndarray) -> NoiseMap:
 
 
 def _expected(lung: np.ndarray, soft: np.ndarray, enough: list[np.ndarray], share: np.ndarray) -> np.ndarray:
-    """Of a window that is lung, the lung's; of one that is not, the lesser of both, as anatomy only ever adds."""
+    """Take the lung's value in a window that is lung; elsewhere the lesser of both, as anatomy only ever adds."""
     less = np.where(enough[0] & enough[1], np.minimum(lung, soft), np.where(enough[0], lung, soft))
     return np.where(enough[0], lung + share * (less - lung), less)

@@ -252,7 +252,7 @@ def _keystream(key: bytes, level: int, size: int) -> bytes:
 
 
 def _keystream_of_tiles(key: bytes, levels: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """Of each tile, where it lies in its own level's :func:`_keystream`: uint8 (tiles, bytes).
+    """The part of its own level's :func:`_keystream` where each tile lies: uint8 (tiles, bytes).
 
     Counter mode encrypts counters one by one, so the blocks wanted are encrypted alone: a slice of LIDC-IDRI-0001 takes
     its tiles from 68 keystreams, each of which is as long as all of its tiles together.

@@ -151,7 +151,7 @@ def deviations(
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
-    """Of each voxel (row, column) of a slice along growing LPS.
+    """What each voxel (row, column) of a slice, along growing LPS, tells of the signs.
 
     :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs.
     :param expected: of the whitened voxel, in its standard deviations, where the watermark is.

@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:
-    """Of the validation side's patients where a file of nodules is given and has any that can be planted, or drawn."""
+    """Nodules of the validation side's patients, where a file holds any that can be planted; else drawn ones."""
     from ..evaluation.planting import SYNTHETIC, NoduleFile
     from ..training.nodule_samples import split_nodules, training_nodules
 

@@ -182,7 +182,7 @@ class TestLoading:
 
 
 class TestInstalled:
-    """Of the judges that come with the program."""
+    """The judges that come with the program."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", available_judges())

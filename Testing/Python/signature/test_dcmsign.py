@@ -240,7 +240,7 @@ class TestOurs:
 
     @pytest.mark.parametrize("part", ["Signature", "CertificateOfSigner"])
     def test_every_byte_of_signature_and_certificate_counts(self, tmp_path, keys, part):
-        """Of a certificate, some bytes may be flipped: those its issuer signed, which only trust in it asks about."""
+        """Some bytes of a certificate may be flipped: those its issuer signed, which only trust in it asks about."""
         trusted = load_certificates(keys["ec"][1])
         dataset = pydicom.dcmread(sign(write(tmp_path, ExplicitVRLittleEndian), keys["ec"], ("PatientID",)))
         item = dataset.DigitalSignaturesSequence[0]

@@ -349,7 +349,7 @@ class TestTampering:
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_flipped_bit_is_found_or_harmless(self, signed, data):
-        """Of any file, anywhere: no crash, and what is called intact has the signed voxels."""
+        """Any file changed anywhere: no crash, and what is called intact has the signed voxels."""
         file = data.draw(st.sampled_from(sorted(signed.iterdir())))
         content = file.read_bytes()
         # Headers lie before the pixels and the manifest behind them; both are shorter.

@@ -81,7 +81,7 @@ def _nearest_stored(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.nd
 
 
 def _better(low: np.ndarray, high: np.ndarray, hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
-    """Of two stored integers for each voxel, the one that shows its HU best."""
+    """Choose between two stored integers for each voxel the one that shows its HU best."""
     # lexsort takes the last key first: the HU that readers will see, then the exact one, then the smaller change.
     candidates = np.stack([low, high])
     keys = (
@@ -93,7 +93,7 @@ def _better(low: np.ndarray, high: np.ndarray, hu: np.ndarray, original: np.ndar
 
 
 def _not_decoded(dataset: Dataset, path: Path) -> InputError:
-    """Of compressed pixels it cannot be told whether they are damaged or of a kind that the decoders do not know."""
+    """Say that compressed pixels are damaged, or of a kind that the decoders do not know: nobody can tell which."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return damaged_file(path)
