@@ -235,7 +235,7 @@ def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray,
                 continue
             middle = np.round(of_label.mean(axis=0)).astype(int) + np.array((0, _EDGE // 2, _EDGE // 2))
             sd = _correlation(fine, usual, middle, shift, mm)
-            if sd >= FOUND_SD:
+            if sd >= FOUND_SD and not _is_upright(fine, usual, middle, shift, mm, sd):
                 ends = (tuple(int(i) for i in at) for at in (middle, middle + shift))
                 found.append(Copy(*ends, sd, tuple(round(float(edge), 1) for edge in size)))
     return _apart(found, mm)
@@ -254,6 +254,14 @@ def _correlation(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndar
     )
     product = one * other
     return float(product.sum() / np.sqrt(max(float(np.square(product).sum()), 1e-9)))
+
+
+def _is_upright(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray, sd: float) -> bool:
+    """Whether two places are alike because the edge of something upright passes both: so are then slices beside."""
+    if np.abs(shift[1:]).max() > _STRAIGHT:
+        return False
+    beside = [shift + np.array((slices, 0, 0)) for slices in np.array((-1, 1)) * int(np.ceil(_NEAR_MM / 2 / mm[0]))]
+    return sd - max(_correlation(fine, usual, kji, one, mm) for one in beside) < _SHARP_SD
 
 
 def _apart(copies: Sequence[Copy], mm: np.ndarray) -> list[Copy]:

@@ -127,6 +127,14 @@ def test_noise_alone_is_no_copy(scan):
     assert find_copies(blocks, residual(scan), blocks.lungs()) == []
 
 
+@pytest.mark.slow
+def test_the_edge_of_an_upright_vessel_is_no_copy():
+    """The sample of Slicer's panel has one."""
+    volume = thorax_phantom().volume
+    blocks = Blocks.of(volume)
+    assert find_copies(blocks, residual(volume), blocks.lungs()) == []
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     flips=st.tuples(st.sampled_from((1, -1)), st.sampled_from((1, -1))),
