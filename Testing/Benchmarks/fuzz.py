@@ -5,14 +5,22 @@ range, values of JSON) by Hypothesis, from a seed, and used as a user would: lis
 verified. What must hold: nothing is raised but MITSGANError, whose text names no patient; nothing half written is left;
 what is written can be read again; memory stays under a limit. The first input that breaks one of these is kept in
 OUT, as small as Hypothesis can make it with --shrink, and the exit code is 1.
+
+Two things cost much and tell nothing, so here they are done once: stretching the same UID by scrypt, and starting an
+interpreter for each Keras file, in place of which this process forks. TMPDIR=/dev/shm keeps the files in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import hashlib
 import json
+import multiprocessing
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,11 +38,13 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
+from MITSGANLib.attack import keras_files
 from MITSGANLib.attack.attacker import load_attacker, own_tensors
 from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.keras_files import load_keras_generator
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.errors import MITSGANError
+from MITSGANLib.files.dicom.headers import silence_pydicom
 from MITSGANLib.files.storage import describe, load_volume, save_volume
 from MITSGANLib.keys.key_files import Key, generate_key
 from MITSGANLib.keys.signing_keys import new_signing_key
@@ -59,6 +70,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
 from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_enhanced
 
 BATCH = 500
+TELL_EVERY = 5000
 LIMIT_BYTES = 4 << 30  # of address space, on top of what the libraries take
 SHAPE = (3, 40, 36)  # JPEG 2000 divides images by 32
 STEP = ProcessingStep(PROTECTION, "protect", time="2026-01-01T00:00:00+00:00")
@@ -378,29 +390,67 @@ def fuzz(kind: str, inputs: int, seed: int, *, shrink: bool = False, out: Path |
     """
     outcomes: Counter[str] = Counter()
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        subjects = list(KINDS[kind](Path(folder)))
 
-        @hypothesis_seed(seed)
-        @settings(
-            max_examples=inputs,
-            phases=phases,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=False,
-        )
-        @given(data=st.data())
-        def run(data: st.DataObject) -> None:
-            subject = data.draw(st.sampled_from(subjects))
-            content = data.draw(damaged(subject.data))
-            if out:
-                (out / f"{kind}.name").write_text(subject.name + "\n")
-                (out / f"{kind}.input").write_bytes(content)
-            outcomes[attempt(subject, content)] += 1
+    @hypothesis_seed(seed)
+    @settings(
+        max_examples=inputs,
+        phases=phases,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        subject = data.draw(st.sampled_from(subjects_of(kind)))
+        content = data.draw(damaged(subject.data))
+        if out:
+            (out / f"{kind}.name").write_text(subject.name + "\n")
+            (out / f"{kind}.input").write_bytes(content)
+        outcomes[attempt(subject, content)] += 1
 
-        run()
+    run()
     return outcomes
+
+
+@functools.cache
+def subjects_of(kind: str) -> tuple[Subject, ...]:
+    """The valid files of a kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(KINDS[kind](Path(folder)))
+
+
+@contextmanager
+def _without_repetition() -> Iterator[None]:
+    """Do what is the same for every input once; see the module's docstring."""
+    scrypt = hashlib.scrypt
+    hashlib.scrypt = functools.lru_cache(1 << 12)(scrypt)
+    keras_files.subprocess = SimpleNamespace(run=_run_forked, TimeoutExpired=subprocess.TimeoutExpired)
+    try:
+        yield
+    finally:
+        hashlib.scrypt, keras_files.subprocess = scrypt, subprocess
+
+
+def _run_forked(command: Sequence[str], timeout: float, **_: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run ``python -I -c CODE ARGUMENT`` in a fork of this process."""
+    process = multiprocessing.get_context("fork").Process(target=_execute, args=command[-2:])
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise subprocess.TimeoutExpired(command, timeout)
+    return subprocess.CompletedProcess(command, process.exitcode)
+
+
+def _execute(code: str, argument: str) -> None:
+    sys.argv = ["-c", argument]
+    try:
+        exec(code, {})  # noqa: S102 - the probe of keras_files
+    except BaseException:  # noqa: BLE001 - as an interpreter ends
+        os._exit(1)
+    os._exit(0)
 
 
 @contextmanager
@@ -423,9 +473,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    silence_pydicom()  # as the command line does
     for kind in options.kind or KINDS:
         started, outcomes = time.monotonic(), Counter()
-        with _limited_memory():
+        with _limited_memory(), _without_repetition():
             for number, first in enumerate(range(0, options.inputs, BATCH)):
                 count = min(BATCH, options.inputs - first)
                 try:
@@ -435,6 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         f"{kind}: failed with seed {options.seed + number}; the input is in {options.out}", flush=True
                     )
                     raise
+                if not (first + count) % TELL_EVERY and first + count < options.inputs:
+                    print(f"{kind}: {outcomes.total()} inputs so far", file=sys.stderr, flush=True)
         seconds = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         found = ", ".join(f"{name} {count}" for name, count in outcomes.most_common())
