@@ -3,8 +3,8 @@
 It is a Key Object Selection titled "Signed Complete Acquisition Content". No instance is touched. It shows which are
 intact, changed, missing or extra.
 
-A MAC (PS3.3 C.17.2.1, C.12.1.1.3.1.1) is SHA-256 over all elements of an instance that are public, save earlier
-signatures; which these are stands beside it. Private elements are left out: archives drop them, and in implicit
+A MAC (PS3.3 C.17.2.1, C.12.1.1.3.1.1) is SHA-256 or SHA-512 over all elements of an instance that are public, save
+earlier signatures; which these are stands beside it. Private elements are left out: archives drop them, and in implicit
 encoding their VR is lost. Like a signature it is bound to one encoding of the pixels.
 """
 
@@ -25,9 +25,11 @@ from ...errors import InputError, OutputError
 from ...files.atomic import atomic_file, refuse_existing_file
 from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
 from ...files.dicom.series import DicomScan, scan_dicom
-from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, is_signable, mac_syntax, require_same_encoding
+from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even, is_signable, mac_syntax, require_same_encoding
+from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, Evidence, lay_out, size_of
 from .digital_signature import (
     MAC_ALGORITHMS,
+    REFERENCES,
     SIGNATURE_KEYWORDS,
     DicomSigner,
     SignatureReport,
@@ -56,6 +58,9 @@ _SHARED_KEYWORDS = tuple(
 _OPTIONAL_KEYWORDS = ("SpecificCharacterSet", "IssuerOfPatientID", "StudyDescription")
 # No signature may cover these groups (PS3.3 C.12.1.1.3.1.1): commands, file meta, signatures, padding.
 _NEVER_SIGNED_GROUPS = (0x0000, 0x0002, 0x4FFE, 0xFFFA, 0xFFFC, 0xFFFE)
+# Of MACs; why there is a longer one says dcmtk_blocks.
+_ALGORITHMS = ("SHA256", "SHA512")
+SOP_SEQUENCE = 0x00081199
 _MOST_NAMES = 8
 
 
@@ -329,27 +334,85 @@ def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) ->
     document.ContentTemplateSequence = [Dataset()]
     document.ContentTemplateSequence[0].MappingResource = "DCMR"
     document.ContentTemplateSequence[0].TemplateIdentifier = "2010"
-    evidence = Dataset()
-    evidence.StudyInstanceUID = document.StudyInstanceUID
-    evidence.ReferencedSeriesSequence, document.ContentSequence = [], []
-    done = 0
-    for headers in exam.series:
-        series = Dataset()
-        series.SeriesInstanceUID = headers[0].text("SeriesInstanceUID")
-        series.ReferencedSOPSequence = []
-        for header in headers:
-            if progress:
-                progress(done, len(exam.instances))
-            done += 1
-            series.ReferencedSOPSequence.append(_reference(header, _mac_item(header.path)))
-            content = Dataset()
-            content.RelationshipType = "CONTAINS"
-            content.ValueType = "IMAGE" if header.text("Rows") else "COMPOSITE"
-            content.ReferencedSOPSequence = [_reference(header)]
-            document.ContentSequence.append(content)
-        evidence.ReferencedSeriesSequence.append(series)
-    document.CurrentRequestedProcedureEvidenceSequence = [evidence]
+    evidence, content = [], []
+    for header in exam.instances:
+        if progress:
+            progress(len(evidence), len(exam.instances))
+        evidence.append(_ReferenceItem(header, *_mac_items(header.path)))
+        item = Dataset()
+        item.RelationshipType = "CONTAINS"
+        item.ValueType = "IMAGE" if header.text("Rows") else "COMPOSITE"
+        item.ReferencedSOPSequence = [_reference(header)]
+        content.append(item)
+    _add_references(document, exam, evidence, content)
     return document
+
+
+@dataclass(frozen=True)
+class _ReferenceItem:
+    """An instance with its MAC, and with a longer one."""
+
+    header: Header
+    mac: Dataset
+    longer: Dataset
+
+    def item(self, longer: bool = False) -> Dataset:
+        """The item of Referenced SOP Sequence."""
+        return _reference(self.header, self.longer if longer else self.mac)
+
+
+def _add_references(
+    document: Dataset, exam: Exam, evidence: Sequence[_ReferenceItem], content: Sequence[Dataset]
+) -> None:
+    """Add the references to a document, in an order that DCMTK can check; see ``dcmtk_blocks``."""
+    from pydicom import Dataset
+    from pydicom.uid import generate_uid
+
+    counts = [len(headers) for headers in exam.series]
+    firsts = [sum(counts[:number]) for number in range(len(counts))]
+    sizes = [ITEM_BYTES + size_of(one.item()) for one in evidence]
+    series_of = [number for number, count in enumerate(counts) for _ in range(count)]
+    uids = [headers[0].text("SeriesInstanceUID") for headers in exam.series]
+    observations = [generate_uid(prefix=None) for _ in content]
+    buffer = Buffer()
+    buffer.elements(document, [tag for tag in _public_tags(document) if tag < REFERENCES])
+
+    def pass_between(buffer: Buffer) -> None:
+        buffer.elements(document, [tag for tag in _public_tags(document) if tag > REFERENCES])
+        buffer.begin()
+
+    chunks, lengthened = lay_out(
+        Evidence(
+            [sizes[first : first + count] for first, count in zip(firsts, counts, strict=True)],
+            [len(even(uid.encode())) for uid in uids],
+            len(even(str(document.StudyInstanceUID).encode())),
+            size_of(evidence[0].item(longer=True)) - size_of(evidence[0].item()),
+        ),
+        [
+            (
+                size_of(item, [SOP_SEQUENCE]) - SEQUENCE_BYTES,
+                (len(item.RelationshipType), len(even(item.ValueType.encode()))),
+                len(even(observation.encode())),
+            )
+            for item, observation in zip(content, observations, strict=True)
+        ],
+        buffer.used,
+        pass_between,
+    )
+    for k in lengthened:
+        content[k].ObservationUID = observations[k]
+    document.ContentSequence = list(content)
+    document.CurrentRequestedProcedureEvidenceSequence = []
+    for chunk in chunks:
+        study = Dataset()
+        study.StudyInstanceUID = document.StudyInstanceUID
+        study.ReferencedSeriesSequence = []
+        for indices in chunk.series:
+            series = Dataset()
+            series.SeriesInstanceUID = uids[series_of[indices[0]]]
+            series.ReferencedSOPSequence = [evidence[k].item(longer=k in chunk.longer) for k in indices]
+            study.ReferencedSeriesSequence.append(series)
+        document.CurrentRequestedProcedureEvidenceSequence.append(study)
 
 
 def _shared(path: Path) -> Dataset:
@@ -381,8 +444,8 @@ def _reference(header: Header, mac: Dataset | None = None) -> Dataset:
     return item
 
 
-def _mac_item(path: Path) -> Dataset:
-    """The item of Referenced SOP Instance MAC Sequence of a file.
+def _mac_items(path: Path) -> list[Dataset]:
+    """Items of Referenced SOP Instance MAC Sequence of a file, one for each of :data:`_ALGORITHMS`.
 
     :raises ByteStreamError: the file is big-endian.
     """
@@ -392,12 +455,15 @@ def _mac_item(path: Path) -> Dataset:
         dataset = read_dataset(path)
         if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
             raise ByteStreamError("is big-endian", path=path, hint="convert it to little-endian first")
-        item = Dataset()
-        item.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
-        item.MACAlgorithm = "SHA256"
-        item.DataElementsSigned = _public_tags(dataset)
-        item.MAC = _mac(dataset, item)
-    return item
+        tags, items = _public_tags(dataset), []
+        for algorithm, mac in zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True):
+            item = Dataset()
+            item.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
+            item.MACAlgorithm = algorithm
+            item.DataElementsSigned = tags
+            item.MAC = mac
+            items.append(item)
+    return items
 
 
 def _public_tags(dataset: Dataset) -> list[int]:
@@ -416,11 +482,12 @@ def _public_tags(dataset: Dataset) -> list[int]:
     ]
 
 
-def _mac(dataset: Dataset, item: Dataset) -> bytes:
-    digest = hashlib.new(MAC_ALGORITHMS[str(item.MACAlgorithm)])
-    for piece in byte_stream(dataset, _signed_tags(item), dataset.file_meta.TransferSyntaxUID.is_encapsulated):
-        digest.update(piece)
-    return digest.digest()
+def _macs(dataset: Dataset, tags: Sequence[int], algorithms: Sequence[str]) -> list[bytes]:
+    digests = [hashlib.new(MAC_ALGORITHMS[algorithm]) for algorithm in algorithms]
+    for piece in byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated):
+        for digest in digests:
+            digest.update(piece)
+    return [digest.digest() for digest in digests]
 
 
 def _signed_tags(item: Dataset) -> list[int]:
@@ -429,14 +496,15 @@ def _signed_tags(item: Dataset) -> list[int]:
 
 
 def _references(document: Dataset) -> Iterator[_Reference]:
-    number = 0
+    """The instances of a document; a series may be spread over several items."""
+    by_series: dict[str, list[Dataset]] = defaultdict(list)
     for study in document.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
-            number += 1
-            items = series.ReferencedSOPSequence
-            for k, item in enumerate(items, 1):
-                place = f"instance {k} of {len(items)} in series {number} of the document"
-                yield _Reference(place, str(item.ReferencedSOPInstanceUID), item)
+            by_series[str(series.SeriesInstanceUID)] += series.ReferencedSOPSequence
+    for number, items in enumerate(by_series.values(), 1):
+        for k, item in enumerate(items, 1):
+            place = f"instance {k} of {len(items)} in series {number} of the document"
+            yield _Reference(place, str(item.ReferencedSOPInstanceUID), item)
 
 
 def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
@@ -454,7 +522,8 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
             tags = set(_signed_tags(item))
             if PIXEL_DATA in dataset and PIXEL_DATA not in tags:
                 return "unchecked"
-            if not hmac.compare_digest(_mac(dataset, item), bytes(item.MAC)):
+            (mac,) = _macs(dataset, _signed_tags(item), [str(item.MACAlgorithm)])
+            if not hmac.compare_digest(mac, bytes(item.MAC)):
                 return "changed"
         except MemoryError:
             raise
