@@ -93,8 +93,8 @@ class MITSGANParameterNode:
     attacker - Name of an installed attacker, or a folder of attacker files.
     sourceAttacked, protectedAttacked - Results of the last simulated attack.
     protectionHeatmap, sourceAttackedHeatmap, protectedAttackedHeatmap - Differences that the comparison shows.
-    metricsTable, rmseChart, summary - Results of the last comparison.
-    showHeatmaps, heatmapOpacity, heatmapThresholdHU - How the differences are shown.
+    metricsTable, figuresTable, rmseChart, summary - Results of the last comparison.
+    showHeatmaps, heatmapOpacity, heatmapThresholdPercent - How the differences are shown.
     loadRestored - Whether a restored original is also added to the scene.
     checkedVolume - The volume in which a watermark is sought.
     changeMap - What was changed in the scan that was verified or checked for its watermark last.
@@ -115,11 +115,12 @@ class MITSGANParameterNode:
     sourceAttackedHeatmap: vtkMRMLScalarVolumeNode
     protectedAttackedHeatmap: vtkMRMLScalarVolumeNode
     metricsTable: vtkMRMLTableNode
+    figuresTable: vtkMRMLTableNode
     rmseChart: vtkMRMLPlotChartNode
     summary: str = ""
     showHeatmaps: bool = False
-    heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.7
-    heatmapThresholdHU: Annotated[float, WithinRange(0, 100)] = 1.0
+    heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.5
+    heatmapThresholdPercent: Annotated[float, WithinRange(0, 100)] = 20.0
     loadRestored: bool = True
     checkedVolume: vtkMRMLScalarVolumeNode
     changeMap: vtkMRMLLabelMapVolumeNode

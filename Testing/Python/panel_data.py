@@ -109,8 +109,25 @@ def composites():
     }
 
 
+def composed(view):
+    """The image that Slicer's pipeline composes for a view of the comparison."""
+    logics = slicer.app.layoutManager().mrmlSliceLogics()
+    (logic,) = (one for one in logics if one.GetSliceNode().GetLayoutName() == VIEWS[view].tag)
+    connection = logic.GetImageDataConnection()
+    connection.GetProducer().Update()
+    return connection.GetProducer().GetOutputDataObject(connection.GetIndex())
+
+
+def caption(view):
+    """What stands in the image of a view of the comparison, and whether a key of colors does."""
+    (renderer,) = slicer.app.layoutManager().sliceWidget(VIEWS[view].tag).sliceView().renderWindow().GetRenderers()
+    props = {prop.GetObjectName(): prop for prop in renderer.GetViewProps()}
+    assert len(props) == renderer.GetViewProps().GetNumberOfItems(), "nothing is written twice"
+    return props["MITSGAN.Caption"].GetInput(), bool(props["MITSGAN.ColorKey"].GetVisibility())
+
+
 class Pictures:
-    """Pictures of the panel at 400 px, light and dark."""
+    """Pictures of the panel at 400 px, light and dark, and of the comparison."""
 
     def __init__(self, panel, folder):
         self.panel, self.folder = panel, folder
@@ -131,6 +148,41 @@ class Pictures:
             picture = parent.grab()
             assert picture.width() == 400
             assert picture.save(str(self.folder / f"{name}-{theme}.png"))
+
+    def take_comparison(self, name):
+        """The four images, as they are seen beside a panel of 400 px on a screen of 1280."""
+        rows = vtk.vtkImageAppend()
+        rows.SetAppendAxis(1)
+        for pair in (("source attacked", "protected attacked"), ("source", "protected")):
+            row = vtk.vtkImageAppend()
+            for view in pair:
+                row.AddInputData(self._render(view))
+            row.Update()
+            rows.AddInputData(row.GetOutput())
+        writer = vtk.vtkPNGWriter()
+        writer.SetInputConnection(rows.GetOutputPort())
+        writer.SetFileName(str(self.folder / f"{name}.png"))
+        writer.Write()
+
+    def _render(self, view):
+        image = composed(view)
+        window = slicer.app.layoutManager().sliceWidget(VIEWS[view].tag).sliceView().renderWindow()
+        window.SetSize(*image.GetDimensions()[:2])
+        mapper, actor = vtk.vtkImageMapper(), vtk.vtkActor2D()
+        mapper.SetInputData(image)
+        mapper.SetColorWindow(255)
+        mapper.SetColorLevel(127.5)
+        actor.SetMapper(mapper)
+        actor.GetProperty().SetDisplayLocationToBackground()
+        (renderer,) = window.GetRenderers()
+        renderer.AddViewProp(actor)
+        window.Render()
+        taken = vtk.vtkWindowToImageFilter()
+        taken.SetInput(window)
+        taken.ReadFrontBufferOff()
+        taken.Update()
+        renderer.RemoveViewProp(actor)
+        return taken.GetOutput()
 
 
 def dark_palette():

@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import slicer
 from slicer.i18n import tr as _
 
 from ..measure.attack_effect import Effect
-from .differences import difference_node
-from .tables import metrics_table, rmse_chart
+from .differences import DEFAULT_THRESHOLD, REFERENCES, Difference, difference_node
+from .tables import figures_table, metrics_table, rmse_chart
 
 
 @dataclass(frozen=True)
 class ComparisonNodes:
     """The nodes and figures of one comparison.
 
-    :param heatmaps: by view: "protected" and "source attacked" against the source, "protected attacked" against the
-        protected volume.
+    :param table: every metric with its definition.
+    :param figures: the few that answer the question, in plain words.
+    :param heatmaps: by view, see :data:`~MITSGANLib.slicer_bridge.differences.REFERENCES`.
     """
 
     table: slicer.vtkMRMLTableNode
+    figures: slicer.vtkMRMLTableNode
     chart: slicer.vtkMRMLPlotChartNode
     heatmaps: dict[str, slicer.vtkMRMLScalarVolumeNode]
     effect: Effect
 
 
 def comparison_nodes(
-    effect: Effect, volumes: dict[str, slicer.vtkMRMLScalarVolumeNode | None], threshold_hu: float
+    effect: Effect,
+    differences: Mapping[str, Difference],
+    volumes: Mapping[str, slicer.vtkMRMLScalarVolumeNode],
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> ComparisonNodes:
     """Make the nodes in the scene.
 
-    :param volumes: by the names of the views; the attacked ones may be missing.
-    :param threshold_hu: differences that the heatmaps leave clear.
+    :param differences, volumes: by the names of the views; the attacked ones may be missing.
+    :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
-    references = {"protected": "source", "source attacked": "source", "protected attacked": "protected"}
     heatmaps = {
         view: difference_node(
-            volumes[reference],
-            volumes[view],
+            shown,
             _("{name} difference").format(name=volumes[view].GetName()),
-            threshold_hu=threshold_hu,
+            volumes[REFERENCES[view]],
+            threshold=threshold,
         )
-        for view, reference in references.items()
-        if volumes.get(view)
+        for view, shown in differences.items()
     }
     name = volumes["source"].GetName()
     return ComparisonNodes(
         metrics_table(effect.findings, _("{name} metrics").format(name=name), effect.watermark),
+        figures_table(effect, _("{name} figures").format(name=name)),
         rmse_chart(effect.rmse_by_slice, _("{name} change").format(name=name)),
         heatmaps,
         effect,

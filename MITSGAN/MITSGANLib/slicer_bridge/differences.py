@@ -1,13 +1,14 @@
-"""Difference heatmaps as overlay volumes: signed HU, blue where lower and orange where higher, black where equal.
+"""Differences of volumes as heatmaps: signed HU over the scan, blue where lower and red where higher, clear elsewhere.
 
-They are meant to be added to the scan below (see ``layout.show_heatmaps``): black adds nothing, and what differs a
-little shines a little. Laid over it, any color would cover the scan, since Slicer shows a voxel of an overlay wholly or
-not at all.
+Each map has a range and a threshold of its own: protection changes a few HU, an attack hundreds. What is computed from
+voxels touches no node, so that it can run in the background.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import slicer
@@ -16,50 +17,85 @@ from slicer.i18n import tr as _
 from ..errors import InputError
 from ..report.pictures import color_limit
 from ..scan.volume import CTVolume
-from .volumes import DIFFERENCE_ATTRIBUTE, node_from_volume, volume_from_node
+from .volumes import DIFFERENCE_ATTRIBUTE, node_from_volume
+
+DEFAULT_THRESHOLD = 0.2
+"""Share of a map's full color up to which nothing is colored: 1 HU of 5, 100 HU of 500."""
+
+REFERENCES = {"protected": "source", "source attacked": "source", "protected attacked": "protected"}
+"""By view, the view that its heatmap is against."""
 
 _SLICES_FOR_LIMIT = 32
 _COLORS = 255  # odd, so that one color stands for no difference
-_LOWER, _HIGHER = np.array((0.20, 0.55, 1.0)), np.array((1.0, 0.55, 0.05))
+# From the smallest to the full color; neither end is a gray, so both show on lung and on bone.
+_LOWER = np.array(((0.10, 0.20, 0.85), (0.30, 0.95, 1.00)))
+_HIGHER = np.array(((0.80, 0.10, 0.05), (1.00, 0.85, 0.15)))
 _THRESHOLD_ATTRIBUTE = "MITSGAN.ThresholdHU"
 
 
-def difference_node(
-    reference_node: slicer.vtkMRMLScalarVolumeNode,
-    other_node: slicer.vtkMRMLScalarVolumeNode,
-    name: str,
-    *,
-    limit_hu: float | None = None,
-    threshold_hu: float = 1.0,
-) -> slicer.vtkMRMLScalarVolumeNode:
-    """A new volume of other minus reference in HU, cut to where they differ, with its colors and color legend.
+@dataclass(frozen=True)
+class Difference:
+    """Other minus reference in HU, cut to where they differ, and the difference with the full color."""
 
-    :param limit_hu: difference with the full color; from the voxels when None.
-    :param threshold_hu: smaller differences are not shown; see :func:`set_difference_threshold`.
+    volume: CTVolume
+    limit_hu: float
+
+
+def differences(volumes: Mapping[str, CTVolume]) -> dict[str, Difference]:
+    """The differences that the comparison shows, by view; both attacks share their range.
+
+    :param volumes: by view; the attacked ones may be missing.
+    :raises InputError: when two volumes do not lie on the same grid.
+    """
+    found = {
+        view: difference(volumes[reference], volumes[view]) for view, reference in REFERENCES.items() if view in volumes
+    }
+    attacks = [view for view in found if view.endswith("attacked")]
+    shared = max((found[view].limit_hu for view in attacks), default=0.0)
+    return {**found, **{view: dataclasses.replace(found[view], limit_hu=shared) for view in attacks}}
+
+
+def difference(reference: CTVolume, other: CTVolume) -> Difference:
+    """Other minus reference, with a round number of HU for the full color.
+
     :raises InputError: when the two volumes do not lie on the same grid.
     """
-    difference = _difference(volume_from_node(reference_node), volume_from_node(other_node))
+    volume = _difference(reference, other)
     # Every slice of an attacked cube, some of a whole scan: enough for a round number.
-    some = difference.hu[:: max(1, difference.shape[0] // _SLICES_FOR_LIMIT)]
-    limit = float(limit_hu or color_limit(some))
-    node = node_from_volume(difference, name, reference_node)
-    node.SetAttribute(DIFFERENCE_ATTRIBUTE, f"{limit:g}")
+    return Difference(volume, color_limit(volume.hu[:: max(1, volume.shape[0] // _SLICES_FOR_LIMIT)]))
+
+
+def difference_node(
+    shown: Difference,
+    name: str,
+    source_node: slicer.vtkMRMLScalarVolumeNode,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new volume node of a difference, with its colors.
+
+    :param source_node: what it is about, under whose transform it is put.
+    :param threshold: see :func:`set_difference_threshold`.
+    """
+    node = node_from_volume(shown.volume, name, source_node)
+    node.SetAttribute(DIFFERENCE_ATTRIBUTE, f"{shown.limit_hu:g}")
     display = node.GetDisplayNode()
     display.SetInterpolate(False)
     display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(-limit, limit)
-    set_difference_threshold(node, threshold_hu)
-    legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
-    legend.SetTitleText(_("Difference (HU)"))
-    legend.SetLabelFormat("%+.0f")
-    legend.SetNumberOfLabels(5)
-    legend.SetVisibility(False)
+    display.SetWindowLevelMinMax(-shown.limit_hu, shown.limit_hu)
+    set_difference_threshold(node, threshold)
     return node
 
 
-def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold_hu: float) -> None:
-    """Show only differences of at least ``threshold_hu`` in a node made by :func:`difference_node`."""
-    limit = float(node.GetAttribute(DIFFERENCE_ATTRIBUTE))
+def difference_range(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float]:
+    """The largest difference that is not colored, and that with the full color, in HU."""
+    return float(node.GetDisplayNode().GetColorNode().GetAttribute(_THRESHOLD_ATTRIBUTE)), _limit(node)
+
+
+def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold: float) -> None:
+    """Color only differences of more than this share (0 to 1) of that with the full color."""
+    limit = _limit(node)
+    threshold_hu = threshold * limit
     shown = f"{threshold_hu:g}"
     display = node.GetDisplayNode()
     colors = display.GetColorNode()
@@ -77,9 +113,13 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold_hu:
         with slicer.util.NodeModify(colors):
             colors.SetAttribute(_THRESHOLD_ATTRIBUTE, shown)
             colors.GetLookupTable().SetRange(-limit, limit)
-            for index, rgb in enumerate(_rgb(limit, threshold_hu)):
-                colors.SetColor(index, f"{limit * (2 * index / (_COLORS - 1) - 1):+.1f} HU", *rgb, 1.0)
+            for index, rgba in enumerate(_rgba(limit, threshold_hu)):
+                colors.SetColor(index, f"{limit * (2 * index / (_COLORS - 1) - 1):+.1f} HU", *rgba)
     display.SetAndObserveColorNodeID(colors.GetID())
+
+
+def _limit(node: slicer.vtkMRMLScalarVolumeNode) -> float:
+    return float(node.GetAttribute(DIFFERENCE_ATTRIBUTE))
 
 
 def _difference(reference: CTVolume, other: CTVolume) -> CTVolume:
@@ -115,13 +155,13 @@ def _color(colors: slicer.vtkMRMLColorTableNode, index: int) -> tuple[float, ...
     return colors.GetLookupTable().GetTableValue(index)[:3]
 
 
-def _rgb(limit: float, threshold_hu: float) -> list[tuple[float, float, float]]:
+def _rgba(limit: float, threshold_hu: float) -> list[tuple[float, ...]]:
+    """Colors from -limit to +limit: Slicer shows a voxel of an overlay wholly where they are opaque, else not."""
     share = np.linspace(-1, 1, _COLORS)
-    # Half a color's width less, so that a difference of exactly the threshold is seen.
-    hidden = np.abs(share) * limit < threshold_hu - limit / (_COLORS - 1)
+    # Half a color's width more, so that a difference of exactly the threshold is hidden.
+    hidden = np.abs(share) * limit <= threshold_hu + limit / (_COLORS - 1)
     return [
-        (0.0, 0.0, 0.0)
-        if is_hidden or value == 0
-        else tuple(float(part) for part in abs(value) ** 0.5 * (_LOWER if value < 0 else _HIGHER))
+        (0.0, 0.0, 0.0, 0.0) if is_hidden else (*map(float, (1 - abs(value)) * ends[0] + abs(value) * ends[1]), 1.0)
         for value, is_hidden in zip(share, hidden, strict=True)
+        for ends in (_LOWER if value < 0 else _HIGHER,)
     ]

@@ -1,6 +1,6 @@
 """The comparison layout: source, protected, and both attacked, in four slice views that move together.
 
-Everything is done on MRML nodes, which the application's views follow.
+What the views show is done on MRML nodes, which the application's views follow; only their captions are not in MRML.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _ZOOM_MM = 120.0
 
 @dataclass(frozen=True)
 class SliceView:
-    """One slice view of the comparison: its name in MRML and the color of its bar."""
+    """One slice view of the comparison: its name in MRML, its short label, and the color of its bar."""
 
     tag: str
+    label: str
     color: str
 
 
@@ -37,39 +38,30 @@ def _hex(rgb: Sequence[float]) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
+# A view cannot be narrower than its label, which Slicer clips: the whole names are in the images.
 VIEWS = {
-    "source": SliceView("MITSGANSource", "#7a8793"),
-    "protected": SliceView("MITSGANProtected", "#2f80c3"),
-    "source attacked": SliceView("MITSGANSourceAttacked", _hex(SIMULATED_ATTACK_COLOR)),
-    "protected attacked": SliceView("MITSGANProtectedAttacked", _hex(SIMULATED_ATTACK_COLOR)),
+    "source": SliceView("MITSGANSource", "O", "#7a8793"),
+    "protected": SliceView("MITSGANProtected", "P", "#2f80c3"),
+    "source attacked": SliceView("MITSGANSourceAttacked", "OA", _hex(SIMULATED_ATTACK_COLOR)),
+    "protected attacked": SliceView("MITSGANProtectedAttacked", "PA", _hex(SIMULATED_ATTACK_COLOR)),
 }
 
 
 def layout_description() -> str:
-    """The layout as Slicer's XML: before the attack above after it, source beside protected; plot and table beside.
-
-    Slicer never shortens a view's label, and views cannot be narrower than theirs: four of them in a row, with longer
-    labels, would make the window wider than the screens that people have.
-    """
-    labels = {
-        "source": _("Source"),
-        "protected": _("Protected"),
-        "source attacked": _("Source, attacked"),
-        "protected attacked": _("Protected, attacked"),
-    }
-    top = _layout("horizontal")
-    slices = _layout("vertical", _item(top, 650))
+    """The layout as Slicer's XML: a tab of images, before the attack above after it, and a tab of plot and table."""
+    tabs = _layout("tab")
+    images = _layout("vertical", _item(tabs, name=_("Images")))
     for pair in (("source", "protected"), ("source attacked", "protected attacked")):
-        row = _layout("horizontal", _item(slices, 500))
+        row = _layout("horizontal", _item(images))
         for name in pair:
-            node = _view(_item(row, 500), "vtkMRMLSliceNode", VIEWS[name].tag, labels[name])
+            node = _view(_item(row), "vtkMRMLSliceNode", VIEWS[name].tag, VIEWS[name].label)
             _property(node, "orientation", "Axial")
             _property(node, "viewcolor", VIEWS[name].color)
             _property(node, "viewgroup", str(_VIEW_GROUP))
-    figures = _layout("vertical", _item(top, 350))
-    _view(_item(figures, 500), "vtkMRMLPlotViewNode", _PLOT, "P")
-    _view(_item(figures, 500), "vtkMRMLTableViewNode", _TABLE, "T")
-    return ElementTree.tostring(top, encoding="unicode")
+    figures = _layout("vertical", _item(tabs, name=_("Figures")))
+    _view(_item(figures), "vtkMRMLPlotViewNode", _PLOT, "F")
+    _view(_item(figures), "vtkMRMLTableViewNode", _TABLE, "T")
+    return ElementTree.tostring(tabs, encoding="unicode")
 
 
 def register_layout() -> slicer.vtkMRMLLayoutNode | None:
@@ -102,8 +94,9 @@ def show_comparison(
         # Or the layout would show that view alone.
         layout.RemoveAllMaximizedViewNodes()
         layout.SetViewArrangement(COMPARISON_LAYOUT)
-        # New views get their size now; the zoom below depends on it.
-        slicer.app.processEvents()
+    _open_first_tab()
+    # New views get their size now; the zoom below depends on it.
+    slicer.app.processEvents()
     set_window(volumes.values(), window)
     for name, slice_node, composite in _views():
         # What these views are labeled with is what they show, whatever volume the user loads meanwhile.
@@ -120,6 +113,8 @@ def show_comparison(
         elif volumes.get(name):
             _fit(slice_node, volumes[name])
         composite.SetLinkedControl(True)
+        # Also while the mouse moves, not only when it is let go.
+        composite.SetHotLinkedControl(True)
     plot_view = plot_view_node()
     if plot_view is not None:
         plot_view.SetDoPropagatePlotChartSelection(False)
@@ -167,26 +162,27 @@ def set_layout(number: int) -> None:
 
 def show_volume(view: str, node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
     """Put a volume into one view of the comparison (a name in :data:`VIEWS`), all else unchanged."""
-    for name, _slice_node, composite in _views():
+    for name, composite in composites():
         if name == view:
             composite.SetBackgroundVolumeID(_id(node))
+
+
+def composites() -> list[tuple[str, slicer.vtkMRMLSliceCompositeNode]]:
+    """What each view of the comparison is composed of, by its name in :data:`VIEWS`; empty before it was shown."""
+    return [(name, composite) for name, _slice_node, composite in _views()]
 
 
 def show_heatmaps(
     heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None], *, visible: bool, opacity: float
 ) -> None:
-    """Show or hide the overlays and their color legends in the comparison views."""
+    """Show or hide the overlays in the comparison views."""
     for name, _slice_node, composite in _views():
         node = heatmaps.get(name)
         composite.SetForegroundVolumeID(_id(node))
         # Or Slicer, where that is not its default, shows the scan beyond the overlay's box at half its brightness.
         composite.SetClipToBackgroundVolume(True)
         composite.SetForegroundOpacity(opacity if visible and node else 0.0)
-        composite.SetCompositing(composite.Add if visible and node else composite.Alpha)
-    for node in filter(None, heatmaps.values()):
-        legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
-        if legend is not None:
-            legend.SetVisibility(visible)
+        composite.SetCompositing(composite.Alpha)
 
 
 def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = False) -> None:
@@ -281,6 +277,17 @@ def _views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceComp
     return found
 
 
+def _open_first_tab() -> None:
+    """Turn to the images, where the layout's widgets exist."""
+    manager = slicer.app.layoutManager()
+    widget = manager.sliceWidget(VIEWS["source"].tag) if manager else None
+    while widget is not None:
+        if widget.className() == "QTabWidget":
+            widget.setCurrentIndex(0)
+            return
+        widget = widget.parent()
+
+
 def _fit(slice_node: slicer.vtkMRMLSliceNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
     # Slicer fits a view to a volume only when somebody asks, and new views look at the world's origin.
     columns, rows, slices = node.GetImageData().GetDimensions()
@@ -302,15 +309,16 @@ def _id(node: slicer.vtkMRMLNode | None) -> str | None:
     return node.GetID() if node is not None else None
 
 
-def _layout(direction: str, parent: ElementTree.Element | None = None) -> ElementTree.Element:
-    attributes = {"type": direction, "split": "true"}
+def _layout(kind: str, parent: ElementTree.Element | None = None) -> ElementTree.Element:
+    attributes = {"type": kind, "split": "true"}
     if parent is None:
         return ElementTree.Element("layout", attributes)
     return ElementTree.SubElement(parent, "layout", attributes)
 
 
-def _item(parent: ElementTree.Element, size: int) -> ElementTree.Element:
-    return ElementTree.SubElement(parent, "item", splitSize=str(size))
+def _item(parent: ElementTree.Element, name: str = "") -> ElementTree.Element:
+    # Views of a row share its width, rows the height; a tab has a name.
+    return ElementTree.SubElement(parent, "item", {"name": name} if name else {"splitSize": "500"})
 
 
 def _view(parent: ElementTree.Element, class_name: str, tag: str, label: str) -> ElementTree.Element:

@@ -22,6 +22,7 @@ from ..measure.attack_effect import ComparedPair
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from .comparison import ComparisonNodes, comparison_nodes
+from .differences import DEFAULT_THRESHOLD, differences
 from .layout import VIEWS, set_window, show_in_ordinary_views
 from .privacy import path_kept_from_log
 from .tables import metrics_table
@@ -171,7 +172,7 @@ def compare_nodes(
     *,
     attacker: Any = None,
     device: str = "auto",
-    threshold_hu: float = 1.0,
+    threshold: float = DEFAULT_THRESHOLD,
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> ComparisonNodes:
@@ -179,7 +180,7 @@ def compare_nodes(
 
     :param attacked_nodes: the attacked source and the attacked protected volume, or none.
     :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
-    :param threshold_hu: smaller differences stay clear in the heatmaps.
+    :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
     scans = [*matching_scans(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
 
@@ -187,12 +188,13 @@ def compare_nodes(
         from ..measure.attack_effect import measure_effect
         from ..measure.lpips_distance import load_lpips
 
-        return measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
+        effect = measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
+        return effect, differences(dict(zip(VIEWS, scans, strict=False)))
 
-    effect = compute(work, progress)
+    effect, shown = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
     require_in_scene(*nodes)
-    return comparison_nodes(effect, dict(zip(VIEWS, nodes, strict=False)), threshold_hu)
+    return comparison_nodes(effect, shown, dict(zip(VIEWS, nodes, strict=False)), threshold)
 
 
 def measure_nodes(

@@ -85,7 +85,7 @@ def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
         heatmaps=comparison.heatmaps,
         target_ras=ras,
         window=LUNG,
-        table=comparison.table,
+        table=comparison.figures,
         chart=comparison.chart,
     )
     restore_layout()

@@ -11,13 +11,16 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ComparedPair
+from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ComparedPair, Effect
+from ..scan.windows import LUNG
 
 if TYPE_CHECKING:
     from ..watermark.places import Place
 
 COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
+FIGURE_COLUMNS = ("What", "Value", "Meaning")
 _SLICE_COLUMN = "Slice"
+_HEADROOM = 1.4
 _SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
 
 
@@ -30,9 +33,13 @@ def metrics_table(
     """
     rows = [row for finding in findings for row in _rows(finding)]
     rows += _watermark_rows(watermark) if watermark else []
+    return _text_table(COLUMNS, rows, name)
+
+
+def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> slicer.vtkMRMLTableNode:
     node = slicer.vtkMRMLTableNode()
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-    for index, title in enumerate(COLUMNS):
+    for index, title in enumerate(columns):
         column = vtk.vtkStringArray()
         column.SetName(title)
         for row in rows:
@@ -41,6 +48,72 @@ def metrics_table(
     node.SetUseColumnTitleAsColumnHeader(True)
     node.SetLocked(True)
     return slicer.mrmlScene.AddNode(node)
+
+
+def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
+    """A new table node of the few figures that answer what protection and attack did, in plain words."""
+    whole = effect.protection
+    rows = [
+        (
+            _("Protection changed the scan by"),
+            _("{rmse:.1f} HU").format(rmse=whole.rmse.value),
+            _("root mean square of all voxels"),
+        ),
+        (
+            _("Largest change by protection"),
+            _("{most:.0f} HU").format(most=whole.max_abs_difference.value),
+            _("one voxel, in slice {k}").format(k=whole.max_abs_difference.worst_slice.slice),
+        ),
+    ]
+    likeness = next((metric for metric in whole.windowed_ssim if metric.window is LUNG), None)
+    if likeness and likeness.value is not None:
+        rows.append(
+            (
+                _("Likeness to the original"),
+                _("{value:.4f}").format(value=likeness.value),
+                _("structural similarity in the lung window; 1 is the same"),
+            )
+        )
+    if effect.attack_rmse_hu:
+        rows += _attack_rows(effect)
+    return _text_table(FIGURE_COLUMNS, rows, name)
+
+
+def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
+    rows = [
+        (
+            _("The attack changed what it forged by"),
+            _("{attack:.0f} HU").format(attack=effect.attack_rmse_hu),
+            _("root mean square of the 20 mm that the network makes up"),
+        ),
+        (
+            _("Protection moved the forgery by"),
+            _("{share:.0%}").format(share=effect.forgery_share),
+            _("of the attack's own change"),
+        ),
+    ]
+    if effect.control_share is not None:
+        rows.append(
+            (
+                _("Noise of the same size moved it by"),
+                _("{share:.0%}").format(share=effect.control_share),
+                _("what as large a change does without a network"),
+            )
+        )
+    place = effect.watermark
+    if place is not None:
+        rows.append(
+            (
+                _("Watermark left at the forgery"),
+                _("{share:.0%}").format(share=max(place.seen / place.expected, 0)) if place.can_tell else "–",
+                _("the forgery shows")
+                if place.is_missing
+                else _("the forgery does not show")
+                if place.can_tell
+                else _("too weak there to tell"),
+            )
+        )
+    return rows
 
 
 def table_text(node: slicer.vtkMRMLTableNode, separator: str = "\t") -> str:
@@ -74,6 +147,10 @@ def rmse_chart(rmse_by_slice: Mapping[str, Sequence[float]], name: str) -> slice
     chart.SetXAxisTitle(_("Slice index"))
     chart.SetYAxisTitle(_("RMSE (HU)"))
     chart.SetLegendVisibility(len(rmse_by_slice) > 1)
+    # Room for the legend, which would hide the peak.
+    most = max((value for values in rmse_by_slice.values() for value in values), default=0.0)
+    chart.SetYAxisRangeAuto(False)
+    chart.SetYAxisRange(0.0, _HEADROOM * most or 1.0)
     for index, title in enumerate(rmse_by_slice):
         series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)
         series.SetAndObserveTableNodeID(table.GetID())

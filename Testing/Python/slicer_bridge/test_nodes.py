@@ -17,11 +17,25 @@ from MITSGANLib.scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, Proce
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc_type=ImportError)
 
-from MITSGANLib.slicer_bridge.differences import difference_node, set_difference_threshold
+from MITSGANLib.slicer_bridge.differences import (
+    Difference,
+    difference,
+    difference_node,
+    difference_range,
+    differences,
+    set_difference_threshold,
+)
 from MITSGANLib.slicer_bridge.inspection import inspect_node
 from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, plot_view_node, register_layout
 from MITSGANLib.slicer_bridge.privacy import path_kept_from_log, paths_kept_from_log
-from MITSGANLib.slicer_bridge.tables import metrics_table, rmse_chart, slice_of_point, table_text
+from MITSGANLib.slicer_bridge.tables import (
+    FIGURE_COLUMNS,
+    figures_table,
+    metrics_table,
+    rmse_chart,
+    slice_of_point,
+    table_text,
+)
 from MITSGANLib.slicer_bridge.targets import target_from_markups
 from MITSGANLib.slicer_bridge.volumes import (
     PROTECTED_ATTRIBUTE,
@@ -414,56 +428,73 @@ def test_difference_is_signed_cut_to_the_change_and_stays_in_place(volume):
     changed = volume.hu.copy()
     changed[1:3, 2:4, 3:6] += 50
     changed[1, 2, 3] -= 90
-    other = node_from_volume(volume.with_hu(changed), "CT other", node)
-    difference = difference_node(node, other, "difference")
-    array = slicer.util.arrayFromVolume(difference)
+    shown = difference_node(difference(volume, volume.with_hu(changed)), "difference", node)
+    array = slicer.util.arrayFromVolume(shown)
     assert array.shape == (2, 2, 3)
     assert array[0, 0, 0] == -40
     assert array[1, 1, 2] == 50
-    np.testing.assert_allclose(ras_from_voxel(difference, (0, 0, 0)), ras_from_voxel(node, (1, 2, 3)))
+    np.testing.assert_allclose(ras_from_voxel(shown, (0, 0, 0)), ras_from_voxel(node, (1, 2, 3)))
     with pytest.raises(InputError, match="difference map"):
-        ct_from_node(difference)
+        ct_from_node(shown)
 
 
-def test_colors_of_a_difference_are_black_below_the_threshold():
-    node = make_node(np.zeros(SHAPE, np.int16))
-    other = make_node(np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE))
-    difference = difference_node(node, other, "difference", limit_hu=100, threshold_hu=20)
-    display = difference.GetDisplayNode()
+def difference_of(hu, limit_hu):
+    return Difference(CTVolume(hu, SPACING, ORIGIN, np.eye(3)), limit_hu)
+
+
+def test_a_difference_is_clear_below_the_threshold():
+    hu = np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE)
+    shown = difference_node(difference_of(hu, 100.0), "difference", make_node(), threshold=0.2)
+    display = shown.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (-100, 100)
     colors = display.GetColorNode().GetLookupTable()
-    brightness = np.array([max(colors.GetTableValue(index)[:3]) for index in range(255)])
-    shown = np.abs(np.linspace(-100, 100, 255)) >= 20 - 100 / 254
-    np.testing.assert_array_equal(brightness > 0, shown)
-    assert (np.diff(brightness[128:]) >= 0).all(), "more is brighter"
+    opacity = np.array([colors.GetTableValue(index)[3] for index in range(255)])
+    np.testing.assert_array_equal(opacity, np.abs(np.linspace(-100, 100, 255)) > 20 + 100 / 254)
     red, _green, blue, _alpha = colors.GetTableValue(0)
     assert blue > red, "lower is blue"
     red, _green, blue, _alpha = colors.GetTableValue(254)
-    assert red > blue, "higher is orange"
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(difference)
-    assert "HU" in legend.GetTitleText()
+    assert red > blue, "higher is red"
     changes = []
     display.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: changes.append(1))
-    set_difference_threshold(difference, 20)
+    set_difference_threshold(shown, 0.2)
     assert changes == [], "255 colors set anew are 255 renderings"
 
 
-def test_identical_volumes_have_an_empty_difference():
-    node = make_node()
-    difference = difference_node(node, make_node(), "difference")
-    assert not slicer.util.arrayFromVolume(difference).any()
+@pytest.mark.parametrize(("limit", "share", "expected"), [(8.0, 0.2, 1.6), (500.0, 0.2, 100.0), (5.0, 0.0, 0.0)])
+def test_each_difference_has_a_threshold_of_its_own(limit, share, expected):
+    shown = difference_node(difference_of(np.full(SHAPE, 3, np.int16), limit), "difference", make_node())
+    set_difference_threshold(shown, share)
+    assert difference_range(shown) == (pytest.approx(expected), limit)
+
+
+def test_both_attacks_are_shown_in_the_same_colors():
+    source = CTVolume(np.zeros(SHAPE, np.int16), SPACING, ORIGIN, np.eye(3))
+    protected, attacked, attacked_protected = (source.with_hu(source.hu + np.int16(change)) for change in (3, 40, 803))
+    volumes = {"source": source, "protected": protected, "source attacked": attacked}
+    found = differences({**volumes, "protected attacked": attacked_protected})
+    assert {view: shown.limit_hu for view, shown in found.items()} == {
+        "protected": 3.0,
+        "source attacked": 1000.0,
+        "protected attacked": 1000.0,
+    }
+    assert found["protected attacked"].volume.hu.max() == 800, "against the protected volume"
+    assert list(differences({"source": source, "protected": protected})) == ["protected"]
+
+
+def test_identical_volumes_have_an_empty_difference(volume):
+    assert not difference(volume, volume).volume.hu.any()
 
 
 def test_removing_a_result_removes_what_belongs_to_it(scene):
-    node, other = make_node(), make_node(np.zeros(SHAPE, np.int16))
+    node = make_node()
     classes = (
         *("vtkMRMLScalarVolumeNode", "vtkMRMLDisplayNode", "vtkMRMLColorTableNode", "vtkMRMLTableNode"),
         *("vtkMRMLPlotSeriesNode", "vtkMRMLPlotChartNode", "vtkMRMLStorageNode"),
     )
     before = [scene.GetNumberOfNodesByClass(name) for name in classes]
-    difference = difference_node(node, other, "difference")
+    shown = difference_node(difference_of(np.ones(SHAPE, np.int16), 1.0), "difference", node)
     chart = rmse_chart({"a": [1.0, 2.0]}, "chart")
-    remove_result(difference)
+    remove_result(shown)
     remove_result(chart)
     assert [scene.GetNumberOfNodesByClass(name) for name in classes] == before
 
@@ -496,6 +527,27 @@ def test_chart_has_a_line_for_each_series_and_knows_its_slices():
     column = table.GetColumnByName(series.GetYColumnName())
     assert [column.GetValue(row) for row in range(3)] == [0.0, 9.0, 0.0]
     assert slice_of_point(series, 1) == 1
+    _lowest, highest = chart.GetYAxisRange()
+    assert not chart.GetYAxisRangeAuto()
+    assert highest > 9 * 1.3, "the legend does not hide the peak"
+
+
+@pytest.mark.parametrize("has_attack", [False, True])
+def test_the_figures_shown_are_few_and_plain(has_attack):
+    from MITSGANLib.measure.attack_effect import PROTECTED, PROTECTION_PAIR, Effect, ForgeryEffect
+    from MITSGANLib.measure.metrics import compare
+    from MITSGANLib.scan.windows import LUNG
+
+    first = np.full((3, 16, 16), -700, np.int16)
+    protection, attack = (compare(first, first + np.int16(change), windows=(LUNG,)) for change in (2, 200))
+    forgery = ForgeryEffect(attack, {PROTECTED: protection}) if has_attack else None
+    table = figures_table(Effect((ComparedPair(PROTECTION_PAIR, protection),), {}, forgery), "figures")
+    rows = [line.split("\t") for line in table_text(table).splitlines()]
+    assert rows[0] == list(FIGURE_COLUMNS)
+    assert 1 < len(rows) <= 9
+    assert rows[1][:2] == ["Protection changed the scan by", "2.0 HU"]
+    assert (["Protection moved the forgery by", "1%"] in [row[:2] for row in rows]) == has_attack
+    assert not any("_" in cell for row in rows for cell in row), "no names of variables"
 
 
 def test_layout_is_understood_by_the_layout_logic(scene):
@@ -510,7 +562,7 @@ def test_layout_is_understood_by_the_layout_logic(scene):
         assert node.GetOrientation() == "Axial"
         assert node.GetViewGroup() != 0
     attacked = scene.GetSingletonNode(VIEWS["source attacked"].tag, "vtkMRMLSliceNode")
-    assert attacked.GetLayoutLabel() == "Source, attacked"
+    assert attacked.GetLayoutLabel() == "OA"
     np.testing.assert_allclose(attacked.GetLayoutColor(), SIMULATED_ATTACK_COLOR, atol=1 / 255)
     assert plot_view_node() is not None
     assert scene.GetSingletonNode("MITSGANTable", "vtkMRMLTableViewNode") is not None

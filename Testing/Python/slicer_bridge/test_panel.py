@@ -25,6 +25,7 @@ vtk = pytest.importorskip("vtk", reason="VTK needs system OpenGL libraries", exc
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
 from MITSGANLib.slicer_bridge.change_map import change_map_node, watermark_legend
+from MITSGANLib.slicer_bridge.differences import difference_range
 from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown, show_in_ordinary_views
 from MITSGANLib.slicer_bridge.targets import is_placing, start_placing, target_from_markups
 from MITSGANLib.slicer_bridge.volumes import (
@@ -45,7 +46,9 @@ from panel_data import (
     Pictures,
     add_scan,
     attack,
+    caption,
     click_failing,
+    composed,
     composites,
     hu,
     node_names,
@@ -154,8 +157,42 @@ def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     assert parameters.sourceVolume.GetDisplayNode().GetWindow() == 1800
     loaded.ui.lungButton.click()
     assert parameters.protectedVolume.GetDisplayNode().GetLevel() == -600
+    assert [caption(view)[0] for view in VIEWS] == [
+        "Original",
+        "Protected",
+        "Original, attacked (simulated)",
+        "Protected, attacked (simulated)",
+    ]
     loaded.ui.restoreLayoutButton.click()
     assert layout.GetViewArrangement() == before
+
+
+def test_side_by_side_is_always_there(loaded, standin):
+    assert not loaded.ui.centerButton.enabled, "there is nothing beside the scan yet"
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    loaded.ui.protectButton.click()
+    assert loaded.ui.centerButton.enabled
+    assert not comparison_is_shown()
+    loaded.ui.centerButton.click()
+    assert comparison_is_shown()
+    assert [caption(view)[0] for view in VIEWS] == [
+        "Original",
+        "Protected",
+        "Original, attacked (simulated): none yet",
+        "Protected, attacked (simulated): none yet",
+    ]
+    layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
+    standin.app.layoutManager().tabs.currentIndex = 1
+    loaded.ui.centerButton.click()
+    assert comparison_is_shown()
+    assert standin.app.layoutManager().tabs.currentIndex == 0, "the tab of the images"
+
+
+def test_a_volume_that_the_user_puts_into_a_view_is_named(loaded, scan):
+    attack(loaded, scan)
+    other = node_from_volume(scan.volume, "Other CT")
+    composites()["source"].SetBackgroundVolumeID(other.GetID())
+    assert caption("source") == ("Other CT", False)
 
 
 @pytest.mark.slow
@@ -217,8 +254,9 @@ def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
 
 
 @pytest.mark.slow
-def test_heatmaps_follow_the_controls(loaded, scan):
+def test_heatmaps_follow_the_controls(loaded, scan, pictures):
     parameters = attack(loaded, scan)
+    assert caption("protected") == ("Protected", False), "there is no heatmap yet"
     loaded.ui.compareButton.click()
     shown = composites()
     heatmaps = {
@@ -228,29 +266,29 @@ def test_heatmaps_follow_the_controls(loaded, scan):
     }
     for view, node in heatmaps.items():
         assert shown[view].GetForegroundVolumeID() == node.GetID()
-        assert shown[view].GetForegroundOpacity() == pytest.approx(0.7)
-        assert slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node).GetVisibility()
+        assert shown[view].GetForegroundOpacity() == pytest.approx(0.5)
+        assert shown[view].GetCompositing() == shown[view].Alpha
+        text, has_key = caption(view)
+        assert has_key
+        threshold, limit = difference_range(node)
+        assert f"more than {threshold:g} HU" in text
+        assert threshold == 0.2 * limit
+    assert difference_range(heatmaps["source attacked"]) == difference_range(heatmaps["protected attacked"])
+    assert difference_range(heatmaps["source attacked"])[1] > difference_range(heatmaps["protected"])[1]
+    assert caption("source") == ("Original", False)
+    pictures.take_comparison("comparison")
     loaded.ui.opacitySlider.value = 0.4
     assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.4)
     loaded.ui.thresholdSlider.value = 100
-    colors = parameters.protectionHeatmap.GetDisplayNode().GetColorNode().GetLookupTable()
-    assert max(max(colors.GetTableValue(index)[:3]) for index in range(255)) == 0, "12 HU are below the threshold"
-    assert shown["protected"].GetCompositing() == shown["protected"].Add
+    assert difference_range(heatmaps["protected"])[0] == difference_range(heatmaps["protected"])[1]
     loaded.ui.heatmapCheckBox.checked = False
-    assert shown["protected"].GetCompositing() == shown["protected"].Alpha
     assert shown["protected"].GetForegroundOpacity() == 0
-    assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(heatmaps["protected"]).GetVisibility()
+    assert caption("protected") == ("Protected", False)
 
 
 def picture_of(view):
     """The pixels (RGBA) that Slicer's pipeline composes for a view of the comparison."""
-    tag = VIEWS[view].tag
-    logics = slicer.app.layoutManager().mrmlSliceLogics()
-    (logic,) = (one for one in logics if one.GetSliceNode().GetLayoutName() == tag)
-    connection = logic.GetImageDataConnection()
-    connection.GetProducer().Update()
-    image = connection.GetProducer().GetOutputDataObject(connection.GetIndex())
-    return vtk_to_numpy(image.GetPointData().GetScalars()).astype(int)
+    return vtk_to_numpy(composed(view).GetPointData().GetScalars()).astype(int)
 
 
 @pytest.mark.slow
@@ -262,8 +300,9 @@ def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
     loaded.ui.heatmapCheckBox.checked = False
     without = picture_of("source attacked")
     assert (with_overlay[:, 3] == without[:, 3]).all()
-    assert (with_overlay >= without).all(), "light is only added"
-    assert (with_overlay != without).any()
+    is_gray = with_overlay.max(axis=1, where=[True, True, True, False], initial=0) == with_overlay[:, :3].min(axis=1)
+    assert (with_overlay == without)[is_gray].all()
+    assert 0 < (~is_gray).mean() < 0.5, "of the box, only what changed by more than the threshold"
 
 
 @pytest.mark.slow
@@ -324,11 +363,14 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
 def test_flicker_alternates_and_restores(loaded, scan):
     parameters = attack(loaded, scan)
     view = composites()["protected"]
+    assert caption("protected") == ("Protected", False)
     loaded.ui.flickerButton.checked = True
     loaded.panel.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
+    assert caption("protected") == ("Original", False), "it says what is seen at the moment"
     loaded.panel.compare.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
+    assert caption("protected") == ("Protected", False)
     loaded.panel.compare.flicker_timer.timeout.emit()
     loaded.ui.flickerButton.checked = False
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()

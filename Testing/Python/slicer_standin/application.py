@@ -44,11 +44,53 @@ class _PlotWidget:
         return self._view
 
 
+class _Tabs:
+    """The tab widget of a layout with tabs."""
+
+    currentIndex = 0
+
+    def className(self):
+        return "QTabWidget"
+
+    def setCurrentIndex(self, index):
+        self.currentIndex = index
+
+
+class _SliceView:
+    """A view with a render window, which nothing renders into unless a test asks."""
+
+    def __init__(self):
+        self._window, self._renderer = vtk.vtkRenderWindow(), vtk.vtkRenderer()
+        self._window.SetOffScreenRendering(True)
+        self._window.AddRenderer(self._renderer)
+
+    def renderWindow(self):
+        return self._window
+
+    def scheduleRender(self):
+        pass
+
+
+class _SliceWidget:
+    def __init__(self, tabs):
+        self._view, self._tabs = _SliceView(), tabs
+
+    def className(self):
+        return "qMRMLSliceWidget"
+
+    def parent(self):
+        return self._tabs
+
+    def sliceView(self):
+        return self._view
+
+
 class LayoutManager:
     """Does what the application does when the layout node changes: makes the logics and widgets of new views."""
 
     def __init__(self, scene):
         self._scene, self._slice_logics, self._plots = scene, {}, {}
+        self._slice_widgets, self.tabs = {}, _Tabs()
         self._logic = slicer.vtkMRMLLayoutLogic()
         self._logic.SetMRMLScene(scene)
         self._logic.GetLayoutNode().AddObserver(vtk.vtkCommand.ModifiedEvent, self._make_views)
@@ -62,6 +104,7 @@ class LayoutManager:
                 logic.SetMRMLScene(self._scene)
                 logic.SetSliceNode(node)
                 self._slice_logics[node.GetID()] = logic
+                self._slice_widgets[node.GetLayoutName()] = _SliceWidget(self.tabs)
         for node in slicer.util.getNodesByClass("vtkMRMLPlotViewNode"):
             self._plots.setdefault(node.GetID(), _PlotWidget(node))
 
@@ -70,6 +113,9 @@ class LayoutManager:
         for logic in self._slice_logics.values():
             logics.AddItem(logic)
         return logics
+
+    def sliceWidget(self, name):
+        return self._slice_widgets.get(name)
 
     @property
     def plotViewCount(self):

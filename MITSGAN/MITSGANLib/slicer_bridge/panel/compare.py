@@ -39,14 +39,14 @@ class CompareSection(Section):
         self._layout_before: int | None = None
         ui = panel.ui
         for text, first, second in (
-            (_("Source / protected"), "source", "protected"),
-            (_("Source / attacked"), "source", "source attacked"),
+            (_("Original / protected"), "source", "protected"),
+            (_("Original / attacked"), "source", "source attacked"),
             (_("Protected / attacked"), "protected", "protected attacked"),
             (_("Attacked / protected, attacked"), "source attacked", "protected attacked"),
         ):
             ui.flickerComboBox.addItem(text, f"{first}|{second}")
         self.flicker_timer = panel.timer(_FLICKER_MILLISECONDS, self._on_timeout)
-        self.view = ComparisonView(lambda: panel.parameters, ui.flickerButton, self.flicker_timer)
+        self.view = ComparisonView(lambda: panel.parameters, panel.observer, ui.flickerButton, self.flicker_timer)
         ui.flickerComboBox.connect("currentIndexChanged(int)", self._on_pair_changed)
         ui.flickerButton.connect("toggled(bool)", self._on_flicker_toggled)
         for button, slot in (
@@ -70,7 +70,8 @@ class CompareSection(Section):
         )
         for missing, widgets in (
             (self._missing_source, (ui.lungButton, ui.mediastinumButton, ui.boneButton)),
-            (self._missing_views, (ui.centerButton, ui.restoreLayoutButton, ui.flickerButton)),
+            (panel.missing_protected, (ui.centerButton,)),
+            (self._missing_views, (ui.restoreLayoutButton, ui.flickerButton)),
             (lambda: self._missing_result("metricsTable"), (ui.copyTableButton, ui.saveTableButton)),
             (
                 lambda: self._missing_result("protectionHeatmap"),
@@ -112,13 +113,13 @@ class CompareSection(Section):
             attacked if all(attacked) else (),
             attacker=parameters.attacker,
             device=parameters.device,
-            threshold_hu=parameters.heatmapThresholdHU,
+            threshold=parameters.heatmapThresholdPercent / 100,
             progress=progress,
         )
         self.discard(parameters)
         self._keep(parameters, result)
         self.show()
-        panel.jobs.say(_("Click a point of the plot to go to its slice."))
+        panel.jobs.say(_("The figures are on the tab beside the images; a click into the plot goes to its slice."))
 
     def show(self) -> None:
         """Show all volumes side by side, around the target."""
@@ -183,6 +184,7 @@ class CompareSection(Section):
             parameters.sourceAttackedHeatmap,
             parameters.protectedAttackedHeatmap,
             parameters.metricsTable,
+            parameters.figuresTable,
             parameters.rmseChart,
         ):
             if node:
@@ -195,13 +197,17 @@ class CompareSection(Section):
 
     def _missing_views(self) -> str:
         is_shown = self._panel.parameters and comparison_is_shown()
-        return "" if is_shown else _("Simulate an attack or measure first: that shows the volumes side by side.")
+        return "" if is_shown else _("Show the volumes side by side first.")
 
     def _missing_result(self, name: str) -> str:
         return "" if getattr(self._panel.parameters, name, None) else _("Measure first.")
 
     def _keep(self, parameters: Any, result: ComparisonNodes) -> None:
-        parameters.metricsTable, parameters.rmseChart = result.table, result.chart
+        parameters.metricsTable, parameters.figuresTable, parameters.rmseChart = (
+            result.table,
+            result.figures,
+            result.chart,
+        )
         parameters.protectionHeatmap = result.heatmaps.get("protected")
         parameters.sourceAttackedHeatmap = result.heatmaps.get("source attacked")
         parameters.protectedAttackedHeatmap = result.heatmaps.get("protected attacked")
@@ -210,6 +216,7 @@ class CompareSection(Section):
         parameters.showHeatmaps = True
 
     def _on_layout_changed(self, _caller: Any, _event: Any) -> None:
+        self.view.refresh()
         self._panel.changed()
 
     def _on_flicker_toggled(self, on: bool) -> None:

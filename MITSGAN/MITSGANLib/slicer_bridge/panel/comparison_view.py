@@ -1,4 +1,4 @@
-"""The side-by-side view of a comparison: four linked views, heatmap overlays, flicker, and the plot's clicks."""
+"""The side-by-side view of a comparison: four linked views, their captions and heatmaps, flicker, the plot's clicks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,40 @@ from typing import Any
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from ...errors import TargetError
 from ...scan.windows import LUNG
-from ..differences import set_difference_threshold
-from ..layout import jump_to_slice, keep_out_of_comparison, plot_view_node, show_comparison, show_heatmaps, show_volume
+from ..captions import Caption, ColorKey, write_caption
+from ..differences import difference_range, set_difference_threshold
+from ..layout import (
+    VIEWS,
+    composites,
+    jump_to_slice,
+    keep_out_of_comparison,
+    plot_view_node,
+    show_comparison,
+    show_heatmaps,
+    show_volume,
+)
 from ..tables import slice_of_point
 from ..targets import target_from_markups
+from ..volumes import SIMULATED_ATTACK_COLOR, is_simulated_attack
 
 _PLOT_SIGNAL = "dataSelected(vtkStringArray*, vtkCollection*)"
+_COLOR, _ATTACKED_COLOR = (1.0, 1.0, 1.0), tuple(0.4 + 0.6 * part for part in SIMULATED_ATTACK_COLOR)
+# Functions, since the language is known only when they are called.
+_TITLES = {
+    "source": lambda: _("Original"),
+    "protected": lambda: _("Protected"),
+    "source attacked": lambda: _("Original, attacked (simulated)"),
+    "protected attacked": lambda: _("Protected, attacked (simulated)"),
+}
+_DETAILS = {
+    "protected": lambda: _("in color: protection changed more than {threshold:g} HU"),
+    "source attacked": lambda: _("in color: the attack changed more than {threshold:g} HU"),
+    "protected attacked": lambda: _("in color: the attack changed more than {threshold:g} HU"),
+}
 
 
 def volumes_of(parameters: Any) -> dict[str, slicer.vtkMRMLScalarVolumeNode | None]:
@@ -41,12 +66,15 @@ class ComparisonView:
     """Shows what the parameter node holds, in the comparison layout.
 
     :param get_parameters: gives the module's parameter node, or None while the panel shows none.
+    :param observer: see :class:`~MITSGANLib.slicer_bridge.panel.shared.Panel`.
     :param flicker_button: checked while the view flickers.
     :param flicker_timer: a stopped timer, whose time-out calls :meth:`flicker`.
     """
 
-    def __init__(self, get_parameters: Callable[[], Any], flicker_button: Any, flicker_timer: Any) -> None:
-        self._get_parameters = get_parameters
+    def __init__(
+        self, get_parameters: Callable[[], Any], observer: Any, flicker_button: Any, flicker_timer: Any
+    ) -> None:
+        self._get_parameters, self._observer = get_parameters, observer
         self._button, self._timer = flicker_button, flicker_timer
         self._shows_first = False
         self._plot_view: Any = None
@@ -68,7 +96,7 @@ class ComparisonView:
             heatmaps=heatmaps_of(parameters),
             target_ras=ras,
             window=LUNG,
-            table=parameters.metricsTable,
+            table=parameters.figuresTable,
             chart=parameters.rmseChart,
         )
         if parameters.targetPoint:
@@ -82,8 +110,12 @@ class ComparisonView:
             return
         heatmaps = heatmaps_of(parameters)
         for node in filter(None, heatmaps.values()):
-            set_difference_threshold(node, parameters.heatmapThresholdHU)
+            set_difference_threshold(node, parameters.heatmapThresholdPercent / 100)
         show_heatmaps(heatmaps, visible=parameters.showHeatmaps, opacity=parameters.heatmapOpacity)
+        for _view, composite in composites():
+            if not self._observer.hasObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions):
+                self._observer.addObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions)
+        self._write_captions()
         self._connect_plot()
 
     def start_flicker(self) -> None:
@@ -132,6 +164,27 @@ class ComparisonView:
         series = slicer.mrmlScene.GetNodeByID(self._clicked_series)
         if series:
             jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
+
+    def _write_captions(self, _caller: Any = None, _event: Any = None) -> None:
+        """Say in each image what it shows, which flicker and the user change."""
+        parameters = self._get_parameters()
+        if not parameters:
+            return
+        volumes, heatmaps = volumes_of(parameters), heatmaps_of(parameters)
+        titles = {node.GetID(): _TITLES[view]() for view, node in volumes.items() if node}
+        for view, composite in composites():
+            node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+            if node is None:
+                write_caption(VIEWS[view].tag, Caption(_("{title}: none yet").format(title=_TITLES[view]())))
+                continue
+            text, key = titles.get(node.GetID(), node.GetName()), None
+            heatmap = heatmaps.get(view)
+            if heatmap and composite.GetForegroundOpacity() > 0:
+                threshold, limit = difference_range(heatmap)
+                text = "\n".join((text, _DETAILS[view]().format(threshold=threshold)))
+                key = ColorKey(limit, heatmap.GetDisplayNode().GetColorNode().GetLookupTable())
+            color = _ATTACKED_COLOR if is_simulated_attack(node) else _COLOR
+            write_caption(VIEWS[view].tag, Caption(text, color, key))
 
     def _connect_plot(self) -> None:
         # The plot's widget exists once the layout has been shown.
