@@ -1,19 +1,30 @@
 """Simulate a CT-GAN attack: add or erase a nodule at one place.
 
-The result is marked as a simulated attack in its header and is never written as DICOM.
+The result is marked as a simulated attack in its header. It is written as DICOM for a drill alone.
+
+With --drill OUTPUT is a DICOM folder for readers to look for the forgery in. Synthetic Data is YES, the descriptions
+say SIMULATED, patient and UIDs are new. What was done, and where, is in OUTPUT.answers, sealed with the key; mitsgan
+drill score compares a reader's answers with it. --action none makes a scan of the same looks without a forgery.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from MITSGANLib.attack.installed import available_attackers
-from MITSGANLib.errors import OutputError
+from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
+from MITSGANLib.files.dicom.drill import Drill
+from MITSGANLib.files.dicom.write import check_series_output, write_series
 from MITSGANLib.files.storage import check_output, is_dicom_output, load_volume, save_volume
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.targets import ACTIONS
+from MITSGANLib.scan.volume import CTVolume
 
+from . import key_options
 from .options import (
     add_device,
     add_input,
@@ -29,13 +40,22 @@ from .options import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from MITSGANLib.keys.key_files import Key
+
+NO_ACTION = "none"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(parser)
-    parser.add_argument("output", metavar="OUTPUT", help="a .nrrd, .nii, .nii.gz, .mha or .mhd file; DICOM is refused")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="a .nrrd, .nii, .nii.gz, .mha or .mhd file; DICOM with --drill"
+    )
     add_series(parser)
-    parser.add_argument("--action", choices=ACTIONS, required=True, help="add or erase a nodule")
-    add_target(parser, required=True)
+    parser.add_argument(
+        "--action", choices=(*ACTIONS, NO_ACTION), required=True, help="add or erase a nodule; none with --drill"
+    )
+    add_target(parser, required=False)
     names = ", ".join(available_attackers()) or "none installed"
     parser.add_argument(
         "--attacker",
@@ -43,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_FOLDER",
         help=f"installed attacker ({names}) or a folder of one",
     )
+    parser.add_argument("--drill", action="store_true", help="write a DICOM series to practice on, and its answers")
+    key_options.add_key(parser, "seal the answers of a drill with")
     add_device(parser)
     add_overwrite(parser)
     add_json(parser)
@@ -52,38 +74,92 @@ def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
     from MITSGANLib.attack.attacker import check_target, load_attacker, simulate_attack, tampered_box
 
-    if is_dicom_output(options.output):
-        raise OutputError("A simulated attack is never written as DICOM; name a file such as attacked.nrrd instead.")
-    attacker = load_attacker(options.attacker, options.action)
+    has_target = any(point is not None for point in (options.voxel, options.lps, options.ras))
+    if has_target == (options.action == NO_ACTION):
+        options.refuse("name the place with --voxel, --lps or --ras; --action none has no place")
+    key = key_options.key(options, is_new=True)
+    if options.drill and key is None:
+        options.refuse("--drill needs --key or a passphrase, which seals the answers")
+    if not options.drill and (key is not None or options.action == NO_ACTION):
+        options.refuse("--key, passphrases and --action none are for --drill")
+    if is_dicom_output(options.output) and not options.drill:
+        raise OutputError(
+            "A simulated attack is never written as DICOM, save for a drill; name a file such as attacked.nrrd instead."
+        )
+    if options.drill and not is_dicom_output(options.output):
+        raise OutputError("A drill is a DICOM series; name a folder for it.")
+    attacker = None if options.action == NO_ACTION else load_attacker(options.attacker, options.action)
     device = resolve_device(options.device)
     with progress_bar("Reading", "slice") as progress:
         volume = load_volume(options.input, series=options.series, progress=progress)
     note_warnings(volume)
     target = target_voxel(options, volume)
-    check_target(volume, target)
-    check_output(volume, options.output, overwrite=options.overwrite)
-    note(f"Attacking with {attacker.name} ({options.action}) on {describe_device(device)}")
-    attacked = simulate_attack(volume, target, options.action, attacker=attacker, device=options.device)
+    if target is not None:
+        check_target(volume, target)
+    if options.drill:
+        _check_drill(volume, options)
+    else:
+        check_output(volume, options.output, overwrite=options.overwrite)
+    attacked, result = volume, {"output": options.output, "action": options.action}
+    if attacker is not None:
+        note(f"Attacking with {attacker.name} ({options.action}) on {describe_device(device)}")
+        attacked = simulate_attack(volume, target, options.action, attacker=attacker, device=options.device)
+        change = np.subtract(
+            attacked.hu[tampered_box(volume, target)], volume.hu[tampered_box(volume, target)], dtype=np.float64
+        )
+        result |= {
+            "attacker": attacker.name,
+            "attacker_sha256": attacker.digest,
+            "target_kji": list(target),
+            "target_lps_mm": [round(float(x), 3) for x in volume.voxel_to_lps(target)],
+            "device": describe_device(device),
+            "change": {
+                "rmse_hu": round(float(np.sqrt(np.mean(change**2))), 3),
+                "maximum_hu": round(float(np.abs(change).max()), 1),
+                "region": "32 mm cube around the target",
+            },
+        }
+    if options.drill:
+        _write_drill(attacked, result, options, key)
+        return
     save_volume(attacked, options.output, overwrite=options.overwrite)
-    box = tampered_box(volume, target)
-    change = np.subtract(attacked.hu[box], volume.hu[box], dtype=np.float64)
-    result = {
-        "output": options.output,
-        "action": options.action,
-        "attacker": attacker.name,
-        "attacker_sha256": attacker.digest,
-        "target_kji": list(target),
-        "target_lps_mm": [round(float(x), 3) for x in volume.voxel_to_lps(target)],
-        "device": describe_device(device),
-        "change": {
-            "rmse_hu": round(float(np.sqrt(np.mean(change**2))), 3),
-            "maximum_hu": round(float(np.abs(change).max()), 1),
-            "region": "32 mm cube around the target",
-        },
-    }
     write_json(options.json, result)
     if options.json != "-":
         say(
             f"SIMULATED ATTACK ({options.action}) at slice {target[0]}, row {target[1]}, column {target[2]}: RMSE "
             f"{result['change']['rmse_hu']:.1f} HU in the 32 mm cube. Wrote {options.output}"
         )
+
+
+def _sheet_path(options: argparse.Namespace) -> Path:
+    from MITSGANLib.measure.drill import SUFFIX
+
+    output = Path(options.output).absolute()
+    return output.with_name(output.name + SUFFIX)
+
+
+def _check_drill(volume: CTVolume, options: argparse.Namespace) -> None:
+    if volume.provenance.is_simulated_attack:
+        raise InputError("is a simulated attack already", path=options.input, hint="start from the original scan")
+    check_series_output(volume, options.output, overwrite=options.overwrite, is_drill=True)
+    refuse_existing_file(_sheet_path(options), options.overwrite)
+
+
+def _write_drill(attacked: CTVolume, result: dict[str, Any], options: argparse.Namespace, key: Key) -> None:
+    """Write the series, and the answers beside it. Nothing that is said of it tells where."""
+    from MITSGANLib.measure.drill import AnswerSheet, Forgery, seal_sheet
+
+    drill, sheet_path = Drill(), _sheet_path(options)
+    forgeries = ()
+    if options.action != NO_ACTION:
+        place = tuple(result["target_lps_mm"]), tuple(result["target_kji"])
+        forgeries = (Forgery(options.action, *place, result["attacker"], result["attacker_sha256"]),)
+    geometry = attacked.spacing, attacked.origin, tuple(attacked.direction.ravel().tolist())
+    sheet = AnswerSheet(drill.series_uid, sheet_path.name.removesuffix(sheet_path.suffix), *geometry, forgeries)
+    with atomic_file(sheet_path, overwrite=options.overwrite) as temporary:
+        temporary.write_bytes(seal_sheet(sheet, key))
+        for warning in write_series(attacked, options.output, overwrite=options.overwrite, drill=drill):
+            note(f"warning: {warning}")
+    write_json(options.json, {**result, "answers": str(sheet_path), "series_instance_uid": drill.series_uid})
+    if options.json != "-":
+        say(f"SIMULATED, for a drill. Wrote {options.output} and its sealed answers {sheet_path}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...scan.volume import PROTECTION, ProcessingStep, Provenance
+from .drill import Drill, mark_drill
 from .encoded import raw_element, raw_value
 from .headers import ENHANCED_CT
 from .private_block import block_tags, remove_entries
@@ -72,11 +73,14 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class Derivation:
-    """What all images of one derived series share: its UID, the moment of writing, and the steps that made it."""
+    """What all images of one derived series share: its UID, the moment of writing, the steps that made it, and whether
+    it is a drill's.
+    """
 
     series_uid: str
     time: datetime.datetime
     steps: tuple[ProcessingStep, ...]
+    drill: Drill | None = None
 
     @property
     def is_protection(self) -> bool:
@@ -130,6 +134,8 @@ def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Elem
     private = block_tags(dataset)
     remove_entries(dataset)  # a seal and a manifest are of the source's pixels
     removed = [Tag(keyword) for keyword in NO_LONGER_TRUE] + [tag for tag in private if tag not in dataset]
+    if derivation.drill:
+        removed += mark_drill(dataset, new, derivation.drill)
     return {**dict.fromkeys(removed), **{tag: new.get_item(tag) for tag in new.keys()}}  # noqa: SIM118 - decodes
 
 

@@ -34,6 +34,7 @@ HEADER_KEYWORDS = [
     "PatientID",
     "Modality",
     "ImageType",
+    "SyntheticData",
     "SeriesDescription",
     "SeriesNumber",
     "InstanceNumber",
@@ -66,6 +67,7 @@ HEADER_KEYWORDS = [
 ]
 # Of these a scan is as good without.
 DESCRIBING_KEYWORDS = (
+    "SyntheticData",
     "SeriesDescription",
     "SeriesNumber",
     "InstanceNumber",

@@ -10,6 +10,7 @@ import numpy as np
 from ...scan.plausibility import check_hounsfield, clipped_warning
 from ...scan.volume import HU_MAX, HU_MIN, CTVolume, Provenance, VolumeWarning
 from .checks import header_warnings, require_one_origin
+from .drill import drill_step, is_drill
 from .frames import Frame, frames_of, slices_by_file
 from .geometry import Stack, stack_frames
 from .headers import read_dataset
@@ -58,6 +59,7 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
         dicom_problem=series.writing_problem,
         padding_hu=padding_hu,
         warnings=(*warnings, *check_hounsfield(hu, padding_hu)),
+        steps=(drill_step(),) if any(map(is_drill, series.images)) else (),
     )
     return CTVolume(hu, stack.spacing, stack.origin, stack.direction, provenance)
 

@@ -15,6 +15,7 @@ from ...errors import OutputError
 from ...scan.volume import CTVolume, Provenance, VolumeWarning
 from ..atomic import atomic_folder, refuse_existing_folder
 from .derive import Derivation, derived_elements
+from .drill import Drill, drill_step
 from .encoded import PIXEL_DATA, EncodedFile, native_syntax
 from .frames import Frame, slices_by_file
 from .geometry import Stack
@@ -49,7 +50,12 @@ class Differences:
 
 
 def write_series(
-    volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
+    volume: CTVolume,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    drill: Drill | None = None,
 ) -> tuple[VolumeWarning, ...]:
     """Write a volume that was read from DICOM as a new derived series in the same study.
 
@@ -61,32 +67,36 @@ def write_series(
     :param folder: the new folder; an existing one that is not empty is replaced as a whole, only with ``overwrite`` and
         only when it holds nothing but DICOM.
     :param progress: called as ``progress(done, total)`` in slices; may raise ``CancelledError``.
+    :param drill: for a simulated attack, which is written as a drill's series alone, in a study of its own; its history
+        is not told.
     :returns: what the written series does not show exactly as the volume: ``padding-kept``, ``quantized-by-rescale``.
     :raises OutputError: the volume is a simulated attack, has no DICOM originals or not their geometry, or the folder
         cannot be written.
     :raises InputError: an original file is damaged.
     """
     folder = Path(folder)
-    check_series_output(volume, folder, overwrite=overwrite)
+    check_series_output(volume, folder, overwrite=overwrite, is_drill=drill is not None)
     require_pydicom()
     stack = _source_stack(volume)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        return _write_slices(volume, stack, temporary, progress)
+        return _write_slices(volume, stack, temporary, progress, drill)
 
 
-def check_series_output(volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check_series_output(
+    volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False, is_drill: bool = False
+) -> None:
     """Refuse at once what :func:`write_series` would refuse for the volume's history or the folder's contents.
 
     :raises OutputError: as :func:`write_series`.
     """
     folder = Path(folder)
-    _refuse_volume(volume.provenance)
+    _refuse_volume(volume.provenance, is_drill)
     _refuse_destination(folder, volume.provenance, overwrite)
     refuse_existing_folder(folder, overwrite)
 
 
-def _refuse_volume(provenance: Provenance) -> None:
-    if provenance.is_simulated_attack:
+def _refuse_volume(provenance: Provenance, is_drill: bool) -> None:
+    if provenance.is_simulated_attack and not is_drill:
         raise OutputError(
             "A simulated attack is never written as DICOM, so that it cannot pass for a patient's scan; write it as "
             ".nrrd."
@@ -151,11 +161,15 @@ def _source_header(path: Path) -> Header:
     return header
 
 
-def _write_slices(volume: CTVolume, stack: Stack, folder: Path, progress: Progress | None) -> tuple[VolumeWarning, ...]:
+def _write_slices(
+    volume: CTVolume, stack: Stack, folder: Path, progress: Progress | None, drill: Drill | None
+) -> tuple[VolumeWarning, ...]:
     from pydicom.tag import Tag
     from pydicom.uid import generate_uid
 
-    derivation = Derivation(generate_uid(prefix=None), datetime.datetime.now(datetime.UTC), volume.provenance.steps)
+    uid = drill.series_uid if drill else generate_uid(prefix=None)
+    steps = (drill_step(),) if drill else volume.provenance.steps
+    derivation = Derivation(uid, datetime.datetime.now(datetime.UTC), steps, drill)
     files = slices_by_file(stack.frames)
     digits = max(4, len(str(len(files))))
     differences = Differences()
