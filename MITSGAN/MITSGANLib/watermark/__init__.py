@@ -11,6 +11,7 @@ has: it shows forgeries by whoever does not know of it.
 ``embedding``  a scan with its watermark
 ``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
 ``sums``       the evidence in each block of a scan
+``fading``     what lossy compression, smoothing and other formats left of the signs
 ``checking``   where the watermark is and where it should be and is not
 ``places``     what is left of it at one place that is asked about
 =============  =============================================================================

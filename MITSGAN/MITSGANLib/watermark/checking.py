@@ -17,9 +17,10 @@ from ..budget.budget import WATERMARK_BUDGET, Budget
 from ..errors import TargetError
 from ..scan.volume import CTVolume, Provenance
 from .embedding import recorded_budget
+from .fading import faded, with_lost_padding
 from .pattern import OPEN_KEY, Grid, WatermarkKey
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
-from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Sums, deviations, enlarge
+from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Reading, Sums, deviations, enlarge
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +64,7 @@ class Check:
 
     :param sd: how many standard deviations the whole scan's watermark stands out.
     :param gain: its strength beside that of an unchanged copy, 1 where nothing was lost and the budget is the right
-        one.
+        one; of the finest of it, which goes first.
     :param seen: (windows, slices, block rows, block columns): how much of it a window of each size around each block
         holds, in standard deviations.
     :param expected: of the same shape: what it would be if the window were like its surroundings.
@@ -153,10 +154,16 @@ def check_watermark(
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    sums = Sums.of(volume, key, budget or recorded_budget(volume) or WATERMARK_BUDGET, progress)
-    total = float(sums.correlation.sum())
-    sd = total / max(float(np.sqrt(sums.squares.sum())), 1e-12)
-    gain = total / max(float(sums.full.sum()), 1e-12)
+    reading = Reading.of(volume, key, budget or recorded_budget(volume) or WATERMARK_BUDGET)
+    reading = with_lost_padding(reading)
+    sums = Sums.of(reading, progress)
+    sd, gain = sums.sd, sums.gain
+    if sd < FOUND_SD or gain < _DEGRADED_GAIN:
+        processed = faded(reading)
+        if processed is not None:
+            # A progress that was told of all slices stays there.
+            sums = Sums.of(processed, progress and (lambda _done, of: progress(of, of)))
+            sd = sums.sd
     mm = (volume.spacing_kji[0], *(BLOCK * step for step in volume.spacing_kji[1:]))
     left = sums.left(mm)
     evidence = [deviations(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]

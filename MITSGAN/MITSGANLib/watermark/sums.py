@@ -11,6 +11,7 @@ Arrays of blocks are (slice, block row, block column), turned so that rows and c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,62 @@ _PAINT_MM, _PAINT_SHARE, _PULLED_MM = 10.0, 0.7, 32.0
 
 
 @dataclass(frozen=True, eq=False)
+class Reading:
+    """All that the signs of a scan's slices are read with.
+
+    :param kernel: of :func:`~.whitening.whitening_kernel`, along growing LPS.
+    :param fading: weights (rows, columns) that the copy's processing left of each sign, along growing LPS; None where
+        nothing is lost. See :mod:`.fading`.
+    """
+
+    volume: CTVolume
+    key: WatermarkKey
+    budget: Budget
+    noise: LocalNoise | None
+    kernel: np.ndarray
+    fading: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> Reading:
+        """Learn the filter of a scan.
+
+        :param budget: that the watermark was put in with.
+        """
+        share = budget.noise_share
+        surely = dataclasses.replace(budget, noise_share=None if share is None else _SURELY * share)
+        noise = None if share is None else _noise_of_tissue(volume)
+        reading = cls(volume, key, surely, noise, np.zeros((1, 1), np.float32))
+        some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
+        inside = np.concatenate([reading.allowed_in(k) > 0 for k in some])
+        kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
+        flips = reading.grid.flips
+        return dataclasses.replace(reading, kernel=kernel[:: flips[0], :: flips[1]])
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """Where the scan's slices lie."""
+        return Grid.of(self.volume)
+
+    def allowed_in(self, k: int) -> np.ndarray:
+        """What the watermark may have changed in slice ``k`` at most, int16 (1, rows, columns) as it is stored."""
+        part, padding = slice(k, k + 1), self.volume.provenance.padding_hu
+        hu = self.volume.hu[part]
+        mask = body_mask(hu, padding, self.volume.spacing_kji)
+        return allowed_change(hu, self.budget, mask, padding, None if self.noise is None else self.noise.at((part,)))
+
+    def look(self, k: int) -> SliceSigns:
+        """What slice ``k`` tells of the signs."""
+        return _best(marked.through(self.fading) for marked in self.marked(k))
+
+    def marked(self, k: int) -> Iterator[MarkedSlice]:
+        """Slice ``k`` beside its signs, for each place where it may lie; mostly one."""
+        allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)
+        plane = self.grid.turned(self.volume.hu[k])
+        for place in self.grid.places(k):
+            yield MarkedSlice.of(plane, allowed, self.kernel, self.key, place)
+
+
+@dataclass(frozen=True, eq=False)
 class Sums:
     """What the voxels of each block add up to; arrays (slices, blocks down, blocks across).
 
@@ -68,43 +125,31 @@ class Sums:
     is_lung: np.ndarray
 
     @classmethod
-    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget, progress: Progress | None) -> Sums:
+    def of(cls, reading: Reading, progress: Progress | None = None) -> Sums:
         """Add up a scan's blocks, slice after slice.
 
-        :param budget: that the watermark was put in with.
         :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
         """
-        grid, padding = Grid.of(volume), volume.provenance.padding_hu
-
-        share = budget.noise_share
-        surely = dataclasses.replace(budget, noise_share=None if share is None else _SURELY * share)
-
-        noise = None if share is None else _noise_of_tissue(volume)
-
-        def allowed_in(k: int) -> np.ndarray:
-            part = slice(k, k + 1)
-            mask = body_mask(volume.hu[part], padding, volume.spacing_kji)
-            return allowed_change(volume.hu[part], surely, mask, padding, None if noise is None else noise.at((part,)))
-
-        some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
-        inside = np.concatenate([allowed_in(k) > 0 for k in some])
-        kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
-        kernel = kernel[:: grid.flips[0], :: grid.flips[1]]
-
-        def look(k: int) -> _Slice:
-            allowed = grid.turned(allowed_in(k)[0]).astype(np.float32)
-            plane = grid.turned(volume.hu[k])
-            return _best(_Slice.of(plane, allowed, kernel, key, place) for place in grid.places(k))
-
+        volume, grid = reading.volume, reading.grid
         found = []
         runs = _Runs(grid.turned(volume.hu[0]).shape)
-        for k, best in enumerate(each_slice(look, volume.shape[0])):
+        for k, best in enumerate(each_slice(reading.look, volume.shape[0])):
             planes = best.product, runs.squares(best), best.expected**2
             is_lung = block_sums(grid.turned(volume.hu[k]), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
             found.append((*(block_sums(values, BLOCK) for values in planes), is_lung))
             if progress:
                 progress(k + 1, volume.shape[0])
         return cls(*(np.stack(values) for values in zip(*found, strict=True)))
+
+    @property
+    def sd(self) -> float:
+        """How many standard deviations the whole scan's watermark stands out."""
+        return float(self.correlation.sum()) / max(float(np.sqrt(self.squares.sum())), 1e-12)
+
+    @property
+    def gain(self) -> float:
+        """The share of it that is left in the whole scan."""
+        return float(self.correlation.sum()) / max(float(self.full.sum()), 1e-12)
 
     def left(self, block_mm: Sequence[float]) -> np.ndarray:
         """What the correlation of each block comes to where as much of the watermark is lost as around.
@@ -150,7 +195,7 @@ def deviations(
 
 
 @dataclass(frozen=True, eq=False)
-class _Slice:
+class SliceSigns:
     """What each voxel (row, column) of a slice, along growing LPS, tells of the signs.
 
     :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs.
@@ -161,24 +206,6 @@ class _Slice:
     product: np.ndarray
     expected: np.ndarray
     tiles: np.ndarray
-
-    @classmethod
-    def of(
-        cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: SlicePlace
-    ) -> _Slice:
-        levels, unsure = tile_levels(plane)
-        secret = grid_secret(key, place)
-        tiles = np.stack([layers(secret, place.depth, levels.shape), levels])
-        product, expected = np.zeros(plane.shape, np.float32), np.zeros(plane.shape, np.float32)
-        box = _box_of_tiles(allowed)
-        if box is not None:
-            mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
-            found = _in_box(plane[box].astype(np.float32), mark, kernel)
-            for values, part in zip((product, expected), found, strict=True):
-                values[box] = part
-                rows, columns = (size * TILE for size in levels.shape)
-                values[:rows, :columns][enlarge(unsure, TILE)] = 0
-        return cls(product, expected, tiles)
 
 
 def _noise_of_tissue(volume: CTVolume) -> LocalNoise:
@@ -251,8 +278,62 @@ def _box_of_tiles(allowed: np.ndarray) -> tuple[slice, slice] | None:
     return box if all(part.start < part.stop for part in box) else None
 
 
-def _in_box(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What :class:`_Slice` holds, of whole tiles.
+@dataclass(frozen=True, eq=False)
+class MarkedSlice:
+    """A slice, whitened, beside what the watermark adds to it; arrays (rows, columns) along growing LPS.
+
+    :param box: of the slice, around all that may be marked; None where nothing may.
+    :param mark: what the watermark adds in the box, in HU.
+    :param back: the whitened voxels of the box, weighted, and back through the filter.
+    :param weight: of each whitened voxel of the box, in parts of its standard deviation.
+    :param unsure: which tiles of the slice may have other signs.
+    :param tiles: of :class:`SliceSigns`.
+    """
+
+    shape: tuple[int, int]
+    box: tuple[slice, slice] | None
+    mark: np.ndarray
+    back: np.ndarray
+    weight: np.ndarray
+    kernel: np.ndarray
+    unsure: np.ndarray
+    tiles: np.ndarray
+
+    @classmethod
+    def of(
+        cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: SlicePlace
+    ) -> MarkedSlice:
+        """A slice (rows, columns) at its place; see :class:`Reading`."""
+        levels, unsure = tile_levels(plane)
+        secret = grid_secret(key, place)
+        tiles = np.stack([layers(secret, place.depth, levels.shape), levels])
+        box = _box_of_tiles(allowed)
+        mark = back = weight = np.zeros((0, 0), np.float32)
+        if box is not None:
+            mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
+            back, weight = _whitened(plane[box].astype(np.float32), mark, kernel)
+        return cls(plane.shape, box, mark, back, weight, kernel, unsure, tiles)
+
+    def through(self, fading: np.ndarray | None) -> SliceSigns:
+        """What its voxels tell of signs that went through a filter; see :class:`Reading`."""
+        from scipy import ndimage
+
+        product, expected = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
+        if self.box is not None:
+            # Each voxel's own sign can be factored out: then squares add up to the variance.
+            back, left = self.back, self.mark
+            if fading is not None:
+                back, left = ndimage.correlate(back, fading[::-1, ::-1]), ndimage.correlate(left, fading)
+            product[self.box] = self.mark * back
+            expected[self.box] = ndimage.correlate(left, self.kernel) * self.weight
+            rows, columns = (size * TILE for size in self.unsure.shape)
+            for values in (product, expected):
+                values[:rows, :columns][enlarge(self.unsure, TILE)] = 0
+        return SliceSigns(product, expected, self.tiles)
+
+
+def _whitened(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What :class:`MarkedSlice` holds of whole tiles: back and weight.
 
     :param values: HU (rows, columns), float32.
     :param mark: what the watermark adds to them.
@@ -272,12 +353,10 @@ def _in_box(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[n
     # At edges of anatomy and of the picture a voxel says nothing of the watermark.
     usable = np.abs(whitened) < _CLIP_SD * spread
     weighted = np.where(usable, whitened / spread**2, np.float32(0))
-    # Back through the filter, so that each voxel's own sign can be factored out: then squares add up to the variance.
-    product = mark * ndimage.correlate(weighted, kernel[::-1, ::-1])
-    return product, ndimage.correlate(mark, kernel) * usable / spread
+    return ndimage.correlate(weighted, kernel[::-1, ::-1]), usable / spread
 
 
-def _best(candidates: Iterator[_Slice]) -> _Slice:
+def _best(candidates: Iterator[SliceSigns]) -> SliceSigns:
     """The first, unless another clearly carries the watermark: the largest of several would be above 0 by chance."""
     first, *others = candidates
     for other in others:
@@ -298,7 +377,7 @@ class _Runs:
         self._before = np.zeros(tuple(shape), np.float32)
         self._tiles: np.ndarray | None = None
 
-    def squares(self, of: _Slice) -> np.ndarray:
+    def squares(self, of: SliceSigns) -> np.ndarray:
         """The share of the variance of the slice that comes next, (rows, columns)."""
         if self._tiles is not None:
             other = enlarge((of.tiles != self._tiles).any(axis=0), TILE)
