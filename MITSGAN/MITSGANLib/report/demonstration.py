@@ -141,6 +141,7 @@ def demonstrate(
     device: str = "auto",
     device_words: str = "",
     lpips_weights: str | None = None,
+    lpips_net: str | None = None,
     progress: Progress | None = None,
 ) -> Demonstration:
     """Run the whole demonstration.
@@ -152,7 +153,7 @@ def demonstrate(
     by_action = {attacker.action: attacker for attacker in attackers}
     seconds: dict[str, float] = {}
     report = progress or (lambda _stage, _done, _total: None)
-    lpips = load_lpips(lpips_weights)
+    lpips = load_lpips(lpips_weights, net=lpips_net)
     noise_estimate = estimate_noise(volume.hu, volume.spacing_kji)
 
     with _timer(seconds, "protect"):

@@ -127,6 +127,7 @@ def _whole_table(demo: Demonstration) -> _Table:
     rows = [
         (_metric_name(name, metric), *(_with_worst(comparison.metrics[name]) for comparison in demo.whole.values()))
         for name, metric in first.metrics.items()
+        if any(comparison.metrics[name].value is not None for comparison in demo.whole.values())
     ]
     if demo.noise_estimate.sd_hu:
         ratio = [f"{c.rmse.value / demo.noise_estimate.sd_hu:.2f}" for c in demo.whole.values()]
@@ -239,7 +240,9 @@ def _arms_table(result: TargetResult) -> _Table:
     columns += [(f"{_ARM_TITLES[f'{arm} attacked']} vs clean, attacked", c) for arm, c in result.forgery.moved.items()]
     names = columns[0][1].metrics
     rows = [
-        (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns)) for name, metric in names.items()
+        (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns))
+        for name, metric in names.items()
+        if any(c.metrics[name].value is not None for _, c in columns)
     ]
     return _Table(("In the 32 mm cube", *(t for t, _ in columns)), tuple(rows))  # reasons stand at the first table
 

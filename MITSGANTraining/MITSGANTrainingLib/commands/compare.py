@@ -16,7 +16,7 @@ from MITSGANLib.report.pictures import Square, save_heatmaps
 from MITSGANLib.scan.regions import cube_around, square_around
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
-from .options import add_input, add_json, add_target, progress_bar, say, target_voxel, write_json
+from .options import add_input, add_json, add_lpips, add_target, progress_bar, say, target_voxel, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(parser, "other", "the scan to measure")
     add_target(parser, required=False)
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write difference heatmaps as PNG into FOLDER")
-    parser.add_argument(
-        "--lpips-weights",
-        metavar="FILE",
-        help="SqueezeNet weights for LPIPS (default: the torch cache, if it has them)",
-    )
+    add_lpips(parser)
     add_json(parser)
 
 
@@ -37,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
         reference = load_volume(options.reference, progress=progress)
     with progress_bar("Reading", "slice") as progress:
         other = load_volume(options.other, progress=progress)
-    lpips = load_lpips(options.lpips_weights)
+    lpips = load_lpips(options.lpips_weights, net=options.lpips_net)
     target = target_voxel(options, reference)
     windows = (LUNG, MEDIASTINUM)
     with progress_bar("Comparing", "slice") as progress:

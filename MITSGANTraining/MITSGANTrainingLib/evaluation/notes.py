@@ -84,7 +84,7 @@ KINDS = {
         "targets alone: a bound on what a protector of this strength can do, no protection for use."
     ),
 }
-NO_LPIPS = "not measured: SqueezeNet's ImageNet weights, or a package that LPIPS needs, are not on this machine."
+NO_LPIPS = "not measured: no network's ImageNet weights are on this machine, or a package that LPIPS needs is missing."
 
 
 def common_notes(setup: Setup, absences: Sequence[str]) -> tuple[str, ...]:

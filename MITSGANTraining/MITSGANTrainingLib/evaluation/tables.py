@@ -82,6 +82,9 @@ def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome]
                 for image in images.values()
                 for name, _ in names
             ]
+            # LPIPS that nobody measured is no row; the notes say why.
+            if metric == "lpips" and all(cell.text == NONE for cell in cells):
+                continue
             cells += [_published(value) if arm == PROTECTED else Cell() for value in published[metric]]
             rows.append(Row((_METRIC_WORDS[metric], words), tuple(cells)))
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"

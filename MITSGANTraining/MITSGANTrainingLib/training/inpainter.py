@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import build_generator, own_tensors
+from MITSGANLib.attack.attacker import build_generator, load_attacker, own_tensors
 from MITSGANLib.attack.chain import MASK, Inpainter, blended_injection, mask_center
+from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.inpainters import FlowConfig, UNetConfig
 from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator
 from MITSGANLib.errors import InputError
@@ -46,6 +47,8 @@ class InpainterConfig:
     """One attacker model and how it is trained. Exactly one of the tables of families is given.
 
     :param name: of the attacker, whose folder holds the injector and the remover.
+    :param start: an attacker, installed or a folder, whose weights training starts from, in place of random ones. Its
+        look-up table stays.
     :param samples: what is drawn: nodules for an injector, healthy lung for a remover.
     :param nodules_mm: smallest and largest diameter of nodules.
     :param solid_hu: a nodule's middle has at least this mean; fainter ones are left out.
@@ -62,6 +65,7 @@ class InpainterConfig:
     ctgan: CTGANConfig | None = None
     unet: UNetConfig | None = None
     flow: FlowConfig | None = None
+    start: str = ""
     samples: NoduleSampling = field(default_factory=NoduleSampling)
     nodules_mm: tuple[Positive, Positive] = (8.0, 24.0)
     solid_hu: float = -300.0
@@ -100,11 +104,9 @@ class InpainterTask(Task[InpainterConfig]):
         )
         if config.role == "injector":
             self._source = self._source.solid(config.nodules_mm, config.solid_hu)
-        rng = np.random.default_rng(training.seed)
-        cubes = hu_from_float(self._source.views(self._draw(_TABLE_SAMPLES, rng)).numpy())
-        self._equalization = equalization_of(cubes[_INNER] if config.middle_table else cubes)
         self.samples_per_epoch = len(self._source)
         self._class, self.generator = build_generator(config.network)
+        self._equalization = self._started() if config.start else self._table()
         # On a CPU this layout trains half again as fast; it changes no weight.
         self.generator.to(memory_format=torch.channels_last_3d)
         betas = config.betas
@@ -122,6 +124,20 @@ class InpainterTask(Task[InpainterConfig]):
             optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
             self.learners["discriminator"] = Learner(self.discriminator, optimizer, cosine(config.last_rate))
         self._places = self._other.healthy(_PLACES)
+
+    def _table(self) -> Equalization:
+        cubes = hu_from_float(
+            self._source.views(self._draw(_TABLE_SAMPLES, np.random.default_rng(self.training.seed))).numpy()
+        )
+        return equalization_of(cubes[_INNER] if self.config.middle_table else cubes)
+
+    def _started(self) -> Equalization:
+        """Take over the weights of the attacker that training starts from; gives its look-up table."""
+        attacker = load_attacker(self.config.start, "inject" if self.config.role == "injector" else "remove")
+        if attacker.inpainter.generator.config != self.generator.config:
+            raise InputError(f"The attacker '{self.config.start}' is of another architecture than the recipe's.")
+        self.generator.load_state_dict(attacker.inpainter.generator.state_dict())
+        return attacker.inpainter.equalization
 
     def identity(self) -> Mapping[str, str]:
         return {

