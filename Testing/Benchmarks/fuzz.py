@@ -28,7 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +86,7 @@ class Subject:
     """
 
     name: str
-    data: bytes
+    data: bytes = field(repr=False)
     use: Callable[[bytes, Path], None]
 
 

@@ -82,7 +82,8 @@ class EncodedFile:
     ) -> None:
         """Write the file with elements replaced, added, or (None) left out.
 
-        Group Length (gggg,0000), which is retired, goes with the first change of its group.
+        Group Length (gggg,0000), which is retired, goes with the first change of its group. Elements come out in the
+        order of their tags.
 
         :param meta: new file meta information, of an uncompressed transfer syntax in the encoding of the file; without
             it the file's own stays.
@@ -113,7 +114,9 @@ class EncodedFile:
         view = memoryview(self.data)
         left = sorted(tag for tag, element in changes.items() if element is not None)
         changed_groups = {tag >> 16 for tag in changes}
-        for tag, start, end in self.spans:
+        # In the order of their tags, which the standard asks for and damaged files lack: else what stands behind one with
+        # too high a tag would land behind the pixels, where readers of headers do not look.
+        for tag, start, end in sorted(self.spans, key=lambda span: span[0]):
             while left and left[0] < tag:
                 yield from self._encoded(changes[left.pop(0)])
             if tag in changes:

@@ -263,6 +263,17 @@ def test_elements_behind_pixels_are_kept(tmp_path):
     assert dataset.DataSetTrailingPadding == bytes(32)
 
 
+def test_elements_out_of_order_hide_nothing_behind_the_pixels(tmp_path):
+    series = ct_series()
+    odd = element(series.syntax, (0xE071, 0x0009), "CS", b"ODD ")
+    for path in series.write(tmp_path / "source"):
+        insert(path, series.syntax, odd)
+    save_volume(protected(load_volume(tmp_path / "source")), tmp_path / "out")
+    assert load_volume(tmp_path / "out").shape == series.hu().shape
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes().endswith(odd)
+
+
 def test_a_file_that_lies_about_its_syntax_is_written_as_it_is_encoded(tmp_path):
     for path in ct_series(syntax=ImplicitVRLittleEndian).write(tmp_path / "source"):
         content = path.read_bytes()
