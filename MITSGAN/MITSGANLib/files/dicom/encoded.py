@@ -114,8 +114,8 @@ class EncodedFile:
         view = memoryview(self.data)
         left = sorted(tag for tag, element in changes.items() if element is not None)
         changed_groups = {tag >> 16 for tag in changes}
-        # In the order of their tags, which the standard asks for and damaged files lack: else what stands behind one with
-        # too high a tag would land behind the pixels, where readers of headers do not look.
+        # In the order of their tags, which the standard asks for and damaged files lack: else what stands behind one
+        # with too high a tag would land behind the pixels, where readers of headers do not look.
         for tag, start, end in sorted(self.spans, key=lambda span: span[0]):
             while left and left[0] < tag:
                 yield from self._encoded(changes[left.pop(0)])
