@@ -18,7 +18,7 @@ from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
 from .body import body_mask
-from .noise import LocalNoise, NoiseEstimate, estimate_noise, local_noise
+from .noise import LocalNoise, NoiseEstimate, estimate_noise, hiding_noise, local_noise
 
 __all__ = [
     "HIGHEST_HU",
@@ -156,7 +156,8 @@ class Surroundings:
     Each slice's depends on that slice alone, so slabs, and a part of a series, give what the whole gives.
 
     :param mask: bool (slices, rows, columns), the body.
-    :param noise_hu: standard deviation of the scan's noise, of the same shape; None where no budget asks for it.
+    :param noise_hu: standard deviation of the scan's noise as far as it hides a change, of the same shape; None where
+        no budget asks for it.
     """
 
     mask: np.ndarray
@@ -180,7 +181,7 @@ class Surroundings:
             plane = hu[k : k + 1]
             mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
             if noise_hu is not None:
-                noise_hu[k] = local_noise(plane, spacing_kji, padding_hu).at()[0]
+                noise_hu[k] = hiding_noise(hu[k], local_noise(plane, spacing_kji, padding_hu).at()[0])
 
         map_slices(look, len(hu))
         return cls(mask, noise_hu, padding_hu)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, allowed_change, allowed_in_slices, apply_change
-from MITSGANLib.budget.noise import _in_windows, estimate_noise, local_noise
+from MITSGANLib.budget.noise import _in_windows, estimate_noise, hiding_noise, local_noise
 from MITSGANLib.errors import InputError, ModelError
 from MITSGANLib.scan.phantom import PADDING_HU, thorax_phantom
+from MITSGANLib.scan.windows import LUNG
 from scipy import ndimage
 
 SHAPE = (24, 128, 128)
@@ -28,6 +29,15 @@ def soft_tissue(noise_hu, sigma=0.0, shape=(3, 160, 160), seed=0):
     noise = np.random.default_rng(seed).standard_normal(shape)
     noise = ndimage.gaussian_filter(noise, (0, sigma, sigma)) if sigma else noise
     return np.rint(40 + noise_hu * noise / noise.std()).astype(np.int16)
+
+
+def lowest_ssim(plane, other):
+    """Local SSIM of the worst voxel in the lung window, Gaussian weights, its border left out."""
+    from skimage.metrics import structural_similarity
+
+    shown = [LUNG.clipped(hu) for hu in (plane, other)]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": LUNG.width}
+    return structural_similarity(*shown, full=True, **options)[1][8:-8, 8:-8].min()
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -119,6 +129,25 @@ def test_noise_map_is_not_opened_by_vessels_and_edges():
     noise = local_noise(crowded).at()
     assert (noise / plain).max() < 1.5
     assert np.median(noise / plain) < 1.2
+
+
+def test_noise_hides_a_change_also_where_a_sharp_scan_is_quiet():
+    plane = soft_tissue(90, shape=(1, 160, 160))[0] - 700
+    plane[60:90, 60:90] = np.rint((plane[60:90, 60:90] + 660) * 0.5 - 660)
+    signs = np.random.default_rng(3).choice([-1, 1], plane.shape)
+    everywhere = np.full(plane.shape, np.float32(90))
+    seen = lowest_ssim(plane, plane + np.rint(0.18 * everywhere * signs))
+    hidden = hiding_noise(plane, everywhere)
+    assert seen < 0.97
+    assert lowest_ssim(plane, plane + np.rint(0.18 * hidden * signs)) >= 0.98
+    assert (hidden <= 90).all()
+    assert np.median(hidden[:40, :40]) > 0.8 * 90, "where the noise is, it still counts"
+
+
+def test_noise_of_smooth_kernels_hides_all_of_its_share():
+    plane = soft_tissue(20, shape=(1, 64, 64))[0] - 700
+    noise = np.full(plane.shape, np.float32(20))
+    assert hiding_noise(plane, noise) is noise
 
 
 def test_noise_map_is_smooth():
