@@ -53,6 +53,7 @@ from MITSGANLib.seal.sealing import restore, save_sealed, seal_file
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.manifest import manifest_path
 from MITSGANLib.signature.signing import Signers, sign_scan
+from MITSGANLib.signature.study import find_study_manifest, sign_study, verify_study
 from MITSGANLib.signature.verification import find_manifest, verify_scan
 from MITSGANLib.weights import ModelCard, write_weights
 from pydicom.uid import (
@@ -206,7 +207,7 @@ def _restoring(
 
 
 def manifest_subjects(folder: Path) -> Iterator[Subject]:
-    """The manifest beside a file, and a DICOM series that carries its own."""
+    """The manifest beside a file, a DICOM series that carries its own, and both manifests of a study."""
     signers = Signers(new_signing_key())
     path = folder / "scan.nrrd"
     save_volume(phantom(), path)
@@ -219,6 +220,13 @@ def manifest_subjects(folder: Path) -> Iterator[Subject]:
     series = {f"in/{one.name}": one.read_bytes() for one in sorted((folder / "signed").iterdir())}
     name = sorted(series)[1]
     yield Subject("a signed series", series[name], _verifying(series, name, "in"))
+    for pixels_only in (False, True):
+        study = folder / f"study-{pixels_only}.json"
+        sign_study(folder / "source", study, signers.key, pixels_only=pixels_only)
+        files = {f"in/{one.name}": one.read_bytes() for one in sorted((folder / "source").iterdir())}
+        files[study.name] = study.read_bytes()
+        for name in (study.name, sorted(files)[1]):
+            yield Subject(f"{name} of a study", files[name], _verifying_study(files, name, study.name))
 
 
 def _verifying(files: dict[str, bytes], damaged: str, scan: str) -> Callable[[bytes, Path], None]:
@@ -230,6 +238,18 @@ def _verifying(files: dict[str, bytes], damaged: str, scan: str) -> Callable[[by
         signed = find_manifest(contents)
         if signed is not None:
             json.dumps(verify_scan(contents, signed).to_dict(), allow_nan=False)
+
+    return use
+
+
+def _verifying_study(files: dict[str, bytes], damaged: str, manifest: str) -> Callable[[bytes, Path], None]:
+    def use(data: bytes, folder: Path) -> None:
+        (folder / "in").mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(data if name == damaged else content)
+        signed = find_study_manifest(folder / manifest)
+        if signed is not None:
+            json.dumps(verify_study(folder / "in", signed).to_dict(), allow_nan=False)
 
     return use
 

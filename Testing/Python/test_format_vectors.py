@@ -21,6 +21,7 @@ from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.files.volume_files import read_file
 from MITSGANLib.keys.key_files import Key, read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
+from MITSGANLib.measure.drill import Forgery, read_sheet
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.seal.container import open_container
@@ -28,6 +29,7 @@ from MITSGANLib.seal.packing import unpack
 from MITSGANLib.seal.sealing import restore
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.manifest import read_manifest_file
+from MITSGANLib.signature.study import find_study_manifest, verify_study
 from MITSGANLib.signature.verification import find_manifest, verify_scan
 from MITSGANLib.watermark.pattern import OPEN_KEY, Grid, ScanSigns, watermark_key
 
@@ -244,3 +246,27 @@ def test_a_changed_voxel_of_dicom_is_found(folder, tmp_path):
     found = verify_scan(scan, find_manifest(scan))
     assert [finding.kind for finding in found.findings] == ["voxels"]
     assert list(found.changed_boxes()) == [(2, slice(0, 32), slice(0, 32))]
+
+
+# -------------------------------------------------- manifests of studies, and answers
+
+
+@pytest.mark.parametrize(("covers", "instances"), [("all", 3), ("pixels", 3)])
+def test_manifests_of_a_study(tmp_path, covers, instances):
+    manifest = find_study_manifest(VECTORS / "study-1" / f"{covers}.json")
+    assert manifest.covers == covers
+    assert manifest.fingerprint == fingerprint(raw_public_key(load_public_key(SIGNER)))
+    study = tmp_path / "study"
+    shutil.copytree(VECTORS / "watermark-1" / "series", study)
+    assert [len(one.intact) for one in verify_study(study, manifest).series] == [instances]
+    file = min(study.iterdir())
+    dataset = pydicom.dcmread(file)
+    dataset.PatientID = "another"
+    dataset.save_as(file)
+    assert verify_study(study, manifest).is_intact == (covers == "pixels")
+
+
+def test_answer_sheet():
+    sheet = read_sheet(VECTORS / "study-1" / "case-1.answers", KEY)
+    assert (sheet.series_uid, sheet.name) == ("2.25.1", "case-1")
+    assert sheet.forgeries == (Forgery("inject", (-40.5, 12.25, 45.5), (1, 36, 15), "ctgan-small", "ab" * 32),)

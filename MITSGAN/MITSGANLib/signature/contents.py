@@ -141,6 +141,18 @@ def read_contents_to_verify(
     return _heap(path, headers, tuple(scan.damaged), str(problem))
 
 
+def is_deidentified(scan: ScanContents) -> bool:
+    """Whether a file of a scan says that the patient's identity was removed (PS3.3 C.7.1.1)."""
+    with quiet_pydicom():
+        for file in scan.files:
+            try:
+                if str(read_dataset(file).get("PatientIdentityRemoved") or "").strip() == "YES":
+                    return True
+            except InputError:  # said elsewhere
+                continue
+    return False
+
+
 def _signed_series(headers: Sequence[Header]) -> dict[str, bool]:
     """The series whose files carry a manifest, and of each whether all slices of it are there."""
     found: dict[str, int] = defaultdict(int)
@@ -161,13 +173,17 @@ def _heap(path: Path, headers: list[Header], damaged: tuple[Path, ...], problem:
     for header in headers:
         try:
             with _damage_named(header.path):
-                loose += _loose_slices(header)
+                loose += loose_slices(header)
         except InputError:
             unreadable.append(header.path)
     return ScanContents(path, "dicom", loose=tuple(loose), unreadable=tuple(unreadable), problem=problem)
 
 
-def _loose_slices(header: Header) -> list[LooseSlice]:
+def loose_slices(header: Header) -> list[LooseSlice]:
+    """The slices of one file, each where its own header puts it.
+
+    :raises InputError: the file is damaged.
+    """
     frames = frames_of(header)
     dataset = read_dataset(header.path)
     stored = decode_stored(dataset, header.path, unused_bits=frames[0].needs_unused_bits)

@@ -120,10 +120,26 @@ class HeaderKey:
         """The digest of the elements that are an image's own."""
         return self._digest("image", *(headers[keyword] for keyword in IMAGE_KEYWORDS))
 
+    def uid(self, value: str) -> bytes:
+        """The digest of a UID of a series or an instance."""
+        return self._digest("uid", value)
+
+    def instance(self, pieces: Iterable[bytes]) -> bytes:
+        """The digest of what a manifest of a study covers of an instance."""
+        return keyed_digest(self._key, b"MITSGAN instance v1", pieces)
+
     def _digest(self, *parts: str) -> bytes:
         # Lengths keep the parts apart, whatever they hold.
         message = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
         return hmac.digest(self._key, b"MITSGAN header v1" + message, "sha256")
+
+
+def keyed_digest(key: bytes, context: bytes, pieces: Iterable[bytes]) -> bytes:
+    """HMAC-SHA256 of bytes that come in pieces, for one use of a key."""
+    mac = hmac.new(key, context, "sha256")
+    for piece in pieces:
+        mac.update(piece)
+    return mac.digest()
 
 
 def header_digests(key: HeaderKey, images: Iterable[Headers]) -> HeaderDigests:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PAYLOAD_TYPE = "application/vnd.mitsgan.manifest.v1+json"
+STUDY_TYPE = "application/vnd.mitsgan.study.v1+json"
 PUBLIC_KEY_BYTES, SIGNATURE_BYTES = 32, 64
 
 
@@ -28,26 +29,26 @@ class ManifestError(InputError):
     exit_code = 7
 
 
-def seal_payload(payload: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
-    """An envelope, as JSON values, with ``payload`` and its signature."""
-    signature = key.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
+def seal_payload(payload: bytes, key: Ed25519PrivateKey, kind: str = PAYLOAD_TYPE) -> dict[str, Any]:
+    """An envelope of a ``kind``, as JSON values, with ``payload`` and its signature."""
+    signature = key.sign(pre_authentication_encoding(kind, payload))
     return {
         "payload": encode_bytes(payload),
-        "payloadType": PAYLOAD_TYPE,
+        "payloadType": kind,
         "signatures": [{"keyid": fingerprint(raw_public_key(key.public_key())), "sig": encode_bytes(signature)}],
     }
 
 
-def open_envelope(envelope: Any) -> tuple[bytes, str]:
+def open_envelope(envelope: Any, kind: str = PAYLOAD_TYPE) -> tuple[bytes, str]:
     """The payload of an envelope and the fingerprint of the key that it claims. Its signature is not checked yet.
 
     :raises ManifestError: it is no envelope of this kind, or not in its one form.
     """
-    payload, _, claimed = _parts(envelope)
+    payload, _, claimed = _parts(envelope, kind)
     return payload, claimed
 
 
-def check_signature(envelope: Any, public_key: bytes) -> None:
+def check_signature(envelope: Any, public_key: bytes, kind: str = PAYLOAD_TYPE) -> None:
     """Check that a key signed an envelope.
 
     :param public_key: 32 bytes, Ed25519.
@@ -56,13 +57,11 @@ def check_signature(envelope: Any, public_key: bytes) -> None:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    payload, signature, claimed = _parts(envelope)
+    payload, signature, claimed = _parts(envelope, kind)
     try:
         if claimed != fingerprint(public_key):
             raise ManifestError("The manifest names another key than the one it carries: it was altered.")
-        Ed25519PublicKey.from_public_bytes(public_key).verify(
-            signature, pre_authentication_encoding(PAYLOAD_TYPE, payload)
-        )
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, pre_authentication_encoding(kind, payload))
     except (InvalidSignature, ValueError) as error:
         raise ManifestError("The signature of the manifest is wrong: it was altered, or damaged on its way.") from error
 
@@ -113,15 +112,15 @@ def decode_bytes(text: Any, length: int | None = None) -> bytes:
     return data
 
 
-def _parts(envelope: Any) -> tuple[bytes, bytes, str]:
+def _parts(envelope: Any, kind: str) -> tuple[bytes, bytes, str]:
     """Payload, signature and claimed key."""
     match envelope:
         case {
             "payload": payload,
-            "payloadType": kind,
+            "payloadType": found,
             "signatures": [{"keyid": str(claimed), "sig": signature, **more}],
         }:
-            if kind != PAYLOAD_TYPE or more or len(envelope) != 3:
+            if found != kind or more or len(envelope) != 3:
                 raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
             return decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES), claimed
     raise ManifestError("This is no manifest of a scan; give the one that was written when the scan was signed.")

@@ -24,6 +24,7 @@ from .contents import ImageFile, ScanContents
 from .digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE, HeaderKey, tile_digests
 from .envelope import ManifestError
 from .manifest import Manifest, SignedManifest, SliceRecord, manifest_path, merge, read_document, read_manifest_file
+from .study import is_study_manifest
 
 # Values of the map.
 INTACT, CHANGED_TILE, WRONG_SLICE, MISSING_SLICE = range(4)
@@ -134,7 +135,8 @@ def find_manifest(scan: ScanContents) -> SignedManifest | None:
     :raises ManifestError: there is one, and it was altered.
     """
     beside = manifest_path(scan.path)
-    return manifest_within(scan) or (read_manifest_file(beside) if beside.exists() else None)
+    is_of_scan = beside.exists() and not is_study_manifest(beside)
+    return manifest_within(scan) or (read_manifest_file(beside) if is_of_scan else None)
 
 
 def verify_scan(scan: ScanContents, signed: SignedManifest, *, headers: bool = True) -> Verification:
@@ -155,7 +157,7 @@ def verify_scan(scan: ScanContents, signed: SignedManifest, *, headers: bool = T
         text = f"{len(scan.unreadable)} files are damaged and cannot be read, such as {scan.unreadable[0].name}."
         findings.append(Discrepancy("file-unreadable", text))
     if manifest.headers is None:
-        notes.append("Headers were not compared: it was signed from a format that has none.")
+        notes.append("Headers were not compared: the manifest covers none.")
     elif scan.format != "dicom":
         notes.append("Headers (patient, study, series) were not compared: this format has none.")
     elif headers:

@@ -3,7 +3,9 @@
 Without OUTPUT the manifest is written beside INPUT, as NAME.manifest.json. With OUTPUT the scan is copied there: DICOM
 files carry the manifest inside, other files have it beside them. Nothing in INPUT is changed.
 
-With --exam a whole DICOM study is signed: one document, in the study or at OUTPUT, refers to every instance of it.
+With --exam or --study a whole DICOM study is signed, and no file of it is touched. --exam writes a DICOM document, in
+the study or at OUTPUT; --study writes a manifest, beside the study or at OUTPUT. --pixels-only writes one for copies
+that will be de-identified: it covers pixels and geometry of CT alone, and verifies where names and UIDs are gone.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from . import key_options
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from MITSGANLib.signature.dicom.digital_signature import DicomSigner
 
 _DICOM = """\
@@ -39,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Ed25519 private key; mitsgan keygen --signing makes one; needed without --exam",
     )
     key_options.add_passphrase(parser, "ask for the passphrase that locks the key")
+    parser.add_argument("--study", action="store_true", help="one manifest of all series of a study, and of all in it")
+    parser.add_argument(
+        "--pixels-only",
+        action="store_true",
+        help="one manifest of a study's pixels and geometry alone, for copies that will be de-identified",
+    )
     add_overwrite(parser)
     add_json(parser)
     group = parser.add_argument_group("DICOM signatures", _DICOM)
@@ -63,6 +72,11 @@ def run(options: argparse.Namespace) -> None:
         options.refuse("--exam signs every series of a study, with --dicom-key; leave --key and --series out")
     if not options.exam and options.key is None:
         options.refuse("the following arguments are required: --key")
+    is_study = options.study or options.pixels_only
+    if is_study and (options.exam or options.dicom_key or options.series):
+        options.refuse(
+            "--study and --pixels-only sign every series with --key; leave --exam, --dicom-key, --series out"
+        )
     passphrase = key_options.passphrase(options)
     key = options.key and load_signing_key(options.key, passphrase and passphrase.secret)
     dicom = options.dicom_key and load_dicom_signer(
@@ -72,6 +86,9 @@ def run(options: argparse.Namespace) -> None:
         key_options.warn_of_readers(secret)
     if options.exam:
         _sign_exam(options, dicom)
+        return
+    if is_study:
+        _sign_study(options, key)
         return
     with progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
@@ -105,3 +122,23 @@ def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:
     write_json(options.json, {"output": str(where), "instances": count})
     if options.json != "-":
         say(f"Signed an exam of {count} instances. Wrote {where}")
+
+
+def _sign_study(options: argparse.Namespace, key: Ed25519PrivateKey) -> None:
+    from MITSGANLib.signature.study import sign_study
+
+    with progress_bar("Signing", "instance") as progress:
+        manifest, where = sign_study(
+            options.input,
+            options.output,
+            key,
+            pixels_only=options.pixels_only,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    counts = [len(instances) for instances in manifest.series]
+    result = {"manifest": str(where), "signer": manifest.fingerprint, "covers": manifest.covers, "instances": counts}
+    write_json(options.json, result)
+    if options.json != "-":
+        what = "slices, their pixels and geometry alone," if options.pixels_only else "instances"
+        say(f"Signed {sum(counts)} {what} in {len(counts)} series. Wrote {where}")

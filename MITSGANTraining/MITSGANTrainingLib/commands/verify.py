@@ -1,8 +1,9 @@
 """Tell whether a signed scan is still as it was signed, and if not, which slices, tiles and headers were changed.
 
 The manifest is taken from --manifest, from inside the DICOM files, or from beside INPUT (NAME.manifest.json). DICOM's
-own signatures are checked where there are any. A study that was signed as a whole (mitsgan sign --exam) is compared
-with its document, unless --series asks for one series. "Intact" means that nothing changed since the scan was signed.
+own signatures are checked where there are any. A study that was signed as a whole (mitsgan sign --exam, --study or
+--pixels-only) is compared with its document or manifest, unless --series asks for one series. "Intact" means that
+nothing changed since the scan was signed.
 Give the signer's public key or certificate to learn whether it was this signer. Nothing here says that the scan was
 genuine when it was signed.
 """
@@ -10,6 +11,7 @@ genuine when it was signed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,11 @@ from MITSGANLib.files.dicom.headers import has_dicom_preamble
 from MITSGANLib.files.storage import is_dicom_output
 from MITSGANLib.files.volume_files import refuse_source, write_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
-from MITSGANLib.signature.contents import read_contents_to_verify
+from MITSGANLib.signature.contents import is_deidentified, read_contents_to_verify
 from MITSGANLib.signature.dicom.digital_signature import ImageSignatures, load_certificates, verify_images
 from MITSGANLib.signature.dicom.exam import ExamVerification, find_exam_document, verify_exam
 from MITSGANLib.signature.manifest import SignedManifest, read_manifest_file
+from MITSGANLib.signature.study import StudyManifest, find_study_manifest, verify_study
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
@@ -38,6 +41,13 @@ _VERDICTS = {
     UNKNOWN_SIGNER: "intact, unknown signer",
 }
 _MOST_TILES = 8
+
+DEIDENTIFIED = (
+    "Its headers say that it was de-identified, which takes signatures and manifests away. What is left to verify: "
+    "pixels and geometry, with a manifest that the site made by mitsgan sign --pixels-only; and the watermark, with "
+    "mitsgan examine. Who it is of, and when it was acquired, nothing here can tell any more."
+)
+HEADERS_GONE = "The headers say that it was de-identified; --deidentified compares voxels and geometry alone."
 
 _EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
@@ -81,6 +91,13 @@ def run(options: argparse.Namespace) -> int:
         refuse_existing_file(Path(options.map), options.overwrite)
     known = {fingerprint(raw_public_key(load_public_key(file))): file for file in options.public_key or []}
     trusted = [one for file in options.certificate or [] for one in load_certificates(file)]
+    if study := _study_manifest(options):
+        if options.map or options.deidentified:
+            options.refuse(
+                "this study is signed as a whole, so --map and --deidentified say nothing of it; for de-identified "
+                "copies a manifest is made by mitsgan sign --pixels-only"
+            )
+        return _verify_study(options, study, known)
     if document := _exam_document(options):
         if options.map or options.public_key or options.deidentified:
             options.refuse(
@@ -95,10 +112,13 @@ def run(options: argparse.Namespace) -> int:
     if signed is None and not signatures.signed:
         raise InputError(
             f"{options.input} is not signed: it carries no manifest, and none lies beside it; name one with --manifest."
+            + (f" {DEIDENTIFIED}" if is_deidentified(scan) else "")
         )
     if signed is None and options.map:
         raise InputError(f"{options.input} has no manifest, which a map needs; name one with --manifest.")
     verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
+    if verification and not options.deidentified and is_deidentified(scan):
+        verification = dataclasses.replace(verification, notes=(*verification.notes, HEADERS_GONE))
     code = _exit_code(verification, signatures, known)
     if options.json != "-":
         # Before anything is written: a full disk must not keep the verdict from anyone.
@@ -119,6 +139,30 @@ def _exam_document(options: argparse.Namespace) -> Path | None:
         return find_exam_document(options.input)
     is_dicom = options.manifest.is_file() and has_dicom_preamble(options.manifest)
     return find_exam_document(options.manifest) if is_dicom else None
+
+
+def _study_manifest(options: argparse.Namespace) -> StudyManifest | None:
+    """The manifest of the whole study, where that is what is to be verified."""
+    path = Path(options.input)
+    if options.series or not path.is_dir() or (options.manifest and not options.manifest.is_file()):
+        return None
+    return find_study_manifest(options.manifest or path)
+
+
+def _verify_study(options: argparse.Namespace, manifest: StudyManifest, known: dict[str, Path]) -> int:
+    with progress_bar("Reading", "instance") as progress:
+        verification = verify_study(options.input, manifest, progress)
+    is_known = manifest.fingerprint in known
+    code = CHANGED if not verification.is_intact else INTACT if is_known else UNKNOWN_SIGNER
+    if options.json != "-":
+        signer = str(known[manifest.fingerprint]) if is_known else f"an unknown key {manifest.fingerprint}"
+        verdict = "Intact" if verification.is_intact else "CHANGED since it was signed"
+        say(f"{verdict}. The study was signed by {signer} on {manifest.created}")
+        for line in verification.summary():
+            say(f"  {line}")
+    result = {**verification.to_dict(), "known_signer": is_known}
+    write_json(options.json, {"input": options.input, "verdict": _VERDICTS[code], "study": result})
+    return code
 
 
 def _verify_exam(options: argparse.Namespace, document: Path, trusted: list[Certificate]) -> int:

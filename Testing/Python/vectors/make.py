@@ -9,8 +9,11 @@ the same meaning. A new version of a format gets a new folder beside the old one
 - ``unversioned``: made before the watermark's record had a version.
 - ``watermark-1``: made with version 1 of it.
 
-In each folder: ``scan.nrrd`` with a keyed watermark, its seal and its manifest; ``series`` with the open watermark, the
-seal and the manifest in its files.
+- ``study-1``: two manifests of ``watermark-1/series`` as a study, and the answer sheet of a drill; made by
+  ``make.py study-1``.
+
+In each of the others: ``scan.nrrd`` with a keyed watermark, its seal and its manifest; ``series`` with the open
+watermark, the seal and the manifest in its files.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from dicom_factory import ct_series
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.keys.key_files import Key, write_key_file
 from MITSGANLib.keys.signing_keys import save_signing_key
+from MITSGANLib.measure.drill import AnswerSheet, Forgery, seal_sheet
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.seal.sealing import save_sealed
 from MITSGANLib.signature.signing import Signers, signed_output
+from MITSGANLib.signature.study import sign_study
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
 HERE = Path(__file__).resolve().parent
@@ -59,6 +64,16 @@ def make(folder: Path) -> None:
         write_protected(Path(source) / "in", folder / "series", OPEN_KEY)
 
 
+def make_study(folder: Path) -> None:
+    """Write manifests of a study, and an answer sheet."""
+    folder.mkdir()
+    for name in ("all", "pixels"):
+        sign_study(HERE / "watermark-1" / "series", folder / f"{name}.json", SIGNER, pixels_only=name == "pixels")
+    forgery = Forgery("inject", (-40.5, 12.25, 45.5), (1, 36, 15), "ctgan-small", "ab" * 32)
+    sheet = AnswerSheet("2.25.1", "case-1", SPACING, ORIGIN, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), (forgery,))
+    (folder / "case-1.answers").write_bytes(seal_sheet(sheet, KEY))
+
+
 def write_protected(source: Path, target: Path, watermark: WatermarkKey) -> None:
     """Write a scan with its watermark, sealed and signed."""
     original = load_volume(source)
@@ -69,4 +84,5 @@ def write_protected(source: Path, target: Path, watermark: WatermarkKey) -> None
 if __name__ == "__main__":
     if not (HERE / "original.nrrd").exists():
         make_shared()
-    make(HERE / sys.argv[1])
+    name = sys.argv[1]
+    (make_study if name.startswith("study") else make)(HERE / name)

@@ -148,14 +148,14 @@ def read_exam(path: str | os.PathLike[str], progress: Progress | None = None) ->
     :raises InputError: there is no CT in it, several studies or patients, an instance without UIDs or twice, or a file
         cannot be read.
     """
-    scan = _scan(path, progress)
+    scan = scan_study(path, progress)
     for file in (*scan.damaged, *scan.without_series, *(header.path for header in scan.others)):
         if file in scan.damaged:
             raise damaged_file(file)
         raise InputError(
             "lacks a Series Instance UID, so no document can refer to it", path=file, hint="take it out of the folder"
         )
-    documents = _documents(scan)
+    documents = exam_documents(scan)
     series = [tuple(sorted((h for h in one.headers if h.path not in documents), key=_order)) for one in scan.series]
     exam = Exam(scan.path, tuple(filter(None, series)), documents)
     if not any(header.is_ct_image for header in exam.instances):
@@ -207,7 +207,7 @@ def sign_exam(
         raise OutputError("is an image of the exam", path=output, hint="choose another name")
     refuse_existing_file(output, overwrite)
     document = _document(exam, datetime.datetime.now().astimezone(), progress)
-    sign_dataset(document, signer, datetime.datetime.now(datetime.UTC), _public_tags(document))
+    sign_dataset(document, signer, datetime.datetime.now(datetime.UTC), public_tags(document))
     with atomic_file(output, overwrite=overwrite) as temporary, quiet_pydicom():
         document.save_as(temporary, enforce_file_format=True)
     return output, len(exam.instances)
@@ -218,7 +218,7 @@ def find_exam_document(path: str | os.PathLike[str]) -> Path | None:
 
     :raises InputError: there are several.
     """
-    documents = _documents(_scan(path))
+    documents = exam_documents(scan_study(path))
     if len(documents) > 1:
         raise InputError(f"holds {len(documents)} signed exams", path=path, hint="name the document to verify")
     return documents[0] if documents else None
@@ -244,7 +244,7 @@ def verify_exam(
             raise damaged_file(document) from error
     if not references:
         raise InputError("names no instance", path=document, hint="sign the exam anew")
-    scan = _scan(path)
+    scan = scan_study(path)
     headers = [header for series in scan.series for header in series.headers] + list(scan.others)
     files = {header.path: header.text("SOPInstanceUID") for header in headers}
     files |= dict.fromkeys((*scan.without_series, *scan.damaged), "")
@@ -283,14 +283,15 @@ def verify_exam(
     )
 
 
-def _scan(path: str | os.PathLike[str], progress: Progress | None = None) -> DicomScan:
+def scan_study(path: str | os.PathLike[str], progress: Progress | None = None) -> DicomScan:
     """What a folder holds, without the directories of media, which are no instances."""
     scan = scan_dicom(path, progress)
     others = [h for h in scan.others if h.dataset.file_meta.get("MediaStorageSOPClassUID") != MEDIA_DIRECTORY]
     return dataclasses.replace(scan, others=tuple(others))
 
 
-def _documents(scan: DicomScan) -> tuple[Path, ...]:
+def exam_documents(scan: DicomScan) -> tuple[Path, ...]:
+    """The documents of signed exams in a folder."""
     headers = [header for series in scan.series for header in series.headers]
     selections = [header.path for header in headers if header.text("SOPClassUID") == KEY_OBJECT_SELECTION]
     return tuple(path for path in selections if _is_titled(path))
@@ -375,10 +376,10 @@ def _add_references(
     uids = [headers[0].text("SeriesInstanceUID") for headers in exam.series]
     observations = [generate_uid(prefix=None) for _ in content]
     buffer = Buffer()
-    buffer.elements(document, [tag for tag in _public_tags(document) if tag < REFERENCES])
+    buffer.elements(document, [tag for tag in public_tags(document) if tag < REFERENCES])
 
     def pass_between(buffer: Buffer) -> None:
-        buffer.elements(document, [tag for tag in _public_tags(document) if tag > REFERENCES])
+        buffer.elements(document, [tag for tag in public_tags(document) if tag > REFERENCES])
         buffer.begin()
 
     chunks, lengthened = lay_out(
@@ -455,7 +456,7 @@ def _mac_items(path: Path) -> list[Dataset]:
         dataset = read_dataset(path)
         if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
             raise ByteStreamError("is big-endian", path=path, hint="convert it to little-endian first")
-        tags, items = _public_tags(dataset), []
+        tags, items = public_tags(dataset), []
         for algorithm, mac in zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True):
             item = Dataset()
             item.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
@@ -466,7 +467,7 @@ def _mac_items(path: Path) -> list[Dataset]:
     return items
 
 
-def _public_tags(dataset: Dataset) -> list[int]:
+def public_tags(dataset: Dataset) -> list[int]:
     """The elements that a MAC covers, in their order: all public ones that it may."""
     from pydicom.tag import Tag
 
@@ -529,7 +530,7 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
             raise
         except Exception:  # noqa: BLE001 - foreign bytes go through pydicom, which raises anything
             return "unchecked"
-        uncovered |= {keyword_for_tag(tag) or "a retired one" for tag in set(_public_tags(dataset)) - tags}
+        uncovered |= {keyword_for_tag(tag) or "a retired one" for tag in set(public_tags(dataset)) - tags}
     return "intact"
 
 
