@@ -331,8 +331,9 @@ def _scan_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         spacing = own[0]["spacing_kji"]
         yield (
             f"| {scan} | {spacing[0]:g}, {spacing[1]:g} | {100 * told['noise missing']:.0f}, "
-            f"{100 * told['watermark']:.0f} | {untouched['verdict']}, {untouched['listed']} | {asked.get('lung')}, "
-            f"{asked.get('bright')} | {false} | {np.median([line['seconds'] for line in copies]):.0f} |"
+            f"{100 * told.get('watermark', 0):.0f} | {untouched['verdict']}, {untouched['listed']} "
+            f"| {asked.get('lung')}, {asked.get('bright')} | {false} "
+            f"| {np.median([line['seconds'] for line in copies]):.0f} |"
         )
 
 

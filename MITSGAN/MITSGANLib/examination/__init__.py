@@ -3,6 +3,7 @@
 =============  =============================================================================
 ``blocks``     where evidence is added up
 ``noise``      noise that is missing, or of another color than the tissue's around
+``whitened``   the lungs after the sharpest filter that a scan's own noise allows
 ``copies``     tissue that is there twice, and CT-GAN's own noise source
 ``suspicion``  maps of evidence, each in units of what a scan's own untouched tissue scatters by
 ``verdict``    evidence, places and verdict

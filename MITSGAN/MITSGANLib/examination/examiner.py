@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..budget.budget import WATERMARK_BUDGET
 from ..errors import TargetError
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.lungs import lung_positions
@@ -19,8 +20,22 @@ from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from .blocks import Blocks
 from .copies import Copy, find_copies, find_touch_up, touch_up_edge
 from .noise import noise_map, residual
-from .suspicion import ASKED, COARSE_NOISE, COLOR, NOISE, WATERMARK, Suspicion, of_noise, of_watermark
+from .suspicion import (
+    COARSE_NOISE,
+    COLOR,
+    FOREIGN,
+    NEAR_MM,
+    NOISE,
+    WATERMARK,
+    Suspicion,
+    asked_limit,
+    of_faded_watermark,
+    of_noise,
+    of_whitened,
+    together,
+)
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
+from .whitened import whiten
 
 Progress = Callable[[int, int], None]
 
@@ -31,12 +46,11 @@ COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judg
 
 MOST_OF_THE_LUNGS = 0.5
 _SMALLEST_MM3 = 150.0
-# Where the watermark is the only witness: its limits are what the scans that they were set on just do not reach.
-_ALONE = 1.35
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
 _COPY_SD = 11.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
 _WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
+_WORTH_SAYING = 0.5  # of what counts
 _JUDGE_SURE = 0.985
 _SEED = 5
 
@@ -63,6 +77,14 @@ class Examination:
     verdict: Verdict
 
     @functools.cached_property
+    def asked_limit(self) -> float:
+        """What is an alarm at a place that somebody asks about."""
+        from scipy import ndimage
+
+        size = [2 * max(1, round(NEAR_MM / edge)) + 1 for edge in self.blocks.mm]
+        return asked_limit(ndimage.maximum_filter(together(self.suspicions), size), self.lungs)
+
+    @functools.cached_property
     def judge_limit(self) -> float:
         """What the judge says of hardly any place of this scan, nor of others."""
         return _judge_limit(self.blocks.volume, self.judge)
@@ -77,11 +99,10 @@ class Examination:
         volume = self.blocks.volume
         if not volume.contains(kji):
             raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
-        block = self.blocks.block_of(kji)
+        tops = _tops_near(self.blocks, self.suspicions, kji, (2 * NEAR_MM,) * 3)
+        limit = self.asked_limit
         evidence = [
-            Evidence(one.kind, _words(one.kind, float(one.score[block]), ASKED), float(one.score[block]) / ASKED)
-            for one in self.suspicions
-            if one.score[block] > 0.5 * ASKED
+            Evidence(kind, _words(kind, top, limit), top / limit) for kind, top in tops if top > _WORTH_SAYING * limit
         ]
         source = None
         for copy in self.copies:
@@ -104,7 +125,7 @@ class Examination:
         """A label map of the scan's geometry: :data:`UNTOLD`, :data:`TOLD` or :data:`CHANGED` of each voxel."""
         classes = np.zeros(self.lungs.shape, np.uint8)
         classes[np.any([one.told for one in self.suspicions], axis=0)] = TOLD
-        classes[np.any([one.score >= 1 for one in self.suspicions], axis=0)] = CHANGED
+        classes[together(self.suspicions) >= 1] = CHANGED
         labels = self.blocks.voxels(classes)
         volume = self.blocks.volume
         for place in self.places:
@@ -140,8 +161,14 @@ def examine(
     touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
     told.at(60)
     del fine
-    check = check_watermark(volume, key, progress=lambda done, of: told.at(60 + 30 * done // of))
-    suspicions.append(of_watermark(check, lungs))
+    check = check_watermark(volume, key, progress=lambda done, of: told.at(60 + 20 * done // of))
+    is_whole = check.is_found and not check.is_degraded
+    whitened = whiten(blocks, key if is_whole else None, recorded_budget(volume) or WATERMARK_BUDGET)
+    if whitened is not None:
+        suspicions += of_whitened(blocks, whitened, lungs)
+    if check.is_degraded:
+        suspicions.append(of_faded_watermark(check, lungs))
+    told.at(95)
     found = _explained(copies, touched or [], volume)
     judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
@@ -205,7 +232,7 @@ def _places(
         tops = _tops_near(blocks, suspicions, copy.kji, copy.size_mm)
         evidence = [_of_copy(copy), *(Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8)]
         found.append(_place(volume, copy.kji, copy.size_mm, evidence, copy.source_kji))
-    whole = np.max([one.score for one in suspicions], axis=0)
+    whole = together(suspicions)
     labels, _ = ndimage.label(whole >= _EDGE_SCORE, np.ones((3, 3, 3)))
     candidates = []
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -224,18 +251,10 @@ def _places(
         size = tuple(round((part.stop - part.start) * edge, 1) for part, edge in zip(box, blocks.mm, strict=True))
         if _is_of_a_copy(blocks, copies, kji, box, here):
             continue
-        evidence = [
-            Evidence(
-                one.kind, _words(one.kind, float(one.score[box][here].max()), 1.0), float(one.score[box][here].max())
-            )
-            for one in suspicions
-            if one.score[box][here].max() >= 0.8 * min(1.0, top)
-        ]
-        # The judge looks at the noise itself, so it is a second witness to the watermark alone.
-        mark = float(suspicions[-1].score[box][here].max())
-        others = max(float(one.score[box][here].max()) for one in suspicions[:-1])
-        is_listed = is_listed and (others >= ASKED or mark >= _ALONE)
-        if judge is not None and asked < _MOST_ASKED and mark >= _WORTH_ASKING:
+        tops = [(one.kind, float(one.score[box][here].max())) for one in suspicions]
+        evidence = [Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= _WORTH_SAYING]
+        # The judge looks at the noise itself, so it is one more witness.
+        if judge is not None and asked < _MOST_ASKED and top >= _WORTH_ASKING:
             asked += 1
             if limit is None:
                 limit = _judge_limit(volume, judge)
@@ -322,6 +341,7 @@ def _words(kind: str, score: float, limit: float) -> str:
         NOISE: "noise is missing",
         COARSE_NOISE: "coarse noise is missing",
         COLOR: "the noise is of another color than around",
+        FOREIGN: "it has noise that this scanner does not let through",
     }[kind]
     return (
         f"{what} ({score / limit:.1f} times what counts)" if score >= limit else f"{what} in part ({score / limit:.1f})"
@@ -340,7 +360,7 @@ def _verdict(
     evidence = list(_of_headers(volume))
     count = max(1, np.count_nonzero(lungs))
     told = {one.kind: float(np.count_nonzero(one.told)) / count for one in suspicions}
-    noise, mark = told[NOISE], told[WATERMARK]
+    noise, mark = told[NOISE], told.get(WATERMARK, 0.0)
     reasons = []
     if check.is_found:
         text = f"the watermark stands out by {check.sd:.0f} standard deviations; told about {mark:.0%} of the lungs"

@@ -6,22 +6,40 @@ were set on five scans and reported on others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..watermark.checking import Check
+from .blocks import Blocks
 from .noise import COARSE, FINE, NoiseMap
+from .whitened import Whitened
 
 WATERMARK, NOISE, COARSE_NOISE, COLOR = "watermark", "noise missing", "coarse noise missing", "noise of another color"
+FOREIGN = "noise that the scanner does not let through"
 
-ASKED = 0.65
-"""A score from here on is an alarm at a place that somebody asks about; a whole scan has a million places."""
+_WITNESSES = ((WATERMARK,), (NOISE, COARSE_NOISE), (COLOR, FOREIGN))
 
-# For windows of 9, 14 and 20 mm: how many of the scan's own scatters, and how many standard deviations at least. No
-# window of the five scans' untouched lungs reaches them.
-_WATERMARK_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
-_WATERMARK_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
+_POWER = 3.0
+
+# What is an alarm at a place that somebody asks about: few places of the scan have as much nearby.
+_ASKED, _ASKED_PERCENTILE = (0.6, 0.85), 99.3
+NEAR_MM = 6.0
+"""How far from a place that is asked about the strongest evidence is taken."""
+
+# For cubes of these edges in mm: how many of the scan's own scatters (standard deviations) the watermark falls short.
+_WATERMARK_LIMITS = ((5.0, 7.0), (7.0, 6.8), (10.0, 6.5), (14.0, 5.9), (20.0, 5.6))
+_GAIN_VARIES = 0.07  # of what is expected
+_GAIN_MM, _GAIN_TRUST, _LEAST_GAIN, _DENSE_HU = 60.0, 400.0, 0.85, -500.0
+_LEAST_FULL = 2.0
+# Of what is left of it, in windows of 9, 14 and 20 mm: scatters, and standard deviations at least.
+_FADED_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
+_FADED_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
+# Noise that is not explained by what is coarser.
+_FOREIGN_LIMITS = ((10.0, 9.0), (14.0, 8.4))
+_FITTED, _ROUNDS = 20000, 5
+_TAIL_PERCENTILE, _TAIL = 97.0, 2.4  # where that is of scans that were not compressed
 # For windows of 9 and 14 mm, likewise, with the least logarithm of noise.
 _FINE_LIMITS = ((8.8, 0.5), (8.2, 0.45))
 _COARSE_LIMITS = ((6.6, 1.5), (6.2, 1.0))
@@ -42,6 +60,41 @@ class Suspicion:
     kind: str
     score: np.ndarray
     told: np.ndarray
+
+
+def together(suspicions: Sequence[Suspicion]) -> np.ndarray:
+    """What all say of each block, float32; 1 is listed.
+
+    The watermark, too little noise, and noise that does not belong are witnesses of their own: what one says by chance
+    another does not. Two that each say 0.8 come to 1, three that each say 0.5 to 0.7.
+    """
+    total = np.zeros(suspicions[0].score.shape, np.float32)
+    for kinds in _WITNESSES:
+        own = [one.score for one in suspicions if one.kind in kinds]
+        if own:
+            total += np.maximum(np.max(own, axis=0), 0) ** _POWER
+    return total ** (1 / _POWER)
+
+
+def asked_limit(near: np.ndarray, lungs: np.ndarray) -> float:
+    """What is an alarm at a place that somebody asks about; a whole scan has a million places.
+
+    :param near: the most of :func:`together` within :data:`NEAR_MM`.
+    :param lungs: bool of the same shape.
+    """
+    low, high = _ASKED
+    return float(np.clip(np.percentile(near[lungs], _ASKED_PERCENTILE), low, high)) if lungs.any() else high
+
+
+def strength(kinds: Mapping[str, float]) -> float:
+    """The same of one place.
+
+    :param kinds: the strength of each kind of evidence there; of kinds that are no suspicions the largest counts.
+    """
+    own = [max((max(kinds.get(kind, 0.0), 0.0) for kind in witness), default=0.0) for witness in _WITNESSES]
+    known = {kind for witness in _WITNESSES for kind in witness}
+    others = [value for kind, value in kinds.items() if kind not in known]
+    return max([float(np.sum(np.power(own, _POWER)) ** (1 / _POWER)), *others])
 
 
 def of_noise(noise: NoiseMap, lungs: np.ndarray) -> list[Suspicion]:
@@ -70,24 +123,105 @@ def of_noise(noise: NoiseMap, lungs: np.ndarray) -> list[Suspicion]:
     return found
 
 
-def of_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
-    """A watermark that falls short of its surroundings.
+def of_faded_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
+    """A watermark of which compression or smoothing left a part, where it falls short of its surroundings.
 
     :param lungs: bool (slices, block rows, block columns).
     """
     score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
-    if check.is_found:
-        for (scatters, least), seen, expected in zip(_WATERMARK_LIMITS, check.seen, check.expected, strict=True):
-            here = lungs & (expected >= _WATERMARK_SD)
-            if np.count_nonzero(here) < _FEW_BLOCKS:
-                continue
-            short = expected - seen
-            # Nothing adds to a watermark, so what is above the expected is chance alone.
-            middle, scatter = _scatter(short[here], 5)
-            limit = max(scatters * scatter, least)
-            np.maximum(score, np.where(here, (short - max(middle, 0)) / limit, 0), out=score)
-            told |= here & (expected >= limit)
+    for (scatters, least), seen, expected in zip(_FADED_LIMITS, check.seen, check.expected, strict=True):
+        here = lungs & (expected >= _FADED_SD)
+        if np.count_nonzero(here) < _FEW_BLOCKS:
+            continue
+        short = expected - seen
+        middle, scatter = _scatter(short[here], 5)
+        limit = max(scatters * scatter, least)
+        np.maximum(score, np.where(here, (short - max(middle, 0)) / limit, 0), out=score)
+        told |= here & (expected >= limit)
     return Suspicion(WATERMARK, score, told)
+
+
+def of_whitened(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> list[Suspicion]:
+    """Noise that the scanner does not let through and, where there is one, a watermark that falls short.
+
+    :param lungs: bool (slices, block rows, block columns).
+    """
+    found = [_of_foreign_noise(blocks, whitened, lungs)]
+    return [*found, _of_watermark(blocks, whitened, lungs)] if whitened.gain > 0 else found
+
+
+def _of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
+    score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
+    left = _left(blocks, whitened, lungs)
+    for edge_mm, limit in _WATERMARK_LIMITS:
+        full, seen, expected = (blocks.in_boxes(values, edge_mm) for values in (whitened.full, whitened.held, left))
+        root = np.sqrt(np.maximum(full, _LEAST_FULL))
+        here = lungs & (full > _LEAST_FULL)
+        if np.count_nonzero(here) < _FEW_BLOCKS:
+            continue
+        short, expected = (expected - seen) / root, expected / root
+        # Nothing adds to a watermark, so what is above the expected is chance alone.
+        middle, scatter = _scatter(short[here], 16)
+        allowed = limit * np.hypot(scatter, _GAIN_VARIES * expected)
+        np.maximum(score, np.where(here, (short - max(middle, 0)) / allowed, 0), out=score)
+        told |= here & (expected >= allowed)
+    return Suspicion(WATERMARK, score, told)
+
+
+def _left(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> np.ndarray:
+    """What each block would hold of the watermark if it were like its surroundings: lung, and what is denser."""
+    left = np.zeros_like(whitened.full)
+    is_lung = whitened.level < _DENSE_HU
+    for tissue in (lungs & is_lung, lungs & ~is_lung):
+        held, full = (values * tissue for values in (whitened.held, whitened.full))
+        usual = float(held.sum() / max(full.sum(), 1e-9))
+        near, wide = (blocks.in_boxes(values, _GAIN_MM) for values in (held, full))
+        gain = (near + usual * _GAIN_TRUST) / (wide + _GAIN_TRUST)
+        left += np.where(tissue, gain.clip(_LEAST_GAIN * usual, None) * full, 0)
+    return left
+
+
+def _of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
+    score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
+    number = np.ones_like(whitened.level)
+    for edge_mm, limit in _FOREIGN_LIMITS:
+        count = blocks.in_boxes(number, edge_mm)
+        means = [
+            blocks.in_boxes(values, edge_mm) / count
+            for values in (
+                whitened.whitened,
+                whitened.bare,
+                whitened.fine,
+                whitened.coarse,
+                whitened.steepness,
+                whitened.level.clip(-1024, 200) / 300,
+            )
+        ]
+        left = np.minimum(means[0], means[1])
+        about = [means[2], means[3], np.log(np.maximum(means[4], 0) + 3), means[5]]
+        unexplained, scatter = _unexplained(left, about, lungs)
+        np.maximum(score, np.where(lungs, unexplained / (limit * scatter), 0), out=score)
+        # White noise as strong as what is fine here would leave that much more.
+        told |= lungs & (means[2] + np.log(whitened.spread) - left >= limit * scatter)
+    return Suspicion(FOREIGN, score, told)
+
+
+def _unexplained(values: np.ndarray, about: list[np.ndarray], where: np.ndarray) -> tuple[np.ndarray, float]:
+    """What others do not tell of values, by a robust quadratic fit, and its scatter."""
+    terms = [np.ones_like(values), *about]
+    terms += [one * other for n, one in enumerate(about) for other in about[n:]]
+    some = np.flatnonzero(where)[:: max(1, np.count_nonzero(where) // _FITTED)]
+    x, y = np.stack([term.ravel()[some] for term in terms], axis=1).astype(np.float64), values.ravel()[some]
+    trust = np.ones(len(y))
+    for _ in range(_ROUNDS):
+        weights = np.linalg.lstsq(x * trust[:, None], y * trust, rcond=None)[0]
+        rest = y - x @ weights
+        scatter = max(1.48 * float(np.median(np.abs(rest))), 1e-6)
+        trust = np.sqrt(1 / np.maximum(1, np.abs(rest) / scatter))
+    told = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+    # Lossy compression leaves more in some places than in others.
+    scatter = max(scatter, float(np.percentile(rest, _TAIL_PERCENTILE)) / _TAIL)
+    return (values - told).astype(np.float32), scatter
 
 
 def _scatter(values: np.ndarray, percentile: float) -> tuple[float, float]:

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from .suspicion import strength
+
 Voxel = tuple[int, int, int]
 
 
@@ -23,7 +25,7 @@ class Evidence:
     """What one kind of examination says.
 
     :param kind: "signature", "header", "watermark", "noise missing", "coarse noise missing", "noise of another color",
-        "copied tissue", "CT-GAN's noise source" or "forensic judge".
+        "noise that the scanner does not let through", "copied tissue", "CT-GAN's noise source" or "forensic judge".
     :param text: for people; no header values, keys or paths.
     :param strength: 1 where it suffices by itself for a change to be listed; 0 where it speaks for none.
     """
@@ -56,8 +58,11 @@ class ChangedPlace:
 
     @property
     def strength(self) -> float:
-        """The strength of its strongest evidence, 0 without any."""
-        return max((one.strength for one in self.evidence), default=0.0)
+        """What all of its evidence says together, 0 without any."""
+        kinds: dict[str, float] = {}
+        for one in self.evidence:
+            kinds[one.kind] = max(one.strength, kinds.get(one.kind, 0.0))
+        return strength(kinds)
 
     @property
     def is_sure(self) -> bool:

@@ -148,13 +148,14 @@ def block_sums(plane: np.ndarray, edge: int) -> np.ndarray:
     return whole.sum(axis=(1, 3), dtype=np.float64)
 
 
-def tile_levels(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tile_levels(plane: np.ndarray, margin_hu: float | np.ndarray = LEVEL_MARGIN_HU) -> tuple[np.ndarray, np.ndarray]:
     """Level of each tile, and which tiles are so near to a step that theirs is not sure.
 
     :param plane: HU (rows, columns), along growing LPS.
+    :param margin_hu: how near that is, of all tiles or of each.
     """
     steps = block_sums(plane, TILE) / (TILE * TILE * LEVEL_HU)
-    unsure = np.abs(steps - np.rint(steps)) * LEVEL_HU < LEVEL_MARGIN_HU
+    unsure = np.abs(steps - np.rint(steps)) * LEVEL_HU < margin_hu
     return np.floor(steps).astype(np.int32), unsure
 
 

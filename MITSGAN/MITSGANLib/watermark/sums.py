@@ -19,7 +19,7 @@ import numpy as np
 
 from ..budget.body import body_mask
 from ..budget.budget import Budget, allowed_change
-from ..budget.noise import LocalNoise, local_noise
+from ..budget.noise import LocalNoise, hiding_noise, local_noise
 from ..runtime.threads import each_slice, map_slices
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
@@ -50,6 +50,7 @@ _LEAST_SHARE = 0.2  # of what is usual in a slice; what is painted flat would pr
 # less than this share of the same tissue's around, it is taken for this other one.
 _HOLE_SHARE, _HOLE_NOISE = 0.45, 0.85
 _TISSUE_MM = 80.0
+_LEAST_HIDDEN = 0.4
 _PAINT_MM, _PAINT_SHARE, _PULLED_MM = 10.0, 0.7, 32.0
 
 
@@ -70,15 +71,23 @@ class Reading:
     fading: np.ndarray | None = None
 
     @classmethod
-    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> Reading:
-        """Learn the filter of a scan.
+    def bare(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> Reading:
+        """Measure a scan's noise, for whoever has a filter of his own.
 
         :param budget: that the watermark was put in with.
         """
         share = budget.noise_share
         surely = dataclasses.replace(budget, noise_share=None if share is None else _SURELY * share)
         noise = None if share is None else _noise_of_tissue(volume)
-        reading = cls(volume, key, surely, noise, np.zeros((1, 1), np.float32))
+        return cls(volume, key, surely, noise, np.zeros((1, 1), np.float32))
+
+    @classmethod
+    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> Reading:
+        """Learn the filter of a scan.
+
+        :param budget: that the watermark was put in with.
+        """
+        reading = cls.bare(volume, key, budget)
         some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
         inside = np.concatenate([reading.allowed_in(k) > 0 for k in some])
         kernel = whitening_kernel(volume.hu[some], inside).astype(np.float32)
@@ -95,7 +104,11 @@ class Reading:
         part, padding = slice(k, k + 1), self.volume.provenance.padding_hu
         hu = self.volume.hu[part]
         mask = body_mask(hu, padding, self.volume.spacing_kji)
-        return allowed_change(hu, self.budget, mask, padding, None if self.noise is None else self.noise.at((part,)))
+        noise_hu = None if self.noise is None else self.noise.at((part,))
+        if noise_hu is not None:
+            # What is painted flat hides nothing, and should have been marked all the same.
+            noise_hu = np.maximum(hiding_noise(hu[0], noise_hu[0])[None], np.float32(_LEAST_HIDDEN) * noise_hu)
+        return allowed_change(hu, self.budget, mask, padding, noise_hu)
 
     def look(self, k: int) -> SliceSigns:
         """What slice ``k`` tells of the signs."""
