@@ -39,6 +39,7 @@ from .commands import (
     sign,
     train,
     verify,
+    watch,
 )
 from .commands.options import check_json, with_points
 
@@ -49,6 +50,7 @@ COMMANDS = {
     "restore": restore,
     "sign": sign,
     "verify": verify,
+    "watch": watch,
     "check": check,
     "examine": examine,
     "attack": attack,

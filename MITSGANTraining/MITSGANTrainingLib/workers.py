@@ -6,11 +6,12 @@ and does not stop the rest; Ctrl-C stops all.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CONNECT_SECONDS = 15
+_AHEAD = 4  # items that a worker of a scheduler has waiting
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def run_all(
     function: Callable[[Item], Result], items: Iterable[Item], *, processes: int = 1, scheduler: str | None = None
 ) -> Iterator[Outcome[Item, Result]]:
     """Outcomes of ``function(item)`` for all items, in the order in which they get ready.
+
+    Few items wait to be begun at a time, so that long lists take no more memory than they have.
 
     :param processes: processes on this machine, at most one per item; 1 works in this process.
     :param scheduler: address of a Dask scheduler whose workers have this package installed and see the same folders;
@@ -70,46 +74,53 @@ def _reason(error: Exception) -> str:
 
 
 def _over_processes(function: Callable, items: list, processes: int) -> Iterator[Outcome]:
-    left = items
-    try:
-        for outcome in _over_one_pool(function, items, processes):
-            left = [item for item in left if item is not outcome.item]
-            yield outcome
-    except BrokenProcessPool:
-        # A process was killed, as a rule for memory. Which item did it is unknown, so the rest goes one at a time.
-        for item in left:
-            try:
-                yield from _over_one_pool(function, [item], 1)
-            except BrokenProcessPool:
-                yield Outcome(item, error="The process was killed, probably for want of memory; use fewer processes.")
+    todo, broken = iter(items), True
+    while broken:
+        broken = []
+        yield from _over_one_pool(function, todo, processes, broken)
+        # A process was killed, as a rule for memory. Which item did it is unknown, so those go one at a time.
+        for item in broken:
+            lost: list = []
+            yield from _over_one_pool(function, [item], 1, lost)
+            if lost:
+                reason = "The process was killed, probably for want of memory; use fewer processes."
+                yield Outcome(item, error=reason)
 
 
-def _over_one_pool(function: Callable, items: list, processes: int) -> Iterator[Outcome]:
+def _over_one_pool(function: Callable, items: Iterable, processes: int, broken: list) -> Iterator[Outcome]:
+    """Outcomes until one process is killed; what was begun and has none is then in ``broken``."""
     # Not by fork: a fork of a process whose torch has started threads hangs.
     context = multiprocessing.get_context("spawn")
     threads = max(1, usable_cores() // processes)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_process, initargs=(threads,))
+    items, pending = iter(items), {}
     try:
-        futures = {pool.submit(_attempt, function, item): item for item in items}
-        for future in _as_ready(futures):
-            # Of the caller's own item: the one that comes back is a copy.
-            outcome = future.result()
-            yield Outcome(futures[future], outcome.result, outcome.error)
+        while not broken:
+            for item in itertools.islice(items, 2 * processes - len(pending)):
+                try:
+                    pending[pool.submit(_attempt, function, item)] = item
+                except BrokenProcessPool:
+                    broken.append(item)
+                    break
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                # Of the caller's own item: the one that comes back is a copy.
+                item = pending.pop(future)
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    broken.append(item)
+                else:
+                    yield Outcome(item, outcome.result, outcome.error)
+        broken += pending.values()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _as_ready(futures: Iterable[Future]) -> Iterator[Future]:
-    pending = set(futures)
-    while pending:
-        ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from ready
-
-
 def _begin_process(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+    # Before torch is imported, which not every work needs.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -132,17 +143,29 @@ def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Outc
         raise InputError(
             f"The Dask scheduler {scheduler} does not answer; start it, and check the address (tcp://HOST:PORT)."
         ) from error
+    todo: Iterator = iter(items)
     with client:
-        # Not pure: the same call may be asked for again after its folder was emptied.
-        futures = {client.submit(_attempt, function, item, pure=False): item for item in items}
-        ready: Any = as_completed(futures)
+        ready: Any = as_completed()
+        pending: dict[Any, Any] = {}
+
+        def submit() -> None:
+            wanted = _AHEAD * max(1, len(client.scheduler_info()["workers"]))
+            for item in itertools.islice(todo, max(0, wanted - len(pending))):
+                # Not pure: the same call may be asked for again after its folder was emptied.
+                future = client.submit(_attempt, function, item, pure=False)
+                pending[future] = item
+                ready.add(future)
+
         try:
+            submit()
             for future in ready:
-                item = futures[future]
+                item = pending.pop(future)
                 try:
                     outcome = future.result()
-                    yield Outcome(item, outcome.result, outcome.error)
+                    outcome = Outcome(item, outcome.result, outcome.error)
                 except Exception as error:  # noqa: BLE001 - a lost worker
-                    yield Outcome(item, error=_reason(error))
+                    outcome = Outcome(item, error=_reason(error))
+                submit()
+                yield outcome
         finally:
-            client.cancel(list(futures))
+            client.cancel(list(pending))

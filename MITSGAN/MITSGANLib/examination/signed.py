@@ -7,10 +7,14 @@ from collections.abc import Collection
 
 import numpy as np
 
+from ..errors import InputError
 from ..scan.volume import CTVolume
+from ..signature.contents import ScanContents
 from ..signature.dicom.digital_signature import ImageSignatures
 from ..signature.digests import TILE
 from ..signature.verification import INTACT, Verification
+from ..watermark.pattern import OPEN_KEY, WatermarkKey
+from .examiner import Examination, Progress, examine
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict
 
 SIGNATURE = "signature"
@@ -68,6 +72,32 @@ def with_signatures(
         evidence=(*evidence, *verdict.evidence),
         reasons=reasons,
     )
+
+
+def examine_contents(
+    scan: ScanContents,
+    verification: Verification | None,
+    signatures: ImageSignatures,
+    *,
+    key: WatermarkKey = OPEN_KEY,
+    trusted: Collection[str] = (),
+    progress: Progress | None = None,
+) -> tuple[Verdict, Examination | None]:
+    """All evidence there is of a scan, its voxels and its signatures; no examination where its slices form no volume.
+
+    :param key, progress: as in ``examiner.examine``.
+    :param verification, signatures, trusted: as in :func:`with_signatures`.
+    :raises InputError: the slices form no volume, and no manifest says what they were.
+    """
+    examination = None
+    if scan.volume is not None:
+        examination = examine(scan.volume, key=key, progress=progress)
+        verdict = examination.verdict
+    elif verification is None:
+        raise InputError(scan.problem)
+    else:
+        verdict = Verdict(Outcome.CANNOT_TELL, reasons=("its slices form no volume",))
+    return with_signatures(verdict, scan.volume, verification, signatures, trusted), examination
 
 
 def _changed_tiles(verification: Verification, volume: CTVolume | None) -> list[ChangedPlace]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change, check_strength
 from ..errors import InputError, ModelError
+from ..runtime.devices import describe_cpu, describe_device, resolve_device
 from ..runtime.threads import usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
 from ..watermark.embedding import Watermark
@@ -54,6 +55,13 @@ class Protector:
         """The largest change of a voxel, in HU."""
         perturbation = self.budget.strength_hu if self.has_model else 0.0
         return perturbation + (self.watermark.budget.strength_hu if self.watermark else 0.0)
+
+    def place(self, device: str = "auto") -> str:
+        """Where it runs, in words; a watermark alone runs on the processor, without torch.
+
+        :raises DependencyError: as :func:`~..runtime.devices.resolve_device`.
+        """
+        return describe_device(resolve_device(device)) if self.has_model else describe_cpu()
 
     @property
     def title(self) -> str:

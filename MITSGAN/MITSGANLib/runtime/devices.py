@@ -6,6 +6,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from ..errors import CHOOSE_CPU, DependencyError
+from .threads import usable_threads
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,16 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 def describe_device(device: torch.device) -> str:
     """The device in words, such as "NVIDIA H200" or "CPU (x86_64, 2 threads)"."""
-    import torch
-
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
+    return describe_cpu()
+
+
+def describe_cpu() -> str:
+    """The processor in words; where no network runs, torch need not be there."""
+    threads = usable_threads()
     return f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
 
 

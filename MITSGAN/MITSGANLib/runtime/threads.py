@@ -40,10 +40,16 @@ garbage = _Garbage()
 
 
 def usable_threads() -> int:
-    """Number of threads: as many as torch uses where it is loaded, so that one limit holds for both; else all cores."""
+    """Number of threads: as many as torch uses, or would use where it is not loaded, so that one limit holds for both.
+
+    That is ``OMP_NUM_THREADS`` where it is set, else all cores.
+    """
     # While another thread imports torch, not all of it is there yet.
     of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)
-    return usable_cores() if of_torch is None else int(of_torch())
+    if of_torch is not None:
+        return int(of_torch())
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(limit), usable_cores()) if limit.isdigit() and int(limit) else usable_cores()
 
 
 def usable_cores() -> int:

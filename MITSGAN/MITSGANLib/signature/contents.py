@@ -23,7 +23,8 @@ from ..files.dicom.geometry import stack_frames
 from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
 from ..files.dicom.pixels import decode_stored, to_int16_hu
 from ..files.dicom.private_block import get_entry
-from ..files.dicom.series import image_problem, scan_dicom
+from ..files.dicom.read import read_series
+from ..files.dicom.series import DicomSeries, image_problem, scan_dicom
 from ..files.storage import load_volume
 from ..scan.volume import CTVolume
 from .digests import Headers, read_headers
@@ -93,6 +94,14 @@ def read_contents(
     path = Path(path)
     with _damage_named(path):
         volume = load_volume(path, series, progress)
+    return contents_of(volume, path)
+
+
+def contents_of(volume: CTVolume, path: Path) -> ScanContents:
+    """A scan that was read, with what its DICOM files say.
+
+    :raises InputError: one of them cannot be read any more.
+    """
     if not volume.provenance.dicom_files:
         return ScanContents(path, volume.provenance.format, volume)
     # One file for each slice, or one alone for Enhanced CT.
@@ -151,6 +160,22 @@ def is_deidentified(scan: ScanContents) -> bool:
             except InputError:  # said elsewhere
                 continue
     return False
+
+
+def read_series_to_verify(series: DicomSeries, path: Path) -> ScanContents:
+    """Read one series, or what is left of it; see :func:`read_contents_to_verify`.
+
+    :param path: of the folder that it is in.
+    :raises InputError: there is nothing that could be a CT.
+    """
+    try:
+        with _damage_named(path):
+            return contents_of(read_series(series, source=str(path)), path)
+    except InputError as error:
+        headers = [header for header in series.images if image_problem(header) is None]
+        if not headers:
+            raise
+        return _heap(path, headers, (), str(error))
 
 
 def _signed_series(headers: Sequence[Header]) -> dict[str, bool]:

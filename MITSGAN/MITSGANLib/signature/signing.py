@@ -105,6 +105,13 @@ def signed_output(output: str | os.PathLike[str], signers: Signers, *, overwrite
             manifest_path(temporary).write_bytes(signed.document())
 
 
+def sign_images(scan: ScanContents, signers: Signers, target: Callable[[Path], Path]) -> SignedManifest:
+    """Sign a DICOM scan that was read; each of its files is written, with its share, to the place ``target`` gives."""
+    signed = _sign(scan, signers)
+    _write_images(scan, signed, signers.dicom, target)
+    return signed
+
+
 def _sign(scan: ScanContents, signers: Signers) -> SignedManifest:
     headers = [image.headers for image in scan.images] or None
     now = datetime.datetime.now(datetime.UTC)

@@ -17,15 +17,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from MITSGANLib.errors import DependencyError, InputError, ModelError
 from MITSGANLib.files.atomic import require_space
-from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.read import read_series
-from MITSGANLib.files.dicom.series import DicomSeries
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
 from MITSGANLib.protection.protector import Protector, load_protector, protect
-from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.save_protected import Proofs, save_protected
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
 from MITSGANLib.signature.signing import Signers
@@ -37,9 +34,11 @@ from .trees import (
     Record,
     ScanJob,
     Stage,
+    Tell,
     TreeConfig,
     TreeReport,
     checked,
+    found_series,
     relative_files,
     remove_leavings,
     work_through,
@@ -198,26 +197,28 @@ def measure_change(before: CTVolume, after: CTVolume) -> Change:
     return total
 
 
-def protect_collection(config: CollectionConfig, stage: Stage | None = None) -> ProtectionReport:
+def protect_collection(
+    config: CollectionConfig, stage: Stage | None = None, tell: Tell | None = None
+) -> ProtectionReport:
     """Protect every CT scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage: as in ``trees.work_through``.
+    :param stage, tell: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, a key cannot be read, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
     report = ProtectionReport()
-    config = _checked(config)
-    *_, settings = config.load()
+    config = checked_collection(config)
+    protector, _, settings = config.load()
     if not config.scheduler:
-        resolve_device(config.device)
-    work_through(config, report, _Protection, settings, take_stock, stage)
+        protector.place(config.device)  # refuses one that is not there
+    work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
     return report
 
 
 @dataclass(frozen=True)
-class _Protection(ScanJob):
+class ProtectionJob(ScanJob):
     """One scan to protect."""
 
     record_type: ClassVar[type[Record]] = ProtectionRecord
@@ -244,24 +245,53 @@ class _Protection(ScanJob):
         change = measure_change(volume, protected)
 
         def write() -> tuple[list[str], dict[str, Any]]:
-            written, warnings = _write(protected, volume, protector, proofs, config, scan)
+            written, warnings = self.write(protected, volume, protector, proofs)
             return written, {
                 "slices": volume.shape[0],
                 "change": change,
-                "device": describe_device(resolve_device(config.device)),
+                "device": protector.place(config.device),
                 "warnings": tuple(warning.name for warning in (*volume.provenance.warnings, *warnings)),
             }
 
         return self.finish(write, started)
 
+    def write(
+        self, protected: CTVolume, original: CTVolume, protector: Protector, proofs: Proofs
+    ) -> tuple[list[str], list[VolumeWarning]]:
+        """Write a protected scan at the places of its originals; their relative paths, and warnings."""
+        config, scan, warnings = self.config, self.scan, []
+
+        def save(path: Path, *, overwrite: bool = False) -> None:
+            warnings.extend(save_one(protected, original, protector, proofs, path, overwrite=overwrite))
+
+        if not scan.uid:
+            target = config.out / scan.files[0]
+            remove_leavings(target)
+            save(target, overwrite=True)
+            return relative_files([target, *data_files(target), *proofs.companions(target)[0]], config.out), warnings
+
+        def fill(folder: Path) -> list[Path]:
+            save(folder / "new")
+            # The writer names its files in slice order, the order of the originals.
+            return sorted((folder / "new").iterdir())
+
+        written = relative_files(original.provenance.dicom_files, config.tree)
+        write_together(config.out, written, fill)
+        return written, warnings
+
+
+def save_one(
+    protected: CTVolume, original: CTVolume, protector: Protector, proofs: Proofs, path: Path, *, overwrite: bool
+) -> tuple[VolumeWarning, ...]:
+    """Save a protected scan with its proofs, as ``save_protected`` does."""
+    mark = protector.watermark and protector.watermark.key
+    return save_protected(protected, path, proofs, original, watermark=mark, overwrite=overwrite)
+
 
 def _load(tree: Path, scan: StockedScan) -> CTVolume:
     if not scan.uid:
         return load_volume(tree / scan.files[0])
-    headers = [read_header(tree / file) for file in scan.files]
-    if None in headers:
-        raise InputError("Files of the series changed while the collection was worked on; run the command again.")
-    return read_series(DicomSeries(scan.uid, tuple(headers)), source=str(tree / scan.source))
+    return read_series(found_series(tree, scan), source=str(tree / scan.source))
 
 
 def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
@@ -275,39 +305,7 @@ def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
         ) from error
 
 
-def _write(
-    protected: CTVolume,
-    original: CTVolume,
-    protector: Protector,
-    proofs: Proofs,
-    config: CollectionConfig,
-    scan: StockedScan,
-) -> tuple[list[str], list[VolumeWarning]]:
-    """Write a protected scan at the places of its originals; their relative paths, and warnings."""
-    warnings: list[VolumeWarning] = []
-
-    def save(path: Path, *, overwrite: bool = False) -> None:
-        mark = protector.watermark and protector.watermark.key
-        warnings.extend(save_protected(protected, path, proofs, original, watermark=mark, overwrite=overwrite))
-
-    if not scan.uid:
-        target = config.out / scan.files[0]
-        remove_leavings(target)
-        save(target, overwrite=True)
-        written = relative_files([target, *data_files(target), *proofs.companions(target)[0]], config.out)
-    else:
-
-        def fill(folder: Path) -> list[Path]:
-            save(folder / "new")
-            # The writer names its files in slice order, the order of the originals.
-            return sorted((folder / "new").iterdir())
-
-        written = relative_files(original.provenance.dicom_files, config.tree)
-        write_together(config.out, written, fill)
-    return written, warnings
-
-
-def _checked(config: CollectionConfig) -> CollectionConfig:
+def checked_collection(config: CollectionConfig) -> CollectionConfig:
     """The configuration with absolute paths, which other processes and machines understand, too.
 
     :raises OutputError: tree and output overlap, or the output holds something else.

@@ -1,22 +1,28 @@
 """What a tree of folders holds: CT scans to protect, other files, and what may be CT but cannot be used.
 
 Everything is judged by headers alone, and each is read once. DICOM is known by its content, the other formats by their
-suffix. Paths are relative to the tree, with forward slashes.
+suffix. What DICOM a folder holds is kept from run to run, and read again only where a file of it changed. Paths are
+relative to the tree, with forward slashes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import math
 import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OtherKindError
 from MITSGANLib.files import volume_files
+from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.files.dicom.derive import MANUFACTURER
 from MITSGANLib.files.dicom.headers import Header, require_pydicom
 from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, scan_files
@@ -28,7 +34,7 @@ RECORDS = ".mitsgan"
 
 LOST = "is named as the slices beside it but is no DICOM, or empty; a slice may be missing"
 NOT_READ = "is neither DICOM nor a NRRD, NIfTI or MetaImage file"
-LINKED_FOLDER = "is a link to a folder, and links to folders are not followed"
+LINKED_FOLDER = "is a link to a folder that is in the tree anyway, or that holds the tree"
 NOT_A_FILE = "is a link to nothing, or no regular file"
 INDEX = "is an index of the original files (DICOMDIR)"
 NO_SERIES = "is a DICOM object that belongs to no series"
@@ -38,6 +44,7 @@ NOT_PROTECTED = "is not protected"
 ATTACK = "is a simulated attack"
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_KEPT_FORMAT = 1
 # Headers and file system blocks, on top of 2 bytes a voxel.
 _HEADER_BYTES = 8192
 
@@ -95,34 +102,144 @@ class Other:
 
 @dataclass(frozen=True)
 class Failure:
-    """CT, or what may be CT, that was not protected: the outcome that needs a person."""
+    """CT, or what may be CT, that was not protected: the outcome that needs a person.
+
+    :param scan: what it would have been but for its neighbors, if that is known.
+    """
 
     source: str
     reason: str
     uid: str = ""
+    files: tuple[str, ...] = ()
+    scan: StockedScan | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready form for the summary."""
+        return {"source": self.source, "series_instance_uid": self.uid or None, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """A file as the file system knows it: its time of change, and that of its entry, which nobody can set back."""
+
+    path: str
+    size: int
+    time_ns: int
+    entry_time_ns: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The CT images of one series in one folder."""
+
+    uid: str
+    folder: str
+    images: tuple[FileFact, ...]
+    instances: tuple[str, ...]
+    voxels: int
+
+
+@dataclass
+class FolderStock:
+    """What DICOM lies in one folder.
+
+    :param stamp: of all its files; while it holds, the rest does.
+    :param damaged: name of a file that cannot be read; may be another time, so such a folder is never kept.
+    :param unknown: files that are no DICOM.
+    :param lost: those of them that may once have been slices.
+    """
+
+    stamp: str
+    parts: list[_Part] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    unknown: list[FileFact] = field(default_factory=list)
+    lost: list[FileFact] = field(default_factory=list)
+    damaged: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FolderStock:
+        """What JSON gave."""
+        facts = lambda rows: [FileFact(**row) for row in rows]  # noqa: E731
+        parts = [
+            _Part(**{**row, "images": tuple(facts(row["images"])), "instances": tuple(row["instances"])})
+            for row in values["parts"]
+        ]
+        others = [Other(**{**row, "files": tuple(row["files"])}) for row in values["others"]]
+        failures = [Failure(**{**row, "files": tuple(row["files"])}) for row in values["failures"]]
+        return cls(values["stamp"], parts, others, failures, facts(values["unknown"]), facts(values["lost"]))
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Everything in a tree, from headers alone."""
+    """Everything in a tree, from headers alone.
+
+    :param folders: what the next one need not read again.
+    :param young: files that may not be whole yet.
+    """
 
     scans: tuple[StockedScan, ...]
     others: tuple[Other, ...]
     failures: tuple[Failure, ...]
+    folders: Mapping[str, FolderStock] = field(default_factory=dict)
+    young: frozenset[str] = frozenset()
+
+    def instances(self, scan: StockedScan) -> list[str]:
+        """The SOP Instance UIDs of a DICOM series."""
+        files = set(scan.files)
+        folders = {posixpath.dirname(file) for file in files}
+        return [
+            instance
+            for part in (part for folder in folders for part in self.folders[folder].parts if part.uid == scan.uid)
+            for image, instance in zip(part.images, part.instances, strict=True)
+            if image.path in files
+        ]
+
+    def keep(self, path: Path) -> None:
+        """Write down what :func:`read_kept` gives to the next run, a line for each folder."""
+        with atomic_file(path, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps([_KEPT_FORMAT, __version__]) + "\n")
+            for folder, stock in self.folders.items():
+                if not stock.damaged:
+                    file.write(json.dumps([folder, dataclasses.asdict(stock)]) + "\n")
 
 
-def take_stock(tree: Path, progress: Progress | None = None, *, protected: bool = False) -> Inventory:
+def read_kept(path: Path) -> dict[str, FolderStock]:
+    """What :meth:`Inventory.keep` wrote; nothing where there is none, or none by this version."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            if json.loads(next(file, "0")) != [_KEPT_FORMAT, __version__]:
+                return {}
+            return {folder: FolderStock.from_dict(stock) for folder, stock in map(json.loads, file)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def take_stock(
+    tree: Path,
+    progress: Progress | None = None,
+    *,
+    protected: bool | None = False,
+    kept: Mapping[str, FolderStock] | None = None,
+    without: Path | None = None,
+    is_young: Callable[[FileFact], bool] = lambda _: False,
+) -> Inventory:
     """What a tree holds; each header is read once, and kept no longer than its folder takes.
 
     DICOM is known by its content, the other formats by their suffix. Images of one Series Instance UID are one scan
     even where they lie in several folders, unless an image is there twice: then each folder has a copy of its own.
+    Links to folders are followed, each folder once.
 
     :param protected: DICOM series by MITSGAN are the scans, and the others are passed over; else it is the reverse.
+        None takes both, complete or not, as they are to be judged.
+    :param kept: ``folders`` of an earlier inventory of the same tree, taken in the same way.
+    :param without: a folder that is left out, wherever a link leads to it.
+    :param is_young: whether a file may not be whole yet; then it is no damage that it cannot be read.
     :raises InputError: the tree does not exist or is empty.
     :raises DependencyError: pydicom is not installed.
     """
     require_pydicom()
-    stock = _Stock(tree, protected)
+    stock = _Stock(tree, protected, kept or {}, without, is_young)
     folders = list(stock.walk())
     total = sum(len(names) for _, names in folders)
     if not total and not stock.failures:
@@ -136,37 +253,24 @@ def take_stock(tree: Path, progress: Progress | None = None, *, protected: bool 
     return stock.inventory()
 
 
-@dataclass(frozen=True)
-class FileFact:
-    """A file as the inventory knows it."""
-
-    path: str
-    size: int
-    time_ns: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The CT images of one series in one folder."""
-
-    folder: str
-    images: tuple[FileFact, ...]
-    instances: tuple[str, ...]
-    voxels: int
-
-
 class _Stock:
     """The inventory while it is taken."""
 
-    def __init__(self, tree: Path, protected: bool) -> None:
-        self.tree, self.protected = tree, protected
+    def __init__(
+        self,
+        tree: Path,
+        protected: bool | None,
+        kept: Mapping[str, FolderStock],
+        without: Path | None,
+        is_young: Callable[[FileFact], bool],
+    ) -> None:
+        self.tree, self.protected, self.kept, self.without = tree, protected, kept, without
+        self.is_young, self.young = is_young, set[str]()
         self.scans: list[StockedScan] = []
         self.others: list[Other] = []
         self.failures: list[Failure] = []
-        self.parts: dict[str, list[_Part]] = {}
+        self.folders: dict[str, FolderStock] = {}
         self.damaged: dict[str, str] = {}  # by folder, the name of one
-        self.unknown: list[FileFact] = []
-        self.lost: list[FileFact] = []
         self.companions: set[str] = set()
 
     def walk(self) -> Iterator[tuple[str, list[str]]]:
@@ -176,14 +280,24 @@ class _Stock:
         """
         if not self.tree.is_dir():
             raise InputError(f"{self.tree} is not a folder; give the folder that holds the scans.")
-        for path, subfolders, names in os.walk(self.tree, onerror=self._refuse_folder):
+        seen = {_identity(self.without)} if self.without and self.without.is_dir() else set()
+        root = self.tree.resolve()
+        for path, subfolders, names in os.walk(self.tree, onerror=self._refuse_folder, followlinks=True):
             folder = relative_path(path, self.tree)
             if not folder:  # what an earlier run left, where the tree is its output
                 subfolders[:] = [name for name in subfolders if name != RECORDS]
                 names = [name for name in names if name != SUMMARY]
+            elif (identity := _identity(Path(path))) in seen:
+                self.others.append(Other((folder,), LINKED_FOLDER, may_copy=False))
+                subfolders.clear()
+                continue
+            else:
+                seen.add(identity)
             subfolders.sort()
-            for name in subfolders:
-                if Path(path, name).is_symlink():
+            for name in [name for name in subfolders if Path(path, name).is_symlink()]:
+                target = Path(path, name).resolve()
+                if target.is_relative_to(root) or root.is_relative_to(target):
+                    subfolders.remove(name)
                     self.others.append(Other((posixpath.join(folder, name),), LINKED_FOLDER, may_copy=False))
             yield folder, sorted(names)
 
@@ -195,7 +309,9 @@ class _Stock:
             try:
                 fact = file_fact(self.tree, path)
             except PermissionError as error:
-                self._take_damaged(folder, name, f"It cannot be read ({error.strerror}); check its permissions.")
+                reason = f"It cannot be read ({error.strerror}); check its permissions."
+                self.damaged[folder] = name
+                self.failures.append(Failure(posixpath.join(folder, name), reason))
                 continue
             except OSError:
                 fact = None
@@ -205,48 +321,45 @@ class _Stock:
                 self._take_volume(path, fact)
             else:
                 facts[path] = fact
-        scan = scan_files(self.tree / folder, list(facts), lambda done, _total: progress(done))
-        for path, error in scan.damaged.items():
-            self._take_damaged(folder, path.name, str(error))
-        for path in scan.without_series:
-            reason = f"{path} has no Series Instance UID, so it is unknown which slices belong together."
-            self.failures.append(Failure(facts[path].path, reason))
-        for header in scan.others:
-            is_index = header.dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR
-            fact, reason = facts[header.path], INDEX if is_index else NO_SERIES
-            self.others.append(Other((fact.path,), reason, fact.size, may_copy=not is_index))
-        lost = {file for series in scan.series for file in series.unread}
-        for path in scan.unread:
-            (self.lost if path in lost else self.unknown).append(facts[path])
-        for series in scan.series:
-            self._take_series(folder, series, facts)
+                if self.is_young(fact):
+                    self.young.add(fact.path)
+        if not facts:
+            return
+        stamp, found = _stamp(facts.values(), f"protected {self.protected}"), self.kept.get(folder)
+        if found is None or found.stamp != stamp:
+            found = self._read_folder(folder, facts, stamp, progress)
+        self.folders[folder] = found
+        self.others += found.others
+        self.failures += found.failures
+        if found.damaged:
+            self.damaged[folder] = found.damaged
 
     def inventory(self) -> Inventory:
         """All of it, once every folder was taken."""
-        for uid, parts in self.parts.items():
+        by_uid: dict[str, list[_Part]] = {}
+        for found in self.folders.values():
+            for part in found.parts:
+                by_uid.setdefault(part.uid, []).append(part)
+        for parts in by_uid.values():
             instances = [instance for part in parts for instance in part.instances]
             is_one = len(set(instances)) == len(instances)
             for group in [parts] if is_one else [[part] for part in parts]:
-                self._take_scan(uid, group)
-        unknown = [*self._others(self.unknown, NOT_READ), *self._others(self.lost, LOST)]
+                self._take_scan(group)
+        for found in self.folders.values():
+            self._take_others(found.unknown, NOT_READ)
+            self._take_others(found.lost, LOST)
         scans = sorted(self.scans, key=lambda scan: (scan.source, scan.uid))
-        return Inventory(tuple(scans), (*self.others, *unknown), tuple(self.failures))
+        return Inventory(tuple(scans), tuple(self.others), tuple(self.failures), self.folders, frozenset(self.young))
 
-    def _others(self, facts: Iterable[FileFact], reason: str) -> list[Other]:
-        """Files that are nobody's, by folder."""
-        by_folder: dict[str, list[FileFact]] = {}
-        for fact in facts:
-            if fact.path not in self.companions:
-                by_folder.setdefault(posixpath.dirname(fact.path), []).append(fact)
-        return [_other(found, reason) for found in by_folder.values()]
+    def _take_others(self, facts: Iterable[FileFact], reason: str) -> None:
+        """Files of one folder that are nobody's."""
+        left = [fact for fact in facts if fact.path not in self.companions]
+        if left:
+            self.others.append(_other(left, reason))
 
     def _refuse_folder(self, error: OSError) -> None:
         folder = relative_path(error.filename, self.tree) or "."
         self.failures.append(Failure(folder, f"It cannot be opened ({error.strerror}); check its permissions."))
-
-    def _take_damaged(self, folder: str, name: str, reason: str) -> None:
-        self.damaged[folder] = name
-        self.failures.append(Failure(posixpath.join(folder, name), reason))
 
     def _take_volume(self, path: Path, fact: FileFact) -> None:
         data = [file_fact(self.tree, file) for file in volume_files.data_files(path) if file.is_relative_to(self.tree)]
@@ -261,42 +374,72 @@ class _Stock:
             return
         self.scans.append(_scan((fact, *data), "", math.prod(header.shape)))
 
-    def _take_series(self, folder: str, series: DicomSeries, all_facts: Mapping[Path, FileFact]) -> None:
+    def _read_folder(
+        self, folder: str, facts: Mapping[Path, FileFact], stamp: str, progress: Callable[[int], object]
+    ) -> FolderStock:
+        found = FolderStock(stamp)
+        scan = scan_files(self.tree / folder, list(facts), lambda done, _total: progress(done))
+        for path, error in scan.damaged.items():
+            if facts[path].path in self.young:
+                found.stamp = ""  # to be read again
+                continue
+            found.damaged = path.name
+            found.failures.append(Failure(facts[path].path, str(error), files=(facts[path].path,)))
+        for path in scan.without_series:
+            reason = f"{facts[path].path} has no Series Instance UID, so it is unknown which slices belong together."
+            found.failures.append(Failure(facts[path].path, reason, files=(facts[path].path,)))
+        for header in scan.others:
+            is_index = header.dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR
+            fact, reason = facts[header.path], INDEX if is_index else NO_SERIES
+            found.others.append(Other((fact.path,), reason, fact.size, may_copy=not is_index))
+        lost = {file for series in scan.series for file in series.unread}
+        for path in scan.unread:
+            (found.lost if path in lost else found.unknown).append(facts[path])
+        for series in scan.series:
+            self._read_series(folder, series, facts, found)
+        return found
+
+    def _read_series(
+        self, folder: str, series: DicomSeries, all_facts: Mapping[Path, FileFact], found: FolderStock
+    ) -> None:
         uid, facts = series.uid, {header.path: all_facts[header.path] for header in series.headers}
-        problem = series.problem or (None if self.protected else series.writing_problem)
+        problem = series.problem or (None if self.protected is not False else series.writing_problem)
         if problem:
             if series.modality == "CT" and any(_claims_hu(header) for header in series.images):
                 reason = f"The series {problem}; export it again from its source."
-                self.failures.append(Failure(folder or ".", reason, uid))
+                files = tuple(fact.path for fact in facts.values())
+                found.failures.append(Failure(folder or ".", reason, uid, files))
             else:
-                self.others.append(_other(list(facts.values()), problem))
+                found.others.append(_other(list(facts.values()), problem))
             return
         is_protected = any(MANUFACTURER in header.contributors for header in series.images)
-        if is_protected != self.protected:
-            self.others.append(_other(list(facts.values()), PROTECTED if is_protected else NOT_PROTECTED))
+        if self.protected is not None and is_protected != self.protected:
+            found.others.append(_other(list(facts.values()), PROTECTED if is_protected else NOT_PROTECTED))
             return
         if series.left_out:
-            self.others.append(_other([facts[header.path] for header in series.left_out], BESIDE_CT))
+            found.others.append(_other([facts[header.path] for header in series.left_out], BESIDE_CT))
         part = _Part(
+            uid,
             folder,
             tuple(facts[header.path] for header in series.images),
             tuple(header.text("SOPInstanceUID") for header in series.images),
             sum(_voxels(header) for header in series.images),
         )
-        self.parts.setdefault(uid, []).append(part)
+        found.parts.append(part)
 
-    def _take_scan(self, uid: str, parts: Sequence[_Part]) -> None:
+    def _take_scan(self, parts: Sequence[_Part]) -> None:
+        uid = parts[0].uid
         scan = _scan([fact for part in parts for fact in part.images], uid, sum(part.voxels for part in parts))
         damaged = next((part.folder for part in parts if part.folder in self.damaged), None)
-        # Of a sealed series the files themselves say whether all of them are there.
-        if damaged is None or self.protected:
+        # Of a sealed or signed series the files themselves say whether all of them are there.
+        if damaged is None or self.protected is not False:
             self.scans.append(scan)
             return
         reason = (
             f"{self.damaged[damaged]} in {damaged or 'its folder'} is damaged and may belong to this series; copy it "
             "again from its source or take it out of the folder."
         )
-        self.failures.append(Failure(scan.source, reason, uid))
+        self.failures.append(Failure(scan.source, reason, uid, scan.files, scan))
 
 
 def relative_path(path: str | os.PathLike[str], tree: Path) -> str:
@@ -313,13 +456,23 @@ def file_fact(tree: Path, path: Path) -> FileFact | None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return None
-    return FileFact(relative_path(path, tree), status.st_size, status.st_mtime_ns)
+    return FileFact(relative_path(path, tree), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whichever way leads to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _scan(facts: Sequence[FileFact], uid: str, voxels: int) -> StockedScan:
-    lines = sorted(f"{fact.path}\0{fact.size}\0{fact.time_ns}" for fact in facts)
-    stamp = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
-    return StockedScan(tuple(fact.path for fact in facts), uid, voxels, sum(fact.size for fact in facts), stamp)
+    return StockedScan(tuple(fact.path for fact in facts), uid, voxels, sum(fact.size for fact in facts), _stamp(facts))
+
+
+def _stamp(facts: Iterable[FileFact], *more: str) -> str:
+    """Digest of the files' names, sizes and times, and of more that matters."""
+    lines = sorted(f"{fact.path}\0{fact.size}\0{fact.time_ns}\0{fact.entry_time_ns}" for fact in facts)
+    return hashlib.sha256(os.fsencode("\n".join([*lines, *more]))).hexdigest()
 
 
 def _other(facts: Sequence[FileFact], reason: str) -> Other:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from .trees import (
     Record,
     ScanJob,
     Stage,
+    Tell,
     TreeConfig,
     TreeReport,
     checked,
@@ -81,10 +82,10 @@ class RestorationReport(TreeReport):
         return {"files": self.files}
 
 
-def restore_collection(config: TreeConfig, stage: Stage | None = None) -> RestorationReport:
+def restore_collection(config: TreeConfig, stage: Stage | None = None, tell: Tell | None = None) -> RestorationReport:
     """Restore the original of every sealed scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage: as in ``trees.work_through``.
+    :param stage, tell: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, the key cannot be read, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
@@ -95,21 +96,32 @@ def restore_collection(config: TreeConfig, stage: Stage | None = None) -> Restor
     config = checked(config)
     if config.read_key() is None:
         raise InputError("Nothing is restored without a key; give the one that the scans were sealed with.")
-    work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage)
+    work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage, tell)
     return report
 
 
-def take_sealed_stock(tree: Path, progress: Progress | None = None) -> Inventory:
+def take_sealed_stock(tree: Path, progress: Progress | None = None, **known: Any) -> Inventory:
     """What a tree holds: ``scans`` are DICOM series by MITSGAN, and all volume files, each with its seal if it has one.
 
+    :param known: what else ``inventory.take_stock`` takes.
     :raises InputError, DependencyError: as ``inventory.take_stock``.
     """
-    stock = take_stock(tree, progress, protected=True)
+    stock = without_companions(take_stock)(tree, progress, protected=True, **known)
     scans = [scan if scan.uid else _with_seal(scan, tree) for scan in stock.scans]
-    others: list[Other] = []
-    for other in stock.others:
-        others += _without_companions(other) if other.reason == NOT_READ else [other]
-    return Inventory(tuple(scans), tuple(others), stock.failures)
+    return dataclasses.replace(stock, scans=tuple(scans))
+
+
+def without_companions(take: Callable[..., Inventory]) -> Callable[..., Inventory]:
+    """What takes stock as ``take`` does, and knows seals and manifests, which are of no use without their files."""
+
+    def taken(*arguments: Any, **known: Any) -> Inventory:
+        stock = take(*arguments, **known)
+        others: list[Other] = []
+        for other in stock.others:
+            others += _without_companions(other) if other.reason == NOT_READ else [other]
+        return dataclasses.replace(stock, others=tuple(others))
+
+    return taken
 
 
 @dataclass(frozen=True)
@@ -181,12 +193,12 @@ def _with_seal(scan: StockedScan, tree: Path) -> StockedScan:
     fact = file_fact(tree, seal) if seal.is_file() else None
     if fact is None:
         return scan
-    stamp = f"{scan.stamp} {fact.size} {fact.time_ns}"
+    stamp = f"{scan.stamp} {fact.size} {fact.time_ns} {fact.entry_time_ns}"
     return dataclasses.replace(scan, files=(*scan.files, fact.path), size=scan.size + fact.size, stamp=stamp)
 
 
 def _without_companions(other: Other) -> Iterator[Other]:
-    """Files that nobody reads, apart from the seals and manifests of other files, which are of no use without those."""
+    """Files that nobody reads, apart from the seals and manifests of other files."""
     beside = tuple(file for file in other.files if file.endswith((SEAL_SUFFIX, MANIFEST_SUFFIX)))
     unknown = tuple(file for file in other.files if file not in beside)
     if unknown:

@@ -1,4 +1,4 @@
-"""What the commands over a tree of scans share: same paths out as in, records, the lock, copies, space, the summary.
+"""The engine of all commands over a tree of scans: records, the lock, copies, space, progress, the summary.
 
 What was finished is written down for each scan in ``OUT/.mitsgan``, by the process that finished it, so a run that was
 stopped or killed continues where it was.
@@ -27,17 +27,22 @@ from typing import Any, ClassVar, Literal
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, output_error, require_space
-from MITSGANLib.files.dicom.headers import silence_pydicom
+from MITSGANLib.files.dicom.headers import read_header, silence_pydicom
+from MITSGANLib.files.dicom.series import DicomSeries
 from MITSGANLib.keys.key_files import Key, read_key_file
 
 from ..workers import run_all
-from .inventory import RECORDS, SUMMARY, Failure, Inventory, Other, StockedScan, file_fact, relative_path
+from .inventory import RECORDS, SUMMARY, Failure, Inventory, Other, StockedScan, read_kept, relative_path
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
+Tell = Callable[[dict[str, Any]], None]
 
 COMMAND = "command"
+KEPT = "folders.jsonl"
 _PROTECT = "protect"
+# Exit codes of single scans, the worst first: changed, unusable, cannot be told.
+_WORST = (7, InputError.exit_code, 8)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,16 @@ class Record:
                 return False
         return True
 
+    @property
+    def code(self) -> int:
+        """The exit code of this scan."""
+        return 0
+
+    @property
+    def outcome(self) -> str:
+        """What became of the scan, where that is more than that it was worked on."""
+        return ""
+
     def summary(self) -> dict[str, Any]:
         """JSON-ready form for the summary."""
         return {
@@ -165,10 +180,17 @@ class TreeReport:
         """JSON-ready figures over all finished scans."""
         return {}
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; all paths are relative to the tree and, being the same, to the output."""
+    @property
+    def exit_code(self) -> int:
+        """The worst of all scans."""
+        codes = {record.code for record, _ in self.finished} | {InputError.exit_code for _ in self.failed}
+        return next((code for code in _WORST if code in codes), 0)
+
+    def totals(self) -> dict[str, Any]:
+        """JSON-ready counts."""
         return {
             "complete": self.complete,
+            "exit_code": self.exit_code,
             "seconds": round(self.seconds, 1),
             "counts": {
                 self.verb: len(self.finished),
@@ -177,16 +199,19 @@ class TreeReport:
                 "skipped_files": self.skipped_by_reason.total(),
                 "copied_files": sum(len(other.files) for other, copied in self.skipped if copied),
             },
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; all paths are relative to the tree and, being the same, to the output."""
+        return {
+            **self.totals(),
             **self.figures(),
             "skipped_files_by_reason": dict(self.skipped_by_reason.most_common()),
             self.verb: [
                 {**record.summary(), "earlier": earlier}
                 for record, earlier in sorted(self.finished, key=lambda pair: (pair[0].source, pair[0].uid))
             ],
-            "failed": [
-                {"source": one.source, "series_instance_uid": one.uid or None, "reason": one.reason}
-                for one in sorted(self.failed, key=lambda one: (one.source, one.uid))
-            ],
+            "failed": [one.summary() for one in sorted(self.failed, key=lambda one: (one.source, one.uid))],
             "skipped": [
                 {"source": other.source, "files": len(other.files), "reason": other.reason, "copied": copied}
                 for other, copied in sorted(self.skipped, key=lambda pair: (pair[0].source, pair[0].reason))
@@ -222,6 +247,11 @@ class ScanJob:
         return self.scan.files
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The files that are written, relative to the output, as far as they have the names of their sources."""
+        return self.scan.files
+
+    @property
     def expected_bytes(self) -> int:
         """About what the output takes on the disk."""
         return self.scan.expected_bytes
@@ -230,10 +260,18 @@ class ScanJob:
         """What to report where the job failed."""
         return Failure(self.scan.source, reason, self.scan.uid)
 
+    def is_done(self, record: Record) -> bool:
+        """Whether a record of this scan says all that is to be done."""
+        return record.is_current(self.scan, self.settings, self.config.out)
+
     def run(self) -> Done:
         """Do the work."""
         with stopped_by_sigterm():
             return self._refreshed() or self.work()
+
+    def known(self) -> dict[str, Any]:
+        """Values of the record that are known before the work."""
+        return {}
 
     def work(self) -> Done:
         """Work on the scan."""
@@ -259,6 +297,7 @@ class ScanJob:
             content=content,
             outputs={output: (out / output).stat().st_size for output in written},
             seconds=round(time.monotonic() - started, 2),
+            **self.known(),
             **values,
         )
         write_record(out, scan.key, record)
@@ -278,7 +317,7 @@ class ScanJob:
         if self.record is None or self.config.redo:
             return None
         record = dataclasses.replace(self.record, stamp=self.scan.stamp)
-        if not record.is_current(self.scan, self.settings, self.config.out):
+        if not self.is_done(record):
             return None
         if record.content != content_digest(self.config.tree, self.scan.files):
             return None
@@ -297,6 +336,8 @@ class CopyJob:
     def files(self) -> tuple[str, ...]:
         """The files that are worked on, relative to the tree."""
         return self.other.files
+
+    targets = files
 
     @property
     def expected_bytes(self) -> int:
@@ -322,33 +363,116 @@ def work_through(
     report: TreeReport,
     job: type[ScanJob],
     settings: dict[str, Any],
-    take_stock: Callable[[Path, Progress], Inventory],
+    take_stock: Callable[..., Inventory],
     stage: Stage | None,
+    tell: Tell | None = None,
 ) -> None:
     """Do all that is left to do in a tree into ``report``, and write the summary, whatever happens.
 
     :param config: as :func:`checked` gives it.
     :param job: what is made of each scan.
     :param settings: what decides the output besides the scan.
-    :param take_stock: gives what the tree holds.
+    :param take_stock: gives what the tree holds, as :func:`inventory.take_stock` does.
     :param stage: gives the progress callable of a stage (called as ``progress(done, total)``) from its description and
         its unit. Progress may raise ``CancelledError``; what is finished then stays, and the summary says that it is
         not complete.
+    :param tell: is told what becomes of each scan as soon as that is known, JSON-ready; see :class:`_Teller`.
     :raises OutputError: the output is another command's, is in use by another run, or the disk is too small for all.
     """
-    stage = stage or _no_stages
+    stage, kept = stage or _no_stages, config.out / RECORDS / KEPT
+    teller = _Teller(report, tell or (lambda _: None))
     with stage("Scanning", "file") as progress:
-        inventory = take_stock(config.tree, progress)
+        inventory = take_stock(
+            config.tree, teller.scanning(progress), kept=read_kept(kept), without=config.out.resolve()
+        )
     jobs = _sort_out(config, inventory, job, settings, report)
     require_space(config.out, _expected_bytes(jobs, config))
-    with _claimed(config.out, report.command), _passing_on_sigterm(), _folders_for(jobs, config.out):
+    with claimed(config.out, report.command), _passing_on_sigterm(), _folders_for(jobs, config.out):
+        inventory.keep(kept)
+        del inventory
         try:
             with stage(report.doing, "scan") as progress:
-                _work_off(jobs, config, report, progress)
+                _work_off(jobs, config, report, progress, teller)
             report.complete = True
         finally:
             report.seconds = time.monotonic() - report.started
             _write_summary(config, settings, report)
+            teller.end()
+
+
+class _Teller:
+    """Tells another program how far a run is: dictionaries, each with an ``event``.
+
+    ``scanning`` (files ``done`` of ``total``, at most one each second), ``begin`` (scans ``done`` of ``total``),
+    ``scan`` for each scan and each group of other files, with its ``outcome``, ``exit_code`` and ``seconds_left`` (None
+    while unknown), and ``end`` with the exit code and the counts of all.
+    """
+
+    def __init__(self, report: TreeReport, tell: Tell) -> None:
+        self._report, self._tell = report, tell
+        self._done = self._total = self._earlier = 0
+        self._began = self._told = time.monotonic()
+
+    def scanning(self, progress: Progress) -> Progress:
+        """A progress that tells as well."""
+
+        def report(done: int, total: int) -> None:
+            progress(done, total)
+            if time.monotonic() > self._told + 1:
+                self._told = time.monotonic()
+                self._tell({"event": "scanning", "done": done, "total": total})
+
+        return report
+
+    def begin(self, jobs: int) -> None:
+        """All that needs no work is known, and so many jobs are to be done."""
+        report, self._began = self._report, time.monotonic()
+        known = len(report.finished) + len(report.failed) + len(report.skipped)
+        self._earlier, self._total = known, known + jobs
+        self._tell({"event": "begin", "command": report.command, "done": known, "total": self._total})
+        for record, _ in report.finished:
+            self.finished(record, earlier=True)
+        for failure in report.failed:
+            self.failed(failure)
+        for other, copied in report.skipped:
+            self.skipped(other, copied)
+
+    def finished(self, record: Record, earlier: bool) -> None:
+        """Tell of a finished scan."""
+        outcome = record.outcome or self._report.verb
+        self._one(outcome, record.code, {**record.summary(), "earlier": earlier})
+
+    def failed(self, failure: Failure) -> None:
+        """Tell of a failed scan."""
+        self._one("failed", InputError.exit_code, failure.summary())
+
+    def skipped(self, other: Other, copied: bool) -> None:
+        """Tell of what is no scan for this command."""
+        values = {"source": other.source, "files": len(other.files), "reason": other.reason}
+        self._one("copied" if copied else "skipped", 0, values)
+
+    def end(self) -> None:
+        """The run ends."""
+        self._tell({"event": "end", **self._report.totals()})
+
+    def _one(self, outcome: str, code: int, values: dict[str, Any]) -> None:
+        self._done += 1
+        now, left = self._done - self._earlier, None
+        if now > 0:
+            left = round((time.monotonic() - self._began) / now * (self._total - self._done), 1)
+        place = {"event": "scan", "done": self._done, "total": self._total, "seconds_left": left}
+        self._tell({**place, "outcome": outcome, "exit_code": code, **values})
+
+
+def found_series(tree: Path, scan: StockedScan) -> DicomSeries:
+    """The headers of a DICOM series that an inventory found.
+
+    :raises InputError: a file is no DICOM any more.
+    """
+    headers = [read_header(tree / file) for file in scan.files]
+    if None in headers:
+        raise InputError("Files of the series changed while the collection was worked on; run the command again.")
+    return DicomSeries(scan.uid, tuple(headers))
 
 
 def checked(config: TreeConfig) -> TreeConfig:
@@ -399,7 +523,7 @@ def copy_files(config: TreeConfig, names: Iterable[str]) -> None:
     """Copy with times of change; what is there with the same size and time stays."""
     for name in names:
         source, target = config.tree / name, config.out / name
-        if target.is_file() and file_fact(config.tree, source) == file_fact(config.out, target):
+        if target.is_file() and _same_status(source, target):
             continue
         try:
             source.open("rb").close()
@@ -408,6 +532,12 @@ def copy_files(config: TreeConfig, names: Iterable[str]) -> None:
         remove_leavings(target)
         with atomic_file(target, overwrite=True) as temporary:
             shutil.copy2(source, temporary)
+
+
+def _same_status(source: Path, target: Path) -> bool:
+    """Whether two files have one size and time of change."""
+    one, other = source.stat(), target.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def remove_leavings(target: Path) -> None:
@@ -485,11 +615,11 @@ def _sort_out(
     report.left_over += _left_over(records, inventory.scans)
     jobs: list[Job] = []
     for scan in inventory.scans:
-        record = records.get(scan.key)
-        if record and not config.redo and record.is_current(scan, settings, config.out):
-            report.finished.append((record, True))
+        one = job(config, scan, settings, records.get(scan.key))
+        if one.record and not config.redo and one.is_done(one.record):
+            report.finished.append((one.record, True))
         else:
-            jobs.append(job(config, scan, settings, record))
+            jobs.append(one)
     for other in inventory.others:
         if config.others == "copy" and other.may_copy:
             jobs.append(CopyJob(config, other))
@@ -498,31 +628,37 @@ def _sort_out(
     return jobs
 
 
-def _run_job(job: Job) -> Done:
+def run_job(job: Job) -> Done:
+    """Do the work of a job in whatever process."""
     silence_pydicom()  # in a process of its own the command line has not
     return job.run()
 
 
-def _work_off(jobs: Sequence[Job], config: TreeConfig, report: TreeReport, progress: Progress) -> None:
+def _work_off(jobs: Sequence[Job], config: TreeConfig, report: TreeReport, progress: Progress, teller: _Teller) -> None:
+    report.failed = [_relative(failure, config) for failure in report.failed]
     finished = len(report.finished)
     total = finished + len(jobs)
     progress(finished, total)
-    outcomes = run_all(_run_job, jobs, processes=config.processes, scheduler=config.scheduler)
+    teller.begin(len(jobs))
+    outcomes = run_all(run_job, jobs, processes=config.processes, scheduler=config.scheduler)
     for done, outcome in enumerate(outcomes, start=finished + 1):
         job, result = outcome.item, outcome.result
         if result is None:
-            report.failed.append(job.failed(outcome.error))
+            report.failed.append(_relative(job.failed(outcome.error), config))
+            teller.failed(report.failed[-1])
         elif result.record:
             report.finished.append((result.record, result.earlier))
+            teller.finished(*report.finished[-1])
         else:
             report.skipped.append((Other(job.files, result.reason), result.copied))
+            teller.skipped(*report.skipped[-1])
         progress(done, total)
 
 
 @contextmanager
 def _folders_for(jobs: Iterable[Job], out: Path) -> Iterator[None]:
     """The folders that jobs write to, made before, since two jobs may need the same; removed again where empty."""
-    folders = {folder for job in jobs for file in job.files for folder in (out / file).parents if folder != out}
+    folders = {folder for job in jobs for file in job.targets for folder in (out / file).parents if folder != out}
     folders = sorted((folder for folder in folders if folder.is_relative_to(out)), key=lambda one: len(one.parts))
     try:
         for folder in folders:
@@ -542,7 +678,7 @@ def _make(folder: Path) -> None:
 
 
 @contextmanager
-def _claimed(out: Path, command: str) -> Iterator[None]:
+def claimed(out: Path, command: str) -> Iterator[None]:
     """Keep other runs away from the output while this one writes to it; the lock ends with the process.
 
     :raises OutputError: another run has it, it holds the output of another command, or it cannot be made.
@@ -614,13 +750,12 @@ def _expected_bytes(jobs: Sequence[Job], config: TreeConfig) -> int:
     new, sizes = 0, [0]
     for job in jobs:
         sizes.append(job.expected_bytes)
-        if not all((config.out / file).exists() for file in job.files):
+        if not all((config.out / file).exists() for file in job.targets):
             new += job.expected_bytes
     return new + sum(sorted(sizes)[-config.processes :])
 
 
 def _write_summary(config: TreeConfig, settings: dict[str, Any], report: TreeReport) -> None:
-    report.failed = [dataclasses.replace(one, reason=_without_folders(one.reason, config)) for one in report.failed]
     summary = {"version": __version__, "settings": settings, **report.to_dict()}
     path = config.out / SUMMARY
     remove_leavings(path)
@@ -628,11 +763,12 @@ def _write_summary(config: TreeConfig, settings: dict[str, Any], report: TreeRep
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _without_folders(text: str, config: TreeConfig) -> str:
-    """A sentence with its paths relative, as all paths of the summary are."""
+def _relative(failure: Failure, config: TreeConfig) -> Failure:
+    """A failure whose reason has its paths relative, as all paths of the summary are."""
+    text = failure.reason
     for folder in (config.tree, config.out):
         text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
-    return text
+    return dataclasses.replace(failure, reason=text)
 
 
 def relative_files(paths: Iterable[str | os.PathLike[str]], tree: Path) -> list[str]:

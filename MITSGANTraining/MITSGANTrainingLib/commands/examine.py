@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from MITSGANLib.errors import InputError, OutputError, TargetError
-from MITSGANLib.examination.examiner import Examination, examine
-from MITSGANLib.examination.signed import with_signatures
+from MITSGANLib.examination.examiner import Examination
+from MITSGANLib.examination.signed import examine_contents
 from MITSGANLib.examination.verdict import ChangedPlace, Outcome, Verdict
 from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.files.storage import is_dicom_output
@@ -27,6 +27,8 @@ from MITSGANLib.signature.manifest import read_manifest_file
 from MITSGANLib.signature.verification import find_manifest, verify_scan
 from MITSGANLib.watermark.pattern import OPEN_KEY, watermark_key
 
+from ..archives.verdicts import EXAMINED, ExaminationReport, VerdictConfig, examine_collection
+from . import tree_options
 from .options import (
     add_input,
     add_json,
@@ -40,8 +42,16 @@ from .options import (
     write_json,
 )
 
-EXIT_CODES = {Outcome.INTACT: 0, Outcome.NOTHING_FOUND: 0, Outcome.CHANGED: 7, Outcome.CANNOT_TELL: 8}
 _MOST_PLACES = 12
+
+_COLLECTIONS = """\
+With --collection, INPUT is a tree of folders of any depth, and every CT scan in it is examined.
+RESULTS is a folder for what is found: mitsgan-collection.json is the summary, and .mitsgan
+records what is finished. Nothing in INPUT is changed. To continue after a stop, or to examine
+what is new, run the same command again. It examines a scan anew only if its content, a key or a
+certificate changed, or with --overwrite. Exit code: the worst of all scans, in the order 7, 3, 8,
+0.
+"""
 
 _EXIT_CODES = """\
 Exit code: 0 intact (signed) or nothing found, 7 changed, somewhere or at the place asked about, 8
@@ -54,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXIT_CODES
     add_input(parser)
+    parser.add_argument("output", metavar="RESULTS", nargs="?", help="with --collection: a folder for the results")
     add_series(parser)
     parser.add_argument(
         "--watermark",
@@ -84,9 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page", metavar="FILE", type=Path, help="write a page (HTML) with pictures of each place")
     add_overwrite(parser)
     add_json(parser)
+    tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
 def run(options: argparse.Namespace) -> int:
+    if tree_options.is_for_results(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
+        config = VerdictConfig(**tree_options.tree_values(options), **tree_options.trust_values(options))
+        return tree_options.run_collection(options, lambda *to: examine_collection(config, *to), _words)
     if options.map and is_dicom_output(options.map):
         raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
     if options.page:
@@ -100,22 +115,18 @@ def run(options: argparse.Namespace) -> int:
     signed = read_manifest_file(options.manifest) if options.manifest else find_manifest(scan)
     signatures = verify_images(scan.files, certificates)
     verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
-    volume, examination = scan.volume, None
-    if volume is None:
-        if verification is None:
-            raise InputError(scan.problem)
-        verdict = Verdict(Outcome.CANNOT_TELL, reasons=("its slices form no volume",))
-    else:
+    volume, kji = scan.volume, None
+    if volume is not None:
         note_warnings(volume)
         if options.map:
             check_file_output(volume, options.map, overwrite=options.overwrite)
         kji = target_voxel(options, volume)
         if kji is not None and not volume.contains(kji):
             raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
-        with progress_bar("Examining", "%") as progress:
-            examination = examine(volume, key=key, progress=progress)
-        verdict = examination.verdict
-    verdict = with_signatures(verdict, volume, verification, signatures, trusted)
+    with progress_bar("Examining", "%") as progress:
+        verdict, examination = examine_contents(
+            scan, verification, signatures, key=key, trusted=trusted, progress=progress
+        )
     place = examination.at(kji) if examination and kji is not None else None
     can_tell = place is None or examination.can_tell(kji)
     code = exit_code(verdict, place, can_tell)
@@ -138,10 +149,10 @@ def exit_code(verdict: Verdict, place: ChangedPlace | None, can_tell: bool) -> i
     :param can_tell: whether a forgery at that place would show.
     """
     if place is not None and place.strength >= 1:
-        return EXIT_CODES[Outcome.CHANGED]
+        return EXAMINED[Outcome.CHANGED]
     if verdict.outcome is Outcome.NOTHING_FOUND and not can_tell:
-        return EXIT_CODES[Outcome.CANNOT_TELL]
-    return EXIT_CODES[verdict.outcome]
+        return EXAMINED[Outcome.CANNOT_TELL]
+    return EXAMINED[verdict.outcome]
 
 
 def _write(options: argparse.Namespace, examination: Examination | None, verdict: Verdict) -> None:
@@ -155,6 +166,12 @@ def _write(options: argparse.Namespace, examination: Examination | None, verdict
     for written in filter(None, (options.map, options.page)):
         if options.json != "-":
             say(f"Wrote {written}")
+
+
+def _words(report: ExaminationReport) -> tuple[str, list[str]]:
+    """Of each scan that is not as it should be: what was found first."""
+    lines = [tree_options.verdict_line(record, len(record.result["places"]), "place") for record in report.worst()]
+    return tree_options.verdict_counts(report), lines
 
 
 def _say(verdict: Verdict) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+from pathlib import Path
+from typing import Any
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.keys.key_files import Key, is_private, passphrase_key, read_key_file
@@ -22,6 +24,22 @@ def add_key(parser: argparse.ArgumentParser, text: str, *, required: bool = Fals
 def add_passphrase(parser: argparse.ArgumentParser, text: str) -> None:
     """The ways to give a passphrase; ``text`` says what ``--passphrase`` asks for."""
     _add_passphrase(parser.add_mutually_exclusive_group(), text)
+
+
+def add_signing_key(parser: argparse.ArgumentParser) -> None:
+    """``--sign`` and what unlocks it: the key that signs what is protected."""
+    parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
+    parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
+
+
+def signing_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``collection.CollectionConfig`` that the options of :func:`add_signing_key` give.
+
+    :raises InputError: the passphrase is not there.
+    """
+    if options.sign_passphrase_env is not None and options.sign is None:
+        options.refuse("--sign-passphrase-env unlocks a signing key; add --sign")
+    return {"signing_key": options.sign, "signing_passphrase": passphrase_from(options.sign_passphrase_env)}
 
 
 def _add_passphrase(group: argparse._MutuallyExclusiveGroup, text: str) -> None:

@@ -7,12 +7,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
+from MITSGANLib.files.atomic import atomic_file, output_error, refuse_existing_file
 from MITSGANLib.protection.presets import PRESETS, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
 from MITSGANLib.scan.volume import CTVolume, lps_from_ras
@@ -117,24 +117,28 @@ def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, in
 
 
 def check_json(options: argparse.Namespace) -> None:
-    """Refuse at once, before long work, a file that :func:`write_json` could not or should not write.
+    """Refuse at once, before long work, a file that :func:`write_json` or :func:`json_lines` could or should not write.
 
     An earlier result is replaced. A scan, a key, or the output of the same command is not.
 
     :raises OutputError: another option names the same file, it holds no JSON, or nothing can be written there.
     """
-    if getattr(options, "json", None) in (None, "-"):
-        return
-    destination = Path(options.json)
+    for option in ("json", "json_lines"):
+        if getattr(options, option, None) not in (None, "-"):
+            _check_json(options, option)
+
+
+def _check_json(options: argparse.Namespace, option: str) -> None:
+    destination, name = Path(getattr(options, option)), f"--{option.replace('_', '-')}"
     refuse_existing_file(destination, overwrite=True)
-    values = [value for name, value in vars(options).items() if name not in ("json", "command")]
+    values = [value for key, value in vars(options).items() if key not in (option, "command")]
     values = [one for value in values for one in (value if isinstance(value, list) else [value])]
     if destination.resolve() in [Path(one).resolve() for one in values if isinstance(one, (str, Path))]:
-        raise OutputError("is named twice", path=destination, hint="give --json a file of its own")
+        raise OutputError("is named twice", path=destination, hint=f"give {name} a file of its own")
     if destination.is_file() and destination.stat().st_size:
         with destination.open("rb") as file:
             if file.read(1) != b"{":
-                raise OutputError("exists and holds no JSON", path=destination, hint="give --json another name")
+                raise OutputError("exists and holds no JSON", path=destination, hint=f"give {name} another name")
 
 
 def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
@@ -153,6 +157,31 @@ def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
         return
     with atomic_file(Path(destination), overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """What writes a line of JSON at once, for a program that reads them while this one works; as :func:`write_json`.
+
+    A reader that goes away does not stop the work.
+
+    :raises OutputError: when the file cannot be written.
+    """
+    if destination is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            file = sys.stdout if destination == "-" else stack.enter_context(Path(destination).open("w", 1, "utf-8"))
+        except OSError as error:
+            raise output_error(error, Path(destination)) from error
+
+        def tell(line: dict[str, Any]) -> None:
+            with suppress(BrokenPipeError):
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.flush()
+
+        yield tell
 
 
 def say(text: str = "") -> None:
@@ -180,6 +209,8 @@ def progress_bar(description: str, unit: str) -> Iterator[Progress]:
     with tqdm(desc=description, unit=unit, delay=1.0, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
 
         def report(done: int, total: int) -> None:
+            if bar.total is None:  # what an earlier run did says nothing about the rate of this one
+                bar.initial = bar.n = done
             bar.total = total
             bar.update(done - bar.n)
 

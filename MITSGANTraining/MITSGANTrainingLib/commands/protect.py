@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_folder
@@ -33,7 +34,6 @@ from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.protection.presets import SEARCH, is_blocker
 from MITSGANLib.protection.protector import protect
-from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
 from MITSGANLib.signature.signing import Signers
 
@@ -91,8 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_series(parser)
     add_protector(parser)
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
-    parser.add_argument("--sign", metavar="FILE", type=Path, help="sign the output with this key (see mitsgan sign)")
-    parser.add_argument("--sign-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
+    key_options.add_signing_key(parser)
     parser.add_argument(
         "--minutes",
         type=float,
@@ -109,15 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.sign_passphrase_env is not None and options.sign is None:
-        options.refuse("--sign-passphrase-env unlocks a signing key; add --sign")
+    signing = key_options.signing_values(options)
     searches = options.minutes is not None or options.keep_search is not None
     if searches and (options.model != SEARCH or options.collection):
         options.refuse("--minutes and --keep-search belong to --model search, for one scan")
     if options.minutes is not None and not options.minutes > 0:
         options.refuse("--minutes must be above 0")
     if options.collection:
-        return _protect_collection(options)
+        return _protect_collection(options, signing)
     tree_options.refuse_without_collection(options, others=True)
     if options.others == "copy" and not (Path(options.input).is_dir() and is_dicom_output(options.output)):
         options.refuse("--others copy takes along what lies in a DICOM folder; INPUT and OUTPUT must be folders")
@@ -137,7 +135,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     if options.model == SEARCH:
         proposer = dataclasses.replace(protector.proposer, minutes=options.minutes, state=options.keep_search)
         protector = dataclasses.replace(protector, proposer=proposer)
-    device = resolve_device(options.device)
+    device = protector.place(options.device)
     with progress_bar("Reading", "slice") as progress:
         volume, found = load_with_surroundings(options.input, series=options.series, progress=progress)
     note_warnings(volume, protecting=True)
@@ -147,7 +145,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     _warn_of_blocking(options, key is not None)
     proofs = Proofs(key, _signers(options))
     check_protected_output(volume, options.output, proofs, overwrite=options.overwrite)
-    note(f"Protecting {volume.shape[0]} slices with {protector.title} on {describe_device(device)}")
+    note(f"Protecting {volume.shape[0]} slices with {protector.title} on {device}")
     started = time.monotonic()
     with progress_bar("Protecting", "slice") as progress:
         protected = protect(volume, model=protector, device=options.device, progress=progress)
@@ -170,7 +168,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "output": options.output,
         "model": protector.name,
         **settings,
-        "device": describe_device(device),
+        "device": device,
         "seconds": round(seconds, 2),
         "warnings": [{"name": w.name, "text": w.text} for w in warnings],
         "change": change.to_dict(),
@@ -238,7 +236,7 @@ def _signers(options: argparse.Namespace) -> Signers | None:
     return Signers(key)
 
 
-def _protect_collection(options: argparse.Namespace) -> int:
+def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) -> int:
     if options.series is not None:
         options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
     key = key_options.key(options, is_new=True)
@@ -250,10 +248,9 @@ def _protect_collection(options: argparse.Namespace) -> int:
         seed=options.seed,
         watermark=options.watermark,
         device=options.device,
-        signing_key=options.sign,
-        signing_passphrase=key_options.passphrase_from(options.sign_passphrase_env),
+        **signing,
     )
-    return tree_options.run_collection(options, lambda stage: protect_collection(config, stage), _words)
+    return tree_options.run_collection(options, lambda *listeners: protect_collection(config, *listeners), _words)
 
 
 def _words(report: ProtectionReport) -> tuple[str, list[str]]:

@@ -84,6 +84,6 @@ def _restore_collection(options: argparse.Namespace) -> int:
     config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
     return tree_options.run_collection(
         options,
-        lambda stage: restore_collection(config, stage),
+        lambda *listeners: restore_collection(config, *listeners),
         lambda report: (tree_options.counted(report.files, "file"), []),
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.signature.signing import Signers, sign_scan
 
-from . import key_options
+from ..archives.signing import SigningConfig, sign_collection
+from . import key_options, tree_options
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ _DICOM = """\
 The standard's own signatures (PS3.15). Other programs can check them, such as DCMTK's dcmsign.
 Each signs one image in one compression. They need an RSA or elliptic curve key and the X.509
 certificate made for it. OUTPUT must then be a DICOM folder; with --exam, a file.
+"""
+
+
+_COLLECTIONS = """\
+With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree: every
+signed DICOM image, NRRD, NIfTI or MetaImage file has the path and name of its original. Skipped,
+and listed: DICOM other than CT, localizers, unrelated files; with --others copy they are copied
+unchanged. To continue after a stop, run the same command again. It signs a scan anew only if its
+content or a key changed, if its output is missing, or with --overwrite. OUTPUT must be new, empty,
+or from an earlier run. Exit code: 0 all CT is signed, 3 some could not be.
 """
 
 
@@ -50,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite(parser)
     add_json(parser)
+    tree_options.add_collection(parser, _COLLECTIONS)
     group = parser.add_argument_group("DICOM signatures", _DICOM)
     group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
     group.add_argument("--certificate", metavar="FILE", type=Path, help="its X.509 certificate (PEM)")
@@ -61,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dicom-passphrase-env", metavar="NAME", help="environment variable with its passphrase")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     from MITSGANLib.signature.dicom.digital_signature import load_dicom_signer
 
     if (options.dicom_key is None) != (options.certificate is None):
@@ -78,6 +90,9 @@ def run(options: argparse.Namespace) -> None:
             "--study and --pixels-only sign every series with --key; leave --exam, --dicom-key, --series out"
         )
     passphrase = key_options.passphrase(options)
+    if options.collection:
+        return _sign_collection(options, passphrase and passphrase.secret)
+    tree_options.refuse_without_collection(options)
     key = options.key and load_signing_key(options.key, passphrase and passphrase.secret)
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
@@ -86,10 +101,10 @@ def run(options: argparse.Namespace) -> None:
         key_options.warn_of_readers(secret)
     if options.exam:
         _sign_exam(options, dicom)
-        return
+        return 0
     if is_study:
         _sign_study(options, key)
-        return
+        return 0
     with progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,
@@ -112,6 +127,29 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.json, result)
     if options.json != "-":
         say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
+    return 0
+
+
+def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> int:
+    if options.series is not None or options.exam or options.study or options.pixels_only:
+        options.refuse("--collection signs each series; leave --series, --exam, --study and --pixels-only out")
+    if options.output is None:
+        options.refuse("--collection needs OUTPUT, a folder for the signed copies")
+    config = SigningConfig(
+        **tree_options.tree_values(options),
+        signing_key=options.key,
+        passphrase=passphrase,
+        dicom_key=options.dicom_key,
+        certificate=options.certificate,
+        dicom_passphrase=key_options.passphrase_from(options.dicom_passphrase_env),
+    )
+    for secret in filter(None, (options.key, options.dicom_key)):
+        key_options.warn_of_readers(secret)
+    return tree_options.run_collection(
+        options,
+        lambda *listeners: sign_collection(config, *listeners),
+        lambda report: (tree_options.counted(report.slices, "slice"), []),
+    )
 
 
 def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:

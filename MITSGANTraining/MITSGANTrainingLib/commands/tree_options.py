@@ -7,22 +7,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.errors import InputError
 from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
-from ..archives.trees import Stage, TreeReport
-from .options import note, progress_bar, say, write_json
+from ..archives.trees import Stage, Tell, TreeReport
+from ..archives.verdicts import VerdictRecord, VerdictReport
+from .options import json_lines, note, progress_bar, say, write_json
 
-_OTHERS, _WORKERS = "others", ("processes", "scheduler")
+_OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3
 
 
-def add_collection(parser: argparse.ArgumentParser, text: str) -> None:
-    """``--collection`` and what goes with it; ``text`` explains it."""
+def add_collection(parser: argparse.ArgumentParser, text: str, *, makes_tree: bool = True) -> None:
+    """``--collection`` and what goes with it; ``text`` explains it.
+
+    :param makes_tree: whether the output is the same tree; else it is a folder of results.
+    """
     group = parser.add_argument_group("collections", text)
-    group.add_argument("--collection", action="store_true", help="INPUT is a tree of folders; OUTPUT is the same tree")
-    group.add_argument("--others", choices=("skip", "copy"), help="what becomes of all other files (default: skip)")
+    what = "OUTPUT is the same tree" if makes_tree else "OUTPUT is a folder for the results"
+    group.add_argument("--collection", action="store_true", help=f"INPUT is a tree of folders; {what}")
+    if makes_tree:
+        group.add_argument("--others", choices=("skip", "copy"), help="what becomes of all other files (default: skip)")
+    group.add_argument(
+        "--json-lines",
+        metavar="FILE",
+        help="write a line of JSON for each scan as soon as it is done, to FILE, or to standard output for -",
+    )
     workers = group.add_mutually_exclusive_group()
     workers.add_argument("--processes", type=_count, metavar="N", help="scans at a time (default: 1)")
     workers.add_argument(
@@ -35,21 +45,60 @@ def refuse_without_collection(options: argparse.Namespace, *, others: bool = Fal
 
     :param others: whether a single scan has others beside it, too.
     """
-    for name in _WORKERS if others else (_OTHERS, *_WORKERS):
+    for name in _ONLY if others else (_OTHERS, *_ONLY):
+        if getattr(options, name, None) is not None:
+            options.refuse(f"--{name.replace('_', '-')} is for collections; add --collection, or leave it out")
+
+
+def is_for_results(options: argparse.Namespace, *of_one: str) -> bool:
+    """Whether a command that gives verdicts is for a collection; stops at options that do not go with that.
+
+    :param of_one: options of a single scan.
+    """
+    if not options.collection:
+        refuse_without_collection(options)
+        if options.output is not None:
+            options.refuse("RESULTS is for collections; add --collection, or leave it out")
+        return False
+    for name in of_one:
         if getattr(options, name) is not None:
-            options.refuse(f"--{name} is for collections; add --collection, or leave it out")
+            options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
+    if options.output is None:
+        options.refuse("--collection needs RESULTS, a folder for the results")
+    return True
 
 
-def tree_values(options: argparse.Namespace, key: Key | None) -> dict[str, Any]:
+def trust_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``verdicts.VerdictConfig`` about whom to trust."""
+    return {
+        "watermark": getattr(options, "watermark", None),
+        "public_keys": tuple(options.public_key or ()),
+        "certificates": tuple(options.certificate or ()),
+        "deidentified": options.deidentified,
+    }
+
+
+def verdict_counts(report: VerdictReport) -> str:
+    """How many scans got each verdict."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in report.verdicts.most_common()) or "none"
+
+
+def verdict_line(record: VerdictRecord, count: int, noun: str) -> str:
+    """A scan and its verdict, with the number of what was found."""
+    found = f", {counted(count, noun)}" if count else ""
+    return f"{record.verdict.upper()}  {_printable(record.source)}{found}"
+
+
+def tree_values(options: argparse.Namespace, key: Key | None = None) -> dict[str, Any]:
     """The values of ``trees.TreeConfig`` that the options give.
 
-    :param key: that of the options, as ``key_options.key`` gives it.
+    :param key: that of the options which seals or restores, as ``key_options.key`` gives it.
     """
     return {
-        "key": Path(options.key) if options.key else key,
+        "key": Path(options.key) if key and options.key else key,
         "tree": Path(options.input),
         "out": Path(options.output),
-        "others": options.others or "skip",
+        "others": getattr(options, _OTHERS, None) or "skip",
         "redo": options.overwrite,
         "processes": options.processes or 1,
         "scheduler": options.scheduler,
@@ -58,7 +107,7 @@ def tree_values(options: argparse.Namespace, key: Key | None) -> dict[str, Any]:
 
 def run_collection(
     options: argparse.Namespace,
-    work: Callable[[Stage], TreeReport],
+    work: Callable[[Stage, Tell | None], TreeReport],
     words: Callable[[Any], tuple[str, Sequence[str]]],
 ) -> int:
     """Work on a tree, write its result and say what became of it.
@@ -67,15 +116,18 @@ def run_collection(
     :param words: gives ``counted_whole`` and ``details`` of :func:`say_report` from the report.
     :returns: the exit code.
     """
+    if options.json == "-" == options.json_lines:
+        options.refuse("--json and --json-lines cannot both be standard output; name a file for one of them")
     try:
-        report = work(progress_bar)
+        with json_lines(options.json_lines) as tell:
+            report = work(progress_bar, tell)
     except KeyboardInterrupt:
         note("Finished scans are kept; the same command continues with the rest.")
         raise
     write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
-    if options.json != "-":
+    if "-" not in (options.json, options.json_lines):
         say_report(report, *words(report), options.output)
-    return InputError.exit_code if report.failed else 0
+    return report.exit_code
 
 
 def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], output: str) -> None:

@@ -28,18 +28,23 @@ from MITSGANLib.signature.manifest import SignedManifest, read_manifest_file
 from MITSGANLib.signature.study import StudyManifest, find_study_manifest, verify_study
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
+from ..archives.verdicts import (
+    CHANGED,
+    INTACT,
+    NOT_CHECKED,
+    UNKNOWN_SIGNER,
+    VERDICTS,
+    VerdictConfig,
+    VerificationReport,
+    verification_code,
+    verify_collection,
+)
+from . import tree_options
 from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-INTACT, NOT_CHECKED, CHANGED, UNKNOWN_SIGNER = 0, InputError.exit_code, 7, 8
-_VERDICTS = {
-    INTACT: "intact",
-    NOT_CHECKED: "cannot be checked",
-    CHANGED: "changed",
-    UNKNOWN_SIGNER: "intact, unknown signer",
-}
 _MOST_TILES = 8
 
 DEIDENTIFIED = (
@@ -49,6 +54,16 @@ DEIDENTIFIED = (
 )
 HEADERS_GONE = "The headers say that it was de-identified; --deidentified compares voxels and geometry alone."
 
+_COLLECTIONS = """\
+With --collection, INPUT is a tree of folders of any depth, and every CT scan in it is verified
+against its own manifest or signatures. RESULTS is a folder for what is found:
+mitsgan-collection.json is the summary, and .mitsgan records what is finished. To continue after a
+stop, or to verify what is new, run the same command again. It verifies a scan anew only if a file
+of it was touched, or with --overwrite, which trusts no record. A scan that is not signed is
+listed as failed. Documents of signed exams are not looked for. Exit code: the worst of all scans,
+in the order 7, 3, 8, 0.
+"""
+
 _EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
 signed by an unknown key, 3 not signed, not readable, or the signature cannot be checked.
@@ -57,7 +72,10 @@ signed by an unknown key, 3 not signed, not readable, or the signature cannot be
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
+    # Paragraphs stay paragraphs.
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_input(parser)
+    parser.add_argument("output", metavar="RESULTS", nargs="?", help="with --collection: a folder for the results")
     add_series(parser)
     parser.add_argument(
         "--manifest",
@@ -81,9 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--map", metavar="FILE", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
     add_overwrite(parser)
     add_json(parser)
+    tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
 def run(options: argparse.Namespace) -> int:
+    if tree_options.is_for_results(options, "series", "manifest", "map"):
+        config = VerdictConfig(**tree_options.tree_values(options), **tree_options.trust_values(options))
+        return tree_options.run_collection(options, lambda *to: verify_collection(config, *to), _words)
     if options.map:
         if is_dicom_output(options.map):
             raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd, not {options.map}.")
@@ -119,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
     verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
     if verification and not options.deidentified and is_deidentified(scan):
         verification = dataclasses.replace(verification, notes=(*verification.notes, HEADERS_GONE))
-    code = _exit_code(verification, signatures, known)
+    code = verification_code(verification, signatures, known)
     if options.json != "-":
         # Before anything is written: a full disk must not keep the verdict from anyone.
         _say(verification, signatures, known)
@@ -129,6 +151,14 @@ def run(options: argparse.Namespace) -> int:
             say(f"Wrote {options.map}")
     write_json(options.json, _result(options, code, verification, signatures, known))
     return code
+
+
+def _words(report: VerificationReport) -> tuple[str, list[str]]:
+    lines = [
+        tree_options.verdict_line(record, len(record.result.get("findings", ())), "difference")
+        for record in report.worst()
+    ]
+    return tree_options.verdict_counts(report), lines
 
 
 def _exam_document(options: argparse.Namespace) -> Path | None:
@@ -161,7 +191,7 @@ def _verify_study(options: argparse.Namespace, manifest: StudyManifest, known: d
         for line in verification.summary():
             say(f"  {line}")
     result = {**verification.to_dict(), "known_signer": is_known}
-    write_json(options.json, {"input": options.input, "verdict": _VERDICTS[code], "study": result})
+    write_json(options.json, {"input": options.input, "verdict": VERDICTS[code], "study": result})
     return code
 
 
@@ -176,13 +206,13 @@ def _verify_exam(options: argparse.Namespace, document: Path, trusted: list[Cert
         code = INTACT if verification.is_trusted else UNKNOWN_SIGNER
     if options.json != "-":
         _say_exam(verification, code)
-    result = {"input": options.input, "verdict": _VERDICTS[code], "exam": verification.to_dict()}
+    result = {"input": options.input, "verdict": VERDICTS[code], "exam": verification.to_dict()}
     write_json(options.json, result)
     return code
 
 
 def _say_exam(verification: ExamVerification, code: int) -> None:
-    verdict = "CHANGED since it was signed" if code == CHANGED else _VERDICTS[code].capitalize()
+    verdict = "CHANGED since it was signed" if code == CHANGED else VERDICTS[code].capitalize()
     say(f"{verdict}. The exam's document is {verification.document}")
     for line in verification.summary():
         say(f"  {line}")
@@ -201,20 +231,6 @@ def _manifest(path: Path) -> SignedManifest:
     return signed
 
 
-def _exit_code(verification: Verification | None, signatures: ImageSignatures, known: dict[str, Path]) -> int:
-    if (verification and not verification.is_intact) or signatures.changed:
-        return CHANGED
-    if verification:
-        return INTACT if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
-    # Without a manifest DICOM's own signatures stand alone, so each image needs one that covers its pixels. One without
-    # any among the others was put there, or lost its signature.
-    if not signatures.all_signed:
-        return CHANGED
-    if not signatures.all_valid:
-        return NOT_CHECKED
-    return INTACT if signatures.all_trusted else UNKNOWN_SIGNER
-
-
 def _result(
     options: argparse.Namespace,
     code: int,
@@ -224,7 +240,7 @@ def _result(
 ) -> dict[str, Any]:
     return {
         "input": options.input,
-        "verdict": _VERDICTS[code],
+        "verdict": VERDICTS[code],
         "manifest": verification
         and {**verification.to_dict(), "known_signer": verification.manifest.fingerprint in known},
         "dicom_signatures": signatures.to_dict(),

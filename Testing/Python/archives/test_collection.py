@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from MITSGANLib.errors import InputError, ModelError, OutputError
+from MITSGANLib.files.dicom.series import scan_files
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.protection.protector import load_protector, protect
@@ -234,17 +236,22 @@ class TestOthers:
         series().write(tree / "ct")
         series(1).write(tmp_path / "elsewhere")
         (tree / "circle").symlink_to(tree)
-        (tree / "outside").symlink_to(tmp_path / "elsewhere")
+        for name in ("outside", "outside-again"):
+            (tree / name).symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(tree)
+        (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "elsewhere")
         (tree / "broken").symlink_to(tmp_path / "nothing")
         (tree / "self").symlink_to(tree / "self")
         os.mkfifo(tree / "pipe")
-        for path in (tmp_path / "elsewhere").iterdir():
+        for path in (tmp_path / "elsewhere").glob("slice*"):
             (tree / path.name).symlink_to(path)
         report = run(others="copy")
-        assert {record.source for record, _ in report.finished} == {".", "ct"}
+        assert {record.source for record, _ in report.finished} == {".", "ct", "outside"}
         assert reasons(report) == {
             "circle": inventory.LINKED_FOLDER,
-            "outside": inventory.LINKED_FOLDER,
+            "outside-again": inventory.LINKED_FOLDER,
+            "outside/back": inventory.LINKED_FOLDER,
+            "outside/round": inventory.LINKED_FOLDER,
             "broken": inventory.NOT_A_FILE,
             "self": inventory.NOT_A_FILE,
             "pipe": inventory.NOT_A_FILE,
@@ -489,6 +496,33 @@ class TestResume:
         assert sorted(worked_on) == ["s0", "s1", "scan.nrrd"]
         assert outputs(out).keys() == whole.keys()
 
+    def test_headers_are_read_again_only_in_folders_that_changed(self, tree, run, monkeypatch):
+        first = run(others="copy")
+        read = []
+
+        def noted(folder: Path, files: list[Path], progress: object) -> object:
+            read.append(folder.name)
+            return scan_files(folder, files, progress)
+
+        monkeypatch.setattr(inventory, "scan_files", noted)
+        again = run(others="copy")
+        assert read == []
+        assert [record for record, _ in again.finished] == [record for record, _ in first.finished]
+        path = tree / "s1" / "slice-001"
+        status = path.stat()
+        changed = path.read_bytes()[:-2] + b"\1\0"
+        path.write_bytes(changed)  # as long as before, and its time is set back
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert [record.source for record, earlier in run(others="copy").finished if not earlier] == ["s1"]
+        assert read == ["s1"]
+
+    @pytest.mark.usefixtures("tree")
+    @pytest.mark.parametrize("kept", ["", "{", "[1]", '[1, "x"]\n["s0"]\n', '{"a": 1}\n'])
+    def test_what_is_kept_of_headers_may_be_damaged(self, tmp_path, run, kept):
+        run()
+        (tmp_path / "out" / RECORDS / trees.KEPT).write_text(kept)
+        assert [earlier for _, earlier in run().finished] == [True] * 3
+
     def test_a_slice_that_is_gone_goes_from_the_output(self, tree, tmp_path, run):
         run()
         (tree / "s0" / "slice-002").unlink()
@@ -678,28 +712,99 @@ class TestWorkers:
             np.testing.assert_array_equal(one, other)
 
     @pytest.mark.slow
-    def test_two_processes_stopped_by_sigterm_continue(self, tmp_path, run, model):
-        """Wherever the signal falls: whole series or none, no temporary files, and the next run does only the rest."""
+    @pytest.mark.parametrize(("how", "processes"), [(signal.SIGTERM, 2), (signal.SIGKILL, 1)])
+    def test_a_run_that_was_stopped_or_killed_continues(self, tmp_path, run, model, how, processes):
+        """Wherever the signal falls: whole series or none, and the next run does only the rest."""
         tree, out = tmp_path / "tree", tmp_path / "out"
         for number in range(24):
             series(number, prefix=f"n{number:02d}").write(tree / f"s{number % 3}")
         command = [sys.executable, "-m", "MITSGANTrainingLib.commandline", "protect", tree, out, "--collection"]
-        command = [*command, "--processes", "2", "--model", model, "--device", "cpu"]
+        command = [*command, "--processes", str(processes), "--model", model, "--device", "cpu"]
         stopped = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while stopped.poll() is None and not list((out / RECORDS).glob("*.json")):
             time.sleep(0.01)
-        stopped.send_signal(signal.SIGTERM)
+        stopped.send_signal(how)
         _, error = stopped.communicate(timeout=60)
-        assert stopped.returncode in (0, 130), error
+        assert stopped.returncode in (0, 130, -signal.SIGKILL), error
         finished = len(list((out / RECORDS).glob("*.json")))
         assert finished >= 1
-        assert not list(out.rglob("*.partial"))
-        whole = [name[: name.index("-")] for name in outputs(out)]
+        if how == signal.SIGTERM:
+            assert not list(out.rglob("*.partial"))
+        whole = [name[: name.index("-")] for name in outputs(out) if ".partial" not in name]
         assert {whole.count(name) for name in whole} == {3}
         report = run()
         assert len(report.finished) == 24
         assert sum(earlier for _, earlier in report.finished) == finished
         assert outputs(out).keys() == contents(tree).keys()
+        assert not list(out.rglob("*.partial"))
+
+    @pytest.mark.slow
+    def test_a_killed_dask_worker_loses_nothing(self, tmp_path, run):
+        """A scheduler and two workers as processes; the files are those of a run without them."""
+        pytest.importorskip("distributed")
+        tree = tmp_path / "tree"
+        for number in range(6):
+            series(number, prefix=f"n{number}").write(tree / f"s{number % 2}")
+        with dask_cluster(tmp_path) as (address, workers):
+            lines: list[dict] = []
+
+            def tell(line: dict) -> None:
+                lines.append(line)
+                if len(lines) == 2:  # the run has begun, and a scan is done
+                    workers[0].kill()
+
+            config = CollectionConfig(**base(tmp_path, "none"), scheduler=address)
+            report = protect_collection(config, tell=tell)
+        assert (len(report.finished), report.failed, report.complete) == (6, [], True)
+        assert not list((tmp_path / "out").rglob("*.partial"))
+        run(out=tmp_path / "alone", model="none")
+        assert outputs(tmp_path / "out").keys() == contents(tree).keys()
+        for name in contents(tree):
+            assert timeless(tmp_path / "out" / name) == timeless(tmp_path / "alone" / name)
+
+
+@contextmanager
+def dask_cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    """The address of a Dask scheduler, and two workers of it, each a process."""
+    file, python = folder / "scheduler.json", [sys.executable, "-m"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    options = ["--scheduler-file", file, "--no-dashboard", "--host", "127.0.0.1"]
+    processes = [
+        subprocess.Popen([*python, "distributed.cli.dask_scheduler", *options, "--port", "0"], env=environment, **quiet)
+    ]
+    options = [*options, "--no-nanny", "--nthreads", "1", "--local-directory", folder / "dask"]
+    try:
+        for _ in range(2):
+            processes.append(
+                subprocess.Popen([*python, "distributed.cli.dask_worker", *options], env=environment, **quiet)
+            )
+        while not file.is_file() or not file.stat().st_size:
+            assert processes[0].poll() is None
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        from distributed import Client
+
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=120)
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def timeless(path: Path) -> dict:
+    """A derived image without what no two runs have in common: its new UIDs, and when it was made."""
+    dataset = pydicom.dcmread(path)
+    new = {dataset.SOPInstanceUID, dataset.SeriesInstanceUID}
+
+    def drop(within: Dataset, element: DataElement) -> None:
+        if element.VR in ("DA", "TM", "DT") or element.value in new:
+            del within[element.tag]
+
+    dataset.walk(drop)
+    return dataset.to_json_dict()
 
 
 def test_files_that_may_have_been_slices_are_named(tmp_path, run):
@@ -778,6 +883,44 @@ class TestCommand:
         assert 0 < result["change"]["rmse_hu"] <= 12
         assert f"RMSE {result['change']['rmse_hu']:.2f} HU" in text
         assert summary(tmp_path / "out")["protected"] == result["protected"]
+
+    @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+    def test_a_line_for_each_scan_while_it_runs(self, tmp_path, arguments, capsys, processes):
+        series(1).write(tmp_path / "tree" / "good")
+        write_with_gap(tmp_path / "tree" / "bad")
+        (tmp_path / "tree" / "note.txt").touch()
+        arguments = [*arguments, "--json-lines", "-", "--processes", processes]
+
+        def lines() -> tuple[int, list[dict]]:
+            code = main(arguments)
+            return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+        code, found = lines()
+        assert code == 3
+        assert [line["event"] for line in found] == ["begin", "scan", "scan", "scan", "end"]
+        assert found[0] == {"event": "begin", "command": "protect", "done": 1, "total": 3}
+        scans = {line["source"]: line for line in found[1:-1]}
+        assert {name: (line["outcome"], line["exit_code"]) for name, line in scans.items()} == {
+            "good": ("protected", 0),
+            "bad": ("failed", 3),
+            "note.txt": ("skipped", 0),
+        }
+        assert scans["bad"]["reason"].startswith("1 slice is missing")
+        assert scans["good"]["change"]["maximum_hu"] > 0
+        assert [line["done"] for line in found[1:-1]] == [1, 2, 3]
+        assert found[-2]["seconds_left"] == 0
+        assert (found[-1]["exit_code"], found[-1]["complete"], found[-1]["counts"]["protected"]) == (3, True, 1)
+        _, again = lines()
+        assert {line["source"]: line.get("earlier") for line in again[1:-1]}["good"] is True
+
+    def test_lines_are_written_to_a_file_of_their_own(self, tmp_path, arguments, capsys):
+        series(1).write(tmp_path / "tree" / "good")
+        (tmp_path / "mine").write_text("precious")
+        assert main([*arguments, "--json-lines", str(tmp_path / "mine")]) == 4
+        assert "give --json-lines another name" in capsys.readouterr().err
+        for _ in range(2):
+            assert main([*arguments, "--json-lines", str(tmp_path / "lines")]) == 0
+        assert [json.loads(line)["event"] for line in (tmp_path / "lines").open()] == ["begin", "scan", "end"]
 
     def test_some_failed_is_exit_code_3(self, tmp_path, arguments, capsys):
         series(1).write(tmp_path / "tree" / "good")

@@ -264,6 +264,11 @@ def verify_images(paths: Sequence[Path], trusted: Sequence[Certificate] = ()) ->
     return ImageSignatures({path: verify_dataset(read_dataset(path), trusted) for path in paths})
 
 
+def certificate_fingerprint(certificate: Certificate) -> str:
+    """The SHA-256 of a certificate."""
+    return fingerprint(_der(certificate))
+
+
 def _new_items(dataset: Dataset, time: datetime.datetime) -> tuple[Dataset, Dataset]:
     """The items of a new signature in MAC Parameters and Digital Signatures Sequence, as far as known before it."""
     from pydicom import Dataset
@@ -325,7 +330,7 @@ def _judge(
         status="valid",
         text="The image is what was signed.",
         subject=_printable(certificate.subject.rfc4514_string()),
-        fingerprint=fingerprint(_der(certificate)),
+        fingerprint=certificate_fingerprint(certificate),
         trusted=_is_trusted(certificate, trusted, str(item.DigitalSignatureDateTime)),
         covers_pixels=PIXEL_DATA in tags and PIXEL_DATA in dataset,
         covers_references=REFERENCES in tags and REFERENCES in dataset,

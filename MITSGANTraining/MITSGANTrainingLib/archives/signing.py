@@ -1,0 +1,157 @@
+"""Signing of a collection: the same tree out, every CT scan in it with its manifest.
+
+File for file: a signed image takes the relative path of its original. See ``trees`` for what makes a run resumable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from MITSGANLib.errors import InputError
+from MITSGANLib.files.atomic import require_space
+from MITSGANLib.files.dicom.read import read_series
+from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
+from MITSGANLib.signature.contents import contents_of
+from MITSGANLib.signature.dicom.digital_signature import certificate_fingerprint, load_dicom_signer
+from MITSGANLib.signature.manifest import manifest_path
+from MITSGANLib.signature.signing import Signers, sign_images, sign_scan
+
+from .inventory import take_stock
+from .restoration import without_companions
+from .trees import (
+    Done,
+    Record,
+    ScanJob,
+    Stage,
+    Tell,
+    TreeConfig,
+    TreeReport,
+    checked,
+    found_series,
+    relative_files,
+    remove_leavings,
+    work_through,
+    write_together,
+)
+
+# A signed scan takes some 5 to 10 % more than it does without.
+_SIGNED = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningConfig(TreeConfig):
+    """What to sign, where to, and with which keys; each process reads their files itself.
+
+    :param signing_key: file of an Ed25519 key.
+    :param dicom_key, certificate: files of DICOM's own signatures; both or neither.
+    :param passphrase, dicom_passphrase: unlock those files; never sent to a scheduler.
+    """
+
+    signing_key: Path
+    passphrase: bytes | None = field(default=None, repr=False)
+    dicom_key: Path | None = None
+    certificate: Path | None = None
+    dicom_passphrase: bytes | None = field(default=None, repr=False)
+
+    def signers(self) -> Signers:
+        """The keys.
+
+        :raises InputError: a file is no such key, or its passphrase is missing or wrong.
+        """
+        dicom = self.dicom_key and load_dicom_signer(self.dicom_key, self.certificate, self.dicom_passphrase)
+        return Signers(load_signing_key(self.signing_key, self.passphrase), dicom)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningRecord(Record):
+    """Record of a signed scan; ``signed`` is when, ISO 8601."""
+
+    slices: int
+    signed: str
+
+    def summary(self) -> dict[str, Any]:
+        return {**super().summary(), "slices": self.slices, "signed": self.signed}
+
+
+@dataclass
+class SigningReport(TreeReport):
+    """What became of everything in the tree."""
+
+    command: ClassVar[str] = "sign"
+    doing: ClassVar[str] = "Signing"
+    verb: ClassVar[str] = "signed"
+
+    @property
+    def slices(self) -> int:
+        """Number of slices of all signed scans."""
+        return sum(record.slices for record, _ in self.finished)
+
+    def figures(self) -> dict[str, Any]:
+        return {"slices": self.slices}
+
+
+def sign_collection(config: SigningConfig, stage: Stage | None = None, tell: Tell | None = None) -> SigningReport:
+    """Sign every CT scan of a tree into ``config.out``, and write the summary there.
+
+    :param stage, tell: as in ``trees.work_through``.
+    :raises InputError: the tree is missing or empty, a key cannot be read, a passphrase would have to be sent to a
+        scheduler, or the Dask scheduler does not answer.
+    :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
+        too little space for all of it.
+    """
+    report, config = SigningReport(), checked(config)
+    if config.scheduler and (config.passphrase is not None or config.dicom_passphrase is not None):
+        raise InputError("A passphrase is never sent to a scheduler; sign with key files that none locks.")
+    files = {name: getattr(config, name) for name in ("signing_key", "dicom_key", "certificate")}
+    config = dataclasses.replace(config, **{name: file and file.absolute() for name, file in files.items()})
+    signers = config.signers()
+    settings: dict[str, Any] = {"signed_by": fingerprint(raw_public_key(signers.key.public_key()))}
+    if signers.dicom:
+        settings["certificate"] = certificate_fingerprint(signers.dicom.certificate)
+    stock = functools.partial(take_stock, protected=None)
+    work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
+    return report
+
+
+@dataclass(frozen=True)
+class _Signing(ScanJob):
+    """One scan to sign."""
+
+    record_type: ClassVar[type[Record]] = SigningRecord
+
+    config: SigningConfig
+
+    @property
+    def expected_bytes(self) -> int:
+        return int(self.scan.size * _SIGNED)
+
+    def work(self) -> Done:
+        require_space(self.config.out, self.expected_bytes)
+        return self.finish(self._sign_series if self.scan.uid else self._sign_file, time.monotonic())
+
+    def _sign_file(self) -> tuple[list[str], dict[str, Any]]:
+        source, target = (folder / self.scan.files[0] for folder in (self.config.tree, self.config.out))
+        remove_leavings(target)
+        signed, _ = sign_scan(source, target, self.config.signers(), overwrite=True)
+        written = relative_files([target, manifest_path(target)], self.config.out)
+        return written, {"slices": signed.manifest.shape[0], "signed": signed.manifest.created}
+
+    def _sign_series(self) -> tuple[list[str], dict[str, Any]]:
+        tree = self.config.tree
+        volume = read_series(found_series(tree, self.scan), source=str(tree / self.scan.source))
+        scan = contents_of(volume, tree / self.scan.source)
+        names, signed = relative_files(scan.files, tree), []
+
+        def fill(folder: Path) -> Sequence[Path]:
+            places = {file: folder / f"{number:06d}" for number, file in enumerate(scan.files)}
+            signed.append(sign_images(scan, self.config.signers(), places.__getitem__))
+            return list(places.values())
+
+        write_together(self.config.out, names, fill)
+        return names, {"slices": volume.shape[0], "signed": signed[0].manifest.created}
