@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
-from ..archives.verdicts import VerdictRecord, VerdictReport
 from .options import json_lines, note, progress_bar, say, write_json
+
+if TYPE_CHECKING:
+    from ..archives.verdicts import VerdictRecord, VerdictReport
 
 _OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3

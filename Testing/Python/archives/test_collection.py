@@ -800,7 +800,7 @@ def timeless(path: Path) -> dict:
     new = {dataset.SOPInstanceUID, dataset.SeriesInstanceUID}
 
     def drop(within: Dataset, element: DataElement) -> None:
-        if element.VR in ("DA", "TM", "DT") or element.value in new:
+        if element.VR in ("DA", "TM", "DT") or (element.VR == "UI" and str(element.value) in new):
             del within[element.tag]
 
     dataset.walk(drop)
