@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..scan.cubes import CUBE_MM, Patch, box_slices, cube_shape, cube_start, cut, overlap, rescale
+from ..scan.cubes import CUBE_MM, Box, Patch, box_slices, cube_shape, cube_start, cut, overlap, rescale
 from ..scan.targets import Action
 from .equalization import Equalization
 
@@ -73,6 +73,16 @@ def forge_cube(
     return Patch(start, rescale(inpainter(clean.unsqueeze(0)).squeeze(0), shape))
 
 
+def boxes_read(shape: Sequence[int], center: Sequence[int], spacing_kji: Sequence[float]) -> tuple[Box, Box]:
+    """What an attack at voxel ``center`` reads of a scan: the place that noise is copied from, the target's."""
+    edge = _edge(cube_shape(spacing_kji))
+    starts = (cube_start(_noise_center(shape), (edge,) * 3), cube_start(center, (edge,) * 3))
+    return tuple(
+        tuple(slice(max(a, 0), max(min(a + edge, size), 0)) for a, size in zip(start, shape, strict=True))
+        for start in starts
+    )
+
+
 def tamper(
     volume: torch.Tensor, center: Sequence[int], spacing_kji: Sequence[float], inpainter: Inpainter, action: Action
 ) -> Patch:
@@ -89,7 +99,7 @@ def touch_up(volume: torch.Tensor, center: Sequence[int], forged: Patch, action:
 
     :param forged: from :func:`forge_cube`, at the same center.
     """
-    edge = int(max(forged.values.shape) * TOUCH_UP_FACTOR)
+    edge = _edge(forged.values.shape)
     start = cube_start(center, (edge,) * 3)
     clean_region = cut(volume, start, (edge,) * 3)
     forged_region = _overlay(clean_region, start, forged, volume.shape)
@@ -122,14 +132,22 @@ def _copied_noise(volume: torch.Tensor, forged: Patch, edge: int) -> torch.Tenso
 
     Where nothing lies below -800 HU the public code pastes NaN (the mean of nothing); here no noise is added.
     """
-    center = [int(size * fraction) for size, fraction in zip(volume.shape, NOISE_SOURCE, strict=True)]
-    start = cube_start(center, (edge,) * 3)
+    start = cube_start(_noise_center(volume.shape), (edge,) * 3)
     sample = _overlay(cut(volume, start, (edge,) * 3), start, forged, volume.shape)
     lung = sample.detach() < -800
     if not lung.any():
         return torch.zeros_like(sample)
     filled = torch.where(sample.detach() > -800, sample[lung].mean(), sample)
     return filled - filled.mean()
+
+
+def _edge(cube: Sequence[int]) -> int:
+    """The edge in voxels of the region that the touch-up of a forged cube blends, along all three axes."""
+    return int(max(cube) * TOUCH_UP_FACTOR)
+
+
+def _noise_center(shape: Sequence[int]) -> list[int]:
+    return [int(size * fraction) for size, fraction in zip(shape, NOISE_SOURCE, strict=True)]
 
 
 def _overlay(region: torch.Tensor, start: Sequence[int], patch: Patch, scan: Sequence[int]) -> torch.Tensor:

@@ -6,23 +6,23 @@ protection moves the forgery is measured in the middle that the attacker's netwo
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..attack.regions import regions_at
+from ..attack.regions import TargetRegions, regions_at
+from ..budget.noise import scan_noise
 from ..errors import InputError
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
+from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.places import Place
 from .metrics import Comparison, compare
-from .noise_controls import equal_rmse_noise
+from .noise_controls import noise_in_boxes
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
@@ -35,9 +35,11 @@ ATTACK_ON_PROTECTED_PAIR = "protected attacked − protected"
 FORGERY_PAIR = "protected attacked − source attacked"
 CONTROL_PAIR = "noise attacked − source attacked"
 
+NOISE_SEEDS = (0, 1, 2, 3, 4)
+"""Of the draws of the noise control: one draw says nothing about how much noise differs from noise."""
+
 _LPIPS_SLICES = 4
-_WHOLE_LPIPS_SLICES = 8
-_MARGIN_MM = 17.0  # half the attacked cube and its rounding
+_ATTACK_STEPS = 4 + len(NOISE_SEEDS) + 1
 
 Progress = Callable[[int, int], None]
 Voxels = CTVolume | np.ndarray
@@ -49,17 +51,30 @@ class ForgeryEffect:
 
     :param own: what the attack itself changes, attacked clean scan against clean scan.
     :param moved: by arm, the attacked arm against the attacked clean scan.
+    :param draws: the same of each draw of the noise control.
     """
 
     own: Comparison
     moved: Mapping[str, Comparison]
+    draws: tuple[Comparison, ...] = ()
 
     def share(self, arm: str) -> float | None:
         """RMSE between the outcomes on an arm and on the clean scan, as a share of the attack's own.
 
-        None where the arm was not attacked, one of the two has no value, or the attack did nothing.
+        For :data:`NOISE`, the median of the draws. None where the arm was not attacked, one of the two has no value, or
+        the attack did nothing.
         """
-        moved, own = self.moved[arm].rmse.value if arm in self.moved else None, self.own.rmse.value
+        if arm == NOISE and self.draws:
+            return float(np.median(self.noise_shares)) if self.noise_shares else None
+        return self._share(self.moved.get(arm))
+
+    @property
+    def noise_shares(self) -> tuple[float, ...]:
+        """The shares of all draws of the noise control, the smallest first."""
+        return tuple(sorted(share for draw in self.draws if (share := self._share(draw)) is not None))
+
+    def _share(self, comparison: Comparison | None) -> float | None:
+        moved, own = comparison and comparison.rmse.value, self.own.rmse.value
         return None if moved is None or not own else moved / own
 
 
@@ -77,15 +92,22 @@ def forgery_effect(
     return ForgeryEffect(measure(clean, outcome), moved)
 
 
-def compare_whole(clean: CTVolume, other: CTVolume, lpips: Any, **options: Any) -> Comparison:
+def compare_whole(clean: CTVolume, other: CTVolume, lpips: Any, *, lpips_slices: int = 8, **options: Any) -> Comparison:
     """Compare all slices, with SSIM in the lung and mediastinal windows too.
 
-    LPIPS takes up to a second a slice on two cores, so eight evenly spaced ones, which the output names.
+    LPIPS takes up to a second a slice on two cores, so a few evenly spaced ones, which the output names.
 
     :param options: further ones of :func:`~.metrics.compare`.
     """
-    spread = np.unique(np.linspace(0, clean.shape[0] - 1, _WHOLE_LPIPS_SLICES).astype(int)).tolist()
+    spread = np.unique(np.linspace(0, clean.shape[0] - 1, lpips_slices).astype(int)).tolist()
     return compare(clean, other, windows=(LUNG, MEDIASTINUM), lpips=lpips, lpips_slices=spread, **options)
+
+
+def compare_protection(
+    clean: CTVolume, protected: CTVolume, lpips: Any, progress: Progress | None = None
+) -> Comparison:
+    """Compare a protected scan with its source, as panel, report, demonstration and command line do."""
+    return compare_whole(clean, protected, lpips, lpips_slices=_LPIPS_SLICES, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -97,40 +119,103 @@ class ComparedPair:
 
 
 @dataclass(frozen=True)
+class AttackEffect:
+    """What one attack does, with and without protection: measured here, and nowhere else.
+
+    :param kji: the target, (slice, row, column).
+    :param places: the regions at the target.
+    :param pairs: in the square on the target's slice and in the in-painted middle.
+    :param forgery: the attack's own change, and how far protection and noise move it, in the middle.
+    :param noise_slice: the target's slice (rows, columns) int16 HU of the first noise draw, attacked; None without.
+    :param watermark: what is left of the protected scan's watermark there; None where that carries none.
+    """
+
+    kji: tuple[int, int, int]
+    action: str
+    places: TargetRegions
+    pairs: tuple[ComparedPair, ...]
+    forgery: ForgeryEffect
+    noise_slice: np.ndarray | None = None
+    watermark: Place | None = None
+
+    def in_middle(self, compared: str) -> Comparison:
+        """The comparison of this pair in the middle that the attacker's network made up."""
+        return next(
+            pair.comparison
+            for pair in self.pairs
+            if pair.compared == compared and pair.comparison.region == self.places.middle
+        )
+
+    def __str__(self) -> str:
+        shares = self.forgery.noise_shares
+        noise = (
+            f", {self.forgery.share(NOISE):.1%} ({shares[0]:.1%} to {shares[-1]:.1%}) by noise of the same RMSE"
+            if shares
+            else ""
+        )
+        own, moved = self.forgery.own.rmse.value, self.forgery.share(PROTECTED)
+        return (
+            f"the attack changed its middle 20 mm by RMSE {own:.1f} HU; of that the forgery was moved "
+            f"{0 if moved is None else moved:.1%} by protection{noise}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, every figure with its definition."""
+        return {
+            "action": self.action,
+            "kji": list(self.kji),
+            "attack_rmse_hu": self.forgery.own.rmse.value,
+            "relative_forgery_change": {arm: self.forgery.share(arm) for arm in (PROTECTED, NOISE)},
+            "noise_draws": list(self.forgery.noise_shares),
+            "pairs": [{"compared": pair.compared, **pair.comparison.to_dict()} for pair in self.pairs],
+            "watermark": self.watermark and self.watermark.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Effect:
     """What the volumes of a scene say about each other.
 
-    :param findings: the protection of the whole scan first; those at the target follow when there was an attack.
+    :param protection: the whole protected volume against the source.
     :param rmse_by_slice: for the plot: RMSE in HU of every slice against the source.
-    :param forgery: None without an attack.
-    :param watermark: what is left of the open watermark at the target after the attack; None without an attack, or
-        where the protected volume carries none.
+    :param noise_sd_hu: the scan's own noise; None where it has too little soft tissue to tell.
+    :param attack: None without an attack.
     """
 
-    findings: tuple[ComparedPair, ...]
+    protection: Comparison
     rmse_by_slice: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    forgery: ForgeryEffect | None = None
-    watermark: Place | None = None
+    noise_sd_hu: float | None = None
+    attack: AttackEffect | None = None
 
     @property
-    def protection(self) -> Comparison:
-        """The whole protected volume against the source."""
-        return self.findings[0].comparison
+    def findings(self) -> tuple[ComparedPair, ...]:
+        """All comparisons: the protection of the whole scan first, then those at the target."""
+        return (ComparedPair(PROTECTION_PAIR, self.protection), *(self.attack.pairs if self.attack else ()))
 
     @property
     def attack_rmse_hu(self) -> float | None:
         """How much the attack on the source changed the 20 mm that the attacker made up; None without an attack."""
-        return self.forgery and self.forgery.own.rmse.value
+        return self.attack and self.attack.forgery.own.rmse.value
 
     @property
     def forgery_share(self) -> float | None:
         """How far protection moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self.forgery and self.forgery.share(PROTECTED)
+        return self.attack and self.attack.forgery.share(PROTECTED)
 
     @property
     def control_share(self) -> float | None:
         """How far noise of the protection's RMSE moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self.forgery and self.forgery.share(NOISE)
+        return self.attack and self.attack.forgery.share(NOISE)
+
+    @property
+    def control_shares(self) -> tuple[float, ...]:
+        """The same of each draw of the noise, the smallest first."""
+        return self.attack.forgery.noise_shares if self.attack else ()
+
+    @property
+    def watermark(self) -> Place | None:
+        """What is left of the watermark at the target after the attack; None without an attack or a watermark."""
+        return self.attack and self.attack.watermark
 
 
 def measure_effect(
@@ -148,52 +233,83 @@ def measure_effect(
 
     :param attacker: who made the attacked volumes, to attack the noise control as well; None leaves that out.
     :param lpips: as in :func:`~MITSGANLib.measure.metrics.compare`.
-    :param progress: called with (steps done, steps in all), a step being a slice or a place; may raise
+    :param progress: called with (steps done, steps in all), a step being a slice or a comparison; may raise
         ``CancelledError``.
     :raises InputError: when the volumes do not share their grid, or the two attacks differ in target or action.
     """
     slices = source.shape[0]
     is_attacked = source_attacked is not None and protected_attacked is not None
-    total = slices + 5 * is_attacked
+    total = slices + _ATTACK_STEPS * is_attacked
     report = progress or (lambda _done, _total: None)
-    whole = compare(
+    whole = compare_protection(source, protected, lpips, lambda done, _slices: report(done, total))
+    curves = {PROTECTION_PAIR: tuple(value or 0.0 for value in whole.rmse.per_slice)}
+    noise = scan_noise(source.hu, source.spacing_kji).sd_hu
+    if not is_attacked:
+        return Effect(whole, curves, noise)
+    curves[ATTACK_PAIR] = _rmse_by_slice(source, source_attacked)
+    effect = measure_attack(
         source,
         protected,
-        windows=(LUNG, MEDIASTINUM),
+        source_attacked,
+        protected_attacked,
+        attacker=attacker,
+        device=device,
         lpips=lpips,
-        lpips_slices=np.unique(np.linspace(0, slices - 1, _LPIPS_SLICES + 2).astype(int)[1:-1]).tolist(),
-        progress=lambda done, _slices: report(done, total),
+        progress=lambda done, _steps: report(slices + done, total),
     )
-    findings = [ComparedPair(PROTECTION_PAIR, whole)]
-    curves = {PROTECTION_PAIR: tuple(value or 0.0 for value in whole.rmse.per_slice)}
-    if not is_attacked:
-        return Effect(tuple(findings), curves)
+    return Effect(whole, curves, noise, effect)
 
+
+def measure_attack(
+    source: CTVolume,
+    protected: CTVolume,
+    source_attacked: CTVolume,
+    protected_attacked: CTVolume,
+    *,
+    attacker: str | Path | Attacker | None = None,
+    device: str = "auto",
+    lpips: Any = None,
+    key: WatermarkKey | None = None,
+    progress: Progress | None = None,
+) -> AttackEffect:
+    """Measure one attack on a scan and on its protected copy, against noise of the protection's RMSE.
+
+    The noise is drawn in all that the attack reads, once for each of :data:`NOISE_SEEDS`, and attacked at the same
+    voxel of the whole scan: the attack copies noise from a fixed place of it.
+
+    :param key: of the watermark that is looked for; None is the open one, where the protected volume carries it.
+
+    Other parameters and errors as in :func:`measure_effect`.
+    """
     attack = _attack_of(source_attacked)
     if attack != _attack_of(protected_attacked):
         raise InputError("The two attacked volumes differ in target or action; attack both again at the same point.")
-    curves[ATTACK_PAIR] = _rmse_by_slice(source, source_attacked)
+    report = progress or (lambda _done, _total: None)
     places = regions_at(source, attack.kji)
-    pairs = (
+    found: list[ComparedPair] = []
+    steps = (
         (PROTECTION_PAIR, source, protected),
         (ATTACK_PAIR, source, source_attacked),
         (ATTACK_ON_PROTECTED_PAIR, protected, protected_attacked),
         (FORGERY_PAIR, source_attacked, protected_attacked),
     )
-    at_target: dict[str, Comparison] = {}  # the last one of each pair: in the middle
-    for step, (compared, reference, other) in enumerate(pairs, start=slices + 1):
-        for region in (places.square, places.middle)[: 1 if compared == PROTECTION_PAIR else 2]:
-            at_target[compared] = compare(reference, other, region=region, lpips=lpips)
-            findings.append(ComparedPair(compared, at_target[compared]))
-        report(step, total)
-    moved = {PROTECTED: at_target[FORGERY_PAIR]}
-    control = _control(source, protected, source_attacked, attack, attacker, device, lpips)
-    if control is not None:
-        findings.append(ComparedPair(CONTROL_PAIR, control))
-        moved[NOISE] = control
-    place = check_place(protected_attacked, attack.kji) if _has_open_watermark(protected) else None
-    report(total, total)
-    return Effect(tuple(findings), curves, ForgeryEffect(at_target[ATTACK_PAIR], moved), place)
+    for step, (compared, reference, other) in enumerate(steps, start=1):
+        for region in (places.square, places.middle):
+            found.append(ComparedPair(compared, compare(reference, other, region=region, lpips=lpips)))
+        report(step, _ATTACK_STEPS)
+    in_middle = {pair.compared: pair.comparison for pair in found}  # the last of each pair
+    draws: list[Comparison] = []
+    noise_slice = None
+    for noise in _attacked_noise(source, protected, attack, attacker, device):
+        draws.append(compare(source_attacked, noise, region=places.middle, lpips=lpips))
+        noise_slice = noise.hu[attack.kji[0]].copy() if noise_slice is None else noise_slice
+        report(len(steps) + len(draws), _ATTACK_STEPS)
+    found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(draws, start=1)]
+    is_marked = key is not None or _has_open_watermark(protected)
+    place = check_place(protected_attacked, attack.kji, key or OPEN_KEY) if is_marked else None
+    report(_ATTACK_STEPS, _ATTACK_STEPS)
+    forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, tuple(draws))
+    return AttackEffect(attack.kji, attack.action, places, tuple(found), forgery, noise_slice, place)
 
 
 def _has_open_watermark(volume: CTVolume) -> bool:
@@ -221,37 +337,29 @@ def _attack_of(volume: CTVolume) -> _Attack:
         ) from error
 
 
-def _control(
+def _attacked_noise(
     source: CTVolume,
     protected: CTVolume,
-    source_attacked: CTVolume,
     attack: _Attack,
     attacker: str | Path | Attacker | None,
     device: str,
-    lpips: Any,
-) -> Comparison | None:
-    """The forgery in noise of the protection's RMSE against that in the source, from slices around the target alone.
+) -> Iterator[CTVolume]:
+    """Each draw of noise of the protection's RMSE, attacked.
 
     None when that attacker is not at hand: another one would make another forgery, not a control of this.
     """
     from ..attack.attacker import Attacker, load_attacker, simulate_attack
+    from ..attack.chain import boxes_read
 
     if attacker is None:
-        return None
+        return
     ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
     if (ready.action, ready.digest) != (attack.action, attack.attacker_sha256):
-        return None
-    k, j, i = attack.kji
-    margin = math.ceil(_MARGIN_MM / source.spacing_kji[0]) + 1
-    first, last = max(0, k - margin), min(source.shape[0], k + margin + 1)
-    clean, changed, forged = (
-        dataclasses.replace(scan, hu=scan.hu[first:last], origin=tuple(scan.voxel_to_lps((first, 0, 0))))
-        for scan in (source, protected, source_attacked)
-    )
-    noise = simulate_attack(
-        equal_rmse_noise(clean, changed), (k - first, j, i), attack.action, attacker=ready, device=device
-    )
-    return compare(forged, noise, region=regions_at(clean, (k - first, j, i)).middle, lpips=lpips)
+        return
+    boxes = boxes_read(source.shape, attack.kji, source.spacing_kji)
+    for seed in NOISE_SEEDS:
+        noise = noise_in_boxes(source, protected, boxes, seed)
+        yield simulate_attack(noise, attack.kji, attack.action, attacker=ready, device=device)
 
 
 def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ no figure there is None and the reason, never a stand-in. Arrays are (slice, row
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -29,6 +28,9 @@ DATA_RANGE_HU = 4096.0
 _SSIM_SIGMA, _SSIM_K1, _SSIM_K2 = 1.5, 0.01, 0.03
 _SSIM_RADIUS = 5
 _SSIM_WINDOW = 2 * _SSIM_RADIUS + 1
+# From the middle outwards.
+_SSIM_WEIGHTS = np.exp(-0.5 * (np.arange(_SSIM_RADIUS + 1) / _SSIM_SIGMA) ** 2)
+_SSIM_WEIGHTS = (_SSIM_WEIGHTS / (2 * _SSIM_WEIGHTS.sum() - 1)).astype(np.float32)
 _TILE_VOXELS = 32
 # SqueezeNet halves a picture four times; below this its last maps are empty.
 _LPIPS_MINIMUM_VOXELS = 24
@@ -142,8 +144,8 @@ def compare(
 ) -> Comparison:
     """Measure how far ``other`` is from ``reference``.
 
-    133 x 512 x 512 voxels take 5 s on one core, 4 s more for each window, and LPIPS 0.3 s for each slice; but for
-    LPIPS, slices run side by side on the cores.
+    Of 133 x 512 x 512 voxels, each SSIM takes about 1 s on one core, and LPIPS 0.3 s for each slice; but for LPIPS,
+    slices run side by side on the cores.
 
     :param reference, other: CT volumes, or arrays (slices, rows, columns) or (rows, columns), in HU.
     :param region: where to measure; the whole volume when None. Outside it nothing is looked at.
@@ -271,22 +273,39 @@ def ssim_map(reference: np.ndarray, other: np.ndarray, data_range: float = DATA_
     """Local SSIM of two slices (rows, columns) of at least 11x11 voxels, without the outermost 5 voxels on each side.
 
     Its mean is what ``skimage.metrics.structural_similarity`` returns with a Gaussian window of sigma 1.5 and
-    population covariance.
-    """
-    from skimage.metrics import structural_similarity
+    population covariance, in a quarter of the time. With sum s and difference d of the two, SSIM's products are
+    2 xy = (s^2 - d^2) / 2 and x^2 + y^2 = (s^2 + d^2) / 2. The rounding of the large s^2 is then the same above and
+    below the fraction, so that 32 bits give each local value to 2e-6, and means to 1e-7.
 
-    _, local = structural_similarity(
-        np.asarray(reference, dtype=np.float64),
-        np.asarray(other, dtype=np.float64),
-        data_range=data_range,
-        gaussian_weights=True,
-        sigma=_SSIM_SIGMA,
-        use_sample_covariance=False,
-        K1=_SSIM_K1,
-        K2=_SSIM_K2,
-        full=True,
+    :return: float32.
+    """
+    first, second = (np.asarray(slice_hu, dtype=np.float32) for slice_hu in (reference, other))
+    both = []
+    for part in (first + second, second - first):
+        mean = _smooth(part)
+        both.append((mean * mean / 2, (_smooth(part * part) - mean * mean) / 2))
+    (mean_s, variance_s), (mean_d, variance_d) = both
+    c1, c2 = ((k * data_range) ** 2 for k in (_SSIM_K1, _SSIM_K2))
+    return (
+        (mean_s - mean_d + c1)
+        / (mean_s + mean_d + c1)
+        * ((variance_s - variance_d + c2) / (variance_s + variance_d + c2))
     )
-    return local[_SSIM_RADIUS:-_SSIM_RADIUS, _SSIM_RADIUS:-_SSIM_RADIUS]
+
+
+def _smooth(plane: np.ndarray) -> np.ndarray:
+    """Mean within the Gaussian window of SSIM, where that lies within the slice."""
+    for axis in (1, 0):
+        size = plane.shape[axis] - 2 * _SSIM_RADIUS
+        shifted = [plane[:, t : t + size] if axis else plane[t : t + size] for t in range(_SSIM_WINDOW)]
+        mean = shifted[_SSIM_RADIUS] * _SSIM_WEIGHTS[0]
+        pair = np.empty_like(mean)
+        for t, weight in enumerate(_SSIM_WEIGHTS[1:], start=1):
+            np.add(shifted[_SSIM_RADIUS - t], shifted[_SSIM_RADIUS + t], out=pair)
+            pair *= weight
+            mean += pair
+        plane = mean
+    return plane
 
 
 @dataclass(frozen=True)
@@ -310,8 +329,6 @@ class _SsimSeries:
                 f"the region's slices of {region.shape[1]}x{region.shape[2]} voxels are smaller than the "
                 f"{_SSIM_WINDOW}x{_SSIM_WINDOW} window of SSIM"
             )
-        elif importlib.util.find_spec("skimage") is None:
-            self.reason = "SSIM needs the Python package scikit-image, which is not installed"
 
     def of_slice(self, k: int, reference: np.ndarray, other: np.ndarray) -> _SliceSsim | None:
         """SSIM of one slice (rows, columns), changing nothing here; None where there is none."""
@@ -323,7 +340,7 @@ class _SsimSeries:
         if np.array_equal(reference, other):
             return _SliceSsim(1.0)
         local = ssim_map(reference, other, self.data_range)
-        return _SliceSsim(float(np.mean(local)), self._worst_tile_of(k, local))
+        return _SliceSsim(float(np.mean(local, dtype=np.float64)), self._worst_tile_of(k, local))
 
     def add(self, found: _SliceSsim | None) -> None:
         """The next slice."""
@@ -335,7 +352,7 @@ class _SsimSeries:
 
     def _worst_tile_of(self, k: int, local: np.ndarray) -> WorstTile:
         rows, columns = (_tile_edges(size) for size in local.shape)
-        sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0), columns[:-1], axis=1)
+        sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
         means = sums / np.outer(np.diff(rows), np.diff(columns))
         j, i = np.unravel_index(np.argmin(means), means.shape)
         j0, i0 = self.region.j0 + _SSIM_RADIUS, self.region.i0 + _SSIM_RADIUS

@@ -6,15 +6,23 @@ local level are measured in the scan's soft tissue. Arrays are (slice, row, colu
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..errors import InputError
 from ..scan.volume import CTVolume, ProcessingStep
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..scan.cubes import Box
+
 NOISE_CONTROL = "noise-control"
 
 
-def equal_rmse_noise(clean: CTVolume, protected: CTVolume, seed: int = 0) -> CTVolume:
+def equal_rmse_noise(clean: CTVolume, protected: CTVolume, seed: int | Sequence[int] = 0) -> CTVolume:
     """``clean`` with white Gaussian noise in place of the protection: same RMSE, voxel by voxel where the change lies.
 
     The noise's standard deviation at a voxel is the root mean square of the protection's change in the 9x9 voxels
@@ -39,10 +47,27 @@ def equal_rmse_noise(clean: CTVolume, protected: CTVolume, seed: int = 0) -> CTV
         envelope = np.sqrt(ndimage.uniform_filter(change**2, 9, mode="nearest"))
         draw = rng.standard_normal(change.shape, dtype=np.float32) * envelope * neighbors(changed)
         noisy[k] = _scaled(before, draw, power)
-    step = ProcessingStep(
+    return clean.with_hu(noisy, _step(seed))
+
+
+def _step(seed: int | Sequence[int]) -> ProcessingStep:
+    return ProcessingStep(
         NOISE_CONTROL, "Gaussian noise of the protection's RMSE, a control without a network", {"seed": seed}
     )
-    return clean.with_hu(noisy, step)
+
+
+def noise_in_boxes(clean: CTVolume, protected: CTVolume, boxes: Sequence[Box], seed: int = 0) -> CTVolume:
+    """``clean`` with :func:`equal_rmse_noise` in some boxes alone, each of the protection's RMSE in that box.
+
+    For an effect that depends on these boxes alone: what noise does elsewhere need not be computed.
+
+    :param boxes: in the order in which they are drawn; where two overlap, the last one stays.
+    """
+    noisy = clean.hu.copy()
+    for number, box in enumerate(boxes):
+        parts = [dataclasses.replace(scan, hu=scan.hu[box]) for scan in (clean, protected)]
+        noisy[box] = equal_rmse_noise(*parts, seed=(seed, number)).hu
+    return clean.with_hu(noisy, _step(seed))
 
 
 def neighbors(changed: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The demonstration on one scan: protect it, attack original and protected scan at the same places, measure all arms.
+"""The demonstration on one scan: protect it, attack original and protected scan at the same places, measure.
 
-Arms are named as in every table: clean, protected, noise (the control of equal RMSE), and each of them attacked.
+What is measured at a target is :func:`~MITSGANLib.measure.attack_effect.measure_attack`, as everywhere.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..attack.attacker import Attacker, simulate_attack
-from ..attack.regions import TargetRegions, regions_at
-from ..budget.noise import NoiseEstimate, estimate_noise
-from ..measure.attack_effect import CLEAN, NOISE, PROTECTED, ForgeryEffect, compare_whole, forgery_effect
+from ..budget.noise import NoiseEstimate, scan_noise
+from ..measure.attack_effect import NOISE, PROTECTED, AttackEffect, compare_protection, measure_attack
 from ..measure.lpips_distance import load_lpips
-from ..measure.metrics import Comparison, compare
-from ..measure.noise_controls import equal_rmse_noise
+from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
 from ..scan.targets import Target
 from ..scan.volume import CTVolume
-from ..watermark.checking import check_place, check_watermark
+from ..watermark.checking import check_watermark
 from ..watermark.places import Place
 
 Progress = Callable[[str, int, int], None]
@@ -34,31 +32,33 @@ Progress = Callable[[str, int, int], None]
 class TargetResult:
     """What happened at one target.
 
-    :param places: the regions at the target.
-    :param slices: the target's slice (rows, columns) int16 HU of each arm, before ("clean") and after the attack
-        ("clean attacked").
-    :param against_clean: each arm compared with the clean scan within the cube.
-    :param forgery: the attack's own change, and how far protection and noise move it, in the middle.
-    :param watermark: what is left there of the protected scan's watermark, before the attack and after; None where the
-        protection has none, or it cannot be found in this scan.
+    :param slices: the target's slice (rows, columns) int16 HU of "clean", "protected", "clean attacked", "protected
+        attacked", "noise attacked".
+    :param effect: the figures, with the watermark after the attack.
+    :param watermark_before: what was there of the watermark before the attack; None where the protection has none, or
+        it cannot be found in this scan.
     """
 
     target: Target
-    places: TargetRegions
     slices: dict[str, np.ndarray]
-    against_clean: dict[str, Comparison]
-    forgery: ForgeryEffect
-    watermark: tuple[Place, Place] | None = None
+    effect: AttackEffect
+    watermark_before: Place | None = None
+
+    @property
+    def watermark(self) -> tuple[Place, Place] | None:
+        """What was there of the watermark, and what is left of it after the attack; None where it is not found."""
+        after = self.effect.watermark
+        return (self.watermark_before, after) if self.watermark_before and after else None
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """All that the report shows. ``whole`` compares the protected and the noise arm with the clean scan, all slices."""
+    """All that the report shows. ``whole`` compares the protected scan with the clean one, all slices."""
 
     clean: CTVolume
     protected: CTVolume
     noise_estimate: NoiseEstimate
-    whole: dict[str, Comparison]
+    whole: Comparison
     targets: tuple[TargetResult, ...]
     protector: Protector
     attackers: tuple[Attacker, ...]
@@ -70,7 +70,7 @@ class Demonstration:
 
         Medians are over the targets of one action; shares are of the attack's own RMSE in the in-painted middle.
         """
-        whole, noise = self.whole["protected"], self.noise_estimate.sd_hu
+        whole, noise = self.whole, self.noise_estimate.sd_hu
         figures: dict[str, Any] = {
             "rmse_hu": _rounded(whole.rmse.value),
             "worst_slice_rmse_hu": _rounded(whole.rmse.worst_slice.value),
@@ -81,17 +81,15 @@ class Demonstration:
             "rmse_per_noise": _rounded(whole.rmse.value / noise) if noise else None,
         }
         for action in ("inject", "remove"):
-            results = [result for result in self.targets if result.target.action == action]
-            if results:
+            effects = [result.effect.forgery for result in self.targets if result.target.action == action]
+            if effects:
+                draws = [share for effect in effects for share in effect.noise_shares]
                 figures[action] = {
-                    "targets": len(results),
-                    "median_attack_rmse_hu": _rounded(_median([r.forgery.own.rmse.value for r in results])),
-                    **{
-                        f"median_share_changed_by_{'protection' if arm == 'protected' else arm}": _rounded(
-                            _median([r.forgery.share(arm) for r in results])
-                        )
-                        for arm in ("protected", "noise")
-                    },
+                    "targets": len(effects),
+                    "median_attack_rmse_hu": _rounded(_median([effect.own.rmse.value for effect in effects])),
+                    "median_share_changed_by_protection": _rounded(_median([e.share(PROTECTED) for e in effects])),
+                    "median_share_changed_by_noise": _rounded(_median([e.share(NOISE) for e in effects])),
+                    "noise_draws": [_rounded(min(draws)), _rounded(max(draws))] if draws else None,
                 }
         checked = [result.watermark for result in self.targets if result.watermark]
         if checked:
@@ -114,18 +112,12 @@ class Demonstration:
             "device": self.device,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "noise": self.noise_estimate.to_dict(),
-            "whole": {name: comparison.to_dict() for name, comparison in self.whole.items()},
+            "whole": self.whole.to_dict(),
             "targets": [
                 {
-                    "action": result.target.action,
-                    "kji": list(result.target.kji),
                     "reason": result.target.reason,
-                    "against_clean": {name: c.to_dict() for name, c in result.against_clean.items()},
-                    "forgery": result.forgery.own.to_dict(),
-                    "forgery_change": {name: c.to_dict() for name, c in result.forgery.moved.items()},
-                    "relative_forgery_change": {arm: result.forgery.share(arm) for arm in ("protected", "noise")},
-                    "watermark": result.watermark
-                    and dict(zip(("before", "after_attack"), (p.to_dict() for p in result.watermark), strict=True)),
+                    **result.effect.to_dict(),
+                    "watermark_before": result.watermark_before and result.watermark_before.to_dict(),
                 }
                 for result in self.targets
             ],
@@ -138,6 +130,7 @@ def demonstrate(
     protector: Protector,
     attackers: Sequence[Attacker],
     *,
+    protected: CTVolume | None = None,
     device: str = "auto",
     device_words: str = "",
     lpips_weights: str | None = None,
@@ -147,6 +140,7 @@ def demonstrate(
     """Run the whole demonstration.
 
     :param attackers: at most one per action; a target whose action has none is an error.
+    :param protected: what the protector made of the scan, where that is at hand; None makes it.
     :param device_words: the device as the report names it.
     :param progress: called with (stage, done, total); may raise ``CancelledError``.
     """
@@ -154,13 +148,11 @@ def demonstrate(
     seconds: dict[str, float] = {}
     report = progress or (lambda _stage, _done, _total: None)
     lpips = load_lpips(lpips_weights, net=lpips_net)
-    noise_estimate = estimate_noise(volume.hu, volume.spacing_kji)
+    noise_estimate = scan_noise(volume.hu, volume.spacing_kji)
 
-    with _timer(seconds, "protect"):
-        protected = protect(volume, model=protector, device=device, progress=partial(report, "Protecting"))
-    with _timer(seconds, "noise control"):
-        noise = equal_rmse_noise(volume, protected, protector.seed)
-    arms = {CLEAN: volume, PROTECTED: protected, NOISE: noise}
+    if protected is None:
+        with _timer(seconds, "protect"):
+            protected = protect(volume, model=protector, device=device, progress=partial(report, "Protecting"))
     mark = protector.watermark
     intact = None
     if mark and targets:
@@ -172,26 +164,44 @@ def demonstrate(
         report("Attacking", index, len(targets))
         attacker = by_action[target.action]
         with _timer(seconds, "attack"):
-            attacked = {
-                arm: simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
-                for arm, scan in arms.items()
-            }
-        watermark = None
-        if intact and intact.is_found:
-            with _timer(seconds, "check the watermark"):
-                after = check_place(attacked[PROTECTED], target.kji, mark.key)
-            watermark = (intact.at(target.kji), after) if after else None
+            attacked = [
+                simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
+                for scan in (volume, protected)
+            ]
         with _timer(seconds, "metrics at the targets"):
-            results.append(_measure_target(arms, attacked, target, lpips, watermark))
+            effect = measure_attack(
+                volume,
+                protected,
+                *attacked,
+                attacker=attacker,
+                device=device,
+                lpips=lpips,
+                key=mark.key if mark else None,
+            )
+        before = intact.at(target.kji) if intact and intact.is_found else None
+        results.append(TargetResult(target, _slices(volume, protected, *attacked, effect), effect, before))
     report("Attacking", len(targets), len(targets))
 
-    whole = {}
-    for arm in (PROTECTED, NOISE):
-        with _timer(seconds, "metrics of the whole scan"):
-            whole[arm] = compare_whole(volume, arms[arm], lpips, progress=partial(report, f"Measuring {arm}"))
+    with _timer(seconds, "metrics of the whole scan"):
+        whole = compare_protection(volume, protected, lpips, partial(report, "Measuring"))
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )
+
+
+def _slices(
+    clean: CTVolume, protected: CTVolume, attacked: CTVolume, protected_attacked: CTVolume, effect: AttackEffect
+) -> dict[str, np.ndarray]:
+    scans = {
+        "clean": clean,
+        "protected": protected,
+        "clean attacked": attacked,
+        "protected attacked": protected_attacked,
+    }
+    return {
+        **{name: scan.hu[effect.kji[0]].copy() for name, scan in scans.items()},
+        "noise attacked": effect.noise_slice,
+    }
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -208,22 +218,3 @@ def _timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
-
-
-def _measure_target(
-    arms: dict[str, CTVolume],
-    attacked: dict[str, CTVolume],
-    target: Target,
-    lpips: Any,
-    watermark: tuple[Place, Place] | None,
-) -> TargetResult:
-    clean, places = arms[CLEAN], regions_at(arms[CLEAN], target.kji)
-    scans = {**arms, **{f"{arm} attacked": scan for arm, scan in attacked.items()}}
-    return TargetResult(
-        target,
-        places,
-        {name: scan.hu[target.kji[0]].copy() for name, scan in scans.items()},
-        {name: compare(clean, scan, region=places.cube, lpips=lpips) for name, scan in scans.items() if name != CLEAN},
-        forgery_effect(clean, attacked, partial(compare, region=places.middle, lpips=lpips)),
-        watermark,
-    )

@@ -12,6 +12,16 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..measure.attack_effect import (
+    ATTACK_ON_PROTECTED_PAIR,
+    ATTACK_PAIR,
+    FORGERY_PAIR,
+    NOISE,
+    NOISE_SEEDS,
+    PROTECTED,
+    PROTECTION_PAIR,
+    ForgeryEffect,
+)
 from ..measure.metrics import Metric
 from ..runtime.resources import resources_folder
 from ..scan.windows import LUNG
@@ -24,10 +34,15 @@ _ZOOM_MM = 64.0
 # Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
 _SMALL_INCHES, _HEATMAP_INCHES = 3.2, 4.2
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "pydicom", "scikit-image", "lpips")
+_PAIR_TITLES = {
+    PROTECTION_PAIR: "Protected vs clean",
+    ATTACK_PAIR: "Clean, attacked vs clean",
+    ATTACK_ON_PROTECTED_PAIR: "Protected, attacked vs protected",
+    FORGERY_PAIR: "Protected, attacked vs clean, attacked",
+}
 _ARM_TITLES = {
     "clean": "Clean",
     "protected": "Protected",
-    "noise": "Noise (control)",
     "clean attacked": "Clean, attacked",
     "protected attacked": "Protected, attacked",
     "noise attacked": "Noise, attacked",
@@ -62,7 +77,7 @@ def render_report(demonstration: Demonstration, *, title: str, synthetic: bool =
         summary=_summary(demonstration),
         attacker_names=" and ".join(f"{a.name} ({a.action})" for a in demonstration.attackers),
         scan=_scan(demonstration, title, synthetic),
-        data_range=f"{demonstration.whole['protected'].data_range_hu:g}",
+        data_range=f"{demonstration.whole.data_range_hu:g}",
         whole_table=_whole_table(demonstration),
         whole_figures=_whole_figures(demonstration),
         rmse_figure=_rmse_figure(demonstration),
@@ -83,9 +98,10 @@ def _summary(demo: Demonstration) -> str:
             found = figures[action]
             places = "1 place" if found["targets"] == 1 else f"{found['targets']} places"
             shares = (_percent(found[f"median_share_changed_by_{arm}"]) for arm in ("protection", "noise"))
+            draws = found["noise_draws"] and " (from {} to {})".format(*map(_percent, found["noise_draws"]))
             sentences.append(
                 "At {}, protection changed what the attacker forged ({}) by {} of the attack's own change "
-                "(median); noise of the same size by {}".format(places, action, *shares)
+                "(median); noise of the same size by {}{}".format(places, action, *shares, draws or "")
             )
     if "watermark" in figures:
         found = figures["watermark"]
@@ -122,17 +138,14 @@ def _noise_words(demo: Demonstration) -> str:
 
 
 def _whole_table(demo: Demonstration) -> _Table:
-    header = ("Metric (worst slice)", *(_ARM_TITLES[arm] for arm in demo.whole))
-    first = next(iter(demo.whole.values()))
     rows = [
-        (_metric_name(name, metric), *(_with_worst(comparison.metrics[name]) for comparison in demo.whole.values()))
-        for name, metric in first.metrics.items()
-        if any(comparison.metrics[name].value is not None for comparison in demo.whole.values())
+        (_metric_name(name, metric), _with_worst(metric))
+        for name, metric in demo.whole.metrics.items()
+        if metric.value is not None
     ]
     if demo.noise_estimate.sd_hu:
-        ratio = [f"{c.rmse.value / demo.noise_estimate.sd_hu:.2f}" for c in demo.whole.values()]
-        rows.append(("RMSE / scan noise", *ratio))
-    return _Table(header, tuple(rows), tuple(_reasons(demo.whole.values())))
+        rows.append(("RMSE / scan noise", f"{demo.whole.rmse.value / demo.noise_estimate.sd_hu:.2f}"))
+    return _Table(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
 
 
 def _effect_table(demo: Demonstration) -> _Table:
@@ -140,23 +153,26 @@ def _effect_table(demo: Demonstration) -> _Table:
         "Target",
         "Attack changed the clean scan",
         "Forgery changed by protection",
-        "Forgery changed by noise",
+        f"Forgery changed by noise, median and range of {len(NOISE_SEEDS)} draws",
         "Watermark left: before the attack, after",
         "Forgery shows",
     )
     rows = tuple(
         (
             f"{r.target.action}, slice {r.target.kji[0]}, row {r.target.kji[1]}, column {r.target.kji[2]}",
-            f"{r.forgery.own.rmse.value:.1f} HU",
-            *(
-                f"{r.forgery.moved[a].rmse.value:.1f} HU ({_percent(r.forgery.share(a))})"
-                for a in ("protected", "noise")
-            ),
+            f"{r.effect.forgery.own.rmse.value:.1f} HU",
+            f"{r.effect.forgery.moved[PROTECTED].rmse.value:.1f} HU ({_percent(r.effect.forgery.share(PROTECTED))})",
+            _noise_cell(r.effect.forgery),
             *_watermark_cells(r),
         )
         for r in demo.targets
     )
     return _Table(header, rows)
+
+
+def _noise_cell(forgery: ForgeryEffect) -> str:
+    shares = forgery.noise_shares
+    return f"{_percent(forgery.share(NOISE))} ({_percent(shares[0])} to {_percent(shares[-1])})" if shares else "–"
 
 
 def _watermark_cells(result: TargetResult) -> tuple[str, str]:
@@ -168,7 +184,7 @@ def _watermark_cells(result: TargetResult) -> tuple[str, str]:
 
 
 def _whole_figures(demo: Demonstration) -> list[_Figure]:
-    rmse = demo.whole["protected"].rmse
+    rmse = demo.whole.rmse
     worst = rmse.worst_slice.slice
     view = _view(demo)
     return [
@@ -186,7 +202,7 @@ def _whole_figures(demo: Demonstration) -> list[_Figure]:
 
 
 def _rmse_figure(demo: Demonstration) -> _Figure:
-    rmse = demo.whole["protected"].rmse
+    rmse = demo.whole.rmse
     bars = rmse_bars(
         [value or 0.0 for value in rmse.per_slice],
         marked=[rmse.worst_slice.slice],
@@ -198,7 +214,8 @@ def _rmse_figure(demo: Demonstration) -> _Figure:
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     k, j, i = result.target.kji
     verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
-    square = Square(result.places.square.j0, result.places.square.j1, result.places.square.i0, result.places.square.i1)
+    at = result.effect.places.square
+    square = Square(at.j0, at.j1, at.i0, at.i1)
     view = _view(demo, picture_inches=_SMALL_INCHES)
     zoom, inner = _zoom(demo, result)
     slices, images = result.slices, []
@@ -231,20 +248,20 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
         "slices": images,
         "squares": squares,
         "heatmaps": heatmaps,
-        "table": _arms_table(result),
+        "table": _pairs_table(result),
     }
 
 
-def _arms_table(result: TargetResult) -> _Table:
-    columns = [(f"{_ARM_TITLES[name]} vs clean", c) for name, c in result.against_clean.items()]
-    columns += [(f"{_ARM_TITLES[f'{arm} attacked']} vs clean, attacked", c) for arm, c in result.forgery.moved.items()]
-    names = columns[0][1].metrics
+def _pairs_table(result: TargetResult) -> _Table:
+    pairs = {pair: result.effect.in_middle(pair) for pair in _PAIR_TITLES}
+    names = pairs[PROTECTION_PAIR].metrics
     rows = [
-        (_metric_name(name, metric), *(_value(c.metrics[name]) for _, c in columns))
+        (_metric_name(name, metric), *(_value(comparison.metrics[name]) for comparison in pairs.values()))
         for name, metric in names.items()
-        if any(c.metrics[name].value is not None for _, c in columns)
+        if any(comparison.metrics[name].value is not None for comparison in pairs.values())
     ]
-    return _Table(("In the 32 mm cube", *(t for t, _ in columns)), tuple(rows))  # reasons stand at the first table
+    # The reasons for what is missing stand at the first table.
+    return _Table(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
 
 
 def _making(demo: Demonstration) -> list[tuple[str, str]]:
@@ -287,7 +304,7 @@ def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice
     _, j, i = result.target.kji
     j0, i0 = max(round(j - _ZOOM_MM / 2 / row_mm), 0), max(round(i - _ZOOM_MM / 2 / column_mm), 0)
     j1, i1 = min(round(j + _ZOOM_MM / 2 / row_mm), rows), min(round(i + _ZOOM_MM / 2 / column_mm), columns)
-    s = result.places.square
+    s = result.effect.places.square
     return (slice(j0, j1), slice(i0, i1)), Square(s.j0 - j0, s.j1 - j0, s.i0 - i0, s.i1 - i0)
 
 

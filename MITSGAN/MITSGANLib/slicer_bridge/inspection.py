@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import slicer
 
-from ..budget.noise import estimate_noise
+from ..budget.noise import scan_noise
 from ..errors import InputError
 from .volumes import ct_from_node
-
-# Noise of evenly spaced slices: all of them would take ten seconds and change the median little.
-_NOISE_SLICES = 7
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,7 @@ def inspect_node(node: slicer.vtkMRMLScalarVolumeNode) -> Inspection:
         volume = ct_from_node(node)
     except InputError as error:
         return Inspection(problem=str(error))
-    slices = np.unique(np.linspace(0, volume.shape[0] - 1, _NOISE_SLICES + 2).round().astype(int)[1:-1])
-    noise = estimate_noise(volume.hu[slices], volume.spacing_kji).sd_hu
+    noise = scan_noise(volume.hu, volume.spacing_kji).sd_hu
     return Inspection(
         "", volume.shape, volume.spacing, noise, tuple(warning.text for warning in volume.provenance.warnings)
     )

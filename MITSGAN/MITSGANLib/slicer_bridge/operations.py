@@ -231,9 +231,9 @@ def save_report(
     progress: Callable[[str, int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> None:
-    """Write the report of the demonstration for this scan and target; protection and attack are run once more.
+    """Write the report of the demonstration for this scan and target; the attack is run once more.
 
-    :param protected_node: says which model, strength and seed to use; the same voxels come out.
+    :param protected_node: its voxels are measured, and it says what model, strength and seed they are of.
     :param model: a Protector to use instead of the installed one that the protected node names.
     :param progress: called with the stage, steps done and in all.
     """
@@ -254,6 +254,7 @@ def save_report(
             [Target(action, kji, "chosen by the user")],
             model or recorded_protector(protected),
             [_attacker(attacker, action)],
+            protected=protected,
             device=device,
             device_words=devices.describe_device(devices.resolve_device(device)),
             progress=report,

@@ -57,7 +57,11 @@ def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
         (
             _("Protection changed the scan by"),
             _("{rmse:.1f} HU").format(rmse=whole.rmse.value),
-            _("root mean square of all voxels"),
+            _("root mean square of all voxels; {ratio:.2f} of the scan's noise").format(
+                ratio=whole.rmse.value / effect.noise_sd_hu
+            )
+            if effect.noise_sd_hu
+            else _("root mean square of all voxels"),
         ),
         (
             _("Largest change by protection"),
@@ -97,7 +101,13 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
             (
                 _("Noise of the same size moved it by"),
                 _("{share:.0%}").format(share=effect.control_share),
-                _("what as large a change does without a network"),
+                _(
+                    "from {low:.0%} to {high:.0%} in {count} draws: what as large a change does without a network"
+                ).format(
+                    low=effect.control_shares[0],
+                    high=effect.control_shares[-1],
+                    count=len(effect.control_shares),
+                ),
             )
         )
     place = effect.watermark

@@ -13,13 +13,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from MITSGANLib.attack.installed import available_attackers
+from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.files.dicom.drill import Drill
 from MITSGANLib.files.dicom.write import check_series_output, write_series
 from MITSGANLib.files.storage import check_output, is_dicom_output, load_volume, save_volume
+from MITSGANLib.measure.metrics import compare
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.targets import ACTIONS
 from MITSGANLib.scan.volume import CTVolume
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
-    from MITSGANLib.attack.attacker import check_target, load_attacker, simulate_attack, tampered_box
+    from MITSGANLib.attack.attacker import check_target, load_attacker, simulate_attack
 
     has_target = any(point is not None for point in (options.voxel, options.lps, options.ras))
     if has_target == (options.action == NO_ACTION):
@@ -104,9 +105,7 @@ def run(options: argparse.Namespace) -> None:
     if attacker is not None:
         note(f"Attacking with {attacker.name} ({options.action}) on {describe_device(device)}")
         attacked = simulate_attack(volume, target, options.action, attacker=attacker, device=options.device)
-        change = np.subtract(
-            attacked.hu[tampered_box(volume, target)], volume.hu[tampered_box(volume, target)], dtype=np.float64
-        )
+        change = compare(volume, attacked, region=regions_at(volume, target).middle)
         result |= {
             "attacker": attacker.name,
             "attacker_sha256": attacker.digest,
@@ -114,9 +113,9 @@ def run(options: argparse.Namespace) -> None:
             "target_lps_mm": [round(float(x), 3) for x in volume.voxel_to_lps(target)],
             "device": describe_device(device),
             "change": {
-                "rmse_hu": round(float(np.sqrt(np.mean(change**2))), 3),
-                "maximum_hu": round(float(np.abs(change).max()), 1),
-                "region": "32 mm cube around the target",
+                "rmse_hu": round(change.rmse.value, 3),
+                "maximum_hu": change.max_abs_difference.value,
+                "region": "middle 20 mm of the attacked cube, which the network makes up",
             },
         }
     if options.drill:
@@ -127,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json != "-":
         say(
             f"SIMULATED ATTACK ({options.action}) at slice {target[0]}, row {target[1]}, column {target[2]}: RMSE "
-            f"{result['change']['rmse_hu']:.1f} HU in the 32 mm cube. Wrote {options.output}"
+            f"{result['change']['rmse_hu']:.1f} HU in its middle 20 mm. Wrote {options.output}"
         )
 
 

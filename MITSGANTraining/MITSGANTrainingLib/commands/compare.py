@@ -1,7 +1,7 @@
 """Measure how far two scans of the same geometry are apart, and draw where.
 
 RMSE, PSNR, SSIM, LPIPS, largest difference and bias, of the whole scan and, with a target, of the attacked square; each
-with its data range, region and worst slice.
+with its data range, region and worst slice. With --attacked, also what one attack did to both, and to noise.
 """
 
 from __future__ import annotations
@@ -10,19 +10,44 @@ import argparse
 from pathlib import Path
 
 from MITSGANLib.files.storage import load_volume
-from MITSGANLib.measure.lpips_distance import load_lpips
-from MITSGANLib.measure.metrics import Comparison, compare
+from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
+from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
+from MITSGANLib.measure.metrics import Comparison, PerceptualDistance, compare
 from MITSGANLib.report.pictures import Square, save_heatmaps
 from MITSGANLib.scan.regions import cube_around, square_around
+from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
-from .options import add_input, add_json, add_lpips, add_target, progress_bar, say, target_voxel, write_json
+from .options import (
+    add_device,
+    add_input,
+    add_json,
+    add_lpips,
+    add_target,
+    progress_bar,
+    say,
+    target_voxel,
+    write_json,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(parser, "reference", "the scan to compare with")
     add_input(parser, "other", "the scan to measure")
     add_target(parser, required=False)
+    parser.add_argument(
+        "--attacked",
+        nargs=2,
+        metavar=("REFERENCE", "OTHER"),
+        help="the two scans after the same attack, as mitsgan attack wrote them: measures the attack, too",
+    )
+    parser.add_argument(
+        "--attacker",
+        default="default",
+        metavar="NAME_OR_FOLDER",
+        help="who attacked, for the noise control of --attacked (default: the default attacker)",
+    )
+    add_device(parser)
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write difference heatmaps as PNG into FOLDER")
     add_lpips(parser)
     add_json(parser)
@@ -35,19 +60,21 @@ def run(options: argparse.Namespace) -> None:
         other = load_volume(options.other, progress=progress)
     lpips = load_lpips(options.lpips_weights, net=options.lpips_net)
     target = target_voxel(options, reference)
-    windows = (LUNG, MEDIASTINUM)
     with progress_bar("Comparing", "slice") as progress:
-        whole = compare(reference, other, windows=windows, lpips=lpips, progress=progress)
+        whole = compare_protection(reference, other, lpips, progress)
     result = {"reference": options.reference, "other": options.other, "whole": whole.to_dict()}
     square = None
     if target is not None:
         square = square_around(reference.shape, reference.spacing_kji, target)
         cube = cube_around(reference.shape, reference.spacing_kji, target)
         for name, region in (("square", square), ("cube", cube)):
-            measured = compare(reference, other, region=region, windows=windows, lpips=lpips)
+            measured = compare(reference, other, region=region, windows=(LUNG, MEDIASTINUM), lpips=lpips)
             result[name] = measured.to_dict()
             if options.json != "-":
                 _say(measured)
+    effect = _attack_effect(options, reference, other, lpips) if options.attacked else None
+    if effect:
+        result["attack"] = effect.to_dict()
     if options.heatmaps:
         outline = Square(square.j0, square.j1, square.i0, square.i1) if square else None
         with progress_bar("Drawing", "figure") as progress:
@@ -58,8 +85,29 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.json, result)
     if options.json != "-":
         _say(whole)
+        if effect:
+            say(f"{effect.action} at {effect.kji}: {effect}")
         for file in result.get("heatmaps", []):
             say(f"wrote {file}")
+
+
+def _attack_effect(
+    options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: PerceptualDistance | LpipsUnavailable
+) -> AttackEffect:
+    attacked = []
+    for path in options.attacked:
+        with progress_bar("Reading", "slice") as progress:
+            attacked.append(load_volume(path, progress=progress))
+    with progress_bar("Attacking noise", "step") as progress:
+        return measure_attack(
+            reference,
+            other,
+            *attacked,
+            attacker=options.attacker,
+            device=options.device,
+            lpips=lpips,
+            progress=progress,
+        )
 
 
 def _say(comparison: Comparison) -> None:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help="attacker to use")
     parser.add_argument("--targets", type=int, default=3, metavar="N", help="places per action (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the protection (default: 0)")
     add_lpips(parser)
     add_device(parser)
     add_json(parser)
@@ -89,12 +89,7 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.json, record)
     if options.json != "-":
         for item in result.targets:
-            own = item.forgery.own.rmse.value
-            share = {arm: 100 * (item.forgery.share(arm) or 0) for arm in ("protected", "noise")}
-            say(
-                f"{item.target.action:<6} at {item.target.kji}: attack {own:.0f} HU RMSE in its middle 20 mm; forgery "
-                f"changed by {share['protected']:.0f} % with protection, {share['noise']:.0f} % with equal noise"
-            )
+            say(f"{item.target.action:<6} at {item.target.kji}: {item.effect}")
         figures = result.summary()
         for action in (action for action in ("inject", "remove") if action in figures):
             found = figures[action]

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 
@@ -76,8 +75,20 @@ def test_ssim_equals_skimage(change_hu):
     reference, other = pair(change_hu=change_hu)
     expected = [skimage_ssim(a, b, 4096) for a, b in zip(reference, other, strict=True)]
     result = compare(reference, other)
-    assert result.ssim.per_slice == pytest.approx(expected, abs=1e-9)
-    assert result.ssim.value == pytest.approx(np.mean(expected), abs=1e-9)
+    assert result.ssim.per_slice == pytest.approx(expected, abs=1e-6)
+    assert result.ssim.value == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [-1000, 0, 3000])
+def test_local_ssim_of_a_small_change_is_exact_to_two_millionths(offset):
+    """Squares of sums need more digits than 32 bits have; what is lost must not show."""
+    rng = np.random.default_rng(3)
+    reference = (rng.normal(0, 300, (64, 64)).cumsum(axis=0) / 8 + offset).round()
+    other = reference + rng.integers(-2, 3, reference.shape)
+    _, local = structural_similarity(
+        reference, other, data_range=400, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    assert ssim_map(reference, other, 400) == pytest.approx(local[5:-5, 5:-5], abs=2e-6)
 
 
 def test_windowed_ssim_equals_skimage_on_the_picture():
@@ -85,7 +96,7 @@ def test_windowed_ssim_equals_skimage_on_the_picture():
     result = compare(reference, other, windows=(LUNG, MEDIASTINUM))
     expected = np.mean([skimage_ssim(LUNG.scaled(a), LUNG.scaled(b), 1) for a, b in zip(reference, other, strict=True)])
     lung = result.metrics["ssim_lung"]
-    assert lung.value == pytest.approx(expected, abs=1e-9)
+    assert lung.value == pytest.approx(expected, abs=1e-6)
     assert lung.window == LUNG
     assert "1500 HU" in lung.definition
     assert set(result.metrics) >= {"ssim_lung", "ssim_mediastinum"}
@@ -93,7 +104,7 @@ def test_windowed_ssim_equals_skimage_on_the_picture():
 
 def test_ssim_of_exchanged_arguments_is_equal():
     reference, other = pair()
-    assert ssim_map(reference[0], other[0]) == pytest.approx(ssim_map(other[0], reference[0]), abs=1e-12)
+    assert ssim_map(reference[0], other[0]) == pytest.approx(ssim_map(other[0], reference[0]), abs=1e-6)
 
 
 def test_identical_volumes():
@@ -168,16 +179,7 @@ def test_ssim_of_one_position_is_its_formula():
     covariance = (weights * (x - ux) * (y - uy)).sum()
     c1, c2 = (0.01 * 4096) ** 2, (0.03 * 4096) ** 2
     expected = (2 * ux * uy + c1) * (2 * covariance + c2) / ((ux**2 + uy**2 + c1) * (vx + vy + c2))
-    assert compare(reference, other).ssim.value == pytest.approx(expected, abs=1e-9)
-
-
-def test_ssim_without_scikit_image_is_null_with_the_reason(monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else find_spec(name))
-    result = compare(*pair())
-    assert result.ssim.value is None
-    assert "scikit-image" in result.ssim.reason
-    assert result.rmse.value > 0
+    assert compare(reference, other).ssim.value == pytest.approx(expected, abs=1e-6)
 
 
 def test_single_slice_is_accepted():

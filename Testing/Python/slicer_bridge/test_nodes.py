@@ -53,6 +53,7 @@ from MITSGANLib.slicer_bridge.volumes import (
     volume_from_node,
     voxel_from_ras,
 )
+from MITSGANLib.watermark.places import Place
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.8, 2.5)
@@ -534,18 +535,20 @@ def test_chart_has_a_line_for_each_series_and_knows_its_slices():
 
 @pytest.mark.parametrize("has_attack", [False, True])
 def test_the_figures_shown_are_few_and_plain(has_attack):
-    from MITSGANLib.measure.attack_effect import PROTECTED, PROTECTION_PAIR, Effect, ForgeryEffect
+    from MITSGANLib.measure.attack_effect import PROTECTED, AttackEffect, Effect, ForgeryEffect
     from MITSGANLib.measure.metrics import compare
     from MITSGANLib.scan.windows import LUNG
 
     first = np.full((3, 16, 16), -700, np.int16)
     protection, attack = (compare(first, first + np.int16(change), windows=(LUNG,)) for change in (2, 200))
-    forgery = ForgeryEffect(attack, {PROTECTED: protection}) if has_attack else None
-    table = figures_table(Effect((ComparedPair(PROTECTION_PAIR, protection),), {}, forgery), "figures")
+    forgery = ForgeryEffect(attack, {PROTECTED: protection}, (protection,))
+    effect = AttackEffect((1, 8, 8), "remove", None, (), forgery, watermark=Place((1, 8, 8), 15.0, 2.0, 10.0, 4.0))
+    table = figures_table(Effect(protection, {}, 8.0, effect if has_attack else None), "figures")
     rows = [line.split("\t") for line in table_text(table).splitlines()]
     assert rows[0] == list(FIGURE_COLUMNS)
     assert 1 < len(rows) <= 9
     assert rows[1][:2] == ["Protection changed the scan by", "2.0 HU"]
+    assert "0.25 of the scan's noise" in rows[1][2]
     assert (["Protection moved the forgery by", "1%"] in [row[:2] for row in rows]) == has_attack
     assert not any("_" in cell for row in rows for cell in row), "no names of variables"
 

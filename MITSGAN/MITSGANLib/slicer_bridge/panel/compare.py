@@ -211,8 +211,7 @@ class CompareSection(Section):
         parameters.protectionHeatmap = result.heatmaps.get("protected")
         parameters.sourceAttackedHeatmap = result.heatmaps.get("source attacked")
         parameters.protectedAttackedHeatmap = result.heatmaps.get("protected attacked")
-        inspection = self._panel.inspection
-        parameters.summary = sentences.about_effect(result.effect, inspection.noise_sd_hu if inspection else None)
+        parameters.summary = sentences.about_effect(result.effect)
         parameters.showHeatmaps = True
 
     def _on_layout_changed(self, _caller: Any, _event: Any) -> None:

@@ -119,13 +119,10 @@ def about_target(
     )
 
 
-def about_effect(effect: Effect, noise_hu: float | None) -> str:
-    """The result of a comparison in two to four sentences.
-
-    :param noise_hu: the scan's own noise; None where it could not be measured.
-    """
-    rmse = effect.protection.rmse
-    of_noise = _(" ({ratio:.2f} of its noise)").format(ratio=rmse.value / noise_hu) if noise_hu else ""
+def about_effect(effect: Effect) -> str:
+    """The result of a comparison in two to four sentences."""
+    rmse, noise = effect.protection.rmse, effect.noise_sd_hu
+    of_noise = _(" ({ratio:.2f} of its noise)").format(ratio=rmse.value / noise) if noise else ""
     sentences = [
         _("Protection changed the scan by RMSE {rmse:.1f} HU{of_noise}, most in slice {k} ({worst:.1f} HU).").format(
             rmse=rmse.value, of_noise=of_noise, k=rmse.worst_slice.slice, worst=rmse.worst_slice.value
@@ -137,7 +134,11 @@ def about_effect(effect: Effect, noise_hu: float | None) -> str:
         )
         sentences.append(_("Protection moved the forgery by {share:.0%} of that.").format(share=effect.forgery_share))
         if effect.control_share is not None:
-            sentences.append(_("Noise of the same RMSE moved it by {share:.0%}.").format(share=effect.control_share))
+            shares = effect.control_shares
+            words = _("Noise of the same RMSE moved it by {share:.0%} ({low:.0%} to {high:.0%} in {count} draws).")
+            sentences.append(
+                words.format(share=effect.control_share, low=shares[0], high=shares[-1], count=len(shares))
+            )
     if effect.watermark is not None:
         sentences.append(about_forgery(effect.watermark))
     return " ".join(sentences)
