@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
 from ..scan.windows import LUNG
 
@@ -24,7 +25,7 @@ _NOISE_BIN_HU = 0.5
 _NOISE_MINIMUM_MM2 = 1800.0
 _NOISE_MINIMUM_WINDOWS = 200
 _USUAL_SPACING_MM = 0.7
-_SCAN_SLICES = 24
+_SCAN_SLICES = 12
 
 # The map: windows small enough to fit between vessels of the lung, averaged over the distance within which the noise of
 # a patient hardly changes. The sixth power counts a window at twice the noise for a 64th.
@@ -94,20 +95,20 @@ def estimate_noise(hu: np.ndarray, spacing_kji: Sequence[float] | None = None) -
     low, high = _NOISE_TISSUE_HU
     # What the window loses of the variance of white noise by taking the mean from the same voxels.
     correction = window / math.sqrt(window**2 - 1)
-    per_slice = []
-    for plane in hu:
-        values = np.maximum(plane, LOWEST_HU).astype(np.float32)
+
+    def look(k: int) -> float | None:
+        values = np.maximum(hu[k], LOWEST_HU).astype(np.float32)
         smooth = ndimage.gaussian_filter(values, 1.5, mode="nearest", truncate=2.0)
         tissue = (smooth > low) & (smooth < high)
         # A window that leaves the slice would repeat its border, which is not tissue, so those centers drop out.
         inside = ndimage.uniform_filter(tissue.astype(np.float32), window, mode="constant") > 1 - 0.5 / window**2
         if np.count_nonzero(inside) < max(_NOISE_MINIMUM_WINDOWS, _NOISE_MINIMUM_MM2 / spacing**2):
-            per_slice.append(None)
-            continue
+            return None
         mean = ndimage.uniform_filter(values, window, mode="nearest")
         square = ndimage.uniform_filter(values * values, window, mode="nearest")
-        deviation = np.sqrt(np.maximum(square - mean * mean, 0)[inside]) * correction
-        per_slice.append(_mode(deviation))
+        return _mode(np.sqrt(np.maximum(square - mean * mean, 0)[inside]) * correction)
+
+    per_slice = map_slices(look, len(hu))
     known = [value for value in per_slice if value is not None]
     return NoiseEstimate(
         sd_hu=float(np.median(known)) if known else None,
@@ -121,7 +122,7 @@ def estimate_noise(hu: np.ndarray, spacing_kji: Sequence[float] | None = None) -
 
 
 def scan_noise(hu: np.ndarray, spacing_kji: Sequence[float]) -> NoiseEstimate:
-    """:func:`estimate_noise` of at most 24 evenly spaced slices, the one figure of a scan that people read.
+    """:func:`estimate_noise` of at most 12 evenly spaced slices, the one figure of a scan that people read.
 
     Every slice of a long scan would take seconds and change the median little.
 

@@ -301,7 +301,7 @@ def measure_attack(
     draws: list[Comparison] = []
     noise_slice = None
     for noise in _attacked_noise(source, protected, attack, attacker, device):
-        draws.append(compare(source_attacked, noise, region=places.middle, lpips=lpips))
+        draws.append(compare(source_attacked, noise, region=places.middle))
         noise_slice = noise.hu[attack.kji[0]].copy() if noise_slice is None else noise_slice
         report(len(steps) + len(draws), _ATTACK_STEPS)
     found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(draws, start=1)]

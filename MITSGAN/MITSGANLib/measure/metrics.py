@@ -293,6 +293,21 @@ def ssim_map(reference: np.ndarray, other: np.ndarray, data_range: float = DATA_
     )
 
 
+def _ssim_where_different(reference: np.ndarray, other: np.ndarray, data_range: float) -> np.ndarray:
+    """:func:`ssim_map`, computed only around what differs: it is 1 wherever the two windows hold the same."""
+    different = reference != other
+    parts, inner = [], []
+    for axis in (0, 1):
+        found = np.flatnonzero(different.any(axis=1 - axis))
+        first = max(int(found[0]) - 2 * _SSIM_RADIUS, 0)
+        stop = min(int(found[-1]) + 2 * _SSIM_RADIUS + 1, different.shape[axis])
+        parts.append(slice(first, stop))
+        inner.append(slice(first, stop - 2 * _SSIM_RADIUS))
+    local = np.ones([size - 2 * _SSIM_RADIUS for size in different.shape], np.float32)
+    local[tuple(inner)] = ssim_map(reference[tuple(parts)], other[tuple(parts)], data_range)
+    return local
+
+
 def _smooth(plane: np.ndarray) -> np.ndarray:
     """Mean within the Gaussian window of SSIM, where that lies within the slice."""
     for axis in (1, 0):
@@ -339,7 +354,7 @@ class _SsimSeries:
             reference, other = (self.window.clipped(hu) - self.window.low for hu in (reference, other))
         if np.array_equal(reference, other):
             return _SliceSsim(1.0)
-        local = ssim_map(reference, other, self.data_range)
+        local = _ssim_where_different(reference, other, self.data_range)
         return _SliceSsim(float(np.mean(local, dtype=np.float64)), self._worst_tile_of(k, local))
 
     def add(self, found: _SliceSsim | None) -> None:

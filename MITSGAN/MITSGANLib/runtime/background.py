@@ -6,6 +6,7 @@ The work must not touch Qt or MRML, which belong to the interface's thread.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -129,3 +130,18 @@ class Pace:
     def seconds_left(self, done: int, total: int) -> float | None:
         """None before the first step."""
         return (total - done) / self.rate(done) if done else None
+
+
+class Throttle:
+    """Says whether it is time again, once for each ``seconds``, from the first question on."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock, self._next = seconds, clock, -math.inf
+
+    def is_due(self) -> bool:
+        """Whether ``seconds`` have gone by since it last was."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
+import importlib.util
+import os
 import platform
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CHOOSE_CPU, DependencyError
@@ -13,6 +19,28 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "half")
+
+
+# The bulk of what is loaded: a quarter of a second of one core, and gigabytes from a disk.
+_TORCH_LIBRARIES = ("libtorch_cpu.so", "libtorch_cuda.so")
+
+
+def load_torch() -> None:
+    """Import torch, if it is there, so that an interface in another thread stays alive meanwhile.
+
+    Python's own way to load a library keeps Python's lock until all of it is there. A call through ctypes does not, and
+    what it has loaded the import then finds. Where that is unknown, the import does all by itself.
+    """
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return
+    if sys.platform.startswith("linux"):
+        open_library = ctypes.CDLL(None).dlopen
+        open_library.argtypes, open_library.restype = [ctypes.c_char_p, ctypes.c_int], ctypes.c_void_p
+        for library in (Path(spec.origin).parent / "lib" / name for name in _TORCH_LIBRARIES):
+            if library.exists():
+                open_library(os.fsencode(library), os.RTLD_NOW)
+    importlib.import_module("torch")
 
 
 def resolve_device(name: str = "auto") -> torch.device:

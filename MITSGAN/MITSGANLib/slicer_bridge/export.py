@@ -21,7 +21,7 @@ from .dicom_source import dicom_files_of, with_dicom_source
 from .operations import Compute, compute_here, matching_scans
 from .privacy import path_kept_from_log
 from .scan_on_disk import file_behind
-from .volumes import is_simulated_attack, same_scan, source_of, volume_from_node
+from .volumes import is_simulated_attack, require_ct, same_scan, source_of, volume_from_node
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def export_file(
     source, protected = matching_scans(source_node, protected_node)
 
     with path_kept_from_log(path), new_output(path, overwrite=True) as new:
-        compute(lambda report: _save(protected, source, new, proofs, report, own), progress)
+        compute(lambda report: _save(require_ct(protected), source, new, proofs, report, own), progress)
     remove_stale(path, proofs)
     logger.info("MITSGAN exported %s as a file", protected_node.GetID())
 

@@ -28,9 +28,10 @@ from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
-    ct_from_node,
     node_from_volume,
+    require_ct,
     require_in_scene,
+    scan_from_node,
     volume_from_node,
     voxel_from_ras,
 )
@@ -80,6 +81,7 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
     """
     from ..runtime import devices
 
+    devices.load_torch()
     where = devices.resolve_device(device)
     words = devices.describe_device(where)
     if volume is None:
@@ -106,7 +108,7 @@ def protect_node(
     :param device: "auto", "cpu" or "cuda".
     :param name: of the new node; None for that of the source and "protected".
     """
-    volume = ct_from_node(node)
+    volume = scan_from_node(node)
 
     def work(report: Any) -> CTVolume:
         # Imports torch, which the panel may have installed only now.
@@ -114,7 +116,7 @@ def protect_node(
 
         # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
         return protector.protect(
-            volume, model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
+            require_ct(volume), model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
         )
 
     protected = compute(work, progress)
@@ -148,7 +150,7 @@ def attack_nodes(
 
         ready = _attacker(attacker, action)
         attacked = []
-        for scan in scans:
+        for scan in map(require_ct, scans):
             if report:
                 report(len(attacked), len(scans))
             attacked.append(simulate_attack(scan, kji, action, attacker=ready, device=device))
@@ -188,6 +190,8 @@ def compare_nodes(
         from ..measure.attack_effect import measure_effect
         from ..measure.lpips_distance import load_lpips
 
+        for scan in scans:
+            require_ct(scan)
         effect = measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
         return effect, differences(dict(zip(VIEWS, scans, strict=False)))
 
@@ -205,12 +209,12 @@ def measure_nodes(
     compute: Compute = compute_here,
 ) -> slicer.vtkMRMLTableNode:
     """A new table node of how far a CT volume is from a reference on the same grid, with definitions."""
-    reference, other = ct_from_node(reference_node), ct_from_node(other_node)
+    scans = scan_from_node(reference_node), scan_from_node(other_node)
 
     def work(report: Any) -> Any:
         from ..measure.metrics import compare
 
-        return compare(reference, other, windows=(LUNG, MEDIASTINUM), progress=report)
+        return compare(*map(require_ct, scans), windows=(LUNG, MEDIASTINUM), progress=report)
 
     comparison = compute(work, progress)
     require_in_scene(reference_node, other_node)
@@ -250,7 +254,7 @@ def save_report(
         from ..scan.targets import Target
 
         demonstration = demonstrate(
-            volume,
+            require_ct(volume),
             [Target(action, kji, "chosen by the user")],
             model or recorded_protector(protected),
             [_attacker(attacker, action)],
@@ -276,11 +280,11 @@ def _attacker(attacker: Any, action: str) -> Any:
 def matching_scans(
     source_node: slicer.vtkMRMLScalarVolumeNode, protected_node: slicer.vtkMRMLScalarVolumeNode
 ) -> list[CTVolume]:
-    """The scans of a volume and its protected version.
+    """The scans of a volume and its protected version; whether they are CT, ``require_ct`` tells.
 
-    :raises InputError: one is no CT, or the two do not lie on the same grid.
+    :raises InputError: the two do not lie on the same grid.
     """
-    source, protected = ct_from_node(source_node), ct_from_node(protected_node)
+    source, protected = scan_from_node(source_node), scan_from_node(protected_node)
     if (
         not source.same_geometry(protected)
         or source_node.GetParentTransformNode() is not protected_node.GetParentTransformNode()

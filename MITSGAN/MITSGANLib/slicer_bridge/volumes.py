@@ -69,15 +69,30 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
 
 def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
-    """:func:`volume_from_node`, for work that needs HU of a patient: what cannot be that is refused.
+    """:func:`scan_from_node` and :func:`require_ct` in one, for work that needs HU of a patient.
+
+    :raises InputError: with the reason, in the words that the readers of files use.
+    """
+    return require_ct(scan_from_node(node))
+
+
+def scan_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
+    """:func:`volume_from_node` of what may be a CT; :func:`require_ct` tells whether it is one.
+
+    :raises InputError: when the node is a difference map.
+    """
+    if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
+        raise InputError(_("The selected volume is a difference map, not a CT scan; select the scan itself."))
+    return volume_from_node(node)
+
+
+def require_ct(volume: CTVolume) -> CTVolume:
+    """The same scan, once its voxels are believable HU; it looks at each of them, so let it work in the background.
 
     What was noticed (cut-off body, thick slices, ...) is added to the warnings of the provenance.
 
     :raises InputError: with the reason, in the words that the readers of files use.
     """
-    if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
-        raise InputError(_("The selected volume is a difference map, not a CT scan; select the scan itself."))
-    volume = volume_from_node(node)
     warnings = (
         *plausibility.check_hounsfield(volume.hu, volume.provenance.padding_hu),
         *plausibility.grid_warnings(volume.shape[0], volume.spacing),
@@ -111,6 +126,11 @@ def node_from_volume(
     slicer.util.updateVolumeFromArray(node, volume.hu)
 
     scene.AddNode(node)
+    if source_node is not None and source_node.GetDisplayNode():
+        # Instead of a default one, which takes longer than all else to find a window for the voxels.
+        display = slicer.vtkMRMLScalarVolumeDisplayNode()
+        display.SetAutoWindowLevel(False)
+        node.SetAndObserveDisplayNodeID(scene.AddNode(display).GetID())
     node.CreateDefaultDisplayNodes()
     if provenance.is_simulated_attack:
         node.GetDisplayNode().SetColor(SIMULATED_ATTACK_COLOR)

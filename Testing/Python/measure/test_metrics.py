@@ -91,6 +91,17 @@ def test_local_ssim_of_a_small_change_is_exact_to_two_millionths(offset):
     assert ssim_map(reference, other, 400) == pytest.approx(local[5:-5, 5:-5], abs=2e-6)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 39), st.integers(0, 29), st.integers(1, 12), st.integers(1, 12))
+def test_ssim_of_a_small_change_is_that_of_the_whole_slice(j, i, height, width):
+    """It is computed around the change alone."""
+    reference, _ = pair(shape=(1, 40, 30))
+    other = reference.copy()
+    other[0, j : j + height, i : i + width] += 150
+    expected = ssim_map(reference[0], other[0]).mean(dtype=float)
+    assert compare(reference, other).ssim.value == pytest.approx(expected, abs=1e-6)
+
+
 def test_windowed_ssim_equals_skimage_on_the_picture():
     reference, other = pair()
     result = compare(reference, other, windows=(LUNG, MEDIASTINUM))

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANLib.runtime.background import BackgroundTask, Pace, run_in_background
+from MITSGANLib.runtime.background import BackgroundTask, Pace, Throttle, run_in_background
 
 
 def test_the_result_comes_back_and_work_ran_in_another_thread():
@@ -116,3 +116,11 @@ def test_pace_by_a_given_clock():
     pace.restart()
     now[0] = 15.0
     assert pace.rate(1) == pytest.approx(1.0)
+
+
+def test_throttle_by_a_given_clock():
+    now = [10.0]
+    often = Throttle(0.2, lambda: now[0])
+    asked = [(now.__setitem__(0, 10 + tick / 100), often.is_due())[1] for tick in range(100)]
+    assert sum(asked) == 5, "a hundred reports in a second are shown five times"
+    assert asked[0]

@@ -59,6 +59,7 @@ def panel(standin, module, request, monkeypatch):
     request.getfixturevalue("models")
     # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.PROGRESS_SECONDS", 0)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
     widget = standin.open_panel(module)
     yield widget

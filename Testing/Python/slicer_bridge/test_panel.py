@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -878,6 +879,60 @@ def test_the_user_may_delete_any_node(loaded, scan, name):
     if ui.compareButton.enabled:
         ui.compareButton.click()
         assert parameters.metricsTable.GetNumberOfRows() > 0
+
+
+def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin, tmp_path, monkeypatch):
+    """Each takes seconds on a scan of hundreds of slices, during which nobody could press Cancel."""
+    looked = {}
+
+    def watch(where, name):
+        function = getattr(sys.modules[where], name)
+
+        def watched(*arguments, **options):
+            looked[name].add(threading.current_thread() is threading.main_thread())
+            return function(*arguments, **options)
+
+        looked[name] = set()
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").startswith("MITSGANLib") and getattr(module, name, None) is function:
+                monkeypatch.setattr(module, name, watched)
+
+    import MITSGANLib.report.page  # noqa: F401 - so that it is watched, too
+
+    for where, name in (
+        ("MITSGANLib.slicer_bridge.volumes", "require_ct"),
+        ("MITSGANLib.slicer_bridge.differences", "difference"),
+        ("MITSGANLib.measure.metrics", "compare"),
+        ("MITSGANLib.budget.noise", "estimate_noise"),
+        ("MITSGANLib.protection.protector", "protect"),
+        ("MITSGANLib.attack.attacker", "simulate_attack"),
+        ("MITSGANLib.report.page", "render_report"),
+    ):
+        watch(where, name)
+    attack(loaded, scan)
+    loaded.ui.compareButton.click()
+    standin.dialog.answer = str(tmp_path / "report.html")
+    loaded.ui.reportButton.click()
+    assert standin.errors == []
+    assert looked == {name: {False} for name in looked}
+
+
+def test_no_window_is_sought_for_the_voxels_of_a_result(loaded):
+    """The histogram of a whole scan takes longer than all else that happens to a result."""
+    source = loaded._parameterNode.sourceVolume
+    source.GetDisplayNode().SetWindowLevel(1500, -600)
+    sought = []
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def on_added(_scene, _event, node):
+        if node.IsA("vtkMRMLScalarVolumeDisplayNode"):
+            sought.append(node.GetAutoWindowLevel())
+
+    tag = slicer.mrmlScene.AddObserver(slicer.mrmlScene.NodeAddedEvent, on_added)
+    loaded.ui.protectButton.click()
+    slicer.mrmlScene.RemoveObserver(tag)
+    assert sought == [0]
+    assert loaded._parameterNode.protectedVolume.GetDisplayNode().GetWindow() == 1500
 
 
 def shown_in_ordinary_views():

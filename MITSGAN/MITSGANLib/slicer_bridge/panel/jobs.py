@@ -11,10 +11,12 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import CancelledError
-from ...runtime.background import Pace, run_in_background
+from ...runtime.background import Pace, Throttle, run_in_background
 
 DOUBLE_CLICK_SECONDS = 0.6
 STATUS_MILLISECONDS = 10_000
+PROGRESS_SECONDS = 0.2
+"""Between two changes of the progress bar: each draws the panel anew, which slows down the work that it is about."""
 
 
 class JobRunner:
@@ -107,12 +109,12 @@ class JobRunner:
             raise
 
     def _progress(self, bar: Any, unit: str) -> Callable[..., None]:
-        pace = Pace()
+        pace, often = Pace(), Throttle(PROGRESS_SECONDS)
         stages: list[str] = []
 
         def show(*report: Any) -> None:
             *stage, done, total = report
-            if self._closed:
+            if self._closed or not (often.is_due() or stage != stages or done == total):
                 return
             if stage and stage != stages:
                 stages[:] = stage
