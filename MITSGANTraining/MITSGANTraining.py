@@ -14,6 +14,8 @@ from MITSGANLib.slicer_bridge.layout import show_table
 from MITSGANLib.slicer_bridge.operations import compute_here, measure_nodes, operation
 from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
 from MITSGANLib.slicer_bridge.panel.shared import Panel, Section
+from MITSGANLib.slicer_bridge.privacy import path_kept_from_log
+from MITSGANLib.slicer_bridge.reports import last_report, show_report
 from slicer import vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -91,22 +93,48 @@ class CommandsSection(Section):
     def __init__(self, panel: Panel) -> None:
         super().__init__(panel)
         panel.ui.commandComboBox.connect("currentIndexChanged(int)", self.show_command)
+        panel.ui.commandLineEdit.connect("textChanged(QString)", self.show_line)
         panel.ui.copyButton.connect("clicked()", self.copy)
         for name, purpose in panel.logic.commands():
             panel.ui.commandComboBox.addItem(name, purpose)
 
     def show_command(self, index: int) -> None:
-        """Show the command's purpose, and the end of its line: what comes before is the same for all."""
+        """Show the command's purpose, and the part of its line that is not the same for all."""
         ui = self._panel.ui
         ui.purposeLabel.text = ui.commandComboBox.itemData(index)
-        line = self._panel.logic.commandLine(ui.commandComboBox.itemText(index))
-        ui.commandLineEdit.text = ui.commandLineEdit.toolTip = line
-        ui.commandLineEdit.setCursorPosition(len(line))
+        ui.commandLineEdit.text = f"{ui.commandComboBox.itemText(index)} --help"
+
+    def show_line(self, arguments: str) -> None:
+        """Show the whole line in the tool tip."""
+        self._panel.ui.commandLineEdit.toolTip = self._panel.logic.commandLine(arguments)
 
     def copy(self) -> None:
-        """Put the line on the clipboard."""
-        slicer.app.clipboard().setText(self._panel.ui.commandLineEdit.text)
-        self._panel.jobs.say(_("Copied. Paste it into a terminal: it prints the options of the command."))
+        """Put the whole line on the clipboard."""
+        slicer.app.clipboard().setText(self._panel.logic.commandLine(self._panel.ui.commandLineEdit.text))
+        self._panel.jobs.say(_("Copied the whole line. Paste it into a terminal."))
+
+
+class ReportsSection(Section):
+    """Opens reports of commands, and of the MITSGAN module, in a window."""
+
+    def __init__(self, panel: Panel) -> None:
+        super().__init__(panel)
+        panel.ui.openReportButton.connect("clicked()", self.open)
+        panel.ui.lastReportButton.connect("clicked()", lambda: self._show(last_report()))
+        panel.add_control(panel.ui.lastReportButton, missing=self._missing)
+
+    def open(self) -> None:
+        """Let the user choose a report, and show it."""
+        self._show(self._panel.ask_for_file(_("Report"), _("Reports") + " (*.html *.md)"))
+
+    def _show(self, path: Path | None) -> None:
+        if path is not None:
+            with self._panel.trying(_("Failed to open the report.")), path_kept_from_log(path):
+                show_report(path)
+        self._panel.changed()
+
+    def _missing(self) -> str:
+        return "" if last_report() else _("There is no report of this session yet; open one.")
 
 
 class TrainingPanel(Panel):
@@ -114,11 +142,11 @@ class TrainingPanel(Panel):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.sections = (EvaluateSection(self), CommandsSection(self))
+        self.sections = (EvaluateSection(self), CommandsSection(self), ReportsSection(self))
 
 
 class MITSGANTrainingWidget(ModuleWidget):
-    """The module's panel: an evaluation of loaded volumes, and a chooser of commands for a terminal."""
+    """The module's panel: an evaluation of loaded volumes, a chooser of commands for a terminal, and reports."""
 
     def setup(self) -> None:
         """Build the panel when the user opens the module for the first time."""
@@ -137,7 +165,6 @@ class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
         """The module's parameter node in the scene, created when there is none."""
         return MITSGANTrainingParameterNode(super().getParameterNode())
 
-    # SSIM needs scikit-image, which a first protection in the MITSGAN module installs; without it the table says so.
     evaluate = operation(measure_nodes)
 
     def commands(self) -> list[tuple[str, str]]:
@@ -146,11 +173,11 @@ class MITSGANTrainingLogic(ScriptedLoadableModuleLogic):
 
         return [(name, command.__doc__.strip().splitlines()[0]) for name, command in COMMANDS.items()]
 
-    def commandLine(self, name: str) -> str:
-        """The line for a terminal that prints the options of a command, with the paths of this installation."""
+    def commandLine(self, arguments: str) -> str:
+        """The line for a terminal that runs a command, named first among its arguments, of this installation."""
         # Slicer puts its own Python on the PATH of the application; the bare name is what its documentation uses.
         interpreter = shutil.which("PythonSlicer") or "PythonSlicer"
-        return f'"{interpreter}" "{Path(__file__).resolve().with_name("run_mitsgan.py")}" {name} --help'
+        return f'"{interpreter}" "{Path(__file__).resolve().with_name("run_mitsgan.py")}" {arguments}'
 
 
 class MITSGANTrainingTest(ScriptedLoadableModuleTest):

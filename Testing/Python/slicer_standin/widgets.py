@@ -246,7 +246,7 @@ class FileDialog:
     def getSaveFileName(cls, *_arguments):
         return cls.answer
 
-    getExistingDirectory = getSaveFileName
+    getExistingDirectory = getOpenFileName = getSaveFileName
 
 
 _WIDGETS = {
@@ -262,6 +262,7 @@ _WIDGETS = {
         "QCheckBox",
         "QProgressBar",
         "QLineEdit",
+        "QTextBrowser",
     )
 }
 _CUSTOM = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
+from ..reports import remember_report
 from ..targets import target_from_markups
 from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
 from .shared import Panel, Section
@@ -99,6 +100,7 @@ class ExportSection(Section):
             device=parameters.device,
             progress=progress,
         )
+        remember_report(path)
         panel.jobs.say(_("Wrote {path}.").format(path=path))
 
     def _ask_for_folder(self) -> Path | None:
