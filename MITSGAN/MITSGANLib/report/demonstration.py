@@ -22,7 +22,7 @@ from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
 from ..scan.targets import Target
 from ..scan.volume import CTVolume
-from ..watermark.checking import check_watermark
+from ..watermark.checking import check_place
 from ..watermark.places import Place
 
 Progress = Callable[[str, int, int], None]
@@ -154,10 +154,6 @@ def demonstrate(
         with _timer(seconds, "protect"):
             protected = protect(volume, model=protector, device=device, progress=partial(report, "Protecting"))
     mark = protector.watermark
-    intact = None
-    if mark and targets:
-        with _timer(seconds, "check the watermark"):
-            intact = check_watermark(protected, mark.key, progress=partial(report, "Checking"))
 
     results = []
     for index, target in enumerate(targets):
@@ -178,7 +174,7 @@ def demonstrate(
                 lpips=lpips,
                 key=mark.key if mark else None,
             )
-        before = intact.at(target.kji) if intact and intact.is_found else None
+            before = check_place(protected, target.kji, mark.key) if mark else None
         results.append(TargetResult(target, _slices(volume, protected, *attacked, effect), effect, before))
     report("Attacking", len(targets), len(targets))
 

@@ -920,6 +920,7 @@ def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin,
 def test_no_window_is_sought_for_the_voxels_of_a_result(loaded):
     """The histogram of a whole scan takes longer than all else that happens to a result."""
     source = loaded._parameterNode.sourceVolume
+    source.GetDisplayNode().SetAutoWindowLevel(False)
     source.GetDisplayNode().SetWindowLevel(1500, -600)
     sought = []
 
