@@ -410,7 +410,7 @@ class TestDemonstration:
         assert "the forgery shows at 1 of 1 attacked places; alarms there before: 0" in capsys.readouterr().out
         record = json.loads((tmp_path / "report" / "report.json").read_text())
         assert record["summary"]["watermark"] == {"places": 1, "missing_before": 0, "missing_after_attack": 1}
-        assert record["targets"][0]["watermark"]["after_attack"]["missing"] is True
+        assert record["targets"][0]["watermark"]["missing"] is True
         html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
         assert (
             "The watermark check shows the forgery at 1 of 1 attacked places, and raised no alarm there before" in html
