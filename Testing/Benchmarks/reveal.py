@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +40,13 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.data.nodules import Nodules
-from MITSGANTrainingLib.evaluation import forgeries
 from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
+
+import forgeries
 
 SEED = 17
 APART_MM, NETWORKS_APART_MM = 40.0, 64.0

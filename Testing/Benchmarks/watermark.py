@@ -34,8 +34,8 @@ from MITSGANLib.watermark.checking import Check, check_watermark
 from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
 from MITSGANTrainingLib.evaluation.jury import Jury
-from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
-from MITSGANTrainingLib.evaluation.watermark_check import APART_MM, apart
+from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, apart, draw_scenes, planted
+from MITSGANTrainingLib.evaluation.watermark_check import APART_MM
 from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
 
@@ -161,7 +161,7 @@ class Bench:
                 rows = {copy: Row() for copy in copies}
                 attacker = load_attacker(by, action)
                 for clean, own, places in of_action:
-                    for group in apart(places, own.spacing_kji):
+                    for group in apart(places, own.spacing_kji, APART_MM):
                         self._add(rows, clean, own, attacker, group, untouched)
                 for copy, row in rows.items():
                     print(f"| {name} | {action}, `{by}` | {copy} | " + " | ".join(row.cells()) + " |", flush=True)

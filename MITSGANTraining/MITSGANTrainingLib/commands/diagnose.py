@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     source = NoduleSource.of(data, "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out)
     cases = [study.cube_case(source.groups())]
     if options.scans:
-        nodules = _nodules_to_plant(data, options.nodules, held_out)
+        nodules = nodules_to_plant(data, options.nodules, held_out)
         for number, path in enumerate(options.scans, start=1):
             scan = load_volume(path)
             cases.append(study.scan_case(f"scan {number}", scan, nodules, options.places, options.seed))
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
     say(f"Wrote {options.output}")
 
 
-def _nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:
+def nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:
     """Nodules of the validation side's patients, where a file holds any that can be planted; else drawn ones."""
     from ..evaluation.planting import SYNTHETIC, NoduleFile
     from ..training.nodule_samples import split_nodules, training_nodules

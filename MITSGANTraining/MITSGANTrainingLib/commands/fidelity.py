@@ -97,7 +97,7 @@ def _say(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> None:
     say(f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice")
     for figure in fidelity.figures:
         where = "" if figure.worst_slice is None else str(figure.worst_slice)
-        say(f"   {_row(figure, figure.value)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
+        say(f"   {_row(figure)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
     flicker = fidelity.flicker
     if flicker.change is not None:
         own = "unknown" if flicker.noise is None else f"{flicker.noise:.2f}"
@@ -118,13 +118,13 @@ def _say_all(verdicts: Mapping[str, Fidelity]) -> None:
         known = [one for fidelity in verdicts.values() if (one := fidelity[figure.name]).value is not None]
         worst = (max if figure.sense == "at most" else min)(known, key=lambda one: one.value, default=figure)
         kept = sum(one.passed is True for one in known)
-        say(f"   {_row(worst, worst.value)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
+        say(f"   {_row(worst)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
 
 
-def _row(figure: Figure, value: float | None) -> str:
-    shown = "none" if value is None else f"{value:.4g}"
+def _row(figure: Figure) -> str:
+    shown = "none" if figure.value is None else f"{figure.value:.4g}"
     unit = "" if figure.unit == "1" else f" {figure.unit}"
-    limit = "" if figure.limit is None else f"{figure.sense} {figure.limit:g}{unit}"
+    limit = f"{figure.sense} {figure.limit:g}{unit}"
     return f"{figure.name:<26} {shown:>9}  {limit:<17}"
 
 

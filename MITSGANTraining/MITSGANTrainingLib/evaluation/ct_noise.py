@@ -55,7 +55,6 @@ class NoiseTexture:
     :param slice_correlation: correlation of the noise with that 1, 2, 3 slices on.
     :param level_hu: (slices, blocks down, blocks across) float32, standard deviation around each block.
     :param block_voxels: edge of a block, in voxels of the slice.
-    :param squares: number of squares that the spectrum was averaged over.
     """
 
     frequency_per_mm: np.ndarray
@@ -63,16 +62,6 @@ class NoiseTexture:
     slice_correlation: tuple[float, ...]
     level_hu: np.ndarray
     block_voxels: int
-    squares: int
-
-    @property
-    def definition(self) -> str:
-        """How it was measured, for reports."""
-        return (
-            f"radial mean of the periodograms of {self.squares} uniform {self.block_voxels}x{self.block_voxels}-voxel "
-            f"squares of soft tissue ({_TISSUE_HU[0]:g}..{_TISSUE_HU[1]:g} HU) of the same scan, each less its best "
-            "quadratic surface; correlation with the next slices and local standard deviation from the same squares"
-        )
 
     def level(self, k: int, shape: tuple[int, int]) -> np.ndarray:
         """Standard deviation in HU at each voxel (rows, columns) of slice ``k``, float32."""
@@ -108,7 +97,6 @@ def measure_texture(volume: CTVolume) -> NoiseTexture:
         _slice_correlation(squares, uniform),
         _local_level(squares, quartile, volume),
         squares.edge,
-        int(uniform.sum()),
     )
 
 
@@ -134,7 +122,7 @@ def equal_rmse_ct_noise(
         reach = neighbors(change != 0) & _has_signal(before)
         for tissue in (before < _LUNG_BELOW_HU, before >= _LUNG_BELOW_HU):
             where = reach & tissue
-            noisy[k][where] = _with_power(before[where], draw[where], float(np.sum(change[tissue] ** 2)))
+            noisy[k][where] = with_power(before[where], draw[where], float(np.sum(change[tissue] ** 2)))
     step = ProcessingStep(
         NOISE_CONTROL,
         "noise like the scan's own, of the protection's RMSE, a control without a network",
@@ -160,7 +148,7 @@ def noise_baseline(volume: CTVolume, rms_hu: float, seed: int = 0, texture: Nois
     for k, draw in enumerate(draw_noise(texture, volume, seed)):
         before = volume.hu[k]
         where = (allowed_change(before, budget, mask[k], padding) > 0) & _has_signal(before)
-        noisy[k][where] = _with_power(before[where], draw[where], rms_hu**2 * np.count_nonzero(where))
+        noisy[k][where] = with_power(before[where], draw[where], rms_hu**2 * np.count_nonzero(where))
     kind = "noise like the scan's own" if texture else "white Gaussian noise"
     step = ProcessingStep(
         PROTECTION, f"{kind} of {rms_hu:g} HU, a baseline without a network", {"rms_hu": float(rms_hu), "seed": seed}
@@ -318,7 +306,7 @@ def _has_signal(hu: np.ndarray) -> np.ndarray:
     return (hu > LOWEST_HU) & (hu < HIGHEST_HU)
 
 
-def _with_power(before: np.ndarray, draw: np.ndarray, wanted: float) -> np.ndarray:
+def with_power(before: np.ndarray, draw: np.ndarray, wanted: float) -> np.ndarray:
     """``before`` plus ``draw`` (both (n,)), scaled so that the squares of the whole HU added sum up to ``wanted``."""
     from scipy import optimize
 

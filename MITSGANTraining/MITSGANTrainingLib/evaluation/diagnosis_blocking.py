@@ -25,6 +25,7 @@ from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.protection.diagnosis_blocking import DiagnosisBlocker
 from MITSGANLib.protection.proposer import Execution
 from MITSGANLib.protection.protector import Protector, protect
+from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 from MITSGANLib.seal.sealing import restore, save_sealed
@@ -53,7 +54,6 @@ PAPER = {"white box": 8.57, "black box": 45.83, UNBLOCKED: 38.59}
 _CANDIDATES = 40
 
 Arms = dict[str, list[CTVolume]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,23 +148,21 @@ def make_arms(
     unblock: Callable[[np.ndarray], np.ndarray] | None = None,
     draws: int = 3,
     device: str = "auto",
-    folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Arms:
     """Every version of a case's voxels, by arm; several draws of noise, one of all else.
 
     :param unblock: undoes the blocking of int16 slices (n, rows, columns); the arm is left out where None.
-    :param folder: for the sealed scan while it is restored; a temporary one where None.
     :param progress: called with (done, all) while the blocker searches; may raise ``CancelledError``.
     :raises InputError: when the key does not give the clean scan back, voxel for voxel.
     """
     clean = case.volume
-    blocked, protected = _protected(case, blocker, device, progress), _protected(case, default, device)
+    blocked, protected = protected_voxels(case, blocker, device, progress), protected_voxels(case, default, device)
     arms = {CLEAN: [clean], BLOCKED: [blocked]}
     arms[NOISE] = [equal_rmse_noise(clean, blocked, seed) for seed in range(draws)]
     if unblock is not None:
         arms[UNBLOCKED] = [blocked.with_hu(unblock(blocked.hu))]
-    arms[RESTORED] = [_restored(clean, blocked, folder)]
+    arms[RESTORED] = [_restored(clean, blocked)]
     arms[PROTECTED] = [protected]
     arms[PROTECTED_NOISE] = [equal_rmse_noise(clean, protected, seed) for seed in range(draws)]
     return arms
@@ -181,14 +179,14 @@ def answers(case: Case, arms: Arms, judges: Sequence[Judge]) -> Iterator[Answers
             yield Answers(judge.name, arm, case.yes, case.patients, values, said[CLEAN][0])
 
 
-def balanced_accuracy(found: Answers, seed: int = 0) -> Estimate:
+def balanced_accuracy(found: Answers) -> Estimate:
     """Mean of the shares of right answers with and without a nodule, 0..1; interval by a bootstrap over patients."""
-    return _estimated(found.right, found.yes, found.patients, seed)
+    return _estimated(found.right, found.yes, found.patients)
 
 
-def changed_decisions(found: Answers, seed: int = 0) -> Estimate:
+def changed_decisions(found: Answers) -> Estimate:
     """Share of decisions that differ from those on the clean scan, nodules and healthy lung counting the same."""
-    return _estimated(found.changed, found.yes, found.patients, seed)
+    return _estimated(found.changed, found.yes, found.patients)
 
 
 def rmse_hu(arms: Arms, arm: str) -> float:
@@ -329,7 +327,7 @@ def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]
     ]
 
 
-def _protected(case: Case, protector: Protector, device: str, progress: Progress | None = None) -> CTVolume:
+def protected_voxels(case: Case, protector: Protector, device: str, progress: Progress | None = None) -> CTVolume:
     """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body.
 
     A blocker does not know where in a cube judges will be asked, and searches each cube with a seed of its own.
@@ -365,13 +363,13 @@ def _protected(case: Case, protector: Protector, device: str, progress: Progress
     return volume.with_hu(hu, step)
 
 
-def _restored(clean: CTVolume, blocked: CTVolume, folder: Path | None) -> CTVolume:
+def _restored(clean: CTVolume, blocked: CTVolume) -> CTVolume:
     """The clean voxels back from the sealed, blocked file, by way of the disk.
 
     :raises InputError: when they are not what they were.
     """
     key = generate_key()
-    with TemporaryDirectory(dir=folder) as temporary:
+    with TemporaryDirectory() as temporary:
         original, sealed, back = (Path(temporary) / f"{name}.nrrd" for name in ("original", "sealed", "back"))
         save_volume(clean, original)
         loaded = load_volume(original)
@@ -383,14 +381,14 @@ def _restored(clean: CTVolume, blocked: CTVolume, folder: Path | None) -> CTVolu
     return clean.with_hu(restored.hu)
 
 
-def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray, seed: int) -> Estimate:
+def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray) -> Estimate:
     """Mean of the two sides' means; patients are resampled with all their places, places where there is one patient."""
     names, owner = np.unique(patients, return_inverse=True)
     if len(names) < 2:
         owner = np.arange(len(values))
     units = int(owner.max()) + 1
     value = float((values[yes].mean() + values[~yes].mean()) / 2)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=PLACE_RESAMPLES)[:, owner].astype(np.float64)
     # A draw without any place of one side says nothing about it.
     usable = weights[(weights[:, yes].sum(axis=1) > 0) & (weights[:, ~yes].sum(axis=1) > 0)]

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
 from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.judges.judge import DEFAULT_JUDGES, available_judges
@@ -22,7 +23,6 @@ from .jury import Jury
 from .layout import Section
 from .measure import (
     AttackerChoice,
-    JudgesChoice,
     MeasuringJob,
     MeasuringTask,
     Settings,
@@ -38,9 +38,6 @@ from .results import REPORT, to_record, write_results
 from .scans import Inspection, ScanSource, Subject, inspect, scan_names
 from .tables import build_sections
 from .targets import read_targets
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RESULTS, CACHE = "results", "cache"
 
@@ -301,14 +298,18 @@ def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | N
     else:
         words, digest = f"{lpips.description}; of the picture in the lung window.", lpips.weights_sha256
     jury = _jury(plan, tell)
-    sources = tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges)
-    judges = JudgesChoice(sources, jury.identity()) if jury else None
-    nodules = _nodules(plan)
-    return (
-        Settings(plan.seed, plan.data_range_hu, plan.device, weights, plan.lpips_net, digest, judges, nodules),
-        words,
-        jury,
+    settings = Settings(
+        seed=plan.seed,
+        data_range_hu=plan.data_range_hu,
+        device=plan.device,
+        lpips_weights=weights,
+        lpips_net=plan.lpips_net,
+        lpips=digest,
+        judges=tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges),
+        jury=jury.identity() if jury else None,
+        nodules=_nodules(plan),
     )
+    return settings, words, jury
 
 
 def _jury(plan: EvaluationPlan, tell: Note) -> Jury | None:

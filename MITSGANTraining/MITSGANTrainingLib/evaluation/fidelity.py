@@ -13,7 +13,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import apply_change
 from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.errors import DependencyError, InputError
-from MITSGANLib.measure.metrics import DATA_RANGE_HU, ssim_map
+from MITSGANLib.measure.metrics import DATA_RANGE_HU, TILE_VOXELS, ssim_map, tile_means
+from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.runtime.threads import each_slice
 from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.volume import CTVolume
@@ -30,53 +31,17 @@ from MITSGANLib.scan.windows import LUNG, MEDIASTINUM, Window
 
 from .ct_noise import measure_texture
 
-Progress = Callable[[int, int], None]
-
 WINDOWS = (LUNG, MEDIASTINUM)
 # Half-open ranges of HU within the body. Air in the trachea and the bowel is left out, as the budget leaves it alone.
 REGIONS_HU = {"lung": (-960, -500), "soft tissue": (-300, 200), "bone": (300, HIGHEST_HU)}
 # Of less than this the mean of a change that is fair noise need not be near 0.
 _SMALLEST_REGION_MM2 = 400.0
-_TILE_VOXELS = 32
 _SSIM_MINIMUM_VOXELS = 11
 _STORED_BITS = 12
 _INDEPENDENT = 2.0
-
-
-@dataclass(frozen=True)
-class FidelityLimits:
-    """What the worst slice of a protected scan must keep. None drops a limit; its figure is measured all the same.
-
-    :param rmse_hu: RMSE over the body, at most.
-    :param noise_ratio: root mean square of change over local noise, in each region, at most.
-    :param psnr_db: for a range of 4096 HU, over the body, at least.
-    :param max_change_hu: largest change of a voxel, at most.
-    :param mean_change_hu: size of the mean change in each region, at most.
-    :param local_ssim: lowest voxel of the local SSIM in each of :data:`WINDOWS`, at least.
-    :param tile_ssim: lowest mean of the local SSIM over a 32x32 tile, at least.
-    :param jpeg2000: RMSE, and loss of SSIM in each window, as a multiple of those of JPEG 2000, at most.
-    :param jpeg2000_ratio: the compression it is compared with, of 12 stored bits.
-    :param flicker: energy of the difference between neighboring slices of the change, over that of the scan's own
-        noise, at most.
-    """
-
-    rmse_hu: float | None = 8.0
-    noise_ratio: float | None = 0.32
-    psnr_db: float | None = 54.0
-    max_change_hu: float | None = 30.0
-    mean_change_hu: float | None = 1.0
-    local_ssim: float | None = 0.98
-    tile_ssim: float | None = 0.98
-    jpeg2000: float | None = 1.0
-    jpeg2000_ratio: float = 5.0
-    flicker: float | None = 1.1
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"The limit {name} must be 0 or more, or left out, not {value}.")
-        if self.jpeg2000_ratio <= 1:
-            raise InputError(f"JPEG 2000 compresses by more than 1 to 1, not by {self.jpeg2000_ratio:g}.")
+_JPEG2000_RATIO = 5.0
+_FLICKER_LIMIT = 1.1  # of the energy between neighboring slices of the change, over that of the scan's own noise
+_HIGHEST_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +57,7 @@ class Figure:
     unit: str
     definition: str
     sense: Literal["at most", "at least"]
-    limit: float | None
+    limit: float
     value: float | None
     worst_slice: int | None = None
     per_slice: tuple[float | None, ...] = ()
@@ -100,8 +65,12 @@ class Figure:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the limit is kept; None where there is no limit or no value."""
-        return _keeps(self.value, self.limit, self.sense)
+        """Whether the limit is kept; None where there is no value."""
+        return None if self.value is None else self.keeps(self.value)
+
+    def keeps(self, value: float) -> bool:
+        """Whether a value keeps the limit."""
+        return value <= self.limit if self.sense == "at most" else value >= self.limit
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; no NaN or infinity."""
@@ -127,7 +96,6 @@ class Fidelity:
     """All figures of one protected scan."""
 
     figures: tuple[Figure, ...]
-    limits: FidelityLimits
     flicker: Flicker
 
     @property
@@ -143,7 +111,6 @@ class Fidelity:
         """JSON-ready form; no NaN or infinity."""
         return {
             "passed": self.passed,
-            "limits": dataclasses.asdict(self.limits),
             "figures": {figure.name: figure.to_dict() for figure in self.figures},
             "flicker": dataclasses.asdict(self.flicker),
         }
@@ -153,7 +120,7 @@ class Fidelity:
 class LargestScale:
     """The largest factor of a change that keeps all limits.
 
-    :param scale: 0 where none does; ``highest`` of :func:`largest_scale` where none forbids it.
+    :param scale: 0 where none does, 4 where none forbids it.
     :param figure: name of the figure that forbids more, and the slice; None where none does.
     """
 
@@ -162,13 +129,7 @@ class LargestScale:
     slice: int | None
 
 
-def measure_fidelity(
-    original: CTVolume,
-    protected: CTVolume,
-    limits: FidelityLimits | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Fidelity:
+def measure_fidelity(original: CTVolume, protected: CTVolume, progress: Progress | None = None) -> Fidelity:
     """Every figure of the verdict, with its limit and its worst slice.
 
     A slice of 512 x 512 takes 0.6 s on one core.
@@ -181,38 +142,27 @@ def measure_fidelity(
         raise InputError(
             "The two volumes differ in shape, spacing, position or orientation; compare a scan with its own protection."
         )
-    limits = limits or FidelityLimits()
-    values: dict[str, list[float | None]] = {figure.name: [] for figure in _figures(limits)}
+    figures = list(_figures())
+    values: dict[str, list[float | None]] = {figure.name: [] for figure in figures}
 
     def measure(k: int) -> dict[str, float]:
-        return _Slice.of(original, k, limits.jpeg2000_ratio).measure(protected.hu[k])
+        return _Slice.of(original, k).measure(protected.hu[k])
 
     for k, found in enumerate(each_slice(measure, len(original.hu))):
         for name, series in values.items():
             series.append(found.get(name))
         if progress:
             progress(k + 1, len(original.hu))
-    figures = [_of_worst_slice(figure, values[figure.name]) for figure in _figures(limits)]
-    flicker, figure = _flicker(original, protected, limits)
-    return Fidelity((*figures, figure), limits, flicker)
+    flicker, figure = _flicker(original, protected)
+    return Fidelity((*(_of_worst_slice(figure, values[figure.name]) for figure in figures), figure), flicker)
 
 
-def largest_scale(
-    original: CTVolume,
-    change: np.ndarray,
-    limits: FidelityLimits | None = None,
-    *,
-    highest: float = 4.0,
-    slices: Sequence[int] | None = None,
-    progress: Progress | None = None,
-) -> LargestScale:
-    """By how much a change may be multiplied so that every slice keeps every limit but flicker's, to within 1 %.
+def largest_scale(original: CTVolume, change: np.ndarray, progress: Progress | None = None) -> LargestScale:
+    """By how much a change may be multiplied, up to 4, so that every slice keeps every limit but flicker's, within 1 %.
 
     Flicker does not depend on the scale. What is measured is the scaled change in whole HU.
 
     :param change: in HU, of the scan's shape.
-    :param highest: where to stop looking.
-    :param slices: which slices to look at; all where None.
     :param progress: called with (slices done, slices in all) in the first round; what it raises ends the work.
     :raises InputError: when the change has another shape or is not finite.
     :raises DependencyError: when Pillow comes without JPEG 2000.
@@ -220,32 +170,31 @@ def largest_scale(
     change = np.asarray(change)
     if change.shape != original.shape or not np.all(np.isfinite(change)):
         raise InputError(f"The change must be finite and have the scan's shape {original.shape}, not {change.shape}.")
-    limits = limits or FidelityLimits()
-    wanted = list(range(len(original.hu)) if slices is None else slices)
-    found = LargestScale(float(highest), None, None)
+    slices = len(original.hu)
+    found = LargestScale(_HIGHEST_SCALE, None, None)
     # A slice that kept all limits at a larger scale nearly always does at a smaller one, but rounding to whole HU may
     # spoil that: go round until all slices in a row keep them at the same scale.
     kept = 0
-    for done, k in enumerate(itertools.cycle(wanted)):
-        if kept == len(wanted):
+    for done, k in enumerate(itertools.cycle(range(slices))):
+        if kept == slices:
             break
-        one = _Slice.of(original, k, limits.jpeg2000_ratio)
-        broken = one.broken(change[k], found.scale, limits)
+        one = _Slice.of(original, k)
+        broken = one.broken(change[k], found.scale)
         kept += 1
         if broken:
-            scale, broken = _bisected(one, change[k], found.scale, broken, limits)
+            scale, broken = _bisected(one, change[k], found.scale, broken)
             found, kept = LargestScale(scale, broken, k), 1
         if progress:
-            progress(min(done + 1, len(wanted)), len(wanted))
+            progress(min(done + 1, slices), slices)
     return found
 
 
-def _bisected(one: _Slice, change: np.ndarray, high: float, broken: str, limits: FidelityLimits) -> tuple[float, str]:
+def _bisected(one: _Slice, change: np.ndarray, high: float, broken: str) -> tuple[float, str]:
     """The largest scale below ``high`` that keeps all limits of a slice, and what forbids more."""
     low = 0.0
     while high - low > 0.01 * high and high > 1e-4:
         middle = (low + high) / 2
-        found = one.broken(change, middle, limits)
+        found = one.broken(change, middle)
         if found:
             high, broken = middle, found
         else:
@@ -290,16 +239,15 @@ class _Slice:
     body: np.ndarray
     regions: Mapping[str, np.ndarray]
     noise: np.ndarray
-    ratio: float
 
     @classmethod
-    def of(cls, original: CTVolume, k: int, ratio: float) -> _Slice:
+    def of(cls, original: CTVolume, k: int) -> _Slice:
         hu, padding, spacing = original.hu[k : k + 1], original.provenance.padding_hu, original.spacing_kji
         body = body_mask(hu, padding, spacing)[0]
         smallest = _SMALLEST_REGION_MM2 / (spacing[1] * spacing[2])
         regions = {name: body & (hu[0] >= low) & (hu[0] < high) for name, (low, high) in REGIONS_HU.items()}
         large = {name: region for name, region in regions.items() if np.count_nonzero(region) >= smallest}
-        return cls(hu[0], body, large, local_noise(hu, spacing, padding).at()[0], ratio)
+        return cls(hu[0], body, large, local_noise(hu, spacing, padding).at()[0])
 
     def measure(self, protected: np.ndarray) -> dict[str, float]:
         """Every figure that the slice has, by name."""
@@ -322,75 +270,56 @@ class _Slice:
             for window in WINDOWS:
                 local = _ssim(self.hu, protected, window) if changed else np.ones((1, 1))
                 found[f"ssim_{window.name}"] = float(local.min())
-                found[f"ssim_tile_{window.name}"] = _lowest_tile(local)
+                found[f"ssim_tile_{window.name}"] = float(tile_means(local)[0].min())
                 if changed and self._reference[window.name]:
                     found[f"jpeg2000_ssim_{window.name}"] = float(1 - local.mean()) / self._reference[window.name]
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def broken(self, change: np.ndarray, scale: float, limits: FidelityLimits) -> str | None:
+    def broken(self, change: np.ndarray, scale: float) -> str | None:
         """The first figure whose limit the scaled change breaks."""
         anything = np.full(self.hu.shape, HIGHEST_HU - LOWEST_HU, np.int16)
         values = self.measure(apply_change(self.hu, scale * change, anything))
-        kept = ((figure, _keeps(values.get(figure.name), figure.limit, figure.sense)) for figure in _figures(limits))
-        return next((figure.name for figure, keeps in kept if keeps is False), None)
+        return next((one.name for one in _figures() if one.name in values and not one.keeps(values[one.name])), None)
 
     @functools.cached_property
     def _reference(self) -> dict[str, float]:
         """RMSE over the body, and the loss of mean SSIM in each window, of the slice after JPEG 2000."""
         # Padding lies below the range that is compressed.
         shown = np.clip(self.hu, LOWEST_HU, HIGHEST_HU)
-        compressed = jpeg2000(self.hu, self.ratio)
+        compressed = jpeg2000(self.hu, _JPEG2000_RATIO)
         lost = {"rmse": _rms(np.subtract(compressed, shown, dtype=np.float64)[self.body])} if self.body.any() else {}
         if min(self.hu.shape) >= _SSIM_MINIMUM_VOXELS:
             lost |= {window.name: float(1 - _ssim(shown, compressed, window).mean()) for window in WINDOWS}
         return lost
 
 
-def _figures(limits: FidelityLimits) -> Iterator[Figure]:
-    """Every figure of a slice, without a value yet."""
+def _figures() -> Iterator[Figure]:
+    """Every figure of a slice with its limit, without a value yet."""
     at_most = functools.partial(Figure, sense="at most", value=None)
     at_least = functools.partial(Figure, sense="at least", value=None)
-    ratio = f"{limits.jpeg2000_ratio:g}:1 JPEG 2000 (9/7 wavelet, of {_STORED_BITS} stored bits) of the same slice"
-    yield at_most("rmse", "HU", "root mean square of the change over the body", limit=limits.rmse_hu)
-    yield at_least(
-        "psnr",
-        "dB",
-        f"20 log10({DATA_RANGE_HU:g} HU / RMSE), RMSE over the body, where it changed",
-        limit=limits.psnr_db,
-    )
-    yield at_most("max_change", "HU", "largest absolute change of a voxel", limit=limits.max_change_hu)
+    ratio = f"{_JPEG2000_RATIO:g}:1 JPEG 2000 (9/7 wavelet, of {_STORED_BITS} stored bits) of the same slice"
+    psnr = f"20 log10({DATA_RANGE_HU:g} HU / RMSE), RMSE over the body, where it changed"
+    yield at_most("rmse", "HU", "root mean square of the change over the body", limit=8.0)
+    yield at_least("psnr", "dB", psnr, limit=54.0)
+    yield at_most("max_change", "HU", "largest absolute change of a voxel", limit=30.0)
     for name, (low, high) in REGIONS_HU.items():
         where = f"{name} ({low} to {high - 1} HU within the body, at least {_SMALLEST_REGION_MM2:g} mm2)"
         key = name.replace(" ", "_")
-        yield at_most(
-            f"noise_ratio_{key}",
-            "1",
-            f"root mean square of change / local noise (standard deviation around planes of 5 mm) over {where}",
-            limit=limits.noise_ratio,
-        )
-        yield at_most(
-            f"mean_change_{key}", "HU", f"absolute mean of the change over {where}", limit=limits.mean_change_hu
-        )
+        share = "root mean square of change / local noise (standard deviation around planes of 5 mm) over"
+        yield at_most(f"noise_ratio_{key}", "1", f"{share} {where}", limit=0.32)
+        yield at_most(f"mean_change_{key}", "HU", f"absolute mean of the change over {where}", limit=1.0)
     for window in WINDOWS:
         picture = (
             f"local SSIM (Gaussian of sigma 1.5 voxels, 11x11; K1 0.01, K2 0.03) of the picture that the {window} "
             "shows, black 0 and white 1"
         )
-        yield at_least(f"ssim_{window.name}", "1", f"lowest voxel of the {picture}", limit=limits.local_ssim)
-        yield at_least(
-            f"ssim_tile_{window.name}",
-            "1",
-            f"lowest mean over {_TILE_VOXELS}x{_TILE_VOXELS} voxels, or a little more, of the {picture}",
-            limit=limits.tile_ssim,
-        )
-    yield at_most("jpeg2000_rmse", "1", f"RMSE over the body / that of {ratio}", limit=limits.jpeg2000)
+        tile = f"lowest mean over {TILE_VOXELS}x{TILE_VOXELS} voxels, or a little more, of the {picture}"
+        yield at_least(f"ssim_{window.name}", "1", f"lowest voxel of the {picture}", limit=0.98)
+        yield at_least(f"ssim_tile_{window.name}", "1", tile, limit=0.98)
+    yield at_most("jpeg2000_rmse", "1", f"RMSE over the body / that of {ratio}", limit=1.0)
     for window in WINDOWS:
-        yield at_most(
-            f"jpeg2000_ssim_{window.name}",
-            "1",
-            f"1 - mean local SSIM in the {window} / that of {ratio}",
-            limit=limits.jpeg2000,
-        )
+        loss = f"1 - mean local SSIM in the {window} / that of {ratio}"
+        yield at_most(f"jpeg2000_ssim_{window.name}", "1", loss, limit=1.0)
 
 
 def _of_worst_slice(figure: Figure, values: Sequence[float | None]) -> Figure:
@@ -401,7 +330,7 @@ def _of_worst_slice(figure: Figure, values: Sequence[float | None]) -> Figure:
     return dataclasses.replace(figure, value=value, worst_slice=k, per_slice=tuple(values))
 
 
-def _flicker(original: CTVolume, protected: CTVolume, limits: FidelityLimits) -> tuple[Flicker, Figure]:
+def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, Figure]:
     change, by_pair = z_difference_ratio(original, protected)
     try:
         noise, reason = _INDEPENDENT * (1 - measure_texture(original).slice_correlation[0]), None
@@ -416,7 +345,7 @@ def _flicker(original: CTVolume, protected: CTVolume, limits: FidelityLimits) ->
         "mean square of the difference of the change in neighboring slices / mean square of the change, over voxels of "
         "the body in both, divided by the same of the scan's own noise in uniform soft tissue",
         "at most",
-        limits.flicker,
+        _FLICKER_LIMIT,
         change / noise if change is not None and noise else None,
         worst,
         reason=reason,
@@ -449,20 +378,6 @@ def z_difference_ratio(original: CTVolume, protected: CTVolume) -> tuple[float |
 def _ssim(reference: np.ndarray, other: np.ndarray, window: Window) -> np.ndarray:
     """Local SSIM of the pictures that a window shows."""
     return ssim_map(window.scaled(reference), window.scaled(other), 1.0)
-
-
-def _lowest_tile(local: np.ndarray) -> float:
-    """Lowest mean over tiles of 32 voxels or a little more, or over all where there are fewer."""
-    starts = (np.linspace(0, size, max(1, size // _TILE_VOXELS) + 1).astype(int) for size in local.shape)
-    rows, columns = starts
-    sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0), columns[:-1], axis=1)
-    return float((sums / np.outer(np.diff(rows), np.diff(columns))).min())
-
-
-def _keeps(value: float | None, limit: float | None, sense: str) -> bool | None:
-    if value is None or limit is None:
-        return None
-    return value <= limit if sense == "at most" else value >= limit
 
 
 def _rms(values: np.ndarray) -> float:

@@ -9,16 +9,16 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from MITSGANLib.report.pictures import Orientation, color_limit, window_image
 from MITSGANLib.scan.windows import LUNG
 
 from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _ZOOM_MM = 64.0
 _CELL, _CONTEXT, _LABEL, _GAP, _TOP, _BAR = 1.7, 3.5, 0.35, 0.08, 0.95, 0.9  # inches
@@ -123,21 +123,14 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
 
 def as_png(figure: Figure) -> bytes:
     """The figure at 150 dots per inch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     stream = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(stream, format="png", dpi=_DPI)
     return stream.getvalue()
 
 
 def as_svg(figure: Figure) -> bytes:
     """The figure with its text as text; the same figure gives the same bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     stream = io.BytesIO()
-    FigureCanvasSVG(figure)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mitsgan"}):
         figure.savefig(stream, format="svg", dpi=_DPI, metadata={"Date": None})
     return stream.getvalue()
@@ -162,9 +155,7 @@ def _difference(stored: Mapping[str, np.ndarray], arm: str) -> np.ndarray | None
 
 def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     """An empty figure of so many inches, with its title and what is shown above."""
-    from matplotlib.figure import Figure as New
-
-    figure = New(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=12, va="top")
     columns = max(60, int(width * 15))
     figure.text(0.1 / width, 1 - 0.36 / height, textwrap.fill(subtitle, columns), fontsize=8, va="top", color="#444444")
@@ -208,8 +199,6 @@ def _show(
 
 
 def _show_difference(axes: Any, stored: Mapping[str, np.ndarray], difference: np.ndarray, limit: float) -> Any:
-    from matplotlib.colors import PowerNorm
-
     view, aspect = _view(stored)
     axes.set_axis_off()
     norm = PowerNorm(0.5, 0, limit, clip=True)

@@ -7,25 +7,20 @@ that strength can hope for at most; noise of the same strength says what is no m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from MITSGANLib.attack.attacker import Attacker, check_target, tampered_box
+from MITSGANLib.attack.chain import MASK, tamper
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.runtime.devices import resolve_device
-from MITSGANLib.scan.cubes import Box, PatchedScan, intersection, within
+from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, within
 from MITSGANLib.scan.regions import cube_around
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 from MITSGANLib.scan.windows import LUNG
-
-if TYPE_CHECKING:
-    import torch
-    from MITSGANLib.attack.attacker import Attacker
-
-Progress = Callable[[int, int], None]
-Voxel = tuple[int, int, int]
 
 # Steps shrink linearly from this share of the allowed change. From half of it, where the start lies, 1.5 reaches the
 # other sign's full in one step. At four places of LIDC-IDRI-0001 and 20 HU, 20 steps from 0.5, 1 and 2 moved the final
@@ -43,7 +38,6 @@ def protect_by_gradient(
     steps: int,
     seed: int = 0,
     device: str = "auto",
-    progress: Progress | None = None,
 ) -> CTVolume:
     """The scan protected against attacks at known places by known attackers; changed around these places only.
 
@@ -57,13 +51,9 @@ def protect_by_gradient(
     :param targets: voxels (slice, row, column); their cubes may overlap.
     :param budget: never exceeded, in whole HU; see :func:`~MITSGANLib.budget.budget.allowed_in_slices`.
     :param steps: gradient steps; 1 is the fast gradient sign method, 20 a thorough search.
-    :param progress: called with (done, all) gradients after each; may raise ``CancelledError``.
     :raises InputError: without targets, attackers or steps.
     :raises TargetError: when an attack at a target would be meaningless.
     """
-    import torch
-    from MITSGANLib.attack.attacker import check_target
-
     places = tuple(dict.fromkeys(tuple(int(index) for index in kji) for kji in targets))
     if not places or not attackers:
         raise InputError("Signed gradients need at least one target and one attacker; give both.")
@@ -76,7 +66,6 @@ def protect_by_gradient(
     padding = volume.provenance.padding_hu
     scan = torch.from_numpy(volume.hu.copy()).to(where)
     protected = volume.hu.copy()
-    done, total = 0, steps * len(places) * len(ready)
     for number, group in enumerate(_overlapping(volume, places)):
         slices, *crop = group.box
         allowed = allowed_in_slices(volume.hu[slices], budget, volume.spacing_kji, padding)[:, *crop]
@@ -89,9 +78,6 @@ def protect_by_gradient(
             gradient = torch.zeros_like(change)
             for part in ascent.gradients(change):
                 gradient += part
-                done += 1
-                if progress:
-                    progress(done, total)
             change = ascent.moved(change, gradient, _FIRST_STEP * (1 - step / steps))
         # Where they are seen only: the box may reach around another group.
         protected[group.box][seen] = apply_change(volume.hu[group.box], change.cpu().numpy(), allowed)[seen]
@@ -125,8 +111,6 @@ class _Ascent:
     def __init__(
         self, scan: torch.Tensor, volume: CTVolume, group: _Group, attackers: Sequence[Attacker], limit: torch.Tensor
     ) -> None:
-        import torch
-
         self.scan, self.spacing, self.box, self.limit = scan, volume.spacing_kji, group.box, limit
         self.middles = {kji: _middle(volume, kji) for kji in group.targets}
         self.pairs = [(kji, attacker) for kji in group.targets for attacker in attackers]
@@ -135,8 +119,6 @@ class _Ascent:
 
     def gradients(self, change: torch.Tensor) -> Iterator[torch.Tensor]:
         """By ``change`` (the box's shape, HU), for each target and attacker."""
-        import torch
-
         for (kji, attacker), clean in zip(self.pairs, self.clean, strict=True):
             free = change.detach().requires_grad_(True)
             patched = PatchedScan(self.scan, self.box, self.scan[self.box] + free)
@@ -149,9 +131,7 @@ class _Ascent:
         return (change + share * self.limit * gradient.sign()).clamp(-self.limit, self.limit)
 
     def _outcome(self, scan: torch.Tensor | PatchedScan, kji: Voxel, attacker: Attacker) -> torch.Tensor:
-        from MITSGANLib.attack import chain
-
-        patch = chain.tamper(scan, kji, self.spacing, attacker.inpainter, attacker.action)
+        patch = tamper(scan, kji, self.spacing, attacker.inpainter, attacker.action)
         return _windowed(patch.values[within(self.middles[kji], patch.slices)])
 
 
@@ -167,15 +147,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _middle(volume: CTVolume, kji: Voxel) -> Box:
     """The voxels that the attacker's network makes up: the middle 20 mm, as the evaluation measures them."""
-    from MITSGANLib.attack.chain import MASK
-
     return cube_around(volume.shape, volume.spacing_kji, kji, size_mm=MASK.stop - MASK.start).index
-
-
-def _cube(volume: CTVolume, kji: Voxel) -> Box:
-    from MITSGANLib.attack.attacker import tampered_box
-
-    return tampered_box(volume, kji)
 
 
 def _seen(volume: CTVolume, group: _Group) -> np.ndarray:
@@ -186,7 +158,7 @@ def _seen(volume: CTVolume, group: _Group) -> np.ndarray:
     seen = np.zeros([part.stop - part.start for part in group.box], dtype=bool)
     for kji in group.targets:
         shell = np.zeros_like(seen)
-        shell[within(_cube(volume, kji), group.box)] = True
+        shell[within(tampered_box(volume, kji), group.box)] = True
         inner = tuple(slice(part.start + 1, max(part.start + 1, part.stop - 1)) for part in _middle(volume, kji))
         shell[within(inner, group.box)] = False
         seen |= shell
@@ -197,12 +169,12 @@ def _overlapping(volume: CTVolume, targets: Sequence[Voxel]) -> list[_Group]:
     """Targets in groups that share no voxel, each in order, so that groups can be protected one by one."""
     groups: list[list[Voxel]] = []
     for kji in targets:
-        box = _cube(volume, kji)
-        touching = [g for g in groups if any(intersection(box, _cube(volume, other)) for other in g)]
+        box = tampered_box(volume, kji)
+        touching = [g for g in groups if any(intersection(box, tampered_box(volume, other)) for other in g)]
         groups = [g for g in groups if g not in touching] + [[*(other for g in touching for other in g), kji]]
     result = []
     for group in groups:
-        boxes = [_cube(volume, kji) for kji in group]
+        boxes = [tampered_box(volume, kji) for kji in group]
         around = tuple(
             slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
         )

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from MITSGANLib import weights
 from MITSGANLib.errors import ModelError
-from MITSGANLib.judges.judge import DEFAULT_JUDGES, Box, Judge, Question, load_judge
-
-Action = Literal["inject", "remove"]
+from MITSGANLib.judges.judge import DEFAULT_JUDGES, QUESTIONS, Box, Judge, Question, load_judge
+from MITSGANLib.scan.targets import Action
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,10 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "nodule_before": self.before.nodule,
-            "nodule_after": self.after.nodule,
-            "forgery_before": self.before.forgery,
-            "forgery_after": self.after.forgery,
-            "possible": self.possible,
-            "achieved": self.achieved,
-            "unnoticed": self.unnoticed,
-            "alarm": self.alarm,
-            "succeeded": self.succeeded,
-        }
+        pairs = [(question, when) for question in QUESTIONS for when in ("before", "after")]
+        scores = {f"{question}_{when}": getattr(getattr(self, when), question) for question, when in pairs}
+        words = ("possible", "achieved", "unnoticed", "alarm", "succeeded")
+        return scores | {word: getattr(self, word) for word in words}
 
 
 @dataclass(frozen=True)

@@ -60,25 +60,6 @@ class AttackerChoice:
 
 
 @dataclass(frozen=True)
-class JudgesChoice:
-    """The judges that decide about success.
-
-    :param sources: their names or paths.
-    :param identity: as :meth:`Jury.identity`.
-    """
-
-    sources: tuple[str, ...]
-    identity: Mapping[str, Any]
-
-    def load(self, device: str) -> Jury:
-        """:raises ModelError: when one is missing or corrupt; ``InputError`` when one has changed."""
-        jury = _jury(self.sources, device)
-        if jury.identity() != self.identity:
-            raise InputError("The judges have changed since the evaluation began; run it again.")
-        return jury
-
-
-@dataclass(frozen=True)
 class Settings:
     """What every measurement of one evaluation shares.
 
@@ -86,7 +67,8 @@ class Settings:
     :param lpips_weights: file of weights, or None for the usual places.
     :param lpips_net: network that LPIPS looks through, or None for the first that has weights.
     :param lpips: SHA-256 of these weights, or empty where LPIPS cannot be measured.
-    :param judges: names or paths of the judges that decide about success, and :meth:`Jury.identity`; None without.
+    :param judges: names or paths of the judges that decide about success, the default ones where there is none.
+    :param jury: :meth:`Jury.identity` of these judges; None where none decides.
     :param nodules: to plant for removals; None where none are planted.
     :param measurement: version of how figures are measured, of the process that began the evaluation.
     """
@@ -97,7 +79,8 @@ class Settings:
     lpips_weights: str | None = None
     lpips_net: str | None = None
     lpips: str = ""
-    judges: JudgesChoice | None = None
+    judges: tuple[str, ...] = ()
+    jury: Mapping[str, Any] | None = None
     nodules: NoduleFile | None = None
     measurement: int = MEASUREMENT
 
@@ -108,9 +91,21 @@ class Settings:
             "data_range_hu": self.data_range_hu,
             "device": resolve_device(self.device).type,
             "lpips_sha256": self.lpips,
-            "judges": self.judges.identity if self.judges else None,
+            "judges": self.jury,
             "measurement": self.measurement,
         }
+
+    def load_jury(self) -> Jury | None:
+        """The judges on the device.
+
+        :raises ModelError: when one is missing or corrupt; ``InputError`` when one has changed.
+        """
+        if self.jury is None:
+            return None
+        jury = _loaded_jury(self.judges, str(resolve_device(self.device)))
+        if jury.identity() != self.jury:
+            raise InputError("The judges have changed since the evaluation began; run it again.")
+        return jury
 
 
 @dataclass(frozen=True)
@@ -195,7 +190,7 @@ def measure(job: MeasuringJob) -> int:
     if content_digest(volume) != job.digest:
         raise InputError(f"{job.source.path} has changed since the evaluation began; run it again.")
     lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)), job.settings.lpips_net)
-    jury = job.settings.judges.load(str(resolve_device(job.settings.device))) if job.settings.judges else None
+    jury = job.settings.load_jury()
     for tasks in job.groups:
         arms = _Arms(_before(volume, tasks[0], job.settings), job, tasks[0])
         key = protected_key(job.digest, job.protection, tasks[0], job.settings)
@@ -261,7 +256,7 @@ def _attacker(source: str, action: str) -> Attacker:
 
 
 @functools.lru_cache(maxsize=1)
-def _jury(sources: tuple[str, ...], device: str) -> Jury:
+def _loaded_jury(sources: tuple[str, ...], device: str) -> Jury:
     return Jury.load(sources).to(device)
 
 

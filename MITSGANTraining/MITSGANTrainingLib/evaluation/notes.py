@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import paper
 from .outcomes import Setup
 from .statistics import CONFIDENCE, RESAMPLES
 
@@ -116,12 +115,6 @@ def common_notes(setup: Setup, absences: Sequence[str]) -> tuple[str, ...]:
     if setup.failures:
         notes.append(f"Not measured, so that columns may stand on different scans: {'; '.join(setup.failures)}.")
     return tuple(notes)
-
-
-def paper_notes(number: int) -> tuple[str, ...]:
-    """What the paper's table of this number means, and what the paper leaves open."""
-    found = paper.reading(number)
-    return (f"Paper. {found.meaning}", f"The paper leaves open: {'; '.join(found.unclear)}.")
 
 
 def count(number: int, word: str) -> str:

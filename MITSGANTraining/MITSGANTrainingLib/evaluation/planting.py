@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from MITSGANLib.errors import InputError
+from MITSGANLib.scan.cubes import Voxel
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
@@ -30,8 +31,6 @@ _ROOM_MM = 12.0  # around a place, of which most must be lung
 _ROOM_SHARE = 0.8
 _CANDIDATES = 30  # places looked at for each one wanted
 _STREAM = 7  # keeps these draws apart from those of the places to inject at
-
-Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,12 @@ def draw_scenes(volume: CTVolume, count: int, nodules: Nodules, seed: int) -> tu
     shares = {kji: _share_of_lung(lung, volume.spacing_kji, kji) for kji in candidates}
     candidates.sort(key=lambda kji: -min(shares[kji], _ROOM_SHARE))
     roomy = sum(share >= _ROOM_SHARE for share in shares.values())
-    groups = _groups(candidates[: max(roomy, count)], count, volume.spacing_kji)
+    groups = []
+    for group in apart(candidates[: max(roomy, count)], volume.spacing_kji, APART_MM):
+        groups.append(group[: count - sum(map(len, groups))])
     numbers = _in_turn(len(nodules.hu), sum(map(len, groups)), rng)
     scenes = []
-    for group in groups:
+    for group in filter(None, groups):
         plants = tuple(
             Plant(kji, next(numbers), tuple(bool(flip) for flip in rng.random(3) < 0.5), int(rng.integers(4)))
             for kji in group
@@ -168,26 +169,25 @@ def _target(plant: Plant, nodules: Nodules, seed: int) -> Target:
     return Target("remove", plant.kji, f"another nodule of {diameter:.0f} mm, planted, seed {seed}")
 
 
-def _groups(candidates: Sequence[Voxel], count: int, spacing_kji: Sequence[float]) -> list[list[Voxel]]:
-    """Up to ``count`` of the candidates, the first ones preferred, in groups of places that keep apart."""
-    groups: list[list[Voxel]] = []
-    left = list(candidates)
-    while left and count:
-        group: list[Voxel] = []
-        for kji in left:
-            if len(group) < count and all(apart_mm(kji, other, spacing_kji) >= APART_MM for other in group):
-                group.append(kji)
-        groups.append(group)
-        count -= len(group)
-        taken = set(group)
-        left = [kji for kji in left if kji not in taken]
-    return groups
-
-
 def _in_turn(kinds: int, count: int, rng: np.random.Generator) -> Iterator[int]:
     """``count`` numbers below ``kinds``: all of them in turn, in an order drawn anew each time."""
     for start in range(0, count, kinds):
         yield from rng.permutation(kinds)[: count - start].tolist()
+
+
+def apart(places: Sequence[Voxel], spacing_kji: Sequence[float], mm: float) -> list[list[Voxel]]:
+    """The places in groups, those of a group at least so far from each other along some axis; the first ones first.
+
+    :param places: voxels (slice, row, column).
+    """
+    groups: list[list[Voxel]] = []
+    for kji in places:
+        fits = (g for g in groups if all(apart_mm(kji, other, spacing_kji) >= mm for other in g))
+        group = next(fits, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(kji)
+    return groups
 
 
 def apart_mm(one: Voxel, other: Voxel, spacing_kji: Sequence[float]) -> float:

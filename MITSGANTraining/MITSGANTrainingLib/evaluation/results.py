@@ -11,8 +11,9 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
 from MITSGANLib import __version__
 from MITSGANLib.files.atomic import atomic_folder
 
@@ -22,9 +23,6 @@ from .layout import Section
 from .measure import AttackerChoice, Settings
 from .outcomes import Case, Outcome, Setup, WholeScan
 from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REPORT = "evaluation.json"
 _MEASUREMENT_COLUMNS = (

@@ -8,20 +8,19 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from MITSGANLib.attack.attacker import Attacker, simulate_attack
 from MITSGANLib.report.pictures import Orientation, window_image
 from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG
+from PIL import Image
 
 from .figures import LINE_COLOR, axes_at, label, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHOWN_MM = 64.0
 _CELL, _LABEL, _TOP, _GAP = 1.35, 0.32, 0.75, 0.06  # inches
@@ -98,9 +97,6 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Forgery]]], title: str) -> byt
 
     :param rows: (label, forgeries); all rows have the same number.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
     columns = max(len(forgeries) for _label, forgeries in rows)
     lines = ("before", "after", "after, across slices")
     step = len(lines) * (_CELL + _GAP) + 0.42

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -70,8 +71,6 @@ def estimate(
     count = sum(len(values) for values in by_patient.values())
     if len(own) < 2:
         return Estimate(float(own[0]), patients=1, values=count)
-    from scipy import stats
-
     found = stats.bootstrap(
         (own,),
         np.mean,

@@ -34,12 +34,12 @@ def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setu
     def images(number: int, protections: Names) -> tuple[Table, ...]:
         return tuple(_image_table(number, pair, found, protections, setup) for pair, found in reached.items())
 
-    sweep = (notes.SWEEP, *notes.paper_notes(3)) if setup.sweep else (notes.NO_SWEEP,)
+    sweep = (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,)
     return (
         Section("common", "What holds for all tables", notes.common_notes(setup, _absences(findings)), ()),
         _change_section(whole, setup),
-        Section("table-1", "Table 1: the whole image", (notes.IMAGE, *notes.paper_notes(1)), images(1, plain)),
-        Section("table-2", "Table 2: the tampered square", (notes.SQUARE, *notes.paper_notes(2)), images(2, plain)),
+        Section("table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), images(1, plain)),
+        Section("table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), images(2, plain)),
         Section(
             "table-3",
             "Table 3: the weight alpha of the paper's term",

@@ -14,7 +14,7 @@ from MITSGANLib.scan.cubes import Box
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 
-from .planting import Voxel, apart_mm
+from .planting import Voxel, apart
 
 APART_MM = 64.0
 
@@ -35,18 +35,6 @@ class CheckedPlaces:
         return {"check_found": self.found, "check_alarm": self.alarm}
 
 
-def apart(places: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[list[Voxel]]:
-    """The places in groups, of which each has them at least :data:`APART_MM` from each other along some axis."""
-    groups: list[list[Voxel]] = []
-    for kji in places:
-        fits = (g for g in groups if all(apart_mm(kji, other, spacing_kji) >= APART_MM for other in g))
-        group = next(fits, None)
-        if group is None:
-            groups.append(group := [])
-        group.append(kji)
-    return groups
-
-
 def check_places(
     marked: CTVolume,
     intact: Check,
@@ -60,7 +48,7 @@ def check_places(
     :param forge: gives where an attack at a place changes the scan, and its int16 HU there.
     """
     found: dict[Voxel, CheckedPlaces] = {}
-    for group in apart(list(dict.fromkeys(places)), marked.spacing_kji):
+    for group in apart(list(dict.fromkeys(places)), marked.spacing_kji, APART_MM):
         hu = marked.hu.copy()
         for kji in group:
             where, values = forge(kji)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import forgeries
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -13,7 +14,6 @@ from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.evaluation import forgeries
 
 NOTHING_FOUND, REFUSED, NOT_WRITTEN, CHANGED, CANNOT_TELL = 0, 3, 4, 7, 8
 

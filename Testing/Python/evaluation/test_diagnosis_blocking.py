@@ -20,7 +20,7 @@ from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.protection.protector import Protector
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.commands.diagnose import _nodules_to_plant
+from MITSGANTrainingLib.commands.diagnose import nodules_to_plant
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules
 from MITSGANTrainingLib.evaluation import diagnosis_blocking as blocking
@@ -34,12 +34,12 @@ from MITSGANTrainingLib.evaluation.diagnosis_blocking import (
     UNBLOCKED,
     Answers,
     Case,
-    _protected,
     answers,
     balanced_accuracy,
     changed_decisions,
     cube_case,
     make_arms,
+    protected_voxels,
     rmse_hu,
     scan_case,
 )
@@ -150,7 +150,7 @@ class TestArms:
         twice = np.concatenate([case.volume.hu[:48]] * 2)
         pair = dataclasses.replace(case, volume=CTVolume(twice), places=case.places[:2])
         seen = []
-        marked = _protected(pair, mark, "cpu", lambda done, total: seen.append((done, total))).hu
+        marked = protected_voxels(pair, mark, "cpu", lambda done, total: seen.append((done, total))).hu
         assert seen == [(48, 96), (96, 96)]
         assert not np.array_equal(marked[:48], marked[48:])
         assert not np.array_equal(marked[:48], twice[:48])
@@ -266,11 +266,11 @@ class TestCommand:
     def test_nodules_of_the_validation_side_are_planted_where_there_are_any(self, folder, monkeypatch):
         data = Dataset.open(folder / "dataset")
         theirs = split_nodules(training_nodules(folder / "dataset" / "nodules.npz"), data, ["a"])["validation"]
-        found = _nodules_to_plant(data, "nodules.npz", ["a"])
+        found = nodules_to_plant(data, "nodules.npz", ["a"])
         assert set(found.patients) == set(theirs.patients) != set()
         monkeypatch.setattr(nodule_samples, "split_nodules", lambda *_: {"validation": theirs.of([])})
-        drawn = _nodules_to_plant(data, "nodules.npz", [])
-        assert np.array_equal(drawn.hu, _nodules_to_plant(data, "", []).hu)
+        drawn = nodules_to_plant(data, "nodules.npz", [])
+        assert np.array_equal(drawn.hu, nodules_to_plant(data, "", []).hu)
         assert not set(drawn.patients) & set(theirs.patients)
 
     @pytest.mark.slow

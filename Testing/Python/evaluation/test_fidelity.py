@@ -21,7 +21,6 @@ from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.evaluation.fidelity import (
     WINDOWS,
-    FidelityLimits,
     jpeg2000,
     largest_scale,
     measure_fidelity,
@@ -107,12 +106,6 @@ class TestFigures:
             assert verdict[name].value is None
             assert verdict[name].reason
 
-    def test_a_limit_can_be_dropped_and_its_figure_stays(self, scan, change, verdict):
-        other = measure_fidelity(scan, changed(scan, change), FidelityLimits(rmse_hu=0.1, noise_ratio=None))
-        assert other["rmse"].passed is False
-        assert other["noise_ratio_lung"].passed is None
-        assert other["noise_ratio_lung"].value == verdict["noise_ratio_lung"].value
-
     def test_is_json_with_a_definition_for_each_figure(self, verdict):
         read = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
         assert read["figures"]["rmse"]["limit"] == 8
@@ -122,11 +115,6 @@ class TestFigures:
     def test_another_geometry_is_refused(self, scan):
         with pytest.raises(InputError, match="differ"):
             measure_fidelity(scan, dataclasses.replace(scan, spacing=(1.0, 1.0, 1.0)))
-
-    @pytest.mark.parametrize("limits", [{"rmse_hu": -1.0}, {"psnr_db": float("nan")}, {"jpeg2000_ratio": 1.0}])
-    def test_impossible_limits_are_refused(self, limits):
-        with pytest.raises(InputError):
-            FidelityLimits(**limits)
 
 
 class TestJpeg2000:
@@ -147,34 +135,19 @@ class TestJpeg2000:
 
 
 class TestLargestScale:
-    @pytest.mark.parametrize(
-        ("limits", "figure"),
-        [
-            (FidelityLimits(jpeg2000=None, local_ssim=None, tile_ssim=None), "noise_ratio_lung"),
-            (FidelityLimits(jpeg2000=None, noise_ratio=None), "ssim_mediastinum"),
-            (FidelityLimits(noise_ratio=None, local_ssim=None, tile_ssim=None, jpeg2000=0.4), "jpeg2000_rmse"),
-        ],
-    )
-    def test_keeps_all_limits_and_a_little_more_does_not(self, scan, change, limits, figure):
+    def test_keeps_all_limits_and_a_little_more_does_not(self, scan, change):
         change = change.astype(np.float64)
-        found = largest_scale(scan, change, limits)
-        assert (found.figure, found.slice) == (figure, 5)
-        limits = dataclasses.replace(limits, flicker=None)
+        found = largest_scale(scan, change)
+        assert (found.figure, found.slice) == ("ssim_mediastinum", 5)
         at, above = (
-            measure_fidelity(scan, changed(scan, np.rint(factor * found.scale * change)), limits)
-            for factor in (1.0, 1.08)
+            measure_fidelity(scan, changed(scan, np.rint(factor * found.scale * change))) for factor in (1.0, 1.08)
         )
-        assert at.passed
-        assert not above.passed
+        assert {figure.name for figure in at.figures if figure.passed is False} <= {"flicker"}
+        assert above[found.figure].passed is False
 
     def test_is_the_highest_where_nothing_forbids_it_and_0_where_all_does(self, scan, change):
-        assert largest_scale(scan, change * 0, highest=3.0).scale == 3
-        assert largest_scale(scan, change, FidelityLimits(max_change_hu=0.0)).scale == pytest.approx(0, abs=0.2)
-
-    def test_looks_at_the_slices_that_are_named(self, scan, change):
-        found = largest_scale(scan, change, slices=[1, 2])
-        assert found.slice in (1, 2)
-        assert found.scale > largest_scale(scan, change, slices=[5]).scale
+        assert largest_scale(scan, change * 0).scale == 4
+        assert largest_scale(scan, change * 0 + 1000).scale == pytest.approx(0, abs=0.01)
 
     def test_refuses_another_shape_and_nan(self, scan):
         for wrong in (np.zeros((8, 96, 95)), np.full(scan.shape, np.nan)):
@@ -215,12 +188,10 @@ class TestFlicker:
         rng = np.random.default_rng(0)
         calm = np.rint(np.broadcast_to(rng.normal(0, 3, scan.shape[1:]), scan.shape)) * body
         restless = calm * np.array([1, -1] * 4)[:, None, None]
-        limits = FidelityLimits(**{field.name: None for field in dataclasses.fields(FidelityLimits)[:8]})
         for change, passed in ((calm, True), (restless, False)):
-            verdict = measure_fidelity(scan, changed(scan, change), limits)
+            verdict = measure_fidelity(scan, changed(scan, change))
             assert verdict.flicker.noise == pytest.approx(2.0, abs=0.15)  # the phantom's slices are independent
             assert verdict["flicker"].passed is passed
-            assert verdict.passed is passed
 
     def test_part_of_a_series_protected_alone_is_as_within_the_whole(self, scan):
         network = Generator(GeneratorConfig(trunk_filters=4, residual_blocks=1))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_data import write_tiny_protector
-from MITSGANLib.attack import chain
 from MITSGANLib.errors import InputError, ModelError
 from MITSGANTrainingLib.evaluation.protections import read_protection, read_protections
 
@@ -102,8 +101,6 @@ def test_noise_has_the_size_asked_for(phantom):
 
 
 def test_signed_gradients_change_the_target_alone(phantom, untrained_attackers):
-    # An attack in inference mode, by another test of this process, leaves blending windows that no gradient may cross.
-    chain._gaussian_window.cache_clear()
     kji = phantom.nodule_kji
     protection = read_protection("gradient:1@9", 0)
     protected = protection.apply(phantom.volume, targets=[kji], attacker=untrained_attackers["remove"], device="cpu")

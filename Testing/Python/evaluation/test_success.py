@@ -271,5 +271,5 @@ class TestAbsence:
     def test_a_worker_refuses_other_judges(self, folder):
         sources = tuple(str(folder / "judges" / f"{name}.safetensors") for name in "nf")
         with pytest.raises(InputError, match="judges have changed"):
-            measuring.JudgesChoice(sources, {}).load("cpu")
+            measuring.Settings(device="cpu", judges=sources, jury={}).load_jury()
         assert weights.ModelCard.read(folder / "judges" / "n.json").kind == "judge of nodule"

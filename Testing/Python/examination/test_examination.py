@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import forgeries
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,6 @@ from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep
 from MITSGANLib.signature.dicom.digital_signature import ImageSignatures
 from MITSGANLib.watermark.checking import check_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY
-from MITSGANTrainingLib.evaluation import forgeries
 
 
 @pytest.fixture(scope="module")

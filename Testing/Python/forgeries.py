@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from MITSGANLib.scan.volume import CTVolume
-
-from ..data.nodules import Nodules, nodule_patch
+from MITSGANTrainingLib.data.nodules import Nodules, nodule_patch
 
 Voxel = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
