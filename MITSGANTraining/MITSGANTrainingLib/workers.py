@@ -23,7 +23,7 @@ from MITSGANLib.runtime.threads import usable_cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CONNECT_SECONDS = 15
+CONNECT_SECONDS = 15
 _AHEAD = 4  # items that a worker of a scheduler has waiting
 
 
@@ -138,7 +138,7 @@ def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Outc
     except ModuleNotFoundError as error:
         raise DependencyError("A scheduler needs the package dask.distributed; install 'distributed'.") from error
     try:
-        client = Client(scheduler, timeout=_CONNECT_SECONDS)
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise InputError(
             f"The Dask scheduler {scheduler} does not answer; start it, and check the address (tcp://HOST:PORT)."

@@ -22,7 +22,7 @@ from MITSGANTrainingLib.training import engine
 
 
 def _run(job: dict) -> int:
-    original = engine.Trainer._step
+    original = engine.Trainer.take_step
 
     def step(self: engine.Trainer, number: int) -> dict:
         scalars = original(self, number)
@@ -30,11 +30,11 @@ def _run(job: dict) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
         return scalars
 
-    engine.Trainer._step = step
+    engine.Trainer.take_step = step
     try:
         return main(["train", *job["arguments"]])
     finally:
-        engine.Trainer._step = original
+        engine.Trainer.take_step = original
 
 
 def _run_all(jobs: list[dict]) -> list[int]:

@@ -52,7 +52,7 @@ def test_a_dask_scheduler_gives_the_same():
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr("MITSGANTrainingLib.workers._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("MITSGANTrainingLib.workers.CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match="does not answer"):
         list(run_all(halve, range(2), scheduler="tcp://127.0.0.1:9"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
+from scipy import ndimage
 
 FADE_MM = 4.0  # over which a planted nodule fades into the scan, beyond its radius
 _NOISE_REACH = 4.0  # medians of the absolute detail: 2.7 standard deviations of Gaussian noise
@@ -69,8 +70,6 @@ def synthetic_nodules(count: int = 12, seed: int = 0, edge: int = 41) -> Nodules
 
     :param edge: of the cubes, in voxels of 1 mm; odd.
     """
-    from scipy import ndimage
-
     rng = np.random.default_rng(seed)
     middle = edge // 2
     offsets = np.stack(np.meshgrid(*[np.arange(edge) - middle] * 3, indexing="ij")).astype(np.float64)
@@ -128,8 +127,6 @@ def nodule_patch(
     :param center_mm: of the nodule, from the middle voxel of its cube.
     :raises TargetError: when the voxel lies outside the scan.
     """
-    from scipy import ndimage
-
     if not all(0 <= index < size for index, size in zip(kji, hu.shape, strict=True)):
         raise TargetError(
             f"The place (slice, row, column) {tuple(kji)} lies outside the scan of {hu.shape} voxels; choose another."

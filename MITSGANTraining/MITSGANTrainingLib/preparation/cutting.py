@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from MITSGANLib.errors import InputError, TargetError
+from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.lungs import distance_to_border_mm, lung_mask, lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from scipy import ndimage
 
 from ..data.dataset import Finding, Role
 
-# CT-GAN's cube. It is stated here again because the attacker's module needs torch, and this one does not.
-CUBE_MM = 32
 # Edge of the stored cubes in voxels of 1 mm. A cube of 32 turned by any angle in its plane reaches 32 * sqrt(2) / 2 =
 # 22.6 mm from its middle, and 0.5 more for interpolation; shifted by 4 mm it reaches 20 mm. CT-GAN turns or shifts,
 # never both, so 47 would do. 51 leaves room for a turned cube shifted by 2 mm, has a middle voxel as every odd edge
@@ -169,8 +169,6 @@ def cut_cube(volume: CTVolume, kji: Sequence[float], edge: int = EDGE) -> np.nda
 
 def _spline_weights(size: int, count: int, step: float, first: float) -> np.ndarray:
     """Matrix (count, size) that interpolates ``size`` samples at ``first``, ``first + step``, ... by cubic splines."""
-    from scipy import ndimage
-
     identity = np.eye(size)
     return ndimage.affine_transform(identity, (step, 1), (first, 0), (count, size), order=3, mode="nearest").astype(
         np.float32

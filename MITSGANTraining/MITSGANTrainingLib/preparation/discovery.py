@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from MITSGANLib.files import volume_files
 from MITSGANLib.files.dicom.headers import read_header, require_pydicom
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.dicom.series import DicomSeries, scan_files
+from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.volume import CTVolume
 
 from ..workers import run_all
-
-Progress = Callable[[int, int], None]
 
 _FOLDERS_PER_PROCESS = 16  # fewer do not pay for the start of a process
 

@@ -7,11 +7,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.runtime.progress import Progress
 
 from ..data.dataset import CUBES_FOLDER, DATASET_FILE, SCANS_FOLDER
 from .cutting import PreparationOptions
@@ -22,8 +23,6 @@ from .ready import ReadyCubes, read_ready_cubes
 from .segmentations import Segmentation
 from .splitting import Split, SplitOptions, split_patients
 from .tables import Coordinates, TableRow
-
-Progress = Callable[[int, int], None]
 
 # To be raised whenever the same options give other samples, so that scans cut before are cut again.
 CUTTING_VERSION = 1

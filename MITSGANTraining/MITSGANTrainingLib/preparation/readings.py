@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
+from skimage.draw import polygon, polygon_perimeter
 
 from ..data.dataset import Finding
 from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, Mark, measure, outside
@@ -200,8 +201,6 @@ def _slice_of(z_mm: float, volume: CTVolume) -> int:
 
 def _inside(outline: np.ndarray) -> np.ndarray:
     """Pixels (n, 2) that an outline encloses without itself; the outline where it is too narrow to enclose any."""
-    from skimage.draw import polygon, polygon_perimeter
-
     rows, columns = outline.T
     filled = set(zip(*(axis.tolist() for axis in polygon(rows, columns)), strict=True))
     border = set(zip(*(axis.tolist() for axis in polygon_perimeter(rows, columns)), strict=True))

@@ -6,32 +6,32 @@ Source: Mirsky et al., USENIX Security 2019, section 5; what the paper leaves op
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from MITSGANLib.attack.attacker import own_tensors
-from MITSGANLib.attack.chain import MASK, mask_center
-from MITSGANLib.attack.equalization import BIN_COUNT, Equalization
+from MITSGANLib.attack.chain import MASK, Inpainter, mask_center
+from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator, CTGANGenerator
-from MITSGANLib.errors import InputError
 from MITSGANLib.scan.cubes import CUBE_MM
 from torch import nn
 from torch.nn import functional as F
 
 from ..data.cubes import CubeSet, augment, published_variants
 from .configuration import Count, Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training
+from .engine import Learner, Loss, Product, Step, Task, Training, constant
 from .inputs import Inputs, fingerprint
+from .slabs import gray
 from .team import frozen
 
 _TABLE = ("bins", "cdf", "normalization")
 _PART = 256  # cubes that are equalized or in-painted at once
 _SHOWN = 4  # validation cubes in a sample image
-_WINDOW_HU = (-1350.0, 150.0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,86 @@ class AttackerConfig:
     sources: str = ""
 
 
-class AttackerTask(Task[AttackerConfig]):
+Config = TypeVar("Config")
+
+
+class CompletingTask(Task[Config]):
+    """What trains an attacker's model has in common: its learners, losses of a GAN, sample images, the product.
+
+    A subclass sets ``generator``, ``_equalization`` and ``_shown``, int16 cubes (n, 32, 32, 32) for sample images.
+    """
+
+    generator: nn.Module
+    discriminator: CTGANDiscriminator | None
+    _equalization: Equalization
+    _shown: np.ndarray
+
+    def _learn(self, discriminator_filters: int, schedule: Callable[[float], float] = constant) -> None:
+        """Make the discriminator, where it has filters, and the learners."""
+        config = self.config
+        self.discriminator = CTGANDiscriminator(discriminator_filters) if discriminator_filters else None
+        modules = {"generator": (self.generator, config.learning_rate)}
+        if self.discriminator is not None:
+            modules["discriminator"] = (self.discriminator, config.discriminator_learning_rate)
+        self.learners = {
+            name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas), schedule)
+            for name, (module, rate) in modules.items()
+        }
+
+    def _adversarial(
+        self, forged: torch.Tensor, real: torch.Tensor, masked: torch.Tensor, l1: torch.Tensor, judge: nn.Module | None
+    ) -> Iterator[Loss]:
+        """One descent of each network by least squares, plus L1; 0 is real and 1 is forged, as in the public code.
+
+        :param judge: the discriminator as the trainer gives it; L1 alone without one.
+        """
+        weight = self.config.l1_weight
+        if judge is None:
+            yield Loss("generator", weight * l1, {"l1": l1})
+            return
+        with self._precision():
+            real_score, forged_score = (judge(cube, masked).float() for cube in (real, forged.detach()))
+        yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
+        with frozen(self.discriminator) as held, self._precision():
+            adversarial = held(forged, masked).float().square().mean()
+        yield Loss("generator", adversarial + weight * l1, {"adversarial": adversarial, "l1": l1})
+
+    def _precision(self) -> AbstractContextManager:
+        """Around calls of networks."""
+        return nullcontext()
+
+    def _painted(self, cubes: torch.Tensor) -> torch.Tensor:
+        """Cubes (n, 32, 32, 32) in HU as the model completes them."""
+        return Inpainter(self.generator, self._equalization)(cubes)
+
+    def _attacked(self, cubes: torch.Tensor) -> torch.Tensor:
+        """The same as they are shown."""
+        return self._painted(cubes)
+
+    def images(self) -> Mapping[str, np.ndarray]:
+        """Middle slices of validation cubes above what the model makes of them, in the lung window."""
+        clean = torch.from_numpy(self._shown).to(self.inputs.device)
+        rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (clean, self._attacked(clean))]
+        return {"cube above, completed below": gray(torch.cat(rows))}
+
+    def _model(self, architecture: str, **words: Any) -> Product:
+        """The trained model.
+
+        :param architecture: class of its network, as cards name it.
+        :param words: description, data and limits.
+        """
+        name, role = self.config.name, self.config.role
+        return Product(
+            path=f"attackers/{name}/{role}.safetensors",
+            tensors=own_tensors(self.generator, self._equalization),
+            name=f"{name}-{role}",
+            kind=role,
+            architecture={"class": architecture, "config": dataclasses.asdict(self.generator.config)},
+            **words,
+        )
+
+
+class AttackerTask(CompletingTask[AttackerConfig]):
     """A generator that completes cubes against a discriminator that scores pieces of them (least squares, plus L1)."""
 
     Configuration = AttackerConfig
@@ -93,18 +172,11 @@ class AttackerTask(Task[AttackerConfig]):
         self._validation_cubes = inputs.data.cubes(config.role, "validation")
         self._samples = config.augmentation.apply(cubes, training.seed)
         self.samples_per_epoch = len(self._samples)
-        self._equalization = equalization_of(self._samples)
+        self._equalization = Equalization.from_cubes(self._samples)
         self.generator = CTGANGenerator(
             CTGANConfig(config.base_filters, config.dropout, config.batch_norm, config.skips)
         )
-        self.discriminator = CTGANDiscriminator(config.base_filters) if config.adversarial else None
-        rates = {"generator": (self.generator, config.learning_rate)}
-        if self.discriminator is not None:
-            rates["discriminator"] = (self.discriminator, config.discriminator_learning_rate)
-        self.learners = {
-            name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas))
-            for name, (module, rate) in rates.items()
-        }
+        self._learn(config.base_filters if config.adversarial else 0)
 
     def identity(self) -> Mapping[str, str]:
         return {
@@ -116,21 +188,10 @@ class AttackerTask(Task[AttackerConfig]):
         return step.indices(len(self._samples))
 
     def losses(self, samples: Sequence[int], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        """One descent of each network; 0 is real and 1 is forged, as in the public code."""
         cube = self._to_network(self._samples[samples])
         masked = mask_center(cube)
         forged = networks["generator"](masked)
-        l1 = F.l1_loss(forged, cube)
-        if self.discriminator is None:
-            yield Loss("generator", self.config.l1_weight * l1, {"l1": l1})
-            return
-        discriminator = networks["discriminator"]
-        real_score, forged_score = discriminator(cube, masked), discriminator(forged.detach(), masked)
-        yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
-
-        with frozen(self.discriminator) as judge:
-            adversarial = judge(forged, masked).square().mean()
-        yield Loss("generator", adversarial + self.config.l1_weight * l1, {"adversarial": adversarial, "l1": l1})
+        yield from self._adversarial(forged, cube, masked, F.l1_loss(forged, cube), networks.get("discriminator"))
 
     def validate(self) -> Mapping[str, float]:
         """Mean absolute error in the masked middle, in HU and in input units, on other patients' cubes."""
@@ -155,13 +216,9 @@ class AttackerTask(Task[AttackerConfig]):
             "mean_absolute_error_hu": round(error_hu, 1),
         }
 
-    def images(self) -> Mapping[str, np.ndarray]:
-        """Middle slices of validation cubes above what the generator makes of them, in the lung window."""
-        hu = torch.from_numpy(self._validation_cubes.centers()[:_SHOWN]).to(self.inputs.device)
-        forged = self._equalization.to_hu(self._complete(self._equalization.to_network(hu).float()))
-        rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (hu, forged)]
-        low, high = _WINDOW_HU
-        return {"cube above, completed below": ((torch.cat(rows) - low) / (high - low)).clamp(0, 1).cpu().numpy()}
+    @property
+    def _shown(self) -> np.ndarray:
+        return self._validation_cubes.centers()[:_SHOWN]
 
     def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The look-up table comes along: the network has learned with it."""
@@ -171,19 +228,10 @@ class AttackerTask(Task[AttackerConfig]):
         self.generator.load_state_dict({name.removeprefix("generator."): value for name, value in rest.items()})
 
     def product(self) -> Product:
-        config = self.config
-        return Product(
-            path=f"attackers/{config.name}/{config.role}.safetensors",
-            tensors=own_tensors(self.generator, self._equalization),
-            name=f"{config.name}-{config.role}",
-            kind=config.role,
-            description=_description(config),
-            architecture={"class": "CTGANGenerator", "config": dataclasses.asdict(self.generator.config)},
-            data={
-                "training": _described(self._training_cubes),
-                "validation": _described(self._validation_cubes),
-                "sources": config.sources or "not stated",
-            },
+        return self._model(
+            "CTGANGenerator",
+            description=_description(self.config),
+            data=self.described(_described(self._training_cubes), _described(self._validation_cubes)),
             limits=(
                 "For measuring protection only. Trained on far fewer scans than the published attacker, and its "
                 "forgeries are plainer."
@@ -200,28 +248,6 @@ class AttackerTask(Task[AttackerConfig]):
 
 
 TASK = AttackerTask
-
-
-def equalization_of(samples: np.ndarray) -> Equalization:
-    """The look-up table of int16 samples, as :meth:`Equalization.from_cubes` makes it, from counts of equal values.
-
-    The same table without float64 copies of all samples, which for CT-GAN's 58,089 cubes would take 30 GB.
-
-    :raises InputError: when all samples hold one value.
-    """
-    counts = np.zeros(2**16, dtype=np.int64)
-    for cube in samples:
-        counts += np.bincount(cube.ravel().astype(np.int32) + 2**15, minlength=2**16)
-    values = np.flatnonzero(counts) - 2**15
-    if len(values) < 2:
-        raise InputError("All training cubes hold one single value; they are no CT. Prepare the data set again.")
-    counts = counts[values + 2**15]
-    histogram, edges = np.histogram(values, BIN_COUNT, weights=counts.astype(np.float64))
-    centers = edges[:-1] + np.diff(edges) / 2
-    cdf = np.cumsum(histogram / len(samples))
-    equalized = np.interp(values, centers, cdf)
-    mean = float(np.average(equalized, weights=counts))
-    return Equalization(centers, cdf, mean, float(equalized.min()), float(equalized.max()))
 
 
 def _description(config: AttackerConfig) -> str:

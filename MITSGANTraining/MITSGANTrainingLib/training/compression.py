@@ -3,7 +3,7 @@
 Baseline JPEG (ITU-T T.81) of one gray channel without its lossless last stage: HU in a window to integer samples,
 discrete cosine transform of 8x8 blocks, quantization by Annex K's luminance table scaled by a quality, and back. With
 12 bits, as DICOM's lossy JPEG of CT has them, one sample is 1 HU; with 8 bits and a display window it is an exported
-picture. Rounding has no useful gradient, so a stand-in takes its place in the backward pass.
+picture. Rounding has no useful gradient, so it passes gradients as if it had not rounded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -40,9 +39,6 @@ class Compression:
     :param share: share of the draws that compress at all.
     :param window_hu: HU of the smallest and the largest sample; values beyond are clipped.
     :param bits: of a sample; 12 or 8.
-    :param rounding: of coefficients: "straight-through" rounds, and passes gradients as if it had not; "soft" takes the
-        smooth curve round(x) + (x - round(x))**3 (Shin and Song, 2017) both ways. Its gradient vanishes at whole
-        numbers, which samples of CT are at 12 bits; so samples are rounded straight through in any case.
     :raises InputError: when a value is out of range.
     """
 
@@ -50,7 +46,6 @@ class Compression:
     share: float = 1.0
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
     bits: int = 12
-    rounding: Literal["straight-through", "soft"] = "straight-through"
 
     def __post_init__(self) -> None:
         low, high = self.quality
@@ -62,8 +57,6 @@ class Compression:
             raise InputError(f"The window of the compression must rise, not go from {self.window_hu}.")
         if self.bits not in (8, 12):
             raise InputError(f"The compression has 8 or 12 bits, not {self.bits}.")
-        if self.rounding not in ("straight-through", "soft"):
-            raise InputError(f"Rounding is 'straight-through' or 'soft', not '{self.rounding}'.")
 
 
 def draw_quality(config: Compression, rng: np.random.Generator) -> int | None:
@@ -88,10 +81,9 @@ def compress(hu: torch.Tensor, quality: int | None, config: Compression) -> torc
     blocks, shape = _blocks(samples - (largest + 1) // 2)
     transform = _cosines().to(hu.device)
     table = quantization_table(quality).to(hu.device)
-    rounded = _soft if config.rounding == "soft" else _straight_through
     # Half precision, which mixed training takes for products, knows 12-bit samples to 2 HU only.
     with torch.autocast(hu.device.type, enabled=False):
-        coefficients = rounded(transform @ blocks @ transform.T / table) * table
+        coefficients = _straight_through(transform @ blocks @ transform.T / table) * table
         restored = _unblocks(transform.T @ coefficients @ transform, shape) + (largest + 1) // 2
     restored = _straight_through(restored.clamp(0, largest))
     return restored * ((high - low) / largest) + low
@@ -108,11 +100,6 @@ def quantization_table(quality: int) -> torch.Tensor:
 
 def _straight_through(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
-
-
-def _soft(x: torch.Tensor) -> torch.Tensor:
-    whole = x.detach().round()
-    return whole + (x - whole) ** 3
 
 
 def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:

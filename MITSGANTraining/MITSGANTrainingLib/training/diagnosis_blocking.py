@@ -17,13 +17,13 @@ from MITSGANLib.budget.budget import Budget, allowed_change, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import Judge, Sight, load_judge
 from MITSGANLib.protection.diagnosis_blocking import (
-    BLOCKER_KIND,
-    CUBE_MM,
     BlockingConfig,
     DiagnosisBlocker,
     blocking_change,
     places_inside,
 )
+from MITSGANLib.protection.proposer import BLOCKER_KIND
+from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.volume import hu_from_float
 from MITSGANLib.weights import MODELS_FOLDER
 from torch import nn

@@ -226,6 +226,7 @@ class Trainer:
     :param configuration: the recipe and all else that must be the same when the run goes on, as plain values; what is
         free to change is known here.
     :param stop: asked after each step; when it says yes, the state is saved and ``CancelledError`` raised.
+    :ivar mixed: whether it computes in float16 where it is safe, with losses that ``scaler`` scales.
     """
 
     def __init__(
@@ -244,8 +245,8 @@ class Trainer:
         self._configuration = {**configuration, "training": plain(self.training)}
         self._monitor = monitor or Monitor()
         self._stop = stop
-        self._mixed = self.training.mixed_precision and self.team.device.type == "cuda"
-        self._scaler = torch.amp.GradScaler(self.team.device.type, enabled=self._mixed)
+        self.mixed = self.training.mixed_precision and self.team.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.team.device.type, enabled=self.mixed)
         self._record = _Record()
         self._networks: dict[str, nn.Module] = {}
         self.team.check_batch(self.training.batch_size)
@@ -270,7 +271,7 @@ class Trainer:
         done, early, figures = first, self._out_of_patience(), {}
         try:
             while done < self.steps and not early:
-                scalars = self._step(done)
+                scalars = self.take_step(done)
                 done += 1
                 figures, early = self._after(done, scalars)
         finally:
@@ -293,7 +294,7 @@ class Trainer:
         began = time.perf_counter()
         try:
             with torch.autograd.graph.saved_tensors_hooks(activations.count, lambda tensor: tensor):
-                self._step(first)
+                self.take_step(first)
             if self.team.device.type == "cuda":
                 torch.cuda.synchronize()
         finally:
@@ -338,21 +339,22 @@ class Trainer:
         """
         self._networks.clear()
 
-    def _step(self, number: int) -> dict[str, torch.Tensor]:
+    def take_step(self, number: int) -> dict[str, torch.Tensor]:
+        """One step, counted from 0: a descent for each loss; gives the scalars to report."""
         # For what draws within a network, such as dropout.
         torch.manual_seed(self.training.seed * 1_000_003 + number)
         samples = self.task.draw(Step(number, self.training.seed, self.training.batch_size))
         scalars: dict[str, torch.Tensor] = {}
         with contextlib.closing(self.task.losses(self.team.share(samples), self._networks)) as losses:
             while True:
-                with torch.autocast(self.team.device.type, dtype=torch.float16, enabled=self._mixed):
+                with torch.autocast(self.team.device.type, dtype=torch.float16, enabled=self.mixed):
                     loss = next(losses, None)
                 if loss is None:
                     break
                 found = {loss.learner: loss.value, **loss.scalars}
                 scalars |= {name: value.detach() for name, value in found.items()}
                 self._descend(loss, number)
-        self._scaler.update()
+        self.scaler.update()
         return scalars
 
     def _descend(self, loss: Loss, number: int) -> None:
@@ -361,16 +363,16 @@ class Trainer:
         if self.team.any(not math.isfinite(loss.value.item())):
             raise self._diverged(f"The loss of the {loss.learner}", number)
         optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss.value).backward()
-        self._scaler.unscale_(optimizer)
+        self.scaler.scale(loss.value).backward()
+        self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(learner.module.parameters(), self.training.clip_norm or math.inf)
         # With scaling an infinite gradient now and then is usual: the scaler leaves that descent out and scales less.
-        finite = self._scaler.get_scale() > _SMALLEST_SCALE if self._mixed else math.isfinite(norm.item())
+        finite = self.scaler.get_scale() > _SMALLEST_SCALE if self.mixed else math.isfinite(norm.item())
         if self.team.any(not finite):
             raise self._diverged(f"The gradient of the {loss.learner}", number)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learner.schedule(number / self.steps)
-        self._scaler.step(optimizer)
+        self.scaler.step(optimizer)
 
     def _after(self, done: int, scalars: dict[str, torch.Tensor]) -> tuple[Mapping[str, float], bool]:
         """Reports, validation and checkpoint where they are due; figures where it is validated, and whether to end."""
@@ -422,7 +424,7 @@ class Trainer:
         kept = f"The checkpoint {self.folder / LAST} is from before. " if (self.folder / LAST).exists() else ""
         rates = ", ".join(f"{n} {o.optimizer.param_groups[0]['initial_lr']:g}" for n, o in self.task.learners.items())
         clip = f"lower clip_norm (now {self.training.clip_norm:g})" if self.training.clip_norm else "set clip_norm to 1"
-        mixed = ", or set mixed_precision to false" if self._mixed else ""
+        mixed = ", or set mixed_precision to false" if self.mixed else ""
         return DivergedError(
             f"{what} is not a finite number at step {number + 1}. {kept}Lower the learning rate (now: {rates}), "
             f"{clip}{mixed}, and start again in another --work folder."
@@ -442,7 +444,7 @@ class Trainer:
                 "configuration": dict(self._configuration),
                 "modules": {name: learner.module.state_dict() for name, learner in self.task.learners.items()},
                 "optimizers": {name: learner.optimizer.state_dict() for name, learner in self.task.learners.items()},
-                "scaler": self._scaler.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "record": dataclasses.asdict(self._record),
             },
         )
@@ -463,8 +465,8 @@ class Trainer:
             learner.module.load_state_dict(saved["modules"][name])
             learner.optimizer.load_state_dict(saved["optimizers"][name])
         # Empty when the run was on a CPU before.
-        if saved["scaler"] and self._mixed:
-            self._scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.mixed:
+            self.scaler.load_state_dict(saved["scaler"])
         self._record = _Record(**saved["record"])
         return saved["step"]
 

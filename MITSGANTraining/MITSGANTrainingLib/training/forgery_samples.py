@@ -22,6 +22,7 @@ from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.judges.judge import Sight
 from MITSGANLib.scan.hounsfield import LOWEST_HU
 from MITSGANLib.scan.volume import hu_from_float
+from scipy import ndimage
 
 from ..data.dataset import Dataset, Part, PreparedScan
 from ..data.nodules import Nodules, nodule_patch
@@ -77,8 +78,6 @@ class Variation:
 
     def apply(self, hu: np.ndarray, kji: Sequence[int]) -> tuple[np.ndarray, tuple[int, int, int]]:
         """The part of a scan in another guise, int16 HU, and where in it the place (slice, row, column) is."""
-        from scipy import ndimage
-
         low = [max(0, center - before) for center, (before, _after) in zip(kji, self.reach, strict=True)]
         high = [min(n, c + after + 1) for c, (_before, after), n in zip(kji, self.reach, hu.shape, strict=True)]
         part = hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)

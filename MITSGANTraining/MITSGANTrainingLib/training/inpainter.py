@@ -6,18 +6,17 @@ healthy lung, so that the injector meets lung as attacks do, without a nodule's 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import build_generator, load_attacker, own_tensors
-from MITSGANLib.attack.chain import MASK, Inpainter, blended_injection, mask_center
+from MITSGANLib.attack.attacker import build_generator, load_attacker
+from MITSGANLib.attack.chain import MASK, blended_injection, mask_center
 from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.inpainters import FlowConfig, UNetConfig
-from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator
+from MITSGANLib.attack.networks import CTGANConfig
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import load_judge
 from MITSGANLib.scan.cubes import CUBE_MM
@@ -26,19 +25,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.dataset import Role
-from .attacker import equalization_of
+from .attacker import CompletingTask
 from .configuration import CountOrNone, Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .engine import Loss, Product, Step, Training, cosine
 from .inputs import Inputs, fingerprint
 from .nodule_samples import CubeDraw, NoduleSampling, NoduleSource
-from .team import frozen
 
 _FAMILIES = ("ctgan", "unet", "flow")
 _TABLE_SAMPLES = 300  # that the look-up table is made from
 _PLACES = 40  # validation cubes
 _SHOWN = 8  # of them in a sample image
 _JUDGES = ("nodule-residual", "nodule-planes")
-_WINDOW_HU = (-1350.0, 150.0)
 _INNER = (..., MASK, MASK, MASK)
 
 
@@ -90,7 +87,7 @@ class InpainterConfig:
         return next(config for name in _FAMILIES if (config := getattr(self, name)) is not None)
 
 
-class InpainterTask(Task[InpainterConfig]):
+class InpainterTask(CompletingTask[InpainterConfig]):
     """A generator that completes cubes: by L1 and against a discriminator, or as a flow."""
 
     Configuration = InpainterConfig
@@ -109,27 +106,14 @@ class InpainterTask(Task[InpainterConfig]):
         self._equalization = self._started() if config.start else self._table()
         # On a CPU this layout trains half again as fast; it changes no weight.
         self.generator.to(memory_format=torch.channels_last_3d)
-        betas = config.betas
-        self.learners = {
-            "generator": Learner(
-                self.generator,
-                torch.optim.Adam(self.generator.parameters(), config.learning_rate, betas),
-                cosine(config.last_rate),
-            )
-        }
-        self.discriminator = None
-        if config.discriminator_filters and config.flow is None:
-            self.discriminator = CTGANDiscriminator(config.discriminator_filters)
-            rate = config.discriminator_learning_rate
-            optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
-            self.learners["discriminator"] = Learner(self.discriminator, optimizer, cosine(config.last_rate))
+        self._learn(0 if config.flow else config.discriminator_filters, cosine(config.last_rate))
         self._places = self._other.healthy(_PLACES)
 
     def _table(self) -> Equalization:
         cubes = hu_from_float(
             self._source.views(self._draw(_TABLE_SAMPLES, np.random.default_rng(self.training.seed))).numpy()
         )
-        return equalization_of(cubes[_INNER] if self.config.middle_table else cubes)
+        return Equalization.from_cubes(cubes[_INNER] if self.config.middle_table else cubes)
 
     def _started(self) -> Equalization:
         """Take over the weights of the attacker that training starts from; gives its look-up table."""
@@ -160,26 +144,17 @@ class InpainterTask(Task[InpainterConfig]):
         else:
             yield from self._gan(masked, wanted, networks)
 
-    def _half(self) -> torch.autocast:
+    def _precision(self) -> torch.autocast:
         """Around calls of networks only: the look-up table needs double precision."""
         return torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.config.half)
 
     def _gan(self, masked: torch.Tensor, wanted: torch.Tensor, networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        with self._half():
+        with self._precision():
             forged = networks["generator"](masked).float()
         l1 = F.l1_loss(forged[_INNER], wanted[_INNER])
         # CT-GAN paints the shell as well; the others hand it on.
         l1 = l1 + 0.5 * F.l1_loss(mask_center(forged), masked)
-        if self.discriminator is None:
-            yield Loss("generator", self.config.l1_weight * l1, {"l1": l1})
-            return
-        discriminator = networks["discriminator"]
-        with self._half():
-            real_score, forged_score = (discriminator(cube, masked).float() for cube in (wanted, forged.detach()))
-        yield Loss("discriminator", 0.5 * (real_score.square().mean() + (forged_score - 1).square().mean()))
-        with frozen(self.discriminator) as judge, self._half():
-            adversarial = judge(forged, masked).float().square().mean()
-        yield Loss("generator", adversarial + self.config.l1_weight * l1, {"adversarial": adversarial, "l1": l1})
+        yield from self._adversarial(forged, wanted, masked, l1, networks.get("discriminator"))
 
     def _flow(
         self, masked: torch.Tensor, wanted: torch.Tensor, samples: Sequence[CubeDraw], network: nn.Module
@@ -189,7 +164,7 @@ class InpainterTask(Task[InpainterConfig]):
         start = self.config.flow.noise * torch.randn(wanted.shape, generator=noise).to(wanted)
         time = torch.rand(len(wanted), generator=noise).to(wanted)
         state = torch.lerp(start, wanted, time.view(-1, 1, 1, 1, 1))
-        with self._half():
+        with self._precision():
             end = network(masked, state, time).float()
         squares = (end - wanted)[_INNER].square().mean()
         return Loss("generator", squares, {"squares": squares})
@@ -201,7 +176,7 @@ class InpainterTask(Task[InpainterConfig]):
         remover, the mean absolute error in units of 100 HU.
         """
         clean = torch.from_numpy(self._places).to(self.inputs.device)
-        forged = torch.cat([self._inpainter()(part) for part in clean.split(8)])
+        forged = torch.cat([self._painted(part) for part in clean.split(8)])
         error = float((forged - clean)[_INNER].abs().mean())
         if self.config.role == "remover":
             return {"missed": round(error / 100, 4), "mean_absolute_error_hu": round(error, 1)}
@@ -216,34 +191,21 @@ class InpainterTask(Task[InpainterConfig]):
             "changed_hu": round(error, 1),
         }
 
-    def images(self) -> Mapping[str, np.ndarray]:
-        """Middle slices of validation cubes above what the attack makes of them, in the lung window."""
-        clean = torch.from_numpy(self._places[:_SHOWN]).to(self.inputs.device)
-        forged = self._inpainter()(clean)
-        forged = blended_injection(forged, clean) if self.config.role == "injector" else forged
-        rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (clean, forged)]
-        low, high = _WINDOW_HU
-        return {"cube above, attacked below": ((torch.cat(rows) - low) / (high - low)).clamp(0, 1).cpu().numpy()}
+    @property
+    def _shown(self) -> np.ndarray:
+        return self._places[:_SHOWN]
+
+    def _attacked(self, cubes: torch.Tensor) -> torch.Tensor:
+        forged = self._painted(cubes)
+        return blended_injection(forged, cubes) if self.config.role == "injector" else forged
 
     def product(self) -> Product:
-        config = self.config
-        return Product(
-            path=f"attackers/{config.name}/{config.role}.safetensors",
-            tensors=own_tensors(self.generator, self._equalization),
-            name=f"{config.name}-{config.role}",
-            kind=config.role,
-            description=f"In-painter of the family {self._class}, trained as {config.role}.",
-            architecture={"class": self._class, "config": dataclasses.asdict(self.generator.config)},
-            data={
-                "training": self._source.described(),
-                "validation": self._other.described(),
-                "sources": config.sources or "not stated",
-            },
+        return self._model(
+            self._class,
+            description=f"In-painter of the family {self._class}, trained as {self.config.role}.",
+            data=self.described(self._source.described(), self._other.described()),
             limits="For measuring protection only. Trained on few scans; published attackers forge better.",
         )
-
-    def _inpainter(self) -> Inpainter:
-        return Inpainter(self.generator, self._equalization)
 
     def _draw(self, count: int, rng: np.random.Generator) -> list[CubeDraw]:
         return self._source.draw_kind(self.config.role == "injector", count, rng)

@@ -17,6 +17,7 @@ from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, build_net
 from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 from MITSGANLib.scan.windows import LUNG
 from MITSGANLib.weights import half_precision
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
@@ -211,7 +212,5 @@ def _with_noise(group: Group) -> np.ndarray:
 
 def area_under_curve(yes: np.ndarray, no: np.ndarray) -> float:
     """Area under the ROC curve: how likely a score of ``yes`` lies above one of ``no``, ties counting half."""
-    from scipy import stats
-
     # Only the statistic is wanted; the exact p-value would cost more than all else.
     return float(stats.mannwhitneyu(yes, no, method="asymptotic").statistic / (len(yes) * len(no)))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +46,6 @@ class ProgressMonitor(Monitor):
         self._writer: Any = None
 
     def start(self, first: int, steps: int) -> None:
-        from tqdm import tqdm
-
         # Off a terminal (a batch system's log file) a bar is a line per update.
         self._bar = tqdm(total=steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True, disable=None)
         if self._logs is not None:
@@ -71,8 +71,6 @@ class ProgressMonitor(Monitor):
             self._writer.close()
 
     def _say(self, step: int, values: Mapping[str, float], kind: str) -> None:
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
         if self._bar.disable or kind == "validation":
             with logging_redirect_tqdm():
                 text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import hu_from_float
+from scipy import ndimage
 from torch.nn import functional as F
 
 from ..data.cubes import CubeSet
@@ -340,8 +341,6 @@ def _trimmed(cubes: np.ndarray) -> np.ndarray:
 
 def _brightest_spot(cube: np.ndarray) -> np.ndarray:
     """Where within reach of the middle a cube is most like a small ball, in mm from its middle voxel."""
-    from scipy import ndimage
-
     tissue = np.clip(cube, -900, 100).astype(np.float32)
     reach = slice(EDGE // 2 - _REACH_MM, EDGE // 2 + _REACH_MM + 1)
     response = -ndimage.gaussian_laplace(tissue, _SPOT_SIGMA_MM, truncate=3.0)[reach, reach, reach]

@@ -19,7 +19,7 @@ from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Share
 from .engine import Product, Task, Training
 from .inputs import Inputs, fingerprint
-from .slabs import Slab, SlabScan, SlabShape
+from .slabs import Slab, SlabScan
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,12 @@ class SlabTaskConfig(ProtectorConfig):
     slices: Count = 1
     crop: CountOrNone = 0
 
-    @property
-    def slab_shape(self) -> SlabShape:
-        """How large the slabs are, and where."""
-        return SlabShape(self.slices, self.crop, self.structure_share)
-
 
 class SlabTask(ProtectorTask[Config]):
     """A protector's training on slabs; its configuration is a :class:`SlabTaskConfig`."""
 
     def _opened(self, scan: PreparedScan) -> SlabScan:
-        return SlabScan(scan, self.config.slab_shape)
+        return SlabScan(scan, self.config.slices, self.config.crop, self.config.structure_share)
 
     def _fixed(self) -> Iterator[tuple[SlabScan, list[Slab]]]:
         """The validation scans with their places, always the same."""

@@ -14,11 +14,9 @@ from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, allowed_change
 from MITSGANLib.budget.noise import LocalNoise, local_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.scan.cubes import cube_shape, cube_start
+from MITSGANLib.scan.cubes import Box, cube_shape, cube_start
 
 from ..data.dataset import PreparedScan
-
-Box = tuple[slice, slice, slice]
 
 _JITTER_MM = 5.0
 _STRIDE = (4, 16, 16)  # voxels by which one scan is told from another

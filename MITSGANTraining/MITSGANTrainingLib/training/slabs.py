@@ -23,21 +23,6 @@ from .scans import ScanTargets
 
 
 @dataclass(frozen=True)
-class SlabShape:
-    """How large slabs are, and where.
-
-    :param slices: at least this many; more where the 32 mm cube has more.
-    :param crop: rows and columns around the cube; 0 takes whole slices.
-    :param structure_share: share of the places at nodule-like structures, shifted by up to 5 mm, where a remover works;
-        the others are lung voxels drawn at random.
-    """
-
-    slices: int
-    crop: int
-    structure_share: float
-
-
-@dataclass(frozen=True)
 class Slab:
     """One slab of a scan.
 
@@ -62,20 +47,24 @@ class Slab:
 class SlabScan:
     """A scan's targets, and the slabs around them. Its voxels stay on disk.
 
+    :param slices: slabs have at least this many; more where the 32 mm cube has more.
+    :param crop: rows and columns around the cube; 0 takes whole slices.
+    :param structure_share: share of the places at nodule-like structures, shifted by up to 5 mm, where a remover works;
+        the others are lung voxels drawn at random.
     :raises InputError: when no target fits, or the crop is smaller than the cube.
     """
 
-    def __init__(self, scan: PreparedScan, shape: SlabShape) -> None:
-        self.scan, self.targets, self._wanted = scan, ScanTargets.of(scan, context=0), shape
+    def __init__(self, scan: PreparedScan, slices: int, crop: int, structure_share: float) -> None:
+        self.scan, self.targets, self._structure_share = scan, ScanTargets.of(scan, context=0), structure_share
         self._cube = cube_shape(scan.spacing_kji)
-        slices, rows, columns = scan.hu.shape
-        crop = (min(shape.crop or rows, rows), min(shape.crop or columns, columns))
-        if min(crop) < max(self._cube[1:]):
+        depth, rows, columns = scan.hu.shape
+        plane = (min(crop or rows, rows), min(crop or columns, columns))
+        if min(plane) < max(self._cube[1:]):
             raise InputError(
-                f"A crop of {shape.crop} is smaller than the attacked cube, which has {max(self._cube[1:])} voxels in "
+                f"A crop of {crop} is smaller than the attacked cube, which has {max(self._cube[1:])} voxels in "
                 f"the prepared scan {scan.id} of {scan.hu.shape} voxels; raise 'crop', or prepare without this scan."
             )
-        self.slab_shape = (min(max(shape.slices, self._cube[0]), slices), *crop)
+        self.slab_shape = (min(max(slices, self._cube[0]), depth), *plane)
 
     def draw(self, number: int, count: int, rng: np.random.Generator) -> list[Slab]:
         """Slabs around random targets; their cubes lie anywhere within the crop.
@@ -83,7 +72,7 @@ class SlabScan:
         :param number: of this scan in its list.
         """
         seed = int(rng.integers(2**31))
-        drawn = ((self.targets.draw(self._wanted.structure_share, rng), rng.random(2)) for _ in range(count))
+        drawn = ((self.targets.draw(self._structure_share, rng), rng.random(2)) for _ in range(count))
         return [self._slab(number, np.array(kji), shares, seed) for kji, shares in drawn]
 
     def marks(self) -> Iterator[np.ndarray]:

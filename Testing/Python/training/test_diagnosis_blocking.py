@@ -15,8 +15,8 @@ from judge_data import SQUARES, write_judge
 from mark_data import MARK, UNMARK, tiny_mark, write_mark, write_mark_dataset, write_mark_models
 from MITSGANLib.errors import CancelledError, InputError, ModelError
 from MITSGANLib.judges.judge import Judge, load_judge
-from MITSGANLib.protection.diagnosis_blocking import BLOCKER_KIND
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
+from MITSGANLib.protection.proposer import BLOCKER_KIND
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
 from MITSGANTrainingLib.commandline import main

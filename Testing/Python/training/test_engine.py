@@ -283,7 +283,7 @@ class TestMixedPrecision:
 
     def mixed(self, folder: Path, config: ToyConfig | None = None, scale: float = 2.0**16, **options) -> Trainer:
         one = trainer(folder, config, steps=6, **options)
-        one._mixed, one._scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+        one.mixed, one.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
         return one
 
     def test_a_resumed_run_has_the_scale_of_an_unbroken_one(self, tmp_path):

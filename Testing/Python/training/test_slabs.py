@@ -16,7 +16,6 @@ from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANTrainingLib.data.dataset import PreparedScan
 from MITSGANTrainingLib.training.slabs import (
     SlabScan,
-    SlabShape,
     attacked_cubes,
     draw_slabs,
     mean_square,
@@ -41,7 +40,7 @@ class TestSlabs:
         seed=st.integers(0, 2**20),
     )
     def test_hold_the_whole_cube_and_lie_in_the_scan(self, prepared, slices, crop, share, seed):
-        scan = SlabScan(prepared, SlabShape(slices, crop, share))
+        scan = SlabScan(prepared, slices, crop, share)
         cube = np.array(cube_shape(prepared.spacing_kji))
         for slab in scan.draw(0, 3, np.random.default_rng(seed)):
             start = np.array(cube_start(slab.target, cube))
@@ -55,7 +54,7 @@ class TestSlabs:
 
     def test_places_are_lung_or_structures_as_asked(self, prepared):
         def places(share: float) -> np.ndarray:
-            slabs = SlabScan(prepared, SlabShape(1, 32, share)).draw(0, 40, np.random.default_rng(0))
+            slabs = SlabScan(prepared, 1, 32, share).draw(0, 40, np.random.default_rng(0))
             return np.array([np.add(slab.start, slab.target) for slab in slabs])
 
         lung = {tuple(kji) for kji in prepared.lung_positions.tolist()}
@@ -65,7 +64,7 @@ class TestSlabs:
 
     def test_are_seeded_of_one_scan_and_of_each_scan_now_and_then(self, prepared):
         short = dataclasses.replace(prepared, hu=prepared.hu[:40], lung_positions=prepared.lung_positions, id="short")
-        scans = [SlabScan(one, SlabShape(16, 32, 0.5)) for one in (prepared, short)]
+        scans = [SlabScan(one, 16, 32, 0.5) for one in (prepared, short)]
         draws = [draw_slabs(scans, 3, np.random.default_rng(seed)) for seed in range(20)]
         assert draws == [draw_slabs(scans, 3, np.random.default_rng(seed)) for seed in range(20)]
         assert all(len({slab.scan for slab in slabs}) == 1 for slabs in draws)
@@ -73,7 +72,7 @@ class TestSlabs:
 
     @pytest.mark.parametrize(("noise_share", "largest"), [(None, range(18, 19)), (0.4, range(4, 18))])
     def test_allowed_change_is_that_of_the_whole_scan(self, prepared, noise_share, largest):
-        scan = SlabScan(prepared, SlabShape(4, 48, 0.0))
+        scan = SlabScan(prepared, 4, 48, 0.0)
         (slab,) = scan.draw(0, 1, np.random.default_rng(1))
         budget = Budget(strength_hu=18.0, noise_share=noise_share)
         whole = allowed_in_slices(prepared.hu, budget, prepared.spacing_kji)
@@ -90,12 +89,12 @@ class TestSlabs:
     )
     def test_what_does_not_fit_is_refused_with_the_reason(self, prepared, changes, crop, words):
         with pytest.raises(InputError, match=words):
-            SlabScan(dataclasses.replace(prepared, **changes), SlabShape(1, crop, 0.0))
+            SlabScan(dataclasses.replace(prepared, **changes), 1, crop, 0.0)
 
 
 class TestMeasures:
     def test_attacked_cubes_are_those_of_the_attack(self, prepared):
-        scan = SlabScan(prepared, SlabShape(20, 40, 0.5))
+        scan = SlabScan(prepared, 20, 40, 0.5)
         slabs = scan.draw(0, 2, np.random.default_rng(2))
         cubes = attacked_cubes(
             torch.from_numpy(np.stack([scan.hu(slab) for slab in slabs])), slabs, prepared.spacing_kji
@@ -107,7 +106,7 @@ class TestMeasures:
             assert torch.allclose(cube, expected)
 
     def test_nothing_moves_where_nothing_changed(self, prepared, untrained_attackers):
-        scan = SlabScan(prepared, SlabShape(1, 32, 0.0))
+        scan = SlabScan(prepared, 1, 32, 0.0)
         slabs = scan.draw(0, 2, np.random.default_rng(2))
         cubes = attacked_cubes(
             torch.from_numpy(np.stack([scan.hu(slab) for slab in slabs])), slabs, prepared.spacing_kji

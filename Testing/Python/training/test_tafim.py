@@ -94,7 +94,10 @@ class TestObjective:
         made = bench.task()
         samples, window = made.draw(Step(0, 0, 2)), made.config.model.hu_window
         slabs = [sample.slab for sample in samples]
-        scans = [SlabScan(scan, made.config.slab_shape) for scan in made.inputs.data.scans("training")]
+        scans = [
+            SlabScan(scan, made.config.slices, made.config.crop, made.config.structure_share)
+            for scan in made.inputs.data.scans("training")
+        ]
         scan = scans[slabs[0].scan]
         allowed = torch.from_numpy(np.stack([scan.allowed(slab, made.config.budget) for slab in slabs])).float()
         seen = []
