@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 from .files.atomic import refuse_existing_file
 from .files.storage import check_output, is_dicom_output, save_volume
 from .keys.key_files import Key
+from .runtime.progress import Progress
 from .scan.volume import CTVolume, VolumeWarning
 from .seal.sealing import check_sealed_output, save_sealed, seal_file
 from .signature.manifest import manifest_path
 from .signature.signing import Signers, signed_output
 from .watermark.pattern import WatermarkKey
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,6 @@ def save_protected(
 
     :param original: what the seal restores; its files must still be there. Needed with a key alone.
     :param watermark: key of a watermark that the volume carries; see :func:`sealing.save_sealed`.
-    :param progress: called as ``progress(done, total)`` while the scan is written; may raise ``CancelledError``.
     :returns: what the output does not show exactly as the volume (DICOM only).
     :raises OutputError, InputError, DependencyError: as :func:`sealing.save_sealed`.
     """

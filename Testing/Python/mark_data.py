@@ -11,7 +11,8 @@ import torch
 from judge_data import untrained, write_judge
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.judges.judge import Judge, Sight
-from MITSGANLib.protection.diagnosis_blocking import BLOCKER_KIND, BlockingConfig, DiagnosisBlocker
+from MITSGANLib.protection.diagnosis_blocking import BlockingConfig, DiagnosisBlocker
+from MITSGANLib.protection.proposer import BLOCKER_KIND
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
 from training_data import write_dataset

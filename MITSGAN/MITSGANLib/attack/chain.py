@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
 from ..scan.cubes import CUBE_MM, Box, Patch, box_slices, cube_shape, cube_start, cut, overlap, rescale
@@ -164,8 +165,6 @@ def _overlay(region: torch.Tensor, start: Sequence[int], patch: Patch, scan: Seq
 @functools.lru_cache(maxsize=32)
 def _gaussian_window(size: int, sigmas: float) -> torch.Tensor:
     """CT-GAN's blending window (rows, columns), 0 in the corners and 1 in the middle; the same for every slice."""
-    from scipy import stats
-
     interval = (2 * sigmas + 1.0) / size
     edges = np.linspace(-sigmas - interval / 2, sigmas + interval / 2, size + 1)
     weights = np.diff(stats.norm.cdf(edges))

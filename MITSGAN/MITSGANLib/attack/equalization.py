@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from ..errors import ModelError
-
-if TYPE_CHECKING:
-    import torch
+from ..errors import InputError, ModelError
 
 BIN_COUNT = 10_000
 # A table made from whole HU is a staircase: of three bins two are flat. With its own slope one in seven of the voxels
@@ -60,13 +57,24 @@ class Equalization:
     def from_cubes(cls, cubes_hu: np.ndarray) -> Equalization:
         """The table of a training set, as CT-GAN builds it: a cumulative histogram per cube over 10,000 equal bins.
 
-        :param cubes_hu: (cubes, ...) HU, any shape after the first axis.
+        From counts of equal values: with float64 copies CT-GAN's 58,089 cubes would take 30 GB.
+
+        :param cubes_hu: (cubes, ...) int16 HU, any shape after the first axis.
+        :raises InputError: when all voxels hold one value.
         """
-        counts, edges = np.histogram(cubes_hu.ravel(), BIN_COUNT)
+        counts = np.zeros(2**16, dtype=np.int64)
+        for cube in cubes_hu:
+            counts += np.bincount(cube.ravel().astype(np.int32) + 2**15, minlength=2**16)
+        values = np.flatnonzero(counts) - 2**15
+        if len(values) < 2:
+            raise InputError("All training cubes hold one single value; they are no CT. Prepare the data set again.")
+        counts = counts[values + 2**15]
+        histogram, edges = np.histogram(values, BIN_COUNT, weights=counts.astype(np.float64))
         centers = edges[:-1] + np.diff(edges) / 2
-        cdf = np.cumsum(counts / len(cubes_hu))
-        equalized = np.interp(cubes_hu.ravel(), centers, cdf)
-        return cls(centers, cdf, float(equalized.mean()), float(equalized.min()), float(equalized.max()))
+        cdf = np.cumsum(histogram / len(cubes_hu))
+        equalized = np.interp(values, centers, cdf)
+        mean = float(np.average(equalized, weights=counts))
+        return cls(centers, cdf, mean, float(equalized.min()), float(equalized.max()))
 
     def to_network(self, hu: torch.Tensor) -> torch.Tensor:
         """HU (any shape) to the generator's input range, about [-0.5, 0.5]; float64, differentiable in ``hu``.
@@ -104,8 +112,6 @@ def _with_slope(result: torch.Tensor, x: torch.Tensor, slope: Callable[[torch.Te
 
 def _interpolate(x: torch.Tensor, xp: np.ndarray, fp: np.ndarray) -> torch.Tensor:
     """``numpy.interp`` in torch: float64, piecewise linear, constant beyond the ends."""
-    import torch
-
     # float64 throughout: in the table's flat ends one part in 1e7 of the cumulative count is tens of HU.
     x = x.double()
     nodes = torch.from_numpy(xp).to(x.device)

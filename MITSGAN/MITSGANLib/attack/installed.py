@@ -19,7 +19,7 @@ def actions_of(folder: Path) -> list[Action]:
     return [action for action, files in _FILES.items() if any((folder / file).exists() for file in files)]
 
 
-def available_attackers(folder: Path = MODELS_FOLDER) -> list[str]:
+def available_attackers() -> list[str]:
     """Names of all installed attackers, the default one first."""
-    names = sorted(path.name for path in (folder / "attackers").glob("*") if path.is_dir())
+    names = sorted(path.name for path in (MODELS_FOLDER / "attackers").glob("*") if path.is_dir())
     return sorted(names, key=lambda name: name != DEFAULT_ATTACKER)

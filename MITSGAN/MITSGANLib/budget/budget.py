@@ -18,23 +18,7 @@ from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
 from .body import body_mask
-from .noise import LocalNoise, NoiseEstimate, estimate_noise, hiding_noise, local_noise
-
-__all__ = [
-    "HIGHEST_HU",
-    "LOWEST_HU",
-    "Budget",
-    "LocalNoise",
-    "NoiseEstimate",
-    "Surroundings",
-    "allowed_change",
-    "allowed_in_slices",
-    "apply_change",
-    "body_mask",
-    "check_strength",
-    "estimate_noise",
-    "local_noise",
-]
+from .noise import hiding_noise, local_noise
 
 
 def check_strength(strength_hu: float) -> None:

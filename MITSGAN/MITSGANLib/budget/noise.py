@@ -251,18 +251,18 @@ def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | Non
     ramp /= window * np.sqrt(np.mean(ramp**2))
 
     # Down the rows first; then across, where the columns come first in a transposed copy.
-    means = _in_windows(values, flat, step).T.copy()
-    level = _in_windows(means, flat, step).T
-    explained = level**2 + _in_windows(_in_windows(values, ramp, step).T.copy(), flat, step).T ** 2
-    explained += _in_windows(means, ramp, step).T ** 2
-    squares = _in_windows(_in_windows(values * values, flat, step).T.copy(), flat, step).T
+    means = in_windows(values, flat, step).T.copy()
+    level = in_windows(means, flat, step).T
+    explained = level**2 + in_windows(in_windows(values, ramp, step).T.copy(), flat, step).T ** 2
+    explained += in_windows(means, ramp, step).T ** 2
+    squares = in_windows(in_windows(values * values, flat, step).T.copy(), flat, step).T
     variance = (squares - explained) * (window**2 / (window**2 - 3))
-    spoiled = _in_windows(_in_windows(useless.astype(np.float32), flat, step).T.copy(), flat, step).T
+    spoiled = in_windows(in_windows(useless.astype(np.float32), flat, step).T.copy(), flat, step).T
     counts = (spoiled < 0.5 / window**2) & (level - 400 > _MAP_AIR_HU)
     return np.sqrt(np.maximum(variance, _MAP_SMALLEST_HU**2)), counts
 
 
-def _in_windows(values: np.ndarray, weights: np.ndarray, step: int) -> np.ndarray:
+def in_windows(values: np.ndarray, weights: np.ndarray, step: int) -> np.ndarray:
     """Weighted sums along the first axis in every ``step``-th window that lies wholly in it, float32.
 
     What ``ndimage.correlate1d`` has there, bit for bit where both round alike; that computes all the windows between as

@@ -97,7 +97,7 @@ def read_forms(path: Path) -> NiftiForms:
     :raises InputError: the header is damaged.
     """
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        with _opened(path) as file:
             header = file.read(NIFTI1_SIZE)
         if header[344:348] != _MAGIC:  # ITK would take it for its forerunner, Analyze
             raise ValueError("no NIfTI-1 file")
@@ -176,10 +176,14 @@ def write_forms(path: Path, forms: NiftiForms) -> None:
 def is_second_version(path: Path) -> bool:
     """Whether this is a NIfTI-2 file, which ITK does not read."""
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        with _opened(path) as file:
             return file.read(4) in (struct.pack("<i", NIFTI2_SIZE), struct.pack(">i", NIFTI2_SIZE))
     except (OSError, EOFError, zlib.error):
         return False
+
+
+def _opened(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _byte_order(header: bytes) -> str:
@@ -208,7 +212,7 @@ def check_nifti(path: Path) -> None:
     :raises InputError: the file ends early or is corrupt, or a voxel is NaN or infinite.
     """
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        with _opened(path) as file:
             layout = _layout(file.read(NIFTI2_SIZE))
             file.seek(layout.offset)
             is_complete, is_finite = _read_through(file, layout)

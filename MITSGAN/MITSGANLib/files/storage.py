@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LEAVE_SERIES_OUT, InputError, OutputError
+from ..runtime.progress import Progress
 from ..scan.volume import CTVolume, VolumeWarning
 from . import volume_files
 from .atomic import require_space
 from .dicom.read import read_series, stack_series
 from .dicom.series import DicomScan, DicomSeries, choose_series, scan_dicom
 from .dicom.write import check_series_output, write_series
-
-Progress = Callable[[int, int], None]
 
 # A dot may be part of a folder's name (a UID, a version, initials), so only what is a type of file is refused as one.
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom", ".ima"))
@@ -105,7 +103,6 @@ def save_volume(
 
     :param path: a file name with one of ``files.SUFFIXES``, or a folder name (no suffix, or an existing folder).
     :param overwrite: replace an existing file or folder of DICOM; the source itself is never replaced.
-    :param progress: called as ``progress(done, total)``; may raise ``CancelledError``.
     :returns: what the output does not show exactly as the volume (DICOM only, see ``dicom.write_series``).
     :raises OutputError: refused format, existing destination, no space, no permission, or DICOM of a volume that has no
         DICOM originals or is a simulated attack.

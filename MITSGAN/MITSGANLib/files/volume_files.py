@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError, OtherKindError, OutputError
+from ..runtime.progress import Progress
 from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
 from . import metaimage, nrrd
@@ -37,8 +38,6 @@ from .nifti import (
     slanted_axes,
     write_forms,
 )
-
-Progress = Callable[[int, int], None]
 
 NOTICE = "SIMULATED ATTACK"
 NOTICE_FIELD, STEPS_FIELD, PADDING_FIELD = "MITSGAN_notice", "MITSGAN_steps", "MITSGAN_padding_hu"
@@ -112,7 +111,6 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
 
     Geometry is LPS mm, as ITK gives it; NIfTI's RAS and NRRD's other spaces are converted by ITK.
 
-    :param progress: called with (0, 1) and (1, 1); may raise ``CancelledError``.
     :raises InputError: the file is damaged, has no three dimensions or more than one value a voxel, holds NaN, or its
         values are not HU.
     """
@@ -169,7 +167,6 @@ def write_file(
     The written file is read back and compared before it is moved into place, because ITK does not report every full
     disk (it writes cut-off NIfTI files without an error).
 
-    :param progress: called with (0, 1) and (1, 1); may raise ``CancelledError``.
     :raises OutputError: unknown suffix, existing file without ``overwrite``, the source itself, or a failed write.
     """
     path = Path(path)

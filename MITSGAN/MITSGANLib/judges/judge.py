@@ -19,14 +19,13 @@ import numpy as np
 
 from .. import weights
 from ..errors import InputError, ModelError
+from ..scan.cubes import Box
 from ..scan.volume import CTVolume
 
 if TYPE_CHECKING:
     import torch
 
 Question = Literal["nodule", "forgery"]
-Box = tuple[slice, slice, slice]
-
 QUESTIONS: tuple[Question, ...] = ("nodule", "forgery")
 DEFAULT_JUDGES: dict[Question, str] = {"nodule": "nodule-residual", "forgery": "forensic"}
 THRESHOLD = "threshold"

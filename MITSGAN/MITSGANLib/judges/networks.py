@@ -7,6 +7,7 @@ place, so that a gradient reaches the HU. The numbers of layers and channels are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,14 @@ class CubeConfig:
 
 
 class _CubeNetwork(nn.Module):
-    """Subclasses make ``features`` and ``head``."""
+    """Layers over a cube that is smoothed and clipped, averaged into a coarse grid, and a head over that."""
+
+    def __init__(self, config: CubeConfig, layers: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        intake = _Intake3d(config.window_hu, config.smooth_voxels)
+        self.features = nn.Sequential(intake, *layers, nn.AdaptiveAvgPool3d(_GRID))
+        self.head = head
 
     def forward(self, hu: torch.Tensor) -> torch.Tensor:
         """Cubes (n, edge, edge, edge) in HU to logits (n,)."""
@@ -48,18 +56,14 @@ class PlainNetwork(_CubeNetwork):
     """Four 3x3x3 convolutions, two of them with stride, then two dense layers over a coarse grid."""
 
     def __init__(self, config: PlainConfig) -> None:
-        super().__init__()
-        self.config = config
         f = config.filters
-        self.features = nn.Sequential(
-            _Intake3d(config.window_hu, config.smooth_voxels),
-            _convolution3d(1, f, stride=2),
-            _convolution3d(f, 2 * f, stride=2),
-            _convolution3d(2 * f, 2 * f),
-            _convolution3d(2 * f, 2 * f),
-            nn.AdaptiveAvgPool3d(_GRID),
-        )
-        self.head = _dense(2 * f * _GRID**3, 32, config.dropout)
+        layers = [
+            _convolution(3, 1, f, stride=2),
+            _convolution(3, f, 2 * f, stride=2),
+            _convolution(3, 2 * f, 2 * f),
+            _convolution(3, 2 * f, 2 * f),
+        ]
+        super().__init__(config, layers, _dense(2 * f * _GRID**3, 32, config.dropout))
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,16 @@ class ResidualNetwork(_CubeNetwork):
     """Residual blocks at a half and a quarter of the resolution; learned weights say where in the cube to look."""
 
     def __init__(self, config: ResidualConfig) -> None:
-        super().__init__()
-        self.config = config
         f = config.filters
-        self.features = nn.Sequential(
-            _Intake3d(config.window_hu, config.smooth_voxels),
-            _convolution3d(1, f, stride=2),
+        layers = [
+            _convolution(3, 1, f, stride=2),
             *(_Residual3d(f) for _ in range(config.blocks)),
-            _convolution3d(f, 2 * f, stride=2),
+            _convolution(3, f, 2 * f, stride=2),
             *(_Residual3d(2 * f) for _ in range(config.blocks)),
-            nn.AdaptiveAvgPool3d(_GRID),
-        )
+        ]
         # One weight per channel and cell, without a hidden layer between: another kind of head than the plain one's.
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(2 * f * _GRID**3, 1))
+        head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(2 * f * _GRID**3, 1))
+        super().__init__(config, layers, head)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ class PlanesNetwork(nn.Module):
         f = config.filters
         self.intake = _Intake3d(config.window_hu, config.smooth_voxels)
         self.features = nn.Sequential(
-            _convolution2d(len(config.offsets), f),
-            _convolution2d(f, 2 * f, stride=2),
-            _convolution2d(2 * f, 2 * f, stride=2),
-            _convolution2d(2 * f, 4 * f),
+            _convolution(2, len(config.offsets), f),
+            _convolution(2, f, 2 * f, stride=2),
+            _convolution(2, 2 * f, 2 * f, stride=2),
+            _convolution(2, 2 * f, 4 * f),
             nn.AdaptiveAvgPool2d(_GRID),
             nn.Flatten(),
             nn.Dropout(config.dropout),
@@ -155,11 +156,11 @@ class SquaresNetwork(nn.Module):
         self.config = config
         f = config.filters
         self.features = nn.Sequential(
-            _convolution2d(2, f, stride=2, kernel=5),
-            _convolution2d(f, 2 * f, stride=2),
-            _convolution2d(2 * f, 2 * f),
+            _convolution(2, 2, f, stride=2, kernel=5),
+            _convolution(2, f, 2 * f, stride=2),
+            _convolution(2, 2 * f, 2 * f),
             nn.MaxPool2d(2),
-            _convolution2d(2 * f, 2 * f),
+            _convolution(2, 2 * f, 2 * f),
             nn.AdaptiveAvgPool2d(2 * _GRID),
         )
         self.head = _dense(2 * f * (2 * _GRID) ** 2, 24, config.dropout)
@@ -206,25 +207,19 @@ class _Residual3d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = _convolution3d(channels, channels)
+        self.first = _convolution(3, channels, channels)
         self.second = nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x + self.second(self.first(x)))
 
 
-def _convolution3d(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+def _convolution(axes: int, channels_in: int, channels_out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, along 2 or 3 axes."""
+    convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if axes == 2 else (nn.Conv3d, nn.BatchNorm3d)
     return nn.Sequential(
-        nn.Conv3d(channels_in, channels_out, 3, stride, padding=1, bias=False),
-        nn.BatchNorm3d(channels_out),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _convolution2d(channels_in: int, channels_out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(channels_out),
+        convolution(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
+        norm(channels_out),
         nn.ReLU(inplace=True),
     )
 

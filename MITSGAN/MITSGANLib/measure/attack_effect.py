@@ -16,6 +16,7 @@ import numpy as np
 from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import scan_noise
 from ..errors import InputError
+from ..runtime.progress import Progress
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
@@ -41,7 +42,6 @@ NOISE_SEEDS = (0, 1, 2, 3, 4)
 _LPIPS_SLICES = 4
 _ATTACK_STEPS = 4 + len(NOISE_SEEDS) + 1
 
-Progress = Callable[[int, int], None]
 Voxels = CTVolume | np.ndarray
 
 

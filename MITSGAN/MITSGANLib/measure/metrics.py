@@ -31,7 +31,7 @@ _SSIM_WINDOW = 2 * _SSIM_RADIUS + 1
 # From the middle outwards.
 _SSIM_WEIGHTS = np.exp(-0.5 * (np.arange(_SSIM_RADIUS + 1) / _SSIM_SIGMA) ** 2)
 _SSIM_WEIGHTS = (_SSIM_WEIGHTS / (2 * _SSIM_WEIGHTS.sum() - 1)).astype(np.float32)
-_TILE_VOXELS = 32
+TILE_VOXELS = 32
 # SqueezeNet halves a picture four times; below this its last maps are empty.
 _LPIPS_MINIMUM_VOXELS = 24
 
@@ -74,18 +74,7 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; no NaN or infinity."""
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "definition": self.definition,
-            "value": self.value,
-            "reason": self.reason,
-            "worst_slice": asdict(self.worst_slice) if self.worst_slice else None,
-            "worst_tile": asdict(self.worst_tile) if self.worst_tile else None,
-            "window": asdict(self.window) if self.window else None,
-            "slices": list(self.slices),
-            "per_slice": list(self.per_slice),
-        }
+        return {**asdict(self), "slices": list(self.slices), "per_slice": list(self.per_slice)}
 
 
 @dataclass(frozen=True)
@@ -205,52 +194,27 @@ def compare(
     psnr = [_psnr(value, data_range) for value in rmse]
     bias = [total / voxels for total in difference_sum]
     where = f"{region.name}, {len(slices)} slice{'s' if len(slices) > 1 else ''}"
+    every = f"over all voxels of {where}"
+    root = f"root of the mean squared difference {every}"
+    ratio = f"20 log10({data_range:g} HU / RMSE) with the RMSE {every}; null where there is no difference"
+    mean = f"mean of other minus reference {every}; worst slice: largest absolute value"
+    volume_bias = sum(difference_sum) / (voxels * len(slices))
+    identical = "identical" if volume_rmse == 0 else None
 
     metric = partial(_metric, keep=per_slice)
+    of_all = partial(metric, slices)
     return Comparison(
         shape=first.shape,
         region=region,
         data_range_hu=float(data_range),
-        rmse=metric(
-            slices,
-            rmse,
-            abs,
-            name="rmse",
-            unit="HU",
-            definition=f"root of the mean squared difference over all voxels of {where}",
-            value=volume_rmse,
-        ),
-        psnr=metric(
-            slices,
-            psnr,
-            operator.neg,
-            name="psnr",
-            unit="dB",
-            definition=f"20 log10({data_range:g} HU / RMSE) with the RMSE over all voxels of {where}; "
-            "null where there is no difference",
-            value=_psnr(volume_rmse, data_range),
-            reason="identical" if volume_rmse == 0 else None,
-        ),
+        rmse=of_all(rmse, abs, "rmse", "HU", root, volume_rmse),
+        psnr=of_all(psnr, operator.neg, "psnr", "dB", ratio, _psnr(volume_rmse, data_range), reason=identical),
         ssim=_ssim_metric(ssim_series[0], slices, where, metric),
         lpips=_lpips_metric(lpips, measured, distances, lpips_window, where, region, metric),
-        max_abs_difference=metric(
-            slices,
-            largest,
-            abs,
-            name="max_abs_difference",
-            unit="HU",
-            definition=f"largest absolute difference of a voxel in {where}",
-            value=max(largest),
+        max_abs_difference=of_all(
+            largest, abs, "max_abs_difference", "HU", f"largest absolute difference of a voxel in {where}", max(largest)
         ),
-        mean_bias=metric(
-            slices,
-            bias,
-            abs,
-            name="mean_bias",
-            unit="HU",
-            definition=f"mean of other minus reference over all voxels of {where}; worst slice: largest absolute value",
-            value=sum(difference_sum) / (voxels * len(slices)),
-        ),
+        mean_bias=of_all(bias, abs, "mean_bias", "HU", mean, volume_bias),
         windowed_ssim=tuple(_ssim_metric(series, slices, where, metric) for series in ssim_series[1:]),
     )
 
@@ -259,14 +223,17 @@ def _metric(
     slices: tuple[int, ...],
     values: Sequence[float | None],
     badness: Callable[[float], float],
-    *,
+    *definition: Any,
     keep: bool,
-    **fields: Any,
+    **rest: Any,
 ) -> Metric:
-    """A metric from the values of its slices; the worst slice is the one of greatest ``badness``."""
+    """A metric from the values of its slices; the worst slice is the one of greatest ``badness``.
+
+    :param definition: name, unit, definition and value, as of :class:`Metric`.
+    """
     known = [(k, value) for k, value in zip(slices, values, strict=True) if value is not None]
     worst = WorstSlice(*max(known, key=lambda item: badness(item[1]))) if known else None
-    return Metric(slices=slices, per_slice=tuple(values) if keep else (), worst_slice=worst, **fields)
+    return Metric(*definition, slices, tuple(values) if keep else (), worst, **rest)
 
 
 def ssim_map(reference: np.ndarray, other: np.ndarray, data_range: float = DATA_RANGE_HU) -> np.ndarray:
@@ -366,18 +333,21 @@ class _SsimSeries:
             self.worst_tile = found.worst_tile
 
     def _worst_tile_of(self, k: int, local: np.ndarray) -> WorstTile:
-        rows, columns = (_tile_edges(size) for size in local.shape)
-        sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
-        means = sums / np.outer(np.diff(rows), np.diff(columns))
+        means, rows, columns = tile_means(local)
         j, i = np.unravel_index(np.argmin(means), means.shape)
         j0, i0 = self.region.j0 + _SSIM_RADIUS, self.region.i0 + _SSIM_RADIUS
         bounds = (int(j0 + rows[j]), int(j0 + rows[j + 1]), int(i0 + columns[i]), int(i0 + columns[i + 1]))
         return WorstTile(Region(k, k + 1, *bounds, name="tile"), float(means[j, i]))
 
 
-def _tile_edges(size: int) -> np.ndarray:
-    """Bounds that part ``size`` voxels into tiles of 32 voxels or a little more, or one tile if there are fewer."""
-    return np.linspace(0, size, max(1, size // _TILE_VOXELS) + 1).astype(int)
+def tile_means(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over tiles of 32 x 32 voxels of a slice or a little more, or one where there are fewer, and tiles' edges.
+
+    :return: means (tiles down, tiles across), and the tiles' bounds along rows and along columns.
+    """
+    rows, columns = (np.linspace(0, size, max(1, size // TILE_VOXELS) + 1).astype(int) for size in local.shape)
+    sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
+    return sums / np.outer(np.diff(rows), np.diff(columns)), rows, columns
 
 
 def _ssim_metric(series: _SsimSeries, slices: tuple[int, ...], where: str, metric: Callable[..., Metric]) -> Metric:
@@ -387,13 +357,13 @@ def _ssim_metric(series: _SsimSeries, slices: tuple[int, ...], where: str, metri
         () if series.reason else slices,
         series.values,
         operator.neg,
-        name=f"ssim_{window.name}" if window else "ssim",
-        unit="1",
-        definition=f"mean over slices of {where} of the mean local SSIM{shown}: Gaussian window with sigma "
+        f"ssim_{window.name}" if window else "ssim",
+        "1",
+        f"mean over slices of {where} of the mean local SSIM{shown}: Gaussian window with sigma "
         f"{_SSIM_SIGMA:g} voxels ({_SSIM_WINDOW}x{_SSIM_WINDOW}), K1 {_SSIM_K1:g}, K2 {_SSIM_K2:g}, population "
         f"covariance, data range {series.data_range:g} HU, without the {_SSIM_RADIUS} outermost voxels; worst tile: "
-        f"lowest mean over {_TILE_VOXELS}x{_TILE_VOXELS} voxels or a little more, null where there is no difference",
-        value=float(np.mean(series.values)) if series.values else None,
+        f"lowest mean over {TILE_VOXELS}x{TILE_VOXELS} voxels or a little more, null where there is no difference",
+        float(np.mean(series.values)) if series.values else None,
         worst_tile=series.worst_tile,
         window=window,
         reason=series.reason,
@@ -437,11 +407,11 @@ def _lpips_metric(
         measured,
         distances,
         abs,
-        name="lpips",
-        unit="1",
-        definition=f"mean over the listed slices of {where} of LPIPS{network} of the picture clipped to {window} and "
+        "lpips",
+        "1",
+        f"mean over the listed slices of {where} of LPIPS{network} of the picture clipped to {window} and "
         "mapped to -1..1, the same in all three color channels",
-        value=float(np.mean(distances)) if distances else None,
+        float(np.mean(distances)) if distances else None,
         window=window,
         reason=reason,
     )

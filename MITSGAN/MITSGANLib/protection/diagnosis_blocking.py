@@ -15,32 +15,22 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
 
 from ..errors import InputError, ModelError, TargetError
 from ..judges.judge import Judge, Sight, build_network, load_judge
 from ..runtime.devices import resolve_device
 from ..runtime.threads import slabs
+from ..scan.cubes import CUBE_MM, Voxel, cube_shape, cube_start, rescale
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..weights import MODELS_FOLDER, ModelCard, check_numbers, configuration, fill, half_precision
-from .proposer import AllowedIn, Execution, Progress, Proposal
-
-if TYPE_CHECKING:
-    import torch
-
-BLOCKER_CLASS = "DecisionMark"
-"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
-
-BLOCKER_KIND = "mark against diagnosis networks"
-"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
-
-Voxel = tuple[int, int, int]
-
-CUBE_MM = 32
-"""Edge of what the judges see, at 1 mm."""
+from .proposer import BLOCKER_CLASS, AllowedIn, Execution, Progress, Proposal
 
 _SURE = 1e-4  # a threshold nearer to 0 or 1 has no useful logit
 _BATCH = 8  # cubes at a time
@@ -177,9 +167,9 @@ class DiagnosisBlocker:
 
         :raises TargetError: when no lung is found.
         """
-        plan = _Plan(judged_places(volume), volume.spacing_kji, self.config)
+        plan = SearchPlan(judged_places(volume), volume.spacing_kji, self.config)
         hu, rng = volume.hu[plan.box], np.random.default_rng(0)
-        search = _Search(hu, np.ones_like(hu), volume.spacing_kji, self, resolve_device(device))
+        search = BlockSearch(hu, np.ones_like(hu), volume.spacing_kji, self, resolve_device(device))
         asked = plan.asked(hu)
         some = [Turn(kji, True) for kji in asked[:_BATCH]]
         search.look(some[:1], rng)  # the first run also pays for starting the device
@@ -196,8 +186,6 @@ class DiagnosisBlocker:
 
         Weights are in half precision, each under its judge's name; installed ones are not shipped twice.
         """
-        import torch
-
         digests = " ".join(judge.digest for judge in self.judges)
         found = {"judges_sha256": torch.frombuffer(bytearray(digests.encode()), dtype=torch.uint8)}
         for judge in self.judges:
@@ -253,8 +241,6 @@ def judged_places(volume: CTVolume) -> np.ndarray:
             "No lung was found in this scan, and diagnosis is blocked where networks look for nodules; "
             "give a chest CT, or choose another model."
         )
-    from scipy import ndimage
-
     # At about 2 mm in the plane; the outline of the places need not be finer.
     step = max(1, round(2.0 / min(volume.spacing_kji[1:])))
     small = lung[:, ::step, ::step]
@@ -270,8 +256,6 @@ def places_inside(shape: Sequence[int], spacing_kji: Sequence[float]) -> np.ndar
 
     :raises InputError: when the voxels span less than a cube.
     """
-    from ..scan.cubes import cube_shape, cube_start
-
     places = np.zeros(tuple(shape), bool)
     cube = cube_shape(spacing_kji)
     first = [-start for start in cube_start((0, 0, 0), cube)]
@@ -303,13 +287,11 @@ def blocking_change(
     :param spacing_kji: mm along (slice, row, column).
     :param progress: called with (done, all) passes; may raise ``CancelledError``.
     """
-    import torch
-
-    plan = _Plan(places, spacing_kji, blocker.config)
+    plan = SearchPlan(places, spacing_kji, blocker.config)
     box, passes = plan.box, blocker.config.passes
     rng = np.random.default_rng(seed)
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        search = _Search(hu[box], allowed[box], spacing_kji, blocker, resolve_device(device))
+        search = BlockSearch(hu[box], allowed[box], spacing_kji, blocker, resolve_device(device))
         asked = plan.asked(hu[box])
         beyond = []
         for start in range(0, len(asked), _BATCH):
@@ -346,7 +328,7 @@ class Turn:
     hides: bool
 
 
-class _Plan:
+class SearchPlan:
     """Where judges look, as voxels (slice, row, column) of ``box``, the part of the scan that they see from there."""
 
     def __init__(self, places: np.ndarray, spacing_kji: Sequence[float], config: BlockingConfig) -> None:
@@ -420,8 +402,6 @@ class _Plan:
 
     def _spots(self, hu: np.ndarray) -> list[Voxel]:
         """The brightest compact structures among the places, best first: where judges may see a nodule."""
-        from scipy import ndimage
-
         step = max(1, round(1.4 / float(self._spacing[1:].min())))
         tissue = np.clip(hu[:, ::step, ::step], -900, 100).astype(np.float32)
         places, mm = self._places[:, ::step, ::step], self._spacing * (1, step, step)
@@ -435,7 +415,7 @@ class _Plan:
         return [tuple(kji) for kji in (peaks[best[: _SPOTS_PER_CUBE * self.cubes]] * (1, step, step)).tolist()]
 
 
-class _Search:
+class BlockSearch:
     """The signs of all blocks on their way. Voxels and blocks are counted from the corner of ``hu``."""
 
     def __init__(
@@ -446,10 +426,6 @@ class _Search:
         blocker: DiagnosisBlocker,
         device: torch.device,
     ) -> None:
-        import torch
-
-        from ..scan.cubes import cube_shape
-
         self._config, self._cube = blocker.config, cube_shape(spacing_kji)
         self._block = blocker.config.block(spacing_kji)
         self._judges = [(judge.to(device).network, threshold_logit(judge)) for judge in blocker.judges]
@@ -457,19 +433,17 @@ class _Search:
         blocks = [-(-size // edge) for size, edge in zip(hu.shape, self._block, strict=True)]
         self._share, self._momentum, self._gradient = (torch.zeros(blocks, device=device) for _ in range(3))
 
+    def clean(self, middles: Sequence[Voxel]) -> torch.Tensor:
+        """What judges see of the clean scan around each middle, float32 (middles, 32, 32, 32) in HU at 1 mm."""
+        return self._rescaled(torch.stack([self._taken(self._hu, self._indices(kji)).float() for kji in middles]))
+
     def beyond(self, middles: Sequence[Voxel]) -> list[float]:
         """How far the judges' mean logit lies beyond their thresholds at each place of the clean scan."""
-        import torch
-
-        clean = self._rescaled(torch.stack([self._taken(self._hu, self._indices(kji)).float() for kji in middles]))
         with torch.no_grad():
-            return self._beyond(clean).mean(dim=0).tolist()
+            return self._beyond(self.clean(middles)).mean(dim=0).tolist()
 
     def look(self, targets: Sequence[Turn], rng: np.random.Generator) -> None:
         """Add the gradient of what these places lack of being turned."""
-        import torch
-        from torch.nn import functional as F
-
         noise_hu = rng.uniform(0, self._config.noise_hu, len(targets))
         blur = rng.uniform(0, self._config.blur, len(targets))
         seed = int(rng.integers(2**62))
@@ -510,19 +484,13 @@ class _Search:
 
     def _beyond(self, cubes: torch.Tensor) -> torch.Tensor:
         """How far each judge's logit lies beyond its threshold, (judges, cubes)."""
-        import torch
-
         return torch.stack([network(cubes) - limit for network, limit in self._judges])
 
     def _rescaled(self, cubes: torch.Tensor) -> torch.Tensor:
-        from ..scan.cubes import rescale
-
         return rescale(cubes, (CUBE_MM,) * 3).float()
 
     def _indices(self, kji: Voxel) -> list[np.ndarray]:
         """Voxels of the cube around a middle along each axis, as judges cut it; beyond the scan its border repeats."""
-        from ..scan.cubes import cube_start
-
         return [
             np.clip(start + np.arange(count), 0, size - 1)
             for start, count, size in zip(cube_start(kji, self._cube), self._cube, self._hu.shape, strict=True)
@@ -536,8 +504,6 @@ class _Search:
 
 def _spread(share: torch.Tensor, blocks: Sequence[np.ndarray]) -> torch.Tensor:
     """Each voxel's share from its block's. By products, since sums in a gradient then have a fixed order."""
-    import torch
-
     for axis, index in enumerate(blocks):
         matrix = torch.nn.functional.one_hot(_tensor(index - index[0], share), share.shape[axis]).to(share.dtype)
         share = (share.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
@@ -546,9 +512,6 @@ def _spread(share: torch.Tensor, blocks: Sequence[np.ndarray]) -> torch.Tensor:
 
 def _disturbed(cubes: torch.Tensor, noise_hu: np.ndarray, blur: np.ndarray, seed: int) -> torch.Tensor:
     """Cubes (n, edge, edge, edge), smoothed along each axis, with noise; one number of each for every cube."""
-    import torch
-    from torch.nn import functional as F
-
     weight = torch.from_numpy(blur).to(cubes).view(-1, 1, 1, 1)
     for axis in (1, 2, 3):
         padding = [0, 0, 0, 0, 0, 0]
@@ -562,6 +525,4 @@ def _disturbed(cubes: torch.Tensor, noise_hu: np.ndarray, blur: np.ndarray, seed
 
 
 def _tensor(index: np.ndarray, beside: torch.Tensor) -> torch.Tensor:
-    import torch
-
     return torch.from_numpy(index).to(beside.device)

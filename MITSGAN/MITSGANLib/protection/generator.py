@@ -8,7 +8,6 @@ volume's own minimum and maximum, so that equal HU look equal to the network in 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -50,10 +49,6 @@ class GeneratorConfig:
     unshuffle: int = 1
     grid: int = 1
     hu_window: tuple[float, float] = (-1024.0, 3071.0)
-
-    def replace(self, **changes: object) -> GeneratorConfig:
-        """The same architecture but for these fields."""
-        return dataclasses.replace(self, **changes)
 
 
 def draw_noise(shape: tuple[int, int], kind: Literal["gaussian", "uniform"], seed: int) -> torch.Tensor:

@@ -11,21 +11,18 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
 from ..runtime.threads import slabs
+from ..scan.cubes import within
 from ..scan.volume import CTVolume
 from .proposer import AllowedIn, Execution, Proposal
-
-if TYPE_CHECKING:
-    import torch
-
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +34,10 @@ LEAST_EDGE = 128
 SMALL_INPUT, SHORT_INPUT = 20480, 32
 # On a CPU, what a layer puts out should stay in the cache: of 3 to 100 MB, 9 and 14 were best for the paper's generator
 # (32 MB of cache); the smaller networks gain from several slices at a time, above all on a busy machine.
-_CPU_LAYER_BYTES = 14_000_000
+CPU_LAYER_BYTES = 14_000_000
 _CPU_BATCH = 4
 # More slices at a time gain nothing on a GPU and cost memory of the host.
-_GPU_BATCH = 32
+GPU_BATCH = 32
 # Of the free memory; the rest is for fragments and other programs.
 _GPU_SHARE = 0.7
 # Two changes less than 1 HU apart are at most 1 HU apart after rounding; the probe does not show the worst case.
@@ -60,6 +57,12 @@ class Tile:
     wide_rows: slice
     wide_columns: slice
 
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Tile:
+        """All of a slice (rows, columns)."""
+        rows, columns = (slice(0, size) for size in shape)
+        return cls(rows, columns, rows, columns)
+
     @property
     def size(self) -> int:
         """Voxels that the network must see."""
@@ -73,85 +76,75 @@ class Tile:
     @property
     def inner(self) -> tuple[slice, slice]:
         """The wanted part within the wide one."""
-        return _within(self.rows, self.wide_rows), _within(self.columns, self.wide_columns)
+        return within((self.rows, self.columns), self.wide)
 
 
-def plan_tiles(
-    needed: np.ndarray, margin: int, multiple: int = 1, most_voxels: float = math.inf, least_edge: int = LEAST_EDGE
-) -> list[Tile]:
-    """Tiles that cover every needed voxel of a slice, with as few voxels in all as bands of equal height can do.
+@dataclass(frozen=True)
+class Tiling:
+    """What parts of a slice a network may be given.
 
-    :param needed: bool (rows, columns).
-    :param margin: rows and columns that the network must see around a tile, a multiple of ``multiple``.
-    :param multiple: tiles begin and end at multiples of this, or at the border of the slice.
-    :param most_voxels: a tile is divided further while it has more than this, margins included, and is not yet small.
-    :param least_edge: rows and columns that a tile has at least, margins included; smaller slices are one tile.
+    :param margin: rows and columns around a part that decide what comes out within, a multiple of ``multiple``; None
+        for whole slices only.
+    :param layer_bytes: what the largest layer puts out, for each voxel.
+    :param multiple: parts begin and end at multiples of this, or at the border of the slice.
+    :param least_edge: rows and columns that a part has at least, margins included; smaller slices are one part.
     """
-    rows = np.flatnonzero(needed.any(axis=1))
-    if not rows.size:
-        return []
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    shape = needed.shape
-    if min(shape) < least_edge:
-        return [_tile(slice(0, shape[0]), slice(0, shape[1]), shape, margin, multiple, least_edge)]
-    most_bands = 1 if math.isinf(most_voxels) else max(1, (bottom - top) * 2 // least_edge)
-    plans = []
-    for bands in range(1, most_bands + 1):
-        plan = []
-        edges = [_aligned_up(round(edge), multiple, shape[0]) for edge in np.linspace(top, bottom, bands + 1)]
-        edges[0] = top
-        for first, last in itertools.pairwise(edges):
-            columns = np.flatnonzero(needed[first:last].any(axis=0))
-            if columns.size:
-                band, across = slice(first, last), slice(int(columns[0]), int(columns[-1]) + 1)
-                plan += _divided(band, across, shape, margin, multiple, most_voxels, least_edge)
-        plans.append(plan)
-    return min(plans, key=lambda plan: sum(tile.size for tile in plan))
 
+    margin: int | None
+    layer_bytes: float
+    multiple: int = 1
+    least_edge: int = LEAST_EDGE
 
-def _divided(
-    rows: slice,
-    columns: slice,
-    shape: tuple[int, int],
-    margin: int,
-    multiple: int,
-    most_voxels: float,
-    least_edge: int,
-) -> list[Tile]:
-    """A rectangle as one tile, or as halves of its longer side while that is too large."""
-    tile = _tile(rows, columns, shape, margin, multiple, least_edge)
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    if tile.size <= most_voxels or max(height, width) <= least_edge:
-        return [tile]
-    if height > width:
-        middle = _aligned_up(rows.start + height // 2, multiple, shape[0])
-        halves = ((slice(rows.start, middle), columns), (slice(middle, rows.stop), columns))
-    else:
-        middle = _aligned_up(columns.start + width // 2, multiple, shape[1])
-        halves = ((rows, slice(columns.start, middle)), (rows, slice(middle, columns.stop)))
-    return [tile for half in halves for tile in _divided(*half, shape, margin, multiple, most_voxels, least_edge)]
+    def tiles(self, needed: np.ndarray, most_voxels: float = math.inf) -> list[Tile]:
+        """Tiles that cover every needed voxel of a slice, with as few voxels in all as bands of equal height can do.
 
+        :param needed: bool (rows, columns).
+        :param most_voxels: a tile is divided further while it has more than this, margins included, and is not yet
+            small.
+        """
+        rows, shape = np.flatnonzero(needed.any(axis=1)), needed.shape
+        if not rows.size:
+            return []
+        if self.margin is None or min(shape) < self.least_edge:
+            return [Tile.whole(shape)]
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        most_bands = 1 if math.isinf(most_voxels) else max(1, (bottom - top) * 2 // self.least_edge)
+        plans = []
+        for bands in range(1, most_bands + 1):
+            plan = []
+            edges = [self._aligned_up(round(edge), shape[0]) for edge in np.linspace(top, bottom, bands + 1)]
+            edges[0] = top
+            for first, last in itertools.pairwise(edges):
+                columns = np.flatnonzero(needed[first:last].any(axis=0))
+                if columns.size:
+                    across = slice(int(columns[0]), int(columns[-1]) + 1)
+                    plan += self._divided(slice(first, last), across, shape, most_voxels)
+            plans.append(plan)
+        return min(plans, key=lambda plan: sum(tile.size for tile in plan))
 
-def _tile(rows: slice, columns: slice, shape: tuple[int, int], margin: int, multiple: int, least_edge: int) -> Tile:
-    wide = (_widened(one, margin, multiple, size, least_edge) for one, size in zip((rows, columns), shape, strict=True))
-    return Tile(rows, columns, *wide)
+    def _divided(self, rows: slice, columns: slice, shape: tuple[int, int], most_voxels: float) -> list[Tile]:
+        """A rectangle as one tile, or as halves of its longer side while that is too large."""
+        tile = Tile(rows, columns, self._widened(rows, shape[0]), self._widened(columns, shape[1]))
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if tile.size <= most_voxels or max(height, width) <= self.least_edge:
+            return [tile]
+        if height > width:
+            middle = self._aligned_up(rows.start + height // 2, shape[0])
+            halves = ((slice(rows.start, middle), columns), (slice(middle, rows.stop), columns))
+        else:
+            middle = self._aligned_up(columns.start + width // 2, shape[1])
+            halves = ((rows, slice(columns.start, middle)), (rows, slice(middle, columns.stop)))
+        return [tile for half in halves for tile in self._divided(*half, shape, most_voxels)]
 
+    def _widened(self, part: slice, size: int) -> slice:
+        """The part with its margin, at multiples, at least ``least_edge`` long where the slice is."""
+        start = max(0, part.start // self.multiple * self.multiple - self.margin)
+        stop = min(size, self._aligned_up(part.stop, size) + self.margin)
+        stop = self._aligned_up(min(size, max(stop, start + self.least_edge)), size)
+        return slice(max(0, min(start, (stop - self.least_edge) // self.multiple * self.multiple)), stop)
 
-def _widened(part: slice, margin: int, multiple: int, size: int, least: int) -> slice:
-    """The part with its margin, at multiples, at least ``least`` long where the slice is."""
-    start = max(0, part.start // multiple * multiple - margin)
-    stop = min(size, _aligned_up(part.stop, multiple, size) + margin)
-    stop = _aligned_up(min(size, max(stop, start + least)), multiple, size)
-    start = max(0, min(start, (stop - least) // multiple * multiple))
-    return slice(start, stop)
-
-
-def _within(part: slice, wide: slice) -> slice:
-    return slice(part.start - wide.start, part.stop - wide.start)
-
-
-def _aligned_up(value: int, multiple: int, size: int) -> int:
-    return min(size, -(-value // multiple) * multiple)
+    def _aligned_up(self, value: int, size: int) -> int:
+        return min(size, -(-value // self.multiple) * self.multiple)
 
 
 def hu_to_network(hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
@@ -164,22 +157,6 @@ def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Te
     """The reverse of :func:`hu_to_network` within the window."""
     low, high = window
     return (values + 1) * ((high - low) / 2) + low
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What parts of a slice a network may be given.
-
-    :param margin: rows and columns around a part that decide what comes out within; None for whole slices only.
-    :param layer_bytes: what the largest layer puts out, for each voxel.
-    :param multiple: parts begin and end at multiples of this, or at the border of the slice.
-    :param least_edge: rows and columns that a part has at least.
-    """
-
-    margin: int | None
-    layer_bytes: float
-    multiple: int = 1
-    least_edge: int = LEAST_EDGE
 
 
 class SliceNetwork:
@@ -251,17 +228,15 @@ class SliceInference:
         batch_size: int | None = None,
         fused: bool | None = None,
     ) -> None:
-        import torch
-
         self._device, self._config, self._shape = device, network.config, shape
         self._on_gpu = device.type == "cuda"
         self._tiling = network.tiling()
         layer_bytes, least_edge = self._tiling.layer_bytes, self._tiling.least_edge
         # What a CPU's cache holds is not worth dividing, what it does not is.
-        fitting = int(_CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= least_edge else 1
+        fitting = int(CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= least_edge else 1
         self._at_once = max(1, min(_CPU_BATCH, fitting))
-        self._most_voxels = math.inf if self._on_gpu else _CPU_LAYER_BYTES / layer_bytes
-        self._finds_batch = batch_size is None and self._on_gpu
+        self._most_voxels = math.inf if self._on_gpu else CPU_LAYER_BYTES / layer_bytes
+        self.finds_batch = batch_size is None and self._on_gpu
         self.batch_size = batch_size or (1 if self._on_gpu else _CPU_BATCH)
         fused = self._on_gpu if fused is None else fused
         self._exact = network.ready(shape, seed, device, torch.float32, fused)
@@ -286,11 +261,9 @@ class SliceInference:
         :param allowed: the largest change in HU, same shape.
         :raises DependencyError: when the GPU's memory is too small for a single slice.
         """
-        import torch
-
         try:
             with torch.inference_mode():
-                return self._change_finding_batch(hu, allowed) if self._finds_batch else self._change(hu, allowed)
+                return self._change_finding_batch(hu, allowed) if self.finds_batch else self.change_at_once(hu, allowed)
         except torch.cuda.OutOfMemoryError:
             # Tried again outside of this block: the error holds on to the memory of what failed.
             slices = len(hu)
@@ -299,24 +272,25 @@ class SliceInference:
                 "The GPU's memory is too small for a single slice, or other programs use it", hint=CHOOSE_CPU
             )
         devices.release_memory(self._device)
-        self.batch_size, self._finds_batch = -(-slices // 2), False
+        self.batch_size, self.finds_batch = -(-slices // 2), False
         logger.info("The GPU's memory is too small for %d slices at a time; trying %d.", slices, self.batch_size)
         parts = slabs(slices, self.batch_size)
         return np.concatenate([self.change(hu[part], allowed[part]) for part in parts])
 
     def _change_finding_batch(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """:meth:`_change`, from whose need of memory follows how many slices there may be next time."""
+        """:meth:`change_at_once`, from whose need of memory follows how many slices there may be next time."""
         tiles = self._tiles(allowed)
         before = devices.start_of_peak(self._device)
-        change = self._change(hu, allowed)
+        change = self.change_at_once(hu, allowed)
         if tiles:
             seen = max(tile.size for tile in tiles) * len(hu)
             slice_bytes = (devices.peak_memory(self._device) - before) / seen * math.prod(self._shape)
             fitting = int(_GPU_SHARE * devices.free_memory(self._device) / max(1.0, slice_bytes))
-            self.batch_size, self._finds_batch = max(1, min(_GPU_BATCH, fitting)), False
+            self.batch_size, self.finds_batch = max(1, min(GPU_BATCH, fitting)), False
         return change
 
-    def _change(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    def change_at_once(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """As :meth:`change`, with the memory for all these slices together."""
         change = np.zeros(hu.shape, np.float32)
         for part in slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
             for tile in self._tiles(allowed[part]):
@@ -330,18 +304,10 @@ class SliceInference:
 
     def _tiles(self, allowed: np.ndarray) -> list[Tile]:
         """Where the network must run for these slices together."""
-        needed = allowed.any(axis=0)
-        if self._tiling.margin is None:
-            whole = (slice(0, self._shape[0]), slice(0, self._shape[1]))
-            return [Tile(*whole, *whole)] if needed.any() else []
-        return plan_tiles(
-            needed, self._tiling.margin, self._tiling.multiple, self._most_voxels, self._tiling.least_edge
-        )
+        return self._tiling.tiles(allowed.any(axis=0), self._most_voxels)
 
     def _output(self, hu: np.ndarray, tile: Tile) -> torch.Tensor:
         """The network's output, float32 (slices, rows, columns), for what it must see of some slices."""
-        import torch
-
         # A copy, since torch does not take read-only arrays.
         x = hu_to_network(torch.from_numpy(hu.copy()).to(self._device), self._config.hu_window).unsqueeze(1)
         if self._half:
@@ -356,14 +322,11 @@ class SliceInference:
 
         The slices depend on nothing but their size, so that parts of a series are treated as the whole.
         """
-        import torch
-
         low, high = self._config.hu_window
         ramp = torch.linspace(-1, 1, math.prod(self._shape)).reshape(self._shape)
         noise = torch.rand(self._shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         x = torch.stack([noise, ramp]).unsqueeze(1).to(self._device)
-        whole = (slice(0, self._shape[0]), slice(0, self._shape[1]))
-        tile = Tile(*whole, *whole)
+        tile = Tile.whole(self._shape)
         with torch.inference_mode():
             error = (self._half(x, tile) - self._exact(x, tile)).abs().max().item()
         return error * ((high - low) / 2 if self._config.output == "image" else strength_hu)

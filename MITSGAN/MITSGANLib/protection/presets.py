@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights
+from .proposer import BLOCKER_CLASS, BLOCKER_KIND
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,9 @@ def available_protectors(folder: Path = MODELS_FOLDER) -> list[ModelCard]:
     return sorted(cards, key=lambda card: card.name != DEFAULT_PROTECTOR)
 
 
-def choices(folder: Path = MODELS_FOLDER) -> dict[str, ModelCard]:
+def choices() -> dict[str, ModelCard]:
     """What a user can choose, by name: the presets that are installed, then all other protectors."""
-    cards = {card.name: card for card in available_protectors(folder)}
+    cards = {card.name: card for card in available_protectors()}
     presets = {name: cards[preset.protector] for name, preset in PRESETS.items() if preset.protector in cards}
     covered = {preset.protector for preset in PRESETS.values() if preset == Preset(preset.protector)}
     return {**presets, **{name: card for name, card in cards.items() if name not in covered}}
@@ -75,7 +76,7 @@ def load_proposer(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) ->
     :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
     tensors, card = read_weights(protector_path(name, folder))
-    kinds = {"Generator": _generator, "TAFIM": _tafim, "DecisionMark": _diagnosis_blocker}
+    kinds = {"Generator": _generator, "TAFIM": _tafim, BLOCKER_CLASS: _diagnosis_blocker}
     kind = card.architecture.get("class")
     if kind not in kinds:
         raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({', '.join(kinds)}).")
@@ -102,17 +103,13 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
     return path
 
 
-def is_blocker(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> bool:
+def is_blocker(name: str | os.PathLike[str]) -> bool:
     """Whether a protector misleads diagnosis networks on purpose; ``name`` as for :func:`load_proposer`, or none.
 
     :raises ModelError: when it is unknown, or its card cannot be read.
     """
-    from .diagnosis_blocking import BLOCKER_KIND
-
-    return (
-        name not in (NO_MODEL, SEARCH)
-        and ModelCard.read(protector_path(name, folder).with_suffix(".json")).kind == BLOCKER_KIND
-    )
+    has_card = name not in (NO_MODEL, SEARCH)
+    return has_card and ModelCard.read(protector_path(name).with_suffix(".json")).kind == BLOCKER_KIND
 
 
 def _generator(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:

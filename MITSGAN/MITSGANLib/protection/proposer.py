@@ -13,13 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
+from ..runtime.progress import Progress
 from ..runtime.threads import slabs
 from ..scan.volume import CTVolume
 
-Progress = Callable[[int, int], None]
-
 AllowedIn = Callable[[slice], np.ndarray]
 """Gives the largest change in HU at each voxel of a slab of slices, int16 (slices, rows, columns)."""
+
+BLOCKER_CLASS = "DecisionMark"
+"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
+
+BLOCKER_KIND = "mark against diagnosis networks"
+"""Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""
 
 Proposal = tuple[slice, np.ndarray, np.ndarray]
 """A slab of slices, what is allowed in it (int16 HU), and the change that is proposed (HU, same shape)."""

@@ -6,7 +6,6 @@ perturbation, which is added to the image and bounded. Built from the descriptio
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,10 +35,6 @@ class TAFIMConfig:
 
     # As a generator's: the output is a share of the allowed change, which bounds what TAFIM adds in HU.
     output: ClassVar[str] = "residual"
-
-    def replace(self, **changes: object) -> TAFIMConfig:
-        """The same architecture but for these fields."""
-        return dataclasses.replace(self, **changes)
 
 
 class _Level(nn.Sequential):

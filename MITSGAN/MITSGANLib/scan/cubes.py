@@ -8,9 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Voxel = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
@@ -42,11 +45,12 @@ def cube_start(center: Sequence[int], shape: Sequence[int]) -> Voxel:
     return tuple(int(c - np.round(n / 2)) for c, n in zip(center, shape, strict=True))
 
 
-def cut(volume: torch.Tensor, start: Sequence[int], shape: Sequence[int], padding: float = 0.0) -> torch.Tensor:
-    """A float64 copy of ``volume[start : start + shape]``; voxels beyond the scan get ``padding`` (0 HU in CT-GAN)."""
+def cut(volume: torch.Tensor, start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """A float64 copy of ``volume[start : start + shape]``; voxels beyond the scan get 0 HU, as in CT-GAN."""
     inner, offset = overlap(start, shape, (0, 0, 0), volume.shape)
-    cube = torch.full(tuple(shape), padding, dtype=torch.float64, device=volume.device)
-    cube[box_slices(offset, inner)] = volume[box_slices(np.add(start, offset), inner)].double()
+    part = volume[box_slices(np.add(start, offset), inner)].double()
+    cube = part.new_zeros(tuple(shape))
+    cube[box_slices(offset, inner)] = part
     return cube
 
 
@@ -55,15 +59,8 @@ def rescale(cube: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     result = cube.double()
     # One axis at a time: the three-fold product at once would need tens of gigabytes.
     for axis, size in zip((-3, -2, -1), shape, strict=True):
-        matrix = torch.tensor(_zoom_matrix(result.shape[axis], size), device=cube.device)
+        matrix = result.new_tensor(_zoom_matrix(result.shape[axis], size))
         result = (result.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-    return result
-
-
-def paste(volume: torch.Tensor, patch: Patch) -> torch.Tensor:
-    """A float64 copy of the scan with the patch in it; differentiable in both."""
-    result = volume.double().clone()
-    result[patch.slices] = patch.values
     return result
 
 

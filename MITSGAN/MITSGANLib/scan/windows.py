@@ -51,5 +51,3 @@ LUNG = Window(-600, 1500, "lung")
 MEDIASTINUM = Window(40, 400, "mediastinum")
 
 BONE = Window(400, 1800, "bone")
-
-WINDOWS = {window.name: window for window in (LUNG, MEDIASTINUM, BONE)}

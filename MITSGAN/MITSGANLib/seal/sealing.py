@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ..files.dicom.series import choose_series, scan_dicom
 from ..files.dicom.write import refuse_foreign_files, write_series
 from ..files.storage import check_output, is_dicom_output
 from ..keys.key_files import Key, ScryptCost, require_cryptography
+from ..runtime.progress import Progress
 from ..scan.volume import CTVolume, VolumeWarning
 from . import dicom_original, file_original
 from .container import close_container, open_container, read_identity
@@ -35,8 +36,6 @@ from .known_signs import signs_in
 
 if TYPE_CHECKING:
     from ..watermark.pattern import ScanSigns, WatermarkKey
-
-Progress = Callable[[int, int], None]
 
 SEAL_SUFFIX = ".seal"
 ENTRY = "seal"
@@ -81,7 +80,6 @@ def save_sealed(
     :param watermark: key of a watermark that the protected volume carries, which makes the seal shorter; not needed for
         the open one.
     :param cost: of guessing a passphrase; see :class:`ScryptCost`.
-    :param progress: called as ``progress(done, total)`` while the scan is written; may raise ``CancelledError``.
     :returns: what the output does not show exactly as the volume (DICOM only).
     :raises OutputError, InputError: as ``storage.save_volume``.
     :raises DependencyError: the package cryptography is missing.

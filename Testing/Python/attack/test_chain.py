@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from MITSGANLib.attack.chain import Inpainter, forge_cube, tamper
 from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
-from MITSGANLib.scan.cubes import paste, rescale
+from MITSGANLib.scan.cubes import Patch, rescale
 from scipy import ndimage
+
+
+def paste(volume: torch.Tensor, patch: Patch) -> torch.Tensor:
+    """A float64 copy of the scan with the patch in it."""
+    result = volume.double().clone()
+    result[patch.slices] = patch.values
+    return result
 
 
 def lung_like_scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
@@ -170,7 +177,7 @@ class TestEqualization:
     def test_a_table_of_whole_hu_leads_every_voxel(self):
         """Two of three of its bins are flat; between whole HU, where rescaling puts them, voxels must not be lost."""
         rng = np.random.default_rng(0)
-        table = Equalization.from_cubes(rng.normal(-850, 60, (8, 4000)).round().clip(-1000, 2000))
+        table = Equalization.from_cubes(rng.normal(-850, 60, (8, 4000)).round().clip(-1000, 2000).astype(np.int16))
         hu = torch.tensor(rng.uniform(-930, -770, 2000), requires_grad=True)
         forward = table.to_network(hu)
         expected = (np.interp(hu.detach().numpy(), table.bins, table.cdf) - table.mean) / (

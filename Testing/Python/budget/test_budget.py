@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, allowed_change, allowed_in_slices, apply_change
-from MITSGANLib.budget.noise import _in_windows, estimate_noise, hiding_noise, local_noise
+from MITSGANLib.budget.noise import estimate_noise, hiding_noise, in_windows, local_noise
 from MITSGANLib.errors import InputError, ModelError
 from MITSGANLib.scan.phantom import PADDING_HU, thorax_phantom
 from MITSGANLib.scan.windows import LUNG
@@ -175,7 +175,7 @@ def test_sums_in_windows_are_those_of_scipy(window, antisymmetric, step):
     values = np.random.default_rng(window).normal(0, 300, (40, 33)).astype(np.float32)
     every = ndimage.correlate1d(values, weights, axis=0)
     # Processors that fuse multiplication and addition may round SciPy's sums in another way.
-    np.testing.assert_allclose(_in_windows(values, weights, step), every[half : 40 - half : step], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(in_windows(values, weights, step), every[half : 40 - half : step], rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (5, 6), (7, 40)])

@@ -23,6 +23,7 @@ from MITSGANLib.protection.diagnosis_blocking import (
     places_inside,
 )
 from MITSGANLib.protection.protector import Protector, load_protector, protect, seconds_to_protect
+from MITSGANLib.scan.cubes import cube_shape
 from MITSGANLib.scan.volume import CTVolume
 
 BUDGET = Budget(strength_hu=300.0, soft_tissue=0.5)
@@ -147,10 +148,9 @@ class TestPlaces:
         spacing = (slice_mm, pixel_mm, pixel_mm)
         rng = np.random.default_rng(seed)
         hu = rng.normal(-700, 200, [round(40 / mm) for mm in spacing]).astype(np.int16)
-        search = diagnosis_blocking._Search(hu, np.zeros_like(hu), spacing, tiny_mark(), torch.device("cpu"))
+        search = diagnosis_blocking.BlockSearch(hu, np.zeros_like(hu), spacing, tiny_mark(), torch.device("cpu"))
         kji = tuple(int(rng.integers(size)) for size in hu.shape)
-        taken = search._taken(search._hu, search._indices(kji)).float()
-        seen = search._rescaled(taken[None])[0].numpy()
+        seen = search.clean([kji])[0].numpy()
         np.testing.assert_allclose(seen, Sight("cube", 32).cut(hu, spacing, kji), atol=0.01)
 
     @settings(max_examples=30, deadline=None)
@@ -159,8 +159,8 @@ class TestPlaces:
         shape = [int(np.ceil(edge / one)) for edge, one in zip(edges, mm, strict=True)]
         places = np.argwhere(places_inside(shape, mm))
         for kji in (places[0], places[-1]):
-            for size, axis in zip(shape, Sight("cube", 32)._indices(mm, kji), strict=True):
-                assert 0 <= axis[0] <= axis[-1] < size
+            box = Sight("cube", 32).box(shape, mm, tuple(map(int, kji)))
+            assert tuple(part.stop - part.start for part in box) == cube_shape(mm)
 
     def test_less_than_a_cube_is_refused(self):
         with pytest.raises(InputError, match="32 mm"):
@@ -176,7 +176,7 @@ class TestPlaces:
 
     def test_grids_of_two_passes_differ_and_keep_clear_of_nodules(self):
         places = np.ones((64, 64, 64), bool)
-        plan = diagnosis_blocking._Plan(places, MM, BlockingConfig(false_mm=16.0, clear_mm=20.0, jitter_mm=2.0))
+        plan = diagnosis_blocking.SearchPlan(places, MM, BlockingConfig(false_mm=16.0, clear_mm=20.0, jitter_mm=2.0))
         rng = np.random.default_rng(0)
         nodule = (30, 30, 30)
         seen = [plan.draw([nodule], rng) for _ in range(2)]
@@ -189,13 +189,13 @@ class TestPlaces:
             assert (np.abs(false - nodule).max(axis=1) >= 20).all()
 
     def test_surer_nodules_go_before_those_beside_them(self):
-        plan = diagnosis_blocking._Plan(np.ones((64, 64, 64), bool), MM, BlockingConfig(reach=1.0))
+        plan = diagnosis_blocking.SearchPlan(np.ones((64, 64, 64), bool), MM, BlockingConfig(reach=1.0))
         asked = [(10, 10, 10), (12, 10, 10), (40, 40, 40), (20, 50, 10)]
         assert plan.nodules(asked, np.array([1.0, 2.0, -0.9, -1.1])) == [(12, 10, 10), (40, 40, 40)]
 
     def test_a_nodule_is_asked_about(self):
         hu = cube(edge=51)
-        asked = diagnosis_blocking._Plan(places_inside(hu.shape, MM), MM, BlockingConfig()).asked(hu)
+        asked = diagnosis_blocking.SearchPlan(places_inside(hu.shape, MM), MM, BlockingConfig()).asked(hu)
         assert min(np.abs(np.subtract(kji, 25)).max() for kji in asked) <= 1
         assert len(set(asked)) == len(asked)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,7 +78,7 @@ class TestPublicCode:
     "config",
     [
         GeneratorConfig(trunk_filters=8),
-        PUBLIC_CODE.replace(trunk_filters=8),
+        dataclasses.replace(PUBLIC_CODE, trunk_filters=8),
         GeneratorConfig(trunk_filters=8, output="residual", unshuffle=2),
     ],
 )
@@ -110,7 +112,7 @@ class TestForward:
 class TestInference:
     CONFIGS = (
         GeneratorConfig(trunk_filters=8),
-        PUBLIC_CODE.replace(trunk_filters=8),
+        dataclasses.replace(PUBLIC_CODE, trunk_filters=8),
         GeneratorConfig(trunk_filters=8, output="residual", unshuffle=4, residual_blocks=1),
         GeneratorConfig(trunk_filters=8, output="residual", unshuffle=4, residual_blocks=0, grid=2),
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from MITSGANLib.errors import CHOOSE_CPU, DependencyError
 from MITSGANLib.protection import inference
 from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
-from MITSGANLib.protection.inference import SliceInference, Tile, hu_to_network, network_to_hu, plan_tiles
+from MITSGANLib.protection.inference import SliceInference, Tile, Tiling, hu_to_network, network_to_hu
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.runtime import devices
 
@@ -69,7 +69,7 @@ class TestTiles:
     @given(masks(), st.sampled_from([1, 2, 4, 5]), st.integers(0, 8), st.sampled_from([np.inf, 40_000, 20_000]))
     def test_cover_every_needed_voxel_once_with_their_margin(self, needed, multiple, folds, most):
         margin, covered = folds * multiple, np.zeros(needed.shape, int)
-        for tile in plan_tiles(needed, margin, multiple, most):
+        for tile in Tiling(margin, 0.0, multiple).tiles(needed, most):
             covered[tile.rows, tile.columns] += 1
             for part, wide, size in zip((tile.rows, tile.columns), tile.wide, needed.shape, strict=True):
                 assert 0 <= wide.start <= max(0, part.start // multiple * multiple - margin)
@@ -80,17 +80,17 @@ class TestTiles:
         assert (covered[needed] == 1).all()
 
     def test_nothing_needed_nothing_computed(self):
-        assert plan_tiles(np.zeros((64, 64), bool), 8) == []
+        assert Tiling(8, 0.0).tiles(np.zeros((64, 64), bool)) == []
 
     def test_leave_out_what_is_around_the_body(self):
         j, i = np.mgrid[:512, :512]
         body = ((j - 256) / 130) ** 2 + ((i - 256) / 200) ** 2 < 1
-        assert sum(tile.size for tile in plan_tiles(body, 8, 1, 60_000)) < 0.6 * body.size
+        assert sum(tile.size for tile in Tiling(8, 0.0).tiles(body, 60_000)) < 0.6 * body.size
 
     def test_are_no_larger_than_asked_for(self):
-        tiles = plan_tiles(np.ones((512, 512), bool), 8, 1, 60_000)
+        tiles = Tiling(8, 0.0).tiles(np.ones((512, 512), bool), 60_000)
         assert max(tile.size for tile in tiles) <= 60_000
-        assert len(plan_tiles(np.ones((512, 512), bool), 8)) == 1
+        assert len(Tiling(8, 0.0).tiles(np.ones((512, 512), bool))) == 1
 
 
 class TestIdentity:
@@ -101,7 +101,7 @@ class TestIdentity:
 
         One did, an Intel Xeon with one thread and for one of the configurations: 0.007 % of the voxels by the last bit.
         """
-        monkeypatch.setattr(inference, "_CPU_LAYER_BYTES", 1_200_000)
+        monkeypatch.setattr(inference, "CPU_LAYER_BYTES", 1_200_000)
         network = trained_like(CONFIGS[name])
         hu = scan((2, 290, 287))
         allowed = allowed_in(hu, rows, columns)
@@ -168,7 +168,7 @@ class TestMemory:
 
         def make(fitting: int, batch_size: int | None = 8) -> tuple[SliceInference, list[int]]:
             made = SliceInference(trained_like(CONFIGS["folded"]), (64, 64), device=CPU, batch_size=batch_size)
-            tried, run = [], made._change
+            tried, run = [], made.change_at_once
 
             def limited(hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
                 tried.append(len(hu))
@@ -176,7 +176,7 @@ class TestMemory:
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory")
                 return run(hu, allowed)
 
-            monkeypatch.setattr(made, "_change", limited)
+            monkeypatch.setattr(made, "change_at_once", limited)
             return made, tried
 
         return make
@@ -201,11 +201,11 @@ class TestMemory:
         assert caught.value.hint == CHOOSE_CPU
         assert tried == [8, 4, 2, 1]
 
-    @pytest.mark.parametrize(("free", "expected"), [(10**12, inference._GPU_BATCH), (1_000_000, 7), (10, 1)])
+    @pytest.mark.parametrize(("free", "expected"), [(10**12, inference.GPU_BATCH), (1_000_000, 7), (10, 1)])
     def test_the_first_batch_tells_how_many_fit(self, monkeypatch, free, expected):
         hu = scan((1, 64, 64))
         made = SliceInference(trained_like(CONFIGS["folded"]), (64, 64), device=CPU)
-        made._finds_batch, made.batch_size = True, 1
+        made.finds_batch, made.batch_size = True, 1
         monkeypatch.setattr(devices, "start_of_peak", lambda _device: 50_000)
         monkeypatch.setattr(devices, "peak_memory", lambda _device: 150_000)
         monkeypatch.setattr(devices, "free_memory", lambda _device: free)

@@ -141,7 +141,7 @@ class TestDeterminism:
     @pytest.mark.parametrize("output", ["residual", "image"])
     def test_parts_of_slices_give_what_the_network_says_of_whole_ones(self, phantom, output, monkeypatch):
         """Tiles around the body, against the network as it is, on each slice as it is."""
-        monkeypatch.setattr(inference, "_CPU_LAYER_BYTES", 100_000)
+        monkeypatch.setattr(inference, "CPU_LAYER_BYTES", 100_000)
         ready = untrained(output, strength_hu=50.0, soft_tissue=1.0)
         volume = dataclasses.replace(phantom.volume, hu=phantom.volume.hu[20:24])
         config = ready.proposer.config
@@ -159,14 +159,14 @@ class TestDeterminism:
 
 class TestFailure:
     def test_memory_that_is_too_small_for_a_batch_gives_the_same_voxels(self, phantom, protected, monkeypatch):
-        run = inference.SliceInference._change
+        run = inference.SliceInference.change_at_once
 
         def limited(network: inference.SliceInference, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
             if len(hu) > 3:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             return run(network, hu, allowed)
 
-        monkeypatch.setattr(inference.SliceInference, "_change", limited)
+        monkeypatch.setattr(inference.SliceInference, "change_at_once", limited)
         monkeypatch.setattr(devices, "release_memory", lambda _device: None)
         seen = []
         result = protect(

@@ -16,7 +16,7 @@ from MITSGANLib.report.pictures import (
     window_image,
 )
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep
-from MITSGANLib.scan.windows import BONE, LUNG, MEDIASTINUM, WINDOWS, Window
+from MITSGANLib.scan.windows import LUNG, MEDIASTINUM, Window
 from PIL import Image
 
 HEADLINE_PIXELS = 74  # 0.62 inches of text above the picture at 120 dpi
@@ -57,7 +57,6 @@ def test_window_image_is_black_below_and_white_above():
 
 
 def test_presets_by_name():
-    assert WINDOWS == {"lung": LUNG, "mediastinum": MEDIASTINUM, "bone": BONE}
     assert (LUNG.low, LUNG.high) == (-1350, 150)
     assert str(MEDIASTINUM) == "mediastinum window 40/400 HU"
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ...errors import CHOOSE_SERIES, InputError
+from ...runtime.progress import Progress
 from .headers import CT_STORAGE, Header, damaged_file, holds_nothing, read_header, require_pydicom
-
-Progress = Callable[[int, int], None]
 
 # PS3.3 C.11.1.1.2: the other defined terms (optical density, effective atomic number ...) are no Hounsfield units.
 HU_RESCALE_TYPES = ("", "HU", "US")
