@@ -1,7 +1,8 @@
 """Speed and memory of protection, measured side by side in one run: python Testing/Benchmarks/bench.py
 
-Three parts: one slice (the default model against the paper's generator, naive against as MITSGAN runs it, with the
-floor beside each time), a whole scan by stage, and peak memory on a long synthetic scan. Ratios are measured
+Four parts: one slice (the default model against the paper's generator, naive against as MITSGAN runs it, with the
+floor beside each time), a whole scan by stage, measuring and reporting an attack, and peak memory on a long synthetic
+scan. Ratios are measured
 alternately, so they hold on a busy machine, too; seconds by the clock do not. Writes OUT/bench.json and OUT/bench.md.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import measure_measuring
 from memory import FORMATS, measure_memory, write_scan
 from MITSGANLib.runtime.threads import usable_cores
 from rendering import to_markdown, write_reports
@@ -23,7 +25,7 @@ from subjects import scan_or_phantom
 from timing import machine
 from whole_scan import measure_command, measure_stages
 
-PARTS = ("speed", "scan", "memory")
+PARTS = ("speed", "scan", "measure", "memory")
 DEFAULT_SCAN = Path.home() / ".cache" / "mitsgan" / "LIDC-IDRI-0001"
 
 
@@ -52,6 +54,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "command": measure_command(scan, options.threads, options.model),
                 "stages": measure_stages(scan, options.model),
             }
+    if "measure" in options.parts:
+        volume = scan_or_phantom(options.scan, options.edge)
+        results["measure"] = measure_measuring(volume, options.repeats, options.model)
     if "memory" in options.parts:
         results["memory"] = measure_memory(
             options.slices, options.threads, options.edge, options.formats, options.model

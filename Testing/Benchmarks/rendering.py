@@ -22,7 +22,7 @@ def write_reports(folder: Path, name: str, results: Figures, text: str) -> None:
 def to_markdown(results: Figures) -> str:
     """One section for each part that was measured, machine first."""
     parts = ["# Speed and memory", _machine(results["machine"])]
-    for name, render in (("speed", _speed), ("scan", _scan), ("memory", _memory)):
+    for name, render in (("speed", _speed), ("scan", _scan), ("measure", _measure), ("memory", _memory)):
         if name in results:
             parts.append(render(results[name]))
     return "\n\n".join(parts) + "\n"
@@ -101,6 +101,19 @@ def _scan(scan: Figures) -> str:
     )
     rows_table = table(("stage", "s by the clock", "CPU s"), rows)
     return "\n\n".join([f"## A whole scan: {stages['slices']} slices", whole, rows_table])
+
+
+def _measure(measure: Figures) -> str:
+    ssim = measure["ssim_cpu_s"]
+    ratio = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in ssim.items())
+    words = (
+        f"Local SSIM of one slice, in turn: {ratio} of CPU, {measure['ssim_ratio']:.1f} times as fast. What one attack "
+        f"did is measured with {measure['noise_draws']} draws of noise, "
+        f"{'with' if measure['has_lpips'] else 'without'} LPIPS:"
+    )
+    rows = [(name, f"{one['wall_s']:.1f}", f"{one['cpu_s']:.1f}") for name, one in measure["stages"].items()]
+    rows_table = table(("step", "s by the clock", "CPU s"), rows)
+    return "\n\n".join([f"## Measuring and reporting: {measure['slices']} slices", words, rows_table])
 
 
 def _memory(memory: Figures) -> str:

@@ -24,7 +24,7 @@ def benchmarks():
     import importlib
 
     sys.path.insert(0, str(BENCHMARKS))
-    names = ("bench", "floor", "memory", "rendering", "speed", "subjects", "timing", "whole_scan")
+    names = ("bench", "floor", "measuring", "memory", "rendering", "speed", "subjects", "timing", "whole_scan")
     try:
         yield type("Benchmarks", (), {name: importlib.import_module(name) for name in names})
     finally:
@@ -134,6 +134,16 @@ def test_the_command_measures_and_writes_both_reports(benchmarks, tmp_path, monk
     assert ours["gflop_per_slice"] <= naive["gflop_per_slice"]
 
 
+@pytest.mark.slow
+def test_measuring_and_reporting_are_measured(benchmarks, phantom, untrained_attackers, monkeypatch):
+    monkeypatch.setattr(benchmarks.measuring, "load_attacker", lambda _name, action: untrained_attackers[action])
+    result = benchmarks.measuring.measure_measuring(phantom.volume, 1)
+    assert result["noise_draws"] > 2
+    assert set(result["stages"]) == {"LPIPS, first use", "measure", "report, figures", "report, page"}
+    assert all(stage["cpu_s"] > 0 for name, stage in result["stages"].items() if name != "LPIPS, first use")
+    assert result["ssim_ratio"] == result["ssim_cpu_s"]["scikit-image"] / result["ssim_cpu_s"]["as mitsgan runs it"]
+
+
 def test_every_part_has_its_section(benchmarks):
     one = {"wall_s": 1.5, "cpu_s": 2.5}
     results = {
@@ -141,6 +151,14 @@ def test_every_part_has_its_section(benchmarks):
         "scan": {
             "command": {**one, "peak_bytes": 5e8, "start_wall_s": 0.5, "torch_wall_s": 0.7},
             "stages": {"slices": 133, "stages": {"read": one, "write": one}},
+        },
+        "measure": {
+            "slices": 133,
+            "ssim_cpu_s": {"scikit-image": 0.032, "as mitsgan runs it": 0.008},
+            "ssim_ratio": 4.0,
+            "has_lpips": True,
+            "noise_draws": 5,
+            "stages": {"measure": one, "report, page": one},
         },
         "memory": {
             "definition": "largest",
@@ -155,4 +173,6 @@ def test_every_part_has_its_section(benchmarks):
     text = benchmarks.rendering.to_markdown(results)
     assert "Others used this machine" in text
     assert "| all of these | 3.00 | 5.00 |" in text
+    assert "scikit-image 32.0 ms, as mitsgan runs it 8.0 ms of CPU, 4.0 times as fast" in text
+    assert "| measure | 1.5 | 2.5 |" in text
     assert "| nrrd | 4000 MB | 6.50 | 3000 MB | **no** | 2 |" in text
