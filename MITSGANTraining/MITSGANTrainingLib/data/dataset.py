@@ -17,14 +17,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume, Provenance
 
-if TYPE_CHECKING:
-    from .cubes import CubeSet
+from .cubes import CubeSet
 
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -125,8 +124,6 @@ class Dataset:
 
         :raises InputError: when there is none, or a file is missing or not the one that ``dataset.json`` describes.
         """
-        from .cubes import CubeSet
-
         if role not in ROLES:
             raise InputError(f"Cubes are prepared for {' and '.join(ROLES)}, not '{role}'.")
         patients = set(self.patients(part))

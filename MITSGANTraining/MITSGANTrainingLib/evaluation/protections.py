@@ -29,6 +29,7 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard
 
 from .ct_noise import measure_texture, noise_baseline
+from .gradient_search import protect_by_gradient
 
 Kind = Literal["network", "noise", "ct-noise", "gradient"]
 _WITHOUT_A_MODEL = ("noise", "ct-noise", "gradient")
@@ -98,8 +99,6 @@ class ProtectionArm:
             ready = load_protector(self.source, strength_hu=self.amount_hu, seed=self.seed)
             return protect(volume, model=ready, device=device)
         if self.kind == "gradient":
-            from .gradient_search import protect_by_gradient
-
             if attacker is None:
                 raise ValueError("signed gradients need the attacker")
             return protect_by_gradient(

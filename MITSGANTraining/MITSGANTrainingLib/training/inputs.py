@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.attack.installed import actions_of
 from MITSGANLib.errors import ModelError
 
-if TYPE_CHECKING:
-    from ..data.dataset import Dataset
+from ..data.dataset import Dataset
 
 
 @dataclass(frozen=True)
