@@ -67,6 +67,7 @@ class TestBound:
 
 
 class TestEffect:
+    @pytest.mark.slow
     @pytest.mark.parametrize("action", ["inject", "remove"])
     def test_moves_an_attack_far_more_than_random_signs(self, phantom, action):
         """With the shipped attackers: what untrained ones forge hardly depends on what they see."""

@@ -161,6 +161,7 @@ class TestPlaces:
         (scene,) = inspect(self.inspection(folder, actions=("inject",))).scenes
         assert not scene.plants
 
+    @pytest.mark.slow
     def test_places_of_the_user_are_left_as_they_are(self, folder, tmp_path):
         given = tmp_path / "targets.csv"
         given.write_text("scan,action,k,j,i\nscan,remove,14,70,85\n")
@@ -169,6 +170,7 @@ class TestPlaces:
         assert [found["scene"] for found in result.record["measurements"]] == [0]
 
 
+@pytest.mark.slow
 class TestVerdicts:
     def test_every_arm_is_judged_at_every_place(self, finished):
         for action in ("inject", "remove"):
@@ -240,6 +242,7 @@ class TestVerdicts:
 
 
 class TestAbsence:
+    @pytest.mark.slow
     def test_without_judges_the_rest_is_measured_and_the_reason_said(self, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluating, "available_judges", list)
         notes: list[str] = []

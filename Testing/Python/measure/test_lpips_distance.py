@@ -224,6 +224,7 @@ def carried(monkeypatch, tmp_path, alexnet):
     return package / "weights" / "alexnet.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("carried")
 def test_arrays_of_a_package_give_what_torchvisions_file_gives(alexnet, tmp_path):
     file = tmp_path / "alexnet.pth"
@@ -254,6 +255,7 @@ def test_smallest_picture_is_measured_by_alexnet():
     assert load_lpips().distance(*pictures(size=24)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "no layer", "other shape", "code"])
 def test_damaged_arrays_are_refused(carried, alexnet, tmp_path, damage):
     trace = tmp_path / "trace"

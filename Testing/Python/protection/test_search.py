@@ -60,6 +60,7 @@ def make(scan, allowed, region, untrained_attackers, judge):
     return search
 
 
+@pytest.mark.slow
 def test_the_change_keeps_its_bounds_in_whole_hu(make, scan, allowed):
     search = make()
     search.run()
@@ -85,6 +86,7 @@ def test_what_is_slower_than_20_mm_is_taken_out(period_mm, kept):
     assert abs(float(left.mean())) < 0.5
 
 
+@pytest.mark.slow
 def test_the_finding_becomes_less_likely_at_places_drawn_anew(make):
     """Judged at places that none of its steps drew."""
     search = make(SearchConfig(steps=8, places=2, noise_hu=0.0))
@@ -99,6 +101,7 @@ def test_the_finding_becomes_less_likely_at_places_drawn_anew(make):
     assert sureness() < before
 
 
+@pytest.mark.slow
 def test_a_stopped_search_continues_as_if_it_had_not_stopped(make, tmp_path):
     whole = make()
     whole.run()
@@ -124,6 +127,7 @@ def test_a_time_limit_ends_it(make):
     assert 0 < search.steps_done < search.steps
 
 
+@pytest.mark.slow
 def test_a_kept_search_of_another_budget_is_refused(make, tmp_path, allowed):
     state = tmp_path / "search.npz"
     make().run(state=state)
@@ -141,6 +145,7 @@ def test_a_damaged_state_is_refused_and_kept(make, tmp_path):
     assert state.read_bytes().startswith(b"PK\x03\x04 not")
 
 
+@pytest.mark.slow
 def test_the_state_holds_no_voxel_of_the_scan(make, tmp_path):
     state = Path(tmp_path) / "search.npz"
     make().run(state=state)
@@ -160,6 +165,7 @@ def protector(tmp_path_factory, untrained_attackers) -> Protector:
 class TestModel:
     """``--model search``: the same door as every protector."""
 
+    @pytest.mark.slow
     def test_a_scan_is_protected_within_its_own_noise(self, scan, protector):
         seen = []
         protected = protect(scan, model=protector, device="cpu", progress=lambda done, _all: seen.append(done))
