@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import forgeries
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +26,6 @@ from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.pattern import OPEN_KEY
-from MITSGANTrainingLib.evaluation import forgeries
 from scipy import ndimage
 
 KINDS = (WATERMARK, NOISE, COARSE_NOISE, FOREIGN)
