@@ -20,7 +20,8 @@ from MITSGANLib.runtime.devices import resolve_device
 from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, within
 from MITSGANLib.scan.regions import cube_around
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
-from MITSGANLib.scan.windows import LUNG
+
+from ..training.slabs import shade
 
 # Steps shrink linearly from this share of the allowed change. From half of it, where the start lies, 1.5 reaches the
 # other sign's full in one step. At four places of LIDC-IDRI-0001 and 20 HU, 20 steps from 0.5, 1 and 2 moved the final
@@ -123,7 +124,7 @@ class _Ascent:
             free = change.detach().requires_grad_(True)
             patched = PatchedScan(self.scan, self.box, self.scan[self.box] + free)
             outcome = self._outcome(patched, kji, attacker)
-            protected = _windowed(patched[self.middles[kji]])
+            protected = shade(patched[self.middles[kji]])
             gain = _distance(outcome, clean) + _PAPER_WEIGHT * _distance(outcome, protected)
             yield torch.autograd.grad(gain.log(), free)[0]
 
@@ -132,12 +133,7 @@ class _Ascent:
 
     def _outcome(self, scan: torch.Tensor | PatchedScan, kji: Voxel, attacker: Attacker) -> torch.Tensor:
         patch = tamper(scan, kji, self.spacing, attacker.inpainter, attacker.action)
-        return _windowed(patch.values[within(self.middles[kji], patch.slices)])
-
-
-def _windowed(hu: torch.Tensor) -> torch.Tensor:
-    """As seen in the lung window, in which a failed attack is seen; what lies beyond it counts for nothing."""
-    return (hu.clamp(LUNG.low, LUNG.high) - LUNG.low) / LUNG.width
+        return shade(patch.values[within(self.middles[kji], patch.slices)])
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

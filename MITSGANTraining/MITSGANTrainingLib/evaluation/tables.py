@@ -85,7 +85,8 @@ def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome]
             # LPIPS that nobody measured is no row; the notes say why.
             if metric == "lpips" and all(cell.text == NONE for cell in cells):
                 continue
-            cells += [_published(value) if arm == PROTECTED else Cell() for value in published[metric]]
+            figures = [Cell(f"{value:.3f}", Estimate(value), published=True) for value in published[metric]]
+            cells += figures if arm == PROTECTED else [Cell()] * len(figures)
             rows.append(Row((_METRIC_WORDS[metric], words), tuple(cells)))
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
     return Table(
@@ -185,7 +186,3 @@ def _image_values(
     return observations(
         findings, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)
     )
-
-
-def _published(value: float) -> Cell:
-    return Cell(f"{value:.3f}", Estimate(value), published=True)

@@ -138,7 +138,8 @@ def place_mark(mark: ReaderMark, volume: CTVolume) -> PlacedMark:
     kji = tuple(center.tolist())
     if mark.kind == "nodule":
         return PlacedMark(mark.reader, mark.kind, kji, diameter, reach)
-    return PlacedMark(mark.reader, mark.kind, kji, None, _point_reach(mark.kind))
+    reach = SMALL_REACH_MM if mark.kind == "small nodule" else NON_NODULE_REACH_MM
+    return PlacedMark(mark.reader, mark.kind, kji, None, reach)
 
 
 def merge_readers(marks: Sequence[PlacedMark], spacing_kji: Sequence[float]) -> list[Finding]:
@@ -180,10 +181,6 @@ def _finding(marks: Sequence[PlacedMark], spacing: np.ndarray) -> Finding:
 
 def _radius(mark: PlacedMark) -> float:
     return mark.diameter_mm / 2 if mark.diameter_mm else 0.0
-
-
-def _point_reach(kind: str) -> float:
-    return SMALL_REACH_MM if kind == "small nodule" else NON_NODULE_REACH_MM
 
 
 def _slice_of(z_mm: float, volume: CTVolume) -> int:

@@ -19,7 +19,6 @@ from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noi
 from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.presets import DEFAULT_PROTECTOR
 from MITSGANLib.scan.cubes import CUBE_MM, rescale
-from MITSGANLib.scan.windows import LUNG
 from torch import nn
 
 from ..data.dataset import PreparedScan
@@ -28,7 +27,7 @@ from .engine import Learner, Loss, Product, Step, Training, cosine
 from .inputs import Inputs
 from .protector_task import ProtectorConfig, ProtectorTask
 from .scans import ScanTargets
-from .slabs import average, gray
+from .slabs import average, shade
 from .team import mean_over_team
 
 
@@ -108,19 +107,8 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         scans = self._validation or self._scans
         (sample,) = self._targets(0, scans[0], 1, np.random.default_rng(self.training.seed))
         clean, change, allowed = self._change(scans[0], [sample], self.generator)
-        clean_cube, protected_cube = self._cubes(clean, change)
-        middle = CUBE_MM // 2
-        forged = [
-            torch.cat([attacker.inpainter(cube)[0, middle] for cube in (clean_cube, protected_cube)], dim=1)
-            for attacker in self._attackers
-        ]
-        plane = clean.shape[1] // 2
-        largest = float(allowed.max().clamp_min(1))
-        return {
-            "scan": gray(clean[0, plane]),
-            "change": gray(change[0, plane], (-largest, largest)),
-            "forged on clean, forged on protected": gray(torch.cat(forged)),
-        }
+        plane, largest = clean.shape[1] // 2, float(allowed.max().clamp_min(1))
+        return self._pictures(clean[0, plane], change[0, plane], largest, self._cubes(clean, change))
 
     def product(self) -> Product:
         return self._protector(
@@ -206,10 +194,5 @@ def repeated_power(change: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _middle_rms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Root mean square difference of the in-painted middles as seen in the lung window, mean over the batch."""
-    a, b = (_seen(x[:, MASK, MASK, MASK]) for x in (a, b))
+    a, b = (shade(x[:, MASK, MASK, MASK]) for x in (a, b))
     return (a - b).square().mean(dim=(1, 2, 3)).add(1e-8).sqrt().mean()
-
-
-def _seen(hu: torch.Tensor) -> torch.Tensor:
-    """The lung window's shade, 0 to 1, in which a failed attack is seen; differentiable within it."""
-    return (hu.clamp(LUNG.low, LUNG.high) - LUNG.low) / LUNG.width

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
+from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.weights import half_precision
 from torch import nn
 
@@ -19,7 +21,7 @@ from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Share
 from .engine import Product, Task, Training
 from .inputs import Inputs, fingerprint
-from .slabs import Slab, SlabScan
+from .slabs import Slab, SlabScan, gray
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,20 @@ class ProtectorTask(Task[Config]):
     @property
     def _attacker_names(self) -> str:
         return ", ".join(sorted({attacker.name for attacker in self._attackers}))
+
+    def _pictures(
+        self, clean: torch.Tensor, change: torch.Tensor, largest_hu: float, cubes: Sequence[torch.Tensor]
+    ) -> dict[str, np.ndarray]:
+        """A slice, its change (gray is none), and what each attack forges on the clean and on the protected cubes."""
+        forged = [
+            torch.cat([attacker.inpainter(cube)[0, CUBE_MM // 2] for cube in cubes], dim=1)
+            for attacker in self._attackers
+        ]
+        return {
+            "scan": gray(clean),
+            "change": gray(change, (-largest_hu, largest_hu)),
+            "forged on clean, forged on protected": gray(torch.cat(forged)),
+        }
 
     def _protector(self, network: nn.Module, architecture: Any, *, description: str, limits: str) -> Product:
         """The trained network as a protector.

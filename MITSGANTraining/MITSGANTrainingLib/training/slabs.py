@@ -139,6 +139,11 @@ def average(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([one[name] for one in figures])) for name in figures[0]} if figures else {}
 
 
+def shade(hu: torch.Tensor) -> torch.Tensor:
+    """The lung window's shade, 0 to 1, in which a failed attack is seen; differentiable within it."""
+    return (hu.clamp(LUNG.low, LUNG.high) - LUNG.low) / LUNG.width
+
+
 def gray(hu: torch.Tensor, window_hu: tuple[float, float] = (LUNG.low, LUNG.high)) -> np.ndarray:
     """HU as shown: 0 to 1 over the window."""
     low, high = window_hu

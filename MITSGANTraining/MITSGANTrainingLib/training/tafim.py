@@ -23,7 +23,6 @@ from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
 from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
-from MITSGANLib.scan.cubes import CUBE_MM
 from torch import nn
 
 from .compression import Compression, compress, draw_quality
@@ -115,18 +114,11 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         """The middle slice of a slab, its change (gray is none), the global perturbation, and what attacks forge."""
         scan, slabs = self._shown()
         clean, change = self._change(scan, slabs, self.model)
-        strength = self.config.budget.strength_hu
         cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
-        forged = [
-            torch.cat([attacker.inpainter(cube)[0, CUBE_MM // 2] for cube in cubes], dim=1)
-            for attacker in self._attackers
-        ]
-        k = slabs[0].target[0]
+        k, strength = slabs[0].target[0], self.config.budget.strength_hu
         return {
-            "scan": gray(clean[0, k]),
-            "change": gray(change[0, k], (-strength, strength)),
+            **self._pictures(clean[0, k], change[0, k], strength, cubes),
             "global perturbation": gray(self.model.perturbation[0, 0], (-3.0, 3.0)),
-            "forged on clean, forged on protected": gray(torch.cat(forged)),
         }
 
     def product(self) -> Product:
