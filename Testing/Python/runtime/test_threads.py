@@ -96,9 +96,11 @@ def test_no_garbage_is_collected_in_a_thread(threads):
 
 def test_without_torch_every_usable_core_counts():
     code = "import sys; from MITSGANLib.runtime.threads import usable_threads as u; print(u(), 'torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert found == [str(cores), "False"]
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    for environment, expected in ((free, cores), ({**free, "OMP_NUM_THREADS": "1"}, 1)):
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+        assert done.stdout.split() == [str(expected), "False"]
     assert usable_threads() == torch.get_num_threads()
 
 
