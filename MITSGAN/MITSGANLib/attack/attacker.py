@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ModelError, TargetError
+from ..errors import ModelError
 from ..runtime.devices import resolve_device
-from ..scan.cubes import CUBE_MM, Box, cube_shape, cube_start, intersection, within
-from ..scan.lungs import distance_to_border_mm
-from ..scan.targets import ACTIONS, Action
+from ..scan.cubes import Box, cube_shape, cube_start, intersection, within
+from ..scan.targets import ACTIONS, Action, check_target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
 from .chain import Inpainter, tamper
@@ -31,7 +30,6 @@ from .networks import CTGANConfig, CTGANGenerator
 _ROLES = {"inject": "injector", "remove": "remover"}
 _PUBLISHED_FOLDERS = {"inject": "INJ", "remove": "REM"}
 _PUBLISHED_WEIGHTS = {"inject": ("G_model.h5", "G_model_inj.h5"), "remove": ("G_model.h5", "G_model_rem.h5")}
-_AIR_BELOW_HU = -960
 _FAMILIES: dict[str, tuple[type, type]] = {
     "CTGANGenerator": (CTGANGenerator, CTGANConfig),
     "UNetInpainter": (UNetInpainter, UNetConfig),
@@ -145,31 +143,6 @@ class AttackedScan:
         if common is not None:
             part[within(common, box)] = self.values[within(common, self.where)]
         return part
-
-
-def check_target(volume: CTVolume, kji: Sequence[int]) -> None:
-    """Refuse a voxel ``kji`` (slice, row, column) at which an attack would be meaningless.
-
-    :raises TargetError: when it lies outside the scan, too near its border, or in air.
-    """
-    if not volume.contains(kji):
-        raise TargetError(
-            f"The target (slice, row, column) {tuple(kji)} lies outside the scan, which has {volume.shape} voxels; "
-            "choose a point inside."
-        )
-    half = CUBE_MM / 2
-    distance = distance_to_border_mm(volume, kji)
-    if distance < half:
-        raise TargetError(
-            f"The target lies {distance:.1f} mm from the scan's border; the attack needs {half:.0f} mm on each side. "
-            "Choose a point further inside."
-        )
-    shape = cube_shape(volume.spacing_kji)
-    start = cube_start(kji, shape)
-    cube = volume.hu[tuple(slice(max(a, 0), a + n) for a, n in zip(start, shape, strict=True))]
-    # Lung lies near -850 HU, air at -1000: a cube of air alone has no tissue that a tumor could sit in.
-    if np.mean(cube < _AIR_BELOW_HU) > 0.95:
-        raise TargetError("The target lies in air; choose a point in the lung or at a nodule.")
 
 
 def tampered_box(volume: CTVolume, kji: Sequence[int]) -> tuple[slice, slice, slice]:

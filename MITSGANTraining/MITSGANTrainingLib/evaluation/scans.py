@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from MITSGANLib.attack.attacker import check_target
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.files.storage import describe, load_volume
-from MITSGANLib.scan.targets import ACTIONS, Target, choose_targets
+from MITSGANLib.scan.targets import ACTIONS, Target, check_target, choose_targets
 from MITSGANLib.scan.volume import CTVolume
 
 from ..preparation.discovery import file_stem
