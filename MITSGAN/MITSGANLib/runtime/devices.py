@@ -17,7 +17,7 @@ from .threads import usable_threads
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "half")
 
 
@@ -44,9 +44,9 @@ def load_torch() -> None:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The torch device for "auto" (a GPU where there is one), "cpu" or "cuda".
+    """The torch device for "auto" (an NVIDIA GPU where there is one, or the CPU), "cpu", "cuda" or "mps" (Apple).
 
-    :raises DependencyError: for "cuda" without a usable GPU, for an unknown name, and where torch is missing.
+    :raises DependencyError: for a GPU that is not there, for an unknown name, and where torch is missing.
     """
     try:
         import torch
@@ -58,7 +58,11 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise DependencyError(f"Unknown device '{name}'; choose one of {', '.join(DEVICES)}.")
     if name == "cuda" and not torch.cuda.is_available():
         raise DependencyError("No usable NVIDIA GPU was found, or PyTorch is no CUDA build", hint=CHOOSE_CPU)
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DependencyError("No usable Apple GPU was found, or PyTorch was built without it", hint=CHOOSE_CPU)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:
@@ -67,6 +71,8 @@ def describe_device(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
     return describe_cpu()
 
 

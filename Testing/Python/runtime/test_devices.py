@@ -21,6 +21,17 @@ def test_with_a_gpu_auto_takes_it(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
 
 
+def test_apples_gpu_is_taken_by_name_alone_and_never_replaced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("mps") == torch.device("mps")
+    assert resolve_device("auto") == torch.device("cpu")
+    assert describe_device(torch.device("mps")).startswith("Apple GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DependencyError, match=r"Apple GPU.*choose the CPU"):
+        resolve_device("mps")
+
+
 def test_an_unknown_device_is_refused_by_name():
     with pytest.raises(DependencyError, match="'tpu'"):
         resolve_device("tpu")
