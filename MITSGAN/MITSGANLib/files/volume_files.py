@@ -126,7 +126,7 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
         raise damaged_file(path) from error
     hu, conversion_warnings = to_hu(sitk.GetArrayViewFromImage(image))
     padding_hu = _padding(header.metadata)
-    steps, step_warnings = _steps(header.metadata)
+    steps, step_warnings = recorded_steps(header.metadata)
     warnings = (*header.warnings, *step_warnings, *conversion_warnings, *check_hounsfield(hu, padding_hu))
     provenance = Provenance(
         source=str(path), format=format_of(path).name, padding_hu=padding_hu, warnings=warnings, steps=steps
@@ -324,7 +324,7 @@ def _padding(metadata: Mapping[str, str]) -> int | None:
     return padding if -(2**15) <= padding < 2**15 else None
 
 
-def _steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tuple[VolumeWarning, ...]]:
+def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tuple[VolumeWarning, ...]]:
     """The processing steps that a header tells; the attack notice counts even where the rest is unreadable."""
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()

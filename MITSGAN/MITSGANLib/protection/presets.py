@@ -50,6 +50,20 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+FOR_READERS = ("default", "strong")
+"""What somebody who reads scans may choose; all else is for research."""
+
+
+def preset_of(parameters: Mapping[str, object]) -> str | None:
+    """The name of the preset that a protection's recorded parameters are those of; None for any other."""
+    for name, preset in PRESETS.items():
+        recorded = parameters.get("model"), parameters.get("watermark_strength_hu")
+        strength = parameters.get("strength_hu")
+        if recorded == (preset.protector, preset.watermark_hu) and preset.strength_hu in (None, strength):
+            return name
+    return None
+
+
 def available_protectors(folder: Path = MODELS_FOLDER) -> list[ModelCard]:
     """Cards of all installed protectors, the default one first."""
     cards = [ModelCard.read(path) for path in sorted((folder / "protectors").glob("*.json"))]

@@ -7,15 +7,16 @@ which image and by what equipment, and loses the elements that would no longer b
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ... import __version__
-from ...scan.volume import PROTECTION, ProcessingStep, Provenance
-from .drill import Drill, mark_drill
+from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
+from .drill import SIMULATED, Drill, is_drill, mark_drill
 from .encoded import raw_element, raw_value
-from .headers import ENHANCED_CT
+from .headers import ENHANCED_CT, Header, quiet_pydicom
 from .private_block import block_tags, remove_entries
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ INTEGER_STRING_MAX = 2**31 - 1
 SOURCE_IMAGE = "SourceImageForImageProcessingOperation"
 MODIFYING_EQUIPMENT = "ModifyingEquipment"
 PIXEL_BY_PIXEL_ADDITION = "PixelByPixelAddition"
+_CONTRIBUTION = ("ContributionDescription", "ContributionDateTime")
+_MOMENT = "%Y%m%d%H%M%S.%f%z"
+
+# What of a step's parameters tells how a scan was protected, as numbers or words.
+_TELLING_PARAMETERS = {
+    "model": str,
+    "model_sha256": str,
+    "seed": int,
+    "strength_hu": float,
+    "watermark": str,
+    "watermark_version": int,
+    "watermark_strength_hu": float,
+}
+_PARAMETER = re.compile(r"(\w+)=([^,()\s]+)")
 
 # Statistics and thumbnails of other pixels, signatures over other bytes, approvals of another instance.
 NO_LONGER_TRUE = [
@@ -155,6 +170,44 @@ def step_text(step: ProcessingStep) -> str:
     return " ".join(text.encode("ascii", "replace").decode().split())
 
 
+def recorded_steps(header: Header) -> tuple[ProcessingStep, ...]:
+    """What a header tells of the steps that MITSGAN took, the reverse of :func:`step_text` as far as that is possible.
+
+    A series that calls itself simulated counts as one, whoever wrote it.
+    """
+    steps = []
+    with quiet_pydicom():
+        try:
+            for item in header.dataset.get("ContributingEquipmentSequence") or []:
+                if item.get("Manufacturer") == MANUFACTURER:
+                    text, time = (str(item.get(name) or "") for name in _CONTRIBUTION)
+                    steps.append(_recorded_step(text, time))
+        except Exception:  # noqa: BLE001 - pydicom decodes items at first use, and meets damage with anything
+            steps.append(ProcessingStep("unknown", "The processing history cannot be read.", time=""))
+    simulated = is_drill(header) or SIMULATED in header.text("SeriesDescription").upper()
+    if simulated and not any(step.kind == SIMULATED_ATTACK for step in steps):
+        steps.append(ProcessingStep(SIMULATED_ATTACK, "The series says that it is simulated.", time=""))
+    return tuple(steps)
+
+
+def _recorded_step(text: str, time: str) -> ProcessingStep:
+    kinds = {SIMULATED: SIMULATED_ATTACK, "MITSGAN protection": PROTECTION}
+    kind = next((kind for start, kind in kinds.items() if text.startswith(start)), "processing")
+    description, _, listed = text.rpartition(" (")
+    parameters = {}
+    for name, value in _PARAMETER.findall(listed):
+        if name in _TELLING_PARAMETERS:
+            try:
+                parameters[name] = _TELLING_PARAMETERS[name](value)
+            except ValueError:
+                continue
+    try:
+        time = datetime.datetime.strptime(time, _MOMENT).isoformat(timespec="seconds")
+    except ValueError:
+        time = ""
+    return ProcessingStep(kind, description or text, parameters, time)
+
+
 def _add(new: Dataset, dataset: Dataset, keyword: str, vr: str, value: bytes) -> None:
     new[keyword] = raw_element(keyword, vr, value, dataset.original_encoding)
 
@@ -214,7 +267,7 @@ def _add_equipment(dataset: Dataset, new: Dataset, derivation: Derivation) -> No
         item.Manufacturer = MANUFACTURER
         item.ManufacturerModelName = MANUFACTURER
         item.SoftwareVersions = __version__
-        item.ContributionDateTime = time.strftime("%Y%m%d%H%M%S.%f%z")
+        item.ContributionDateTime = time.strftime(_MOMENT)
         item.ContributionDescription = text[:SHORT_TEXT]
         items.append(item)
     new.ContributingEquipmentSequence = items

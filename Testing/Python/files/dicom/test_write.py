@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANLib.files.dicom import write
+from MITSGANLib.files.dicom.derive import recorded_steps
 from MITSGANLib.files.dicom.frames import Frame, StoredFormat
+from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.pixels import stored_for_hu, to_int16_hu
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep
@@ -175,6 +177,19 @@ def test_derivation_is_told(tmp_path):
         assert equipment.SoftwareVersions == __version__
         assert "seed=7" in equipment.ContributionDescription
         assert str(equipment.ContributionDateTime).startswith("20260102030405")
+
+
+def test_what_was_done_is_read_back(tmp_path):
+    ct_series().write(tmp_path / "source")
+    volume = load_volume(tmp_path / "source")
+    parameters = {"model": "mitsgan-1", "seed": 7, "strength_hu": 12.5, "target": [1, 2]}
+    words = "MITSGAN protection with model mitsgan-1 (a test), at most 12.5 HU"
+    step = ProcessingStep(PROTECTION, words, parameters, "2026-01-02T03:04:05+00:00")
+    save_volume(volume.with_hu(volume.hu, step), tmp_path / "out")
+    (read,) = recorded_steps(read_header(min((tmp_path / "out").iterdir())))
+    del parameters["target"]
+    assert read == ProcessingStep(PROTECTION, words, parameters, step.time)
+    assert recorded_steps(read_header(min((tmp_path / "source").iterdir()))) == ()
 
 
 def test_dates_of_series_and_instance_are_new_in_the_stated_zone(tmp_path, monkeypatch):
