@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import slicer
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
-from MITSGANLib.slicer_bridge import export, operations, self_test, watermarks
+from MITSGANLib.slicer_bridge import export, operations, self_test
+from MITSGANLib.slicer_bridge.examine import examine_node, show_finding
+from MITSGANLib.slicer_bridge.folders import load_scan
 from MITSGANLib.slicer_bridge.layout import register_layout
 from MITSGANLib.slicer_bridge.operations import compute_here, operation
 from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
 from MITSGANLib.slicer_bridge.panel.panel import MITSGANPanel
 from MITSGANLib.slicer_bridge.restore import restore_scan
 from MITSGANLib.slicer_bridge.tables import table_text
-from MITSGANLib.slicer_bridge.verify import check_scan, show_signed_changes
 from MITSGANLib.slicer_bridge.volumes import ras_from_voxel
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
@@ -83,7 +84,8 @@ Y. Mirsky et al., "CT-GAN: Malicious tampering of 3D medical imagery using deep 
 class MITSGANParameterNode:
     """What the user chose in the panel and what was computed, saved with the scene.
 
-    sourceVolume - The CT volume to protect.
+    volume - The volume that the views show, which the panel is about.
+    sourceVolume - The scan that it is or was made from, which is protected and attacked.
     model - Name of the protection model, or "watermark".
     strengthHU - Largest change of a voxel in HU; 0 is the strength that the model was made for.
     device - Where networks run.
@@ -95,16 +97,15 @@ class MITSGANParameterNode:
     protectionHeatmap, sourceAttackedHeatmap, protectedAttackedHeatmap - Differences that the comparison shows.
     metricsTable, figuresTable, rmseChart, summary - Results of the last comparison.
     showHeatmaps, heatmapOpacity, heatmapThresholdPercent - How the differences are shown.
-    loadRestored - Whether a restored original is also added to the scene.
-    checkedVolume - The volume in which a watermark is sought.
-    changeMap - What was changed in the scan that was verified or checked for its watermark last.
+    changeMap - Where the last examination found changes.
     showChanges - Whether that is shown.
     """
 
+    volume: vtkMRMLScalarVolumeNode
     sourceVolume: vtkMRMLScalarVolumeNode
     model: str = "default"
     strengthHU: Annotated[float, WithinRange(0, 30)] = 0.0
-    device: Annotated[str, Choice(["auto", "cpu", "cuda"])] = "auto"
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     protectedVolume: vtkMRMLScalarVolumeNode
     targetPoint: vtkMRMLMarkupsFiducialNode
     action: Annotated[str, Choice(["inject", "remove"])] = "inject"
@@ -121,8 +122,6 @@ class MITSGANParameterNode:
     showHeatmaps: bool = False
     heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.5
     heatmapThresholdPercent: Annotated[float, WithinRange(0, 100)] = 20.0
-    loadRestored: bool = True
-    checkedVolume: vtkMRMLScalarVolumeNode
     changeMap: vtkMRMLLabelMapVolumeNode
     showChanges: bool = True
 
@@ -173,12 +172,10 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
     exportDicom = operation(export.export_dicom)
     exportFile = operation(export.export_file)
     restoreOriginal = operation(restore_scan)
-    verify = operation(check_scan)
-    showChanges = staticmethod(show_signed_changes)
-
-    watermark = operation(watermarks.watermark_node)
-    checkWatermark = operation(watermarks.check_watermark_of_node)
-    showMissingWatermark = staticmethod(watermarks.show_missing_watermark)
+    watermark = operation(operations.watermark_node)
+    examine = operation(examine_node)
+    showFinding = staticmethod(show_finding)
+    loadScan = operation(load_scan)
 
 
 class MITSGANTest(ScriptedLoadableModuleTest):

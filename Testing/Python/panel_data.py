@@ -35,7 +35,7 @@ PASSPHRASE = "correct horse battery"
 
 def add_scan(panel, volume, name="CT"):
     node = node_from_volume(volume, name)
-    panel.ui.sourceVolumeSelector.setCurrentNode(node)
+    panel.ui.volumeSelector.setCurrentNode(node)
     return node
 
 
@@ -139,6 +139,7 @@ class Pictures:
         light = QtGui.QPalette(QtGui.QColor(239, 239, 239))
         for theme, palette in (("light", light), ("dark", dark_palette())):
             parent.setPalette(palette)
+            self.panel.panel.changed()
             # A label that wraps gets its height from the second round of layout.
             for width in (401, 400, 400):
                 parent.setFixedWidth(width)

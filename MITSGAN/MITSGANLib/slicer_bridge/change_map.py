@@ -12,11 +12,11 @@ from slicer.i18n import tr as _
 from ..scan.volume import CTVolume
 from ..signature.verification import CHANGED_TILE, INTACT, MAP_VALUES, MISSING_SLICE, WRONG_SLICE
 from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, show_labels
-from .volumes import ras_on_grid, set_grid
+from .volumes import SOURCE_ROLE, ras_on_grid, set_grid
 
 CHANGE_MAP_ATTRIBUTE = "MITSGAN.ChangeMap"
-LEGEND_MISSING, LEGEND_UNTOLD = 1, 2
-"""Labels of :func:`watermark_legend`."""
+LEGEND_CHANGED, LEGEND_UNTOLD = 1, 2
+"""Labels of :func:`examination_legend`."""
 
 _OPACITY = 0.4
 
@@ -47,14 +47,14 @@ def signature_legend() -> Legend:
     return Legend(_("Changes since signing"), {value: (MAP_VALUES[value], rgba) for value, rgba in colors.items()})
 
 
-def watermark_legend() -> Legend:
-    """The legend of where a watermark is missing."""
+def examination_legend() -> Legend:
+    """The legend of what an examination found."""
     labels = {
-        0: (_("watermark there, or none expected"), _CLEAR),
-        LEGEND_MISSING: (_("watermark missing"), _MAGENTA),
+        0: (_("nothing found, or outside the lungs"), _CLEAR),
+        LEGEND_CHANGED: (_("changed"), _MAGENTA),
         LEGEND_UNTOLD: (_("cannot be told"), _FAINT_GRAY),
     }
-    return Legend(_("Missing watermark"), labels)
+    return Legend(_("Examination"), labels)
 
 
 def change_map_node(
@@ -76,6 +76,7 @@ def change_map_node(
     node.GetDisplayNode().SetAndObserveColorNodeID(_colors(node.GetName(), legend).GetID())
     if over is not None:
         node.SetAndObserveTransformNodeID(over.GetTransformNodeID())
+        node.SetNodeReferenceID(SOURCE_ROLE, over.GetID())
     return node
 
 
@@ -85,15 +86,18 @@ def show_changes(
     *,
     visible: bool,
     kji: Sequence[float] | None = None,
+    go_there: bool = True,
 ) -> None:
     """Show a change map over its volume in the ordinary views.
 
     :param kji: voxel (slice, row, column) that the views go to; None for the first slice with changes.
+    :param go_there: whether they move at all.
     """
     restore_layout()
     if over is not None:
         show_in_ordinary_views(over)
-    show_labels(node, _OPACITY if visible else 0.0, ras_on_grid(node, kji or _first_change(node)))
+    ras = ras_on_grid(node, kji or _first_change(node)) if go_there else None
+    show_labels(node, _OPACITY if visible else 0.0, ras)
 
 
 def set_changes_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -> None:

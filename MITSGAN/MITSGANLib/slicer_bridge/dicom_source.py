@@ -49,6 +49,14 @@ def dicom_files_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path, ...]:
     return tuple(Path(file) for file in files)
 
 
+def first_dicom_file(node: slicer.vtkMRMLScalarVolumeNode) -> Path | None:
+    """The file of a node's first instance, whose headers mostly speak for the series; None where there is none."""
+    uid, _, _ = (node.GetAttribute(INSTANCES_ATTRIBUTE) or "").partition(" ")
+    database = getattr(slicer, "dicomDatabase", None)
+    file = database.fileForInstance(uid) if uid and database and database.isOpen else ""
+    return Path(file) if file and Path(file).is_file() else None
+
+
 def declared_padding_hu(node: slicer.vtkMRMLScalarVolumeNode) -> int | None:
     """The HU that a node's original DICOM files declare as padding; None where they declare none or are gone.
 
@@ -83,6 +91,7 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
 
     :raises OutputError: when the files do not form the series that the volume shows.
     """
+    from ..files.dicom.derive import recorded_steps
     from ..files.dicom.frames import slices_by_file
     from ..files.dicom.read import stack_series
 
@@ -92,8 +101,11 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
     for candidate in (volume, reversed_slices(volume)):
         series = CTVolume(candidate.hu, stack.spacing, stack.origin, stack.direction)
         if stack.shape == candidate.shape and candidate.same_geometry(series, tolerance_mm=0.05):
+            # The headers of the source say already what was done before.
+            known, steps = recorded_steps(original.images[0]), volume.provenance.steps
             provenance = dataclasses.replace(
                 volume.provenance,
+                steps=steps[len(known) :] if steps[: len(known)] == known else steps,
                 format="dicom",
                 series_instance_uid=original.uid,
                 dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),

@@ -195,22 +195,33 @@ def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = 
     logic.PropagateBackgroundVolumeSelection(int(fit))
 
 
+def ordinary_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
+    """The nodes that say what the ordinary slice views show."""
+    return _ordinary("vtkMRMLSliceCompositeNode")
+
+
 def displayed_volume() -> slicer.vtkMRMLVolumeNode | None:
     """The volume in the background of the ordinary slice views; None where they show none."""
-    for composite in _ordinary("vtkMRMLSliceCompositeNode"):
+    for composite in ordinary_composites():
         node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
         if node is not None:
             return node
     return None
 
 
-def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Sequence[float]) -> None:
-    """Lay a label map over what the ordinary slice views show, and move them to a world point in mm."""
+def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Sequence[float] | None) -> None:
+    """Lay a label map over what the ordinary slice views show, and move them to a world point in mm, if given."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveLabelVolumeID(node.GetID())
     logic.PropagateLabelVolumeSelection(0)
     set_labels_opacity(node, opacity)
-    for slice_node in _ordinary("vtkMRMLSliceNode"):
+    if ras is not None:
+        go_to(ras)
+
+
+def go_to(ras: Sequence[float]) -> None:
+    """Move all slice views to a world point in mm."""
+    for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         slice_node.JumpSliceByOffsetting(*ras)
 
 

@@ -12,14 +12,14 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError
 from ..measure.attack_effect import ComparedPair
-from ..scan.volume import CTVolume
+from ..scan.volume import SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from .comparison import ComparisonNodes, comparison_nodes
 from .differences import DEFAULT_THRESHOLD, differences
@@ -29,11 +29,16 @@ from .tables import metrics_table
 from .volumes import (
     SYNTHETIC_ATTRIBUTE,
     node_from_volume,
+    remove_result,
     require_ct,
     require_in_scene,
     scan_from_node,
+    volume_from_node,
     voxel_from_ras,
 )
+
+if TYPE_CHECKING:
+    from ..keys.key_files import Key
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +109,7 @@ def protect_node(
 
     :param model: name of a protection model, or a Protector.
     :param strength_hu: largest change of a voxel in HU; None is the strength that the model was made for.
-    :param device: "auto", "cpu" or "cuda".
+    :param device: "auto", "cpu", "cuda" or "mps".
     :param name: of the new node; None for that of the source and "protected".
     """
     volume = scan_from_node(node)
@@ -124,6 +129,26 @@ def protect_node(
     return node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node)
 
 
+def watermark_node(
+    node: slicer.vtkMRMLScalarVolumeNode,
+    key: Key | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Compute = compute_here,
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new node with the watermarked copy of a CT volume, under the same transform and study as the source.
+
+    :param key: None for the open watermark, which anyone can find.
+    :raises InputError: the node is no CT, or the key a passphrase.
+    """
+    from ..protection.protector import watermark_alone
+    from ..watermark.pattern import OPEN_KEY, watermark_key
+
+    name = _("{name} watermarked").format(name=node.GetName())
+    protector = watermark_alone(OPEN_KEY if key is None else watermark_key(key))
+    return protect_node(node, protector, name=name, progress=progress, compute=compute)
+
+
 def attack_nodes(
     source_node: slicer.vtkMRMLScalarVolumeNode,
     protected_node: slicer.vtkMRMLScalarVolumeNode,
@@ -132,6 +157,7 @@ def attack_nodes(
     attacker: Any = "default",
     *,
     device: str = "auto",
+    replaces: Sequence[slicer.vtkMRMLScalarVolumeNode | None] = (),
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> tuple[slicer.vtkMRMLScalarVolumeNode, slicer.vtkMRMLScalarVolumeNode]:
@@ -140,6 +166,7 @@ def attack_nodes(
     :param ras: target in world coordinates (RAS, mm).
     :param action: "inject" or "remove" a nodule.
     :param attacker: name of an installed attacker, a folder of attacker files, or an Attacker.
+    :param replaces: results of an earlier attack, which go when those of this one are there.
     """
     scans = matching_scans(source_node, protected_node)
     kji = voxel_from_ras(source_node, ras)
@@ -158,9 +185,11 @@ def attack_nodes(
     results = compute(work, progress)
     require_in_scene(source_node, protected_node)
     logger.info("MITSGAN simulated an attack (%s) on %s, %s", action, source_node.GetID(), protected_node.GetID())
-    name = _("{name} nodule injected") if action == "inject" else _("{name} nodule removed")
+    for node in filter(None, replaces):
+        remove_result(node)
+    name = _("{name} nodule injected by {by}") if action == "inject" else _("{name} nodule removed by {by}")
     source_attacked, protected_attacked = (
-        node_from_volume(attacked, name.format(name=node.GetName()), node)
+        node_from_volume(attacked, name.format(name=node.GetName(), by=_attacker_name(attacked)), node)
         for attacked, node in zip(results, (source_node, protected_node), strict=True)
     )
     return source_attacked, protected_attacked
@@ -183,15 +212,16 @@ def compare_nodes(
     :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
     :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
-    scans = [*matching_scans(source_node, protected_node), *map(scan_from_node, attacked_nodes)]
+    scans = [*matching_scans(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
 
     def work(report: Any) -> Any:
         from ..measure.attack_effect import measure_effect
         from ..measure.lpips_distance import load_lpips
 
-        volumes = [require_ct(scan) for scan in scans]
-        effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
-        return effect, differences(dict(zip(VIEWS, volumes, strict=False)))
+        for scan in scans:
+            require_ct(scan)
+        effect = measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
+        return effect, differences(dict(zip(VIEWS, scans, strict=False)))
 
     effect, shown = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
@@ -240,7 +270,7 @@ def save_report(
     :param progress: called with the stage, steps done and in all.
     """
     path = Path(path)
-    scans = matching_scans(source_node, protected_node)
+    volume, protected = matching_scans(source_node, protected_node)
     kji = voxel_from_ras(source_node, ras)
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
@@ -251,13 +281,12 @@ def save_report(
         from ..runtime import devices
         from ..scan.targets import Target
 
-        volume, protected = map(require_ct, scans)
         demonstration = demonstrate(
-            volume,
+            require_ct(volume),
             [Target(action, kji, "chosen by the user")],
             model or recorded_protector(protected),
             [_attacker(attacker, action)],
-            protected=None if model else protected,
+            protected=protected,
             device=device,
             device_words=devices.describe_device(devices.resolve_device(device)),
             progress=report,
@@ -268,6 +297,10 @@ def save_report(
     with path_kept_from_log(path):
         compute(work, progress)
     logger.info("MITSGAN wrote a report on %s", source_node.GetID())
+
+
+def _attacker_name(attacked: CTVolume) -> str:
+    return str(attacked.provenance.last(SIMULATED_ATTACK).parameters["attacker"])
 
 
 def _attacker(attacker: Any, action: str) -> Any:

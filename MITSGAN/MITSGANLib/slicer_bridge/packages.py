@@ -1,9 +1,11 @@
-"""Python packages that Slicer does not ship, installed on first use after asking."""
+"""Python packages that Slicer does not ship, installed before their first use, once the user has agreed."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import slicer
@@ -11,7 +13,48 @@ from slicer.i18n import tr as _
 
 from ..errors import CancelledError, DependencyError
 
-_KEY_PACKAGE = "cryptography"
+KEYS = ("cryptography",)
+"""What watermarks and signatures need, by the names that Python imports."""
+NETWORKS = ("torch", "safetensors")
+"""What networks need besides."""
+FIGURES = ("skimage", "lpips")
+"""What measuring needs besides."""
+PAGE = ("jinja2", "matplotlib")
+"""What a report needs besides."""
+COLLECTIONS = ("filelock", "tqdm")
+"""What commands over whole folders need besides."""
+
+TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package to install.
+
+    :param name: as the package index has it.
+    :param megabytes: that are loaded with it, in round numbers.
+    :param purpose: what it is for.
+    """
+
+    name: str
+    megabytes: int
+    purpose: str
+
+
+def known_packages() -> dict[str, Package]:
+    """All packages by the names that Python imports."""
+    return {
+        "cryptography": Package("cryptography", 4, _("keys, watermarks and signatures")),
+        "torch": Package("PyTorch", 250, _("networks: the default protection and the attack")),
+        "safetensors": Package("safetensors", 1, _("the networks' weights")),
+        "h5py": Package("h5py", 5, _("attackers in Keras files")),
+        "skimage": Package("scikit-image", 40, _("one of the figures, SSIM")),
+        "lpips": Package("lpips", 1, _("one of the figures, LPIPS")),
+        "jinja2": Package("jinja2", 1, _("pages")),
+        "matplotlib": Package("matplotlib", 30, _("pictures in pages")),
+        "filelock": Package("filelock", 1, _("work on whole folders")),
+        "tqdm": Package("tqdm", 1, _("work on whole folders")),
+    }
 
 
 def are_installed(*names: str) -> bool:
@@ -19,44 +62,81 @@ def are_installed(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def ensure_packages(requirements_path: str, say: Callable[[str], None]) -> None:
-    """Offer to install what is missing: PyTorch through its extension, the rest through Slicer's packaging.
+def missing(names: Sequence[str]) -> list[str]:
+    """Which of these cannot be imported.
 
-    A PyTorch that can be imported is used as it is, with or without the extension. Where it came without torchvision,
-    lpips is left out, which would bring a torchvision that replaces it; LPIPS is then not measured, and tables say why.
+    Where PyTorch came without torchvision, lpips is left out, which would bring a torchvision that replaces it; LPIPS
+    is then not measured, and tables say why.
+    """
+    found = [name for name in names if not are_installed(name)]
+    if "lpips" in found and are_installed(TORCH) and not are_installed("torchvision"):
+        found.remove("lpips")
+    return found
 
+
+def install(
+    names: Sequence[str], requirements_path: str, say: Callable[[str], None], *, cpu_only: bool = False
+) -> None:
+    """Install packages, to which the user has agreed: PyTorch through its extension, the rest through Slicer's own.
+
+    :param names: as Python imports them.
+    :param requirements_path: the file that lists all but PyTorch.
     :param say: tells the user what takes so long.
-    :raises DependencyError: when PyTorch is missing and so is its extension, or Slicer is older than 5.12.
-    :raises CancelledError: when the user does not want the packages.
+    :param cpu_only: the PyTorch without CUDA, whatever this computer has.
+    :raises DependencyError: they cannot be installed, with what to do.
     """
-    if not are_installed("torch"):
-        try:
-            import PyTorchUtils
-        except ModuleNotFoundError as error:
-            raise DependencyError(
-                _("Install the PyTorch extension in the Extensions Manager and restart Slicer.")
-            ) from error
-        say(_("Installing PyTorch; this takes minutes."))
+    packages = known_packages()
+    if TORCH in names:
+        _install_torch(say, cpu_only=cpu_only)
+    others = [packages[name].name for name in names if name != TORCH]
+    if others:
+        say(_("Installing {names}…").format(names=", ".join(others)))
         slicer.app.processEvents()
-        if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True) is None:
-            raise CancelledError(_("Canceled: PyTorch is needed and was not installed."))
-        say("")
+        packaging = _packaging()
+        wanted = [one for one in packaging.load_requirements(requirements_path) if one.name in others]
+        try:
+            packaging.pip_ensure(wanted, prompt_install=False, requester="MITSGAN")
+        except Exception as error:
+            raise _failed(", ".join(others)) from error
+    importlib.invalidate_caches()
+    left = [packages[name].name for name in names if not are_installed(name)]
+    if left and not slicer.app.testingEnabled():
+        raise _failed(", ".join(left))
+    say("")
 
-    packaging = _packaging()
-    left_out = () if are_installed("torchvision") else ("lpips",)
-    requirements = packaging.load_requirements(requirements_path)
-    _ensure(packaging, [requirement for requirement in requirements if requirement.name not in left_out])
+
+def declined() -> CancelledError:
+    """What is raised where the user does not want the packages."""
+    return CancelledError(_("Canceled: the packages are needed for this, and nothing was installed."))
 
 
-def ensure_key_packages(requirements_path: str) -> None:
-    """Offer to install what keys and signatures need: not PyTorch, which takes minutes.
+def _install_torch(say: Callable[[str], None], *, cpu_only: bool) -> None:
+    try:
+        import PyTorchUtils
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            _(
+                "PyTorch comes with Slicer's PyTorch extension: install it in the Extensions Manager and restart "
+                "Slicer. The watermark and signatures work without."
+            )
+        ) from error
+    say(_("Installing PyTorch; this takes minutes."))
+    slicer.app.processEvents()
+    try:
+        backend = "cpu" if cpu_only else None
+        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(forceComputationBackend=backend)
+    except Exception as error:
+        raise _failed("PyTorch") from error
+    if torch is None:
+        raise _failed("PyTorch")
 
-    :raises DependencyError: when Slicer is older than 5.12.
-    :raises CancelledError: when the user does not want it.
-    """
-    packaging = _packaging()
-    requirements = packaging.load_requirements(requirements_path)
-    _ensure(packaging, [requirement for requirement in requirements if requirement.name == _KEY_PACKAGE])
+
+def _failed(names: str) -> DependencyError:
+    return DependencyError(
+        _("{names} could not be installed. Check the connection to the internet, or install it later.").format(
+            names=names
+        )
+    )
 
 
 def _packaging() -> ModuleType:
@@ -65,11 +145,3 @@ def _packaging() -> ModuleType:
     except ImportError as error:
         raise DependencyError(_("Install 3D Slicer 5.12 or later; this one cannot install Python packages.")) from error
     return packaging
-
-
-def _ensure(packaging: ModuleType, requirements: list) -> None:
-    try:
-        packaging.pip_ensure(requirements, requester="MITSGAN")
-    except RuntimeError as error:
-        # Slicer's way to say that the user declined.
-        raise CancelledError(_("Canceled: the packages are needed and were not installed.")) from error

@@ -55,8 +55,15 @@ def scan_of_node(node: slicer.vtkMRMLScalarVolumeNode) -> ScanOnDisk:
     folders = {file.parent for file in files}
     if len(folders) > 1:
         raise InputError(_("The volume's DICOM files lie in several folders; choose the folder that holds them all."))
+    return scan_of_file(files[0])
+
+
+def scan_of_file(path: Path) -> ScanOnDisk:
+    """The scan that a file is, or the DICOM series in its folder that it belongs to."""
+    if format_of(path):
+        return ScanOnDisk(path)
     from ..files.dicom.headers import read_header
 
-    with paths_kept_from_log({files[0]: _("a file of the scan")}):
-        header = read_header(files[0])
-    return ScanOnDisk(folders.pop(), header.text("SeriesInstanceUID") if header else None)
+    with paths_kept_from_log({path: _("a file of the scan")}):
+        header = read_header(path)
+    return ScanOnDisk(path.parent, header.text("SeriesInstanceUID") if header else None)

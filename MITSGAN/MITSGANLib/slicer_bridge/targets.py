@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from ..errors import TargetError
-from .volumes import SIMULATED_ATTACK_COLOR
+from ..errors import MITSGANError, TargetError
+from ..scan.targets import check_target, outgrows_attack
+from ..scan.volume import CTVolume
+from .volumes import SIMULATED_ATTACK_COLOR, volume_from_node, voxel_from_ras
 
 
 def new_target_list() -> slicer.vtkMRMLMarkupsFiducialNode:
@@ -74,6 +77,28 @@ def target_from_markups(node: slicer.vtkMRMLMarkupsNode | None) -> tuple[float, 
             if node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
                 return tuple(node.GetNthControlPointPositionWorld(index))
     raise TargetError(_("No target point is placed; place one on the structure to attack."))
+
+
+def target_problem(target: slicer.vtkMRMLMarkupsNode | None, node: slicer.vtkMRMLScalarVolumeNode | None) -> str:
+    """Why nothing can be attacked at a target, as in air or near the border; empty where it can, or without one."""
+    if node is None or not has_target(target):
+        return ""
+    try:
+        check_target(_voxels_of(node), voxel_from_ras(node, target_from_markups(target)))
+    except MITSGANError as error:
+        return str(error)
+    return ""
+
+
+def is_too_large(target: slicer.vtkMRMLMarkupsNode, node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether what lies at a usable target is larger than what the attack can remove without a trace."""
+    return outgrows_attack(_voxels_of(node), voxel_from_ras(node, target_from_markups(target)))
+
+
+def _voxels_of(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
+    """The voxels of a volume with their spacing; its place in the patient is left out, and mostly nothing is copied."""
+    values = slicer.util.arrayFromVolume(node)
+    return CTVolume(values, node.GetSpacing()) if values.dtype == np.int16 else volume_from_node(node)
 
 
 def target_events() -> Sequence[int]:

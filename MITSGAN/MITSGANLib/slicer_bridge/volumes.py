@@ -25,14 +25,13 @@ from ..scan.volume import (
     PROTECTION,
     SIMULATED_ATTACK,
     CTVolume,
-    ProcessingStep,
     Provenance,
     VolumeWarning,
     lps_from_ras,
 )
 from .dicom_source import declared_padding_hu
+from .history import STEPS_ATTRIBUTE, steps_of
 
-STEPS_ATTRIBUTE = "MITSGAN.Steps"
 PADDING_ATTRIBUTE = "MITSGAN.PaddingHU"
 PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
 SIMULATED_ATTACK_ATTRIBUTE = "MITSGAN.SimulatedAttack"
@@ -56,12 +55,6 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
     :raises InputError: when the node holds no scalar voxels, or values that are not whole HU in the int16 range.
     """
-    volume = _own_voxels(node)
-    return dataclasses.replace(volume, hu=volume.hu.copy())
-
-
-def _own_voxels(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
-    """:func:`volume_from_node` without the copy where the voxels are int16."""
     _require_scalar_volume(node)
     directions = vtk.vtkMatrix4x4()
     node.GetIJKToRASDirectionMatrix(directions)
@@ -83,19 +76,17 @@ def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
 
 def scan_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
-    """What may be a CT scan, in no time; :func:`require_ct` copies its voxels, and tells whether it is one.
+    """:func:`volume_from_node` of what may be a CT; :func:`require_ct` tells whether it is one.
 
-    Until then the voxels are the node's own: they live on without it, and change with it.
-
-    :raises InputError: when the node is a difference map, and as :func:`volume_from_node`.
+    :raises InputError: when the node is a difference map.
     """
     if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
         raise InputError(_("The selected volume is a difference map, not a CT scan; select the scan itself."))
-    return _own_voxels(node)
+    return volume_from_node(node)
 
 
 def require_ct(volume: CTVolume) -> CTVolume:
-    """A copy of a scan, once its voxels are believable HU; it looks at each of them, so let it work in the background.
+    """The same scan, once its voxels are believable HU; it looks at each of them, so let it work in the background.
 
     What was noticed (cut-off body, thick slices, ...) is added to the warnings of the provenance.
 
@@ -106,7 +97,7 @@ def require_ct(volume: CTVolume) -> CTVolume:
         *plausibility.grid_warnings(volume.shape[0], volume.spacing),
     )
     provenance = dataclasses.replace(volume.provenance, warnings=(*volume.provenance.warnings, *warnings))
-    return dataclasses.replace(volume, hu=volume.hu.copy(), provenance=provenance)
+    return dataclasses.replace(volume, provenance=provenance)
 
 
 def node_from_volume(
@@ -128,7 +119,8 @@ def node_from_volume(
 
     # Complete before it enters the scene, so that no observer ever sees a half-written volume.
     node = slicer.vtkMRMLScalarVolumeNode()
-    node.SetName(scene.GenerateUniqueName(name))
+    # The scene numbers also names of which the node is gone.
+    node.SetName(scene.GenerateUniqueName(name) if scene.GetFirstNodeByName(name) else name)
     set_grid(node, volume)
     _write_provenance(node, provenance)
     slicer.util.updateVolumeFromArray(node, volume.hu)
@@ -195,7 +187,7 @@ def results_of(
 
 
 def remove_result(node: slicer.vtkMRMLNode) -> None:
-    """Take a node that a comparison made out of the scene, with what belongs to it alone."""
+    """Take a node that this library made out of the scene, with what belongs to it alone."""
     scene = node.GetScene()
     if scene is None:
         return
@@ -204,7 +196,9 @@ def remove_result(node: slicer.vtkMRMLNode) -> None:
         series = [node.GetNthPlotSeriesNode(index) for index in range(node.GetNumberOfPlotSeriesNodes())]
         own = [*series, *{one.GetTableNode() for one in series}]
     elif node.IsA("vtkMRMLVolumeNode"):
-        own = [node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None]
+        # A map has colors of its own; a scan shares its gray with all others.
+        colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
+        own = [colors if colors and colors.GetName() == f"{node.GetName()} colors" else None]
     if node.IsA("vtkMRMLDisplayableNode"):
         own += [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
@@ -218,7 +212,7 @@ def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Whether the node's attributes say that it holds, or was computed from, a simulated attack."""
     if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
         return True
-    return Provenance(steps=_steps_of(node)).is_simulated_attack
+    return Provenance(steps=steps_of(node)).is_simulated_attack
 
 
 def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
@@ -228,13 +222,18 @@ def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
 
 def watermark_kind(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
     """The kind of the last watermark in a node, as its attributes say: "open", "keyed", or None without one."""
-    kinds = [step.parameters["watermark"] for step in _steps_of(node) if "watermark" in step.parameters]
+    kinds = [step.parameters["watermark"] for step in steps_of(node) if "watermark" in step.parameters]
     return str(kinds[-1]) if kinds else None
+
+
+def is_protected(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the node, or the file behind it, says that it, or what it was computed from, was protected."""
+    return Provenance(steps=steps_of(node)).last(PROTECTION) is not None
 
 
 def is_changed_by_model(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Whether the node's attributes say that a model protected it, or what it was computed from."""
-    return any("model" in step.parameters for step in _steps_of(node))
+    return any("model" in step.parameters for step in steps_of(node))
 
 
 def same_scan(one: CTVolume, other: CTVolume) -> bool:
@@ -296,14 +295,13 @@ def _require_scalar_volume(node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
 
 
 def _exact_int16(values: np.ndarray) -> np.ndarray:
-    """``values`` as int16; InputError when that would change any of them."""
+    """An int16 copy of ``values``; InputError when that would change any of them."""
     if values.dtype == np.int16:
-        return values
+        return values.copy()
     # A NaN anywhere makes both comparisons false.
     if values.min() >= HU_MIN and values.max() <= HU_MAX:
         hu = values.astype(np.int16)
-        # Whole numbers within the range are exact; comparing each cost half of the time at which Slicer stands still.
-        if values.dtype.kind in "iu" or np.array_equal(hu, values):
+        if np.array_equal(hu, values):
             return hu
     raise InputError(
         _(
@@ -351,15 +349,8 @@ def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
         series_instance_uid=_series_instance_uid(node),
         padding_hu=padding_hu,
         warnings=warnings,
-        steps=_steps_of(node),
+        steps=steps_of(node),
     )
-
-
-def _steps_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ProcessingStep, ...]:
-    try:
-        return tuple(ProcessingStep(**step) for step in json.loads(node.GetAttribute(STEPS_ATTRIBUTE) or "[]"))
-    except (TypeError, ValueError) as error:
-        raise _unreadable(STEPS_ATTRIBUTE) from error
 
 
 def _unreadable(attribute: str) -> InputError:

@@ -189,6 +189,8 @@ class _Module:
 
 
 class _Widget:
+    developerMode = False
+
     def __init__(self, parent):
         self.parent = parent
         self.layout = parent.layout()
@@ -274,12 +276,20 @@ class StandIn:
         packaging = self.packaging = types.ModuleType("slicer.packaging")
         self.ensured = []
         packaging.load_requirements = _load_requirements
-        packaging.pip_ensure = lambda _requirements, requester: self.ensured.append(requester)
+        packaging.pip_ensure = self._ensure
+        monkeypatch.setattr(widgets.MessageBox, "asked", [])
+        monkeypatch.setattr(widgets.MessageBox, "press", "Cancel")
+        self.message_box = widgets.MessageBox
         for module in (widgets.qt_module(), widgets.ctk_module(), base, packaging, parameters.module()):
             monkeypatch.setitem(sys.modules, module.__name__, module)
             if "." in module.__name__:
                 monkeypatch.setattr(slicer, module.__name__.partition(".")[2], module, raising=False)
         self.dialog = widgets.FileDialog
+
+    def _ensure(self, requirements, prompt_install=True, requester=None):
+        assert not prompt_install, "the panel has asked"
+        assert requester == "MITSGAN"
+        self.ensured += [requirement.name for requirement in requirements]
 
     def load(self, path):
         """The module of a module file, as the application would import it."""

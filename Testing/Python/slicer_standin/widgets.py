@@ -162,6 +162,7 @@ class _NodeComboBox(QtWidgets.QComboBox):
 class _CollapsibleButton(QtWidgets.QWidget):
     """ctkCollapsibleButton: a title over its contents, or alone."""
 
+    contentsCollapsed = Signal(bool)
     _TITLE_HEIGHT = 24
     _text, _is_collapsed = "", False
 
@@ -173,8 +174,10 @@ class _CollapsibleButton(QtWidgets.QWidget):
         self._text = text
 
     def _set_collapsed(self, is_collapsed):
-        self._is_collapsed = is_collapsed
+        was_collapsed, self._is_collapsed = self._is_collapsed, is_collapsed
         self.setMaximumHeight(self._TITLE_HEIGHT if is_collapsed else 16777215)
+        if is_collapsed != was_collapsed:
+            self.contentsCollapsed.emit(is_collapsed)
 
     text = QtCore.Property(str, lambda self: self._text, _set_text)
     collapsed = QtCore.Property(bool, lambda self: self._is_collapsed, _set_collapsed)
@@ -249,10 +252,37 @@ class FileDialog:
     getExistingDirectory = getOpenFileName = getSaveFileName
 
 
+class MessageBox:
+    """A box with buttons; a test names the one that is pressed by how its text begins, and reads what was asked."""
+
+    AcceptRole, RejectRole = range(2)
+    press, asked = "Cancel", []
+
+    def __init__(self, _parent):
+        self._buttons, self._words = [], []
+
+    def _say(self, text):
+        self._words.append(text)
+
+    setWindowTitle = setText = setInformativeText = _say
+
+    def addButton(self, text, _role):
+        self._buttons.append(text)
+        return text
+
+    def exec_(self):
+        type(self).asked.append("\n".join([*self._words, *self._buttons]))
+
+    def clickedButton(self):
+        return next(text for text in self._buttons if text.startswith(self.press))
+
+
 _WIDGETS = {
     name: with_manners(getattr(QtWidgets, name))
     for name in (
         "QWidget",
+        "QFrame",
+        "QTableWidget",
         "QLabel",
         "QComboBox",
         "QDoubleSpinBox",
@@ -278,16 +308,18 @@ _ALL = {**_WIDGETS, **_CUSTOM}
 def qt_module():
     """What ``import qt`` gives: always the same, which modules hold on to."""
     module = types.ModuleType("qt")
-    module.QSizePolicy = QtWidgets.QSizePolicy
     for name, value in _WIDGETS.items():
         setattr(module, name, value)
     module.Qt = Qt
     module.QIcon = QtGui.QIcon
+    module.QPalette = QtGui.QPalette
     module.QFormLayout, module.QVBoxLayout = QtWidgets.QFormLayout, QtWidgets.QVBoxLayout
     module.QHBoxLayout = QtWidgets.QHBoxLayout
     module.QFileDialog = FileDialog
+    module.QMessageBox = MessageBox
+    module.QTableWidgetItem = QtWidgets.QTableWidgetItem
     module.QApplication = QtWidgets.QApplication
-    module.QTimer = with_manners(QtCore.QTimer)
+    module.QTimer, module.QProcess = with_manners(QtCore.QTimer), with_manners(QtCore.QProcess)
     return module
 
 

@@ -1,4 +1,4 @@
-"""The section that simulates an attack: target, action, attacker, and the button."""
+"""The task of demonstrating an attack: target, action, attacker, and the button."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...attack.installed import available_attackers
+from ..layout import show_in_ordinary_views
+from ..packages import KEYS, NETWORKS
 from ..targets import (
     interaction_node,
     is_placing,
@@ -21,34 +23,28 @@ from ..targets import (
     target_events,
     target_from_markups,
 )
-from ..volumes import is_watermarked
 from . import sentences
 from .shared import Panel, Section, select
 
 if TYPE_CHECKING:
     from .compare import CompareSection
+    from .examine import ExamineSection
 
 
 class AttackSection(Section):
     """Places the target with one click in a view, and attacks both volumes there.
 
     :param compare: shows all volumes after the attack.
+    :param examine: shows what was found, which is of what was displayed before.
     """
 
-    def __init__(self, panel: Panel, compare: CompareSection) -> None:
+    def __init__(self, panel: Panel, compare: CompareSection, examine: ExamineSection) -> None:
         super().__init__(panel)
-        self._compare = compare
+        self._compare, self._examine = compare, examine
         self._observed: Any = None
         ui = panel.ui
-        attackers = available_attackers()
-        for name in attackers:
+        for name in available_attackers():
             ui.attackerComboBox.addItem(name, name)
-        ui.noticeLabel.text = _(
-            "Protection does not stop an attack: in our measurements, attacks by {attackers} succeeded as often as "
-            "without it. But a forgery often lacks the watermark of the default protection, and the check then finds "
-            "it. This is no guarantee: anyone who knows the open watermark can forge it. To find every later change, "
-            "sign what you export."
-        ).format(attackers=", ".join(attackers))
         panel.set_icon(ui.placeTargetButton, "Target")
         ui.attackerComboBox.connect("currentIndexChanged(int)", self._on_attacker_changed)
         ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
@@ -83,7 +79,8 @@ class AttackSection(Section):
         ui.injectRadioButton.checked = parameters.action == "inject"
         ui.removeRadioButton.checked = parameters.action == "remove"
         attacked = (parameters.sourceAttacked, parameters.protectedAttacked)
-        self._panel.show_text(ui.attackedLabel, sentences.about_attacked(attacked))
+        text, ui.attackedLabel.toolTip = sentences.about_attacked(attacked)
+        self._panel.show_text(ui.attackedLabel, text)
         self._observe(parameters.targetPoint)
         self._describe_target()
 
@@ -112,9 +109,10 @@ class AttackSection(Section):
             self._panel.parameters.attacker = str(folder)
 
     def attack(self, progress: Callable[..., None]) -> None:
-        """Attack both volumes at the target and show all four side by side."""
+        """Attack both volumes at the target, in place of the last attack, and show all four side by side."""
         panel, parameters = self._panel, self._panel.parameters
-        panel.ensure_packages()
+        is_folder = parameters.attacker not in available_attackers()
+        panel.ensure_packages(*KEYS, *NETWORKS, *(("h5py",) if is_folder else ()))
         source, protected = panel.logic.simulateAttack(
             parameters.sourceVolume,
             parameters.protectedVolume,
@@ -122,16 +120,16 @@ class AttackSection(Section):
             parameters.action,
             parameters.attacker,
             device=parameters.device,
+            replaces=(parameters.sourceAttacked, parameters.protectedAttacked),
             progress=progress,
         )
-        parameters.sourceAttacked, parameters.protectedAttacked = source, protected
-        if is_watermarked(protected):
-            parameters.checkedVolume = protected
+        self._examine.discard(parameters)
         self._compare.discard(parameters)
+        parameters.sourceAttacked, parameters.protectedAttacked = source, protected
+        show_in_ordinary_views(protected)
+        parameters.volume = protected
         self._compare.show()
-        panel.jobs.say(
-            _("Created {source} and {protected}.").format(source=source.GetName(), protected=protected.GetName())
-        )
+        panel.jobs.say(_("The attacked, protected volume is selected: examine it to see whether the attack shows."))
 
     def _on_attacker_changed(self, index: int) -> None:
         if self._panel.parameters and index >= 0:
@@ -172,5 +170,5 @@ class AttackSection(Section):
         parameters = self._panel.parameters
         self._panel.show_text(
             self._panel.ui.targetDescriptionLabel,
-            sentences.about_target(parameters.targetPoint, parameters.sourceVolume, self._panel.inspection),
+            sentences.about_target(parameters.targetPoint, parameters.sourceVolume, parameters.action),
         )

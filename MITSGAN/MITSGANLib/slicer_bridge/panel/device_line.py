@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from ...runtime.background import BackgroundTask
 from ...scan.volume import CTVolume
-from ..packages import are_installed
+from ..packages import KEYS, NETWORKS, are_installed
 
 # Python's threads run only while Python waits: Qt's event loop does not let go of Python's lock.
 _WAIT_SECONDS = 0.05
@@ -42,8 +42,9 @@ class DeviceLine:
 
         :param volume_key: changes when the volume does; None stands for no usable volume.
         """
-        if not are_installed("torch", "safetensors"):
-            self._label.text = _("PyTorch is not installed yet; it is offered when you press the button.")
+        if not are_installed(*NETWORKS, *KEYS):
+            self._wanted = None
+            self._label.text = _("Networks need packages that are not installed yet. The button asks first.")
             return
         self._wanted = ((device, model, volume_key), get_volume)
         self._ask()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
+from ..packages import FIGURES, KEYS, NETWORKS, PAGE
 from ..reports import remember_report
 from ..targets import target_from_markups
 from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
@@ -15,23 +16,21 @@ from .shared import Panel, Section
 
 if TYPE_CHECKING:
     from .keys import KeysSection
-    from .restore_verify import RestoreVerifySection
 
 
 class ExportSection(Section):
     """Writes DICOM, files and the report.
 
     :param keys: seals and signs.
-    :param restore_verify: has at hand what was written last.
     """
 
-    def __init__(self, panel: Panel, keys: KeysSection, restore_verify: RestoreVerifySection) -> None:
+    def __init__(self, panel: Panel, keys: KeysSection) -> None:
         super().__init__(panel)
-        self._keys, self._restore_verify = keys, restore_verify
+        self._keys = keys
         ui, failure = panel.ui, _("Failed to export the protected volume.")
         panel.add_job(
             ui.exportDicomButton,
-            ui.exportProgressBar,
+            ui.protectProgressBar,
             self.export_dicom,
             unit=_("slices"),
             failure=failure,
@@ -41,7 +40,7 @@ class ExportSection(Section):
         )
         panel.add_job(
             ui.exportFileButton,
-            ui.exportProgressBar,
+            ui.protectProgressBar,
             self.export_file,
             unit=_("steps"),
             failure=failure,
@@ -51,7 +50,7 @@ class ExportSection(Section):
         )
         panel.add_job(
             ui.reportButton,
-            ui.exportProgressBar,
+            ui.reportProgressBar,
             self.save_report,
             unit=_("steps"),
             failure=_("Failed to write the report."),
@@ -70,7 +69,6 @@ class ExportSection(Section):
             proofs=self._keys.open_proofs(),
             progress=progress,
         )
-        self._restore_verify.take_scan(written)
         self._panel.jobs.say(_("Wrote a derived DICOM series to {folder}.").format(folder=written))
 
     def export_file(self, progress: Callable[..., None], path: Path) -> None:
@@ -83,13 +81,12 @@ class ExportSection(Section):
             proofs=self._keys.open_proofs(),
             progress=progress,
         )
-        self._restore_verify.take_scan(path)
         self._panel.jobs.say(_("Wrote {path}.").format(path=path))
 
     def save_report(self, progress: Callable[..., None], path: Path) -> None:
         """Write the report of the demonstration for this scene."""
         panel, parameters = self._panel, self._panel.parameters
-        panel.ensure_packages()
+        panel.ensure_packages(*KEYS, *NETWORKS, *FIGURES, *PAGE)
         panel.logic.saveReport(
             parameters.sourceVolume,
             parameters.protectedVolume,

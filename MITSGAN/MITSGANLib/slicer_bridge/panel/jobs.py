@@ -68,6 +68,7 @@ class JobRunner:
         if not self._closed:
             self._status_label.styleSheet = ""
             self._status_label.text = text
+            self._status_label.setVisible(bool(text))
             slicer.util.showStatusMessage(text, STATUS_MILLISECONDS)
 
     @contextmanager

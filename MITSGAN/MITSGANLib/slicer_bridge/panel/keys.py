@@ -13,6 +13,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from ...errors import InputError
 from ...keys.key_files import Key, is_private
 from ...save_protected import Proofs
 from ..key_files import (
@@ -96,7 +97,9 @@ class KeysSection(Section):
 
     def update(self) -> None:
         """Say what exports do besides writing."""
-        self._panel.ui.proofsLabel.text = sentences.about_proofs(self._key.identity, self._signing.path is not None)
+        typed = bool(self._panel.ui.passphraseLineEdit.text) and not self.has_key and self._signing.path is None
+        words = sentences.about_proofs(self._key.identity, self._signing.path is not None, typed_alone=typed)
+        self._panel.show_text(self._panel.ui.proofsLabel, words)
 
     def leave(self) -> None:
         """Forget the passphrase."""
@@ -125,6 +128,23 @@ class KeysSection(Section):
         :raises InputError: it is no key file any more.
         """
         return open_key(self._key.path, "")
+
+    def options_to_examine(self) -> tuple[str, ...]:
+        """The chosen keys, as the command ``examine`` takes them."""
+        chosen = (("--watermark", self._key.path), ("--public-key", self._public.path))
+        return tuple(word for option, path in chosen if path for word in (option, str(path)))
+
+    def options_to_protect(self, *, with_watermark: bool) -> tuple[str, ...]:
+        """The chosen keys, as the command ``protect`` takes them.
+
+        :param with_watermark: whether the key is also that of a watermark.
+        :raises InputError: the signing key is locked: the command cannot ask for its passphrase.
+        """
+        if self._signing.path is not None and signing_key_identity(self._signing.path) is None:
+            raise InputError(_("For whole folders choose a signing key without a passphrase."))
+        key = self._key.path
+        chosen = (("--key", key), ("--watermark", key if with_watermark else None), ("--sign", self._signing.path))
+        return tuple(word for option, path in chosen if path for word in (option, str(path)))
 
     def choose_key_file(self) -> None:
         """Let the user choose a key file."""

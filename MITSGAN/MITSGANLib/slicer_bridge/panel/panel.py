@@ -6,32 +6,53 @@ from typing import Any
 
 from .attack import AttackSection
 from .compare import CompareSection
+from .examine import ExamineSection
 from .export import ExportSection
+from .folders import FoldersSection
 from .keys import KeysSection
 from .protect import ProtectSection
-from .restore_verify import RestoreVerifySection
+from .restore import RestoreSection
 from .shared import Panel
+from .state_line import StateSection
 from .volume import VolumeSection
 
 
 class MITSGANPanel(Panel):
-    """The module's panel, from the arguments of :class:`Panel`."""
+    """The module's panel, from the arguments of :class:`Panel`: a volume's state, three tasks, and what is rare."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.compare = CompareSection(self)
         self.volume = VolumeSection(self, self.compare)
         self.keys = KeysSection(self)
-        self.restore_verify = RestoreVerifySection(self, self.keys, self.compare)
-        self.protect = ProtectSection(self, self.volume, self.compare, self.keys, self.restore_verify)
-        self.attack = AttackSection(self, self.compare)
-        self.export = ExportSection(self, self.keys, self.restore_verify)
+        self.examine = ExamineSection(self, self.volume, self.keys, self.compare)
+        self.state_line = StateSection(self, self.examine)
+        self.protect = ProtectSection(self, self.volume, self.compare, self.keys, self.examine)
+        self.attack = AttackSection(self, self.compare, self.examine)
+        self.export = ExportSection(self, self.keys)
+        self.restore = RestoreSection(self, self.keys)
+        self.folders = FoldersSection(self, self.keys)
         self.sections = (
             self.volume,
             self.protect,
+            self.examine,
             self.attack,
             self.compare,
             self.export,
             self.keys,
-            self.restore_verify,
+            self.restore,
+            self.folders,
+            # Last: it says what the others have found out.
+            self.state_line,
         )
+        ui = self.ui
+        tasks = (ui.protectionCollapsibleButton, ui.examineCollapsibleButton)
+        # The demonstration and the other tasks are not in sight together.
+        ui.attackCollapsibleButton.connect("contentsCollapsed(bool)", lambda folded: self._fold(tasks, folded))
+        for task in tasks:
+            task.connect("contentsCollapsed(bool)", lambda folded: self._fold((ui.attackCollapsibleButton,), folded))
+
+    def _fold(self, others: Any, folded: bool) -> None:
+        if not folded and not self.is_closed:
+            for other in others:
+                other.collapsed = True

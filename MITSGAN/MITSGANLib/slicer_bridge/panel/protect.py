@@ -1,7 +1,8 @@
-"""The section that protects the selected volume: model or watermark, strength, device, and the button."""
+"""The task of protecting the scan: with what, how strongly, on which device."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,16 @@ from slicer.i18n import tr as _
 
 from ...protection import presets
 from ..layout import show_in_ordinary_views
-from ..volumes import is_watermarked, volume_from_node
+from ..packages import KEYS, NETWORKS
+from ..volumes import is_protected, volume_from_node
 from . import sentences
 from .device_line import DeviceLine
 from .shared import Panel, Section, select
 
 if TYPE_CHECKING:
     from .compare import CompareSection
+    from .examine import ExamineSection
     from .keys import KeysSection
-    from .restore_verify import RestoreVerifySection
     from .volume import VolumeSection
 
 WATERMARK = "watermark"
@@ -34,7 +36,7 @@ class ProtectSection(Section):
     :param volume: knows when the source is another.
     :param compare: shows results, which are of the last protection.
     :param keys: has the key of a watermark.
-    :param restore_verify: shows what was changed, which is of the last protection, too.
+    :param examine: shows what was found, which is of what was displayed before.
     """
 
     def __init__(
@@ -43,21 +45,19 @@ class ProtectSection(Section):
         volume: VolumeSection,
         compare: CompareSection,
         keys: KeysSection,
-        restore_verify: RestoreVerifySection,
+        examine: ExamineSection,
     ) -> None:
         super().__init__(panel)
         self._volume, self._compare, self._keys = volume, compare, keys
-        self._restore_verify = restore_verify
+        self._examine = examine
         ui = panel.ui
-        choices = {name: sentences.model(name, card) for name, card in presets.choices().items()}
-        for name, (title, words) in {**choices, WATERMARK: sentences.watermark()}.items():
-            ui.modelComboBox.addItem(title, name)
-            ui.modelComboBox.setItemData(ui.modelComboBox.count - 1, words, qt.Qt.ToolTipRole)
-        for text, device in (
-            (_("Automatic (GPU where there is one)"), "auto"),
-            (_("CPU"), "cpu"),
-            (_("NVIDIA GPU"), "cuda"),
-        ):
+        for name, card in presets.choices().items():
+            if name in presets.FOR_READERS or panel.is_developer:
+                self._add_model(name, sentences.model(name, card))
+        self._add_model(WATERMARK, sentences.watermark())
+        devices = [(_("Automatic (NVIDIA GPU where there is one)"), "auto"), (_("CPU"), "cpu")]
+        devices.append((_("Apple GPU"), "mps") if sys.platform == "darwin" else (_("NVIDIA GPU"), "cuda"))
+        for text, device in devices:
             ui.deviceComboBox.addItem(text, device)
         self._timer = panel.timer(_DEVICE_MILLISECONDS, self._on_timeout)
         self.device = DeviceLine(ui.deviceDescriptionLabel, self._timer, panel.logic.describeDevice)
@@ -79,10 +79,17 @@ class ProtectSection(Section):
         """Show what the parameter node says, and what networks would run on."""
         parameters, ui = self._panel.parameters, self._panel.ui
         # parameterNodeWrapper has no connector for a combo box filled at run time.
-        select(ui.modelComboBox, presets.choice(parameters.model))
+        name = presets.choice(parameters.model)
+        if ui.modelComboBox.findData(name) < 0:
+            # Of a scene that was saved in developer mode.
+            card = presets.choices().get(name)
+            if card:
+                self._add_model(name, sentences.model(name, card))
+        select(ui.modelComboBox, name)
         index = ui.modelComboBox.currentIndex
         words = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
-        self._panel.show_text(ui.modelDescriptionLabel, words)
+        self._panel.show_text(ui.modelDescriptionLabel, sentences.about_protecting(words, parameters))
+        ui.modelDescriptionLabel.toolTip = words
         select(ui.deviceComboBox, parameters.device)
         if parameters.model == WATERMARK:
             self.device.forget()
@@ -105,25 +112,30 @@ class ProtectSection(Section):
         self.device.stop()
 
     def protect(self, progress: Callable[..., None]) -> None:
-        """Protect the selected volume and show the result."""
+        """Protect the scan and show the result."""
         parameters, source = self._panel.parameters, self._panel.parameters.sourceVolume
         protected = self._protected(parameters, progress)
         self._panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
         # Another source may have been selected by a script or another module meanwhile.
         if parameters.sourceVolume is source:
-            parameters.protectedVolume = protected
-            if is_watermarked(protected):
-                parameters.checkedVolume = protected
-            parameters.sourceAttacked = parameters.protectedAttacked = None
+            self._examine.discard(parameters)
             self._compare.discard(parameters)
-            self._restore_verify.discard(parameters)
+            parameters.sourceAttacked = parameters.protectedAttacked = None
+            parameters.protectedVolume = protected
             show_in_ordinary_views(protected)
+            parameters.volume = protected
             self._compare.refill()
+
+    def _add_model(self, name: str, words: tuple[str, str]) -> None:
+        combo_box = self._panel.ui.modelComboBox
+        title, description = words
+        combo_box.addItem(title, name)
+        combo_box.setItemData(combo_box.count - 1, description, qt.Qt.ToolTipRole)
 
     def _missing(self) -> str:
         missing = self._panel.missing_source()
-        if not missing and self._missing_network() and not self._keys.has_key:
-            return _("A watermark needs a key file: choose or make one in the section “Keys and signatures”.")
+        if not missing and is_protected(self._panel.parameters.sourceVolume):
+            return _("This scan is protected already, and its original is not here: protect the original.")
         has_model = self._panel.ui.modelComboBox.currentIndex >= 0
         return missing or ("" if has_model else _("No protection model is installed."))
 
@@ -133,18 +145,16 @@ class ProtectSection(Section):
         return _("The watermark has one strength, and needs no network.") if is_watermark else ""
 
     def _protected(self, parameters: Any, progress: Callable[..., None]) -> slicer.vtkMRMLScalarVolumeNode:
-        panel = self._panel
-        if parameters.model == WATERMARK:
-            panel.ensure_key_packages()
-            key = self._keys.open_key_file()
-            return panel.logic.watermark(parameters.sourceVolume, key, progress=progress)
-        panel.ensure_packages()
+        panel, source = self._panel, parameters.sourceVolume
+        needs_network = parameters.model != WATERMARK
+        if needs_network and not panel.ensure_packages(*KEYS, *NETWORKS, has_other_way=True):
+            parameters.model, needs_network = WATERMARK, False
+        if not needs_network:
+            panel.ensure_packages(*KEYS)
+            key = self._keys.open_key_file() if self._keys.has_key else None
+            return panel.logic.watermark(source, key, progress=progress)
         return panel.logic.protect(
-            parameters.sourceVolume,
-            parameters.model,
-            parameters.strengthHU or None,
-            device=parameters.device,
-            progress=progress,
+            source, parameters.model, parameters.strengthHU or None, device=parameters.device, progress=progress
         )
 
     def _on_model_changed(self, index: int) -> None:

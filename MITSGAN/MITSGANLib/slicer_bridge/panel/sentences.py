@@ -1,46 +1,78 @@
-"""What the panel says about volumes, targets and figures."""
+"""What the panel says about volumes, states, findings, targets and figures."""
 
 from __future__ import annotations
 
+import datetime
+import enum
 import html
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from ...errors import MITSGANError
+from ...protection.presets import preset_of
+from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
+from ..change_map import LEGEND_CHANGED, LEGEND_UNTOLD, Legend, examination_legend, signature_legend
+from ..history import carries_signature, steps_of
 from ..inspection import Inspection
-from ..targets import has_target, is_placing, target_from_markups
-from ..volumes import PROTECTED_ATTRIBUTE, SIMULATED_ATTACK_COLOR, is_simulated_attack, is_watermarked, voxel_from_ras
+from ..targets import has_target, is_placing, is_too_large, target_from_markups, target_problem
+from ..volumes import SIMULATED_ATTACK_COLOR, voxel_from_ras
 
 if TYPE_CHECKING:
+    from ...examination.verdict import ChangedPlace
     from ...measure.attack_effect import Effect
     from ...seal.sealing import Restored
-    from ...watermark.checking import Check, MissingRegion
     from ...watermark.places import Place
     from ...weights import ModelCard
-    from ..verify import SignatureCheck
+    from ..examine import Finding
 
-_FINDINGS_SHOWN = 12
-_REGIONS_SHOWN = 6
 _FINGERPRINT_SHOWN = 16
-_MOST = 0.5
+_DIGITS_OF_DAY = 10
+
+Voxel = tuple[int, int, int]
+
+
+class Tone(enum.Enum):
+    """What a state means, as a color."""
+
+    NONE = "nothing to say"
+    GOOD = "protected, or as signed"
+    NEUTRAL = "nothing found"
+    UNKNOWN = "cannot be told"
+    ATTACK = "simulated attack"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True)
+class StateWords:
+    """The state of a volume.
+
+    :param text: rich text.
+    :param kji: voxel (slice, row, column) to go to; None where there is none.
+    """
+
+    tone: Tone
+    text: str
+    kji: Voxel | None = None
 
 
 def model(name: str, card: ModelCard) -> tuple[str, str]:
-    """The title of a protection model or preset in the list, and what it is."""
+    """The title of a protection model or preset in the list, and what it is; the first sentence says most."""
     known = {
         "default": (
             _("Default: forgeries often show"),
             _(
-                "A network's change of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it. "
-                "What is painted over later lacks the watermark. Anyone can check it, and anyone can forge it."
+                "What is painted over later often lacks the watermark; no attack is stopped. It is a network's change "
+                "of at most a tenth of the scan's noise, and a watermark of at most 0.15 of it. Anyone can check the "
+                "watermark, and anyone who knows it can forge it. To find every later change, sign what you export."
             ),
         ),
         "strong": (
             _("Strong: the change may be seen"),
-            _("Three times as strong as the default; for comparison."),
+            _("Three times as strong as the default, for comparison; no attack is stopped."),
         ),
         "paper": (_("After the paper: for comparison only"), card.description),
         "block-ai": (
@@ -59,64 +91,285 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
 def watermark() -> tuple[str, str]:
     """The title of the watermark in the list of models, and what it does."""
     return (
-        _("Watermark alone, with a key"),
+        _("Watermark alone: no network"),
         _(
-            "Hides signs in the scan's noise. Only your key file can find them, and nobody else can forge them. The "
-            "watermark stops no attack, but it shows later what was painted over, in a copy of any format."
+            "Hides signs in the scan's noise, which what is painted over later lacks; no attack is stopped. With a key "
+            "file chosen, only that can find or forge them; else anyone can."
         ),
     )
 
 
-def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> str:
-    """Whether a volume is usable, its size and its noise; rich text."""
+def about_protecting(words: str, parameters: Any) -> str:
+    """What the button will do, in a sentence or two.
+
+    :param words: on the chosen model.
+    """
+    first = words.partition(". ")[0].removesuffix(".") + "." if words else ""
+    source, volume = parameters.sourceVolume, parameters.volume
+    if source and volume and source is not volume:
+        first += " " + _("The original, {name}, will be protected.").format(name=source.GetName())
+    return first
+
+
+def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> tuple[str, str]:
+    """Whether a volume is usable, its size and its noise in one line of rich text; and what more to know."""
     if node is None or inspection is None:
-        return _("Select a CT volume, or load a sample.")
+        return _("Load a CT, or a sample:"), ""
     if not inspection.is_ct:
-        return _("<b>Not usable:</b> {reason}").format(reason=html.escape(inspection.problem))
+        return _("<b>Not usable:</b> {reason}").format(reason=html.escape(inspection.problem)), ""
     slices, rows, columns = inspection.shape
-    x, y, z = inspection.spacing
     noise = (
         _("noise {sd:.0f} HU").format(sd=inspection.noise_sd_hu)
         if inspection.noise_sd_hu is not None
-        else _("noise not measurable (too little soft tissue)")
+        else _("noise not measurable")
     )
-    size = _("{columns} × {rows} × {slices} voxels of {x:.2f} × {y:.2f} × {z:.2f} mm").format(
-        columns=columns, rows=rows, slices=slices, x=x, y=y, z=z
+    words = _("CT: {columns} × {rows} × {slices}, {thickness:.2f} mm slices, {noise}").format(
+        columns=columns, rows=rows, slices=slices, thickness=inspection.spacing[2], noise=noise
     )
-    lines = [_("Looks like CT in HU: {size}, {noise}.").format(size=size, noise=noise)]
-    if is_simulated_attack(node):
-        lines.append(_("<b>This is a simulated attack, not a patient's scan.</b>"))
-    elif node.GetAttribute(PROTECTED_ATTRIBUTE) == "true":
-        lines.append(_("It is protected already; protecting it again adds to the change."))
-        if is_watermarked(node):
-            lines.append(_("It carries a watermark, which any further change weakens."))
-    return "<br>".join([*lines, *(html.escape(warning) for warning in inspection.warnings)])
+    remarks = len(inspection.warnings)
+    if remarks:
+        words += ", " + (_("1 remark") if remarks == 1 else _("{count} remarks").format(count=remarks))
+    return words, "\n".join(inspection.warnings)
 
 
-def about_attacked(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None]) -> str:
-    """The names of attacked volumes in the color of simulated attacks; rich text."""
+def about_state(
+    node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None, finding: Finding | None
+) -> StateWords:
+    """What is known of a volume: from its examination, else from what its node, file or DICOM header says."""
+    if node is None:
+        return StateWords(Tone.NONE, _("<b>No volume is shown</b>"))
+    try:
+        history = Provenance(steps=steps_of(node))
+    except MITSGANError as error:
+        return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> {reason}").format(reason=html.escape(str(error))))
+    if inspection is not None and not inspection.is_ct:
+        return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> this is no CT in HU"))
+    attack, protection = history.last(SIMULATED_ATTACK), history.last(PROTECTION)
+    if attack is not None:
+        return _about_attack(attack, finding)
+    if finding is not None:
+        return _about_found(finding, protection)
+    if carries_signature(node):
+        words = _("<b>Signed</b>, not verified yet: press Examine")
+        return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
+    if protection is not None:
+        return StateWords(Tone.GOOD, _protected(protection))
+    return StateWords(Tone.NONE, _("<b>Not protected</b>, as far as its header says"))
+
+
+def _protected(step: ProcessingStep) -> str:
+    """By what a volume is protected, and when."""
+    preset, parameters = preset_of(step.parameters), step.parameters
+    by = (
+        preset
+        or parameters.get("model")
+        or {"open": _("open watermark"), "keyed": _("watermark with a key")}.get(str(parameters.get("watermark")))
+    )
+    what = _("<b>Protected ({by})</b> by MITSGAN").format(by=html.escape(str(by))) if by else None
+    words = what or _("<b>Protected</b> by MITSGAN")
+    try:
+        day = datetime.date.fromisoformat(step.time[:_DIGITS_OF_DAY])
+    except ValueError:
+        return words
+    return words + ", " + day.isoformat()
+
+
+def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
+    place = step.parameters.get("target_kji")
+    is_place = isinstance(place, list) and len(place) == 3 and all(isinstance(index, int) for index in place)
+    kji = tuple(place) if is_place else None
+    action = {"inject": _("nodule added"), "remove": _("nodule removed")}.get(str(step.parameters.get("action")))
+    words = _("<b>Simulated attack</b>, no patient's scan")
+    if action and kji:
+        words = _("<b>Simulated attack:</b> {action} in slice {k}").format(action=action, k=kji[0])
+    if finding is not None:
+        places = finding.verdict.places
+        words += "<br>" + (
+            _("The examination found: {where}").format(where=where(finding, places[0]))
+            if places
+            else _("The examination found no place; only the header tells")
+        )
+        kji = places[0].kji if places else kji
+    return StateWords(Tone.ATTACK, words, kji)
+
+
+def _about_found(finding: Finding, protection: ProcessingStep | None) -> StateWords:
+    from ...examination.verdict import Outcome
+
+    verdict = finding.verdict
+    if verdict.outcome is Outcome.CHANGED:
+        if not verdict.places:
+            reason = next((one.text for one in verdict.evidence if one.strength >= 1), "")
+            return StateWords(Tone.CHANGED, _("<b>Changed:</b> {reason}").format(reason=html.escape(reason)))
+        place = verdict.places[0]
+        head = _("<b>Painted over:</b> {where}") if place.is_sure else _("<b>Probably painted over:</b> {where}")
+        if any(one.kind == "signature" for one in place.evidence):
+            head = _("<b>Changed since it was signed:</b> {where}")
+        words = head.format(where=where(finding, place))
+        more = len(verdict.places) - 1
+        if more:
+            words += ", " + (_("and 1 more place") if more == 1 else _("and {more} more places").format(more=more))
+        return StateWords(Tone.CHANGED, words, place.kji)
+    if verdict.outcome is Outcome.INTACT:
+        manifest = finding.signed and finding.signed.verification and finding.signed.verification.manifest
+        by = _("by the key that you chose, {key}…").format(key=manifest.fingerprint[:8]) if manifest else _("by DICOM")
+        return StateWords(Tone.GOOD, _("<b>Signed: intact</b>, {by}").format(by=by))
+    if verdict.outcome is Outcome.CANNOT_TELL:
+        reason = "; ".join(verdict.reasons)
+        return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> {reason}").format(reason=html.escape(reason)))
+    share = max((share for _kind, share in verdict.told), default=0.0)
+    words = _("<b>Nothing found</b> in the {share:.0%} of the lungs that can be told about").format(share=share)
+    return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
+
+
+def where(finding: Finding, place: ChangedPlace) -> str:
+    """The slice and the lung of a place."""
+    side = finding.side(place)
+    words = _("slice {k}").format(k=place.kji[0])
+    return f"{words}, {side}" if side else words
+
+
+def about_place(finding: Finding, place: ChangedPlace) -> tuple[str, str, str]:
+    """A line of the table of places: where, how surely, and why in a few words."""
+    plain = {
+        "signature": _("not as signed"),
+        "watermark": _("watermark missing"),
+        "noise missing": _("noise missing"),
+        "coarse noise missing": _("too smooth"),
+        "noise of another color": _("noise unlike around"),
+        "noise that the scanner does not let through": _("noise of no scanner"),
+        "copied tissue": _("copied tissue"),
+        "CT-GAN's noise source": _("trace of CT-GAN"),
+        "forensic judge": _("judged forged"),
+    }
+    why = list(dict.fromkeys(plain.get(one.kind, one.kind) for one in place.evidence))
+    return where(finding, place), _("surely") if place.is_sure else _("probably"), ", ".join(why)
+
+
+def about_finding(finding: Finding, target: Voxel | None) -> str:
+    """The verdict in a few lines of rich text.
+
+    :param target: voxel (slice, row, column) that the user asks about; None for none.
+    """
+    from ...examination.verdict import Outcome
+
+    verdict = finding.verdict
+    count = len(verdict.places)
+    head = {
+        Outcome.INTACT: _("<b>Intact</b>: nothing changed since it was signed."),
+        Outcome.CHANGED: _("<b>Changed</b> in 1 place:")
+        if count == 1
+        else _("<b>Changed</b> in {count} places:").format(count=count)
+        if count
+        else _("<b>Simulated</b>, says the header. The voxels show no place.")
+        if finding.volume.provenance.is_simulated_attack
+        else _("<b>Changed</b>."),
+        Outcome.NOTHING_FOUND: _("<b>Nothing found.</b> That is not “genuine”: see below what was not examined."),
+        Outcome.CANNOT_TELL: _("<b>Cannot be told.</b>"),
+    }[verdict.outcome]
+    lines = [head, *(html.escape(_sentence(reason)) for reason in verdict.reasons)]
+    lines.append(_about_watermark(finding))
+    lines += [html.escape(_sentence(one.text)) for one in verdict.evidence if one.kind == "signature"]
+    if finding.signed and finding.signed.verification and not finding.signed.is_signer_known:
+        lines.append(_("Anyone can sign with a key of their own. Choose the public key of the signer you expect."))
+    if finding.note:
+        lines.append(html.escape(finding.note))
+    if target is not None:
+        lines.append(_about_target_place(finding, target))
+    return "<br>".join(filter(None, lines))
+
+
+def _about_watermark(finding: Finding) -> str:
+    check = finding.examination.check
+    whose = _("your key's watermark") if finding.is_keyed else _("the open watermark")
+    if not check.is_found:
+        return _("No watermark was found. One with a key needs the key file.") if not finding.is_keyed else ""
+    if check.is_degraded:
+        words = _("It carries {whose}, but {share:.0%} of it is left, as after lossy compression.")
+        return words.format(whose=whose, share=check.gain)
+    return _("It carries {whose}.").format(whose=whose)
+
+
+def _about_target_place(finding: Finding, target: Voxel) -> str:
+    place = finding.examination.at(target)
+    if place.strength >= 1:
+        return _("At the target: <b>{words}</b>.").format(words=html.escape(place.words.partition(":")[0]))
+    if not finding.examination.can_tell(target):
+        return _("At the target: cannot be told.")
+    return _("At the target: nothing was found.")
+
+
+def about_examination(finding: Finding) -> str:
+    """What was examined and what was not, in full; rich text."""
+    verdict = finding.verdict
+    told = [
+        _("{kind}: {share:.0%} of the lungs can be told about").format(kind=html.escape(kind), share=share)
+        for kind, share in verdict.told
+    ]
+    parts = [
+        (_("Found"), [f"{one.kind}: {one.text}" for one in verdict.evidence]),
+        (_("Examined"), told),
+        (_("Would mostly have been listed there"), verdict.excluded),
+        (_("Not excluded"), verdict.not_excluded),
+    ]
+    return "".join(
+        f"<b>{html.escape(title)}</b><br>" + "<br>".join(f"• {html.escape(line)}" for line in lines) + "<br>"
+        for title, lines in parts
+        if lines
+    )
+
+
+def legend(finding: Finding) -> str:
+    """The key of the map's colors; rich text."""
+    verification = finding.signed.verification if finding.signed else None
+    is_of_signature = verification is not None and bool(verification.tiles.any())
+    shown: Legend = signature_legend() if is_of_signature else examination_legend()
+    values = [value for value in shown.labels if value] if is_of_signature else [LEGEND_CHANGED, LEGEND_UNTOLD]
+    names = []
+    for value in values:
+        words, rgba = shown.labels[value]
+        color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in rgba[:3]))
+        names.append(f'<span style="color:{color}">■</span> {html.escape(words)}')
+    return " &nbsp; ".join(names)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def about_attacked(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None]) -> tuple[str, str]:
+    """That there are attacked volumes, by whom, in the color of simulated attacks as rich text; and their names."""
+    attacked = list(filter(None, nodes))
+    if not attacked:
+        return "", ""
     color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in SIMULATED_ATTACK_COLOR))
-    names = (f'<span style="color:{color}">■ {html.escape(node.GetName())}</span>' for node in nodes if node)
-    return "<br>".join(names)
+    step = Provenance(steps=steps_of(attacked[0])).last(SIMULATED_ATTACK)
+    by = html.escape(str(step.parameters.get("attacker", ""))) if step else ""
+    words = _("Simulated attack by {by}: source and protected").format(by=by)
+    return f'<span style="color:{color}">■ {words}</span>', "\n".join(node.GetName() for node in attacked)
 
 
 def about_target(
-    target: slicer.vtkMRMLMarkupsNode | None,
-    source: slicer.vtkMRMLScalarVolumeNode | None,
-    inspection: Inspection | None,
+    target: slicer.vtkMRMLMarkupsNode | None, source: slicer.vtkMRMLScalarVolumeNode | None, action: str
 ) -> str:
-    """Where the target lies in the source volume, or why it lies nowhere; empty without a target."""
+    """Where the target lies in the source volume, and what speaks against it; empty without a target."""
     if is_placing(target):
         return _("Click the structure to attack in a slice view. Press the button again to stop.")
-    if not has_target(target) or source is None or inspection is None or not inspection.is_ct:
+    if not has_target(target) or source is None:
         return ""
     try:
         k, j, i = voxel_from_ras(source, target_from_markups(target))
     except MITSGANError as error:
         return str(error)
-    return _("Slice {k}, row {j}, column {i}: {hu} HU").format(
+    words = _("Slice {k}, row {j}, column {i}: {hu} HU").format(
         k=k, j=j, i=i, hu=slicer.util.arrayFromVolume(source)[k, j, i]
     )
+    problem = target_problem(target, source)
+    if problem:
+        return f"{words}. {problem}"
+    if action == "remove" and is_too_large(target, source):
+        words += ". " + _("This is larger than the 20 mm that the attack makes up: it will leave a patch.")
+    return words
 
 
 def about_effect(effect: Effect) -> str:
@@ -156,18 +409,21 @@ def about_forgery(place: Place) -> str:
     return words.format(share=max(place.seen / place.expected, 0))
 
 
-def about_proofs(key_id: str | None, is_signed: bool) -> str:
+def about_proofs(key_id: str | None, is_signed: bool, *, typed_alone: bool = False) -> str:
     """What an export does besides writing.
 
     :param key_id: of the key that seals; None for none.
+    :param typed_alone: whether a passphrase was typed and no key chosen that it could open.
     """
+    if typed_alone:
+        return _("The passphrase alone seals nothing: choose or make a key file, too.")
     if key_id and is_signed:
         return _("Exports are sealed with key {id} and signed.").format(id=key_id)
     if key_id:
         return _("Exports are sealed with key {id}, and not signed.").format(id=key_id)
     if is_signed:
-        return _("Exports are signed. Without a key file, nothing leads back from them to the original.")
-    return _("Exports are neither sealed nor signed: nothing leads back from them to the original.")
+        return _("Exports are signed, and not sealed: nothing leads back to the original.")
+    return _("Exports are neither sealed nor signed; see Keys and signatures below.")
 
 
 def about_restored(name: str, restored: Restored) -> str:
@@ -179,120 +435,3 @@ def about_restored(name: str, restored: Restored) -> str:
         )
     ]
     return "<br>".join([*lines, *(html.escape(str(warning)) for warning in restored.warnings)])
-
-
-def about_check(name: str, checked: SignatureCheck) -> str:
-    """What a check of the scan of this file name found; rich text."""
-    verification = checked.verification
-    if verification is None:
-        words = _("{name}: no manifest. Each image was checked by itself, so missing images were not noticed.")
-        lines = [words.format(name=html.escape(name))]
-        lines += _about_dicom_signatures(checked)
-        return "<br>".join(lines)
-    manifest = verification.manifest
-    short = f"{manifest.fingerprint[:_FINGERPRINT_SHOWN]}…"
-    signer = _("the key that you chose") if checked.is_signer_known else _("an unknown key, {key}").format(key=short)
-    day = manifest.created[:10]
-    if verification.is_intact:
-        words = _("{name}: <b>intact</b> since it was signed on {day} by {signer}.")
-    else:
-        words = _("{name}: <b>CHANGED</b> since it was signed on {day} by {signer} (slices count from 0):")
-    lines = [words.format(name=html.escape(name), day=html.escape(day), signer=html.escape(signer))]
-    findings = [finding.text for finding in verification.findings]
-    lines += [f"• {html.escape(text)}" for text in findings[:_FINDINGS_SHOWN]]
-    if len(findings) > _FINDINGS_SHOWN:
-        lines.append(_("• and {count} more").format(count=len(findings) - _FINDINGS_SHOWN))
-    if not checked.is_signer_known:
-        lines.append(_("Anyone can sign with a key of their own. Choose the public key of the signer you expect."))
-    lines += [html.escape(note) for note in verification.notes]
-    return "<br>".join([*lines, *_about_dicom_signatures(checked)])
-
-
-def _about_dicom_signatures(checked: SignatureCheck) -> list[str]:
-    return [_("DICOM signatures: {words}").format(words=html.escape(line)) for line in checked.signatures.summary()]
-
-
-def about_watermark(
-    name: str, check: Check, place: Place | None, *, is_open: bool = False, is_keyed: bool = True
-) -> str:
-    """What a check of the watermark in the volume of this name found; rich text.
-
-    :param place: what is left of it at the target; None without a target in the volume.
-    :param is_open: whether the open watermark was found, or sought and not found.
-    :param is_keyed: the same for that of the chosen key.
-    """
-    name = html.escape(name)
-    if not check.is_found:
-        words = (
-            _(
-                "{name}: <b>no watermark found</b>, neither the open one nor one of this key. The volume may have "
-                "none, or another key's. Or it was cropped, resampled, moved or strongly smoothed."
-            )
-            if is_open and is_keyed
-            else _(
-                "{name}: <b>no open watermark found.</b> The volume may have none. It may have one with a key: choose "
-                "the key file. Or it was cropped, resampled, moved or strongly smoothed."
-            )
-            if is_open
-            else _(
-                "{name}: <b>no watermark of this key found.</b> The volume may have none, or another key's. Or it was "
-                "cropped, resampled, moved or strongly smoothed."
-            )
-        )
-        return words.format(name=name)
-    if check.is_degraded:
-        words = _(
-            "{name}: <b>watermark found, but {share:.0%} of it is left</b>, as after lossy compression, smoothing, or "
-            "protection at a lower strength. That is too little to list where it is missing."
-        )
-        lines = [words.format(name=name, share=check.gain)]
-    else:
-        lines = _about_regions(name, check)
-    lines.append(
-        _("It is the open watermark, which anyone can check.") if is_open else _("It is the watermark of your key.")
-    )
-    if place is not None:
-        lines.append(_about_place(place))
-    elif not check.regions:
-        # CT-GAN's injector leaves the noise around a nodule as it was.
-        hint = _("A small change, such as an added nodule, may not stand out. Place a target to ask about one point.")
-        lines.append(hint)
-    return "<br>".join(lines)
-
-
-def _about_regions(name: str, check: Check) -> list[str]:
-    told = _("{share:.0%} of the marked tissue can be checked.").format(share=check.telling_share)
-    if check.telling_share < _MOST:
-        told += " " + _("Elsewhere the watermark is too weak: voxels are large, or there is little noise.")
-    count = len(check.regions)
-    if not count:
-        words = _("{name}: <b>watermark found</b>; no place stands out where it is missing.")
-        return [words.format(name=name), told]
-    places = _("1 place") if count == 1 else _("{count} places").format(count=count)
-    words = _("{name}: <b>watermark MISSING in {places}</b>, the largest first (slices, rows, columns count from 0):")
-    lines = [words.format(name=name, places=places)]
-    lines += [f"• {_about_region(region)}" for region in check.regions[:_REGIONS_SHOWN]]
-    if count > _REGIONS_SHOWN:
-        lines.append(_("• and {count} more").format(count=count - _REGIONS_SHOWN))
-    return [*lines, told]
-
-
-def _about_region(region: MissingRegion) -> str:
-    k, j, i = region.kji
-    depth, height, width = region.size_mm
-    words = _(
-        "slice {k}, row {j}, column {i}: about {depth:.0f} × {height:.0f} × {width:.0f} mm, {share:.0%} of it is left"
-    )
-    return words.format(k=k, j=j, i=i, depth=depth, height=height, width=width, share=max(region.share, 0))
-
-
-def _about_place(place: Place) -> str:
-    if not place.can_tell:
-        return _("At the target: cannot be told. The watermark is too weak there.")
-    if place.is_missing:
-        words = _(
-            "At the target: <b>MISSING</b>. {share:.0%} of the expected watermark is in the {mm:.0f} mm around it."
-        )
-    else:
-        words = _("At the target: there. {share:.0%} of the expected watermark is in the {mm:.0f} mm around it.")
-    return words.format(share=max(place.seen / place.expected, 0), mm=place.window_mm)

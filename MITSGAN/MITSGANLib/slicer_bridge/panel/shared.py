@@ -13,8 +13,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..inspection import Inspection
-from ..packages import ensure_key_packages, ensure_packages
-from ..targets import has_target
+from ..packages import FIGURES, KEYS, NETWORKS, TORCH, declined, install, missing
+from ..targets import has_target, target_problem
+from ..volumes import is_protected
+from .install import Answer, ask_to_install
 from .jobs import JobRunner
 
 
@@ -72,7 +74,7 @@ class Panel:
     :param ui: the widgets of the ``.ui`` by name.
     :param window: parent of timers and dialogs.
     :param observer: has ``addObserver`` and ``removeObserver`` of Slicer's VTKObservationMixin, and removes all in the
-        end.
+        end; and ``developerMode`` of a module's widget.
     :param make_logic: makes the module's logic from what runs its work, see :meth:`JobRunner.compute`.
     :param resource_path: gives the path of a file of the module's resources.
     """
@@ -88,6 +90,7 @@ class Panel:
         self.ui, self.window, self.observer, self._resource_path = ui, window, observer, resource_path
         self.jobs = JobRunner(ui.statusLabel, self.changed)
         self.logic = make_logic(self.jobs.compute)
+        self.is_developer = bool(observer.developerMode)
         self.parameters: Any = None
         self.inspection: Inspection | None = None
         self.is_closed = False
@@ -207,26 +210,40 @@ class Panel:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the source volume looks like CT in HU."""
+        """Whether the displayed volume looks like CT in HU."""
         return self.inspection is not None and self.inspection.is_ct
 
-    def missing_source(self) -> str:
+    def missing_volume(self) -> str:
         """What the user has to do before there is a CT volume; empty when nothing."""
-        if not self.parameters or not self.parameters.sourceVolume:
+        if not self.parameters or not self.parameters.volume:
             return _("Select a CT volume.")
         return self.inspection.problem if self.inspection else ""
+
+    def missing_source(self) -> str:
+        """What the user has to do before there is the scan that the volume is or was made from; empty when nothing."""
+        missing = self.missing_volume()
+        if not missing and not self.parameters.sourceVolume:
+            missing = _("The original of this volume is no longer in the scene; load it again.")
+        return missing
 
     def missing_protected(self) -> str:
         """What the user has to do before there is a CT volume and its protected version; empty when nothing."""
         missing = self.missing_source()
         if not missing and self.parameters.protectedVolume in (None, self.parameters.sourceVolume):
-            missing = _("Protect the CT volume, or select its protected version.")
+            is_lonely = is_protected(self.parameters.sourceVolume)
+            missing = (
+                _("The original of this protected volume is not in the scene; load it.")
+                if is_lonely
+                else _("Protect the scan first.")
+            )
         return missing
 
     def missing_target(self) -> str:
         """What the user has to do before both volumes can be attacked; empty when nothing."""
         missing = self.missing_protected()
-        return missing if missing or has_target(self.parameters.targetPoint) else _("Place a target.")
+        if not missing and not has_target(self.parameters.targetPoint):
+            missing = _("Place a target.")
+        return missing or target_problem(self.parameters.targetPoint, self.parameters.sourceVolume)
 
     # Widgets, packages and dialogs
 
@@ -253,13 +270,29 @@ class Panel:
         if not self.is_closed and label.visible:
             label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
 
-    def ensure_packages(self) -> None:
-        """Offer to install what networks and figures need."""
-        ensure_packages(self._resource_path("requirements.txt"), self.jobs.say)
+    def ensure_packages(self, *names: str, has_other_way: bool = False) -> bool:
+        """Offer to install what is missing; whether all is there now.
+
+        :param names: as Python imports them; none stands for all that networks and figures need.
+        :param has_other_way: whether the work can be done without PyTorch; then the user may choose that.
+        :raises CancelledError: the user does not want the packages.
+        :raises DependencyError: they cannot be installed.
+        """
+        lacking = missing(names or (*KEYS, *NETWORKS, *FIGURES))
+        if not lacking or slicer.app.testingEnabled():
+            return True
+        answer = ask_to_install(self.window, lacking, has_other_way=has_other_way and TORCH in lacking)
+        if answer is Answer.NOTHING:
+            raise declined()
+        if answer is Answer.WITHOUT_NETWORKS:
+            lacking = missing(KEYS)
+        cpu_only = bool(self.parameters) and self.parameters.device == "cpu"
+        install(lacking, self._resource_path("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
+        return answer is Answer.ALL
 
     def ensure_key_packages(self) -> None:
         """Offer to install what keys and signatures need."""
-        ensure_key_packages(self._resource_path("requirements.txt"))
+        self.ensure_packages(*KEYS)
 
     def ask_for_file(self, title: str, kinds: str) -> Path | None:
         """A file that exists; None when the user closes the dialog."""

@@ -1,4 +1,4 @@
-"""The section on the CT volume: what is selected, whether it can be used, and samples."""
+"""The volume that the views show: the panel is about it, says whether it can be used, and loads samples."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from slicer.i18n import tr as _
 from ...errors import InputError
 from ...scan.windows import LUNG
 from ..inspection import inspect_node
-from ..layout import displayed_volume, set_window, show_in_ordinary_views
-from ..volumes import first_scan, is_scan, origin_of
+from ..layout import displayed_volume, ordinary_composites, set_window, show_in_ordinary_views
+from ..volumes import (
+    DIFFERENCE_ATTRIBUTE,
+    first_scan,
+    is_protected,
+    is_scan,
+    is_simulated_attack,
+    origin_of,
+    source_of,
+)
 from . import sentences
 from .shared import Panel, Section
 
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class VolumeSection(Section):
-    """Selects what is displayed and displays what is selected, says whether it looks like CT, and loads samples.
+    """Follows what the views show, and lets them show what is selected; finds the scan and its results to it.
 
     :param compare: shows results, which go when they are of another volume.
     """
@@ -33,13 +41,14 @@ class VolumeSection(Section):
         super().__init__(panel)
         self._compare = compare
         self._inspected: tuple[str, int] | None = None
+        self._follows_soon = False
         scene, observer = slicer.mrmlScene, panel.observer
         observer.addObserver(scene, scene.NodeAddedEvent, self._on_node_added)
         # Before the selectors, which fall back on another volume.
         observer.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._on_node_removed, priority=1.0)
         ui = panel.ui
         ui.sampleChestButton.connect("clicked()", self.load_chest)
-        panel.add_control(ui.sourceVolumeSelector, ui.sampleChestButton, waits=True)
+        panel.add_control(ui.volumeSelector, ui.sampleChestButton, waits=True)
         panel.add_job(
             ui.samplePhantomButton,
             ui.protectProgressBar,
@@ -54,30 +63,33 @@ class VolumeSection(Section):
         return self._inspected if self._panel.is_usable else None
 
     def refresh(self) -> None:
-        """Inspect the source whenever it is another node or has other voxels."""
-        parameters = self._panel.parameters
-        node = parameters.sourceVolume
+        """Inspect the volume whenever it is another node or has other voxels, and find what belongs to it."""
+        parameters, ui = self._panel.parameters, self._panel.ui
+        node = parameters.volume
         inspected = _identity(node)
         before, self._inspected = self._inspected, inspected
-        is_another = inspected and before and before[0] != inspected[0]
-        # A volume that is being deleted is still referred to here when it is no longer there.
-        if slicer.mrmlScene.IsNodePresent(node) and (is_another or not parameters.checkedVolume):
-            parameters.checkedVolume = node
         if inspected != before:
             with _wait_cursor():
                 self._panel.inspection = inspect_node(node) if node else None
-            if is_another:
-                self._compare.follow(node)
-            if slicer.mrmlScene.IsNodePresent(node) and not _is_displayed(node):
-                show_in_ordinary_views(node)
-        self._panel.show_text(self._panel.ui.inspectionLabel, sentences.about_volume(node, self._panel.inspection))
+            # A volume that is being deleted is still referred to here when it is no longer there.
+            if slicer.mrmlScene.IsNodePresent(node):
+                # First, or what the views show is taken for the user's choice.
+                if displayed_volume() is not node:
+                    show_in_ordinary_views(node)
+                self._find_origin(node)
+        text, tool_tip = sentences.about_volume(node, self._panel.inspection)
+        self._panel.show_text(ui.inspectionLabel, text)
+        ui.inspectionLabel.toolTip = tool_tip
+        for widget in (ui.sampleLabel, ui.sampleChestButton, ui.samplePhantomButton):
+            widget.setVisible(node is None)
 
     def enter(self) -> None:
-        """Select the scan that the views show, or that what they show was made from; else the scene's first."""
-        parameters, shown = self._panel.parameters, displayed_volume()
-        if not parameters.sourceVolume:
-            scan = origin_of(shown) if shown else None
-            parameters.sourceVolume = scan if scan and is_scan(scan) else first_scan()
+        """Take what the views show; where they show nothing, the scene's first scan."""
+        parameters = self._panel.parameters
+        self._observe_views()
+        self._follow()
+        if not parameters.volume:
+            parameters.volume = first_scan()
 
     def scene_closed(self) -> None:
         """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
@@ -96,24 +108,64 @@ class VolumeSection(Section):
                     _("The sample could not be downloaded; check the connection, or use the synthetic thorax.")
                 )
             set_window(nodes, LUNG)
-            parameters.sourceVolume = nodes[0]
+            parameters.volume = nodes[0]
 
     def load_phantom(self, progress: Callable[..., None]) -> None:
         """Make the synthetic thorax."""
         parameters = self._panel.parameters
-        parameters.sourceVolume = self._panel.logic.loadPhantom(progress)
+        parameters.volume = self._panel.logic.loadPhantom(progress)
+
+    def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+        """Select the scan that a volume is or was made from, and its protected version that belongs to this volume."""
+        parameters, origin = self._panel.parameters, origin_of(node)
+        if parameters.sourceVolume is not origin:
+            had_one = parameters.sourceVolume is not None
+            parameters.sourceVolume = origin
+            if had_one:
+                self._compare.follow(origin)
+        protected = node
+        while protected is not origin and (is_simulated_attack(protected) or not is_protected(protected)):
+            protected = source_of(protected)
+        if protected is not origin and protected is not parameters.protectedVolume:
+            parameters.protectedVolume = protected
+            parameters.sourceAttacked = parameters.protectedAttacked = None
+            self._compare.discard(parameters)
+
+    def _observe_views(self) -> None:
+        observer, modified = self._panel.observer, vtk.vtkCommand.ModifiedEvent
+        for composite in ordinary_composites():
+            if not observer.hasObserver(composite, modified, self._on_view_changed):
+                observer.addObserver(composite, modified, self._on_view_changed)
+
+    def _on_view_changed(self, _caller: Any, _event: Any) -> None:
+        # Not now: Slicer changes one view after the other.
+        if not self._follows_soon:
+            self._follows_soon = True
+            qt.QTimer.singleShot(0, self._follow)
+
+    def _follow(self) -> None:
+        """Select what the views show."""
+        self._follows_soon = False
+        parameters = self._panel.parameters
+        if self._panel.is_closed or not parameters or slicer.mrmlScene.IsBatchProcessing():
+            return
+        shown = displayed_volume()
+        if shown is not None and shown is not parameters.volume and _may_be_scan(shown):
+            parameters.volume = shown
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_node_added(self, scene: Any, _event: Any, node: Any) -> None:
-        """Select a scan that is loaded while none is selected."""
+        """Select a scan that is loaded while none is selected, and follow views that are new."""
+        if node.IsA("vtkMRMLSliceCompositeNode"):
+            self._observe_views()
         if node.IsA("vtkMRMLScalarVolumeNode") and not scene.IsBatchProcessing():
             # Not now: it has neither voxels nor a source yet.
             qt.QTimer.singleShot(0, lambda: self._select_added(node.GetID()))
 
     def _select_added(self, node_id: str) -> None:
         panel, node = self._panel, slicer.mrmlScene.GetNodeByID(node_id)
-        if not panel.is_closed and panel.parameters and not panel.parameters.sourceVolume and node and is_scan(node):
-            panel.parameters.sourceVolume = node
+        if not panel.is_closed and panel.parameters and not panel.parameters.volume and node and is_scan(node):
+            panel.parameters.volume = node
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_node_removed(self, scene: Any, _event: Any, node: Any) -> None:
@@ -121,15 +173,14 @@ class VolumeSection(Section):
         parameters = self._panel.parameters
         if not parameters or scene.IsBatchProcessing():
             return
-        for name in ("sourceVolume", "protectedVolume", "checkedVolume"):
+        for name in ("volume", "sourceVolume", "protectedVolume"):
             if getattr(parameters, name) is node:
                 setattr(parameters, name, None)
 
 
-def _is_displayed(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the ordinary views show a volume, or what was made from it."""
-    shown = displayed_volume()
-    return shown is not None and node in (shown, origin_of(shown))
+def _may_be_scan(node: slicer.vtkMRMLVolumeNode) -> bool:
+    """Whether a displayed node is a scalar volume, no label map, no vector volume and no heatmap."""
+    return node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute(DIFFERENCE_ATTRIBUTE)
 
 
 @contextmanager

@@ -1,0 +1,88 @@
+"""What was done to a volume before: told by its node, else by the file or the DICOM series that it was loaded from."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..errors import InputError, MITSGANError
+from ..files.volume_files import read_file_header, recorded_steps
+from ..scan.volume import ProcessingStep
+from ..signature.manifest import manifest_path
+from .dicom_source import first_dicom_file
+from .scan_on_disk import file_behind
+
+STEPS_ATTRIBUTE = "MITSGAN.Steps"
+
+
+def steps_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ProcessingStep, ...]:
+    """All processing steps, oldest first; none where nothing tells of any.
+
+    :raises InputError: what the node says of them cannot be read.
+    """
+    text = node.GetAttribute(STEPS_ATTRIBUTE)
+    if text:
+        return _steps_of_text(text)
+    path, is_dicom = _on_disk(node)
+    return _steps_on_disk(path, path.stat().st_mtime_ns, is_dicom) if path else ()
+
+
+def carries_signature(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the file or the DICOM series behind a node is signed, or says so: nothing is verified."""
+    path, is_dicom = _on_disk(node)
+    if path is None:
+        return False
+    return _is_signed_dicom(path, path.stat().st_mtime_ns) if is_dicom else manifest_path(path).exists()
+
+
+@functools.lru_cache(maxsize=32)
+def _steps_of_text(text: str) -> tuple[ProcessingStep, ...]:
+    try:
+        return tuple(ProcessingStep(**step) for step in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            _(
+                "What the attribute {attribute} of the volume says about its origin cannot be read; start again from "
+                "the original scan."
+            ).format(attribute=STEPS_ATTRIBUTE)
+        ) from error
+
+
+def _on_disk(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path | None, bool]:
+    """The file behind a node, or one of its DICOM files, and whether that is DICOM."""
+    path = file_behind(node)
+    if path is not None:
+        return path, False
+    path = first_dicom_file(node)
+    return path, path is not None
+
+
+@functools.lru_cache(maxsize=32)
+def _steps_on_disk(path: Path, _modified: int, is_dicom: bool) -> tuple[ProcessingStep, ...]:
+    try:
+        if not is_dicom:
+            return recorded_steps(read_file_header(path).metadata)[0]
+        from ..files.dicom import derive
+        from ..files.dicom.headers import read_header
+
+        header = read_header(path)
+        return derive.recorded_steps(header) if header else ()
+    except MITSGANError:
+        # The application has loaded it; what its header says is of no more use.
+        return ()
+
+
+@functools.lru_cache(maxsize=32)
+def _is_signed_dicom(path: Path, _modified: int) -> bool:
+    from ..files.dicom.headers import read_dataset
+    from ..files.dicom.private_block import get_entry
+
+    try:
+        dataset = read_dataset(path)
+        return "DigitalSignaturesSequence" in dataset or get_entry(dataset, "manifest") is not None
+    except MITSGANError:
+        return False

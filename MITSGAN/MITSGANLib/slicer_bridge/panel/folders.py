@@ -1,0 +1,217 @@
+"""Whole folders of studies: protected or examined by a command in a process of its own, with a table of what it did."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..folders import EXAMINE, PROTECT, FolderJob, Told
+from ..packages import COLLECTIONS, KEYS, NETWORKS
+from .protect import WATERMARK
+from .shared import Panel, Section
+
+if TYPE_CHECKING:
+    from .keys import KeysSection
+
+_MILLISECONDS = 300
+_PATIENCE_MILLISECONDS = 5000
+_ERROR_SHOWN = 300
+
+
+class FoldersSection(Section):
+    """Starts a command, follows it, ends it on request, and opens the scan of a line.
+
+    :param keys: seals, signs and knows signers.
+    """
+
+    def __init__(self, panel: Panel, keys: KeysSection) -> None:
+        super().__init__(panel)
+        self._keys = keys
+        self._process: Any = None
+        self._job: FolderJob | None = None
+        self._told: Told | None = None
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._was_canceled = False
+        self._opens = False
+        self._lines: list[dict[str, Any]] = []
+        # Qt's table does not keep them.
+        self._items: list[Any] = []
+        self._timer = panel.timer(_MILLISECONDS, self.poll)
+        ui = panel.ui
+        self._buttons = {PROTECT: ui.protectFolderButton, EXAMINE: ui.examineFolderButton}
+        self._titles = {command: button.text for command, button in self._buttons.items()}
+        for command, button in self._buttons.items():
+            button.connect("clicked()", lambda command=command: self.press(command))
+            panel.add_control(button, missing=lambda command=command: self._missing(command))
+        ui.scansTable.connect("cellClicked(int,int)", self.open_scan)
+        panel.show_text(ui.foldersLabel, "")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a command is at work."""
+        return self._process is not None
+
+    def press(self, command: str) -> None:
+        """Ask for the folders and start a command, or end the one that runs."""
+        if self.is_running:
+            self.cancel()
+            return
+        panel = self._panel
+        with panel.trying(_("Failed to start.")):
+            panel.ensure_packages(*KEYS, *COLLECTIONS, *(NETWORKS if self._needs_networks(command) else ()))
+            options = self._options(command)
+            tree = panel.ask_for_folder(_("Folder with studies; it is only read"))
+            if tree is None:
+                return
+            title = _("Folder for the protected copies") if command == PROTECT else _("Folder for the results")
+            out = panel.ask_for_folder(title, str(tree.parent))
+            if out is not None:
+                self.start(FolderJob(command, tree, out, options))
+
+    def start(self, job: FolderJob) -> None:
+        """Start a command.
+
+        :raises DependencyError: the commands are not installed.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="mitsgan-")
+        path = Path(self._folder.name) / "told.jsonl"
+        program, *arguments = job.line(path)
+        self._job, self._told, self._was_canceled = job, Told(path), False
+        self._lines, self._items = [], []
+        ui = self._panel.ui
+        ui.scansTable.setRowCount(0)
+        self._process = qt.QProcess(self._panel.window)
+        # Nobody reads it, and a full pipe would stop the command.
+        self._process.setStandardOutputFile(qt.QProcess.nullDevice())
+        self._process.start(program, arguments)
+        self._timer.start()
+        self._buttons[job.command].text = _("Cancel")
+        ui.foldersProgressBar.setRange(0, 0)
+        ui.foldersProgressBar.setVisible(True)
+        self._panel.show_text(ui.foldersLabel, _("Looking for scans…"))
+        self._panel.changed()
+
+    def cancel(self) -> None:
+        """End the command; scans that it has finished are kept."""
+        if self._process is None:
+            return
+        self._was_canceled = True
+        process = self._process
+        process.terminate()
+        # What does not listen, as a console program of Windows.
+        qt.QTimer.singleShot(_PATIENCE_MILLISECONDS, lambda: self._process is process and process.kill())
+
+    def close(self) -> None:
+        """End the command with the panel."""
+        self._timer.stop()
+        if self._process is not None:
+            self._process.kill()
+            self._process.waitForFinished(_PATIENCE_MILLISECONDS)
+            self._let_go()
+
+    def poll(self) -> None:
+        """Show what the command has told, and whether it has ended."""
+        if self._process is None:
+            return
+        # Asked before its lines are read, so that none that came before the end is lost.
+        ended = self._process.state() == qt.QProcess.NotRunning
+        for line in self._told.new():
+            self._take(line)
+        if ended:
+            self._end()
+
+    def open_scan(self, row: int, _column: int) -> None:
+        """Load and show the scan of a line: protected, where it was, else as it is."""
+        panel = self._panel
+        if self._opens or row >= len(self._lines) or not panel.parameters:
+            return
+        line, job = self._lines[row], self._job
+        place = job.out if line.get("outcome") == "protected" else job.tree
+        self._opens = True
+        try:
+            with slicer.util.tryWithErrorDisplay(_("Failed to open the scan.")), panel.jobs.showing_error():
+                node = panel.logic.loadScan(place / str(line["source"]), line.get("series_instance_uid"))
+                if panel.parameters:
+                    panel.parameters.volume = node
+        finally:
+            self._opens = False
+
+    def _take(self, line: dict[str, Any]) -> None:
+        ui = self._panel.ui
+        done, total = int(line.get("done") or 0), int(line.get("total") or 0)
+        if line.get("event") in ("begin", "scan"):
+            ui.foldersProgressBar.setRange(0, total)
+            ui.foldersProgressBar.setValue(done)
+            left = line.get("seconds_left")
+            words = _("{done} of {total} scans").format(done=done, total=total)
+            if left:
+                words += ", " + _("{minutes:.0f} min left").format(minutes=max(1, left / 60))
+            self._panel.show_text(ui.foldersLabel, words)
+        if line.get("event") == "scan" and "source" in line:
+            self._lines.append(line)
+            self._add_row(line)
+
+    def _add_row(self, line: dict[str, Any]) -> None:
+        table, row = self._panel.ui.scansTable, len(self._lines) - 1
+        table.setRowCount(row + 1)
+        outcome, reason = str(line.get("outcome", "")), line.get("reason") or line.get("error") or ""
+        for column, text in enumerate((str(line["source"]), f"{outcome}: {reason}" if reason else outcome)):
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(text)
+            table.setItem(row, column, item)
+            self._items.append(item)
+        table.setVisible(True)
+
+    def _end(self) -> None:
+        code = self._process.exitCode()
+        error = self._process.readAllStandardError().data()
+        error = error if isinstance(error, str) else bytes(error).decode("utf-8", "replace")
+        job, count = self._job, len(self._lines)
+        self._let_go()
+        if self._was_canceled:
+            words = _("Canceled; {count} scans are done, and the same folders go on from there.").format(count=count)
+        elif not count and code:
+            lines = error.strip().splitlines()
+            words = _("It failed: {reason}").format(reason=lines[-1][:_ERROR_SHOWN] if lines else code)
+        elif job.command == PROTECT:
+            words = _("Done: {count} scans. The protected copies are in the folder that you chose.").format(count=count)
+        else:
+            words = _("Done: {count} scans. Click one to open it.").format(count=count)
+        self._panel.show_text(self._panel.ui.foldersLabel, words)
+        self._panel.jobs.say(words)
+        self._panel.changed()
+
+    def _let_go(self) -> None:
+        self._timer.stop()
+        self._process = None
+        self._folder.cleanup()
+        if not self._panel.is_closed:
+            self._buttons[self._job.command].text = self._titles[self._job.command]
+            self._panel.ui.foldersProgressBar.setVisible(False)
+
+    def _options(self, command: str) -> tuple[str, ...]:
+        """The options of a command that say what the panel says.
+
+        :raises InputError: a signing key is locked, and nobody could be asked for its passphrase.
+        """
+        parameters = self._panel.parameters
+        if command == EXAMINE:
+            return self._keys.options_to_examine()
+        model = "none" if parameters.model == WATERMARK else parameters.model
+        options = ["--model", model, "--device", parameters.device]
+        if model != "none" and parameters.strengthHU:
+            options += ["--strength-hu", f"{parameters.strengthHU:g}"]
+        return (*options, *self._keys.options_to_protect(with_watermark=model == "none"))
+
+    def _needs_networks(self, command: str) -> bool:
+        return command == PROTECT and self._panel.parameters.model != WATERMARK
+
+    def _missing(self, command: str) -> str:
+        if self.is_running and self._job.command != command:
+            return _("Wait until the other folder is done, or cancel it.")
+        return ""
