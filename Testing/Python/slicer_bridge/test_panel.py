@@ -279,6 +279,12 @@ def test_heatmaps_follow_the_controls(loaded, scan, pictures):
     assert difference_range(heatmaps["source attacked"])[1] > difference_range(heatmaps["protected"])[1]
     assert caption("source") == ("Original", False)
     pictures.take_comparison("comparison")
+    loaded.ui.flickerButton.checked = True
+    loaded.panel.compare.flicker_timer.timeout.emit()
+    assert shown["protected"].GetForegroundOpacity() == 0, "colors would hide what flickers"
+    assert caption("protected") == ("Original", False)
+    loaded.ui.flickerButton.checked = False
+    assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.5)
     loaded.ui.opacitySlider.value = 0.4
     assert shown["protected"].GetForegroundOpacity() == pytest.approx(0.4)
     loaded.ui.thresholdSlider.value = 100

@@ -111,7 +111,9 @@ class ComparisonView:
         heatmaps = heatmaps_of(parameters)
         for node in filter(None, heatmaps.values()):
             set_difference_threshold(node, parameters.heatmapThresholdPercent / 100)
-        show_heatmaps(heatmaps, visible=parameters.showHeatmaps, opacity=parameters.heatmapOpacity)
+        # Colors of one volume over the other would hide what flicker is to show.
+        visible = parameters.showHeatmaps and not self._button.checked
+        show_heatmaps(heatmaps, visible=visible, opacity=parameters.heatmapOpacity)
         for _view, composite in composites():
             if not self._observer.hasObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions):
                 self._observer.addObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions)
@@ -121,6 +123,7 @@ class ComparisonView:
     def start_flicker(self) -> None:
         """Begin to alternate two volumes in one view."""
         self._shows_first = False
+        self.refresh()
         self._timer.start()
 
     def flicker(self, pair: Sequence[str]) -> None:
@@ -138,6 +141,7 @@ class ComparisonView:
         if parameters:
             for view, node in volumes_of(parameters).items():
                 show_volume(view, node)
+        self.refresh()
 
     def stop_flicker(self) -> None:
         """As if the user had released the button."""
