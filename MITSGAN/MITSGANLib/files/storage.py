@@ -164,7 +164,7 @@ def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> 
     scan = scan_dicom(path, progress)
     if not scan.series and not scan.damaged and not scan.without_series:
         raise InputError(
-            "holds no DICOM images",
+            scan.nothing,
             path=path,
             hint=f"give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}",
         )

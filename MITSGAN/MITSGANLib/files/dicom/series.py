@@ -133,6 +133,11 @@ class DicomScan:
     unread: tuple[Path, ...]
 
     @property
+    def nothing(self) -> str:
+        """What is wrong with a folder without series, as the end of a sentence."""
+        return "holds DICOM, but no image that belongs to a series" if self.others else "holds no DICOM images"
+
+    @property
     def usable(self) -> tuple[DicomSeries, ...]:
         """The series that may be a CT volume in HU."""
         return tuple(series for series in self.series if series.problem is None)
@@ -242,9 +247,7 @@ def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
             hint="anonymize the original so that UIDs are replaced and not removed",
         )
     if not scan.series and not scan.damaged:
-        raise InputError(
-            "holds no DICOM images", path=scan.path, hint="give the folder of a CT series, or a NRRD or NIfTI file"
-        )
+        raise InputError(scan.nothing, path=scan.path, hint="give the folder of a CT series, or a NRRD or NIfTI file")
     if scan.damaged:
         others = f" ({len(scan.damaged) - 1} more are too)" if len(scan.damaged) > 1 else ""
         raise InputError(

@@ -9,8 +9,8 @@ import pytest
 from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_structure_set
 from MITSGANLib.errors import CHOOSE_SERIES, CancelledError, InputError, OutputError
 from MITSGANLib.files.dicom.series import choose_series, scan_dicom
-from MITSGANLib.files.storage import check_output, load_volume, save_volume
-from pydicom import Dataset
+from MITSGANLib.files.storage import check_output, describe, load_volume, save_volume
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
 
@@ -311,3 +311,15 @@ def test_no_text_of_a_header_is_in_an_error(tmp_path):
             choose_series(scan_dicom(tmp_path / folder))
         assert secret not in str(caught.value)
         assert "1.2.3.999" not in str(caught.value)
+
+
+def test_dicom_without_a_series_is_not_called_no_dicom(tmp_path):
+    """As pydicom's JPEG-LS samples are: secondary captures with pixels and hardly more."""
+    (tmp_path / "in").mkdir()
+    path = write_structure_set(tmp_path / "in" / "object", "1.2.3")
+    dataset = dcmread(path)
+    del dataset.SeriesInstanceUID
+    dataset.save_as(path)
+    for use in (describe, load_volume):
+        with pytest.raises(InputError, match="holds DICOM, but no image that belongs to a series"):
+            use(tmp_path / "in")
