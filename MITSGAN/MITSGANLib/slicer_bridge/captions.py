@@ -106,9 +106,9 @@ def _new_key() -> vtk.vtkScalarBarActor:
     look.SetBold(False)
     look.SetItalic(False)
     look.SetShadow(False)
-    key.SetDrawBackground(True)
-    key.GetBackgroundProperty().SetColor(_BLACK)
-    key.GetBackgroundProperty().SetOpacity(_SHADE)
+    # Behind each label: VTK's own background of the key ends in the middle of the highest one.
+    look.SetBackgroundColor(_BLACK)
+    look.SetBackgroundOpacity(_SHADE)
     key.SetMaximumWidthInPixels(_KEY_PIXELS[0])
     key.SetMaximumHeightInPixels(_KEY_PIXELS[1])
     key.SetTextPositionToPrecedeScalarBar()

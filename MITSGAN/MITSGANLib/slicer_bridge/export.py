@@ -94,7 +94,7 @@ def export_file(
     source, protected = matching_scans(source_node, protected_node)
 
     with path_kept_from_log(path), new_output(path, overwrite=True) as new:
-        compute(lambda report: _save(require_ct(protected), source, new, proofs, report, own), progress)
+        compute(lambda report: _save(*map(require_ct, (protected, source)), new, proofs, report, own), progress)
     remove_stale(path, proofs)
     logger.info("MITSGAN exported %s as a file", protected_node.GetID())
 

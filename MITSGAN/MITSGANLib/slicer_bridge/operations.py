@@ -33,7 +33,6 @@ from .volumes import (
     require_ct,
     require_in_scene,
     scan_from_node,
-    volume_from_node,
     voxel_from_ras,
 )
 
@@ -212,16 +211,15 @@ def compare_nodes(
     :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
     :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
-    scans = [*matching_scans(source_node, protected_node), *(volume_from_node(node) for node in attacked_nodes)]
+    scans = [*matching_scans(source_node, protected_node), *map(scan_from_node, attacked_nodes)]
 
     def work(report: Any) -> Any:
         from ..measure.attack_effect import measure_effect
         from ..measure.lpips_distance import load_lpips
 
-        for scan in scans:
-            require_ct(scan)
-        effect = measure_effect(*scans, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
-        return effect, differences(dict(zip(VIEWS, scans, strict=False)))
+        volumes = [require_ct(scan) for scan in scans]
+        effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
+        return effect, differences(dict(zip(VIEWS, volumes, strict=False)))
 
     effect, shown = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
@@ -270,7 +268,7 @@ def save_report(
     :param progress: called with the stage, steps done and in all.
     """
     path = Path(path)
-    volume, protected = matching_scans(source_node, protected_node)
+    scans = matching_scans(source_node, protected_node)
     kji = voxel_from_ras(source_node, ras)
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
@@ -281,12 +279,13 @@ def save_report(
         from ..runtime import devices
         from ..scan.targets import Target
 
+        volume, protected = map(require_ct, scans)
         demonstration = demonstrate(
-            require_ct(volume),
+            volume,
             [Target(action, kji, "chosen by the user")],
             model or recorded_protector(protected),
             [_attacker(attacker, action)],
-            protected=protected,
+            protected=None if model else protected,
             device=device,
             device_words=devices.describe_device(devices.resolve_device(device)),
             progress=report,

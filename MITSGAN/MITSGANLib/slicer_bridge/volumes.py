@@ -55,6 +55,12 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
     :raises InputError: when the node holds no scalar voxels, or values that are not whole HU in the int16 range.
     """
+    volume = _own_voxels(node)
+    return dataclasses.replace(volume, hu=volume.hu.copy())
+
+
+def _own_voxels(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
+    """:func:`volume_from_node` without the copy where the voxels are int16."""
     _require_scalar_volume(node)
     directions = vtk.vtkMatrix4x4()
     node.GetIJKToRASDirectionMatrix(directions)
@@ -76,17 +82,19 @@ def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
 
 def scan_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
-    """:func:`volume_from_node` of what may be a CT; :func:`require_ct` tells whether it is one.
+    """What may be a CT scan, in no time; :func:`require_ct` copies its voxels, and tells whether it is one.
 
-    :raises InputError: when the node is a difference map.
+    Until then the voxels are the node's own: they live on without it, and change with it.
+
+    :raises InputError: when the node is a difference map, and as :func:`volume_from_node`.
     """
     if node is not None and node.GetAttribute(DIFFERENCE_ATTRIBUTE):
         raise InputError(_("The selected volume is a difference map, not a CT scan; select the scan itself."))
-    return volume_from_node(node)
+    return _own_voxels(node)
 
 
 def require_ct(volume: CTVolume) -> CTVolume:
-    """The same scan, once its voxels are believable HU; it looks at each of them, so let it work in the background.
+    """A copy of a scan, once its voxels are believable HU; it looks at each of them, so let it work in the background.
 
     What was noticed (cut-off body, thick slices, ...) is added to the warnings of the provenance.
 
@@ -97,7 +105,7 @@ def require_ct(volume: CTVolume) -> CTVolume:
         *plausibility.grid_warnings(volume.shape[0], volume.spacing),
     )
     provenance = dataclasses.replace(volume.provenance, warnings=(*volume.provenance.warnings, *warnings))
-    return dataclasses.replace(volume, provenance=provenance)
+    return dataclasses.replace(volume, hu=volume.hu.copy(), provenance=provenance)
 
 
 def node_from_volume(
@@ -295,13 +303,14 @@ def _require_scalar_volume(node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
 
 
 def _exact_int16(values: np.ndarray) -> np.ndarray:
-    """An int16 copy of ``values``; InputError when that would change any of them."""
+    """``values`` as int16; InputError when that would change any of them."""
     if values.dtype == np.int16:
-        return values.copy()
+        return values
     # A NaN anywhere makes both comparisons false.
     if values.min() >= HU_MIN and values.max() <= HU_MAX:
         hu = values.astype(np.int16)
-        if np.array_equal(hu, values):
+        # Whole numbers within the range are exact; comparing each cost half of the time at which Slicer stands still.
+        if values.dtype.kind in "iu" or np.array_equal(hu, values):
             return hu
     raise InputError(
         _(

@@ -308,6 +308,7 @@ _ALL = {**_WIDGETS, **_CUSTOM}
 def qt_module():
     """What ``import qt`` gives: always the same, which modules hold on to."""
     module = types.ModuleType("qt")
+    module.QSizePolicy = QtWidgets.QSizePolicy
     for name, value in _WIDGETS.items():
         setattr(module, name, value)
     module.Qt = Qt

@@ -36,11 +36,6 @@ _TITLES = {
     "source attacked": lambda: _("Original, attacked (simulated)"),
     "protected attacked": lambda: _("Protected, attacked (simulated)"),
 }
-_DETAILS = {
-    "protected": lambda: _("in color: protection changed more than {threshold:g} HU"),
-    "source attacked": lambda: _("in color: the attack changed more than {threshold:g} HU"),
-    "protected attacked": lambda: _("in color: the attack changed more than {threshold:g} HU"),
-}
 
 
 def volumes_of(parameters: Any) -> dict[str, slicer.vtkMRMLScalarVolumeNode | None]:
@@ -185,7 +180,8 @@ class ComparisonView:
             heatmap = heatmaps.get(view)
             if heatmap and composite.GetForegroundOpacity() > 0:
                 threshold, limit = difference_range(heatmap)
-                text = "\n".join((text, _DETAILS[view]().format(threshold=threshold)))
+                # Short: on a screen of 1280 pixels a view has some 320.
+                text = "\n".join((text, _("in color: changed more than {threshold:g} HU").format(threshold=threshold)))
                 key = ColorKey(limit, heatmap.GetDisplayNode().GetColorNode().GetLookupTable())
             color = _ATTACKED_COLOR if is_simulated_attack(node) else _COLOR
             write_caption(VIEWS[view].tag, Caption(text, color, key))

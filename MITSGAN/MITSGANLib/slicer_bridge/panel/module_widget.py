@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -39,6 +40,12 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         top = slicer.util.loadUI(self.resourcePath(uiFile))
         self.layout.addWidget(top)
         self.ui = slicer.util.childWidgetVariables(top)
+        for widget in vars(self.ui).values():
+            # Or Qt asks for 600 pixels for a long text, and makes the module panel that wide: it is to wrap instead.
+            if widget.className() == "QLabel" and widget.wordWrap:
+                policy = widget.sizePolicy
+                policy.setHorizontalPolicy(qt.QSizePolicy.Ignored)
+                widget.setSizePolicy(policy)
         top.setMRMLScene(slicer.mrmlScene)
         self.panel = makePanel(self.ui, self.parent, self, makeLogic, self.resourcePath)
         self.logic = self.panel.logic
