@@ -132,7 +132,7 @@ class Application:
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._logic.SetMRMLScene(scene)
         self._layout_manager = LayoutManager(scene)
-        self._slots = {"startupCompleted()": [], "lastWindowClosed()": []}
+        self._slots = {"startupCompleted()": [], "lastWindowClosed()": [], "paletteChanged(QPalette)": []}
 
     def applicationLogic(self):
         return self._logic

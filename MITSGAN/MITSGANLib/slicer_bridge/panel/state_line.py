@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import qt
+import slicer
 
 from ..layout import go_to
 from ..volumes import ras_from_voxel
@@ -14,6 +15,7 @@ from .shared import Panel, Section
 if TYPE_CHECKING:
     from .examine import ExamineSection
 
+_PALETTE_SIGNAL = "paletteChanged(QPalette)"
 # Readable on a light and on a dark window: the color is that of the bar, and a veil of it over the window's own.
 _COLORS = {
     sentences.Tone.NONE: (128, 128, 128),
@@ -37,6 +39,19 @@ class StateSection(Section):
         self._place: tuple[int, int, int] | None = None
         panel.ui.goThereButton.connect("clicked()", self.go_there)
         self._painted: tuple[sentences.Tone, str] | None = None
+        slicer.app.connect(_PALETTE_SIGNAL, self.follow_palette)
+
+    def close(self) -> None:
+        """Let go of the application, which outlives the panel."""
+        slicer.app.disconnect(_PALETTE_SIGNAL, self.follow_palette)
+
+    def follow_palette(self, _palette: Any = None) -> None:
+        """Paint anew once the application is light or dark: the words would stay as they were, black on black."""
+        qt.QTimer.singleShot(0, self._repaint)
+
+    def _repaint(self) -> None:
+        if not self._panel.is_closed:
+            self.update()
 
     def update(self) -> None:
         """Say it anew."""
