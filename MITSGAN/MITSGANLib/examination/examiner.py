@@ -11,9 +11,10 @@ import numpy as np
 
 from ..budget.budget import WATERMARK_BUDGET
 from ..errors import TargetError
+from ..files.dicom.drill import is_drill_step
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.lungs import lung_positions
-from ..scan.volume import CTVolume, Provenance
+from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
 from ..watermark.checking import Check, check_watermark
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
@@ -409,7 +410,9 @@ def _kinds(noise: float, color: float, mark: float, any_lungs: bool) -> tuple[li
 
 def _of_headers(volume: CTVolume) -> list[Evidence]:
     found = []
-    if volume.provenance.is_simulated_attack:
+    if is_drill_step(volume.provenance.last(SIMULATED_ATTACK)):
+        found.append(Evidence("header", "the header says that this is a drill's case, with a forgery or without"))
+    elif volume.provenance.is_simulated_attack:
         found.append(Evidence("header", "the header says that this is a simulated attack", 1.0))
     found += [
         Evidence("header", warning.text)

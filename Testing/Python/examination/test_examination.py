@@ -16,6 +16,7 @@ from MITSGANLib.examination.examiner import CHANGED, Examination, examine
 from MITSGANLib.examination.noise import residual
 from MITSGANLib.examination.signed import with_signatures
 from MITSGANLib.examination.verdict import ChangedPlace, Evidence, Outcome, Verdict
+from MITSGANLib.files.dicom.drill import drill_step
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.report.examination_page import render_examination
 from MITSGANLib.scan.lungs import lung_positions
@@ -97,6 +98,11 @@ class TestVerdicts:
         verdict = examine(water, with_judge=False).verdict
         assert verdict.outcome is Outcome.CANNOT_TELL
         assert verdict.reasons
+
+    def test_what_says_that_it_is_a_drills_case_is_judged_by_its_voxels(self, scan):
+        verdict = examine(scan.with_hu(scan.hu, drill_step()), with_judge=False).verdict
+        assert verdict.outcome is examine(scan, with_judge=False).verdict.outcome
+        assert "a drill's case" in verdict.evidence[0].text
 
     def test_what_says_that_it_is_simulated_is_changed(self, scan):
         marked = scan.with_hu(scan.hu, ProcessingStep(SIMULATED_ATTACK, "SIMULATED"))

@@ -56,6 +56,11 @@ def drill_step() -> ProcessingStep:
     return ProcessingStep(SIMULATED_ATTACK, STEP_TEXT)
 
 
+def is_drill_step(step: ProcessingStep | None) -> bool:
+    """Whether a step says no more than that a scan is a case of a drill."""
+    return step is not None and step.kind == SIMULATED_ATTACK and step.description.startswith(STEP_TEXT)
+
+
 def is_drill(header: Header) -> bool:
     """Whether an image says that a drill's series is what it belongs to."""
     return header.text("SyntheticData") == "YES" and header.text("SeriesDescription").startswith(SIMULATED)
