@@ -68,6 +68,7 @@ class Finding:
     :param is_keyed: whether the watermark that was looked for is that of a key, and not the open one.
     :param signed: None where the files carry no signature, or there are none.
     :param note: what kept the files' signature from being counted; empty when nothing.
+    :param labels: of the map, which takes too long to make while Slicer stands still; None until it is made.
     """
 
     examination: Examination
@@ -75,6 +76,7 @@ class Finding:
     is_keyed: bool
     signed: SignatureCheck | None = None
     note: str = ""
+    labels: CTVolume | None = None
 
     @property
     def volume(self) -> CTVolume:
@@ -117,7 +119,7 @@ def examine_node(
     kind = watermark_kind(node)
     scan, note = _files_of(node)
 
-    def work(report: Any) -> Finding:
+    def find(report: Any) -> Finding:
         from ..examination.examiner import examine
         from ..examination.signed import with_signatures
         from ..watermark.checking import check_watermark
@@ -153,6 +155,10 @@ def examine_node(
             finding = dataclasses.replace(finding, verdict=verdict)
         return dataclasses.replace(finding, verdict=_with_altered(finding.verdict, signed), signed=signed)
 
+    def work(report: Any) -> Finding:
+        finding = find(report)
+        return dataclasses.replace(finding, labels=_labels(finding))
+
     with paths_kept_from_log({scan.path: _("the scan")} if scan else {}):
         finding = compute(work, progress)
     require_in_scene(node)
@@ -164,11 +170,8 @@ def show_finding(
     finding: Finding, node: slicer.vtkMRMLScalarVolumeNode, *, visible: bool = True
 ) -> slicer.vtkMRMLLabelMapVolumeNode | None:
     """Lay a map over the volume that was examined, and go to the surest place; None where there is nothing to show."""
-    verification = finding.signed.verification if finding.signed else None
-    if verification is not None and verification.tiles.any():
-        labels, legend = verification.map_volume(), signature_legend()
-    else:
-        labels, legend = _labels(finding), examination_legend()
+    labels = finding.labels or _labels(finding)
+    legend = signature_legend() if _changed_since_signing(finding) else examination_legend()
     if not labels.hu.any():
         return None
     change_map = change_map_node(labels, node, legend)
@@ -177,10 +180,18 @@ def show_finding(
     return change_map
 
 
+def _changed_since_signing(finding: Finding) -> Verification | None:
+    verification = finding.signed.verification if finding.signed else None
+    return verification if verification is not None and verification.tiles.any() else None
+
+
 def _labels(finding: Finding) -> CTVolume:
-    """What is listed as changed, and where in the lungs nothing can be told."""
+    """What was changed since the scan was signed; else what is listed as changed, and where nothing can be told."""
     from ..examination.examiner import CHANGED
 
+    verification = _changed_since_signing(finding)
+    if verification is not None:
+        return verification.map_volume()
     examination = finding.examination
     blocks = examination.blocks
     told = np.any([one.told for one in examination.suspicions], axis=0)
