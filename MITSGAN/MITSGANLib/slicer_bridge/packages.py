@@ -17,7 +17,7 @@ KEYS = ("cryptography",)
 """What watermarks and signatures need, by the names that Python imports."""
 NETWORKS = ("torch", "safetensors")
 """What networks need besides."""
-FIGURES = ("skimage", "lpips")
+FIGURES = ("lpips",)
 """What measuring needs besides."""
 PAGE = ("jinja2", "matplotlib")
 """What a report needs besides."""
@@ -48,7 +48,6 @@ def known_packages() -> dict[str, Package]:
         "torch": Package("PyTorch", 250, _("networks: the default protection and the attack")),
         "safetensors": Package("safetensors", 1, _("the networks' weights")),
         "h5py": Package("h5py", 5, _("attackers in Keras files")),
-        "skimage": Package("scikit-image", 40, _("one of the figures, SSIM")),
         "lpips": Package("lpips", 1, _("one of the figures, LPIPS")),
         "jinja2": Package("jinja2", 1, _("pages")),
         "matplotlib": Package("matplotlib", 30, _("pictures in pages")),

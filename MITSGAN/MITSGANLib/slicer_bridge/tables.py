@@ -11,7 +11,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ComparedPair, Effect
+from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ATTACK_PAIR, PROTECTION_PAIR, ComparedPair, Effect
 from ..scan.windows import LUNG
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
         (
             _("Protection changed the scan by"),
             _("{rmse:.1f} HU").format(rmse=whole.rmse.value),
-            _("root mean square of all voxels; {ratio:.2f} of the scan's noise").format(
-                ratio=whole.rmse.value / effect.noise_sd_hu
-            )
+            _("{ratio:.2f} of the scan's noise").format(ratio=whole.rmse.value / effect.noise_sd_hu)
             if effect.noise_sd_hu
             else _("root mean square of all voxels"),
         ),
@@ -75,7 +73,7 @@ def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
             (
                 _("Likeness to the original"),
                 _("{value:.4f}").format(value=likeness.value),
-                _("structural similarity in the lung window; 1 is the same"),
+                _("1 is the same (SSIM, lung window)"),
             )
         )
     if effect.attack_rmse_hu:
@@ -88,11 +86,11 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
         (
             _("The attack changed what it forged by"),
             _("{attack:.0f} HU").format(attack=effect.attack_rmse_hu),
-            _("root mean square of the 20 mm that the network makes up"),
+            _("in the 20 mm that the network makes up"),
         ),
         (
             _("Protection moved the forgery by"),
-            _("{share:.0%}").format(share=effect.forgery_share),
+            _("{share:.1%}").format(share=effect.forgery_share),
             _("of the attack's own change"),
         ),
     ]
@@ -100,10 +98,8 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
         rows.append(
             (
                 _("Noise of the same size moved it by"),
-                _("{share:.0%}").format(share=effect.control_share),
-                _(
-                    "from {low:.0%} to {high:.0%} in {count} draws: what as large a change does without a network"
-                ).format(
+                _("{share:.1%}").format(share=effect.control_share),
+                _("from {low:.1%} to {high:.1%} in {count} draws").format(
                     low=effect.control_shares[0],
                     high=effect.control_shares[-1],
                     count=len(effect.control_shares),
@@ -161,8 +157,9 @@ def rmse_chart(rmse_by_slice: Mapping[str, Sequence[float]], name: str) -> slice
     most = max((value for values in rmse_by_slice.values() for value in values), default=0.0)
     chart.SetYAxisRangeAuto(False)
     chart.SetYAxisRange(0.0, _HEADROOM * most or 1.0)
+    names = {PROTECTION_PAIR: _("by the protection"), ATTACK_PAIR: _("by the attack")}
     for index, title in enumerate(rmse_by_slice):
-        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)
+        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", names.get(title, title))
         series.SetAndObserveTableNodeID(table.GetID())
         series.SetXColumnName(_SLICE_COLUMN)
         series.SetYColumnName(title)

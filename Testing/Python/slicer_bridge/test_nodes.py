@@ -549,7 +549,7 @@ def test_the_figures_shown_are_few_and_plain(has_attack):
     assert 1 < len(rows) <= 9
     assert rows[1][:2] == ["Protection changed the scan by", "2.0 HU"]
     assert "0.25 of the scan's noise" in rows[1][2]
-    assert (["Protection moved the forgery by", "1%"] in [row[:2] for row in rows]) == has_attack
+    assert (["Protection moved the forgery by", "1.0%"] in [row[:2] for row in rows]) == has_attack
     assert not any("_" in cell for row in rows for cell in row), "no names of variables"
 
 

@@ -52,7 +52,7 @@ def extension(monkeypatch, absent):
 
 
 def test_the_question_names_what_is_missing_why_and_how_large(loaded, standin, absent, extension):
-    absent.update({"torch", "safetensors", "cryptography", "lpips", "skimage"})
+    absent.update({"torch", "safetensors", "cryptography", "lpips"})
     standin.message_box.press = "Install"
     loaded.ui.protectButton.click()
     assert standin.errors == []
@@ -93,14 +93,14 @@ def test_declined_packages_are_no_error(loaded, standin, absent):
 
 def test_an_attack_has_no_other_way_and_measuring_asks_for_its_own(loaded, scan, standin, absent, extension):
     attack(loaded, scan)
-    absent.update({"torch", "safetensors", "skimage"})
+    absent.update({"torch", "safetensors", "lpips"})
     loaded.ui.simulateAttackButton.click()
     (question,) = standin.message_box.asked
     assert "Only watermark" not in question
-    assert "scikit-image" not in question
+    assert "lpips" not in question
     absent.difference_update({"torch", "safetensors"})
     loaded.ui.compareButton.click()
-    assert "scikit-image, about" in standin.message_box.asked[-1]
+    assert "lpips, about" in standin.message_box.asked[-1]
     assert "PyTorch" not in standin.message_box.asked[-1]
     assert extension == []
 
@@ -157,10 +157,10 @@ def test_an_older_slicer_is_told_what_is_missing(loaded, standin, absent, monkey
 
 
 def test_a_torch_without_torchvision_is_not_given_another(absent):
-    absent.update({"torchvision", "lpips", "skimage"})
-    assert packages.missing(packages.FIGURES) == ["skimage"]
+    absent.update({"torchvision", "lpips"})
+    assert packages.missing(packages.FIGURES) == []
     absent.discard("torchvision")
-    assert packages.missing(packages.FIGURES) == ["skimage", "lpips"]
+    assert packages.missing(packages.FIGURES) == ["lpips"]
 
 
 def test_the_device_line_says_what_is_missing(panel, scan, absent):

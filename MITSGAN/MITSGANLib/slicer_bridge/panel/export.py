@@ -61,27 +61,22 @@ class ExportSection(Section):
 
     def export_dicom(self, progress: Callable[..., None], folder: Path) -> None:
         """Write the protected volume as DICOM into a folder."""
-        parameters = self._panel.parameters
-        written = self._panel.logic.exportDicom(
-            parameters.protectedVolume,
-            folder,
-            parameters.sourceVolume,
-            proofs=self._keys.open_proofs(),
-            progress=progress,
-        )
-        self._panel.jobs.say(_("Wrote a derived DICOM series to {folder}.").format(folder=written))
+        self._export(self._panel.logic.exportDicom, progress, folder)
 
     def export_file(self, progress: Callable[..., None], path: Path) -> None:
         """Write the protected volume as a file."""
+        self._export(self._panel.logic.exportFile, progress, path)
+
+    def _export(self, write: Callable[..., Path | None], progress: Callable[..., None], path: Path) -> None:
         parameters = self._panel.parameters
-        self._panel.logic.exportFile(
+        written = write(
             parameters.protectedVolume,
             path,
             parameters.sourceVolume,
             proofs=self._keys.open_proofs(),
             progress=progress,
         )
-        self._panel.jobs.say(_("Wrote {path}.").format(path=path))
+        self._panel.jobs.say(_("Wrote {path}.").format(path=written or path))
 
     def save_report(self, progress: Callable[..., None], path: Path) -> None:
         """Write the report of the demonstration for this scene."""

@@ -385,10 +385,10 @@ def about_effect(effect: Effect) -> str:
         sentences.append(
             _("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=effect.attack_rmse_hu)
         )
-        sentences.append(_("Protection moved the forgery by {share:.0%} of that.").format(share=effect.forgery_share))
+        sentences.append(_("Protection moved the forgery by {share:.1%} of that.").format(share=effect.forgery_share))
         if effect.control_share is not None:
             shares = effect.control_shares
-            words = _("Noise of the same RMSE moved it by {share:.0%} ({low:.0%} to {high:.0%} in {count} draws).")
+            words = _("Noise of the same RMSE moved it by {share:.1%} ({low:.1%} to {high:.1%} in {count} draws).")
             sentences.append(
                 words.format(share=effect.control_share, low=shares[0], high=shares[-1], count=len(shares))
             )
