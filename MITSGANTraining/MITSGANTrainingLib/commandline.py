@@ -9,61 +9,43 @@ else to standard error. Errors are one line that says what to do; ``--verbose`` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from MITSGANLib import __version__, errors
 from MITSGANLib.errors import CancelledError, MITSGANError, defect_text
 from MITSGANLib.files.dicom.headers import silence_pydicom
 
-from .commands import (
-    attack,
-    check,
-    compare,
-    demo,
-    diagnose,
-    drill,
-    evaluate,
-    examine,
-    fidelity,
-    info,
-    keygen,
-    prepare,
-    protect,
-    restore,
-    sheet,
-    sign,
-    train,
-    verify,
-    watch,
-)
 from .commands.options import check_json, with_points
 
-COMMANDS = {
-    "info": info,
-    "protect": protect,
-    "keygen": keygen,
-    "restore": restore,
-    "sign": sign,
-    "verify": verify,
-    "watch": watch,
-    "check": check,
-    "examine": examine,
-    "attack": attack,
-    "drill": drill,
-    "compare": compare,
-    "fidelity": fidelity,
-    "demo": demo,
-    "prepare": prepare,
-    "train": train,
-    "evaluate": evaluate,
-    "diagnose": diagnose,
-    "sheet": sheet,
-}
+
+class _Commands(Mapping[str, ModuleType]):
+    """The modules of the subcommands, each imported when it is asked for: all of them take as long as the rest."""
+
+    _NAMES = (
+        *("info", "protect", "keygen", "restore", "sign", "verify", "watch", "check", "examine", "attack", "drill"),
+        *("compare", "fidelity", "demo", "prepare", "train", "evaluate", "diagnose", "sheet"),
+    )
+
+    def __getitem__(self, name: str) -> ModuleType:
+        if name not in self._NAMES:
+            raise KeyError(name)
+        return importlib.import_module(f".commands.{name}", __package__)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._NAMES)
+
+    def __len__(self) -> int:
+        return len(self._NAMES)
+
+
+COMMANDS = _Commands()
 
 # The library says what to choose; here is the option that chooses it.
 _HINTS = {
@@ -81,7 +63,8 @@ _NEVER_OVERWRITES = {errors.MAY_OVERWRITE: "choose another name"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and give the process's exit code; never raises for what a user can cause."""
-    options = _parser().parse_args(with_points(sys.argv[1:] if arguments is None else arguments))
+    arguments = with_points(sys.argv[1:] if arguments is None else arguments)
+    options = _parser([arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS).parse_args(arguments)
     command = COMMANDS[options.command]
     settings = {"level": logging.WARNING, "format": "%(levelname)s %(name)s: %(message)s"}
     settings |= getattr(command, "LOGGING", {}) | ({"level": logging.DEBUG} if options.verbose else {})
@@ -111,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Iterable[str]) -> argparse.ArgumentParser:
+    """The parser of these subcommands."""
     parser = argparse.ArgumentParser(
         prog="mitsgan",
         description="MITSGAN helps you find out whether generative AI added or removed a tumor in a chest CT: it adds "
@@ -120,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mitsgan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
+    for name in names:
+        module = COMMANDS[name]
         summary = (module.__doc__ or "").strip().splitlines()[0]
         # Paragraphs stay paragraphs.
         raw = argparse.RawDescriptionHelpFormatter

@@ -16,10 +16,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError, OtherKindError, OutputError
@@ -38,6 +37,9 @@ from .nifti import (
     slanted_axes,
     write_forms,
 )
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 NOTICE = "SIMULATED ATTACK"
 NOTICE_FIELD, STEPS_FIELD, PADDING_FIELD = "MITSGAN_notice", "MITSGAN_steps", "MITSGAN_padding_hu"
@@ -64,15 +66,16 @@ FORMATS = (
 DETACHED_SUFFIXES = {".mhd": (".zraw",), ".nhdr": (".raw.gz",)}
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 _DATA_FILE = re.compile(r"(?:ElementDataFile\s*=|data ?file:=?)\s*(.*)", re.IGNORECASE | re.DOTALL)
+# By the name of ITK's class of voxels.
 _PIXEL_BYTES = {
-    sitk.sitkInt16: 2,
-    sitk.sitkUInt16: 2,
-    sitk.sitkInt32: 4,
-    sitk.sitkUInt32: 4,
-    sitk.sitkFloat32: 4,
-    sitk.sitkInt64: 8,
-    sitk.sitkUInt64: 8,
-    sitk.sitkFloat64: 8,
+    "16-bit signed integer": 2,
+    "16-bit unsigned integer": 2,
+    "32-bit signed integer": 4,
+    "32-bit unsigned integer": 4,
+    "32-bit float": 4,
+    "64-bit signed integer": 8,
+    "64-bit unsigned integer": 8,
+    "64-bit float": 8,
 }
 # Deflate packs at most 1032 bytes into one.
 MOST_COMPRESSION = 1100
@@ -114,6 +117,8 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     :raises InputError: the file is damaged, has no three dimensions or more than one value a voxel, holds NaN, or its
         values are not HU.
     """
+    import SimpleITK as sitk
+
     path = Path(path)
     _report(progress, 0)
     reader = _reader(path)
@@ -204,6 +209,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
     :raises InputError: the file is missing, damaged, or sheared.
     """
+    import SimpleITK as sitk
+
     if not path.is_file():
         raise InputError("does not exist", path=path, hint="check the path")
     _require_sound_header(path)
@@ -239,13 +246,17 @@ def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
     """
     :raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them.
     """
+    import SimpleITK as sitk
+
     held = sum(file.stat().st_size for file in (path, *data_files(path)))
-    pixel_bytes = _PIXEL_BYTES.get(reader.GetPixelID(), 1)
+    pixel_bytes = _PIXEL_BYTES.get(sitk.GetPixelIDValueAsString(reader.GetPixelID()), 1)
     if math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel_bytes > MOST_COMPRESSION * held:
         raise damaged_file(path)
 
 
 def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
+    import SimpleITK as sitk
+
     size = reader.GetSize()
     if len(size) != 3:
         kind = "a single picture" if len(size) == 2 else "a time series or stack of volumes"
@@ -354,6 +365,8 @@ def _step(values: Mapping[str, Any]) -> ProcessingStep:
 
 
 def _image(volume: CTVolume, file_format: FileFormat) -> sitk.Image:
+    import SimpleITK as sitk
+
     image = sitk.GetImageFromArray(volume.hu)
     image.SetSpacing(volume.spacing)
     image.SetOrigin(volume.origin)
@@ -422,6 +435,8 @@ def write_image(image: sitk.Image, temporary: Path, path: Path, forms: NiftiForm
     :param forms: of NIfTI, in place of those that ITK makes.
     :raises OutputError: ITK noticed a failure; it does not notice every one.
     """
+    import SimpleITK as sitk
+
     file_format = format_of(path)
     # The lower case suffix is what ITK knows; SCAN.NII.GZ is refused by its NIfTI writer.
     suffix = next(s for s in sorted(file_format.suffixes, key=len, reverse=True) if path.name.lower().endswith(s))
@@ -456,6 +471,8 @@ def _compress(source: Path, destination: Path) -> None:
 
 
 def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
+    import SimpleITK as sitk
+
     try:
         reader = _reader(temporary)
         header = _header(temporary, reader)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import TargetError
 from .volume import CTVolume
@@ -19,6 +18,8 @@ def lung_mask(volume: CTVolume) -> np.ndarray:
 
     Vessels and nodules inside the lung are left out; see :func:`lung_positions` for targets.
     """
+    import SimpleITK as sitk
+
     # Half resolution in the plane: a quarter of the time, and targets need no more.
     aerated = volume.hu[:, ::2, ::2] < LUNG_BELOW_HU
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(aerated.astype(np.uint8))))
@@ -61,6 +62,8 @@ def nodule_like_positions(
 
     :raises TargetError: when no lung is found.
     """
+    import SimpleITK as sitk
+
     lung = lung_mask(volume)
     if not lung.any():
         raise TargetError("No lung was found in this scan; use a chest CT, or name the places to attack.")
