@@ -21,7 +21,7 @@ from ..files import volume_files
 from ..files.dicom.frames import Frame, frames_of
 from ..files.dicom.geometry import stack_frames
 from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
-from ..files.dicom.pixels import decode_stored, to_int16_hu
+from ..files.dicom.pixels import decode_stored, shown_hu
 from ..files.dicom.private_block import get_entry
 from ..files.dicom.read import read_series
 from ..files.dicom.series import DicomSeries, image_problem, scan_dicom
@@ -218,7 +218,7 @@ def loose_slices(header: Header) -> list[LooseSlice]:
 
 def _single(frame: Frame, stored: np.ndarray) -> CTVolume:
     stack = stack_frames([frame])
-    return CTVolume(to_int16_hu(frame.hu(stored))[None], stack.spacing, stack.origin, stack.direction)
+    return CTVolume(shown_hu(stored, frame)[None], stack.spacing, stack.origin, stack.direction)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Header:
         if value is None:
             return ""
         text = str(value) if isinstance(value, str) or not isinstance(value, Sequence) else "/".join(map(str, value))
-        return "".join(c for c in text if c.isprintable()).strip()
+        return (text if text.isprintable() else "".join(c for c in text if c.isprintable())).strip()
 
     def number(self, keyword: str) -> float:
         """An element as a number; 0 where it is missing, empty or no single number."""
@@ -151,7 +151,7 @@ class Header:
 
 def silence_pydicom() -> None:
     """Silence pydicom for the whole process: what it logs and warns of quotes header values."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    _pydicom_log().propagate = False  # not a level, which would be set back when pydicom is imported
     warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
@@ -161,25 +161,22 @@ def quiet_pydicom() -> Iterator[None]:
 
     And what it logs, traces of failed decoders among it; what fails is raised all the same.
     """
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    if level == logging.CRITICAL:  # within another such block; to set a level makes every logger forget what it knows
-        with _ignored_warnings():
-            yield
-        return
-    logger.setLevel(logging.CRITICAL)
+    log = _pydicom_log()
+    before, log.propagate = log.propagate, False  # not a level, whose change makes every logger forget what it knows
     try:
-        with _ignored_warnings():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        log.propagate = before
 
 
-@contextmanager
-def _ignored_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _pydicom_log() -> logging.Logger:
+    """The logger above all of pydicom's, with a handler, so that Python does not take the place of one."""
+    log = logging.getLogger("pydicom")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+    return log
 
 
 def require_pydicom() -> None:

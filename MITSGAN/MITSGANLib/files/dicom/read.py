@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...scan.plausibility import check_hounsfield, clipped_warning
-from ...scan.volume import HU_MAX, HU_MIN, CTVolume, Provenance, VolumeWarning
+from ...scan.volume import CTVolume, Provenance, VolumeWarning
 from .checks import header_warnings, require_one_origin
 from .drill import drill_step, is_drill
 from .frames import Frame, frames_of, slices_by_file
 from .geometry import Stack, stack_frames
 from .headers import read_dataset
-from .pixels import decode_stored, to_int16_hu
+from .pixels import count_clipped, decode_stored, shown_hu, to_int16_hu
 from .series import DicomSeries, Progress
 
 
@@ -42,11 +42,11 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
     """
     stack = stack_series(series)
     hu, clipped = None, 0
-    for k, exact_hu in _decoded(stack.frames, progress):
+    for k, stored in _decoded(stack.frames, progress):
         if hu is None:  # once pixels were found to be as large as headers say
             hu = np.empty(stack.shape, dtype=np.int16)
-        hu[k] = to_int16_hu(exact_hu)
-        clipped += np.count_nonzero((exact_hu > HU_MAX) | (exact_hu < HU_MIN))
+        hu[k] = shown_hu(stored, stack.frames[k])
+        clipped += count_clipped(stored, stack.frames[k])
     padding_hu, padding_warnings = _padding(stack.frames, hu)
     warnings = [*stack.warnings, *padding_warnings]
     if clipped:
@@ -65,7 +65,7 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
 
 
 def _decoded(frames: Sequence[Frame], progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
-    """Slice number and exact HU of every slice; each file is opened once."""
+    """Slice number and stored integers of every slice; each file is opened once."""
     done = 0
     for path, slices in slices_by_file(frames).items():
         stored = decode_stored(read_dataset(path), path, unused_bits=frames[slices[0]].needs_unused_bits)
@@ -73,7 +73,7 @@ def _decoded(frames: Sequence[Frame], progress: Progress | None) -> Iterator[tup
             if progress:
                 progress(done, len(frames))
             done += 1
-            yield k, frames[k].hu(stored[frames[k].index])
+            yield k, stored[frames[k].index]
     if progress:
         progress(len(frames), len(frames))
 

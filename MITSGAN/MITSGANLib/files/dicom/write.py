@@ -20,7 +20,7 @@ from .encoded import PIXEL_DATA, EncodedFile, native_syntax
 from .frames import Frame, slices_by_file
 from .geometry import Stack
 from .headers import Header, damaged_file, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
-from .pixels import decode_stored, stored_for_hu, to_int16_hu
+from .pixels import decode_stored, shown_hu, stored_for_hu
 from .read import stack_series
 from .series import DicomSeries, Progress, list_files
 
@@ -199,10 +199,11 @@ def _new_words(
     stored = original.copy()
     for k, frame in zip(slices, frames, strict=True):
         stored[frame.index] = stored_for_hu(volume.hu[k], original[frame.index], frame)
-        missed = to_int16_hu(frame.hu(stored[frame.index])) != volume.hu[k]
-        is_padding = frame.is_padding(original[frame.index])
-        differences.padding_kept += np.count_nonzero(missed & is_padding)
-        differences.quantized += np.count_nonzero(missed & ~is_padding)
+        missed = shown_hu(stored[frame.index], frame) != volume.hu[k]
+        if missed.any():
+            is_padding = frame.is_padding(original[frame.index])
+            differences.padding_kept += np.count_nonzero(missed & is_padding)
+            differences.quantized += np.count_nonzero(missed & ~is_padding)
     return _with_overlay(file, stored, frames[0])
 
 
