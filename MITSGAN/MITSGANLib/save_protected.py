@@ -62,7 +62,7 @@ def save_protected(
 
     A seal or a manifest of a file that is replaced goes with it.
 
-    :param original: what the seal restores; its files must still be there. Needed with a key alone.
+    :param original: what the seal restores; its files must still be there. Needed with a key, and not for DICOM.
     :param watermark: key of a watermark that the volume carries; see :func:`sealing.save_sealed`.
     :returns: what the output does not show exactly as the volume (DICOM only).
     :raises OutputError, InputError, DependencyError: as :func:`sealing.save_sealed`.

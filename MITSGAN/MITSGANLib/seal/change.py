@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,15 +47,35 @@ _LZMA = {
 }
 
 
+class Slices(Sequence[np.ndarray]):
+    """Slices that are made when they are asked for, so that only the last one is in memory.
+
+    :param make: gives slice ``k`` of ``count``, (rows, columns).
+    """
+
+    def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
+        self._count, self._make, self._last = count, make, (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        if not 0 <= k < self._count:
+            raise IndexError(k)
+        if self._last[0] != k:
+            self._last = k, self._make(k)
+        return self._last[1]
+
+
 def encode_change(
-    original: np.ndarray,
-    protected: np.ndarray,
+    original: Sequence[np.ndarray],
+    protected: Sequence[np.ndarray],
     hu: Sequence[np.ndarray],
     signs: Sequence[np.ndarray] | None = None,
 ) -> bytes:
-    """Describe how to get ``original`` back from ``protected``.
+    """Describe how to get ``original`` back from ``protected``. Each slice is asked for twice, in order.
 
-    :param original: int16 or uint16 (slices, rows, columns).
+    :param original: for each slice, int16 or uint16 (rows, columns).
     :param protected: of the same shape and type.
     :param hu: for each slice, the HU of the protected voxels (rows, columns), int16; any values do, good ones make the
         description short.
@@ -74,37 +94,33 @@ def encode_change(
         ranks = rank_of[context, symbols]
         for number, places in enumerate(_places(stream_of[context])):
             streams[number].append(ranks[places])
-        exceptions.append(change[symbols == _EXCEPTION])
-    parts = {str(number): np.concatenate(stream).tobytes() for number, stream in enumerate(streams)}
-    parts |= {
-        "ranked": ranked.tobytes(),
-        "stream_of": stream_of.tobytes(),
-        "exceptions": np.concatenate(exceptions).astype("<i2").tobytes(),
-    }
-    return pack({"shape": original.shape}, {name: _compressed(part) for name, part in parts.items()})
+        exceptions.append(change[symbols == _EXCEPTION].astype("<i2"))
+    parts = {str(number): stream for number, stream in enumerate(streams)}
+    parts |= {"ranked": [ranked], "stream_of": [stream_of], "exceptions": exceptions}
+    shape = (len(protected), *protected[0].shape)
+    return pack({"shape": shape}, {name: _compressed(part) for name, part in parts.items()})
 
 
 def decode_change(
     description: bytes,
-    protected: np.ndarray,
+    protected: Sequence[np.ndarray],
     hu: Sequence[np.ndarray],
     signs: Sequence[np.ndarray] | None = None,
-) -> np.ndarray:
-    """The original, of the shape and type of ``protected``, from :func:`encode_change`'s description.
+) -> Iterator[np.ndarray]:
+    """The slices of the original, of the shape and type of ``protected``, from :func:`encode_change`'s description.
 
     :param hu: as given there.
     :param signs: as given there.
     :raises InputError: the description is of voxels of another shape.
     """
     facts, parts = unpack(description)
-    if tuple(facts["shape"]) != protected.shape:
+    if tuple(facts["shape"]) != (len(protected), *protected[0].shape):
         raise InputError("The seal is of a scan of another size; give the scan that it belongs to.")
     data = {name: _expanded(part) for name, part in parts.items()}
     ranked = np.frombuffer(data["ranked"], np.uint8).reshape(-1, _SYMBOLS)
     stream_of = np.frombuffer(data["stream_of"], np.uint8)
     exceptions = Reader(np.frombuffer(data["exceptions"], "<i2"))
     streams = [Reader(np.frombuffer(data[str(number)], np.uint8)) for number in range(_STREAMS)]
-    original = np.empty_like(protected)
     before, sign_before = np.zeros(protected[0].size, np.int16), None
     for k, plane in enumerate(protected):
         sign = _sign(signs, k)
@@ -118,13 +134,15 @@ def decode_change(
         change[is_exception] = exceptions.take(np.count_nonzero(is_exception))
         if sign is not None:
             change *= sign
-        original[k] = (plane.view(np.uint16) + change.view(np.uint16).reshape(plane.shape)).view(plane.dtype)
+        yield (plane.view(np.uint16) + change.view(np.uint16).reshape(plane.shape)).view(plane.dtype)
         before, sign_before = change, sign
-    return original
 
 
 def _contexts(
-    original: np.ndarray, protected: np.ndarray, hu: Sequence[np.ndarray], signs: Sequence[np.ndarray] | None
+    original: Sequence[np.ndarray],
+    protected: Sequence[np.ndarray],
+    hu: Sequence[np.ndarray],
+    signs: Sequence[np.ndarray] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Context, symbol and change of the voxels of each slice, one-dimensional; times their sign where it is known."""
     before, sign_before = np.zeros(protected[0].size, np.int16), None
@@ -170,10 +188,14 @@ def _places(stream: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(stream, minlength=_STREAMS))[:-1])
 
 
-def _compressed(part: bytes) -> bytes:
+def _compressed(part: Sequence[np.ndarray]) -> bytes:
     """By bzip2 or LZMA, whichever is shorter; without a checksum, because the seal is authenticated."""
-    xz = lzma.compress(part, lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=[_LZMA])
-    return min(bz2.compress(part), xz, key=len)
+    packers = (bz2.BZ2Compressor(), lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=[_LZMA]))
+    packed = (
+        b"".join([*(packer.compress(np.ascontiguousarray(piece)) for piece in part), packer.flush()])
+        for packer in packers
+    )
+    return min(packed, key=len)
 
 
 def _expanded(part: bytes) -> bytes:

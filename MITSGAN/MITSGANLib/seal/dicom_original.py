@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import itertools
 import lzma
+import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +28,10 @@ from ..files.dicom.derive import keep_lossy_history
 from ..files.dicom.encoded import EncodedFile
 from ..files.dicom.frames import Frame, frames_of
 from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_encoded, read_header
-from ..files.dicom.pixels import decode_stored, to_int16_hu
+from ..files.dicom.pixels import decode_stored, shown_hu
 from ..files.dicom.write import new_meta, pixel_changes
 from ..scan.volume import VolumeWarning
-from .change import decode_change, encode_change
+from .change import Slices, decode_change, encode_change
 from .known_signs import from_record, signs_of_slices
 from .packing import Reader, pack, unpack
 
@@ -44,102 +46,111 @@ KIND = "dicom"
 _CORRECTED = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID")
 
 
-@dataclass(frozen=True)
-class StoredFile:
-    """Stored integers (frames, rows, columns) of a DICOM file, int16 or uint16, and where its frames lie."""
+class StoredSeries:
+    """Stored integers of the files of a series, int16 or uint16, and where their frames lie; read file by file.
 
-    path: Path
-    frames: tuple[Frame, ...]
-    stored: np.ndarray
+    :param frames: of each file.
+    :param planes: (rows, columns) of each frame, in the order of the files.
+    :param hu: the same in HU, int16.
+    :raises InputError: a file is no DICOM image of CT, or damaged.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> StoredFile:
-        """Read a DICOM file.
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.frames = [_frames(path) for path in paths]
+        self._places = [(number, place) for number, frames in enumerate(self.frames) for place in range(len(frames))]
+        self._file: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.planes = Slices(len(self._places), self._plane)
+        self.hu = Slices(len(self._places), lambda k: shown_hu(self.planes[k], self.frame(k)))
 
-        :raises InputError: no DICOM image of CT, or a damaged one.
-        """
-        header = read_header(path)
-        if header is None:
-            raise damaged_file(path)
-        return cls.of(header, read_dataset(path))
+    def frame(self, k: int) -> Frame:
+        """Where plane ``k`` lies."""
+        number, place = self._places[k]
+        return self.frames[number][place]
 
-    @classmethod
-    def of(cls, header: Header, dataset: Dataset) -> StoredFile:
-        """The file of a header whose data set is already read."""
-        frames = tuple(frames_of(header))
-        return cls(header.path, frames, decode_stored(dataset, header.path, unused_bits=frames[0].needs_unused_bits))
-
-    def hu(self) -> list[np.ndarray]:
-        """The HU (rows, columns) of each frame, int16."""
-        return [to_int16_hu(frame.hu(plane)) for frame, plane in zip(self.frames, self.stored, strict=True)]
+    def _plane(self, k: int) -> np.ndarray:
+        number, place = self._places[k]
+        if self._file[0] != number:
+            path = self.paths[number]
+            self._file = number, _stored(read_dataset(path), path, self.frames[number])
+        return self._file[1][place]
 
 
-def identity(files: Sequence[StoredFile]) -> dict[str, Any]:
+def identity(series: StoredSeries) -> dict[str, Any]:
     """What these files are as an image: SHA-256 over stored integers, positions, spacing and rescale.
 
     UIDs and names are left out, which archives may change, and so is the encoding.
     """
     digest = hashlib.sha256()
-    for file in files:
-        for frame, plane in zip(file.frames, file.stored, strict=True):
-            numbers = (*frame.position, *frame.orientation, *frame.pixel_spacing, frame.slope, frame.intercept)
-            digest.update(struct.pack("<4i13d", *plane.shape, frame.stored.bits, frame.stored.signed, *numbers))
-            digest.update(plane.astype(plane.dtype.newbyteorder("<")).tobytes())
-    return {"kind": KIND, "files": len(files), "image_sha256": digest.hexdigest()}
+    for k, plane in enumerate(series.planes):
+        frame = series.frame(k)
+        numbers = (*frame.position, *frame.orientation, *frame.pixel_spacing, frame.slope, frame.intercept)
+        digest.update(struct.pack("<4i13d", *plane.shape, frame.stored.bits, frame.stored.signed, *numbers))
+        digest.update(plane.astype(plane.dtype.newbyteorder("<")).tobytes())
+    return {"kind": KIND, "files": len(series.paths), "image_sha256": digest.hexdigest()}
 
 
-def describe_series(
-    originals: Sequence[Path], protected: Sequence[StoredFile], watermark: ScanSigns | None = None
-) -> bytes:
+def describe_series(originals: Sequence[Path], protected: StoredSeries, watermark: ScanSigns | None = None) -> bytes:
     """The payload that turns ``protected`` back into ``originals``, given file by file in the same order.
 
     :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
 
     :raises InputError: an original is damaged or gone.
     """
-    digest = hashlib.sha256()
-    around, facts, stored, unused = [], [], [], []
-    for path in originals:
-        file = _as_restored(path)
-        data = file.data
-        start, end, is_little_endian = _pixel_span(data, file.dataset, path)
-        digest.update(data)
-        around += [data[:start], data[end:]]
-        stored.append(StoredFile.of(Header(path, file.dataset), file.dataset).stored)
-        differing = _words(data[start:end], is_little_endian) ^ stored[-1].view(np.uint16).ravel()
-        unused.append(bz2.compress(differing.astype("<u2").tobytes()) if differing.any() else b"")
-        fact = {"before": start, "after": len(data) - end, "unused": len(unused[-1]), "little_endian": is_little_endian}
-        facts.append(fact)
-    after, hu = np.concatenate([file.stored for file in protected]), _all_hu(protected)
-    parts = {
-        "change": encode_change(np.concatenate(stored), after, hu, signs_of_slices(watermark, hu)),
-        "around": lzma.compress(b"".join(around)),
-        "unused": b"".join(unused),
-    }
+    digest, around, facts, unused = hashlib.sha256(), [], [], []
+    # Unpacked once, and asked for twice.
+    with tempfile.TemporaryFile(dir=protected.paths[0].parent.parent) as spool:
+        for path in originals:
+            file = _as_restored(path)
+            data = file.data
+            start, end, is_little_endian = _pixel_span(data, file.dataset, path)
+            digest.update(data)
+            around += [data[:start], data[end:]]
+            stored = _stored(file.dataset, path, tuple(frames_of(Header(path, file.dataset))))
+            spool.write(stored.tobytes())
+            differing = _words(data[start:end], is_little_endian) ^ stored.view(np.uint16).ravel()
+            unused.append(bz2.compress(differing.astype("<u2").tobytes()) if differing.any() else b"")
+            facts.append(
+                {
+                    "before": start,
+                    "after": len(data) - end,
+                    "unused": len(unused[-1]),
+                    "little_endian": is_little_endian,
+                }
+            )
+        shape, dtype = stored[0].shape, stored.dtype
+        size = math.prod(shape) * dtype.itemsize
+
+        def original(k: int) -> np.ndarray:
+            spool.seek(k * size)
+            return np.frombuffer(spool.read(size), dtype).reshape(shape)
+
+        planes = protected.planes
+        signs = signs_of_slices(watermark, protected.hu)
+        change = encode_change(Slices(len(planes), original), planes, protected.hu, signs)
+    parts = {"change": change, "around": lzma.compress(b"".join(around)), "unused": b"".join(unused)}
     return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": watermark and watermark.to_dict()}, parts)
 
 
-def restored_files(payload: bytes, protected: Sequence[StoredFile]) -> list[bytes]:
+def restored_files(payload: bytes, protected: StoredSeries) -> Iterator[bytes]:
     """The bytes of each original, in order.
 
-    :raises InputError: they are not what was sealed.
+    :raises InputError: they are not what was sealed; after the last.
     """
     facts, parts = unpack(payload)
-    after, hu = np.concatenate([file.stored for file in protected]), _all_hu(protected)
-    stored = decode_change(parts["change"], after, hu, signs_of_slices(from_record(facts.get("watermark")), hu))
-    around, unused = Reader(lzma.decompress(parts["around"])), Reader(parts["unused"])
-    files, digest, first = [], hashlib.sha256(), 0
-    for fact, file in zip(facts["files"], protected, strict=True):
-        words = stored[first : first + len(file.stored)].view(np.uint16).ravel()
+    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
+    stored = decode_change(parts["change"], protected.planes, protected.hu, signs)
+    around, unused, digest = Reader(lzma.decompress(parts["around"])), Reader(parts["unused"]), hashlib.sha256()
+    for fact, frames in zip(facts["files"], protected.frames, strict=True):
+        words = np.concatenate([plane.view(np.uint16).ravel() for plane in itertools.islice(stored, len(frames))])
         if fact["unused"]:
             words = words ^ np.frombuffer(bz2.decompress(unused.take(fact["unused"])), "<u2")
         pixels = words.astype("<u2" if fact["little_endian"] else ">u2").tobytes()
-        files.append(around.take(fact["before"]) + pixels + around.take(fact["after"]))
-        digest.update(files[-1])
-        first += len(file.stored)
+        data = around.take(fact["before"]) + pixels + around.take(fact["after"])
+        digest.update(data)
+        yield data
     if digest.hexdigest() != facts["sha256"]:
         raise InputError("The seal does not give the original files exactly; report this, and keep the protected scan.")
-    return files
 
 
 def correction_warnings(protected: Path, restored: bytes) -> tuple[VolumeWarning, ...]:
@@ -188,5 +199,12 @@ def _words(data: bytes, is_little_endian: bool) -> np.ndarray:
     return np.frombuffer(data, "<u2" if is_little_endian else ">u2").astype(np.uint16)
 
 
-def _all_hu(files: Sequence[StoredFile]) -> list[np.ndarray]:
-    return [plane for file in files for plane in file.hu()]
+def _frames(path: Path) -> tuple[Frame, ...]:
+    header = read_header(path)
+    if header is None:
+        raise damaged_file(path)
+    return tuple(frames_of(header))
+
+
+def _stored(dataset: Dataset, path: Path, frames: Sequence[Frame]) -> np.ndarray:
+    return decode_stored(dataset, path, unused_bits=frames[0].needs_unused_bits)

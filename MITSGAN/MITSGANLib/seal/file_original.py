@@ -7,6 +7,7 @@ differ in compression. Of a volume that came from elsewhere (DICOM) the HU and t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import lzma
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import InputError, OutputError
 from ..files.nifti import NiftiForms, read_forms
@@ -53,6 +53,8 @@ class StoredImage:
 
         :raises InputError: the file is damaged.
         """
+        import SimpleITK as sitk
+
         reader = sitk.ImageFileReader()
         reader.SetImageIO(format_of(path).image_io)
         reader.SetFileName(str(path))
@@ -79,7 +81,8 @@ class StoredImage:
         if file_format and file_format.name == volume.provenance.format and source.is_file():
             image = cls.read(source)
             if np.array_equal(to_hu(image.values)[0], volume.hu):
-                return image
+                # Values that are HU already are in memory once.
+                return dataclasses.replace(image, values=volume.hu) if image.values.dtype == np.int16 else image
             raise InputError("was changed while it was worked on", path=source, hint="run the command again")
         return cls(volume.hu, volume.spacing, volume.origin, tuple(volume.direction.ravel().tolist()), "", {})
 
@@ -88,6 +91,8 @@ class StoredImage:
 
         :raises OutputError: the file cannot be written completely.
         """
+        import SimpleITK as sitk
+
         file_format = format_of(path)
         image = sitk.GetImageFromArray(self.values)
         image.SetSpacing(self.spacing)
@@ -118,7 +123,7 @@ def identity(volume: CTVolume) -> dict[str, Any]:
         "spacing": list(volume.spacing),
         "origin": list(volume.origin),
         "direction": volume.direction.ravel().tolist(),
-        "hu_sha256": hashlib.sha256(volume.hu.astype("<i2").tobytes()).hexdigest(),
+        "hu_sha256": hashlib.sha256(_little(volume.hu)).hexdigest(),
     }
 
 
@@ -137,7 +142,7 @@ def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSi
     :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
     """
     values = original.values
-    hu = to_hu(values)[0]
+    hu = values if values.dtype == np.int16 else to_hu(values)[0]
     facts = {
         "type": values.dtype.newbyteorder("<").str,
         "sha256": hashlib.sha256(_little(values)).hexdigest(),
@@ -164,7 +169,9 @@ def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
     """
     facts, parts = unpack(payload)
     signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
-    values = decode_change(parts["change"], protected.hu, protected.hu, signs)
+    values = np.empty_like(protected.hu)
+    for k, plane in enumerate(decode_change(parts["change"], protected.hu, protected.hu, signs)):
+        values[k] = plane
     dtype = np.dtype(facts["type"]).newbyteorder("=")
     if "remainder" in parts:
         bits = _bits(values.astype(dtype))
@@ -183,5 +190,6 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return values.view(f"u{values.dtype.itemsize}")
 
 
-def _little(values: np.ndarray) -> bytes:
-    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+def _little(values: np.ndarray) -> np.ndarray:
+    """Numbers such that their bytes in memory are little-endian and in order; the same array where they are."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..scan.volume import PROTECTION, CTVolume
+from .change import Slices
 
 if TYPE_CHECKING:
     # Not at run time: the watermark takes its keys from this package.
@@ -31,14 +32,14 @@ def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | N
     return None if used is None else ScanSigns.of(volume, used)
 
 
-def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> Sequence[np.ndarray] | None:
     """The signs of each protected slice, int8 (rows, columns); None without a watermark.
 
     :param hu: int16 HU of each slice, as it is protected.
     """
     if watermark is None or len(watermark.depths) != len(hu):
         return None
-    return [watermark.of_slice(k, plane) for k, plane in enumerate(hu)]
+    return Slices(len(hu), lambda k: watermark.of_slice(k, hu[k]))
 
 
 def from_record(record: Mapping[str, Any] | None) -> ScanSigns | None:

@@ -10,12 +10,15 @@ happen before protection, or has to take the seal away (PS3.15 removes private e
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError
 from ..files import volume_files
@@ -30,7 +33,7 @@ from ..runtime.progress import Progress
 from ..scan.volume import CTVolume, VolumeWarning
 from . import dicom_original, file_original
 from .container import close_container, open_container, read_identity
-from .dicom_original import StoredFile
+from .dicom_original import StoredSeries
 from .file_original import StoredImage
 from .known_signs import signs_in
 
@@ -63,7 +66,7 @@ class Restored:
 
 def save_sealed(
     protected: CTVolume,
-    original: CTVolume,
+    original: CTVolume | None,
     path: str | os.PathLike[str],
     key: Key,
     *,
@@ -76,7 +79,7 @@ def save_sealed(
 
     What is written is restored once, in memory, before it appears at ``path``: what cannot be restored never appears.
 
-    :param original: the volume that was protected. Its DICOM or other file must still be there.
+    :param original: the volume that was protected; not needed for DICOM. Its DICOM or other file must still be there.
     :param watermark: key of a watermark that the protected volume carries, which makes the seal shorter; not needed for
         the open one.
     :param cost: of guessing a passphrase; see :class:`ScryptCost`.
@@ -90,6 +93,8 @@ def save_sealed(
         with atomic_file(path, overwrite=overwrite) as temporary:
             volume_files.write_file(protected, temporary, progress=progress)
             written = volume_files.read_file(temporary)
+            if np.array_equal(written.hu, protected.hu):  # the same voxels once in memory
+                written = dataclasses.replace(written, hu=protected.hu)
             payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
             file_original.restored_image(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
@@ -97,7 +102,7 @@ def save_sealed(
         return ()
     with atomic_folder(path, overwrite=overwrite) as temporary:
         warnings = write_series(protected, temporary, progress=progress)
-        originals = [Path(file) for file in original.provenance.dicom_files]
+        originals = [Path(file) for file in protected.provenance.dicom_files]
         _seal_series(originals, sorted(temporary.iterdir()), key, cost, signs_in(protected, watermark))
     return warnings
 
@@ -174,9 +179,10 @@ def read_seal(paths: list[Path]) -> tuple[bytes, list[Path]]:
 def _seal_series(
     originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None, watermark: ScanSigns | None
 ) -> None:
-    protected = [StoredFile.read(path) for path in written]
+    protected = StoredSeries(written)
     payload = dicom_original.describe_series(originals, protected, watermark)
-    dicom_original.restored_files(payload, protected)
+    for _ in dicom_original.restored_files(payload, protected):
+        pass
     container = close_container(payload, dicom_original.identity(protected), key, cost=cost)
     for path, share in zip(written, cut_shares(container, len(written)), strict=True):
         file = read_encoded(path)
@@ -224,17 +230,17 @@ def _restore_series(
     found = choose_series(scan_dicom(path, progress), series)
     container, paths = read_seal([header.path for header in found.images])
     _require_kind(read_identity(container), dicom_original.KIND)
-    protected = [StoredFile.read(file) for file in paths]
+    protected = StoredSeries(paths)
     sealed, payload = open_container(container, key)
     if dicom_original.identity(protected) != sealed:
         raise InputError(_CHANGED)
-    originals = dicom_original.restored_files(payload, protected)
-    digits = max(4, len(str(len(originals))))
+    digits, digest, first = max(4, len(str(len(paths)))), hashlib.sha256(), b""
     with atomic_folder(destination, overwrite=overwrite) as temporary:
-        for number, data in enumerate(originals, start=1):
+        for number, data in enumerate(dicom_original.restored_files(payload, protected), start=1):
             (temporary / f"IM{number:0{digits}d}.dcm").write_bytes(data)
-    digest = hashlib.sha256(b"".join(originals)).hexdigest()
-    return Restored("dicom", len(originals), digest, dicom_original.correction_warnings(paths[0], originals[0]))
+            digest.update(data)
+            first = first or data
+    return Restored("dicom", len(paths), digest.hexdigest(), dicom_original.correction_warnings(paths[0], first))
 
 
 def _require_kind(identity: Mapping[str, Any], kind: str) -> None:

@@ -74,11 +74,11 @@ new, empty, or from an earlier run. Its file mitsgan-collection.json is the summ
 .mitsgan records what is finished. With --key each scan is sealed, and mitsgan restore
 --collection gives back the tree. With --sign each scan is signed.
 
-Each process holds one scan: about 0.5 GB and 11 bytes a voxel (3 GB for 1000 slices of
-512 x 512), twice as much with a key. Processes divide the cores among them. They also share one
-GPU, each with a copy of the network: some read and write while others compute. If its memory is
-too small for all of them, scans are listed as failed. Dask workers must see both folders and the
-key files under the same paths, and should have one thread each.
+Each process holds one scan: about 0.5 GB and 6 bytes a voxel (2 GB for 1000 slices of
+512 x 512), with a key too. Processes divide the cores among them. They also share one GPU, each
+with a copy of the network: some read and write while others compute. If its memory is too small
+for all of them, scans are listed as failed. Dask workers must see both folders and the key files
+under the same paths, and should have one thread each.
 
 Exit code: 0 all CT is protected, 3 some CT could not be (each is listed with its reason), 4
 OUTPUT cannot be used or the disk is too small, 130 stopped.
@@ -151,8 +151,8 @@ def _protect_scan(options: argparse.Namespace) -> None:
         protected = protect(volume, model=protector, device=options.device, progress=progress)
     seconds = time.monotonic() - started
     change, warnings = measure_change(volume, protected), volume.provenance.warnings
-    # Writing needs the original for a seal alone; of a long scan, its memory is better used otherwise.
-    original = volume if key else None
+    # Writing needs the original for the seal of a file alone; of a long scan, its memory is better used otherwise.
+    original = volume if key and not is_dicom_output(options.output) else None
     del volume
     watermark = protector.watermark and protector.watermark.key
     with ExitStack() as stack:

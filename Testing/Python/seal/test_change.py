@@ -23,7 +23,11 @@ ENDS = [-32768, -32767, -64, -63, -1, 0, 1, 63, 64, 32766, 32767]
 def restored(
     original: np.ndarray, protected: np.ndarray, hu: np.ndarray, signs: np.ndarray | None = None
 ) -> np.ndarray:
-    return decode_change(encode_change(original, protected, hu, signs), protected, hu, signs)
+    return decoded(encode_change(original, protected, hu, signs), protected, hu, signs)
+
+
+def decoded(description: bytes, protected: np.ndarray, hu: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
+    return np.stack(list(decode_change(description, protected, hu, signs)))
 
 
 @pytest.mark.slow
@@ -66,7 +70,7 @@ def test_stripes_through_slices_take_a_fraction_of_a_bit(phantom):
 def test_each_stream_is_packed_by_what_makes_it_shorter(phantom):
     hu, protected = phantom.volume.hu, protect(phantom.volume, model="strong", device="cpu").hu
     description = encode_change(hu, protected, protected)
-    np.testing.assert_array_equal(decode_change(description, protected, protected), hu)
+    np.testing.assert_array_equal(decoded(description, protected, protected), hu)
     _, parts = unpack(description)
     packers = {name: {b"BZh": "bzip2", b"\xfd7z": "LZMA"}[part[:3]] for name, part in parts.items()}
     assert set(packers.values()) == {"bzip2", "LZMA"}
@@ -93,7 +97,7 @@ def test_no_change_takes_next_to_nothing(phantom):
 def test_another_shape_is_refused():
     hu = np.zeros((2, 3, 4), np.int16)
     with pytest.raises(InputError, match="another size"):
-        decode_change(encode_change(hu, hu, hu), hu[:1], hu[:1])
+        decoded(encode_change(hu, hu, hu), hu[:1], hu[:1])
 
 
 @pytest.mark.slow
@@ -106,7 +110,7 @@ def test_a_description_of_version_1_is_understood():
     """Written down with the first version of the format; whatever changes later, this must be understood."""
     protected = np.array([[[-1024, -882, -888], [42, 58, 3071]], [[-1000, -872, -877], [52, 0, -1]]], np.int16)
     original = [[[-1024, -900, -870], [40, 60, 3071]], [[-1000, -890, -860], [50, -300, -32768]]]
-    assert decode_change(base64.b64decode(WRITTEN), protected, protected).tolist() == original
+    assert decoded(base64.b64decode(WRITTEN), protected, protected).tolist() == original
 
 
 WRITTEN = """
