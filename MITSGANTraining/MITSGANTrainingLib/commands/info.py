@@ -1,7 +1,7 @@
 """List what a folder or file holds: series, geometry, HU range, noise, and what a careful reader should know of it.
 
 All series are listed from their headers. Of 20 series or more a summary comes first, and each has one line. If there is
-one usable CT, or --series names one, its voxels are read too.
+one usable CT, or --series names one, its voxels are read too. Exit code 3 where nothing could be read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     with progress_bar("Scanning", "file") as progress:
         summaries = describe(options.input, progress)
     usable = [summary for summary in summaries if summary.problem is None]
@@ -44,8 +44,10 @@ def run(options: argparse.Namespace) -> None:
             loaded = load_volume(options.input, series=wanted[0].series_instance_uid, progress=progress)
         result["volume"] = _volume(loaded)
     write_json(options.json, result)
+    # Of what is damaged no image could be counted; an MR, say, is no failure.
+    code = 0 if any(summary.image_count for summary in summaries) else InputError.exit_code
     if options.json == "-":
-        return
+        return code
     many = len(summaries) >= MANY
     for line in _short(summaries) if many else _long(summaries, wanted, result, loaded):
         say(line)
@@ -55,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
             say(line)
     if len(wanted) > 1:
         say("Several usable series: name one with --series for its HU range and noise.")
+    return code
 
 
 def _series(summary: SeriesSummary) -> dict[str, Any]:

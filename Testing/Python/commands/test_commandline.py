@@ -83,6 +83,12 @@ class TestInfo:
         assert {series["kernel"] for series in result["series"]} == {"B", "L"}
         assert "volume" not in result
 
+    @pytest.mark.parametrize("name", ["bad.nrrd", "bad.dcm"])
+    def test_what_cannot_be_read_at_all_is_exit_code_3(self, tmp_path, capsys, name):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + b"garbage" * 9)
+        assert main(["info", str(tmp_path / name)]) == 3
+        assert "not usable" in capsys.readouterr().out
+
     def test_each_series_has_its_own_lines_beneath_it(self, tmp_path, capsys):
         hu = dicom_factory.phantom_hu()
         cut_off = np.where(hu < -980, 40, hu).astype(np.int16)
