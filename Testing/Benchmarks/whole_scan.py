@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +43,15 @@ class Finished:
     peak_bytes: int
 
 
-def run_command(arguments: list[str], threads: int) -> Finished:
+def run_command(arguments: list[str], threads: int, allowed: Collection[int] = (0,)) -> Finished:
     """Run ``mitsgan`` in a process of its own and wait for it; see :func:`run_code`."""
-    return run_code(_COMMAND, arguments, threads)
+    return run_code(_COMMAND, arguments, threads, allowed)
 
 
-def run_code(code: str, arguments: list[str], threads: int) -> Finished:
+def run_code(code: str, arguments: list[str], threads: int, allowed: Collection[int] = (0,)) -> Finished:
     """Run Python code in a process of its own and wait for it.
 
+    :param allowed: exit codes that are no failure.
     :raises RuntimeError: it failed; the text is the end of what it said.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -63,7 +65,7 @@ def run_code(code: str, arguments: list[str], threads: int) -> Finished:
     if launched.returncode:
         raise RuntimeError(f"No process could be started: {launched.stderr[-500:]}")
     exit_code, wall_s, cpu_s, peak = json.loads(launched.stdout)
-    if exit_code:
+    if exit_code not in allowed:
         raise RuntimeError(f"The measured process failed with {exit_code}: {launched.stderr[-500:]}")
     # Linux counts in KiB, macOS in bytes.
     return Finished(wall_s, cpu_s, peak * (1 if sys.platform == "darwin" else 1024))

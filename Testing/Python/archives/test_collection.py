@@ -739,6 +739,25 @@ class TestWorkers:
         assert not list(out.rglob("*.partial"))
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("options", [[], ["--collection"], ["--collection", "--processes", "2"]])
+    def test_a_watermark_alone_needs_no_torch(self, tmp_path, options):
+        for number in range(2):
+            series(number, prefix=f"n{number}").write(tmp_path / "tree" / f"s{number}")
+        (tmp_path / "torch.py").write_text("raise ImportError('torch is imported')")
+        path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+        source = tmp_path / "tree" if options else tmp_path / "tree" / "s0"
+        command = [sys.executable, "-m", "MITSGANTrainingLib.commandline", "protect", source, tmp_path / "out"]
+        done = subprocess.run(
+            [*command, "--model", "none", *options],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert len(list((tmp_path / "out").rglob("*-00?" if options else "*.dcm"))) == (6 if options else 3)
+
+    @pytest.mark.slow
     def test_a_killed_dask_worker_loses_nothing(self, tmp_path, run):
         """A scheduler and two workers as processes; the files are those of a run without them."""
         pytest.importorskip("distributed")
