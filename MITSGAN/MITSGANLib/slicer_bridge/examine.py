@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Finding:
     :param signed: None where the files carry no signature, or there are none.
     :param note: what kept the files' signature from being counted; empty when nothing.
     :param labels: of the map, which takes too long to make while Slicer stands still; None until it is made.
+    :param asked: what was found at voxels that somebody asked about.
     """
 
     examination: Examination
@@ -77,11 +78,18 @@ class Finding:
     signed: SignatureCheck | None = None
     note: str = ""
     labels: CTVolume | None = None
+    asked: dict[tuple[int, int, int], ChangedPlace] = field(default_factory=dict)
 
     @property
     def volume(self) -> CTVolume:
         """The scan that was examined."""
         return self.examination.blocks.volume
+
+    def at(self, kji: tuple[int, int, int]) -> ChangedPlace:
+        """What is to be said of a voxel (slice, row, column), found out once."""
+        if kji not in self.asked:
+            self.asked[kji] = self.examination.at(kji)
+        return self.asked[kji]
 
     def side(self, place: ChangedPlace) -> str:
         """Where in the body a place is, as well as the lungs tell."""

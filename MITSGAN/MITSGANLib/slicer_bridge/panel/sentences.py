@@ -184,11 +184,13 @@ def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
         words = _("<b>Simulated attack:</b> {action} in slice {k}").format(action=action, k=kji[0])
     if finding is not None:
         places = finding.verdict.places
-        words += "<br>" + (
-            _("The examination found: {where}").format(where=where(finding, places[0]))
-            if places
-            else _("The examination found no place; only the header tells")
-        )
+        if places:
+            found = _("The examination found: {where}").format(where=where(finding, places[0]))
+        elif kji and finding.volume.contains(kji) and finding.at(kji).strength >= 1:
+            found = _("The examination lists no place; asked about this one, it says changed")
+        else:
+            found = _("The examination found no place; only the header tells")
+        words += "<br>" + found
         kji = places[0].kji if places else kji
     return StateWords(Tone.ATTACK, words, kji)
 
@@ -291,7 +293,7 @@ def _about_watermark(finding: Finding) -> str:
 
 
 def _about_target_place(finding: Finding, target: Voxel) -> str:
-    place = finding.examination.at(target)
+    place = finding.at(target)
     if place.strength >= 1:
         return _("At the target: <b>{words}</b>.").format(words=html.escape(place.words.partition(":")[0]))
     if not finding.examination.can_tell(target):
