@@ -27,6 +27,7 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL librarie
 
 from MITSGANLib.slicer_bridge.change_map import change_map_node, examination_legend
 from MITSGANLib.slicer_bridge.differences import difference_range
+from MITSGANLib.slicer_bridge.inspection import inspect_node
 from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown, show_in_ordinary_views
 from MITSGANLib.slicer_bridge.targets import is_placing, start_placing, target_from_markups
 from MITSGANLib.slicer_bridge.volumes import (
@@ -61,6 +62,27 @@ from panel_data import (
 from vtk.util.numpy_support import vtk_to_numpy
 
 ATTACK = "simulated attack"
+
+
+def test_a_result_is_inspected_only_once_it_changes(panel, scan, monkeypatch):
+    source = add_scan(panel, scan.volume)
+    inspected = []
+
+    def inspect(node):
+        inspected.append(node.GetName())
+        return inspect_node(node)
+
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.volume.inspect_node", inspect)
+    result = node_from_volume(scan.volume, "CT protected", source)
+    said = panel.ui.inspectionLabel.text
+    panel._parameterNode.volume = result
+    assert inspected == []
+    assert panel.ui.inspectionLabel.text == said
+    slicer.util.updateVolumeFromArray(result, np.zeros(scan.volume.shape, np.int16))
+    panel._parameterNode.volume = source
+    panel._parameterNode.volume = result
+    assert inspected == ["CT protected"]
+    assert panel.ui.inspectionLabel.text != said
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 
 from ...errors import InputError
 from ...scan.windows import LUNG
-from ..inspection import inspect_node
+from ..inspection import Inspection, inspect_node
 from ..layout import displayed_volume, ordinary_composites, set_window, show_in_ordinary_views
 from ..volumes import (
     DIFFERENCE_ATTRIBUTE,
@@ -41,6 +41,7 @@ class VolumeSection(Section):
         super().__init__(panel)
         self._compare = compare
         self._inspected: tuple[str, int] | None = None
+        self._known: dict[tuple[str, int] | None, Inspection] = {}
         self._follows_soon = False
         scene, observer = slicer.mrmlScene, panel.observer
         observer.addObserver(scene, scene.NodeAddedEvent, self._on_node_added)
@@ -70,7 +71,7 @@ class VolumeSection(Section):
         before, self._inspected = self._inspected, inspected
         if inspected != before:
             with _wait_cursor():
-                self._panel.inspection = inspect_node(node) if node else None
+                self._panel.inspection = self._inspect(node) if node else None
             # A volume that is being deleted is still referred to here when it is no longer there.
             if slicer.mrmlScene.IsNodePresent(node):
                 # First, or what the views show is taken for the user's choice.
@@ -94,6 +95,7 @@ class VolumeSection(Section):
     def scene_closed(self) -> None:
         """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
         self._inspected = None
+        self._known.clear()
 
     def load_chest(self) -> None:
         """Load the chest CT of Slicer's Sample Data."""
@@ -114,6 +116,15 @@ class VolumeSection(Section):
         """Make the synthetic thorax."""
         parameters = self._panel.parameters
         parameters.volume = self._panel.logic.loadPhantom(progress)
+
+    def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode) -> Inspection:
+        """Inspect a volume; of a result that was just made, say what is known of the scan that it was made from."""
+        identity = _identity(node)
+        if identity not in self._known:
+            is_new = all(node_id != node.GetID() for node_id, _time in self._known)
+            known = self._known.get(_identity(source_of(node))) if is_new else None
+            self._known[identity] = known or inspect_node(node)
+        return self._known[identity]
 
     def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Select the scan that a volume is or was made from, and its protected version that belongs to this volume."""
