@@ -783,7 +783,7 @@ def test_state_survives_saving_and_loading_the_scene(loaded, scan, tmp_path):
         scan.nodule_kji
     )
     assert parameters.metricsTable.GetNumberOfRows() > 20
-    assert attacked in loaded.ui.attackedLabel.text
+    assert attacked in loaded.ui.attackedLabel.toolTip
     assert loaded.ui.removeRadioButton.checked
     assert loaded.ui.strengthSpinBox.value == 7.5
     loaded.ui.compareButton.click()
