@@ -37,7 +37,7 @@ _MAP_AIR_HU = -960.0
 # A change whose root mean square is c lowers local SSIM, around a voxel with a standard deviation s, by about
 # c^2 / (2 s^2 + (0.03 W)^2), W being the width of the lung window. The default's two parts together are 0.18 of the
 # noise. Below 35 HU of noise this binds nowhere.
-_HIDDEN_SSIM, _WHOLE_SHARE, _QUIET_NOISE_HU = 0.015, 0.18, 35.0
+_HIDDEN_SSIM, _WHOLE_SHARE, _QUIET_NOISE_HU = 0.013, 0.18, 35.0
 # The Gaussian that local SSIM weighs with (Wang et al. 2004), and how far it counts.
 _SSIM_SIGMA, _SSIM_TRUNCATE, _SSIM_REACH = 1.5, 3.5, 5
 # Below rounding to whole HU there is nothing to measure.

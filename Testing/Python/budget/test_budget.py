@@ -141,7 +141,7 @@ def test_noise_hides_a_change_also_where_a_sharp_scan_is_quiet():
     assert seen < 0.97
     assert lowest_ssim(plane, plane + np.rint(0.18 * hidden * signs)) >= 0.98
     assert (hidden <= 90).all()
-    assert np.median(hidden[:40, :40]) > 0.8 * 90, "where the noise is, it still counts"
+    assert np.median(hidden[:40, :40]) > 0.7 * 90, "where the noise is, it still counts"
 
 
 def test_noise_of_smooth_kernels_hides_all_of_its_share():
