@@ -162,13 +162,15 @@ def quiet_pydicom() -> Iterator[None]:
     And what it logs, traces of failed decoders among it; what fails is raised all the same.
     """
     log = _pydicom_log()
-    before, log.propagate = log.propagate, False  # not a level, whose change makes every logger forget what it knows
+    # Not a level, whose change makes every logger forget what it knows. Disabled, too, for handlers of its own.
+    before = log.propagate, log.disabled
+    log.propagate, log.disabled = False, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.propagate = before
+        log.propagate, log.disabled = before
 
 
 def _pydicom_log() -> logging.Logger:
