@@ -805,7 +805,7 @@ def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
     """As a scene bundle is opened: closing and reading are one batch, which ends only after the import."""
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
-    attacked, summary = parameters.sourceAttacked.GetName(), parameters.summary
+    summary = parameters.summary
     save_scene(tmp_path)
     scene = slicer.mrmlScene
     scene.Clear(False)
@@ -815,7 +815,7 @@ def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
     assert loaded._parameterNode.sourceVolume.GetName() == "CT"
     assert loaded.ui.volumeSelector.currentNode().GetName() == "CT"
     assert "CT: " in loaded.ui.inspectionLabel.text
-    assert attacked in loaded.ui.attackedLabel.text
+    assert "Simulated attack by untrained" in loaded.ui.attackedLabel.text
     assert loaded.ui.summaryLabel.text == summary
     assert loaded.ui.removeRadioButton.checked
     assert loaded.ui.simulateAttackButton.enabled
@@ -898,6 +898,9 @@ def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin,
                 monkeypatch.setattr(module, name, watched)
 
     import MITSGANLib.report.page  # noqa: F401 - so that it is watched, too
+
+    # What is displayed is looked at as it is selected, before any work on it.
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.volume.inspect_node", lambda _node: loaded.panel.inspection)
 
     for where, name in (
         ("MITSGANLib.slicer_bridge.volumes", "require_ct"),
