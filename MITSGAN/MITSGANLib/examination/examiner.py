@@ -15,9 +15,10 @@ from ..files.dicom.drill import is_drill_step
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.lungs import lung_positions
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
-from ..watermark.checking import Check, check_watermark
+from ..watermark.checking import check_watermark
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
+from ..watermark.sums import FOUND_SD
 from .blocks import Blocks
 from .copies import Copy, find_copies, find_touch_up, touch_up_edge
 from .noise import noise_map, residual
@@ -31,8 +32,9 @@ from .suspicion import (
     Suspicion,
     asked_limit,
     of_faded_watermark,
+    of_foreign_noise,
     of_noise,
-    of_whitened,
+    of_watermark,
     together,
 )
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
@@ -46,6 +48,8 @@ UNTOLD, TOLD, CHANGED = range(3)
 COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judge"
 
 MOST_OF_THE_LUNGS = 0.5
+# With less of the watermark left in the lungs, the scan as a whole is asked what became of it.
+_WHOLE_GAIN = 0.6
 _SMALLEST_MM3 = 150.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
 _COPY_SD = 11.0
@@ -56,13 +60,26 @@ _JUDGE_SURE = 0.985
 _SEED = 5
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """The watermark over the whole scan: how many standard deviations it stands out, and what share of it is left."""
+
+    sd: float
+    gain: float
+    is_degraded: bool
+
+    @property
+    def is_found(self) -> bool:
+        return self.sd >= FOUND_SD
+
+
 @dataclass(frozen=True, eq=False)
 class Examination:
     """What was found in a scan's voxels.
 
     :param lungs: bool (slices, block rows, block columns).
     :param suspicions: each kind of evidence in every block.
-    :param check: of the watermark.
+    :param mark: the watermark, over the whole scan.
     :param copies: of tissue, and of CT-GAN's noise.
     :param touch_up_sought: whether CT-GAN's noise source lies in lung, so that it could be sought.
     """
@@ -70,7 +87,7 @@ class Examination:
     blocks: Blocks
     lungs: np.ndarray
     suspicions: tuple[Suspicion, ...]
-    check: Check
+    mark: _Mark
     copies: tuple[Copy, ...]
     touch_up_sought: bool
     judge: Judge | None
@@ -162,22 +179,26 @@ def examine(
     touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
     told.at(60)
     del fine
-    check = check_watermark(volume, key, progress=lambda done, of: told.at(60 + 20 * done // of))
-    is_whole = check.is_found and not check.is_degraded
-    whitened = whiten(blocks, key if is_whole else None, recorded_budget(volume) or WATERMARK_BUDGET)
+    whitened = whiten(blocks, key, recorded_budget(volume) or WATERMARK_BUDGET)
+    told.at(75)
     if whitened is not None:
-        suspicions += of_whitened(blocks, whitened, lungs)
-    if check.is_degraded:
+        suspicions.append(of_foreign_noise(blocks, whitened, lungs))
+    if whitened is not None and whitened.gain >= _WHOLE_GAIN:
+        mark = _Mark(whitened.sd, whitened.gain, False)
+        suspicions.append(of_watermark(blocks, whitened, lungs))
+    else:
+        check = check_watermark(volume, key, progress=lambda done, of: told.at(75 + 20 * done // of))
+        mark = _Mark(check.sd, check.gain, check.is_degraded)
         suspicions.append(of_faded_watermark(check, lungs))
     told.at(95)
     found = _explained(copies, touched or [], volume)
     judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
-    places = _places(blocks, suspicions, found, None if check.is_degraded else judge)
+    places = _places(blocks, suspicions, found, None if mark.is_degraded else judge)
     told.at(100)
-    verdict = _verdict(volume, lungs, suspicions, check, touched is not None, places, key)
+    verdict = _verdict(volume, lungs, suspicions, mark, touched is not None, places, key)
     return Examination(
-        blocks, lungs, tuple(suspicions), check, tuple(found), touched is not None, judge, places, verdict
+        blocks, lungs, tuple(suspicions), mark, tuple(found), touched is not None, judge, places, verdict
     )
 
 
@@ -353,7 +374,7 @@ def _verdict(
     volume: CTVolume,
     lungs: np.ndarray,
     suspicions: Sequence[Suspicion],
-    check: Check,
+    mark: _Mark,
     touch_up_sought: bool,
     places: tuple[ChangedPlace, ...],
     key: WatermarkKey,
@@ -361,12 +382,12 @@ def _verdict(
     evidence = list(_of_headers(volume))
     count = max(1, np.count_nonzero(lungs))
     told = {one.kind: float(np.count_nonzero(one.told)) / count for one in suspicions}
-    noise, mark = told[NOISE], told.get(WATERMARK, 0.0)
+    noise, marked = told[NOISE], told.get(WATERMARK, 0.0)
     reasons = []
-    if check.is_found:
-        text = f"the watermark stands out by {check.sd:.0f} standard deviations; told about {mark:.0%} of the lungs"
-        if check.is_degraded:
-            text += f"; {check.gain:.0%} of it is left everywhere, as after lossy compression or smoothing"
+    if mark.is_found:
+        text = f"the watermark stands out by {mark.sd:.0f} standard deviations; told about {marked:.0%} of the lungs"
+        if mark.is_degraded:
+            text += f"; {mark.gain:.0%} of it is left everywhere, as after lossy compression or smoothing"
         evidence.append(Evidence(WATERMARK, text))
     else:
         evidence.append(Evidence(WATERMARK, "no watermark was found"))
@@ -374,16 +395,16 @@ def _verdict(
         evidence.append(Evidence(TOUCH_UP, "CT-GAN's noise source holds no lung in this scan, so it was not sought"))
     if not lungs.any():
         reasons.append("no lungs were found")
-    lost = not check.is_found and (recorded_budget(volume) is not None or key != OPEN_KEY)
+    lost = not mark.is_found and (recorded_budget(volume) is not None or key != OPEN_KEY)
     if lost:
         reasons.append("the watermark that should be there was not found: resampled, smoothed, another scan or key")
-    excluded, not_excluded = _kinds(noise, told[COLOR], mark, bool(lungs.any()))
+    excluded, not_excluded = _kinds(noise, told[COLOR], marked, bool(lungs.any()))
     if places or any(one.strength >= 1 for one in evidence):
         outcome = Outcome.CHANGED
-    elif lost or max(noise, mark) < MOST_OF_THE_LUNGS:
+    elif lost or max(noise, marked) < MOST_OF_THE_LUNGS:
         outcome = Outcome.CANNOT_TELL
         if lungs.any() and not lost:
-            reasons.append(f"only {max(noise, mark):.0%} of the lungs can be told about")
+            reasons.append(f"only {max(noise, marked):.0%} of the lungs can be told about")
     else:
         outcome = Outcome.NOTHING_FOUND
     return Verdict(

@@ -141,16 +141,11 @@ def of_faded_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
     return Suspicion(WATERMARK, score, told)
 
 
-def of_whitened(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> list[Suspicion]:
-    """Noise that the scanner does not let through and, where there is one, a watermark that falls short.
+def of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
+    """A watermark that falls short of its surroundings.
 
     :param lungs: bool (slices, block rows, block columns).
     """
-    found = [_of_foreign_noise(blocks, whitened, lungs)]
-    return [*found, _of_watermark(blocks, whitened, lungs)] if whitened.gain > 0 else found
-
-
-def _of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
     score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
     left = _left(blocks, whitened, lungs)
     for edge_mm, limit in _WATERMARK_LIMITS:
@@ -181,7 +176,11 @@ def _left(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> np.ndarray:
     return left
 
 
-def _of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
+def of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
+    """Noise that the scanner does not let through.
+
+    :param lungs: bool (slices, block rows, block columns).
+    """
     score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
     number = np.ones_like(whitened.level)
     for edge_mm, limit in _FOREIGN_LIMITS:

@@ -22,7 +22,7 @@ from ..scan.hounsfield import LOWEST_HU
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..watermark.pattern import TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
-from ..watermark.sums import BLOCK, Reading, enlarge
+from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
 from .blocks import Blocks
 
 # Neighbors along rows and columns that a voxel is told from: in its slice, in the next ones, in those after.
@@ -31,7 +31,6 @@ _DEPTH, _WIDE = len(_REACH) - 1, max(_REACH)
 _VOXELS, _FEW_VOXELS = 25000, 3000
 _ROUNDS = 4
 _CLIP_SD = 3.0
-_FOUND_SD = 6.0
 _LEAST_VARIANCE, _LEAST_SHARE = 0.1, 0.3  # HU squared; of what is usual in a slice's lungs
 _LUNG_BELOW_HU = -500.0
 _LEVEL_HU, _LEVEL_SHARE = 1.0, 0.4  # signs move the mean of a tile, by chance up to this share of their height
@@ -53,6 +52,7 @@ class Whitened:
     :param steepness: mean gradient in HU a voxel.
     :param level: mean HU.
     :param gain: of the watermark in the lungs, 0 where there is none.
+    :param sd: how many standard deviations it stands out in the voxels that the filter was learned from.
     :param spread: by how much the filter multiplies white noise.
     """
 
@@ -65,15 +65,17 @@ class Whitened:
     steepness: np.ndarray
     level: np.ndarray
     gain: float
+    sd: float
     spread: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Kernel:
-    """Weights (slices, rows, columns) with 1 in the middle, and how much of the watermark was taken off to learn it."""
+    """Weights (slices, rows, columns) with 1 in the middle, and the watermark that was taken off to learn them."""
 
     weights: np.ndarray
     gain: float
+    sd: float
 
 
 def whiten(blocks: Blocks, key: WatermarkKey | None, budget: Budget) -> Whitened | None:
@@ -91,7 +93,7 @@ def whiten(blocks: Blocks, key: WatermarkKey | None, budget: Budget) -> Whitened
         return None
     planes = [part for slab in slabs(volume.shape[0]) for part in _filtered(blocks, slab, marks, sure, kernel)]
     stacked = [np.stack(values).astype(np.float32) for values in zip(*planes, strict=True)]
-    return Whitened(*stacked, kernel.gain, float(np.linalg.norm(kernel.weights)))
+    return Whitened(*stacked, kernel.gain, kernel.sd, float(np.linalg.norm(kernel.weights)))
 
 
 def _marks(volume: CTVolume, key: WatermarkKey, budget: Budget) -> np.ndarray:
@@ -164,20 +166,21 @@ def _learned(hu: np.ndarray, marks: np.ndarray, lung: np.ndarray, sure: np.ndarr
 
     x, y = around(hu)
     x, y = np.maximum(x, LOWEST_HU), np.maximum(y, LOWEST_HU)
-    weights, gain = _robust_weights(x, y), 0.0
+    weights, gain, sd = _robust_weights(x, y), 0.0, 0.0
     if marks.any():
         mark_x, mark_y = around(marks)
         left, mark = y - x @ weights, mark_y - mark_x @ weights
         told = sure[at] & (np.abs(left) < _CLIP_SD * 1.48 * np.median(np.abs(left)))
         held, full = (left * mark)[told], (mark * mark)[told]
-        if held.sum() > _FOUND_SD * np.sqrt(np.square(held).sum()):
+        sd = float(held.sum() / max(np.sqrt(np.square(held).sum()), 1e-9))
+        if sd >= FOUND_SD:
             gain = float(min(1.0, held.sum() / full.sum()))
             weights = _robust_weights(x - gain * mark_x, y - gain * mark_y)
     kernel = np.zeros((2 * _DEPTH + 1, 2 * _WIDE + 1, 2 * _WIDE + 1))
     kernel[_DEPTH, _WIDE, _WIDE] = 1.0
     for (k, j, i), weight in zip(offsets, weights, strict=True):
         kernel[_DEPTH + k, _WIDE + j, _WIDE + i] = -weight
-    return _Kernel(kernel, gain)
+    return _Kernel(kernel, gain, sd)
 
 
 def _robust_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
