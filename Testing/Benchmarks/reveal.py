@@ -274,6 +274,8 @@ def tables(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
                 yield f"\n### {'Reported' if role == 'report' else 'Thresholds set on'}: scans {state}\n"
                 yield from _forged_table(some)
                 yield ""
+                yield from _by_scan_table(some)
+                yield ""
                 yield from _scan_table(some)
 
 
@@ -299,6 +301,29 @@ def _forged_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         scans = len({line["scan"] for line in seen})
         shares = f"{_share(seen, 'found')} | {_share(seen, 'listed')}"
         yield f"| {kind} | {len(seen)}, {scans} | {shares} | {success} | {by} |"
+
+
+def _by_scan_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Found and listed of each group of kinds in each scan: by kernel and thickness, as far as scans differ in them."""
+    seen = [line for line in lines if line["kind"] not in ("copy", "asked")]
+    groups = list(dict.fromkeys(_group(line["kind"]) for line in seen))
+    yield f"| scan | {' | '.join(f'{group}: found, listed' for group in groups)} |"
+    yield "| --- |" + " --- |" * len(groups)
+    for scan in dict.fromkeys(line["scan"] for line in lines):
+        cells = []
+        for group in groups:
+            own = [line for line in seen if line["scan"] == scan and _group(line["kind"]) == group]
+            found, listed = (sum(line[what] for line in own) for what in ("found", "listed"))
+            cells.append(f"{found}, {listed} of {len(own)}" if own else "-")
+        yield f"| {scan} | {' | '.join(cells)} |"
+
+
+def _group(kind: str) -> str:
+    if kind.startswith("`"):
+        return "networks, " + kind.rpartition(", ")[2]
+    if kind.startswith("paint"):
+        return "paint"
+    return {"clone": "copies", "copied noise": "copies", "nodule of another patient": "pasted"}.get(kind, "edits")
 
 
 def _share(seen: Sequence[dict[str, Any]], what: str) -> str:

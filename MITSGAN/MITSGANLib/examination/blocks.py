@@ -17,8 +17,8 @@ from ..scan.volume import CTVolume
 from ..watermark.pattern import Grid, block_sums
 from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
 
-# A nodule within the lung has lung around it.
-_AROUND_MM, _LUNG_SHARE = 30.0, 0.5
+# A nodule within the lung has lung around it; one at the pleura has it on one side, and networks paint over some of it.
+_LUNG_SHARE, _AROUND_MM, _SHARE_AROUND = 0.5, 30.0, 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,4 +78,4 @@ class Blocks:
         mask = lung_mask(self.volume)
         shares = np.stack(map_slices(lambda k: self.means(mask[k]), self.shape[0]))
         around = self.in_boxes(shares, _AROUND_MM) / self.in_boxes(np.ones_like(shares), _AROUND_MM)
-        return (shares > _LUNG_SHARE) | (around > _LUNG_SHARE)
+        return (shares > _LUNG_SHARE) | (around > _SHARE_AROUND)

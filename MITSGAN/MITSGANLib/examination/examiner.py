@@ -117,7 +117,10 @@ class Examination:
         volume = self.blocks.volume
         if not volume.contains(kji):
             raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
-        tops = _tops_near(self.blocks, self.suspicions, kji, (2 * NEAR_MM,) * 3)
+        box = _box_around(self.blocks, kji, (2 * NEAR_MM,) * 3)
+        near = together([dataclasses.replace(one, score=one.score[box]) for one in self.suspicions])
+        most = np.unravel_index(int(near.argmax()), near.shape)
+        tops = [(one.kind, float(one.score[box][most])) for one in self.suspicions]
         limit = self.asked_limit
         evidence = [
             Evidence(kind, _words(kind, top, limit), top / limit) for kind, top in tops if top > _WORTH_SAYING * limit
@@ -303,13 +306,16 @@ def _judge_limit(volume: CTVolume, judge: Judge) -> float:
     return max(_JUDGE_SURE, float(1 / (1 + np.exp(-(middle + 1.6 * (high - middle))))))
 
 
+def _box_around(blocks: Blocks, kji: Voxel, size_mm: Sequence[float]) -> tuple[slice, ...]:
+    half = [max(1, round(size / 2 / edge)) for size, edge in zip(size_mm, blocks.mm, strict=True)]
+    return tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(blocks.block_of(kji), half, strict=True))
+
+
 def _tops_near(
     blocks: Blocks, suspicions: Sequence[Suspicion], kji: Voxel, size_mm: Sequence[float]
 ) -> list[tuple[str, float]]:
     """Each kind of evidence, and its highest score around a voxel."""
-    block = blocks.block_of(kji)
-    half = [max(1, round(size / 2 / edge)) for size, edge in zip(size_mm, blocks.mm, strict=True)]
-    box = tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(block, half, strict=True))
+    box = _box_around(blocks, kji, size_mm)
     return [(one.kind, float(one.score[box].max(initial=0))) for one in suspicions]
 
 

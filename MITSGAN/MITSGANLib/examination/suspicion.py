@@ -24,12 +24,12 @@ _WITNESSES = ((WATERMARK,), (NOISE, COARSE_NOISE), (COLOR, FOREIGN))
 _POWER = 3.0
 
 # What is an alarm at a place that somebody asks about: few places of the scan have as much nearby.
-_ASKED, _ASKED_PERCENTILE = (0.6, 0.85), 99.3
+_ASKED, _ASKED_PERCENTILE = (0.6, 0.85), 99.5
 NEAR_MM = 6.0
 """How far from a place that is asked about the strongest evidence is taken."""
 
 # For cubes of these edges in mm: how many of the scan's own scatters (standard deviations) the watermark falls short.
-_WATERMARK_LIMITS = ((5.0, 7.0), (7.0, 6.8), (10.0, 6.5), (14.0, 5.9), (20.0, 5.6))
+_WATERMARK_LIMITS = ((5.0, 7.0), (7.0, 6.8), (10.0, 6.5), (14.0, 5.6), (20.0, 5.4))
 _GAIN_VARIES = 0.07  # of what is expected
 _GAIN_MM, _GAIN_TRUST, _LEAST_GAIN, _DENSE_HU = 60.0, 400.0, 0.85, -500.0
 _LEAST_FULL = 2.0
@@ -37,7 +37,7 @@ _LEAST_FULL = 2.0
 _FADED_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
 _FADED_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
 # Noise that is not explained by what is coarser.
-_FOREIGN_LIMITS = ((10.0, 9.0), (14.0, 8.4))
+_FOREIGN_LIMITS = ((10.0, 8.4), (14.0, 7.8))
 _FITTED, _ROUNDS = 20000, 5
 _TAIL_PERCENTILE, _TAIL = 97.0, 2.4  # where that is of scans that were not compressed
 # For windows of 9 and 14 mm, likewise, with the least logarithm of noise.

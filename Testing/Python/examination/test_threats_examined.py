@@ -1,0 +1,96 @@
+"""The README's table of threats, row by row: what ``mitsgan examine`` says, and what it does not.
+
+Copies are in ``test_examination.py``, lossy ones in the watermark's tests. The other columns are in
+``Testing/Python/test_threats.py``. How often on real scans: docs/results/reveal.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import forgeries
+import numpy as np
+import pytest
+from MITSGANLib.attack.attacker import load_attacker, simulate_attack
+from MITSGANLib.budget.budget import WATERMARK_BUDGET
+from MITSGANLib.examination.examiner import Examination, examine
+from MITSGANLib.examination.verdict import Outcome
+from MITSGANLib.protection.protector import protect, watermark_alone
+from MITSGANLib.scan.lungs import lung_positions
+from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.pattern import OPEN_KEY, ScanSigns
+from MITSGANLib.watermark.sums import Reading
+from scipy import ndimage
+
+pytestmark = pytest.mark.slow
+
+SECRET_KEY = dataclasses.replace(OPEN_KEY, secret=bytes(range(32)))
+
+Voxel = tuple[int, int, int]
+
+
+@pytest.fixture(scope="module")
+def scan() -> CTVolume:
+    """Noise of a soft kernel and of slices that overlap: smooth along all axes."""
+    bare = thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=0.0).volume
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(bare.shape), (0.7, 1.0, 1.0))
+    return bare.with_hu(np.clip(np.rint(bare.hu + 20 * noise / noise.std()), -1024, 3071).astype(np.int16))
+
+
+@pytest.fixture(scope="module")
+def marked(scan: CTVolume) -> CTVolume:
+    return protect(scan, model=watermark_alone(OPEN_KEY))
+
+
+@pytest.fixture(scope="module")
+def place(scan: CTVolume) -> Voxel:
+    return lung_positions(scan, 1, 4, margin_mm=30.0)[0]
+
+
+def looked_at(volume: CTVolume, key=OPEN_KEY) -> Examination:
+    return examine(volume, key=key, with_judge=False)
+
+
+def painted(volume: CTVolume, kji: Voxel, noise_hu: float) -> CTVolume:
+    rng = np.random.default_rng(0)
+    return forgeries.forge(volume, [kji], lambda v, k: forgeries.paint(v, k, noise_hu, rng))
+
+
+def with_signs(forged: CTVolume, before: CTVolume, key) -> CTVolume:
+    """By somebody who knows how: what was changed gets the signs that its new HU and its place call for."""
+    signs, reading = ScanSigns.of(forged, key), Reading.bare(before, key, WATERMARK_BUDGET)
+    hu = forged.hu.copy()
+    for k in np.flatnonzero((forged.hu != before.hu).any(axis=(1, 2))):
+        changed = forged.hu[k] != before.hu[k]
+        hu[k][changed] += (signs.of_slice(int(k), forged.hu[k]) * reading.allowed_in(int(k))[0])[changed]
+    return forged.with_hu(hu)
+
+
+def test_an_untouched_copy_is_no_alarm(marked):
+    assert looked_at(marked).verdict.outcome is Outcome.NOTHING_FOUND
+
+
+def test_what_a_network_erases_is_an_alarm_where_one_asks(marked, place):
+    forged = simulate_attack(marked, place, "remove", attacker=load_attacker("ctgan-small", "remove"))
+    assert looked_at(forged).at(place).strength >= 1
+
+
+@pytest.mark.parametrize(("key", "is_missed"), [(OPEN_KEY, True), (SECRET_KEY, False)])
+def test_who_knows_the_open_watermark_forges_it_and_who_lacks_a_key_does_not(scan, place, key, is_missed):
+    before = protect(scan, model=watermark_alone(key))
+    examination = looked_at(with_signs(painted(before, place, 0), before, OPEN_KEY), key)
+    watermark = next(one for one in examination.suspicions if one.kind == "watermark")
+    assert bool(watermark.score[examination.blocks.block_of(place)] < 0.3) is is_missed
+
+
+@pytest.mark.parametrize("noise_hu", [0, 20])
+def test_paint_without_noise_or_with_white_noise_is_an_alarm_where_one_asks(marked, place, noise_hu):
+    assert looked_at(painted(marked, place, noise_hu)).at(place).strength >= 1
+
+
+def test_tampering_before_protection_lacks_nothing_of_the_watermark(scan, place):
+    forged = forgeries.forge(scan, [place], forgeries.smooth_edit)
+    examination = looked_at(protect(forged, model=watermark_alone(OPEN_KEY)))
+    assert examination.verdict.outcome is Outcome.NOTHING_FOUND
+    assert examination.at(place).strength < 1
