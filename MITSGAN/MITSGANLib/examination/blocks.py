@@ -17,8 +17,10 @@ from ..scan.volume import CTVolume
 from ..watermark.pattern import Grid, block_sums
 from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
 
-# A nodule within the lung has lung around it; one at the pleura has it on one side, and networks paint over some of it.
-_LUNG_SHARE, _AROUND_MM, _SHARE_AROUND = 0.5, 30.0, 0.35
+# A nodule within the lung has lung around it; one at the pleura has it on one side.
+_LUNG_SHARE, _AROUND_MM = 0.5, 30.0
+AT_PLEURA = 0.35
+"""Share of lung around a block from which on it may belong to a nodule at the pleura."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +75,12 @@ class Blocks:
             self.grid.turned(plane)[: large.shape[0], : large.shape[1]] = large
         return found
 
-    def lungs(self) -> np.ndarray:
-        """Bool (slices, block rows, block columns): the lungs, with the vessels and nodules within them."""
+    def lungs(self, around_share: float = _LUNG_SHARE) -> np.ndarray:
+        """Bool (slices, block rows, block columns): the lungs, with the vessels and nodules within them.
+
+        :param around_share: of lung within 30 mm, from which on all tissue belongs to them.
+        """
         mask = lung_mask(self.volume)
         shares = np.stack(map_slices(lambda k: self.means(mask[k]), self.shape[0]))
         around = self.in_boxes(shares, _AROUND_MM) / self.in_boxes(np.ones_like(shares), _AROUND_MM)
-        return (shares > _LUNG_SHARE) | (around > _SHARE_AROUND)
+        return (shares > _LUNG_SHARE) | (around > around_share)

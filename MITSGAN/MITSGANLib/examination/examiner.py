@@ -19,7 +19,7 @@ from ..watermark.checking import check_watermark
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
-from .blocks import Blocks
+from .blocks import AT_PLEURA, Blocks
 from .copies import Copy, find_copies, find_touch_up, touch_up_edge
 from .noise import noise_map, residual
 from .suspicion import (
@@ -185,7 +185,7 @@ def examine(
     whitened = whiten(blocks, key, recorded_budget(volume) or WATERMARK_BUDGET)
     told.at(75)
     if whitened is not None:
-        suspicions.append(of_foreign_noise(blocks, whitened, lungs))
+        suspicions.append(of_foreign_noise(blocks, whitened, blocks.lungs(AT_PLEURA)))
     if whitened is not None and whitened.gain >= _WHOLE_GAIN:
         mark = _Mark(whitened.sd, whitened.gain, False)
         suspicions.append(of_watermark(blocks, whitened, lungs))
@@ -387,7 +387,7 @@ def _verdict(
 ) -> Verdict:
     evidence = list(_of_headers(volume))
     count = max(1, np.count_nonzero(lungs))
-    told = {one.kind: float(np.count_nonzero(one.told)) / count for one in suspicions}
+    told = {one.kind: float(np.count_nonzero(one.told & lungs)) / count for one in suspicions}
     noise, marked = told[NOISE], told.get(WATERMARK, 0.0)
     reasons = []
     if mark.is_found:

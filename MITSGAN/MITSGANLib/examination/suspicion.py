@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..watermark.checking import Check
+from ..watermark.sums import BLOCK
 from .blocks import Blocks
 from .noise import COARSE, FINE, NoiseMap
 from .whitened import Whitened
@@ -29,10 +30,11 @@ NEAR_MM = 6.0
 """How far from a place that is asked about the strongest evidence is taken."""
 
 # For cubes of these edges in mm: how many of the scan's own scatters (standard deviations) the watermark falls short.
-_WATERMARK_LIMITS = ((5.0, 7.0), (7.0, 6.8), (10.0, 6.5), (14.0, 5.6), (20.0, 5.4))
+_WATERMARK_LIMITS = ((5.0, 7.0), (7.0, 6.8), (10.0, 6.5), (14.0, 5.9), (20.0, 5.6))
 _GAIN_VARIES = 0.07  # of what is expected
 _GAIN_MM, _GAIN_TRUST, _LEAST_GAIN, _DENSE_HU = 60.0, 400.0, 0.85, -500.0
 _LEAST_FULL = 2.0
+_LEAST_VOXELS = 100.0  # of a cube; in fewer, a single edge decides
 # Of what is left of it, in windows of 9, 14 and 20 mm: scatters, and standard deviations at least.
 _FADED_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
 _FADED_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
@@ -148,7 +150,10 @@ def of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspi
     """
     score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
     left = _left(blocks, whitened, lungs)
+    number = np.full(lungs.shape, BLOCK**2, np.float32)
     for edge_mm, limit in _WATERMARK_LIMITS:
+        if blocks.in_boxes(number, edge_mm).max() < _LEAST_VOXELS:
+            continue
         full, seen, expected = (blocks.in_boxes(values, edge_mm) for values in (whitened.full, whitened.held, left))
         root = np.sqrt(np.maximum(full, _LEAST_FULL))
         here = lungs & (full > _LEAST_FULL)
