@@ -67,6 +67,7 @@ class _Mark:
     sd: float
     gain: float
     is_degraded: bool
+    regridding: str = ""
 
     @property
     def is_found(self) -> bool:
@@ -191,7 +192,7 @@ def examine(
         suspicions.append(of_watermark(blocks, whitened, lungs))
     else:
         check = check_watermark(volume, key, progress=lambda done, of: told.at(75 + 20 * done // of))
-        mark = _Mark(check.sd, check.gain, check.is_degraded)
+        mark = _Mark(check.sd, check.gain, check.is_degraded, check.regridding)
         suspicions.append(of_faded_watermark(check, lungs))
     told.at(95)
     found = _explained(copies, touched or [], volume)
@@ -394,6 +395,8 @@ def _verdict(
         text = f"the watermark stands out by {mark.sd:.0f} standard deviations; told about {marked:.0%} of the lungs"
         if mark.is_degraded:
             text += f"; {mark.gain:.0%} of it is left everywhere, as after lossy compression or smoothing"
+        if mark.regridding:
+            text += f"; it lies on another grid than the scan that was marked: {mark.regridding}"
         evidence.append(Evidence(WATERMARK, text))
     else:
         evidence.append(Evidence(WATERMARK, "no watermark was found"))

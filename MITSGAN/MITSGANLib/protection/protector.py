@@ -18,6 +18,7 @@ from ..runtime.threads import usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
 from ..watermark.embedding import Watermark
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
+from ..watermark.regridding import GRID_FIELD, grid_record
 from . import presets
 from .proposer import Execution, Nothing, Progress, Proposer
 from .search import Search
@@ -198,7 +199,8 @@ def protect(
         protected[slab] = ready.watermark.marked(hu, limits.around(slab), signs, slab.start) if ready.watermark else hu
         report(slab.stop, volume.shape[0])
     words = f"MITSGAN protection with {ready.title}, at most {ready.strength_hu:g} HU"
-    return volume.with_hu(protected, ProcessingStep(PROTECTION, words, ready.to_dict()))
+    grid = {GRID_FIELD: grid_record(volume)} if ready.watermark else {}
+    return volume.with_hu(protected, ProcessingStep(PROTECTION, words, {**ready.to_dict(), **grid}))
 
 
 class _Limits:

@@ -18,8 +18,8 @@ import numpy as np
 from ..errors import InputError
 from ..files.dicom.geometry import STRAIGHT_TOLERANCE_MM
 from ..files.volume_files import GEOMETRY_TOLERANCE_MM
+from ..scan.alignment import aligned
 from ..scan.volume import CTVolume, ProcessingStep
-from .alignment import aligned
 from .contents import ImageFile, ScanContents
 from .digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE, HeaderKey, tile_digests
 from .envelope import ManifestError

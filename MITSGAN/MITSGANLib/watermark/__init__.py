@@ -12,6 +12,7 @@ has: it shows forgeries by whoever does not know of it.
 ``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
 ``sums``       the evidence in each block of a scan
 ``fading``     what lossy compression, smoothing and other formats left of the signs
+``regridding`` copies that were cropped, flipped, resampled or turned, and where they lie on the marked scan's grid
 ``checking``   where the watermark is and where it should be and is not
 ``places``     what is left of it at one place that is asked about
 =============  =============================================================================

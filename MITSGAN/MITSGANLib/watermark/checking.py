@@ -18,8 +18,9 @@ from ..errors import TargetError
 from ..scan.volume import CTVolume, Provenance
 from .embedding import recorded_budget
 from .fading import faded, with_lost_padding
-from .pattern import OPEN_KEY, Grid, WatermarkKey
+from .pattern import OPEN_KEY, Grid, WatermarkKey, block_sums
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
+from .regridding import Regridding, find_regridding
 from .sums import BLOCK, FOUND_SD, SURROUNDING_MM, Reading, Sums, deviations, enlarge
 
 Progress = Callable[[int, int], None]
@@ -71,6 +72,7 @@ class Check:
     :param classes: uint8 (slices, block rows, block columns), of :data:`UNKNOWN`, :data:`MARKED` and :data:`ALTERED`;
         all unknown without a watermark, or with one that has lost too much.
     :param regions: where it is missing, the largest first.
+    :param regridding: what was done to the grid of the marked scan, in words; empty where nothing was.
     """
 
     volume: CTVolume
@@ -80,6 +82,7 @@ class Check:
     expected: np.ndarray
     classes: np.ndarray
     regions: tuple[MissingRegion, ...]
+    regridding: str = ""
 
     @property
     def is_found(self) -> bool:
@@ -139,6 +142,7 @@ class Check:
             "sd": round(self.sd, 2),
             "gain": round(self.gain, 4),
             "degraded": self.is_degraded,
+            "regridding": self.regridding,
             "telling_share": round(self.telling_share, 4),
             "regions": [region.to_dict() for region in self.regions],
         }
@@ -147,22 +151,43 @@ class Check:
 def check_watermark(
     volume: CTVolume, key: WatermarkKey = OPEN_KEY, *, budget: Budget | None = None, progress: Progress | None = None
 ) -> Check:
-    """Look for the key's watermark everywhere in a scan of whole, uncropped slices on their own grid.
+    """Look for the key's watermark everywhere in a scan, also on another grid than the one that was marked.
 
     :param budget: that the watermark was embedded with; None takes it from the scan's provenance, and where that is
         lost, as in most other formats, the default's. Another one makes it look weaker or stronger than it is.
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    reading = Reading.of(volume, key, budget or recorded_budget(volume) or WATERMARK_BUDGET)
-    reading = with_lost_padding(reading)
-    sums = Sums.of(reading, progress)
-    sd, gain = sums.sd, sums.gain
+    used = budget or recorded_budget(volume) or WATERMARK_BUDGET
+    check = _check(volume, key, used, progress)
+    if check.is_found:
+        return check
+    regridding = find_regridding(volume, key, used)
+    if regridding is None:
+        return check
+    # A progress that was told of all slices stays there.
+    finished = progress and (lambda _done, of: progress(of, of))
+    moved = _check(regridding.moved(volume), key, used, finished, is_moved=True)
+    return _seen_in(volume, moved, regridding) if moved.is_found else check
+
+
+def _check(
+    volume: CTVolume, key: WatermarkKey, budget: Budget, progress: Progress | None, *, is_moved: bool = False
+) -> Check:
+    """Look on the grid of the volume alone.
+
+    :param is_moved: whether it was moved there, so that most of the watermark may be lost.
+    """
+    reading = with_lost_padding(Reading.of(volume, key, budget))
+    processed = faded(reading) if is_moved else None
+    sd, gain = 0.0, processed[1] if processed else 0.0
+    if processed is None or gain >= _DEGRADED_GAIN:
+        sums = Sums.of(reading, progress)
+        sd, gain = sums.sd, sums.gain
     if sd < FOUND_SD or gain < _DEGRADED_GAIN:
-        processed = faded(reading)
+        processed = processed or faded(reading)
         if processed is not None:
-            # A progress that was told of all slices stays there.
-            sums = Sums.of(processed, progress and (lambda _done, of: progress(of, of)))
+            sums = Sums.of(processed[0], progress and (lambda _done, of: progress(of, of)))
             sd = sums.sd
     mm = (volume.spacing_kji[0], *(BLOCK * step for step in volume.spacing_kji[1:]))
     left = sums.left(mm)
@@ -181,10 +206,50 @@ def check_watermark(
     return Check(volume, sd, gain, seen, expected, classes, regions)
 
 
+def _seen_in(copy: CTVolume, moved: Check, regridding: Regridding) -> Check:
+    """What was found on the marked scan's grid, in the blocks of the copy."""
+    grid = Grid.of(copy)
+    shape = (copy.shape[0], *block_sums(copy.hu[0], BLOCK).shape)
+    at = [np.arange(shape[0], dtype=float)]
+    for count, size, flip in zip(shape[1:], copy.shape[1:], grid.flips, strict=True):
+        middle = (np.arange(count) + 0.5) * BLOCK - 0.5
+        at.append(middle if flip > 0 else size - 1 - middle)
+    voxels = np.stack(np.meshgrid(*at, indexing="ij")).reshape(3, -1)
+    on_grid = regridding.to_grid[:3, :3] @ voxels + regridding.to_grid[:3, 3:]
+    # The grid's own rows and columns run along growing LPS.
+    blocks = np.stack([np.rint(on_grid[0]), *np.floor((on_grid[1:] + 0.5) / BLOCK)]).astype(int)
+    sizes = np.array(moved.classes.shape)[:, None]
+    inside = ((blocks >= 0) & (blocks < sizes)).all(axis=0)
+    flat = np.ravel_multi_index(tuple(np.clip(blocks, 0, sizes - 1)), moved.classes.shape)
+
+    def taken(values: np.ndarray) -> np.ndarray:
+        return np.where(inside, values.ravel()[flat], 0).astype(values.dtype).reshape(shape)
+
+    regions = []
+    back = np.linalg.inv(regridding.to_grid)
+    for region in moved.regions:
+        kji = tuple(int(index) for index in np.rint(back[:3, :3] @ region.kji + back[:3, 3]))
+        if copy.contains(kji):
+            lps = tuple(round(float(value), 1) for value in copy.voxel_to_lps(kji))
+            size = np.abs(back[:3, :3] @ np.divide(region.size_mm, moved.volume.spacing_kji)) * copy.spacing_kji
+            size_mm = tuple(round(float(mm), 1) for mm in size)
+            regions.append(dataclasses.replace(region, kji=kji, lps_mm=lps, size_mm=size_mm))
+    return dataclasses.replace(
+        moved,
+        volume=copy,
+        seen=np.stack([taken(values) for values in moved.seen]),
+        expected=np.stack([taken(values) for values in moved.expected]),
+        classes=taken(moved.classes),
+        regions=tuple(regions),
+        regridding=regridding.words,
+    )
+
+
 def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey = OPEN_KEY) -> Place | None:
     """What is left of the watermark around one voxel, from the slices around it alone; None where there is none.
 
-    As :meth:`Check.at` of the whole scan, but for the filter, which is learned from fewer slices.
+    As :meth:`Check.at` of the whole scan, but for the filter, which is learned from fewer slices, and on its own grid
+    alone.
 
     :param kji: voxel (slice, row, column).
     :raises TargetError: outside the scan.
@@ -197,7 +262,7 @@ def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey =
     slab = dataclasses.replace(
         volume, hu=volume.hu[first : kji[0] + reach + 1], origin=tuple(volume.voxel_to_lps((first, 0, 0)))
     )
-    check = check_watermark(slab, key)
+    check = _check(slab, key, recorded_budget(volume) or WATERMARK_BUDGET, None)
     return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
 
 

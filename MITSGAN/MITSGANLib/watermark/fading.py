@@ -31,26 +31,29 @@ class Fading:
 
     :param weights: float32 (5, 5), the same in all directions.
     :param sd: how many standard deviations they stand out in the slices that it was learned from.
+    :param gain: the share of the signs that is left there, as they were put in.
     """
 
     weights: np.ndarray
     sd: float
+    gain: float
 
 
-def faded(reading: Reading) -> Reading | None:
+def faded(reading: Reading) -> tuple[Reading, float] | None:
     """The same with the filter that fits the copy, and with more noise where that makes more sense of it.
 
-    :return: None where the copy holds nothing of the watermark.
+    :return: and the share of the signs that is left as they were put in; None where nothing of the watermark is.
     """
-    found = []
+    found: list[tuple[float, Reading, float]] = []
     for lost in (1.0, _NOISE_LOST):
         share = reading.budget.noise_share
         budget = dataclasses.replace(reading.budget, noise_share=None if share is None else lost * share)
         noisier = dataclasses.replace(reading, budget=budget)
         fading = fading_of(noisier)
         if fading is not None:
-            found.append((fading.sd, dataclasses.replace(noisier, fading=fading.weights)))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+            gain = found[0][-1] if found else fading.gain
+            found.append((fading.sd, dataclasses.replace(noisier, fading=fading.weights), gain))
+    return max(found, key=lambda one: one[0])[1:] if found else None
 
 
 def with_lost_padding(reading: Reading) -> Reading:
@@ -78,18 +81,22 @@ def fading_of(reading: Reading) -> Fading | None:
     :param reading: without a filter.
     """
     rings = _rings()
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     for k in _some_slices(reading.volume.shape[0]):
         for place, marked in enumerate(reading.marked(k)):
             products = np.stack([marked.through(ring).product.ravel() for ring in rings]).astype(np.float64)
-            sums, variance = found.get(place, (0, 0))
-            found[place] = sums + products.sum(axis=1), variance + products @ products.T
+            full = float(np.square(marked.through(None).expected).sum())
+            before = found.get(place, (0, 0, 0))
+            of_slice = products.sum(axis=1), products @ products.T, full
+            found[place] = tuple(one + other for one, other in zip(before, of_slice, strict=True))
     best = None
-    for sums, variance in found.values():
+    for sums, variance, full in found.values():
         weights = np.linalg.lstsq(variance, sums, rcond=1e-9)[0]
         gained = float(weights @ sums)
         if gained >= _FOUND and (best is None or gained > best.sd**2):
-            best = Fading(np.tensordot(weights, rings, 1).astype(np.float32), gained**0.5)
+            best = Fading(
+                np.tensordot(weights, rings, 1).astype(np.float32), gained**0.5, float(sums[0]) / max(full, 1e-12)
+            )
     return best
 
 

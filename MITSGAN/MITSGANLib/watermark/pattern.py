@@ -231,17 +231,30 @@ def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int])
     :param shape: (rows, columns) of the slice.
     """
     rows, columns = levels.shape
-    of_tile = layers(secret, depth, levels.shape)
-    packed = np.empty((levels.size, _TILE_BYTES), np.uint8)
-    for layer in np.unique(of_tile):
-        of_layer = derive(secret, None, struct.pack("<q", int(layer)))
-        tiles = np.flatnonzero(of_tile == layer)
-        packed[tiles] = _keystream_of_tiles(of_layer, levels.flat[tiles], tiles)
-    bits = np.unpackbits(packed).view(np.int8).reshape(rows, columns, TILE, TILE)
+    bits = signs_of_tiles(secret, depth, levels.ravel(), np.arange(levels.size), levels.shape)
     result = np.zeros(tuple(shape), np.int8)
     inner = result[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE)
-    inner[:] = (2 * bits - 1).transpose(0, 2, 1, 3)
+    inner[:] = bits.reshape(rows, columns, TILE, TILE).transpose(0, 2, 1, 3)
     return result
+
+
+def signs_of_tiles(
+    secret: bytes, depth: float, levels: np.ndarray, tiles: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """+1 or -1 for each voxel of some tiles, row after row: int8 (tiles, 64).
+
+    :param levels: of these tiles.
+    :param tiles: their numbers in the slice, row after row.
+    :param shape: (tile rows, tile columns) of the slice.
+    """
+    limits = np.frombuffer(_keystream(derive(secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
+    of_tile = np.floor(depth + limits / 256).astype(np.int64)
+    packed = np.empty((len(tiles), _TILE_BYTES), np.uint8)
+    for layer in np.unique(of_tile):
+        of_layer = derive(secret, None, struct.pack("<q", int(layer)))
+        here = np.flatnonzero(of_tile == layer)
+        packed[here] = _keystream_of_tiles(of_layer, levels[here], tiles[here])
+    return 2 * np.unpackbits(packed, axis=1).view(np.int8) - 1
 
 
 def _keystream(key: bytes, level: int, size: int) -> bytes:

@@ -114,6 +114,23 @@ class Reading:
         """What slice ``k`` tells of the signs."""
         return _best(marked.through(self.fading) for marked in self.marked(k))
 
+    def unsigned(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slice ``k`` along growing LPS, and what each voxel would add to the correlation if its sign were +1.
+
+        :return: int16 and float32 (rows, columns).
+        """
+        from scipy import ndimage
+
+        allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)
+        plane = self.grid.turned(self.volume.hu[k])
+        product = np.zeros(plane.shape, np.float32)
+        box = _box_of_tiles(allowed)
+        if box is not None:
+            back, _ = _whitened(plane[box].astype(np.float32), allowed[box], self.kernel)
+            fading = self.fading
+            product[box] = allowed[box] * (back if fading is None else ndimage.correlate(back, fading[::-1, ::-1]))
+        return plane, product
+
     def marked(self, k: int) -> Iterator[MarkedSlice]:
         """Slice ``k`` beside its signs, for each place where it may lie; mostly one."""
         allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)

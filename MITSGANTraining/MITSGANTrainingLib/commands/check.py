@@ -141,6 +141,8 @@ def _say(check: Check, *, is_open: bool, made: str) -> None:
         return
     strength = f"{check.gain:.0%} as strong as {made}"
     say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
+    if check.regridding:
+        say(f"The copy lies on another grid than the scan that was marked: {check.regridding}.")
     if check.is_degraded:
         say(
             "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from MITSGANLib.files.storage import save_volume
+from MITSGANLib.keys.key_files import read_key_file
+from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.pattern import watermark_key
 from MITSGANTrainingLib.commandline import main
 
 NOTHING_FOUND, REFUSED, NOT_WRITTEN, CHANGED, CANNOT_TELL = 0, 3, 4, 7, 8
@@ -86,6 +90,42 @@ def test_a_signed_copy_is_intact_and_a_changed_one_is_not(files, tmp_path, capsy
     assert "unknown signer" in capsys.readouterr().out
     assert examine(files / "painted.nrrd", "--manifest", tmp_path / "signed.nrrd.manifest.json", *trust) == CHANGED
     assert "not what was signed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["another scan", "another geometry", "fewer slices"])
+def test_a_copy_that_is_not_what_was_signed_is_changed_and_harms_no_file(volume, files, tmp_path, capsys, kind):
+    """Against the manifest of a scan: another one, one that lies elsewhere, and one of which slices are missing."""
+    copies = {
+        "another scan": volume.with_hu(volume.hu[::-1].copy()),
+        "another geometry": dataclasses.replace(volume, spacing=(1.4, 1.4, 3.0)),
+        "fewer slices": dataclasses.replace(volume, hu=volume.hu[:-4]),
+    }
+    assert main(["keygen", "--signing", str(tmp_path / "sign.pem")]) == 0
+    signing = ["--key", str(tmp_path / "sign.pem")]
+    assert main(["sign", str(files / "scan.nrrd"), str(tmp_path / "signed.nrrd"), *signing]) == 0
+    save_volume(copies[kind], tmp_path / "copy.nrrd")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    manifest = ("--manifest", tmp_path / "signed.nrrd.manifest.json")
+    assert examine(tmp_path / "copy.nrrd", *manifest, "--map", tmp_path / "signed.nrrd") == NOT_WRITTEN
+    capsys.readouterr()
+    assert examine(tmp_path / "copy.nrrd", *manifest) == CHANGED
+    assert "not what was signed" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_foreign_watermark_cannot_be_told(volume, tmp_path, capsys):
+    """Marked with one key and examined with another: no verdict of what is missing, and no key in the words."""
+    for name in ("own.key", "other.key"):
+        assert main(["keygen", str(tmp_path / name)]) == 0
+    own = watermark_key(read_key_file(tmp_path / "own.key"))
+    save_volume(protect(volume, model=watermark_alone(own)), tmp_path / "marked.nrrd")
+    capsys.readouterr()
+    assert examine(tmp_path / "marked.nrrd", "--watermark", tmp_path / "other.key") == CANNOT_TELL
+    said = capsys.readouterr().out
+    assert "the watermark that should be there was not found" in said
+    assert not any(line in said for line in (tmp_path / "other.key").read_text().split())
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ class TestBound:
     def test_a_watermark_alone_needs_no_network(self, phantom):
         marked = protect(phantom.volume, model="none")
         assert load_protector("none") == watermark_alone(OPEN_KEY)
-        assert marked.provenance.steps[-1].parameters == Watermark().to_dict()
+        assert marked.provenance.steps[-1].parameters.items() >= Watermark().to_dict().items()
         assert 0 < np.abs(marked.hu.astype(int) - phantom.volume.hu).max() <= Watermark().budget.strength_hu
 
 

@@ -27,9 +27,9 @@ from MITSGANLib.keys.signing_keys import (
     public_key_path,
     save_signing_key,
 )
+from MITSGANLib.scan.alignment import aligned
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.signature import contents
-from MITSGANLib.signature.alignment import aligned
 from MITSGANLib.signature.contents import ImageFile, ScanContents, read_contents_to_verify
 from MITSGANLib.signature.digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE
 from MITSGANLib.signature.envelope import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..scan.volume import CTVolume
+from .volume import CTVolume
 
 
 def aligned(volume: CTVolume, direction: np.ndarray) -> CTVolume:

@@ -1,0 +1,491 @@
+"""Where a copy lies on the grid of the scan that was marked: cropped, flipped, its axes permuted, resampled, turned.
+
+Signs are bound to the marked scan's grid, so that whoever looks for them has to know it. Formats and programs crop,
+flip and resample, with or without saying so in the header. So the likely grids are tried one after the other on a few
+slices: what carries the signs at one of them stands out far above all others. It takes seconds, and only copies pay
+for it in which nothing is found as they are.
+
+Arrays of a slice are (row, column) along growing LPS. Voxels are (slice, row, column).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..budget.budget import Budget
+from ..errors import InputError
+from ..runtime.threads import map_slices
+from ..scan.alignment import aligned
+from ..scan.hounsfield import LOWEST_HU
+from ..scan.volume import PROTECTION, CTVolume
+from .pattern import TILE, Grid, WatermarkKey, grid_secret, signs_of_tiles, tile_levels
+from .sums import Reading
+
+GRID_FIELD = "watermark_grid"
+"""In a protection's record: the grid of the scan that was marked."""
+
+# What most copies leave of a sign.
+_LEFT = np.array([[0.12, 0.3, 0.12], [0.3, 1.0, 0.3], [0.12, 0.3, 0.12]], np.float32)
+# The largest of 100000 tries that miss comes to 4.3 standard deviations.
+_FOUND_SD, _ROUGH_SD, _PROMISING_SD = 7.0, 4.0, 2.5
+_LOOKED_AT, _SLICES = 9, 2
+_FEW_TILES, _TILES = 96, 1500
+# Nearly all CT slices have so many rows and columns.
+_EDGES = (256, 512, 768, 1024)
+_MOST_CROPS = 60_000
+_MOST_DEGREES, _DEGREES, _FINE_DEGREES = 6.0, 0.2, 0.05
+_SPACING_MM, _FINE_SPACING_MM = 4e-4, 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Regridding:
+    """How a copy lies on the marked scan's grid.
+
+    :param grid: the marked scan's, with voxels of 0 HU that take no memory.
+    :param to_grid: 4x4, from voxel (slice, row, column, 1) of the copy to that of the grid.
+    :param words: what was done to the copy, for people.
+    """
+
+    grid: CTVolume
+    to_grid: np.ndarray
+    words: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every voxel of the copy is one of the grid."""
+        return bool(np.allclose(self.to_grid, np.rint(self.to_grid), atol=1e-6))
+
+    def moved(self, copy: CTVolume) -> CTVolume:
+        """The copy on the grid; what it does not hold is padding."""
+        if self.is_exact:
+            return dataclasses.replace(self.grid, hu=self._pasted(copy.hu), provenance=copy.provenance)
+        from scipy import ndimage
+
+        hu = np.empty(self.grid.shape, np.int16)
+        back = np.linalg.inv(self.to_grid)
+        # Mostly the slices are the same, and each can be taken for itself.
+        alone = np.allclose(back[0], (1, 0, 0, 0)) and np.allclose(back[1:3, 0], 0)
+        linear = {"order": 1, "mode": "constant", "cval": float(LOWEST_HU - 1)}
+
+        def look(k: int) -> None:
+            if alone:
+                values = ndimage.affine_transform(
+                    copy.hu[k].astype(np.float32), back[1:3, 1:3], back[1:3, 3], hu.shape[1:], **linear
+                )
+            else:
+                offset = back[:3, 3] + k * back[:3, 0]
+                values = ndimage.affine_transform(
+                    copy.hu.astype(np.float32), back[:3, :3], offset, (1, *hu.shape[1:]), **linear
+                )[0]
+            hu[k] = np.rint(values)
+
+        map_slices(look, len(hu))
+        return dataclasses.replace(self.grid, hu=hu, provenance=copy.provenance)
+
+    def _pasted(self, hu: np.ndarray) -> np.ndarray:
+        turn = np.rint(self.to_grid[:3, :3]).astype(int)
+        axes = np.abs(turn).argmax(axis=1)
+        is_flipped = turn[np.arange(3), axes] < 0
+        turned = hu.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
+        first = np.rint(self.to_grid[:3, 3]).astype(int) - np.where(is_flipped, np.array(turned.shape) - 1, 0)
+        found = np.full(self.grid.shape, np.int16(LOWEST_HU - 1))
+        to, of = [], []
+        for start, size, whole in zip(first, turned.shape, found.shape, strict=True):
+            low, high = max(0, start), min(whole, start + size)
+            to.append(slice(low, max(low, high)))
+            of.append(slice(low - start, max(low, high) - start))
+        found[tuple(to)] = turned[tuple(of)]
+        return found
+
+
+def grid_record(volume: CTVolume) -> dict[str, Any]:
+    """What a protection records of the grid that the signs are bound to, JSON-ready."""
+    return {
+        "shape": list(volume.shape),
+        "spacing": list(volume.spacing),
+        "origin": list(volume.origin),
+        "direction": volume.direction.ravel().tolist(),
+    }
+
+
+def recorded_grid(volume: CTVolume) -> CTVolume | None:
+    """The grid of the scan that was marked, as a copy's provenance has it; None where it says nothing usable."""
+    step = volume.provenance.last(PROTECTION)
+    record = step.parameters.get(GRID_FIELD) if step else None
+    if not isinstance(record, Mapping):
+        return None
+    try:
+        shape = tuple(int(size) for size in record["shape"])
+        if len(shape) != 3 or not all(0 < size <= 4096 for size in shape):
+            return None
+        return _empty(shape, record["spacing"], record["origin"], np.reshape(record["direction"], (3, 3)))
+    except (KeyError, TypeError, ValueError, InputError):  # what a file says may be anything
+        return None
+
+
+def find_regridding(volume: CTVolume, key: WatermarkKey, budget: Budget) -> Regridding | None:
+    """Find the grid at which a copy carries the signs; None where it does at none that is tried.
+
+    :param budget: that the watermark was put in with.
+    """
+    upright = aligned(volume, np.eye(3))
+    rearranged = _between(volume, upright)
+    probe = _Probe.of(upright, key, budget)
+    if probe is None:
+        return None
+    tries: list[Callable[[], Iterator[_Try]]] = [
+        lambda: _recorded(upright, recorded_grid(volume)),
+        lambda: _arrangements(upright),
+    ]
+    for attempts in tries:
+        for attempt in attempts():
+            if probe.sd(attempt) >= _FOUND_SD:
+                return _told(attempt, rearranged)
+    is_usual = upright.shape[1] == upright.shape[2] and upright.shape[1] in _EDGES
+    # The longest search comes last.
+    last = (probe.turned, probe.cropped) if is_usual else (probe.cropped, probe.turned)
+    for search in (probe.other_slices, probe.resampled, *last):
+        attempt = search()
+        if attempt is not None:
+            return _told(attempt, rearranged)
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Try:
+    """A grid that the upright copy may lie on, and how; see :class:`Regridding`."""
+
+    grid: CTVolume
+    to_grid: np.ndarray
+    words: str
+
+
+def _told(attempt: _Try, rearranged: np.ndarray) -> Regridding:
+    """The same for the copy as it is stored."""
+    words = [attempt.words] if attempt.words else []
+    turn = rearranged[:3, :3]
+    if not np.allclose(np.abs(turn), np.eye(3)):
+        words.insert(0, "axes permuted")
+    return Regridding(attempt.grid, attempt.to_grid @ rearranged, ", ".join(words) or "stored in another order")
+
+
+def _recorded(upright: CTVolume, grid: CTVolume | None) -> Iterator[_Try]:
+    if grid is None:
+        return
+    grid = aligned(grid, np.eye(3))
+    to_grid = _between(upright, grid)
+    # A copy that is only cropped keeps its own voxels; others are looked at in its own slices, if they are parallel.
+    if not np.allclose(to_grid, np.rint(to_grid), atol=0.02) and np.allclose(to_grid[0, 1:3], 0, atol=1e-4):
+        corner = grid.voxel_to_lps((to_grid[0, 3], 0, 0))
+        spacing = (*grid.spacing[:2], upright.spacing[2])
+        grid = _empty((upright.shape[0], *grid.shape[1:]), spacing, corner, grid.direction)
+        to_grid = _between(upright, grid)
+    yield _Try(grid, np.where(np.abs(to_grid - np.rint(to_grid)) < 0.02, np.rint(to_grid), to_grid), "on another grid")
+
+
+def _arrangements(upright: CTVolume) -> Iterator[_Try]:
+    """The array flipped or transposed, and the header not."""
+    names = ("slices in the opposite order", "flipped back to front", "flipped left to right")
+    is_square = upright.shape[1] == upright.shape[2] and np.isclose(*upright.spacing[:2])
+    for swap, *flips in itertools.product((False, True), *[(False, True)] * 3):
+        matrix = np.eye(4)
+        for axis, (flip, size) in enumerate(zip(flips, upright.shape, strict=True)):
+            if flip:
+                matrix[axis, axis], matrix[axis, 3] = -1, size - 1
+        words = [name for name, flip in zip(names, flips, strict=True) if flip]
+        if swap and is_square:
+            matrix = matrix[[0, 2, 1, 3]]
+            words = ["rows and columns exchanged", *words]
+        elif swap:
+            continue
+        yield _Try(_empty_as(upright), matrix, ", ".join(words))
+
+
+def _other_slices(upright: CTVolume) -> Iterator[_Try]:
+    """A scan that begins some slices earlier or later."""
+    count = upright.shape[0]
+    for missing in sorted(range(-count, count + 1), key=abs):
+        if missing:
+            matrix = np.eye(4)
+            matrix[0, 3] = missing
+            shape = (max(count, count + missing), *upright.shape[1:])
+            words = f"the first {missing} slices left out" if missing > 0 else f"{-missing} slices added in front"
+            yield _Try(_empty(shape, upright.spacing, upright.origin, upright.direction), matrix, words)
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """A few slices of an upright copy, with what each voxel tells if its sign is +1.
+
+    :param numbers: of the slices.
+    :param planes: float32 (row, column) in HU, and the products of :meth:`~.sums.Reading.unsigned`.
+    """
+
+    volume: CTVolume
+    key: WatermarkKey
+    numbers: tuple[int, ...]
+    planes: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @classmethod
+    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> _Probe | None:
+        """Those of the slices that tell most; None where none tells anything."""
+        count = volume.shape[0]
+        some = np.unique(np.linspace(0, count - 1, _LOOKED_AT + 2).astype(int)[1:-1]).tolist()
+        few = dataclasses.replace(volume, hu=volume.hu[some])
+        reading = dataclasses.replace(Reading.of(few, key, budget), fading=_LEFT)
+        found = []
+        for number, k in enumerate(some):
+            plane, product = reading.unsigned(number)
+            power = float(np.square(product).sum())
+            if power > 0:
+                found.append((power, k, plane.astype(np.float32), product))
+        if not found:
+            return None
+        best = sorted(found, key=lambda one: -one[0])[:_SLICES]
+        return cls(volume, key, tuple(k for _, k, _, _ in best), tuple((hu, product) for _, _, hu, product in best))
+
+    def sd(self, attempt: _Try, slices: int = _SLICES) -> float:
+        """By how many standard deviations signs stand out in a try."""
+        grid = Grid.of(attempt.grid)
+        total = squares = 0.0
+        turn, shift = attempt.to_grid[1:3, 1:3], attempt.to_grid[1:3, 3]
+        for k, (plane, product) in list(zip(self.numbers, self.planes, strict=True))[:slices]:
+            place = grid.place(0)
+            at = attempt.to_grid[0, 0] * k + attempt.to_grid[0, 3]
+            depth = grid.first_depth + at * grid.step_depth
+            hu, values = (_in_plane(part, turn, shift, attempt.grid.shape[1:]) for part in (plane, product))
+            tiles = _Tiles.of(hu, values, 0, 0, _TILES)
+            one, many = tiles.correlation(grid_secret(self.key, place), depth, hu.shape, 0, 0)
+            total, squares = total + one, squares + many
+        return total / max(squares, 1e-12) ** 0.5
+
+    def other_slices(self) -> _Try | None:
+        """Slices left out at an end, and the header not told."""
+        best = self._best(_other_slices(self.volume))
+        return None if best is None else best[1]
+
+    def cropped(self) -> _Try | None:
+        """Rows or columns cut off, told in the header or not."""
+        rows, columns = self.volume.shape[1:]
+        k, (plane, product) = self.numbers[0], self.planes[0]
+        of_alignment: dict[tuple[int, int], _Tiles] = {}
+        left = _MOST_CROPS
+        for edge in _EDGES:
+            if (rows, columns) == (edge, edge) or rows > edge or columns > edge:
+                continue
+            offsets = list(itertools.product(range(edge - rows + 1), range(edge - columns + 1)))
+            left -= len(offsets)
+            if left < 0:
+                return None
+            shape = (self.volume.shape[0], edge, edge)
+            grid = Grid.of(_empty(shape, self.volume.spacing, self.volume.origin, self.volume.direction))
+            depth = grid.first_depth + k * grid.step_depth
+            steps = _steps(self.volume)
+            kept = grid_secret(self.key, grid.place(0))
+            for row, column in offsets:
+                part = (-row % TILE, -column % TILE)
+                if part not in of_alignment:
+                    of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES)
+                tiles = of_alignment[part]
+                moved = dataclasses.replace(grid, in_plane=grid.in_plane - row * steps[0] - column * steps[1])
+                told = [grid_secret(self.key, place) for place in moved.places(0)]
+                for secret in (*told, kept):
+                    total, squares = tiles.correlation(secret, depth, (edge, edge), row, column)
+                    if total < _PROMISING_SD * squares**0.5:
+                        continue
+                    is_told = secret is not kept
+                    if self.sd(_cropped_try(self.volume, edge, row, column, is_told=is_told)) >= _FOUND_SD:
+                        # The filter spreads each sign, so that its neighbors are promising as well.
+                        near = itertools.product(range(row - 3, row + 4), range(column - 3, column + 4))
+                        inside = [one for one in near if 0 <= one[0] <= edge - rows and 0 <= one[1] <= edge - columns]
+                        best = self._best(_cropped_try(self.volume, edge, *one, is_told=is_told) for one in inside)
+                        return best and best[1]
+        return None
+
+    def resampled(self) -> _Try | None:
+        """From square slices of the usual number of rows to other voxels."""
+        _, rows, columns = self.volume.shape
+        spacing = np.array(self.volume.spacing[:2])
+        for edge in _EDGES:
+            if rows != columns or rows == edge or not np.isclose(*spacing):
+                continue
+            middle = rows * spacing[0] / edge
+            reach = 1.5 * spacing[0] / edge
+            around = np.arange(-reach, reach + _SPACING_MM, _SPACING_MM)
+            best = self._promising(
+                _resampled_try(self.volume, edge, middle + more, kept) for kept in (0.0, 0.5, 1.0) for more in around
+            )
+            if best is not None:
+                fine = np.arange(-_SPACING_MM, _SPACING_MM + _FINE_SPACING_MM, _FINE_SPACING_MM)
+                step = best.grid.spacing[0]
+                found = self._best(_resampled_try(self.volume, edge, step + more, best.kept) for more in fine)
+                return found and found[1]
+        return None
+
+    def turned(self) -> _Try | None:
+        """Turned in the plane about the middle, told in the header or not."""
+        upright = _upright_try(self.volume)
+        if self.sd(upright) >= _FOUND_SD:
+            return upright
+        angles = np.arange(-_MOST_DEGREES, _MOST_DEGREES + _DEGREES, _DEGREES)
+        best = self._promising(_turned_try(self.volume, degrees) for degrees in angles if abs(degrees) > 0.1)
+        if best is None:
+            return None
+        fine = np.arange(-_DEGREES, _DEGREES + _FINE_DEGREES, _FINE_DEGREES)
+        found = self._best(_turned_try(self.volume, best.degrees + more) for more in fine)
+        return found and found[1]
+
+    def _promising(self, attempts: Iterator[Any]) -> Any:
+        """The best of rough tries in one slice; None where none is promising."""
+        found = [(self.sd(attempt, slices=1), attempt) for attempt in attempts]
+        best = max(found, key=lambda pair: pair[0], default=None)
+        return best[1] if best is not None and best[0] >= _ROUGH_SD else None
+
+    def _best(self, attempts: Iterator[Any]) -> tuple[float, Any] | None:
+        found = [(self.sd(attempt), attempt) for attempt in attempts]
+        best = max(found, key=lambda pair: pair[0], default=None)
+        return best if best is not None and best[0] >= _FOUND_SD else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """Tiles of a slice that tell most, at one alignment.
+
+    :param rows, columns: of the tiles, from the first that is whole.
+    :param products: (tiles, 64).
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    levels: np.ndarray
+    products: np.ndarray
+    squares: float
+
+    @classmethod
+    def of(cls, plane: np.ndarray, product: np.ndarray, row: int, column: int, most: int) -> _Tiles:
+        """Those of a slice whose tiles begin at a row and column of it."""
+        levels, unsure = tile_levels(plane[row:, column:])
+        down, across = levels.shape
+        whole = product[row : row + down * TILE, column : column + across * TILE]
+        values = whole.reshape(down, TILE, across, TILE).transpose(0, 2, 1, 3).reshape(-1, TILE * TILE)
+        power = np.square(values).sum(axis=1) * ~unsure.ravel()
+        chosen = np.argsort(-power)[:most]
+        chosen = chosen[power[chosen] > 0]
+        return cls(
+            chosen // max(1, across),
+            chosen % max(1, across),
+            levels.ravel()[chosen],
+            values[chosen],
+            float(power[chosen].sum()),
+        )
+
+    def correlation(
+        self, secret: bytes, depth: float, shape: Sequence[int], row: int, column: int
+    ) -> tuple[float, float]:
+        """With the signs of the marked scan, where the slice's first voxel is at a row and column of it; and variance.
+
+        :param shape: (rows, columns) of the marked scan.
+        """
+        down, across = (size // TILE for size in shape)
+        rows, columns = self.rows + -(-row // TILE), self.columns + -(-column // TILE)
+        inside = (rows >= 0) & (rows < down) & (columns >= 0) & (columns < across)
+        if not inside.all():
+            rows, columns = rows[inside], columns[inside]
+            levels, products = self.levels[inside], self.products[inside]
+            squares = float(np.square(products).sum())
+        else:
+            levels, products, squares = self.levels, self.products, self.squares
+        found = signs_of_tiles(secret, depth, levels, rows * across + columns, (down, across))
+        return float(np.vdot(found.astype(np.float32), products)), squares
+
+
+@dataclass(frozen=True, eq=False)
+class _Resampled(_Try):
+    kept: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Turned(_Try):
+    degrees: float
+
+
+def _cropped_try(upright: CTVolume, edge: int, row: int, column: int, *, is_told: bool) -> _Try:
+    rows, columns = upright.shape[1:]
+    first = upright.voxel_to_lps((0, -row, -column)) if is_told else upright.origin
+    matrix = np.eye(4)
+    matrix[1:3, 3] = row, column
+    cut = (row, edge - rows - row, column, edge - columns - column)
+    sides = ("in front", "at the back", "on the right", "on the left")
+    words = ", ".join(f"{count} {'rows' if side < 2 else 'columns'} {sides[side]}" for side, count in enumerate(cut))
+    grid = _empty((upright.shape[0], edge, edge), upright.spacing, first, upright.direction)
+    return _Try(grid, matrix, f"cropped by {words}")
+
+
+def _resampled_try(upright: CTVolume, edge: int, step: float, kept: float) -> _Resampled:
+    """A grid whose first (0), middle (0.5) or last (1) voxels lie where the copy's do."""
+    spacing = np.array(upright.spacing[:2])
+    sizes = np.array(upright.shape[:0:-1])
+    shift = kept * ((sizes - 1) * spacing - (edge - 1) * step)
+    first = upright.voxel_to_lps((0, *(shift / spacing)[::-1]))
+    grid = _empty((upright.shape[0], edge, edge), (step, step, upright.spacing[2]), first, upright.direction)
+    words = f"resampled from {step:.3f} to {spacing[0]:.3f} mm in the plane"
+    return _Resampled(grid, _between(upright, grid), words, kept)
+
+
+def _turned_try(upright: CTVolume, degrees: float) -> _Turned:
+    angle = np.deg2rad(degrees)
+    middle = (np.array(upright.shape[1:]) - 1) / 2
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.eye(4)
+    matrix[1:3, 1:3], matrix[1:3, 3] = turn, middle - turn @ middle
+    return _Turned(_empty_as(upright), matrix, f"turned by {abs(degrees):.1f} degrees in the plane", degrees)
+
+
+def _upright_try(turned: CTVolume) -> _Try:
+    """A grid of the same size, about the same middle, along the patient's axes."""
+    middle = (np.array(turned.shape) - 1) / 2
+    first = turned.voxel_to_lps(middle) - middle[::-1] * turned.spacing
+    grid = _empty(turned.shape, turned.spacing, first, np.eye(3))
+    return _Try(grid, _between(turned, grid), "turned in the plane, as its header says")
+
+
+def _in_plane(plane: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A slice of the copy on the grid, by linear interpolation; 0 beyond."""
+    from scipy import ndimage
+
+    if np.array_equal(turn, np.eye(2)) and not shift.any() and plane.shape == tuple(shape):
+        return plane
+    back = np.linalg.inv(turn)
+    return ndimage.affine_transform(plane, back, -back @ shift, tuple(shape), order=1, mode="constant", cval=0)
+
+
+def _between(one: CTVolume, other: CTVolume) -> np.ndarray:
+    """4x4 from voxel (slice, row, column, 1) of one scan to that of another at the same point in the patient."""
+    matrix = np.linalg.solve(other.voxel_to_lps_matrix, one.voxel_to_lps_matrix)
+    turned = matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    near = np.rint(turned)
+    return np.where(np.abs(turned - near) < 1e-4, near, turned)
+
+
+def _steps(upright: CTVolume) -> tuple[np.ndarray, np.ndarray]:
+    """By how much :attr:`Grid.in_plane` grows from one row, and one column, to the next."""
+    moved = [
+        Grid.of(dataclasses.replace(_empty_as(upright), origin=tuple(upright.voxel_to_lps(kji)))).in_plane
+        for kji in ((0, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    return moved[1] - moved[0], moved[2] - moved[0]
+
+
+def _empty(shape: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: np.ndarray) -> CTVolume:
+    hu = np.broadcast_to(np.int16(0), tuple(shape))
+    return CTVolume(hu, tuple(spacing), tuple(float(value) for value in origin), direction)
+
+
+def _empty_as(volume: CTVolume) -> CTVolume:
+    return _empty(volume.shape, volume.spacing, volume.origin, volume.direction)

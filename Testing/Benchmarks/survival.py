@@ -1,0 +1,207 @@
+"""What can still be read after what copies go through? Measures, keeps records, prints Markdown.
+
+    python Testing/Benchmarks/survival.py RECORDS --scans SCAN...
+    python Testing/Benchmarks/survival.py RECORDS
+
+The second prints what was measured. Each scan is protected with the default, then forged by a network: removals at
+compact bright structures, injections in the lungs, all 64 mm apart along some axis and in one copy. That copy goes
+through each entry of ``Testing/Python/copy_suite.py``'s ``COPIES``, loses all records, and is examined. *Found*,
+*listed* and *false* are those of ``reveal.py``; alarms are counted at lung places outside the reach of every forgery.
+A control was never protected: how often is a watermark recognized in it? ``--quick`` leaves out the search for copied
+tissue, CT-GAN's noise source and the forensic judge, which take half of the time and which grids do not concern.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from MITSGANLib.attack.attacker import load_attacker
+from MITSGANLib.errors import DependencyError
+from MITSGANLib.examination import examiner
+from MITSGANLib.examination.copies import touch_up_edge
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.protection.protector import load_protector, protect
+from MITSGANLib.scan.lungs import lung_positions
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.checking import check_watermark
+from MITSGANTrainingLib.evaluation.measure import attack_patch
+from reveal import NETWORKS_APART_MM, SEED, bright, ends, holds, read, spread
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
+
+from copy_suite import COPIES, Copy, cropped
+
+ACTIONS = ("remove", "inject")
+CONTROLS = {"never protected": COPIES["as it is"], "never protected, cropped": cropped}
+_ASKED = 60
+
+Voxel = tuple[int, int, int]
+
+
+def forged(volume: CTVolume, by: str, places: int) -> tuple[CTVolume, dict[str, list[Voxel]]]:
+    """The scan after attacks, and where: half of the places that there is room for are removals."""
+    candidates = {"remove": bright(volume, 40), "inject": lung_positions(volume, 400, SEED + 3)}
+    chosen: dict[str, list[Voxel]] = {action: [] for action in ACTIONS}
+    for _ in range(places):
+        for action in ACTIONS:
+            taken = [kji for of_action in chosen.values() for kji in of_action]
+            fitting = spread(volume, [*taken, *candidates[action]], NETWORKS_APART_MM, len(taken) + 1)
+            chosen[action] += fitting[len(taken) :]
+    scan, hu = torch.from_numpy(volume.hu.copy()), volume.hu.copy()
+    for action, targets in chosen.items():
+        attacker = load_attacker(by, action)
+        for kji in targets:
+            where, values = attack_patch(scan, kji, volume.spacing_kji, attacker)
+            hu[where] = values
+    return volume.with_hu(hu), chosen
+
+
+def without_copies() -> None:
+    """Let no examination of this process search for copied tissue."""
+    examiner.find_copies = lambda *_: []
+    examiner.find_touch_up = lambda *_: None
+
+
+def look(scan: CTVolume, copy: Copy, forgeries: dict[str, list[Voxel]], *, with_judge: bool) -> list[dict[str, Any]]:
+    """Examine a copy of a forged scan; a line for the copy, and one for each forgery."""
+    half = touch_up_edge(scan.spacing_kji) // 2 + 5
+    reach = half + 10 / np.array(scan.spacing_kji)
+    all_forged = [kji for targets in forgeries.values() for kji in targets]
+
+    def is_near(kji: Voxel) -> bool:
+        return any((np.abs(np.subtract(kji, other)) <= reach).all() for other in all_forged)
+
+    began = time.perf_counter()
+    examination = examiner.examine(copy.volume, with_judge=with_judge)
+    seconds = time.perf_counter() - began
+    verdict, check = examination.verdict, examination.check
+    spacing = copy.volume.spacing_kji
+    quiet = [kji for kji in lung_positions(scan, 400, SEED + 2) if not is_near(kji)][:_ASKED]
+    asked = [kji for kji in map(copy.place, quiet) if copy.volume.contains(kji) and examination.can_tell(kji)]
+    false = [one for one in verdict.places if not any(is_near(copy.origin(end)) for end in ends(one))]
+    lines = [
+        {
+            "kind": "copy",
+            "recognized": check.is_found,
+            "sd": check.sd,
+            "gain": check.gain,
+            "grid": check.regridding,
+            "verdict": verdict.outcome.value,
+            "listed": len(verdict.places),
+            "false": [one.to_dict() for one in false],
+            "asked": len(asked),
+            "alarms": sum(examination.at(kji).strength >= 1 for kji in asked),
+            "seconds": round(seconds, 1),
+        }
+    ]
+    for action, targets in forgeries.items():
+        for kji in targets:
+            at = copy.place(kji)
+            listed = [one for one in verdict.places if holds(one, at, spacing)]
+            found = bool(listed) or (copy.volume.contains(at) and examination.at(at).strength >= 1)
+            evidence = sorted({one.kind for place in listed for one in place.evidence if one.strength >= 1})
+            lines.append({"kind": action, "found": found, "listed": bool(listed), "evidence": evidence})
+    return lines
+
+
+def study(records: Path, name: str, volume: CTVolume, by: str, places: int, *, with_judge: bool) -> None:
+    """Measure a scan, copy after copy, unless it was measured before."""
+    jobs = [copy for copy in (*COPIES, *CONTROLS) if not _path(records, name, copy).exists()]
+    if not jobs:
+        return
+    attacked, targets = forged(protect(volume, model=load_protector("default"), device="cpu"), by, places)
+    for copy in jobs:
+        try:
+            if copy in COPIES:
+                lines = look(attacked, COPIES[copy](attacked), targets, with_judge=with_judge)
+            else:
+                check = check_watermark(CONTROLS[copy](volume).volume)
+                lines = [{"kind": "copy", "recognized": check.is_found, "sd": check.sd, "grid": check.regridding}]
+        except DependencyError as error:
+            print(f"{name}, {copy}: {error}", flush=True)
+            continue
+        _path(records, name, copy).write_text(json.dumps([{"scan": name, "copy": copy, **line} for line in lines]))
+        print(name, copy, {key: value for key, value in lines[0].items() if key != "false"}, flush=True)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Markdown."""
+    yield (
+        "| copy | watermark recognized | stands out by, sd | removals: found, listed, % | injections: found, listed, % "
+        "| alarms at untouched lung | false places | verdicts | seconds |"
+    )
+    yield "|" + " --- |" * 9
+    for copy in (*COPIES, *CONTROLS):
+        of_copy = [line for line in lines if line["copy"] == copy]
+        whole = [line for line in of_copy if line["kind"] == "copy"]
+        if not whole:
+            continue
+        known = f"{sum(line['recognized'] for line in whole)} of {len(whole)}"
+        sds = ", ".join(f"{line['sd']:.0f}" for line in whole)
+        if copy in CONTROLS:
+            yield f"| {copy} | {known} | {sds} | - | - | - | - | - | - |"
+            continue
+        shares = [_share([line for line in of_copy if line["kind"] == action]) for action in ACTIONS]
+        alarms = f"{sum(line['alarms'] for line in whole)} of {sum(line['asked'] for line in whole)}"
+        false = sum(len(line["false"]) for line in whole)
+        verdicts = ", ".join(line["verdict"] for line in whole)
+        seconds = ", ".join(f"{line['seconds']:.0f}" for line in whole)
+        cells = (copy, known, sds, *shares, alarms, false, verdicts, seconds)
+        yield "| " + " | ".join(map(str, cells)) + " |"
+    yield ""
+    for scan in dict.fromkeys(line["scan"] for line in lines):
+        grids = {line["copy"]: line["grid"] for line in lines if line["scan"] == scan and line.get("grid")}
+        yield f"- {scan}: " + ("; ".join(f"{copy}: *{words}*" for copy, words in grids.items()) or "no other grid")
+
+
+def _share(seen: Sequence[dict[str, Any]]) -> str:
+    if not seen:
+        return "-"
+    found, listed = (100 * np.mean([line[what] for line in seen]) for what in ("found", "listed"))
+    return f"{found:.0f}, {listed:.0f} of {len(seen)}"
+
+
+def _path(records: Path, name: str, copy: str) -> Path:
+    return records / f"{name}.{copy.replace(' ', '-').replace(':', '-')}.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", metavar="RECORDS", type=Path)
+    parser.add_argument("--scans", nargs="*", default=[], metavar="SCAN")
+    parser.add_argument("--attacker", default="ctgan-small")
+    parser.add_argument("--places", type=int, default=4, help="of each action, as far as there is room")
+    parser.add_argument("--slices", type=int, help="of the middle of each scan alone, for a quicker look")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        without_copies()
+    torch.set_num_threads(options.threads)
+    options.records.mkdir(parents=True, exist_ok=True)
+    for scan in options.scans:
+        path, _, uid = scan.partition("@")
+        name = Path(path).name.split(".")[0] + (f"-{uid[-4:]}" if uid else "")
+        volume = _middle(load_volume(path, uid or None), options.slices)
+        study(options.records, name, volume, options.attacker, options.places, with_judge=not options.quick)
+    print(*table(read(options.records)), sep="\n")
+
+
+def _middle(volume: CTVolume, slices: int | None) -> CTVolume:
+
+    first = 0 if slices is None else max(0, (volume.shape[0] - slices) // 2)
+    part = volume.hu[first : None if slices is None else first + slices]
+    return dataclasses.replace(volume, hu=part, origin=tuple(volume.voxel_to_lps((first, 0, 0))))
+
+
+if __name__ == "__main__":
+    main()
