@@ -282,13 +282,13 @@ def about_finding(finding: Finding, target: Voxel | None) -> str:
 
 
 def _about_watermark(finding: Finding) -> str:
-    check = finding.examination.check
+    mark = finding.examination.mark
     whose = _("your key's watermark") if finding.is_keyed else _("the open watermark")
-    if not check.is_found:
+    if not mark.is_found:
         return _("No watermark was found. One with a key needs the key file.") if not finding.is_keyed else ""
-    if check.is_degraded:
+    if mark.is_degraded:
         words = _("It carries {whose}, but {share:.0%} of it is left, as after lossy compression.")
-        return words.format(whose=whose, share=check.gain)
+        return words.format(whose=whose, share=mark.gain)
     return _("It carries {whose}.").format(whose=whose)
 
 
