@@ -162,15 +162,15 @@ def quiet_pydicom() -> Iterator[None]:
     And what it logs, traces of failed decoders among it; what fails is raised all the same.
     """
     log = _pydicom_log()
-    # Not a level, whose change makes every logger forget what it knows. Disabled, too, for handlers of its own.
-    before = log.propagate, log.disabled
-    log.propagate, log.disabled = False, True
+    # Not a level, whose change makes every logger forget what it knows. What its children log ends at its handlers.
+    before = log.propagate, log.handlers
+    log.propagate, log.handlers = False, [logging.NullHandler()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.propagate, log.disabled = before
+        log.propagate, log.handlers = before
 
 
 def _pydicom_log() -> logging.Logger:
