@@ -89,7 +89,7 @@ WATERMARK_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1,
 a preset scales it to its strength."""
 
 SEARCH_BUDGET = Budget(strength_hu=60.0, lung=1.0, soft_tissue=0.05, bone=0.0, noise_share=1.0)
-"""Of a searched change: each voxel at most by the scan's own noise there, nearly all of it in the lungs."""
+"""Budget of a searched change: each voxel at most by the scan's own noise there, nearly all of it in the lungs."""
 
 
 def allowed_change(

@@ -37,7 +37,7 @@ FORGERY_PAIR = "protected attacked − source attacked"
 CONTROL_PAIR = "noise attacked − source attacked"
 
 NOISE_SEEDS = (0, 1, 2, 3, 4)
-"""Of the draws of the noise control: one draw says nothing about how much noise differs from noise."""
+"""Seeds of the noise control's draws: one draw says nothing about how much noise differs from noise."""
 
 _LPIPS_SLICES = 4
 _ATTACK_STEPS = 4 + len(NOISE_SEEDS) + 1

@@ -36,7 +36,7 @@ class _Garbage:
 
 
 garbage = _Garbage()
-"""Of the whole process: what is collected in a thread may be an object of the interface, which must not end there."""
+"""One for the whole process. A thread might collect an object of the interface, which must not end there."""
 
 
 def usable_threads() -> int:

@@ -169,7 +169,7 @@ def _write(options: argparse.Namespace, examination: Examination | None, verdict
 
 
 def _words(report: ExaminationReport) -> tuple[str, list[str]]:
-    """Of each scan that is not as it should be: what was found first."""
+    """Counts of verdicts, and a line for each scan that is not as it should be."""
     lines = [tree_options.verdict_line(record, len(record.result["places"]), "place") for record in report.worst()]
     return tree_options.verdict_counts(report), lines
 

@@ -51,7 +51,7 @@ def place(scan: CTVolume) -> tuple[int, int, int]:
 
 
 def scores_at(volume: CTVolume, kji: tuple[int, int, int]) -> dict[str, float]:
-    """Of each kind, at a place."""
+    """Scores of each kind of evidence at a place."""
     blocks = Blocks.of(volume)
     whitened, lungs = whiten(blocks, OPEN_KEY, WATERMARK_BUDGET), blocks.lungs()
     found = [look(blocks, whitened, lungs) for look in (of_foreign_noise, of_watermark)]
