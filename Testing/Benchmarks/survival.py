@@ -83,7 +83,7 @@ def look(scan: CTVolume, copy: Copy, forgeries: dict[str, list[Voxel]], *, with_
     began = time.perf_counter()
     examination = examiner.examine(copy.volume, with_judge=with_judge)
     seconds = time.perf_counter() - began
-    verdict, check = examination.verdict, examination.check
+    verdict, mark = examination.verdict, examination.mark
     spacing = copy.volume.spacing_kji
     quiet = [kji for kji in lung_positions(scan, 400, SEED + 2) if not is_near(kji)][:_ASKED]
     asked = [kji for kji in map(copy.place, quiet) if copy.volume.contains(kji) and examination.can_tell(kji)]
@@ -91,10 +91,10 @@ def look(scan: CTVolume, copy: Copy, forgeries: dict[str, list[Voxel]], *, with_
     lines = [
         {
             "kind": "copy",
-            "recognized": check.is_found,
-            "sd": check.sd,
-            "gain": check.gain,
-            "grid": check.regridding,
+            "recognized": mark.is_found,
+            "sd": mark.sd,
+            "gain": mark.gain,
+            "grid": mark.regridding,
             "verdict": verdict.outcome.value,
             "listed": len(verdict.places),
             "false": [one.to_dict() for one in false],

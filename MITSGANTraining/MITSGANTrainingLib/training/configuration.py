@@ -57,7 +57,7 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in fields:
-            raise unknown("key", _join(where, key), [_join(where, name) for name in fields])
+            raise unknown("key", _join(where, key), _keys(kind, where))
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in values and not optional:
@@ -104,11 +104,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, old_name: str
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among ``known``; it names the nearest one."""
+    """The error for a name that is not among ``known``; it names the nearest one, or one that lacks its table."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = [name for name in names if name.endswith(f".{given}")]
+    near = near or difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}."
     return InputError(f"Unknown {what} '{given}'; {hint}")
+
+
+def _keys(kind: type, where: str) -> list[str]:
+    """All dotted keys of a dataclass, those of its tables as well."""
+    found = []
+    for name, hint in typing.get_type_hints(kind).items():
+        found.append(_join(where, name))
+        if dataclasses.is_dataclass(hint):
+            found += _keys(hint, _join(where, name))
+    return found
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -366,6 +366,7 @@ class TestRecipes:
             ({"base_filter": 3}, "Unknown key 'base_filter'; did you mean 'base_filters'"),
             ({"training.patiance": 3}, "Unknown key 'training.patiance'; did you mean 'training.patience'"),
             ({"augmentation.varients": 3}, "did you mean 'augmentation.variants'"),
+            ({"steps": 3}, "Unknown key 'steps'; did you mean 'training.steps'"),
             ({"zzz": 3}, "Unknown key 'zzz'; known are"),
             ({"base_filters": "many"}, "'base_filters' must be a whole number, not 'many'"),
             ({"base_filters": True}, "'base_filters' must be a whole number"),
