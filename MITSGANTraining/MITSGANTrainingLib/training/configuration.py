@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -47,17 +47,18 @@ Positive = Annotated[float, Limits(above=0)]
 Weight = Annotated[float, Limits(low=0)]
 
 
-def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+def build(kind: type[Config], values: Mapping[str, Any], where: str = "", beside: Sequence[str] = ()) -> Config:
     """The dataclass ``kind`` from a table of plain values; fields that are absent keep their defaults.
 
     :param where: the table's own key, for messages.
+    :param beside: dotted keys that are known and lie elsewhere.
     :raises InputError: for an unknown key (naming the nearest known one), a missing one, a wrong type or range.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in fields:
-            raise unknown("key", _join(where, key), _keys(kind, where))
+            raise unknown("key", _join(where, key), [*keys(kind, where), *beside])
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in values and not optional:
@@ -112,13 +113,13 @@ def unknown(what: str, given: str, known: Iterable[str]) -> InputError:
     return InputError(f"Unknown {what} '{given}'; {hint}")
 
 
-def _keys(kind: type, where: str) -> list[str]:
-    """All dotted keys of a dataclass, those of its tables as well."""
+def keys(kind: type, where: str) -> list[str]:
+    """The dotted keys of a dataclass, those of its tables as well."""
     found = []
     for name, hint in typing.get_type_hints(kind).items():
         found.append(_join(where, name))
         if dataclasses.is_dataclass(hint):
-            found += _keys(hint, _join(where, name))
+            found += keys(hint, _join(where, name))
     return found
 
 

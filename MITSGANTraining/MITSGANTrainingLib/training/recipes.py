@@ -18,7 +18,7 @@ from typing import Any
 from MITSGANLib.errors import InputError
 from MITSGANLib.runtime.resources import resources_folder
 
-from .configuration import build, plain, unknown
+from .configuration import build, keys, plain, unknown
 from .engine import Task, Training
 
 RECIPES_FOLDER = resources_folder(Path(__file__).resolve().parents[1]) / "Recipes"
@@ -121,7 +121,12 @@ def _recipe(name: str, values: Mapping[str, Any]) -> Recipe:
     if not isinstance(training, Mapping):
         raise InputError(f"'training' must be a table of keys, not {training!r}.")
     kind = find_task(task)
-    return Recipe(name, task, build(Training, training, "training"), build(kind.Configuration, rest))
+    return Recipe(
+        name,
+        task,
+        build(Training, training, "training"),
+        build(kind.Configuration, rest, beside=keys(Training, "training")),
+    )
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
