@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +29,14 @@ class Cost:
 @contextmanager
 def counted() -> Iterator[Cost]:
     """Count every convolution that runs within the block, in whatever network."""
-    cost = Cost()
+    cost, lock = Cost(), threading.Lock()  # slices run side by side
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             weight = module.weight
-            cost.flop += 2 * output.numel() * weight[0].numel()
-            cost.bytes += sum(t.numel() * t.element_size() for t in (inputs[0], weight, output))
+            with lock:
+                cost.flop += 2 * output.numel() * weight[0].numel()
+                cost.bytes += sum(t.numel() * t.element_size() for t in (inputs[0], weight, output))
 
     hook = nn.modules.module.register_module_forward_hook(count)
     try:

@@ -55,6 +55,7 @@ def run_code(code: str, arguments: list[str], threads: int, allowed: Collection[
     :raises RuntimeError: it failed; the text is the end of what it said.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second run compiles nothing
     launched = subprocess.run(
         [sys.executable, "-c", _LAUNCHER, code, *arguments],
         check=False,

@@ -121,13 +121,16 @@ def _block_means(hu: np.ndarray, padding_hu: int | None, factor: int) -> tuple[n
     means = np.empty((slices, *shape), np.float32)
     padding = np.empty((slices, *shape), bool)
     border = ((0, shape[0] * factor - rows), (0, shape[1] * factor - columns))
+
+    def mean(plane: np.ndarray) -> np.ndarray:
+        # Whole numbers, whose sum is exact in whatever order; NumPy's mean over two axes takes five times as long.
+        rows = np.pad(plane, border, mode="edge").reshape(shape[0], factor, -1).sum(axis=1, dtype=np.int32)
+        return rows.reshape(*shape, factor).sum(axis=2, dtype=np.int32).astype(np.float32) / np.float32(factor**2)
+
     for k, plane in enumerate(hu):
         empty = is_padding(plane, padding_hu)
-        values = np.pad(np.where(empty, np.int16(-1000), plane), border, mode="edge")
-        empty = np.pad(empty, border, mode="edge")
-        blocks = (shape[0], factor, shape[1], factor)
-        means[k] = values.reshape(blocks).mean(axis=(1, 3), dtype=np.float32)
-        padding[k] = empty.reshape(blocks).mean(axis=(1, 3), dtype=np.float32) > 0.5
+        means[k] = mean(np.where(empty, np.int16(-1000), plane))
+        padding[k] = mean(empty) > 0.5 if empty.any() else False
     return means, padding
 
 

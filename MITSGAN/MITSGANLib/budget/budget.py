@@ -116,7 +116,7 @@ def allowed_change(
         raise InputError(
             f"The body mask must be a bool array of shape {hu.shape}, not {mask.dtype} of shape {mask.shape}."
         )
-    allowed = np.where(mask, _allowed_table(budget, padding_hu)[hu.view(np.uint16)], np.int16(0))
+    allowed = np.where(mask, _allowed_table(budget, padding_hu).take(hu.view(np.uint16)), np.int16(0))
     if budget.noise_share is None:
         return allowed
     if noise_hu is None or np.shape(noise_hu) != hu.shape:
@@ -140,8 +140,8 @@ class Surroundings:
     Each slice's depends on that slice alone, so slabs, and a part of a series, give what the whole gives.
 
     :param mask: bool (slices, rows, columns), the body.
-    :param noise_hu: standard deviation of the scan's noise as far as it hides a change, of the same shape; None where
-        no budget asks for it.
+    :param noise_hu: standard deviation of the scan's noise as far as it hides a change, of the same shape; outside of
+        the mask, where no change is allowed, only what there is. None where no budget asks for it.
     """
 
     mask: np.ndarray
@@ -165,7 +165,7 @@ class Surroundings:
             plane = hu[k : k + 1]
             mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
             if noise_hu is not None:
-                noise_hu[k] = hiding_noise(hu[k], local_noise(plane, spacing_kji, padding_hu).at()[0])
+                noise_hu[k] = hiding_noise(hu[k], local_noise(plane, spacing_kji, padding_hu).at()[0], mask[k])
 
         map_slices(look, len(hu))
         return cls(mask, noise_hu, padding_hu)

@@ -6,6 +6,7 @@ gives.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ _MAP_AIR_HU = -960.0
 _HIDDEN_SSIM, _WHOLE_SHARE, _QUIET_NOISE_HU = 0.013, 0.18, 35.0
 # The Gaussian that local SSIM weighs with (Wang et al. 2004), and how far it counts.
 _SSIM_SIGMA, _SSIM_TRUNCATE, _SSIM_REACH = 1.5, 3.5, 5
+_SSIM_CONSTANT = (0.03 * (LUNG.high - LUNG.low)) ** 2
+_HIDDEN_EVERYWHERE_HU = 0.999 * math.sqrt(_HIDDEN_SSIM * _SSIM_CONSTANT) / _WHOLE_SHARE
 # Below rounding to whole HU there is nothing to measure.
 _MAP_SMALLEST_HU = 0.3
 
@@ -215,7 +218,7 @@ def local_noise(
     return LocalNoise(np.stack(grid), window // 2, step, hu.shape)
 
 
-def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray) -> np.ndarray:
+def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """The scan's noise as far as it hides a change: less than there is where a noisy slice happens to be quiet.
 
     On sharp kernels a share of the noise of the place is seen at the few voxels whose own surroundings are smooth: on
@@ -223,21 +226,38 @@ def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray) -> np.ndarray:
 
     :param plane: int16 HU (rows, columns).
     :param noise_hu: standard deviation in HU of the same shape, of :class:`LocalNoise`.
+    :param where: bool of the same shape, the voxels that are asked for; the others keep their noise. None for all.
     :return: float32 of the same shape, at most ``noise_hu``.
     """
     if not noise_hu.size or noise_hu.max() <= _QUIET_NOISE_HU:
+        return noise_hu
+    # Less than this is hidden everywhere, so nothing has to be measured around it.
+    noisy = noise_hu > _HIDDEN_EVERYWHERE_HU
+    box = _box(noisy if where is None else noisy & where)
+    if box is None:
         return noise_hu
     from scipy import ndimage
 
     def around(values: np.ndarray) -> np.ndarray:
         return ndimage.gaussian_filter(values, _SSIM_SIGMA, mode="nearest", truncate=_SSIM_TRUNCATE)
 
+    reach = round(_SSIM_SIGMA * _SSIM_TRUNCATE) + _SSIM_REACH
+    wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
+    inner = tuple(slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
     # Around the middle of the window, where float32 loses least in the difference of squares.
-    values = np.clip(plane, LUNG.low, LUNG.high).astype(np.float32) - np.float32((LUNG.low + LUNG.high) / 2)
+    values = np.clip(plane[wide], LUNG.low, LUNG.high).astype(np.float32) - np.float32((LUNG.low + LUNG.high) / 2)
     variance = np.maximum(around(values * values) - around(values) ** 2, 0)
-    quietest = ndimage.minimum_filter(variance, _SSIM_REACH)
-    hidden = np.sqrt(_HIDDEN_SSIM * (2 * quietest + np.float32((0.03 * (LUNG.high - LUNG.low)) ** 2)))
-    return np.minimum(noise_hu, hidden / np.float32(_WHOLE_SHARE))
+    quietest = ndimage.minimum_filter(variance, _SSIM_REACH)[inner]
+    hidden = np.sqrt(_HIDDEN_SSIM * (2 * quietest + np.float32(_SSIM_CONSTANT)))
+    hiding = noise_hu.copy()
+    np.minimum(noise_hu[box], hidden / np.float32(_WHOLE_SHARE), out=hiding[box])
+    return hiding
+
+
+def _box(where: np.ndarray) -> tuple[slice, slice] | None:
+    """The smallest rectangle around what is True in a slice; None where nothing is."""
+    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows.size else None
 
 
 def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -251,14 +271,15 @@ def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | Non
     ramp /= window * np.sqrt(np.mean(ramp**2))
 
     # Down the rows first; then across, where the columns come first in a transposed copy.
-    means = in_windows(values, flat, step).T.copy()
+    exact = values.astype(np.float64)
+    means = in_windows(exact, flat, step).T.astype(np.float64, order="C")
     level = in_windows(means, flat, step).T
-    explained = level**2 + in_windows(in_windows(values, ramp, step).T.copy(), flat, step).T ** 2
+    explained = level**2 + in_windows(in_windows(exact, ramp, step).T.copy(), flat, step).T ** 2
     explained += in_windows(means, ramp, step).T ** 2
     squares = in_windows(in_windows(values * values, flat, step).T.copy(), flat, step).T
     variance = (squares - explained) * (window**2 / (window**2 - 3))
-    spoiled = in_windows(in_windows(useless.astype(np.float32), flat, step).T.copy(), flat, step).T
-    counts = (spoiled < 0.5 / window**2) & (level - 400 > _MAP_AIR_HU)
+    spoiled = _any_in_windows(_any_in_windows(useless, window, step).T.copy(), window, step).T
+    counts = ~spoiled & (level - 400 > _MAP_AIR_HU)
     return np.sqrt(np.maximum(variance, _MAP_SMALLEST_HU**2)), counts
 
 
@@ -271,16 +292,25 @@ def in_windows(values: np.ndarray, weights: np.ndarray, step: int) -> np.ndarray
     :param weights: of odd length, symmetric or antisymmetric.
     """
     half = len(weights) // 2
-    exact = values.astype(np.float64)
+    exact = values.astype(np.float64, copy=False)
 
     def shifted(by: int) -> np.ndarray:
         return exact[half + by : len(exact) - half + by : step]
 
     mirrored = np.add if weights[0] == weights[-1] else np.subtract
     total = shifted(0) * float(weights[half])
+    pair = np.empty_like(total)
     for by in range(half, 0, -1):
-        total += mirrored(shifted(-by), shifted(by)) * float(weights[half - by])
+        mirrored(shifted(-by), shifted(by), out=pair)
+        pair *= float(weights[half - by])
+        total += pair
     return total.astype(np.float32)
+
+
+def _any_in_windows(marked: np.ndarray, window: int, step: int) -> np.ndarray:
+    """Whether anything is marked in every ``step``-th window along the first axis that lies wholly in it."""
+    rows = len(marked) - window + 1
+    return functools.reduce(np.logical_or, (marked[by : by + rows : step] for by in range(window)))
 
 
 def _lower_mean(deviation: np.ndarray, counts: np.ndarray, sigma: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 
 from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
-from ..runtime.threads import slabs
+from ..runtime.threads import map_slices, slabs
 from ..scan.cubes import within
 from ..scan.volume import CTVolume
 from .proposer import AllowedIn, Execution, Proposal
@@ -33,9 +33,9 @@ LEAST_EDGE = 128
 # be that small; slices that are, are neither divided nor put together.
 SMALL_INPUT, SHORT_INPUT = 20480, 32
 # On a CPU, what a layer puts out should stay in the cache: of 3 to 100 MB, 9 and 14 were best for the paper's generator
-# (32 MB of cache); the smaller networks gain from several slices at a time, above all on a busy machine.
+# (32 MB of cache). Of smaller networks each core takes a slice of its own: threads that share one wait for each other.
 CPU_LAYER_BYTES = 14_000_000
-_CPU_BATCH = 4
+_CPU_BATCH = 8
 # More slices at a time gain nothing on a GPU and cost memory of the host.
 GPU_BATCH = 32
 # Of the free memory; the rest is for fragments and other programs.
@@ -159,6 +159,21 @@ def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Te
     return (values + 1) * ((high - low) / 2) + low
 
 
+def _map_single_threaded(function: Callable[[int], None], slices: int) -> None:
+    """``function(k)`` for each slice, several at a time, each by one of torch's threads."""
+    threads = torch.get_num_threads()
+
+    def alone(k: int) -> None:
+        torch.set_num_threads(1)  # of this thread; and of those that begin later
+        with torch.inference_mode():
+            function(k)
+
+    try:
+        map_slices(alone, slices)
+    finally:
+        torch.set_num_threads(threads)
+
+
 class SliceNetwork:
     """What makes a network that looks at single slices a :class:`~.proposer.Proposer`."""
 
@@ -233,11 +248,11 @@ class SliceInference:
         self._tiling = network.tiling()
         layer_bytes, least_edge = self._tiling.layer_bytes, self._tiling.least_edge
         # What a CPU's cache holds is not worth dividing, what it does not is.
-        fitting = int(CPU_LAYER_BYTES / (layer_bytes * math.prod(shape))) if min(shape) >= least_edge else 1
-        self._at_once = max(1, min(_CPU_BATCH, fitting))
+        fits = min(shape) >= least_edge and 2 * layer_bytes * math.prod(shape) <= CPU_LAYER_BYTES
+        self._side_by_side = fits and not self._on_gpu
         self._most_voxels = math.inf if self._on_gpu else CPU_LAYER_BYTES / layer_bytes
         self.finds_batch = batch_size is None and self._on_gpu
-        self.batch_size = batch_size or (1 if self._on_gpu else _CPU_BATCH)
+        self.batch_size = batch_size or (1 if self._on_gpu else max(_CPU_BATCH, torch.get_num_threads()))
         fused = self._on_gpu if fused is None else fused
         self._exact = network.ready(shape, seed, device, torch.float32, fused)
         self._half: Run | None = None
@@ -292,7 +307,10 @@ class SliceInference:
     def change_at_once(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """As :meth:`change`, with the memory for all these slices together."""
         change = np.zeros(hu.shape, np.float32)
-        for part in slabs(len(hu), len(hu) if self._on_gpu else self._at_once):
+        parts = slabs(len(hu), len(hu) if self._on_gpu else 1)
+
+        def fill(number: int) -> None:
+            part = parts[number]
             for tile in self._tiles(allowed[part]):
                 where = (part, tile.rows, tile.columns)
                 output = self._output(hu[(part, *tile.wide)], tile)[(slice(None), *tile.inner)]
@@ -300,6 +318,12 @@ class SliceInference:
                     change[where] = network_to_hu(output, self._config.hu_window).cpu().numpy() - hu[where]
                 else:
                     change[where] = output.cpu().numpy() * allowed[where]
+
+        if self._side_by_side and len(parts) > 1:
+            _map_single_threaded(fill, len(parts))
+        else:
+            for number in range(len(parts)):
+                fill(number)
         return change
 
     def _tiles(self, allowed: np.ndarray) -> list[Tile]:

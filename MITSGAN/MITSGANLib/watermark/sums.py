@@ -107,7 +107,8 @@ class Reading:
         noise_hu = None if self.noise is None else self.noise.at((part,))
         if noise_hu is not None:
             # What is painted flat hides nothing, and should have been marked all the same.
-            noise_hu = np.maximum(hiding_noise(hu[0], noise_hu[0])[None], np.float32(_LEAST_HIDDEN) * noise_hu)
+            hidden = hiding_noise(hu[0], noise_hu[0], mask[0])[None]
+            noise_hu = np.maximum(hidden, np.float32(_LEAST_HIDDEN) * noise_hu)
         return allowed_change(hu, self.budget, mask, padding, noise_hu)
 
     def look(self, k: int) -> SliceSigns:

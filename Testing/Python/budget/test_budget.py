@@ -150,6 +150,19 @@ def test_noise_of_smooth_kernels_hides_all_of_its_share():
     assert hiding_noise(plane, noise) is noise
 
 
+def test_noise_that_hides_is_the_same_where_only_a_part_is_asked_for():
+    plane = soft_tissue(60, shape=(1, 160, 160))[0] - 700
+    noise = np.full(plane.shape, np.float32(20))
+    noise[50:90, 30:120] = 90
+    where = np.zeros(plane.shape, bool)
+    where[60:80, 100:140] = True
+    hidden, part = hiding_noise(plane, noise), hiding_noise(plane, noise, where)
+    assert np.array_equal(part[where], hidden[where])
+    assert (hidden[where] < noise[where]).any()
+    assert np.array_equal(part[~where & (noise == 20)], noise[~where & (noise == 20)])
+    assert hiding_noise(plane, noise, np.zeros_like(where)) is noise
+
+
 def test_noise_map_is_smooth():
     noise = local_noise(lung_and_soft_tissue(30, 10, (1, 160, 240))).at()[0]
     for axis in (0, 1):

@@ -136,6 +136,21 @@ class TestIdentity:
         expected = np.concatenate([alone.change(hu[k : k + 1], allowed[k : k + 1]) for k in range(5)])
         assert np.array_equal(together.change(hu, allowed), expected)
 
+    def test_slices_side_by_side_are_those_one_after_the_other(self):
+        network, hu = trained_like(CONFIGS["folded"]), scan((7, 260, 250))
+        allowed = allowed_in(hu, slice(10, 240), slice(10, 240))
+        before = torch.get_num_threads()
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            try:
+                found.append(SliceInference(network, hu.shape[1:], device=CPU).change(hu, allowed))
+                assert torch.get_num_threads() == threads
+            finally:
+                torch.set_num_threads(before)
+        assert np.array_equal(*found)
+        assert np.abs(found[0]).max() > 0
+
     def test_the_network_itself_stays_as_it_is(self):
         network, hu = trained_like(CONFIGS["paper"]), scan((1, 64, 64))
         before = {name: values.clone() for name, values in network.state_dict().items()}

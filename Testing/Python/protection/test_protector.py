@@ -190,7 +190,7 @@ class TestFailure:
             raise CancelledError("stop")
 
         with pytest.raises(CancelledError):
-            protect(phantom.volume, model=untrained(), progress=cancel)
+            protect(phantom.volume, model=untrained(), batch_size=4, progress=cancel)
         assert seen == [(4, phantom.volume.shape[0])]
 
     def test_progress_reaches_the_end(self, phantom):
