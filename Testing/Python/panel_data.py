@@ -27,7 +27,7 @@ from PySide6 import QtGui, QtWidgets
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENT = "DOE^JANE"
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 60
 
 
 PASSPHRASE = "correct horse battery"
@@ -36,6 +36,7 @@ PASSPHRASE = "correct horse battery"
 def add_scan(panel, volume, name="CT"):
     node = node_from_volume(volume, name)
     panel.ui.volumeSelector.setCurrentNode(node)
+    wait_until(lambda: panel.panel.inspection is not None)
     return node
 
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 NOTICE = "SIMULATED ATTACK"
 NOTICE_FIELD, STEPS_FIELD, PADDING_FIELD = "MITSGAN_notice", "MITSGAN_steps", "MITSGAN_padding_hu"
+# The same, as 3D Slicer's own Save writes what its volume node says into NRRD.
+SLICER_STEPS_FIELD, SLICER_PADDING_FIELD = "MITSGAN.Steps", "MITSGAN.PaddingHU"
 # ITK writes this entry to the descrip field of NIfTI, and reads it back from there; it may have 79 characters.
 DESCRIP_FIELD, DESCRIP_LENGTH = "ITK_FileNotes", 79
 PROTECTED_MARK = "Protected by MITSGAN"
@@ -329,7 +331,7 @@ def damaged_file(path: Path) -> InputError:
 
 def _padding(metadata: Mapping[str, str]) -> int | None:
     try:
-        padding = int(metadata.get(PADDING_FIELD, ""))
+        padding = int(metadata.get(PADDING_FIELD) or metadata.get(SLICER_PADDING_FIELD, ""))
     except ValueError:
         return None
     return padding if -(2**15) <= padding < 2**15 else None
@@ -340,7 +342,8 @@ def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, .
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()
     try:
-        steps = tuple(_step(values) for values in json.loads(metadata.get(STEPS_FIELD, "[]")))
+        text = metadata.get(STEPS_FIELD) or metadata.get(SLICER_STEPS_FIELD, "[]")
+        steps = tuple(_step(values) for values in json.loads(text))
     except (RecursionError, TypeError, ValueError):
         text = "The processing history in the file's header cannot be read; parts of it are unknown."
         warnings = (VolumeWarning("unreadable-history", text),)

@@ -57,11 +57,15 @@ def write_caption(view: str, caption: Caption) -> None:
     if widget is None:
         return
     renderer = widget.sliceView().renderWindow().GetRenderers().GetFirstRenderer()
-    text = _actor(renderer, _TEXT, _new_text)
+    text, key = _actor(renderer, _TEXT, _new_text), _actor(renderer, _KEY, _new_key)
+    limit = caption.key.limit_hu if caption.key else None
+    said = (text.GetInput(), text.GetTextProperty().GetColor(), _limit(key) if key.GetVisibility() else None)
+    # Views change many times when the comparison is shown; the text says the threshold of the colors.
+    if said == (caption.text, caption.rgb, limit):
+        return
     text.SetInput(caption.text)
     text.GetTextProperty().SetColor(caption.rgb)
     slicer.app.applicationLogic().UseCustomFontFile(text.GetTextProperty())
-    key = _actor(renderer, _KEY, _new_key)
     key.SetVisibility(caption.key is not None)
     if caption.key:
         key.SetLookupTable(_opaque(caption.key))
@@ -117,6 +121,11 @@ def _new_key() -> vtk.vtkScalarBarActor:
     key.SetWidth(0.2)
     key.SetHeight(0.4)
     return key
+
+
+def _limit(key: vtk.vtkScalarBarActor) -> float | None:
+    colors = key.GetLookupTable()
+    return colors.GetRange()[1] if colors else None
 
 
 def _opaque(key: ColorKey) -> vtk.vtkLookupTable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import CancelledError, InputError, MITSGANError, OutputError
-from ..scan.volume import CTVolume
+from ..scan.volume import SIMULATED_ATTACK, CTVolume
 from .change_map import (
     LEGEND_CHANGED,
     LEGEND_UNTOLD,
@@ -24,6 +25,7 @@ from .change_map import (
     signature_legend,
 )
 from .dicom_source import reversed_slices
+from .history import place_of_attack
 from .key_files import public_key_identity
 from .operations import Compute, compute_here
 from .packages import NETWORKS, are_installed
@@ -85,22 +87,32 @@ class Finding:
         """The scan that was examined."""
         return self.examination.blocks.volume
 
-    def at(self, kji: tuple[int, int, int]) -> ChangedPlace:
-        """What is to be said of a voxel (slice, row, column), found out once."""
-        if kji not in self.asked:
-            self.asked[kji] = self.examination.at(kji)
-        return self.asked[kji]
+    def at(self, kji: tuple[int, int, int]) -> ChangedPlace | None:
+        """What was found at a voxel (slice, row, column); None before :meth:`look_at`."""
+        return self.asked.get(kji)
+
+    def look_at(self, *places: tuple[int, int, int]) -> None:
+        """Find out what is to be said of voxels (slice, row, column) in the scan; a second each, so in a thread."""
+        for kji in places:
+            if kji not in self.asked and self.volume.contains(kji):
+                self.asked[kji] = self.examination.at(kji)
+
+    @functools.cached_property
+    def _lung_columns(self) -> tuple[float, float]:
+        """Where the lungs begin and end along the columns of blocks, in blocks."""
+        columns = np.flatnonzero(self.examination.lungs) % self.examination.lungs.shape[2]
+        low, high = np.percentile(columns, (5, 95))
+        return float(low), float(high)
 
     def side(self, place: ChangedPlace) -> str:
         """Where in the body a place is, as well as the lungs tell."""
         blocks, lungs = self.examination.blocks, self.examination.lungs
         if not lungs.any():
             return ""
-        where = np.argwhere(lungs)
         if not lungs[blocks.block_of(place.kji)]:
             return _("outside the lungs")
         # Blocks are turned so that columns run along growing LPS: to the patient's left.
-        low, high = (float(np.percentile(where[:, 2], share)) * blocks.mm[2] for share in (5, 95))
+        low, high = (column * blocks.mm[2] for column in self._lung_columns)
         if high - low < 2 * _BOTH_LUNGS_MM:
             return _("lung")
         here = blocks.block_of(place.kji)[2] * blocks.mm[2]
@@ -112,6 +124,7 @@ def examine_node(
     key: Key | None = None,
     public_key: Path | None = None,
     *,
+    places: Sequence[tuple[int, int, int]] = (),
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> Finding:
@@ -119,6 +132,7 @@ def examine_node(
 
     :param key: of a watermark to look for besides the open one, which is looked for where this one is not found.
     :param public_key: file with the public key of the expected signer.
+    :param places: voxels (slice, row, column) to ask about, besides that of a simulated attack.
     :param progress: called with (done, all) in percent.
     :raises InputError: the node is no CT, or a key is none.
     """
@@ -165,6 +179,8 @@ def examine_node(
 
     def work(report: Any) -> Finding:
         finding = find(report)
+        attack = scanned.provenance.last(SIMULATED_ATTACK)
+        finding.look_at(*filter(None, [*places, attack and place_of_attack(attack)]))
         return dataclasses.replace(finding, labels=_labels(finding))
 
     with paths_kept_from_log({scan.path: _("the scan")} if scan else {}):

@@ -10,13 +10,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError, MITSGANError
-from ..files.volume_files import read_file_header, recorded_steps
+from ..files.volume_files import SLICER_STEPS_FIELD, read_file_header, recorded_steps
 from ..scan.volume import ProcessingStep
 from ..signature.manifest import manifest_path
 from .dicom_source import first_dicom_file
 from .scan_on_disk import file_behind
 
-STEPS_ATTRIBUTE = "MITSGAN.Steps"
+STEPS_ATTRIBUTE = SLICER_STEPS_FIELD
 
 
 def steps_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ProcessingStep, ...]:
@@ -29,6 +29,13 @@ def steps_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ProcessingStep, ...]
         return _steps_of_text(text)
     path, is_dicom = _on_disk(node)
     return _steps_on_disk(path, path.stat().st_mtime_ns, is_dicom) if path else ()
+
+
+def place_of_attack(step: ProcessingStep) -> tuple[int, int, int] | None:
+    """The voxel (slice, row, column) that a simulated attack aimed at; None where the step does not tell."""
+    place = step.parameters.get("target_kji")
+    is_place = isinstance(place, list) and len(place) == 3 and all(isinstance(index, int) for index in place)
+    return tuple(place) if is_place else None
 
 
 def carries_signature(node: slicer.vtkMRMLScalarVolumeNode) -> bool:

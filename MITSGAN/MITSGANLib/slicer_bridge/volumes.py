@@ -18,6 +18,7 @@ import vtk
 from slicer.i18n import tr as _
 
 from ..errors import CancelledError, InputError, TargetError
+from ..files.volume_files import SLICER_PADDING_FIELD
 from ..scan import plausibility
 from ..scan.volume import (
     HU_MAX,
@@ -32,7 +33,7 @@ from ..scan.volume import (
 from .dicom_source import declared_padding_hu
 from .history import STEPS_ATTRIBUTE, steps_of
 
-PADDING_ATTRIBUTE = "MITSGAN.PaddingHU"
+PADDING_ATTRIBUTE = SLICER_PADDING_FIELD
 PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
 SIMULATED_ATTACK_ATTRIBUTE = "MITSGAN.SimulatedAttack"
 SIMULATED_ATTACK_MARK = "simulated attack"
@@ -113,8 +114,9 @@ def node_from_volume(
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new volume node in the scene that shows ``volume``.
 
-    The result of a simulated attack is marked in its name and attributes, and is saved as NRRD, whose header keeps the
-    attributes. File paths and DICOM identifiers of the provenance are not written to the node: they may name a patient.
+    The result of a simulated attack is marked in its name and attributes. What tells of any step is saved as NRRD,
+    whose header keeps the attributes. File paths and DICOM identifiers of the provenance are not written to the node:
+    they may name a patient.
 
     :param name: name of the node; a number is appended when it is taken.
     :param source_node: the node that ``volume`` was computed from; see :func:`source_of`. Display settings, parent
@@ -142,6 +144,7 @@ def node_from_volume(
     node.CreateDefaultDisplayNodes()
     if provenance.is_simulated_attack:
         node.GetDisplayNode().SetColor(SIMULATED_ATTACK_COLOR)
+    if provenance.steps:
         storage = scene.AddNewNodeByClass("vtkMRMLNRRDStorageNode")
         node.SetAndObserveStorageNodeID(storage.GetID())
     if source_node is not None:

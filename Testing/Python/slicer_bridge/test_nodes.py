@@ -25,7 +25,7 @@ from MITSGANLib.slicer_bridge.differences import (
     differences,
     set_difference_threshold,
 )
-from MITSGANLib.slicer_bridge.inspection import inspect_node
+from MITSGANLib.slicer_bridge.inspection import inspect_scan
 from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, plot_view_node, register_layout
 from MITSGANLib.slicer_bridge.privacy import path_kept_from_log, paths_kept_from_log
 from MITSGANLib.slicer_bridge.tables import (
@@ -49,6 +49,7 @@ from MITSGANLib.slicer_bridge.volumes import (
     ras_from_voxel,
     remove_result,
     results_of,
+    scan_from_node,
     source_of,
     volume_from_node,
     voxel_from_ras,
@@ -410,12 +411,12 @@ def test_a_volume_without_history_has_no_attributes():
 def test_inspection_tells_ct_from_other_volumes():
     body = np.full((6, 120, 120), -1000, np.int16)
     body[:, 5:115, 5:115] = 40 + np.random.default_rng(0).normal(0, 12, (6, 110, 110)).astype(np.int16)
-    inspection = inspect_node(make_node(body))
+    inspection = inspect_scan(scan_from_node(make_node(body)))
     assert inspection.is_ct
     assert inspection.shape == body.shape
     assert inspection.noise_sd_hu == pytest.approx(12, abs=2)
-    for node in (make_node(np.abs(body)), make_node(body / 1000.0), None):
-        refused = inspect_node(node)
+    for values in (np.abs(body), np.zeros_like(body)):
+        refused = inspect_scan(scan_from_node(make_node(values)))
         assert not refused.is_ct
         assert refused.problem
 

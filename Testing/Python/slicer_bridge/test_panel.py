@@ -27,7 +27,7 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL librarie
 
 from MITSGANLib.slicer_bridge.change_map import change_map_node, examination_legend
 from MITSGANLib.slicer_bridge.differences import difference_range
-from MITSGANLib.slicer_bridge.inspection import inspect_node
+from MITSGANLib.slicer_bridge.inspection import inspect_scan
 from MITSGANLib.slicer_bridge.layout import COMPARISON_LAYOUT, VIEWS, comparison_is_shown, show_in_ordinary_views
 from MITSGANLib.slicer_bridge.targets import is_placing, start_placing, target_from_markups
 from MITSGANLib.slicer_bridge.volumes import (
@@ -68,11 +68,11 @@ def test_a_result_is_inspected_only_once_it_changes(panel, scan, monkeypatch):
     source = add_scan(panel, scan.volume)
     inspected = []
 
-    def inspect(node):
-        inspected.append(node.GetName())
-        return inspect_node(node)
+    def inspect(volume):
+        inspected.append(volume.provenance.source)
+        return inspect_scan(volume)
 
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.volume.inspect_node", inspect)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.volume.inspect_scan", inspect)
     result = node_from_volume(scan.volume, "CT protected", source)
     said = panel.ui.inspectionLabel.text
     panel._parameterNode.volume = result
@@ -81,6 +81,7 @@ def test_a_result_is_inspected_only_once_it_changes(panel, scan, monkeypatch):
     slicer.util.updateVolumeFromArray(result, np.zeros(scan.volume.shape, np.int16))
     panel._parameterNode.volume = source
     panel._parameterNode.volume = result
+    wait_until(lambda: panel.panel.inspection is not None)
     assert inspected == ["CT protected"]
     assert panel.ui.inspectionLabel.text != said
 
@@ -98,6 +99,7 @@ def test_the_story(panel, scan, pictures, standin):
 
     source = add_scan(panel, scan.volume)
     assert "CT: 128 × 128 × 16, 2.50 mm slices, noise" in ui.inspectionLabel.text
+    ui.advancedCollapsibleButton.collapsed = False
     wait_until(lambda: "about" in ui.deviceDescriptionLabel.text)
     assert "s for this scan" in ui.deviceDescriptionLabel.text
 
@@ -339,7 +341,7 @@ def test_an_overlay_leaves_the_scan_beyond_it_as_it_is(loaded, scan):
 def test_a_second_comparison_replaces_the_first(loaded, scan):
     attack(loaded, scan)
     loaded.ui.compareButton.click()
-    wait_until(lambda: not loaded.panel.protect.device.is_asking)
+    wait_until(lambda: not loaded.panel.inquiry.is_asking)
     before = snapshot()
     loaded.ui.compareButton.click()
     assert len(snapshot()) == len(before)
@@ -453,6 +455,27 @@ def test_a_double_click_does_not_cancel(loaded, monkeypatch):
     )
     ui.protectButton.click()
     assert loaded._parameterNode.protectedVolume is not None
+
+
+@pytest.mark.parametrize("name", ["source", "protected"])
+def test_deleting_its_volume_ends_the_work(loaded, name):
+    ui = loaded.ui
+    button, bar, left = ui.protectButton, ui.protectProgressBar, 0
+    if name == "protected":
+        button.click()
+        button, bar, left = ui.compareButton, ui.compareProgressBar, 1
+    node, steps = getattr(loaded._parameterNode, f"{name}Volume"), []
+
+    def meanwhile(done):
+        steps.append(done)
+        if node.GetScene():
+            slicer.mrmlScene.RemoveNode(node)
+
+    bar.valueChanged.connect(meanwhile)
+    button.click()
+    assert ui.statusLabel.text == "Canceled: the volume was removed from the scene."
+    assert len(steps) < 4, "not to its end"
+    assert len(node_names()) == left
 
 
 def test_quitting_cancels(loaded, standin):
@@ -572,7 +595,7 @@ def test_placing_points_of_another_list_is_not_ours(loaded, scan, standin):
 def test_what_is_no_ct_is_explained_and_not_processed(panel, pictures, values, reason):
     node = slicer.util.addVolumeFromArray(values, name="MR")
     panel.ui.volumeSelector.setCurrentNode(node)
-    assert "Not usable" in panel.ui.inspectionLabel.text
+    wait_until(lambda: "Not usable" in panel.ui.inspectionLabel.text)
     assert reason in panel.ui.inspectionLabel.text
     assert not panel.ui.protectButton.enabled
     assert reason in panel.ui.protectButton.toolTip
@@ -683,8 +706,8 @@ def test_no_events_are_processed_while_the_parameter_node_is_shown(panel, scan, 
     """They may be those of a user who closes the scene or leaves the module."""
     before = []
     monkeypatch.setattr(standin.app, "processEvents", lambda: before.append(panel.ui.inspectionLabel.text))
-    add_scan(panel, scan.volume)
-    assert "CT: " in panel.ui.inspectionLabel.text
+    panel.ui.volumeSelector.setCurrentNode(node_from_volume(scan.volume, "CT"))
+    assert "Looking" in panel.ui.inspectionLabel.text
     assert before == []
 
 
@@ -695,7 +718,7 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     loaded.ui.strengthSpinBox.value = 4.0
     # A thread that imports while modules are exchanged, here or at the end, would leave some of either kind.
-    wait_until(lambda: not loaded.panel.protect.device.is_asking)
+    wait_until(lambda: not loaded.panel.inquiry.is_asking)
     loaded.onReload()
     assert "MITSGANLib.slicer_bridge.panel.jobs" in sys.modules
     assert [name for name in library if sys.modules.get(name) is library[name]] == []
@@ -704,7 +727,7 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     assert again.ui.strengthSpinBox.value == 4.0
     again.ui.strengthSpinBox.value = 5.0
     assert loaded.ui.strengthSpinBox.value == 4.0, "the old panel listens no more"
-    wait_until(lambda: not again.panel.protect.device.is_asking)
+    wait_until(lambda: not again.panel.inquiry.is_asking)
     again.cleanup()
 
 
@@ -722,7 +745,7 @@ def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
     widget.onReload()
     again = slicer.modules.MITSGANWidget
     assert again.panel
-    wait_until(lambda: not again.panel.protect.device.is_asking)
+    wait_until(lambda: not again.panel.inquiry.is_asking)
     again.cleanup()
 
 
@@ -900,9 +923,6 @@ def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin,
 
     import MITSGANLib.report.page  # noqa: F401 - so that it is watched, too
 
-    # What is displayed is looked at as it is selected, before any work on it.
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.volume.inspect_node", lambda _node: loaded.panel.inspection)
-
     for where, name in (
         ("MITSGANLib.slicer_bridge.volumes", "require_ct"),
         ("MITSGANLib.slicer_bridge.differences", "difference"),
@@ -998,8 +1018,8 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
 def test_a_volume_that_is_loaded_while_none_is_selected_is_selected(panel, scan):
     assert panel._parameterNode.sourceVolume is None
     node = node_from_volume(scan.volume, "CT")
-    wait_until(lambda: panel._parameterNode.sourceVolume is node)
-    assert "CT: " in panel.ui.inspectionLabel.text
+    wait_until(lambda: "CT: " in panel.ui.inspectionLabel.text)
+    assert panel._parameterNode.sourceVolume is node
     node_from_volume(scan.volume, "Other CT")
     slicer.app.processEvents()
     assert panel._parameterNode.sourceVolume is node
@@ -1173,6 +1193,7 @@ def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, rea
     pictures.take("real-empty")
     add_scan(panel, volume, "LIDC-IDRI-0002")
     assert "CT: " in panel.ui.inspectionLabel.text
+    panel.ui.advancedCollapsibleButton.collapsed = False
     wait_until(lambda: "s for this scan" in panel.ui.deviceDescriptionLabel.text)
     taken = []
 

@@ -31,10 +31,20 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL librarie
 from MITSGANLib.slicer_bridge.history import STEPS_ATTRIBUTE, steps_of
 from MITSGANLib.slicer_bridge.layout import comparison_is_shown
 from MITSGANLib.slicer_bridge.volumes import node_from_volume, ras_from_voxel
-from panel_data import add_scan, choose, hu, node_names, opacities, ordinary_composites, place_target, snapshot
+from panel_data import (
+    add_scan,
+    choose,
+    hu,
+    node_names,
+    opacities,
+    ordinary_composites,
+    place_target,
+    snapshot,
+    wait_until,
+)
 
 KEY = watermark_key(Key(bytes(range(32))))
-PAINTED = (7, 107, 98)
+PAINTED, ELSEWHERE = (7, 107, 98), (7, 107, 260)
 CHANGED, UNTOLD = 1, 2
 
 
@@ -56,6 +66,33 @@ def painted(marked) -> CTVolume:
     values = marked.hu.copy()
     values[4:12, 93:119, 80:106] = marked.hu[4:12, 101:127, 96:122]
     return marked.with_hu(values)
+
+
+@pytest.fixture(scope="module")
+def examinations() -> dict:
+    """What was examined by any test of this file."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch, examinations):
+    """Examine the same voxels with the same history once, on their own grid: the panel is the subject here."""
+    from MITSGANLib.examination import examiner
+    from MITSGANLib.watermark import checking
+
+    examine = examiner.examine
+
+    def remembered(volume, *, progress=None, **options):
+        made_of = (volume.hu.tobytes(), volume.spacing, repr(volume.provenance.steps), *sorted(options.items()))
+        for done in (0, 50):
+            if progress:
+                progress(done, 100)
+        if made_of not in examinations:
+            examinations[made_of] = examine(volume, progress=progress, **options)
+        return examinations[made_of]
+
+    monkeypatch.setattr(examiner, "examine", remembered)
+    monkeypatch.setattr(checking, "find_regridding", lambda *_: None)
 
 
 @pytest.fixture
@@ -97,12 +134,11 @@ class TestState:
         panel.ui.volumeSelector.setCurrentNode(
             slicer.util.addVolumeFromArray(np.arange(4096, dtype=np.int16).reshape(16, 16, 16), name="MR")
         )
-        assert "Cannot be told" in panel.ui.stateLabel.text
+        wait_until(lambda: "Cannot be told" in panel.ui.stateLabel.text)
 
     def test_a_scan_a_protected_and_an_attacked_one(self, loaded, scan):
         ui = loaded.ui
-        assert "Not protected" in ui.stateLabel.text
-        assert "as far as its header says" in ui.stateLabel.text
+        assert ui.stateLabel.text == "<b>No record of protection</b>"
         ui.protectButton.click()
         assert "<b>Protected (untrained)</b> by MITSGAN, 20" in ui.stateLabel.text
         place_target(loaded, scan.nodule_kji)
@@ -113,7 +149,35 @@ class TestState:
         node = loaded._parameterNode.volume
         assert axial_heights() == [pytest.approx(ras_from_voxel(node, scan.nodule_kji)[2])]
         ui.volumeSelector.setCurrentNode(loaded._parameterNode.sourceVolume)
-        assert "Not protected" in ui.stateLabel.text
+        assert "No record of protection" in ui.stateLabel.text
+
+    def test_without_a_record_the_open_watermark_tells(self, panel, ct, marked):
+        ui = panel.ui
+        add_scan(panel, nameless(marked))
+        wait_until(lambda: ui.stateLabel.text.startswith("<b>Protected</b>: it carries the open watermark"))
+        assert not ui.protectButton.enabled
+        assert "protected already" in ui.protectButton.toolTip
+        add_scan(panel, nameless(ct), "Other CT")
+        wait_until(lambda: "no open watermark" in ui.stateLabel.text)
+        assert ui.stateLabel.text.startswith("<b>No record of protection</b>")
+        assert ui.protectButton.enabled
+
+    def test_what_slicer_itself_saves_keeps_the_record(self, panel, scan, marked, tmp_path):
+        step = ProcessingStep(SIMULATED_ATTACK, "SIMULATED ATTACK", {"action": "inject", "target_kji": [8, 81, 44]})
+        for volume, words in (
+            (marked, "<b>Protected (open watermark)</b> by MITSGAN, 20"),
+            (scan.volume.with_hu(scan.volume.hu, step), "<b>Simulated attack:</b> nodule added in slice 8"),
+        ):
+            made = node_from_volume(volume, "Made")
+            path = tmp_path / f"{made.GetID()}.nrrd"
+            made.GetStorageNode().SetFileName(str(path))
+            assert made.GetStorageNode().WriteData(made)
+            node = add_scan(panel, nameless(volume), "Loaded")
+            node.AddDefaultStorageNode()
+            node.GetStorageNode().SetFileName(str(path))
+            panel.onParametersModified()
+            assert node.GetAttribute(STEPS_ATTRIBUTE) is None
+            assert words in panel.ui.stateLabel.text
 
     def test_presets_have_their_name(self, panel, scan):
         parameters = {"model": "mitsgan-small", "strength_hu": 16.0, "watermark": "open", "watermark_strength_hu": 10.0}
@@ -206,7 +270,7 @@ class TestExamine:
         assert ui.verdictLabel.text == ""
         assert rows(panel) == []
         assert opacities() == [0.0], "it is not of this one"
-        assert "Not protected" not in ui.stateLabel.text
+        assert "No record" not in ui.stateLabel.text
         ui.volumeSelector.setCurrentNode(node)
         assert "Painted over" in ui.stateLabel.text
         assert opacities() == [0.4]
@@ -232,6 +296,11 @@ class TestExamine:
         assert "Nothing found" in panel.ui.stateLabel.text
         assert "not “genuine”" in panel.ui.verdictLabel.text
         assert "At the target: nothing was found" in panel.ui.verdictLabel.text
+        target = panel._parameterNode.targetPoint
+        target.SetNthControlPointPositionWorld(0, ras_from_voxel(panel._parameterNode.volume, ELSEWHERE))
+        panel.onParametersModified()
+        assert "At the target: being looked at" in panel.ui.verdictLabel.text, "it takes a second"
+        wait_until(lambda: "At the target: nothing was found" in panel.ui.verdictLabel.text)
         assert rows(panel) == []
         assert panel._parameterNode.changeMap is None or not (hu(panel._parameterNode.changeMap) == CHANGED).any()
 

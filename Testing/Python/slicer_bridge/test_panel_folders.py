@@ -89,7 +89,7 @@ def test_each_scan_is_a_line_and_a_click_opens_it(panel, dialogs, command, scan,
     assert "<b>Protected</b>" in panel.ui.stateLabel.text
     panel.ui.scansTable.cellClicked.emit(1, 1)
     assert panel._parameterNode.volume.GetName() == "b.nrrd"
-    assert "Not protected" in panel.ui.stateLabel.text
+    assert "No record of protection" in panel.ui.stateLabel.text
 
 
 def test_a_second_press_ends_it_and_keeps_what_is_done(panel, dialogs, command, tmp_path):

@@ -23,7 +23,7 @@ def absent(monkeypatch, standin):
     """The packages that cannot be imported; what is installed is taken out of this set."""
     names = set()
     monkeypatch.setattr(packages, "are_installed", lambda *asked: not names & set(asked))
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.device_line.are_installed", packages.are_installed)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.protect.are_installed", packages.are_installed)
     ensure = standin.packaging.pip_ensure
 
     def install(requirements, **options):

@@ -116,6 +116,7 @@ class TestProtect:
         add_scan(panel, ct)
         choose_watermark(panel)
         panel.ui.modelComboBox.setCurrentIndex(0)
+        panel.ui.advancedCollapsibleButton.collapsed = False
         wait_until(lambda: "s for this scan" in panel.ui.deviceDescriptionLabel.text)
         choose_watermark(panel)
         assert "no network" in panel.ui.deviceDescriptionLabel.text

@@ -69,8 +69,10 @@ class ExamineSection(Section):
     def update(self) -> None:
         """Show the verdict of the displayed volume, or none."""
         finding = self.finding
-        target = self._target(finding)
-        shown = (id(finding), target)
+        target = self._target() if finding else None
+        if target and finding.at(target) is None:
+            self._panel.inquiry.ask(("place", id(finding), target), lambda: finding.look_at(target))
+        shown = (id(finding), target, target and finding.at(target))
         if shown == self._shown:
             return
         self._shown = shown
@@ -96,6 +98,7 @@ class ExamineSection(Section):
             node,
             self._keys.open_key_file() if self._keys.has_key else None,
             self._keys.public_key,
+            places=[place for place in [self._target()] if place],
             progress=progress,
         )
         # The user may have displayed another one meanwhile.
@@ -137,10 +140,10 @@ class ExamineSection(Section):
         table.resizeColumnsToContents()
         table.setVisible(bool(places))
 
-    def _target(self, finding: Finding | None) -> tuple[int, int, int] | None:
+    def _target(self) -> tuple[int, int, int] | None:
         """The voxel that the user asks about; None without a target in the volume."""
         parameters = self._panel.parameters
-        if finding is None or not parameters or not has_target(parameters.targetPoint):
+        if not parameters or not has_target(parameters.targetPoint):
             return None
         try:
             return voxel_from_ras(parameters.volume, target_from_markups(parameters.targetPoint))

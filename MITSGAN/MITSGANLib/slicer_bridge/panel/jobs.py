@@ -29,7 +29,7 @@ class JobRunner:
     def __init__(self, status_label: Any, on_change: Callable[[], None]) -> None:
         self._status_label, self._on_change = status_label, on_change
         self._button: Any = None
-        self._cancel_requested = False
+        self._cancel_words = ""
         self._started = 0.0
         self._closed = False
 
@@ -47,10 +47,13 @@ class JobRunner:
             self.cancel()
         return True
 
-    def cancel(self) -> None:
-        """Ask the running job, if any, to stop at its next step."""
+    def cancel(self, words: str = "") -> None:
+        """Ask the running job, if any, to stop at its next step.
+
+        :param words: said then; empty for that the user canceled.
+        """
         if self._button is not None:
-            self._cancel_requested = True
+            self._cancel_words = words or _("Canceled; nothing was changed.")
             if not self._closed:
                 self._button.text = _("Canceling…")
 
@@ -75,7 +78,7 @@ class JobRunner:
     def running(self, button: Any, bar: Any, unit: str) -> Iterator[Callable[..., None]]:
         """While inside, ``button`` cancels. Gives a function ([stage,] done, total) that shows progress."""
         text = button.text
-        self._button, self._cancel_requested, self._started = button, False, time.monotonic()
+        self._button, self._cancel_words, self._started = button, "", time.monotonic()
         button.text = _("Cancel")
         bar.setRange(0, 0)
         bar.format = ""
@@ -130,8 +133,8 @@ class JobRunner:
 
     def _keep_alive(self) -> None:
         slicer.app.processEvents()
-        if self._cancel_requested:
-            raise CancelledError(_("Canceled; nothing was changed."))
+        if self._cancel_words:
+            raise CancelledError(self._cancel_words)
 
 
 def _progress_text(stage: Sequence[str], done: int, total: int, pace: Pace, unit: str) -> str:

@@ -12,10 +12,9 @@ from slicer.i18n import tr as _
 
 from ...protection import presets
 from ..layout import show_in_ordinary_views
-from ..packages import KEYS, NETWORKS
-from ..volumes import is_protected, volume_from_node
+from ..packages import KEYS, NETWORKS, are_installed
+from ..volumes import is_protected, scan_from_node
 from . import sentences
-from .device_line import DeviceLine
 from .shared import Panel, Section, select
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 WATERMARK = "watermark"
 """The watermark among the names of models, as the parameter node has it."""
-
-_DEVICE_MILLISECONDS = 100
 
 
 class ProtectSection(Section):
@@ -59,10 +56,9 @@ class ProtectSection(Section):
         devices.append((_("Apple GPU"), "mps") if sys.platform == "darwin" else (_("NVIDIA GPU"), "cuda"))
         for text, device in devices:
             ui.deviceComboBox.addItem(text, device)
-        self._timer = panel.timer(_DEVICE_MILLISECONDS, self._on_timeout)
-        self.device = DeviceLine(ui.deviceDescriptionLabel, self._timer, panel.logic.describeDevice)
         ui.modelComboBox.connect("currentIndexChanged(int)", self._on_model_changed)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._on_device_changed)
+        ui.advancedCollapsibleButton.connect("contentsCollapsed(bool)", self._on_advanced_folded)
         panel.add_control(ui.modelComboBox, waits=True)
         panel.add_control(ui.strengthSpinBox, ui.deviceComboBox, missing=self._missing_network, waits=True)
         panel.add_job(
@@ -91,25 +87,7 @@ class ProtectSection(Section):
         self._panel.show_text(ui.modelDescriptionLabel, sentences.about_protecting(words, parameters))
         ui.modelDescriptionLabel.toolTip = words
         select(ui.deviceComboBox, parameters.device)
-        if parameters.model == WATERMARK:
-            self.device.forget()
-            ui.deviceDescriptionLabel.text = self._missing_network()
-            return
-        node = parameters.sourceVolume if self._panel.is_usable else None
-        self.device.show(
-            parameters.device,
-            parameters.model,
-            self._volume.key,
-            lambda: volume_from_node(node) if node else None,
-        )
-
-    def leave(self) -> None:
-        """Ask no more what networks run on: the volume may be about to go."""
-        self.device.forget()
-
-    def close(self) -> None:
-        """Ask no more at all."""
-        self.device.stop()
+        ui.deviceDescriptionLabel.text = self._missing_network() or self._about_device(parameters)
 
     def protect(self, progress: Callable[..., None]) -> None:
         """Protect the scan and show the result."""
@@ -134,7 +112,9 @@ class ProtectSection(Section):
 
     def _missing(self) -> str:
         missing = self._panel.missing_source()
-        if not missing and is_protected(self._panel.parameters.sourceVolume):
+        source = self._panel.parameters and self._panel.parameters.sourceVolume
+        is_marked = self._panel.has_open_watermark and source is self._panel.parameters.volume
+        if not missing and (is_marked or is_protected(source)):
             return _("This scan is protected already, and its original is not here: protect the original.")
         has_model = self._panel.ui.modelComboBox.currentIndex >= 0
         return missing or ("" if has_model else _("No protection model is installed."))
@@ -165,5 +145,29 @@ class ProtectSection(Section):
         if self._panel.parameters and index >= 0:
             self._panel.parameters.device = self._panel.ui.deviceComboBox.itemData(index)
 
-    def _on_timeout(self) -> None:
-        self.device.poll()
+    def _on_advanced_folded(self, _folded: bool) -> None:
+        if self._panel.parameters and not self._panel.is_closed:
+            self.refresh()
+
+    def _about_device(self, parameters: Any) -> str:
+        """What networks run on; and how long protection takes, which is measured, so only where it can be read."""
+        panel = self._panel
+        if not are_installed(*NETWORKS, *KEYS):
+            return _("Networks need packages that are not installed yet. The button asks first.")
+        device, model, node = parameters.device, parameters.model, None
+        if panel.is_usable and not panel.ui.advancedCollapsibleButton.collapsed and panel.jobs.button is None:
+            node = parameters.sourceVolume
+        question = ("device", device, node and model, node and self._volume.key)
+        answer = panel.inquiry.answer(question)
+        if answer is None:
+            scan = node and scan_from_node(node)
+            # This also imports PyTorch long before it is needed.
+            answer = panel.inquiry.ask(question, lambda: panel.logic.describeDevice(device, model, scan))
+        if answer is None:
+            return _("Looking at the device…")
+        if isinstance(answer, Exception):
+            return str(answer)
+        words, seconds = answer
+        if seconds is None:
+            return words
+        return _("{device}, about {seconds:.0f} s for this scan").format(device=words, seconds=max(1.0, seconds))

@@ -16,7 +16,7 @@ from ...errors import MITSGANError
 from ...protection.presets import preset_of
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
 from ..change_map import LEGEND_CHANGED, LEGEND_UNTOLD, Legend, examination_legend, signature_legend
-from ..history import carries_signature, steps_of
+from ..history import carries_signature, place_of_attack, steps_of
 from ..inspection import Inspection
 from ..targets import has_target, is_placing, is_too_large, target_from_markups, target_problem
 from ..volumes import SIMULATED_ATTACK_COLOR, voxel_from_ras
@@ -113,8 +113,10 @@ def about_protecting(words: str, parameters: Any) -> str:
 
 def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None) -> tuple[str, str]:
     """Whether a volume is usable, its size and its noise in one line of rich text; and what more to know."""
-    if node is None or inspection is None:
+    if node is None:
         return _("Load a CT, or a sample:"), ""
+    if inspection is None:
+        return _("Looking at its voxels…"), ""
     if not inspection.is_ct:
         return _("<b>Not usable:</b> {reason}").format(reason=html.escape(inspection.problem)), ""
     slices, rows, columns = inspection.shape
@@ -133,9 +135,15 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
 
 
 def about_state(
-    node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspection | None, finding: Finding | None
+    node: slicer.vtkMRMLScalarVolumeNode | None,
+    inspection: Inspection | None,
+    finding: Finding | None,
+    has_open_watermark: bool | None = None,
 ) -> StateWords:
-    """What is known of a volume: from its examination, else from what its node, file or DICOM header says."""
+    """What is known of a volume: from its examination, else from what its node, file or DICOM header says.
+
+    :param has_open_watermark: whether it was seen in the voxels; None where that is not known.
+    """
     if node is None:
         return StateWords(Tone.NONE, _("<b>No volume is shown</b>"))
     try:
@@ -154,7 +162,12 @@ def about_state(
         return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
     if protection is not None:
         return StateWords(Tone.GOOD, _protected(protection))
-    return StateWords(Tone.NONE, _("<b>Not protected</b>, as far as its header says"))
+    if has_open_watermark:
+        words = _("<b>Protected</b>: it carries the open watermark. By what and when is not recorded")
+        return StateWords(Tone.GOOD, words)
+    if has_open_watermark is False:
+        return StateWords(Tone.NONE, _("<b>No record of protection</b>, and no open watermark in its middle slices"))
+    return StateWords(Tone.NONE, _("<b>No record of protection</b>"))
 
 
 def _protected(step: ProcessingStep) -> str:
@@ -175,9 +188,7 @@ def _protected(step: ProcessingStep) -> str:
 
 
 def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
-    place = step.parameters.get("target_kji")
-    is_place = isinstance(place, list) and len(place) == 3 and all(isinstance(index, int) for index in place)
-    kji = tuple(place) if is_place else None
+    kji = place_of_attack(step)
     action = {"inject": _("nodule added"), "remove": _("nodule removed")}.get(str(step.parameters.get("action")))
     words = _("<b>Simulated attack</b>, no patient's scan")
     if action and kji:
@@ -186,7 +197,7 @@ def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
         places = finding.verdict.places
         if places:
             found = _("The examination found: {where}").format(where=where(finding, places[0]))
-        elif kji and finding.volume.contains(kji) and finding.at(kji).strength >= 1:
+        elif kji and (place := finding.at(kji)) and place.strength >= 1:
             found = _("The examination lists no place; asked about this one, it says changed")
         else:
             found = _("The examination found no place; only the header tells")
@@ -294,6 +305,8 @@ def _about_watermark(finding: Finding) -> str:
 
 def _about_target_place(finding: Finding, target: Voxel) -> str:
     place = finding.at(target)
+    if place is None:
+        return _("At the target: being looked at…")
     if place.strength >= 1:
         return _("At the target: <b>{words}</b>.").format(words=html.escape(place.words.partition(":")[0]))
     if not finding.examination.can_tell(target):

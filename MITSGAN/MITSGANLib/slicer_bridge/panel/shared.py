@@ -16,6 +16,7 @@ from ..inspection import Inspection
 from ..packages import FIGURES, KEYS, NETWORKS, TORCH, declined, install, missing
 from ..targets import has_target, target_problem
 from ..volumes import is_protected
+from .inquiry import Inquiry
 from .install import Answer, ask_to_install
 from .jobs import JobRunner
 
@@ -77,6 +78,9 @@ class Panel:
         end; and ``developerMode`` of a module's widget.
     :param make_logic: makes the module's logic from what runs its work, see :meth:`JobRunner.compute`.
     :param resource_path: gives the path of a file of the module's resources.
+
+    ``inspection`` of the displayed volume is None while its voxels are being looked at; ``has_open_watermark`` says
+    whether one of which nothing is recorded carries it, None for not known.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class Panel:
         self.is_developer = bool(observer.developerMode)
         self.parameters: Any = None
         self.inspection: Inspection | None = None
+        self.has_open_watermark: bool | None = None
+        self.inquiry = Inquiry(self.timer, self._on_answer)
         self.is_closed = False
         self.sections: Sequence[Section] = ()
         self._controls: list[_Control] = []
@@ -129,6 +135,7 @@ class Panel:
 
     def leave(self) -> None:
         """End what must not go on when the user leaves the module or closes the scene."""
+        self.inquiry.forget()
         for section in self.sections:
             section.leave()
 
@@ -139,6 +146,8 @@ class Panel:
 
     def scene_closed(self) -> None:
         """Forget what was about the scene that has gone."""
+        # IDs of nodes are used again in another scene.
+        self.inquiry.clear()
         for section in self.sections:
             section.scene_closed()
 
@@ -146,8 +155,13 @@ class Panel:
         """Cancel, and touch no widget any more: they are about to be destroyed."""
         self.is_closed = True
         self.jobs.close()
+        self.inquiry.stop()
         for section in self.sections:
             section.close()
+
+    def _on_answer(self) -> None:
+        if self.parameters and not self.is_closed:
+            self.refresh()
 
     # Buttons
 

@@ -57,7 +57,7 @@ class StateSection(Section):
         """Say it anew."""
         panel = self._panel
         node = panel.parameters.volume if panel.parameters else None
-        state = sentences.about_state(node, panel.inspection, self._examine.finding)
+        state = sentences.about_state(node, panel.inspection, self._examine.finding, panel.has_open_watermark)
         panel.show_text(panel.ui.stateLabel, state.text)
         self._place = state.kji
         panel.ui.goThereButton.setVisible(state.kji is not None)

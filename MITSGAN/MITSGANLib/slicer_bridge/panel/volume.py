@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import qt
@@ -11,10 +10,12 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from ...errors import InputError
+from ...errors import InputError, MITSGANError
 from ...scan.windows import LUNG
-from ..inspection import Inspection, inspect_node
+from ..history import steps_of
+from ..inspection import Inspection, carries_open_watermark, inspect_scan
 from ..layout import displayed_volume, ordinary_composites, set_window, show_in_ordinary_views
+from ..packages import KEYS, are_installed
 from ..volumes import (
     DIFFERENCE_ATTRIBUTE,
     first_scan,
@@ -22,6 +23,7 @@ from ..volumes import (
     is_scan,
     is_simulated_attack,
     origin_of,
+    scan_from_node,
     source_of,
 )
 from . import sentences
@@ -41,8 +43,8 @@ class VolumeSection(Section):
         super().__init__(panel)
         self._compare = compare
         self._inspected: tuple[str, int] | None = None
-        self._known: dict[tuple[str, int] | None, Inspection] = {}
         self._follows_soon = False
+        self._seen: set[str] = set()
         scene, observer = slicer.mrmlScene, panel.observer
         observer.addObserver(scene, scene.NodeAddedEvent, self._on_node_added)
         # Before the selectors, which fall back on another volume.
@@ -60,8 +62,8 @@ class VolumeSection(Section):
 
     @property
     def key(self) -> tuple[str, int] | None:
-        """Changes when the volume or its voxels do; None without a usable volume."""
-        return self._inspected if self._panel.is_usable else None
+        """Changes when the volume or its voxels do; None without a volume, or with one that is known to be no CT."""
+        return None if self._panel.missing_volume() else self._inspected
 
     def refresh(self) -> None:
         """Inspect the volume whenever it is another node or has other voxels, and find what belongs to it."""
@@ -69,15 +71,14 @@ class VolumeSection(Section):
         node = parameters.volume
         inspected = _identity(node)
         before, self._inspected = self._inspected, inspected
-        if inspected != before:
-            with _wait_cursor():
-                self._panel.inspection = self._inspect(node) if node else None
-            # A volume that is being deleted is still referred to here when it is no longer there.
-            if slicer.mrmlScene.IsNodePresent(node):
-                # First, or what the views show is taken for the user's choice.
-                if displayed_volume() is not node:
-                    show_in_ordinary_views(node)
-                self._find_origin(node)
+        self._panel.inspection = self._inspect(node, inspected) if node else None
+        self._panel.has_open_watermark = self._look_for_watermark(node, inspected) if self._panel.is_usable else None
+        # A volume that is being deleted is still referred to here when it is no longer there.
+        if inspected != before and slicer.mrmlScene.IsNodePresent(node):
+            # First, or what the views show is taken for the user's choice.
+            if displayed_volume() is not node:
+                show_in_ordinary_views(node)
+            self._find_origin(node)
         text, tool_tip = sentences.about_volume(node, self._panel.inspection)
         self._panel.show_text(ui.inspectionLabel, text)
         ui.inspectionLabel.toolTip = tool_tip
@@ -95,7 +96,7 @@ class VolumeSection(Section):
     def scene_closed(self) -> None:
         """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
         self._inspected = None
-        self._known.clear()
+        self._seen.clear()
 
     def load_chest(self) -> None:
         """Load the chest CT of Slicer's Sample Data."""
@@ -117,14 +118,41 @@ class VolumeSection(Section):
         parameters = self._panel.parameters
         parameters.volume = self._panel.logic.loadPhantom(progress)
 
-    def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode) -> Inspection:
-        """Inspect a volume; of a result that was just made, say what is known of the scan that it was made from."""
-        identity = _identity(node)
-        if identity not in self._known:
-            is_new = all(node_id != node.GetID() for node_id, _time in self._known)
-            known = self._known.get(_identity(source_of(node))) if is_new else None
-            self._known[identity] = known or inspect_node(node)
-        return self._known[identity]
+    def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode, identity: tuple[str, int]) -> Inspection | None:
+        """What is known of a volume's voxels; None while they are being looked at.
+
+        Of a result that was just made, that is what is known of the scan that it was made from.
+        """
+        inquiry, question = self._panel.inquiry, ("inspection", *identity)
+        known = inquiry.answer(question)
+        if known is None and node.GetID() not in self._seen and source_of(node):
+            known = inquiry.answer(("inspection", *_identity(source_of(node))))
+            if known is not None:
+                inquiry.remember(question, known)
+        self._seen.add(node.GetID())
+        if known is None:
+            try:
+                scan = scan_from_node(node)
+            except InputError as error:
+                return Inspection(problem=str(error))
+            known = inquiry.ask(question, lambda: inspect_scan(scan))
+        if isinstance(known, Exception):
+            return Inspection(problem=str(known))
+        return known
+
+    def _look_for_watermark(self, node: slicer.vtkMRMLScalarVolumeNode, identity: tuple[str, int]) -> bool | None:
+        """Whether a volume of which nothing is recorded carries the open watermark; None while that is not known."""
+        inquiry, question = self._panel.inquiry, ("watermark", *identity)
+        answer = inquiry.answer(question)
+        if answer is None:
+            try:
+                if steps_of(node) or not are_installed(*KEYS):
+                    return None
+                scan = scan_from_node(node)
+            except MITSGANError:
+                return None
+            answer = inquiry.ask(question, lambda: carries_open_watermark(scan))
+        return None if isinstance(answer, Exception) else answer
 
     def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Select the scan that a volume is or was made from, and its protected version that belongs to this volume."""
@@ -187,21 +215,12 @@ class VolumeSection(Section):
         for name in ("volume", "sourceVolume", "protectedVolume"):
             if getattr(parameters, name) is node:
                 setattr(parameters, name, None)
+                self._panel.jobs.cancel(_("Canceled: the volume was removed from the scene."))
 
 
 def _may_be_scan(node: slicer.vtkMRMLVolumeNode) -> bool:
     """Whether a displayed node is a scalar volume, no label map, no vector volume and no heatmap."""
     return node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute(DIFFERENCE_ATTRIBUTE)
-
-
-@contextmanager
-def _wait_cursor() -> Iterator[None]:
-    """Slicer's own WaitCursor processes events, which may close the scene while the parameter node is being shown."""
-    slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
-    try:
-        yield
-    finally:
-        slicer.app.restoreOverrideCursor()
 
 
 def _identity(node: Any) -> tuple[str, int] | None:
