@@ -1,11 +1,17 @@
-"""Does an injection still come out after a searched change? Prints Markdown: rows for each scan, budget and attacker.
+"""Does an attack still come out of a protected scan? Prints Markdown: a row for each scan, budget and attacker.
 
     python Testing/Benchmarks/prevention.py SCAN... --known ctgan-small --held-out flow --budgets 0.5 1
+    python Testing/Benchmarks/prevention.py SCAN... --known ctgan-small --action remove --budgets 0.5 1
+    python Testing/Benchmarks/prevention.py SCAN... --protectors default strong --held-out ctgan-small
 
-The change is searched in one seeded region of lung, with targets in a cube of 32 mm: whole lungs take hours on a CPU.
-It is judged at seeded places of that region. An injection succeeds where both nodule judges see a nodule and the
-forensic judge passes the place; of these three the search asked the first alone. Beside it: the scan as it is, and
-Gaussian noise of the same root mean square. Intervals: Wilson, by place.
+The first searches a change against injections in one seeded region of lung, with targets in a cube of 32 mm: whole
+lungs take hours on a CPU. The second plants nodules and searches a change that keeps these; attacks aim within 3 mm of
+their middles. The third protects whole scans with what is installed. Judged at seeded places. A finding is reached
+where both nodule judges say what the attacker wants; an attack succeeds where the forensic judge passes it as well. Of
+these three the search asked the first nodule judge alone. Beside it: the scan as it is, and Gaussian noise of the same
+root mean square. "Alarm": at how many of the places the forensic judge takes the protected scan for forged before
+anything is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection
+is to be got off; what it paints goes into the protected scan.
 """
 
 from __future__ import annotations
@@ -13,25 +19,58 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from attackers import wilson
 from judges import Place, _usable, _view
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, load_attacker
+from MITSGANLib.attack.chain import forge_cube, touch_up
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
+from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
-from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANTrainingLib.evaluation.planting import NoduleFile, draw_scenes, planted
+from scipy import ndimage
 
 SEED = 7
 ASKED = ("nodule-residual", "nodule-plain")
 DECIDE = ("nodule-residual", "nodule-planes")
+ARMS = ("unprotected", "equal noise", "protected")
+FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {arm}" for arm in ARMS))
+COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
+_REACH_MM = 40.0
+_JITTER_MM = 3.0
+
+Found = dict[str, np.ndarray]
+Protection = tuple[str, Callable[[], CTVolume]]
+
+
+def _resampled(hu: np.ndarray, spacing_kji: Sequence[float]) -> np.ndarray:
+    """To 1.5 mm and back."""
+    small = ndimage.zoom(hu, np.array(spacing_kji) / 1.5, order=3, mode="nearest")
+    return ndimage.zoom(small, np.array(hu.shape) / small.shape, order=3, mode="nearest")
+
+
+def _non_local_means(hu: np.ndarray, spacing_kji: Sequence[float]) -> np.ndarray:
+    from skimage.restoration import denoise_nl_means
+
+    noise = float(np.median(local_noise(hu_from_float(hu), spacing_kji).at()))
+    return np.stack([denoise_nl_means(plane, 5, 6, h=0.8 * noise, sigma=noise, preserve_range=True) for plane in hu])
+
+
+ADAPTATIONS: Mapping[str, Callable[[np.ndarray, Sequence[float]], np.ndarray]] = {
+    "median": lambda hu, _spacing: ndimage.median_filter(hu, 3),
+    "gaussian": lambda hu, _spacing: ndimage.gaussian_filter(hu, (0.5, 1.0, 1.0)),
+    "non-local-means": _non_local_means,
+    "resample": _resampled,
+}
 
 
 def region_of(volume: CTVolume, edge_mm: float, seed: int) -> np.ndarray:
@@ -48,84 +87,191 @@ def places_in(volume: CTVolume, lung: np.ndarray, count: int, seed: int) -> list
     return _usable(volume, sorted(set(lung_positions(volume, count, seed, mask=lung))))
 
 
-def successes(
-    volume: CTVolume, places: Sequence[Place], attacker: Attacker, nodule: Sequence[Judge], forensic: Judge
-) -> dict[str, np.ndarray]:
-    """Bool (places,): whether each injection succeeds, and what each judge says."""
-    scan = torch.from_numpy(np.array(volume.hu))
-    forged = [AttackedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
+class Jury:
+    """The places of a scan and the judges that decide there."""
 
-    def said(judge: Judge) -> np.ndarray:
-        views = [_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]
-        return judge.says_yes(judge.score_views(views))
+    def __init__(self, volume: CTVolume, places: Sequence[Place]) -> None:
+        self._volume, self.places = volume, places
+        self._nodule, self._forensic = [load_judge(name) for name in DECIDE], load_judge("forensic")
+        self._unprotected: dict[str, Found] = {}
 
-    found = {judge.name: said(judge) for judge in nodule} | {"unnoticed": ~said(forensic)}
-    found["success"] = np.logical_and.reduce(list(found.values()))
-    return found
+    def of(self, shown: CTVolume, attacker: Attacker, adaptation: str = "") -> Found:
+        """Bool (places,): whether each injection succeeds, what each judge says, and alarms before it."""
+        if shown is self._volume and not adaptation:
+            if attacker.name not in self._unprotected:
+                self._unprotected[attacker.name] = self._found(shown, attacker, shown.hu)
+            return self._unprotected[attacker.name]
+        return self._found(shown, attacker, self._cleaned(shown, adaptation) if adaptation else shown.hu)
+
+    def _found(self, shown: CTVolume, attacker: Attacker, looked_at: np.ndarray) -> Found:
+        scan, spacing = torch.from_numpy(np.array(shown.hu)), shown.spacing_kji
+        seen = torch.from_numpy(np.array(looked_at))
+        forged, untouched = [], []
+        for kji in self.places:
+            with torch.no_grad():
+                patch = touch_up(scan, kji, forge_cube(seen, kji, spacing, attacker.inpainter), attacker.action)
+            forged.append(AttackedScan(shown.hu, patch.slices, hu_from_float(patch.values.numpy())))
+            untouched.append(AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16)))
+
+        def said(judge: Judge, scans: Sequence[AttackedScan]) -> np.ndarray:
+            views = [_view(judge, one, shown, kji) for one, kji in zip(scans, self.places, strict=True)]
+            return judge.says_yes(judge.score_views(views))
+
+        wants_nodule = attacker.action == "inject"
+        found = {judge.name: said(judge, forged) == wants_nodule for judge in self._nodule}
+        found["reached"] = np.logical_and.reduce(list(found.values()))
+        found["unnoticed"] = ~said(self._forensic, forged)
+        found["success"] = found["reached"] & found["unnoticed"]
+        return found | {"alarm": said(self._forensic, untouched)}
+
+    def _cleaned(self, shown: CTVolume, adaptation: str) -> np.ndarray:
+        reach = [int(np.ceil(_REACH_MM / mm)) for mm in shown.spacing_kji]
+        low = np.maximum(np.min(self.places, axis=0) - reach, 0)
+        high = np.minimum(np.max(self.places, axis=0) + reach + 1, shown.shape)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        cleaned = shown.hu.astype(np.float32)
+        cleaned[box] = ADAPTATIONS[adaptation](cleaned[box], shown.spacing_kji)
+        return cleaned
+
+
+def installed(volume: CTVolume, names: Sequence[str]) -> Iterator[Protection]:
+    """The whole scan protected by what has a name or lies in a file."""
+    for name in names:
+        yield Path(name).stem, lambda name=name: protect(volume, model=load_protector(name), device="cpu")
+
+
+def with_nodules(volume: CTVolume, options: argparse.Namespace) -> tuple[CTVolume, list[Place], list[Place]]:
+    """A scan with nodules planted far from each other, where they are, and places near them that attacks aim at."""
+    nodules = NoduleFile.of(options.nodules).read()
+    scene = draw_scenes(volume, max(1, options.places // 2), nodules, options.seed)[0]
+    shown = planted(volume, scene.plants, nodules)
+    findings = _usable(shown, [plant.kji for plant in scene.plants])
+    rng = np.random.default_rng(options.seed + 1)
+    shifts = rng.uniform(-_JITTER_MM, _JITTER_MM, (options.places, 3)) / volume.spacing_kji
+    middles = [findings[n % len(findings)] for n in range(options.places)]
+    aimed = [tuple(np.rint(np.add(*pair)).astype(int).tolist()) for pair in zip(middles, shifts, strict=True)]
+    return shown, findings, _usable(shown, aimed)
+
+
+def searched(
+    volume: CTVolume,
+    region: np.ndarray | None,
+    findings: Sequence[Place],
+    known: Sequence[Attacker],
+    options: argparse.Namespace,
+    name: str,
+) -> Iterator[Protection]:
+    """A search for each budget; it runs when it is asked for, and its state is kept where one may be."""
+    for share in options.budgets:
+        strength, of_noise = (share, None) if options.hu else (200.0, share)
+        budget = Budget(strength_hu=strength, soft_tissue=0.3, bone=0.0, noise_share=of_noise)
+
+        def run(budget: Budget = budget, share: float = share) -> CTVolume:
+            allowed = allowed_in_slices(volume.hu, budget, volume.spacing_kji, volume.provenance.padding_hu)
+            config, judges = (
+                SearchConfig(steps=options.steps, half=options.half),
+                [load_judge(judge) for judge in ASKED],
+            )
+            where = {"within": region, "findings": findings}
+            search = ChangeSearch(volume, allowed, known, judges, config, seed=options.seed, device="cpu", **where)
+            kept = f"{name}-{'findings-' if findings else ''}{share:g}-{options.steps}.npz"
+            search.run(state=options.state / kept if options.state else None)
+            print(f"<!-- {name}, {share:g}: {search.steps_done} steps -->", flush=True)
+            return volume.with_hu(apply_change(volume.hu, search.change(), allowed))
+
+        yield f"{share:g}{' HU' if options.hu else ' of the noise'}", run
+
+
+def equal_noise(volume: CTVolume, protected: CTVolume, lung: np.ndarray, seed: int) -> CTVolume:
+    """The scan with Gaussian noise where the protection changed it, of the same root mean square in ``lung``."""
+    moved = np.subtract(protected.hu, volume.hu, dtype=np.float32)
+    size = float(np.sqrt(np.mean(moved[lung] ** 2)))
+    white = np.random.default_rng(seed).standard_normal(volume.shape, dtype=np.float32) * size
+    return volume.with_hu(
+        apply_change(volume.hu, np.where(moved != 0, white, 0), np.full(volume.shape, 4095, np.int16))
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", metavar="SCAN", nargs="+")
-    parser.add_argument("--known", metavar="ATTACKER", nargs="+", default=["ctgan-small"])
+    parser.add_argument("--action", choices=["inject", "remove"], default="inject")
+    parser.add_argument("--nodules", type=Path, help="to plant before removals (default: synthetic ones)")
+    parser.add_argument("--known", metavar="ATTACKER", nargs="*", default=[], help="whom the search sees")
     parser.add_argument("--held-out", metavar="ATTACKER", nargs="*", default=[])
+    parser.add_argument("--protectors", metavar="NAME", nargs="*", default=[], help="in place of a search")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0], help="shares of the scan's own noise")
     parser.add_argument("--hu", action="store_true", help="budgets are HU, the same for every voxel of lung")
+    parser.add_argument("--adapt", choices=list(ADAPTATIONS), nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=400, help="for each of the region's blocks of 32 mm")
+    parser.add_argument("--half", action="store_true", help="search in bfloat16, where the processor has it")
     parser.add_argument("--places", type=int, default=40)
     parser.add_argument("--edge-mm", type=float, default=32.0, help="of the region")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--state", type=Path, help="folder in which searches are kept and continued")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
-    known = [load_attacker(name, "inject") for name in options.known]
-    held_out = [load_attacker(name, "inject") for name in options.held_out]
-    asked = [load_judge(name) for name in ASKED]
-    decide, forensic = [load_judge(name) for name in DECIDE], load_judge("forensic")
-    columns = ("scan", "budget", "attacker", "arm", "places", "RMS in lung", "mean in lung", *DECIDE, "unnoticed")
-    print("| " + " | ".join(columns) + " | success | 95 % |\n" + "|---" * (len(columns) + 2) + "|", flush=True)
-    rows = []
+    if not options.known and not options.protectors:
+        parser.error("name --known attackers to search against, or --protectors")
+    given = (options.known, options.held_out)
+    known, held_out = ([load_attacker(one, options.action) for one in names] for names in given)
+    header = [*COLUMNS, *(f"success: {arm}, 95 %" for arm in ARMS)]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
+    rows: list[dict] = []
     for path in map(Path, options.scans):
         volume = load_volume(path)
-        region = region_of(volume, options.edge_mm, options.seed)
-        lung = lung_mask(volume) & region
-        places = places_in(volume, lung, options.places, options.seed + 1)
+        lung, region, findings = lung_mask(volume), None, []
+        if options.action == "remove":
+            volume, findings, places = with_nodules(volume, options)
+        else:
+            if not options.protectors:
+                region = region_of(volume, options.edge_mm, options.seed)
+                lung &= region
+            places = places_in(volume, lung, options.places, options.seed + 1)
+        jury = Jury(volume, places)
+        protections = (
+            installed(volume, options.protectors)
+            if options.protectors
+            else searched(volume, region, findings, known, options, path.stem)
+        )
         noise = local_noise(volume.hu, volume.spacing_kji, volume.provenance.padding_hu).at()
-        own = float(np.sqrt(np.mean(noise[lung] ** 2)))
-        for share in options.budgets:
-            strength, of_noise = (share, None) if options.hu else (200.0, share)
-            budget = Budget(strength_hu=strength, soft_tissue=0.3, bone=0.0, noise_share=of_noise)
-            allowed = allowed_in_slices(volume.hu, budget, volume.spacing_kji, volume.provenance.padding_hu)
-            config = SearchConfig(steps=options.steps)
-            search = ChangeSearch(volume, allowed, known, asked, config, seed=options.seed, device="cpu", within=region)
-            kept = options.state / f"{path.stem}-{share:g}-{options.steps}.npz" if options.state else None
-            started = time.perf_counter()
-            search.run(state=kept)
+        print(f"<!-- {path.stem}: noise {np.sqrt(np.mean(noise[lung] ** 2)):.1f} HU in this lung -->", flush=True)
+        for name, made in protections:
+            started, protected = time.perf_counter(), made()
             seconds = time.perf_counter() - started
-            change = search.change()
-            arms = {"clean": volume, "noise": volume, "search": volume}
-            arms["search"] = volume.with_hu(apply_change(volume.hu, change, allowed))
-            moved = np.subtract(arms["search"].hu, volume.hu, dtype=np.float32)
-            size = float(np.sqrt(np.mean(moved[lung] ** 2)))
-            white = np.random.default_rng(options.seed).standard_normal(volume.shape, dtype=np.float32) * size
-            anything = np.full(volume.shape, 4095, np.int16)
-            arms["noise"] = volume.with_hu(apply_change(volume.hu, np.where(moved != 0, white, 0), anything))
+            shown = dict(
+                zip(ARMS, (volume, equal_noise(volume, protected, lung, options.seed), protected), strict=True)
+            )
+            moved = np.subtract(protected.hu, volume.hu, dtype=np.float32)[lung]
+            sizes = {"RMS in lung": float(np.sqrt(np.mean(moved**2))), "mean": float(moved.mean())}
             for attacker in (*known, *held_out):
-                for arm, shown in arms.items():
-                    found = successes(shown, places, attacker, decide, forensic)
-                    hits, count = int(found["success"].sum()), len(places)
-                    low, high = wilson(hits, count)
-                    figures = [float(found[name].mean()) for name in (*DECIDE, "unnoticed")]
-                    moved_by_arm = np.subtract(shown.hu, volume.hu, dtype=np.float32)[lung]
-                    sizes = (float(np.sqrt(np.mean(moved_by_arm**2))), float(moved_by_arm.mean()))
-                    role = "held out" if attacker in held_out else "known"
-                    row = [path.stem, f"{share:g}", f"{attacker.name} ({role})", arm, count]
-                    cells = [*map(str, row), *(f"{value:.2f}" for value in (*sizes, *figures))]
-                    print("| " + " | ".join(cells) + f" | {hits / count:.2f} | {low:.2f} to {high:.2f} |", flush=True)
-                    rows.append(dict(zip(columns, [*row, *sizes, *figures], strict=True)) | {"success": hits / count})
-            print(f"<!-- {path.stem}: noise {own:.1f} HU, {search.steps_done} steps, {seconds:.0f} s -->")
+                role = "held out" if attacker in held_out else "known"
+                for adaptation in ("", *options.adapt):
+                    found = {arm: jury.of(scan, attacker, adaptation) for arm, scan in shown.items()}
+                    words = f"{attacker.name} ({role}{', ' + adaptation if adaptation else ''})"
+                    row = {"scan": path.stem, "budget": name, "attacker": words, "places": len(jury.places), **sizes}
+                    row |= {key: float(found["protected"][key].mean()) for key in (*DECIDE, "unnoticed", "alarm")}
+                    row |= {arm: int(one["success"].sum()) for arm, one in found.items()}
+                    row |= {f"reached: {arm}": float(one["reached"].mean()) for arm, one in found.items()}
+                    rows.append(row | {"seconds": seconds})
+                    print(_line(row), flush=True)
+    for name, attacker in dict.fromkeys((row["budget"], row["attacker"]) for row in rows):
+        same = [row for row in rows if (row["budget"], row["attacker"]) == (name, attacker)]
+        if len(same) > 1:
+            weights = [row["places"] for row in same]
+            figures = {key: float(np.average([row[key] for row in same], weights=weights)) for key in FIGURES}
+            totals = {key: sum(row[key] for row in same) for key in ("places", *ARMS)}
+            print(_line({"scan": "all", "budget": name, "attacker": attacker, **totals, **figures}))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _line(row: Mapping[str, object]) -> str:
+    cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in COLUMNS]
+    for arm in ARMS:
+        low, high = wilson(row[arm], row["places"])
+        cells.append(f"{row[arm] / row['places']:.2f} ({low:.2f} to {high:.2f})")
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ModelError
+from ..scan.volume import CTVolume
 from .inference import LEAST_EDGE, SHORT_INPUT, SMALL_INPUT, Run, SliceNetwork, Tiling
+from .proposer import AllowedIn, Execution, Proposal
+from .search import without_slow
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class GeneratorConfig:
     :param grid: the output is painted on every ``grid``-th voxel and interpolated in between; divides ``unshuffle``.
         Change of 6 to 12 mm survives an attacker's resampling, and costs a third in local SSIM of single voxels.
     :param hu_window: HU that map to -1 and 1; values beyond are clipped on the way in and left alone on the way out.
+    :param slower_mm: standard deviation of the Gaussian whose part is taken out of the proposed change in each slice,
+        so that no offset is left; 0 takes nothing out.
     """
 
     trunk_filters: int = 64
@@ -49,6 +56,7 @@ class GeneratorConfig:
     unshuffle: int = 1
     grid: int = 1
     hu_window: tuple[float, float] = (-1024.0, 3071.0)
+    slower_mm: float = 0.0
 
 
 def draw_noise(shape: tuple[int, int], kind: Literal["gaussian", "uniform"], seed: int) -> torch.Tensor:
@@ -140,6 +148,15 @@ class Generator(SliceNetwork, nn.Module):
         if any(missing):
             both = nn.functional.pad(both, (0, missing[0], 0, missing[1]), mode="replicate")
         return torch.tanh(self.trunk(both))[..., :rows, :columns]
+
+    def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
+        """As :meth:`.inference.SliceNetwork.propose`, without what is slow, where the configuration says so."""
+        slower_mm = self.config.slower_mm
+        for slab, allowed, change in super().propose(volume, allowed_in, execution):
+            if slower_mm:
+                parts = (torch.from_numpy(part.astype(np.float32)) for part in (change, allowed))
+                change = without_slow(*parts, volume.spacing_kji[1:], slower_mm).numpy()
+            yield slab, allowed, change
 
     def tiling(self) -> Tiling:
         """Tiles that give, within, what the whole slice would give."""

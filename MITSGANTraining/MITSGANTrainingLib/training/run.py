@@ -112,8 +112,8 @@ def take_over(task: Task, path: Path) -> str:
         raise ModelError(f"{path} holds a model of the kind '{card.kind}', not '{product.kind}'; start from another.")
     recipe = json.loads(json.dumps(product.architecture))
     found = differences(dict(card.architecture), recipe, old_name="file", new_name="recipe")
-    # Dropout holds no weights, so fine-tuning may have another share.
-    found = [text for text in found if not text.startswith("config.dropout ")]
+    # These hold no weights, so fine-tuning may have others.
+    found = [text for text in found if not text.startswith(("config.dropout ", "config.slower_mm "))]
     if found:
         raise ModelError(
             f"{path} has another architecture: {'; '.join(found)}. Start from another, or change the recipe."
