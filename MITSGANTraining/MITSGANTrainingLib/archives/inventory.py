@@ -372,7 +372,7 @@ class _Stock:
             else:  # it may be a CT
                 self.failures.append(Failure(fact.path, str(error)))
             return
-        self.scans.append(_scan((fact, *data), "", math.prod(header.shape)))
+        self.scans.append(stock_files((fact, *data), "", math.prod(header.shape)))
 
     def _read_folder(
         self, folder: str, facts: Mapping[Path, FileFact], stamp: str, progress: Callable[[int], object]
@@ -429,7 +429,7 @@ class _Stock:
 
     def _take_scan(self, parts: Sequence[_Part]) -> None:
         uid = parts[0].uid
-        scan = _scan([fact for part in parts for fact in part.images], uid, sum(part.voxels for part in parts))
+        scan = stock_files([fact for part in parts for fact in part.images], uid, sum(part.voxels for part in parts))
         damaged = next((part.folder for part in parts if part.folder in self.damaged), None)
         # Of a sealed or signed series the files themselves say whether all of them are there.
         if damaged is None or self.protected is not False:
@@ -465,7 +465,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _scan(facts: Sequence[FileFact], uid: str, voxels: int) -> StockedScan:
+def stock_files(facts: Sequence[FileFact], uid: str = "", voxels: int = 0) -> StockedScan:
+    """Files that belong together, as a scan."""
     return StockedScan(tuple(fact.path for fact in facts), uid, voxels, sum(fact.size for fact in facts), _stamp(facts))
 
 

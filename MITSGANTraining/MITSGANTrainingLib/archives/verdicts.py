@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -28,11 +28,14 @@ from MITSGANLib.signature.dicom.digital_signature import (
     load_certificates,
     verify_images,
 )
+from MITSGANLib.signature.dicom.exam import ExamVerification, verify_exam
+from MITSGANLib.signature.study import StudyVerification, find_study_manifest, is_study_manifest, verify_study
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
-from .inventory import StockedScan, take_stock
+from .inventory import Inventory, StockedScan, take_stock
 from .restoration import without_companions
+from .studies import StockedMember, StockedStudy, take_signed_stock
 from .trees import Done, Record, ScanJob, Stage, Tell, TreeConfig, TreeReport, checked, found_series, work_through
 
 if TYPE_CHECKING:
@@ -47,7 +50,14 @@ VERDICTS = {
 }
 EXAMINED = {Outcome.INTACT: 0, Outcome.NOTHING_FOUND: 0, Outcome.CHANGED: 7, Outcome.CANNOT_TELL: 8}
 
-_MOST_TILES = 100
+OF_STUDY = "signed with its study"
+
+_KINDS = ("intact", "changed", "missing", "extra", "unchecked")
+_MOST_TILES = _MOST_FINDINGS = 100
+# Exit code, verdict, what is known, and warnings.
+_Judged = tuple[int, str, dict[str, Any], tuple[VolumeWarning, ...]]
+# Complete or not: all of it is to be judged.
+_ALL = functools.partial(take_stock, protected=None)
 
 
 class Trust(NamedTuple):
@@ -164,15 +174,16 @@ def examine_collection(config: VerdictConfig, stage: Stage | None = None, tell: 
         not answer.
     :raises OutputError: the output overlaps the tree, holds something else, or is in use by another run.
     """
-    return _judge(config, ExaminationReport(), _Examination, stage, tell)
+    return _judge(config, ExaminationReport(), _Examination, without_companions(_ALL), stage, tell)
 
 
 def verify_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
     """Verify every CT scan of a tree against its manifest and its signatures; as :func:`examine_collection`.
 
-    A scan that is not signed is a failure.
+    A study that is signed as a whole is verified as a whole. A scan that is not signed, nor part of one, is a failure.
     """
-    return _judge(config, VerificationReport(), _Verification, stage, tell)
+    take = functools.partial(take_signed_stock, take=_ALL)
+    return _judge(config, VerificationReport(), _Verification, take, stage, tell)
 
 
 def verification_code(
@@ -195,14 +206,34 @@ def verification_code(
     return INTACT if signatures.all_trusted else UNKNOWN_SIGNER
 
 
+def study_code(verification: StudyVerification, known: Collection[str] | Mapping[str, Any]) -> int:
+    """What the manifest of a whole study says, as the exit code."""
+    if not verification.is_intact:
+        return CHANGED
+    return INTACT if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
+
+
+def exam_code(verification: ExamVerification) -> int:
+    """What the document of a signed exam says, as the exit code."""
+    if verification.is_changed:
+        return CHANGED
+    if not verification.is_checked:
+        return NOT_CHECKED
+    return INTACT if verification.is_trusted else UNKNOWN_SIGNER
+
+
 def _judge(
-    config: VerdictConfig, report: VerdictReport, job: type[_Judgement], stage: Stage | None, tell: Tell | None
+    config: VerdictConfig,
+    report: VerdictReport,
+    job: type[_Judgement],
+    take: Callable[..., Inventory],
+    stage: Stage | None,
+    tell: Tell | None,
 ) -> VerdictReport:
     config = checked(config)
     files = {name: tuple(file.absolute() for file in getattr(config, name)) for name in ("public_keys", "certificates")}
     config = dataclasses.replace(config, watermark=config.watermark and config.watermark.absolute(), **files)
-    stock = functools.partial(take_stock, protected=None)
-    work_through(config, report, job, config.settings(), without_companions(stock), stage, tell)
+    work_through(config, report, job, config.settings(), take, stage, tell)
     return report
 
 
@@ -224,12 +255,16 @@ class _Judgement(ScanJob):
 
     def work(self) -> Done:
         started = time.monotonic()
-        code, verdict, result, warnings = self.judge(_contents(self.config.tree, self.scan))
+        code, verdict, result, warnings = self.judged()
         values = {"exit_code": code, "verdict": verdict, "result": result}
         return self.finish(lambda: ([], {**values, "warnings": tuple(one.name for one in warnings)}), started)
 
-    def judge(self, scan: ScanContents) -> tuple[int, str, dict[str, Any], tuple[VolumeWarning, ...]]:
-        """Exit code, verdict, what is known, and warnings of the scan."""
+    def judged(self) -> _Judged:
+        """What is said of the scan, once it is read."""
+        return self.judge(_contents(self.config.tree, self.scan))
+
+    def judge(self, scan: ScanContents) -> _Judged:
+        """What is said of the scan."""
         raise NotImplementedError
 
     def signatures(self, scan: ScanContents) -> tuple[Verification | None, ImageSignatures]:
@@ -243,7 +278,7 @@ class _Judgement(ScanJob):
 class _Examination(_Judgement):
     """One scan to examine."""
 
-    def judge(self, scan: ScanContents) -> tuple[int, str, dict[str, Any], tuple[VolumeWarning, ...]]:
+    def judge(self, scan: ScanContents) -> _Judged:
         trust = self.config.trust()
         verdict, _ = examine_contents(scan, *self.signatures(scan), key=trust.key, trusted=trust.signers)
         warnings = scan.volume.provenance.warnings if scan.volume else ()
@@ -252,11 +287,35 @@ class _Examination(_Judgement):
 
 
 class _Verification(_Judgement):
-    """One scan to verify."""
+    """One scan to verify, or a study that is signed as a whole."""
 
-    def judge(self, scan: ScanContents) -> tuple[int, str, dict[str, Any], tuple[VolumeWarning, ...]]:
+    def judged(self) -> _Judged:
+        if not isinstance(self.scan, StockedStudy):
+            return super().judged()
+        tree, trust = self.config.tree, self.config.trust()
+        folder, document = tree / self.scan.folder, tree / self.scan.document
+        manifest = find_study_manifest(document) if is_study_manifest(document) else None
+        if manifest:
+            verification = verify_study(folder, manifest)
+            code, parts = study_code(verification, trust.signers), (verification, *verification.series)
+        else:
+            verification = verify_exam(folder, document, trust.certificates)
+            code, parts = exam_code(verification), (verification,)
+        found = {kind: [name for part in parts for name in getattr(part, kind, ())] for kind in _KINDS}
+        findings = [{"kind": kind, "text": name} for kind in _KINDS[1:] for name in found[kind]]
+        result = {
+            "signed_by": self.scan.document,
+            **{kind: len(names) for kind, names in found.items()},
+            "findings": findings[:_MOST_FINDINGS],
+            "notes": list(verification.notes),
+        }
+        return code, VERDICTS[code], result, ()
+
+    def judge(self, scan: ScanContents) -> _Judged:
         verification, signatures = self.signatures(scan)
         if verification is None and not signatures.signed:
+            if isinstance(self.scan, StockedMember):
+                return INTACT, OF_STUDY, {}, ()
             raise InputError("It is not signed: it carries no manifest, and none lies beside it.")
         code = verification_code(verification, signatures, self.config.trust().signers)
         result = {"dicom_signatures": signatures.summary()}

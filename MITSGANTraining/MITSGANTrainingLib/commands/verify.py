@@ -30,12 +30,11 @@ from MITSGANLib.signature.verification import Verification, find_manifest, manif
 
 from ..archives.verdicts import (
     CHANGED,
-    INTACT,
-    NOT_CHECKED,
-    UNKNOWN_SIGNER,
     VERDICTS,
     VerdictConfig,
     VerificationReport,
+    exam_code,
+    study_code,
     verification_code,
     verify_collection,
 )
@@ -60,8 +59,9 @@ against its own manifest or signatures. RESULTS is a folder for what is found:
 mitsgan-collection.json is the summary, and .mitsgan records what is finished. To continue after a
 stop, or to verify what is new, run the same command again. It verifies a scan anew only if a file
 of it was touched, or with --overwrite, which trusts no record. A scan that is not signed is
-listed as failed. Documents of signed exams are not looked for. Exit code: the worst of all scans,
-in the order 7, 3, 8, 0.
+listed as failed. A study that is signed as a whole, by an exam's document in it or by a manifest
+beside its folder, is verified as a whole, and its scans need no signature of their own; --deidentified
+does not apply to it. Exit code: the worst of all scans, in the order 7, 3, 8, 0.
 """
 
 _EXIT_CODES = """\
@@ -182,8 +182,7 @@ def _study_manifest(options: argparse.Namespace) -> StudyManifest | None:
 def _verify_study(options: argparse.Namespace, manifest: StudyManifest, known: dict[str, Path]) -> int:
     with progress_bar("Reading", "instance") as progress:
         verification = verify_study(options.input, manifest, progress)
-    is_known = manifest.fingerprint in known
-    code = CHANGED if not verification.is_intact else INTACT if is_known else UNKNOWN_SIGNER
+    code, is_known = study_code(verification, known), manifest.fingerprint in known
     if options.json != "-":
         signer = str(known[manifest.fingerprint]) if is_known else f"an unknown key {manifest.fingerprint}"
         verdict = "Intact" if verification.is_intact else "CHANGED since it was signed"
@@ -198,12 +197,7 @@ def _verify_study(options: argparse.Namespace, manifest: StudyManifest, known: d
 def _verify_exam(options: argparse.Namespace, document: Path, trusted: list[Certificate]) -> int:
     with progress_bar("Reading", "instance") as progress:
         verification = verify_exam(options.input, document, trusted, progress)
-    if verification.is_changed:
-        code = CHANGED
-    elif not verification.is_checked:
-        code = NOT_CHECKED
-    else:
-        code = INTACT if verification.is_trusted else UNKNOWN_SIGNER
+    code = exam_code(verification)
     if options.json != "-":
         _say_exam(verification, code)
     result = {"input": options.input, "verdict": VERDICTS[code], "exam": verification.to_dict()}

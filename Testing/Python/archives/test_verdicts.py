@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from dicom_factory import ct_series, phantom_hu
 from MITSGANLib.files.storage import save_volume
 from MITSGANLib.keys.signing_keys import new_signing_key, public_key_path, save_signing_key
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY
+from MITSGANTrainingLib.archives.verdicts import OF_STUDY
 from MITSGANTrainingLib.commandline import main
-from tree_data import contents, outputs
+from tree_data import contents, make_signer, outputs
 
 SHAPE = (3, 40, 36)
 SPACING = (8.0, 8.0, 2.5)
@@ -154,6 +156,86 @@ class TestVerify:
             with pytest.raises(SystemExit):
                 main(["verify", *arguments])
         assert not (tmp_path / "results").exists()
+
+
+class TestStudies:
+    """Studies that are signed as a whole, beside a series that is signed alone."""
+
+    @pytest.fixture
+    def signer(self, tmp_path) -> tuple[Path, Path]:
+        return make_signer(tmp_path, "signer", ec.generate_private_key(ec.SECP256R1()))
+
+    @pytest.fixture
+    def studies(self, signed, signer, key, tmp_path) -> Path:
+        tree = tmp_path / "studies"
+        for number, name in enumerate(("exam", "archive/1", "study", "pixels")):
+            ct_series(phantom_hu(SHAPE, number), spacing=SPACING).write(tree / name)
+        options = ["--dicom-key", str(signer[0]), "--certificate", str(signer[1])]
+        assert main(["sign", str(tree / "exam"), "--exam", *options]) == 0
+        assert main(["sign", str(tree / "archive"), "--exam", *options]) == 0
+        (tree / "archive" / "2").mkdir()
+        (tree / "archive" / "signed-exam.dcm").rename(tree / "archive" / "2" / "1")
+        for name, option in (("study", "--study"), ("pixels", "--pixels-only")):
+            assert main(["sign", str(tree / name), option, "--key", str(key)]) == 0
+        shutil.copytree(signed / "cd", tree / "alone")
+        return tree
+
+    @pytest.fixture
+    def verified(self, studies, signer, key, tmp_path):
+        trust = ["--public-key", public_key_path(key), "--certificate", signer[1]]
+
+        def verify() -> tuple[int, dict[str, str]]:
+            code, rows = judged("verify", studies, tmp_path / "results", *trust)
+            return code, {row["source"]: row["verdict"] for row in rows.values() if row["verdict"] != OF_STUDY}
+
+        return verify
+
+    def test_untouched_each_is_one_row(self, verified, tmp_path):
+        expected = dict.fromkeys(("exam", "archive", "study", "pixels", "alone"), "intact")
+        assert verified() == (0, expected)
+        assert verified() == (0, expected)
+        summary = json.loads((tmp_path / "results" / SUMMARY).read_text())
+        assert summary["counts"] == summary["counts"] | {"verified": 9, "verified_by_an_earlier_run": 9, "failed": 0}
+
+    @pytest.mark.parametrize("name", ["exam", "archive", "study", "pixels"])
+    @pytest.mark.parametrize("change", ["missing", "extra"])
+    def test_a_missing_and_an_added_slice_show(self, studies, verified, tmp_path, name, change):
+        assert verified()[0] == 0
+        slices = sorted(path for path in (studies / name).rglob("*-00*"))
+        if change == "missing":
+            slices[1].unlink()
+        else:
+            image = pydicom.dcmread(slices[1])
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+            image.ImagePositionPatient[2] += 500
+            image.save_as(slices[1].with_name("added"))
+        code, found = verified()
+        assert (code, {source for source, verdict in found.items() if verdict == "changed"}) == (7, {name})
+        rows = json.loads((tmp_path / "results" / SUMMARY).read_text())["verified"]
+        (row,) = (row for row in rows if row["verdict"] == "changed")
+        assert [one["kind"] for one in row["findings"]] == [change]
+        assert row["intact"] == (2 if change == "missing" else 3)
+
+    def test_without_its_document_a_study_is_not_signed_any_more(self, studies, verified, tmp_path):
+        assert verified()[0] == 0
+        (studies / "exam" / "signed-exam.dcm").unlink()
+        code, found = verified()
+        assert (code, set(found)) == (3, {"archive", "study", "pixels", "alone"})
+        (failure,) = json.loads((tmp_path / "results" / SUMMARY).read_text())["failed"]
+        assert failure["source"] == "exam"
+        assert "not signed" in failure["reason"]
+
+    def test_a_study_that_is_gone_is_named(self, studies, verified, tmp_path):
+        shutil.rmtree(studies / "study")
+        assert verified()[0] == 3
+        (failure,) = json.loads((tmp_path / "results" / SUMMARY).read_text())["failed"]
+        assert failure["source"] == "study"
+
+    def test_an_unknown_signer_is_told(self, studies, tmp_path):
+        code, rows = judged("verify", studies, tmp_path / "results")
+        assert code == 8
+        verdicts = {row["verdict"] for row in rows.values()}
+        assert verdicts == {"intact, unknown signer", OF_STUDY}
 
 
 class TestExamine:

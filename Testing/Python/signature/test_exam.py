@@ -15,8 +15,6 @@ import dicom_factory
 import numpy as np
 import pydicom
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.keys.signing_keys import new_signing_key
@@ -26,25 +24,12 @@ from MITSGANLib.signature.signing import Signers, sign_scan
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from tree_data import make_signer
 
 CHANGED, NOT_CHECKED, UNKNOWN = 7, 3, 8
 STUDY = generate_uid(prefix=None)
 SLICES = 3
 IMAGES = tuple(f"{series}/slice-{k:03d}" for series in ("lung", "soft") for k in range(SLICES))
-
-
-def make_signer(folder: Path, name: str, key: object) -> tuple[Path, Path]:
-    """(private key, certificate) files."""
-    now, who = datetime.datetime.now(datetime.UTC), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    day = datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number(), now - day, now + day)
-    made = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    pem = serialization.Encoding.PEM
-    (folder / f"{name}.crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / f"{name}.key").write_bytes(private)
-    (folder / f"{name}.key").chmod(0o600)
-    return folder / f"{name}.key", folder / f"{name}.crt"
 
 
 @pytest.fixture(scope="module")

@@ -294,14 +294,17 @@ def exam_documents(scan: DicomScan) -> tuple[Path, ...]:
     """The documents of signed exams in a folder."""
     headers = [header for series in scan.series for header in series.headers]
     selections = [header.path for header in headers if header.text("SOPClassUID") == KEY_OBJECT_SELECTION]
-    return tuple(path for path in selections if _is_titled(path))
+    return tuple(path for path in selections if is_exam_document(path))
 
 
-def _is_titled(path: Path) -> bool:
+def is_exam_document(path: Path) -> bool:
+    """Whether a DICOM file is the document of a signed exam, valid or not."""
     with quiet_pydicom():
         try:
-            code = read_dataset(path).ConceptNameCodeSequence[0]
-            return (code.CodeValue, code.CodingSchemeDesignator) == TITLE[:2]
+            document = read_dataset(path)
+            code = document.ConceptNameCodeSequence[0]
+            is_titled = (code.CodeValue, code.CodingSchemeDesignator) == TITLE[:2]
+            return is_titled and document.SOPClassUID == KEY_OBJECT_SELECTION
         except Exception:  # noqa: BLE001 - a damaged document is no document
             return False
 
