@@ -98,23 +98,29 @@ def show_comparison(
     # New views get their size now; the zoom below depends on it.
     slicer.app.processEvents()
     set_window(volumes.values(), window)
-    for name, slice_node, composite in _views():
-        # What these views are labeled with is what they show, whatever volume the user loads meanwhile.
-        composite.SetDoPropagateVolumeSelection(False)
+    views = _views()
+    for _name, _slice_node, composite in views:
         composite.SetLinkedControl(False)
-        composite.SetForegroundVolumeID(_id(heatmaps.get(name)))
-        composite.SetBackgroundVolumeID(_id(volumes.get(name)))
-        composite.SetLabelVolumeID(None)
-        if volumes.get(name):
-            slice_node.RotateToVolumePlane(volumes[name])
-        if target_ras is not None:
-            _zoom(slice_node, _ZOOM_MM)
-            slice_node.JumpSliceByCentering(*target_ras)
-        elif volumes.get(name):
-            _fit(slice_node, volumes[name])
-        composite.SetLinkedControl(True)
-        # Also while the mouse moves, not only when it is let go.
-        composite.SetHotLinkedControl(True)
+    for name, slice_node, composite in views:
+        # Together: Slicer writes its annotations anew, and draws, after each single change.
+        with slicer.util.NodeModify(composite), slicer.util.NodeModify(slice_node):
+            # What these views are labeled with is what they show, whatever volume the user loads meanwhile.
+            composite.SetDoPropagateVolumeSelection(False)
+            composite.SetForegroundVolumeID(_id(heatmaps.get(name)))
+            composite.SetBackgroundVolumeID(_id(volumes.get(name)))
+            composite.SetLabelVolumeID(None)
+            if volumes.get(name):
+                slice_node.RotateToVolumePlane(volumes[name])
+            if target_ras is not None:
+                _zoom(slice_node, _ZOOM_MM)
+                slice_node.JumpSliceByCentering(*target_ras)
+            elif volumes.get(name):
+                _fit(slice_node, volumes[name])
+    for _name, _slice_node, composite in views:
+        with slicer.util.NodeModify(composite):
+            composite.SetLinkedControl(True)
+            # Also while the mouse moves, not only when it is let go.
+            composite.SetHotLinkedControl(True)
     plot_view = plot_view_node()
     if plot_view is not None:
         plot_view.SetDoPropagatePlotChartSelection(False)
@@ -178,11 +184,12 @@ def show_heatmaps(
     """Show or hide the overlays in the comparison views."""
     for name, _slice_node, composite in _views():
         node = heatmaps.get(name)
-        composite.SetForegroundVolumeID(_id(node))
-        # Or Slicer, where that is not its default, shows the scan beyond the overlay's box at half its brightness.
-        composite.SetClipToBackgroundVolume(True)
-        composite.SetForegroundOpacity(opacity if visible and node else 0.0)
-        composite.SetCompositing(composite.Alpha)
+        with slicer.util.NodeModify(composite):
+            composite.SetForegroundVolumeID(_id(node))
+            # Or Slicer, where that is not its default, shows the scan beyond the overlay's box at half its brightness.
+            composite.SetClipToBackgroundVolume(True)
+            composite.SetForegroundOpacity(opacity if visible and node else 0.0)
+            composite.SetCompositing(composite.Alpha)
 
 
 def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = False) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
@@ -27,9 +29,9 @@ from .layout import VIEWS, set_window, show_in_ordinary_views
 from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
+    SOURCE_CHECKSUM_ATTRIBUTE,
     SYNTHETIC_ATTRIBUTE,
     node_from_volume,
-    remove_result,
     require_ct,
     require_in_scene,
     scan_from_node,
@@ -66,9 +68,9 @@ def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slice
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
 
     def work(_report: Any) -> CTVolume:
-        from ..scan.phantom import thorax_phantom
+        from ..scan.phantom import sample_phantom
 
-        return thorax_phantom().volume
+        return sample_phantom().volume
 
     node = node_from_volume(compute(work, progress), _("Synthetic thorax"))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "true")
@@ -113,19 +115,23 @@ def protect_node(
     """
     volume = scan_from_node(node)
 
-    def work(report: Any) -> CTVolume:
+    def work(report: Any) -> tuple[CTVolume, str]:
         # Imports torch, which the panel may have installed only now.
         from ..protection import protector
 
         # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
-        return protector.protect(
-            require_ct(volume), model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
+        scan = require_ct(volume)
+        protected = protector.protect(
+            scan, model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
         )
+        return protected, _checksum(scan)
 
-    protected = compute(work, progress)
+    protected, checksum = compute(work, progress)
     require_in_scene(node)
     logger.info("MITSGAN protected %s", node.GetID())
-    return node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node)
+    made = node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node)
+    made.SetAttribute(SOURCE_CHECKSUM_ATTRIBUTE, checksum)
+    return made
 
 
 def watermark_node(
@@ -165,14 +171,16 @@ def attack_nodes(
     :param ras: target in world coordinates (RAS, mm).
     :param action: "inject" or "remove" a nodule.
     :param attacker: name of an installed attacker, a folder of attacker files, or an Attacker.
-    :param replaces: results of an earlier attack, which go when those of this one are there.
+    :param replaces: results of an earlier attack, whose names those of this one take; remove them once they are no
+        longer displayed.
     """
-    scans = matching_scans(source_node, protected_node)
+    scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
     kji = voxel_from_ras(source_node, ras)
 
     def work(report: Any) -> list[CTVolume]:
         from ..attack.attacker import simulate_attack
 
+        _require_unchanged(scans[0], checksum)
         ready = _attacker(attacker, action)
         attacked = []
         for scan in map(require_ct, scans):
@@ -185,7 +193,7 @@ def attack_nodes(
     require_in_scene(source_node, protected_node)
     logger.info("MITSGAN simulated an attack (%s) on %s, %s", action, source_node.GetID(), protected_node.GetID())
     for node in filter(None, replaces):
-        remove_result(node)
+        node.SetName(_("{name} before").format(name=node.GetName()))
     name = _("{name} nodule injected by {by}") if action == "inject" else _("{name} nodule removed by {by}")
     source_attacked, protected_attacked = (
         node_from_volume(attacked, name.format(name=node.GetName(), by=_attacker_name(attacked)), node)
@@ -212,11 +220,13 @@ def compare_nodes(
     :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
     scans = [*matching_scans(source_node, protected_node), *map(scan_from_node, attacked_nodes)]
+    checksum = _recorded_checksum(protected_node)
 
     def work(report: Any) -> Any:
         from ..measure.attack_effect import measure_effect
         from ..measure.lpips_distance import load_lpips
 
+        _require_unchanged(scans[0], checksum)
         volumes = [require_ct(scan) for scan in scans]
         effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
         return effect, differences(dict(zip(VIEWS, volumes, strict=False)))
@@ -268,7 +278,7 @@ def save_report(
     :param progress: called with the stage, steps done and in all.
     """
     path = Path(path)
-    scans = matching_scans(source_node, protected_node)
+    scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
     kji = voxel_from_ras(source_node, ras)
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
@@ -279,6 +289,7 @@ def save_report(
         from ..runtime import devices
         from ..scan.targets import Target
 
+        _require_unchanged(scans[0], checksum)
         volume, protected = map(require_ct, scans)
         demonstration = demonstrate(
             volume,
@@ -306,6 +317,28 @@ def _attacker(attacker: Any, action: str) -> Any:
     from ..attack.attacker import Attacker, load_attacker
 
     return attacker if isinstance(attacker, Attacker) else load_attacker(attacker, action)
+
+
+def _checksum(scan: CTVolume) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(scan.hu)):08x}"
+
+
+def _recorded_checksum(protected_node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
+    """That of the voxels that a volume was made from; None where it was not made here."""
+    return protected_node.GetAttribute(SOURCE_CHECKSUM_ATTRIBUTE)
+
+
+def _require_unchanged(scan: CTVolume, checksum: str | None) -> None:
+    """
+    :raises InputError: the scan's voxels are not those that the protected version was made from.
+    """
+    if checksum and _checksum(scan) != checksum:
+        raise InputError(
+            _(
+                "The scan shows other voxels than when it was protected, as another frame of a sequence does. Show "
+                "those, or protect again."
+            )
+        )
 
 
 def matching_scans(

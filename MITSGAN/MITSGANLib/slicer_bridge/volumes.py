@@ -39,6 +39,8 @@ SIMULATED_ATTACK_ATTRIBUTE = "MITSGAN.SimulatedAttack"
 SIMULATED_ATTACK_MARK = "simulated attack"
 SYNTHETIC_ATTRIBUTE = "MITSGAN.Synthetic"
 DIFFERENCE_ATTRIBUTE = "MITSGAN.DifferenceLimitHU"
+# Of the voxels that a protected volume was made from: the source's node may show others by now.
+SOURCE_CHECKSUM_ATTRIBUTE = "MITSGAN.SourceCRC32"
 # The node that a result was computed from; a node reference, so that it survives saving and renaming.
 SOURCE_ROLE = "MITSGAN.Source"
 # Of labels and view bars of whatever shows a simulated attack; orange is no color of an anatomical plane in Slicer.

@@ -457,6 +457,22 @@ def test_a_double_click_does_not_cancel(loaded, monkeypatch):
     assert loaded._parameterNode.protectedVolume is not None
 
 
+@pytest.mark.parametrize("step", ["attack", "compare"])
+def test_another_frame_of_the_scan_is_neither_attacked_nor_compared(loaded, scan, step):
+    ui = loaded.ui
+    ui.protectButton.click()
+    place_target(loaded, scan.nodule_kji)
+    source = loaded._parameterNode.sourceVolume
+    hu(source)[0, 0, 0] += 7
+    source.GetImageData().Modified()
+    before = node_names()
+    click_failing(ui.simulateAttackButton if step == "attack" else ui.compareButton, "another frame of a sequence")
+    assert node_names() == before
+    hu(source)[0, 0, 0] -= 7
+    ui.simulateAttackButton.click()
+    assert loaded._parameterNode.sourceAttacked is not None
+
+
 @pytest.mark.parametrize("name", ["source", "protected"])
 def test_deleting_its_volume_ends_the_work(loaded, name):
     ui = loaded.ui
@@ -1013,6 +1029,20 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
     assert parameters.volume is parameters.sourceVolume is None
     wait_until(lambda: "a sample" in loaded.ui.inspectionLabel.text)
     assert slicer.mrmlScene.IsNodePresent(other)
+
+
+@pytest.mark.parametrize("kind", ["vtkMRMLVectorVolumeNode", "vtkMRMLLabelMapVolumeNode"])
+def test_nothing_is_said_of_a_scan_while_something_else_is_shown(panel, scan, kind):
+    node = add_scan(panel, scan.volume)
+    shape = (8, 8, 8, 3) if "Vector" in kind else (8, 8, 8)
+    other = slicer.util.addVolumeFromArray(np.zeros(shape, np.uint8), name="Other", nodeClassName=kind)
+    for composite in ordinary_composites():
+        composite.SetBackgroundVolumeID(other.GetID())
+    wait_until(lambda: "No CT is shown" in panel.ui.stateLabel.text)
+    assert not panel.ui.protectButton.enabled
+    for composite in ordinary_composites():
+        composite.SetBackgroundVolumeID(node.GetID())
+    wait_until(lambda: "No record of protection" in panel.ui.stateLabel.text)
 
 
 def test_a_volume_that_is_loaded_while_none_is_selected_is_selected(panel, scan):

@@ -23,6 +23,7 @@ from ..targets import (
     target_events,
     target_from_markups,
 )
+from ..volumes import remove_result
 from . import sentences
 from .shared import Panel, Section, select
 
@@ -113,6 +114,7 @@ class AttackSection(Section):
         panel, parameters = self._panel, self._panel.parameters
         is_folder = parameters.attacker not in available_attackers()
         panel.ensure_packages(*KEYS, *NETWORKS, *(("h5py",) if is_folder else ()))
+        before = [node for node in (parameters.sourceAttacked, parameters.protectedAttacked) if node]
         source, protected = panel.logic.simulateAttack(
             parameters.sourceVolume,
             parameters.protectedVolume,
@@ -120,7 +122,7 @@ class AttackSection(Section):
             parameters.action,
             parameters.attacker,
             device=parameters.device,
-            replaces=(parameters.sourceAttacked, parameters.protectedAttacked),
+            replaces=before,
             progress=progress,
         )
         self._examine.discard(parameters)
@@ -129,6 +131,9 @@ class AttackSection(Section):
         show_in_ordinary_views(protected)
         parameters.volume = protected
         self._compare.show()
+        # Now: a volume that goes while views show it makes each of them look for another.
+        for node in before:
+            remove_result(node)
         panel.jobs.say(_("The attacked, protected volume is selected: examine it to see whether the attack shows."))
 
     def _on_attacker_changed(self, index: int) -> None:

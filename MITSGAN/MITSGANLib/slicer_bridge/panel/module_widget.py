@@ -92,7 +92,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneStartClose(self, _caller: Any, _event: Any) -> None:
         """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
-        self.panel.jobs.cancel()
+        self.panel.jobs.cancel(_("Canceled: the scene was closed."))
         self.exit()
         self.panel.scene_closes()
 

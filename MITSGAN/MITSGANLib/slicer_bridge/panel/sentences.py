@@ -145,7 +145,7 @@ def about_state(
     :param has_open_watermark: whether it was seen in the voxels; None where that is not known.
     """
     if node is None:
-        return StateWords(Tone.NONE, _("<b>No volume is shown</b>"))
+        return StateWords(Tone.NONE, _("<b>No CT is shown</b>"))
     try:
         history = Provenance(steps=steps_of(node))
     except MITSGANError as error:

@@ -189,8 +189,9 @@ class VolumeSection(Section):
         if self._panel.is_closed or not parameters or slicer.mrmlScene.IsBatchProcessing():
             return
         shown = displayed_volume()
-        if shown is not None and shown is not parameters.volume and _may_be_scan(shown):
-            parameters.volume = shown
+        if shown is not None and shown is not parameters.volume and not shown.GetAttribute(DIFFERENCE_ATTRIBUTE):
+            # Of a color image or a label map nothing can be said, and nothing may be said of another volume.
+            parameters.volume = shown if shown.GetClassName() == "vtkMRMLScalarVolumeNode" else None
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_node_added(self, scene: Any, _event: Any, node: Any) -> None:
@@ -216,11 +217,6 @@ class VolumeSection(Section):
             if getattr(parameters, name) is node:
                 setattr(parameters, name, None)
                 self._panel.jobs.cancel(_("Canceled: the volume was removed from the scene."))
-
-
-def _may_be_scan(node: slicer.vtkMRMLVolumeNode) -> bool:
-    """Whether a displayed node is a scalar volume, no label map, no vector volume and no heatmap."""
-    return node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute(DIFFERENCE_ATTRIBUTE)
 
 
 def _identity(node: Any) -> tuple[str, int] | None:
