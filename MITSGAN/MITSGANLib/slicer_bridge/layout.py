@@ -22,6 +22,7 @@ PREVIOUS_LAYOUT_ATTRIBUTE = "MITSGAN.PreviousLayout"
 # Linked views act on all views of their group, so the comparison must not share the group of the ordinary views.
 _VIEW_GROUP = 14771
 _PLOT, _TABLE = "MITSGANPlot", "MITSGANTable"
+_FIGURES = {"vtkMRMLPlotViewNode": _PLOT, "vtkMRMLTableViewNode": _TABLE}
 _ZOOM_MM = 120.0
 
 
@@ -59,8 +60,8 @@ def layout_description() -> str:
             _property(node, "viewcolor", VIEWS[name].color)
             _property(node, "viewgroup", str(_VIEW_GROUP))
     figures = _layout("vertical", _item(tabs, name=_("Figures")))
-    _view(_item(figures), "vtkMRMLPlotViewNode", _PLOT, "F")
-    _view(_item(figures), "vtkMRMLTableViewNode", _TABLE, "T")
+    for (class_name, tag), label in zip(_FIGURES.items(), "FT", strict=True):
+        _view(_item(figures), class_name, tag, label)
     return ElementTree.tostring(tabs, encoding="unicode")
 
 
@@ -70,6 +71,26 @@ def register_layout() -> slicer.vtkMRMLLayoutNode | None:
     if node is not None and not node.IsLayoutDescription(COMPARISON_LAYOUT):
         node.AddLayoutDescription(COMPARISON_LAYOUT, layout_description())
     return node
+
+
+def prepare_view() -> bool:
+    """Make one of the comparison's views that does not exist yet; whether there was one.
+
+    Slicer makes those of a layout all together, and stands still for a second.
+    """
+    scene = slicer.mrmlScene
+    kinds = [*(("vtkMRMLSliceNode", view.tag) for view in VIEWS.values()), *_FIGURES.items()]
+    for class_name, tag in kinds:
+        if scene.GetSingletonNode(tag, class_name) is None:
+            # As Slicer's layout logic does; it knows the orientations by name.
+            node = scene.CreateNodeByClass(class_name)
+            node.UnRegister(None)
+            node.SetSingletonTag(tag)
+            node.SetLayoutName(tag)
+            node.SetName(tag)
+            scene.AddNode(node)
+            return True
+    return False
 
 
 def show_comparison(
@@ -90,10 +111,12 @@ def show_comparison(
     if layout is None:
         return
     if layout.GetViewArrangement() != COMPARISON_LAYOUT:
-        layout.SetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE, str(layout.GetViewArrangement()))
-        # Or the layout would show that view alone.
-        layout.RemoveAllMaximizedViewNodes()
-        layout.SetViewArrangement(COMPARISON_LAYOUT)
+        # Together: Slicer lays out its views anew after each single change.
+        with slicer.util.NodeModify(layout):
+            layout.SetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE, str(layout.GetViewArrangement()))
+            # Or the layout would show that view alone.
+            layout.RemoveAllMaximizedViewNodes()
+            layout.SetViewArrangement(COMPARISON_LAYOUT)
     _open_first_tab()
     # New views get their size now; the zoom below depends on it.
     slicer.app.processEvents()
@@ -346,4 +369,5 @@ def _view(parent: ElementTree.Element, class_name: str, tag: str, label: str) ->
 
 
 def _property(parent: ElementTree.Element, name: str, value: str) -> None:
-    ElementTree.SubElement(parent, "property", name=name, action="default").text = value
+    # Without an action: also of views that were made before the layout was shown.
+    ElementTree.SubElement(parent, "property", name=name).text = value

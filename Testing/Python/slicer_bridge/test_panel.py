@@ -1031,6 +1031,21 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
     assert slicer.mrmlScene.IsNodePresent(other)
 
 
+def test_the_views_of_a_demonstration_are_made_one_after_the_other(loaded, scan):
+    tags = {view.tag for view in VIEWS.values()}
+
+    def made():
+        return [node.GetLayoutName() for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")]
+
+    loaded.ui.attackCollapsibleButton.collapsed = False
+    seen = []
+    wait_until(lambda: seen.append(len(tags & set(made()))) or seen[-1] == len(tags))
+    assert sorted(set(seen)) == [0, 1, 2, 3, 4]
+    attack(loaded, scan)
+    assert len(made()) == len(set(made())), "the layout takes those"
+    assert all(node.GetBackgroundVolumeID() for node in composites().values())
+
+
 @pytest.mark.parametrize("kind", ["vtkMRMLVectorVolumeNode", "vtkMRMLLabelMapVolumeNode"])
 def test_nothing_is_said_of_a_scan_while_something_else_is_shown(panel, scan, kind):
     node = add_scan(panel, scan.volume)

@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...attack.installed import available_attackers
-from ..layout import show_in_ordinary_views
+from ..layout import prepare_view, show_in_ordinary_views
 from ..packages import KEYS, NETWORKS
 from ..targets import (
     interaction_node,
@@ -30,6 +30,9 @@ from .shared import Panel, Section, select
 if TYPE_CHECKING:
     from .compare import CompareSection
     from .examine import ExamineSection
+
+
+_VIEWS_MILLISECONDS = 200
 
 
 class AttackSection(Section):
@@ -51,6 +54,8 @@ class AttackSection(Section):
         ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
         ui.placeTargetButton.connect("clicked()", self.place_target)
         ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
+        self._views_timer = panel.timer(_VIEWS_MILLISECONDS, self._prepare_view)
+        ui.attackCollapsibleButton.connect("contentsCollapsed(bool)", self._on_folded)
         panel.add_control(
             ui.protectedVolumeSelector,
             ui.placeTargetButton,
@@ -87,6 +92,7 @@ class AttackSection(Section):
 
     def leave(self) -> None:
         """Let clicks in views do what they did before, and observe no target any more."""
+        self._views_timer.stop()
         stop_placing(self._observed)
         self._observe(None)
 
@@ -125,16 +131,26 @@ class AttackSection(Section):
             replaces=before,
             progress=progress,
         )
-        self._examine.discard(parameters)
-        self._compare.discard(parameters)
-        parameters.sourceAttacked, parameters.protectedAttacked = source, protected
-        show_in_ordinary_views(protected)
-        parameters.volume = protected
+        with panel.changing():
+            self._examine.discard(parameters)
+            self._compare.discard(parameters)
+            parameters.sourceAttacked, parameters.protectedAttacked = source, protected
+            show_in_ordinary_views(protected)
+            parameters.volume = protected
         self._compare.show()
         # Now: a volume that goes while views show it makes each of them look for another.
         for node in before:
             remove_result(node)
         panel.jobs.say(_("The attacked, protected volume is selected: examine it to see whether the attack shows."))
+
+    def _on_folded(self, folded: bool) -> None:
+        # Whoever opens the demonstration will want to compare.
+        if not folded and self._panel.parameters:
+            self._views_timer.start()
+
+    def _prepare_view(self) -> None:
+        if not slicer.app.layoutManager() or not prepare_view():
+            self._views_timer.stop()
 
     def _on_attacker_changed(self, index: int) -> None:
         if self._panel.parameters and index >= 0:

@@ -116,8 +116,9 @@ class CompareSection(Section):
             threshold=parameters.heatmapThresholdPercent / 100,
             progress=progress,
         )
-        self.discard(parameters)
-        self._keep(parameters, result)
+        with panel.changing():
+            self.discard(parameters)
+            self._keep(parameters, result)
         self.show()
         panel.jobs.say(_("The figures are on the tab beside the images; a click into the plot goes to its slice."))
 

@@ -96,12 +96,13 @@ class ProtectSection(Section):
         self._panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
         # Another source may have been selected by a script or another module meanwhile.
         if parameters.sourceVolume is source:
-            self._examine.discard(parameters)
-            self._compare.discard(parameters)
-            parameters.sourceAttacked = parameters.protectedAttacked = None
-            parameters.protectedVolume = protected
-            show_in_ordinary_views(protected)
-            parameters.volume = protected
+            with self._panel.changing():
+                self._examine.discard(parameters)
+                self._compare.discard(parameters)
+                parameters.sourceAttacked = parameters.protectedAttacked = None
+                parameters.protectedVolume = protected
+                show_in_ordinary_views(protected)
+                parameters.volume = protected
             self._compare.refill()
 
     def _add_model(self, name: str, words: tuple[str, str]) -> None:

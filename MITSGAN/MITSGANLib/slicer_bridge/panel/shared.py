@@ -98,8 +98,8 @@ class Panel:
         self.parameters: Any = None
         self.inspection: Inspection | None = None
         self.has_open_watermark: bool | None = None
-        self.inquiry = Inquiry(self.timer, self._on_answer)
-        self.is_closed = False
+        self.inquiry = Inquiry(self.timer, self._refresh_if_open)
+        self.is_closed = self._is_changing = False
         self.sections: Sequence[Section] = ()
         self._controls: list[_Control] = []
 
@@ -107,9 +107,21 @@ class Panel:
 
     def refresh(self) -> None:
         """Show what the parameter node says."""
+        if self._is_changing:
+            return
         for section in self.sections:
             section.refresh()
         self.changed()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Show the parameter node once, after several changes of it: each time takes a tenth of a second."""
+        self._is_changing = True
+        try:
+            yield
+        finally:
+            self._is_changing = False
+            self._refresh_if_open()
 
     def changed(self) -> None:
         """Let texts and buttons follow what has changed."""
@@ -159,7 +171,7 @@ class Panel:
         for section in self.sections:
             section.close()
 
-    def _on_answer(self) -> None:
+    def _refresh_if_open(self) -> None:
         if self.parameters and not self.is_closed:
             self.refresh()
 
