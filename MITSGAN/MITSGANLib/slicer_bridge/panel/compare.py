@@ -19,6 +19,7 @@ from ..layout import (
     restore_layout,
     set_layout,
     set_window,
+    show_heatmaps,
 )
 from ..privacy import path_kept_from_log
 from ..tables import table_text
@@ -180,6 +181,8 @@ class CompareSection(Section):
 
     def discard(self, parameters: Any) -> None:
         """Remove the results of the last comparison: they are not of the volumes that are selected now."""
+        # First: a volume that goes while views show it makes each of them look for another.
+        show_heatmaps({}, visible=False, opacity=0.0)
         for node in (
             parameters.protectionHeatmap,
             parameters.sourceAttackedHeatmap,
