@@ -22,11 +22,11 @@ from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.gradient_search import protect_by_gradient
-from MITSGANTrainingLib.evaluation.jury import Jury
 
 SEED = 13
 REACH_MM = 12.0

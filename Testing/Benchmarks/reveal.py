@@ -36,11 +36,11 @@ from MITSGANLib.examination.copies import touch_up_edge
 from MITSGANLib.examination.examiner import Examination, examine
 from MITSGANLib.examination.verdict import ChangedPlace
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.data.nodules import Nodules
-from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile
 

@@ -26,6 +26,7 @@ import torch
 from MITSGANLib.attack.attacker import Attacker, attack_patch, check_target, load_attacker
 from MITSGANLib.errors import MITSGANError, TargetError
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.keys.key_files import Key
 from MITSGANLib.protection.protector import Protector, load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions
@@ -33,7 +34,6 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
-from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, apart, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.watermark_check import APART_MM
 from MITSGANTrainingLib.training.judge import area_under_curve

@@ -27,6 +27,7 @@ from .noise_controls import noise_in_boxes
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
+    from ..judges.jury import Verdict
 
 CLEAN, PROTECTED, NOISE = "clean", "protected", "noise"
 
@@ -128,6 +129,7 @@ class AttackEffect:
     :param forgery: the attack's own change, and how far protection and noise move it, in the middle.
     :param noise_slice: the target's slice (rows, columns) int16 HU of the first noise draw, attacked; None without.
     :param watermark: what is left of the protected scan's watermark there; None where that carries none.
+    :param verdicts: what judges say the attack came to, by arm; of noise one for each draw. None without an attacker.
     """
 
     kji: tuple[int, int, int]
@@ -137,6 +139,15 @@ class AttackEffect:
     forgery: ForgeryEffect
     noise_slice: np.ndarray | None = None
     watermark: Place | None = None
+    verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
+
+    def succeeded(self, arm: str) -> tuple[int, int] | None:
+        """How many attacks on an arm reach their finding and pass the forensic judge, and of how many.
+
+        None where none was judged, or there was nothing to reach: a nodule before an injection, none before a removal.
+        """
+        found = [verdict.succeeded for verdict in self.verdicts.get(arm, ())]
+        return (sum(found), len(found)) if found and None not in found else None
 
     def in_middle(self, compared: str) -> Comparison:
         """The comparison of this pair in the middle that the attacker's network made up."""
@@ -156,8 +167,15 @@ class AttackEffect:
         own, moved = self.forgery.own.rmse.value, self.forgery.share(PROTECTED)
         return (
             f"the attack changed its middle 20 mm by RMSE {own:.1f} HU; of that the forgery was moved "
-            f"{0 if moved is None else moved:.1%} by protection{noise}"
+            f"{0 if moved is None else moved:.1%} by protection{noise}{self._success}"
         )
+
+    @property
+    def _success(self) -> str:
+        arms = {"unprotected": CLEAN, "protected": PROTECTED, "with noise": NOISE}
+        found = {words: pair for words, arm in arms.items() if (pair := self.succeeded(arm))}
+        counts = ", ".join(f"{words} {hits} of {count}" for words, (hits, count) in found.items())
+        return f"; for the judges it succeeds {counts}" if counts else ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, every figure with its definition."""
@@ -167,6 +185,7 @@ class AttackEffect:
             "attack_rmse_hu": self.forgery.own.rmse.value,
             "relative_forgery_change": {arm: self.forgery.share(arm) for arm in (PROTECTED, NOISE)},
             "noise_draws": list(self.forgery.noise_shares),
+            "verdicts": {arm: [verdict.to_dict() for verdict in found] for arm, found in self.verdicts.items()},
             "pairs": [{"compared": pair.compared, **pair.comparison.to_dict()} for pair in self.pairs],
             "watermark": self.watermark and self.watermark.to_dict(),
         }
@@ -298,10 +317,12 @@ def measure_attack(
             found.append(ComparedPair(compared, compare(reference, other, region=region, lpips=lpips)))
         report(step, _ATTACK_STEPS)
     in_middle = {pair.compared: pair.comparison for pair in found}  # the last of each pair
+    verdicts = _verdicts(source, attack, {CLEAN: source_attacked, PROTECTED: protected_attacked}) if attacker else {}
     draws: list[Comparison] = []
     noise_slice = None
     for noise in _attacked_noise(source, protected, attack, attacker, device):
         draws.append(compare(source_attacked, noise, region=places.middle))
+        verdicts[NOISE] = verdicts.get(NOISE, ()) + _verdicts(source, attack, {NOISE: noise})[NOISE]
         noise_slice = noise.hu[attack.kji[0]].copy() if noise_slice is None else noise_slice
         report(len(steps) + len(draws), _ATTACK_STEPS)
     found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(draws, start=1)]
@@ -309,7 +330,17 @@ def measure_attack(
     place = check_place(protected_attacked, attack.kji, key or OPEN_KEY) if is_marked else None
     report(_ATTACK_STEPS, _ATTACK_STEPS)
     forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, tuple(draws))
-    return AttackEffect(attack.kji, attack.action, places, tuple(found), forgery, noise_slice, place)
+    return AttackEffect(attack.kji, attack.action, places, tuple(found), forgery, noise_slice, place, verdicts)
+
+
+def _verdicts(source: CTVolume, attack: _Attack, attacked: Mapping[str, CTVolume]) -> dict[str, tuple[Verdict, ...]]:
+    """What the default judges say of attacked scans, by arm."""
+    from ..judges.jury import Jury
+
+    jury = Jury.load()
+    scans = [source.hu, *(volume.hu for volume in attacked.values())]
+    clean, *seen = jury.look(scans, source.spacing_kji, attack.kji)
+    return {arm: (jury.verdict(attack.action, clean, after),) for arm, after in zip(attacked, seen, strict=True)}
 
 
 def _has_open_watermark(volume: CTVolume) -> bool:

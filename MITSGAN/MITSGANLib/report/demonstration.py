@@ -16,7 +16,7 @@ import numpy as np
 
 from ..attack.attacker import Attacker, simulate_attack
 from ..budget.noise import NoiseEstimate, scan_noise
-from ..measure.attack_effect import NOISE, PROTECTED, AttackEffect, compare_protection, measure_attack
+from ..measure.attack_effect import CLEAN, NOISE, PROTECTED, AttackEffect, compare_protection, measure_attack
 from ..measure.lpips_distance import load_lpips
 from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
@@ -90,12 +90,23 @@ class Demonstration:
                     "median_share_changed_by_protection": _rounded(_median([e.share(PROTECTED) for e in effects])),
                     "median_share_changed_by_noise": _rounded(_median([e.share(NOISE) for e in effects])),
                     "noise_draws": [_rounded(min(draws)), _rounded(max(draws))] if draws else None,
+                    "succeeded": self._successes(action),
                 }
         checked = [result.watermark for result in self.targets if result.watermark]
         if checked:
             before, after = (sum(place.is_missing for place in places) for places in zip(*checked, strict=True))
             figures["watermark"] = {"places": len(checked), "missing_before": before, "missing_after_attack": after}
         return figures
+
+    def _successes(self, action: str) -> dict[str, list[int]]:
+        """By arm, how many attacks succeed for the judges, and of how many; places with nothing to reach are out."""
+        found: dict[str, list[int]] = {}
+        for result in self.targets:
+            for arm in (CLEAN, PROTECTED, NOISE):
+                pair = result.effect.succeeded(arm)
+                if result.target.action == action and pair:
+                    found[arm] = [a + b for a, b in zip(found.get(arm, [0, 0]), pair, strict=True)]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with every figure's definition; no pictures."""

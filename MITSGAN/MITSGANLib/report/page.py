@@ -15,6 +15,7 @@ from .. import __version__
 from ..measure.attack_effect import (
     ATTACK_ON_PROTECTED_PAIR,
     ATTACK_PAIR,
+    CLEAN,
     FORGERY_PAIR,
     NOISE,
     NOISE_SEEDS,
@@ -103,6 +104,10 @@ def _summary(demo: Demonstration) -> str:
                 "At {}, protection changed what the attacker forged ({}) by {} of the attack's own change "
                 "(median); noise of the same size by {}{}".format(places, action, *shares, draws or "")
             )
+            if found["succeeded"]:
+                arms = {CLEAN: "unprotected", PROTECTED: "protected", NOISE: "with noise"}
+                counts = (f"{arms[arm]} {hits} of {count}" for arm, (hits, count) in found["succeeded"].items())
+                sentences.append(f"For the judges, the attack ({action}) succeeds {', '.join(counts)} times")
     if "watermark" in figures:
         found = figures["watermark"]
         alarms = found["missing_before"]
@@ -154,6 +159,7 @@ def _effect_table(demo: Demonstration) -> _Table:
         "Attack changed the clean scan",
         "Forgery changed by protection",
         f"Forgery changed by noise, median and range of {len(NOISE_SEEDS)} draws",
+        "Attack succeeds: unprotected, protected, with noise",
         "Watermark left: before the attack, after",
         "Forgery shows",
     )
@@ -163,6 +169,7 @@ def _effect_table(demo: Demonstration) -> _Table:
             f"{r.effect.forgery.own.rmse.value:.1f} HU",
             f"{r.effect.forgery.moved[PROTECTED].rmse.value:.1f} HU ({_percent(r.effect.forgery.share(PROTECTED))})",
             _noise_cell(r.effect.forgery),
+            _success_cell(r),
             *_watermark_cells(r),
         )
         for r in demo.targets
@@ -173,6 +180,14 @@ def _effect_table(demo: Demonstration) -> _Table:
 def _noise_cell(forgery: ForgeryEffect) -> str:
     shares = forgery.noise_shares
     return f"{_percent(forgery.share(NOISE))} ({_percent(shares[0])} to {_percent(shares[-1])})" if shares else "–"
+
+
+def _success_cell(result: TargetResult) -> str:
+    arms = [result.effect.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)]
+    if None in arms:
+        return "nothing to reach" if result.effect.verdicts else "–"
+    clean, protected, (hits, draws) = arms
+    return f"{'yes' if clean[0] else 'no'}, {'yes' if protected[0] else 'no'}, {hits} of {draws}"
 
 
 def _watermark_cells(result: TargetResult) -> tuple[str, str]:

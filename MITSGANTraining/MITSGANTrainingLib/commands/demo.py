@@ -35,6 +35,8 @@ from .options import (
 if TYPE_CHECKING:
     from MITSGANLib.scan.targets import Target
 
+_ARMS = {"clean": "unprotected", "protected": "protected", "noise": "equal noise"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a scan of your own (default: LIDC-IDRI-0001)")
@@ -98,6 +100,8 @@ def run(options: argparse.Namespace) -> None:
                 f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
                 f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
             )
+            for arm, (hits, count) in found["succeeded"].items():
+                say(f"{action}, {_ARMS[arm]}: succeeds for the judges {hits} of {count} times")
         if "watermark" in figures:
             found = figures["watermark"]
             say(

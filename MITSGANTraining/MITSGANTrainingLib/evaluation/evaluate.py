@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.judges.judge import DEFAULT_JUDGES, available_judges
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 from MITSGANLib.runtime.devices import resolve_device
 
@@ -19,7 +20,6 @@ from ..workers import run_all
 from . import notes
 from .cache import Cache
 from .figures import Example, attacks_figure, changes_figure
-from .jury import Jury
 from .layout import Section
 from .measure import (
     AttackerChoice,

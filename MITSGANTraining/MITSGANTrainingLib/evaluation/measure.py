@@ -22,6 +22,7 @@ from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, loa
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.attack_effect import CLEAN, PROTECTED, compare_whole, forgery_effect
 from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
@@ -35,7 +36,6 @@ from MITSGANLib.watermark.checking import Check, check_watermark
 
 from .cache import MEASUREMENT, Cache
 from .ct_noise import equal_rmse_ct_noise, measure_texture
-from .jury import Jury
 from .planting import NoduleFile, Plant, planted
 from .protections import ProtectionArm
 from .scans import ScanSource, content_digest

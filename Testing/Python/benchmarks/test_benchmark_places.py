@@ -13,8 +13,8 @@ from evaluation_data import small_scan
 from judge_data import SQUARES, write_judge
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.judges.judge import load_judge
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
-from MITSGANTrainingLib.evaluation.jury import Jury
 
 
 @pytest.fixture

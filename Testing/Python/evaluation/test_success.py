@@ -17,6 +17,7 @@ from MITSGANLib import weights
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.storage import save_volume
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.scan.targets import choose_targets
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.commandline import main
@@ -24,7 +25,6 @@ from MITSGANTrainingLib.data.nodules import FADE_MM, Nodules
 from MITSGANTrainingLib.evaluation import evaluate as evaluating
 from MITSGANTrainingLib.evaluation import measure as measuring
 from MITSGANTrainingLib.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
-from MITSGANTrainingLib.evaluation.jury import Jury
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, Plant, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.scans import Inspection, ScanSource, inspect
 from training_data import write_untrained_attackers

@@ -14,12 +14,12 @@ from MITSGANLib import weights
 from MITSGANLib.errors import InputError, ModelError, TargetError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, Sight, available_judges, load_judge
+from MITSGANLib.judges.jury import Jury, Seen
 from MITSGANLib.scan import cubes as cubes_module
 from MITSGANLib.scan.cubes import cube_shape, cube_start, rescale
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.data.nodules import plant_nodule
-from MITSGANTrainingLib.evaluation.jury import Jury, Seen
 from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
 

@@ -11,7 +11,17 @@ from MITSGANLib.attack.chain import boxes_read
 from MITSGANLib.attack.regions import MIDDLE, regions_at
 from MITSGANLib.budget.noise import scan_noise
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANLib.measure.attack_effect import ATTACK_PAIR, NOISE_SEEDS, PROTECTION_PAIR, measure_effect
+from MITSGANLib.judges.jury import Jury, Seen, Verdict
+from MITSGANLib.measure.attack_effect import (
+    ATTACK_PAIR,
+    CLEAN,
+    NOISE,
+    NOISE_SEEDS,
+    PROTECTED,
+    PROTECTION_PAIR,
+    AttackEffect,
+    measure_effect,
+)
 from MITSGANLib.measure.noise_controls import equal_rmse_noise, noise_in_boxes
 from MITSGANLib.scan.volume import PROTECTION, ProcessingStep
 
@@ -65,6 +75,28 @@ def test_attack_and_control(volumes, untrained_attackers):
     assert seen[-1] == (26, 26)
     assert result.watermark is None, "nothing was marked"
     assert seen == sorted(seen)
+
+
+def test_judges_say_whether_an_attack_succeeds(volumes, untrained_attackers):
+    """Each arm as the jury sees it, and a draw of noise as often as there are draws."""
+    source, _protected, *attacked = volumes
+    effect = measure_effect(*volumes, attacker=untrained_attackers["remove"], device="cpu").attack
+    jury = Jury.load()
+    seen = jury.look([one.hu for one in (source, *attacked)], source.spacing_kji, effect.kji)
+    for arm, after in zip((CLEAN, PROTECTED), seen[1:], strict=True):
+        expected = jury.verdict("remove", seen[0], after).succeeded
+        assert effect.succeeded(arm) == (None if expected is None else (int(expected), 1))
+    assert len(effect.verdicts[NOISE]) == len(NOISE_SEEDS)
+    assert set(effect.to_dict()["verdicts"]) == {CLEAN, PROTECTED, NOISE}
+
+
+def test_success_is_counted_where_there_was_something_to_reach():
+    seen = Seen(0.9, 0.1)
+    yes = Verdict("remove", seen, seen, possible=True, achieved=True, unnoticed=True, alarm=False)
+    nothing = dataclasses.replace(yes, possible=False)
+    missed = dataclasses.replace(yes, unnoticed=False)
+    effect = AttackEffect((1, 8, 8), "remove", None, (), None, verdicts={CLEAN: (nothing,), NOISE: (yes, missed)})
+    assert [effect.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)] == [None, None, (1, 2)]
 
 
 def test_the_control_is_attacked_as_the_scan_is(volumes, untrained_attackers):

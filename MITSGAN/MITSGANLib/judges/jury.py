@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from MITSGANLib import weights
-from MITSGANLib.errors import ModelError
-from MITSGANLib.judges.judge import DEFAULT_JUDGES, QUESTIONS, Box, Judge, Question, load_judge
-from MITSGANLib.scan.targets import Action
+
+from .. import weights
+from ..errors import ModelError
+from ..scan.targets import Action
+from .judge import DEFAULT_JUDGES, QUESTIONS, Box, Judge, Question, load_judge
 
 
 @dataclass(frozen=True)
