@@ -380,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--attackers", nargs="+", default=["ctgan-small", "inpainter-l1"], metavar="NAME", help="met in training"
     )
-    parser.add_argument("--held-out", nargs="*", default=["ctgan-plain"], metavar="NAME", help="not met in training")
+    parser.add_argument("--held-out", nargs="*", default=["unet-attention"], metavar="NAME", help="not met in training")
     parser.add_argument("--targets", type=int, default=100, metavar="N", help="places per action and scan")
     parser.add_argument("--nodules", default="default", metavar="FILE.npz", help="to plant (default: synthetic ones)")
     parser.add_argument(

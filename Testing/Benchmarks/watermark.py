@@ -1,6 +1,6 @@
 """Does the watermark show what was forged, and only that? Prints Markdown; takes minutes a scan.
 
-    python Testing/Benchmarks/watermark.py SCAN... --attackers ctgan-small inpainter-l1 ctgan-plain
+    python Testing/Benchmarks/watermark.py SCAN... --attackers ctgan-small inpainter-l1 unet-attention
 
 Each scan is protected, with a watermark whose key is made from the seed (``--model none`` for that alone). Injections
 come at seeded places of the lung, removals at nodules that were planted before marking (``--nodules``, as of ``mitsgan
