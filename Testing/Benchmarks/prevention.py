@@ -1,17 +1,15 @@
-"""Does an attack still come out of a protected scan? Prints Markdown: a row for each scan, budget and attacker.
+"""Does an injection still come out of a protected scan? Prints Markdown: a row for each scan, budget and attacker.
 
-    python Testing/Benchmarks/prevention.py SCAN... --known ctgan-small --held-out flow --budgets 0.5 1
-    python Testing/Benchmarks/prevention.py SCAN... --known ctgan-small --action remove --budgets 0.5 1
+    python Testing/Benchmarks/prevention.py SCAN... --known ctgan-near --held-out unet-near --budgets 0.5 1
     python Testing/Benchmarks/prevention.py SCAN... --protectors default strong --held-out ctgan-small
 
-The first searches a change against injections in one seeded region of lung, with targets in a cube of 32 mm: whole
-lungs take hours on a CPU. The second plants nodules and searches a change that keeps these; attacks aim within 3 mm of
-their middles. The third protects whole scans with what is installed. Judged at seeded places. A finding is reached
-where both nodule judges say what the attacker wants; an attack succeeds where the forensic judge passes it as well. Of
-these three the search asked the first nodule judge alone. Beside it: the scan as it is, and Gaussian noise of the same
-root mean square. "Alarm": at how many of the places the forensic judge takes the protected scan for forged before
-anything is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection
-is to be got off; what it paints goes into the protected scan.
+The first searches a change in one seeded region of lung, with targets in a cube of 32 mm: whole lungs take hours on a
+CPU. The second protects whole scans with what is installed. Judged at seeded places of that region, or of all lung. An
+injection reaches its finding where both nodule judges see a nodule, and succeeds where the forensic judge passes it as
+well. Of these three the search asked the first alone. Beside it: the scan as it is, and Gaussian noise of the same root
+mean square. "Alarm": at how many of the places the forensic judge takes the protected scan for forged before anything
+is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection is to be
+got off; what it paints goes into the protected scan.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
-from MITSGANTrainingLib.evaluation.planting import NoduleFile, draw_scenes, planted
 from scipy import ndimage
 
 SEED = 7
@@ -46,7 +43,6 @@ ARMS = ("unprotected", "equal noise", "protected")
 FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {arm}" for arm in ARMS))
 COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
 _REACH_MM = 40.0
-_JITTER_MM = 3.0
 
 Found = dict[str, np.ndarray]
 Protection = tuple[str, Callable[[], CTVolume]]
@@ -140,23 +136,9 @@ def installed(volume: CTVolume, names: Sequence[str]) -> Iterator[Protection]:
         yield Path(name).stem, lambda name=name: protect(volume, model=load_protector(name), device="cpu")
 
 
-def with_nodules(volume: CTVolume, options: argparse.Namespace) -> tuple[CTVolume, list[Place], list[Place]]:
-    """A scan with nodules planted far from each other, where they are, and places near them that attacks aim at."""
-    nodules = NoduleFile.of(options.nodules).read()
-    scene = draw_scenes(volume, max(1, options.places // 2), nodules, options.seed)[0]
-    shown = planted(volume, scene.plants, nodules)
-    findings = _usable(shown, [plant.kji for plant in scene.plants])
-    rng = np.random.default_rng(options.seed + 1)
-    shifts = rng.uniform(-_JITTER_MM, _JITTER_MM, (options.places, 3)) / volume.spacing_kji
-    middles = [findings[n % len(findings)] for n in range(options.places)]
-    aimed = [tuple(np.rint(np.add(*pair)).astype(int).tolist()) for pair in zip(middles, shifts, strict=True)]
-    return shown, findings, _usable(shown, aimed)
-
-
 def searched(
     volume: CTVolume,
     region: np.ndarray | None,
-    findings: Sequence[Place],
     known: Sequence[Attacker],
     options: argparse.Namespace,
     name: str,
@@ -172,10 +154,10 @@ def searched(
                 SearchConfig(steps=options.steps, half=options.half),
                 [load_judge(judge) for judge in ASKED],
             )
-            where = {"within": region, "findings": findings}
-            search = ChangeSearch(volume, allowed, known, judges, config, seed=options.seed, device="cpu", **where)
-            kept = f"{name}-{'findings-' if findings else ''}{share:g}-{options.steps}.npz"
-            search.run(state=options.state / kept if options.state else None)
+            search = ChangeSearch(
+                volume, allowed, known, judges, config, seed=options.seed, device="cpu", within=region
+            )
+            search.run(state=options.state / f"{name}-{share:g}-{options.steps}.npz" if options.state else None)
             print(f"<!-- {name}, {share:g}: {search.steps_done} steps -->", flush=True)
             return volume.with_hu(apply_change(volume.hu, search.change(), allowed))
 
@@ -195,8 +177,6 @@ def equal_noise(volume: CTVolume, protected: CTVolume, lung: np.ndarray, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", metavar="SCAN", nargs="+")
-    parser.add_argument("--action", choices=["inject", "remove"], default="inject")
-    parser.add_argument("--nodules", type=Path, help="to plant before removals (default: synthetic ones)")
     parser.add_argument("--known", metavar="ATTACKER", nargs="*", default=[], help="whom the search sees")
     parser.add_argument("--held-out", metavar="ATTACKER", nargs="*", default=[])
     parser.add_argument("--protectors", metavar="NAME", nargs="*", default=[], help="in place of a search")
@@ -213,26 +193,22 @@ def main() -> None:
     options = parser.parse_args()
     if not options.known and not options.protectors:
         parser.error("name --known attackers to search against, or --protectors")
-    given = (options.known, options.held_out)
-    known, held_out = ([load_attacker(one, options.action) for one in names] for names in given)
+    known, held_out = ([load_attacker(one, "inject") for one in names] for names in (options.known, options.held_out))
     header = [*COLUMNS, *(f"success: {arm}, 95 %" for arm in ARMS)]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     rows: list[dict] = []
     for path in map(Path, options.scans):
         volume = load_volume(path)
-        lung, region, findings = lung_mask(volume), None, []
-        if options.action == "remove":
-            volume, findings, places = with_nodules(volume, options)
-        else:
-            if not options.protectors:
-                region = region_of(volume, options.edge_mm, options.seed)
-                lung &= region
-            places = places_in(volume, lung, options.places, options.seed + 1)
+        lung, region = lung_mask(volume), None
+        if not options.protectors:
+            region = region_of(volume, options.edge_mm, options.seed)
+            lung &= region
+        places = places_in(volume, lung, options.places, options.seed + 1)
         jury = Jury(volume, places)
         protections = (
             installed(volume, options.protectors)
             if options.protectors
-            else searched(volume, region, findings, known, options, path.stem)
+            else searched(volume, region, known, options, path.stem)
         )
         noise = local_noise(volume.hu, volume.spacing_kji, volume.provenance.padding_hu).at()
         print(f"<!-- {path.stem}: noise {np.sqrt(np.mean(noise[lung] ** 2)):.1f} HU in this lung -->", flush=True)

@@ -102,8 +102,6 @@ class ChangeSearch:
     :param attackers: injectors and removers whose findings shall not be achieved.
     :param judges: nodule judges of cubes that say whether they are.
     :param within: bool of the scan's shape, where targets may lie; everywhere in the lungs where None.
-    :param findings: voxels of nodules that shall stay, with 3 mm around each that a remover may aim at. Where there are
-        any, only these are searched for, against removers.
     :raises InputError: without attackers or judges, or with a judge that does not look at cubes for nodules.
     :raises TargetError: when no lung is found.
     """
@@ -119,7 +117,6 @@ class ChangeSearch:
         seed: int = 0,
         device: str = "auto",
         within: np.ndarray | None = None,
-        findings: Sequence[Voxel] = (),
     ) -> None:
         import torch
 
@@ -136,9 +133,7 @@ class ChangeSearch:
             network.to(memory_format=torch.channels_last_3d)
         self._lung = lung_mask(volume)
         actions = {attacker.action for attacker in attackers}
-        if findings and "remove" not in actions:
-            raise InputError("That nodules stay is searched against removers; name an attacker that has one.")
-        blocks = _around(volume, findings) if findings else _blocks(volume, self._lung, self.config.block_mm, within)
+        blocks = _blocks(volume, self._lung, self.config.block_mm, within)
         self.blocks = [block for block in blocks if any(len(getattr(block, action)) for action in actions)]
         if not self.blocks:
             raise TargetError("No lung was found where a change could be searched; use a chest CT.")
@@ -316,8 +311,7 @@ class ChangeSearch:
         candidates = block.inject if action == "inject" else block.remove
         if not len(candidates):
             return []
-        # A removal that is searched for beside injections takes a smaller part of the step.
-        count = self.config.places if action == "inject" or not len(block.inject) else min(2, len(candidates))
+        count = self.config.places if action == "inject" else min(2, len(candidates))
         places = candidates[rng.integers(len(candidates), size=count)]
         if action == "remove":
             jitter = rng.uniform(-_STRUCTURE_JITTER_MM, _STRUCTURE_JITTER_MM, places.shape) / self._volume.spacing_kji
@@ -336,7 +330,6 @@ class Search:
     :param judges: names of the nodule judges that are asked.
     :param minutes: time limit; None searches until all steps are done, which takes hours without a GPU.
     :param state: file in which the search is kept, and continued.
-    :param findings: voxels (slice, row, column) of nodules that shall stay; see :class:`ChangeSearch`.
     """
 
     attackers: tuple[str, ...] = ()
@@ -344,7 +337,6 @@ class Search:
     config: SearchConfig = SearchConfig()
     minutes: float | None = None
     state: Path | None = None
-    findings: tuple[Voxel, ...] = ()
 
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
         """The change that the search finds, which looks at all slices at once; see :class:`ChangeSearch`.
@@ -390,9 +382,7 @@ class Search:
             for action in actions_of(folder if folder.is_dir() else Path(name))
         ]
         judges = [load_judge(name) for name in self.judges]
-        return ChangeSearch(
-            volume, allowed, attackers, judges, self.config, seed=seed, device=device, findings=self.findings
-        )
+        return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device)
 
 
 def outcomes(
@@ -469,22 +459,6 @@ def _blocks(volume: CTVolume, lung: np.ndarray, block_mm: float, within: np.ndar
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         near = (structures // edge == numbers[group[0]]).all(axis=1)
         yield Block(box, inside, structures[near])
-
-
-def _around(volume: CTVolume, findings: Sequence[Voxel]) -> Iterator[Block]:
-    """A block for each finding, with the box that removals near it read.
-
-    :raises TargetError: when an attack there would reach beyond the scan.
-    """
-    from ..scan.targets import check_target
-
-    spacing, shape = np.array(volume.spacing_kji), np.array(volume.shape)
-    reach = np.ceil((_HALF_CUBE_MM + _STRUCTURE_JITTER_MM + 1) / spacing).astype(int) + 1
-    for kji in findings:
-        check_target(volume, kji)
-        low, high = np.maximum(np.subtract(kji, reach), 0), np.minimum(np.add(kji, reach) + 1, shape)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        yield Block(box, np.empty((0, 3), int), np.array([kji]))
 
 
 def _near_lung(lung: np.ndarray, spacing_kji: Sequence[float], mm: float = 3.0) -> np.ndarray:

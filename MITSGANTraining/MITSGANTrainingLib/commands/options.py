@@ -89,9 +89,9 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
     """Add ``--voxel``, ``--lps`` and ``--ras``, of which one may be given."""
     group = parser.add_mutually_exclusive_group(required=required)
-    group.add_argument("--voxel", metavar="K,J,I", type=triple(int), help="slice, row, column, counted from 0")
-    group.add_argument("--lps", metavar="X,Y,Z", type=triple(float), help="LPS point in mm, as in DICOM and ITK")
-    group.add_argument("--ras", metavar="X,Y,Z", type=triple(float), help="RAS point in mm, as in Slicer")
+    group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
+    group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")
+    group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
 
 
 def with_points(arguments: Sequence[str]) -> list[str]:
@@ -237,9 +237,7 @@ class StageBars(ExitStack):
         self._report(done, total)
 
 
-def triple(kind: type) -> Callable[[str], tuple]:
-    """What reads three numbers of a kind, separated by commas, from the command line."""
-
+def _triple(kind: type) -> Callable[[str], tuple]:
     def parse(text: str) -> tuple:
         try:
             values = tuple(kind(part) for part in text.split(","))

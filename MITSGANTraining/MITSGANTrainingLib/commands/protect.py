@@ -51,7 +51,6 @@ from .options import (
     note_warnings,
     progress_bar,
     say,
-    triple,
     write_json,
 )
 
@@ -102,14 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
     )
-    parser.add_argument(
-        "--finding",
-        metavar="K,J,I",
-        type=triple(int),
-        action="append",
-        help="with --model search: a nodule's voxel (slice, row, column) that no attack shall remove; may be repeated. "
-        "Only these are searched for then, which takes about a minute each",
-    )
     add_device(parser)
     add_overwrite(parser)
     add_json(parser)
@@ -118,9 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     signing = key_options.signing_values(options)
-    searches = options.minutes is not None or options.keep_search is not None or options.finding is not None
+    searches = options.minutes is not None or options.keep_search is not None
     if searches and (options.model != SEARCH or options.collection):
-        options.refuse("--minutes, --keep-search and --finding belong to --model search, for one scan")
+        options.refuse("--minutes and --keep-search belong to --model search, for one scan")
     if options.minutes is not None and not options.minutes > 0:
         options.refuse("--minutes must be above 0")
     if options.collection:
@@ -142,8 +133,7 @@ def _warn_of_blocking(options: argparse.Namespace, has_key: bool) -> None:
 def _protect_scan(options: argparse.Namespace) -> None:
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     if options.model == SEARCH:
-        given = {"minutes": options.minutes, "state": options.keep_search, "findings": tuple(options.finding or ())}
-        proposer = dataclasses.replace(protector.proposer, **given)
+        proposer = dataclasses.replace(protector.proposer, minutes=options.minutes, state=options.keep_search)
         protector = dataclasses.replace(protector, proposer=proposer)
     device = protector.place(options.device)
     with progress_bar("Reading", "slice") as progress:

@@ -120,30 +120,6 @@ def test_a_stopped_search_continues_as_if_it_had_not_stopped(make, tmp_path):
     np.testing.assert_allclose(continued.change(), whole.change(), atol=1e-3)
 
 
-@pytest.mark.slow
-def test_a_nodule_that_is_named_changes_around_it_alone(make, scan, phantom, untrained_attackers):
-    """Within what removals aimed at it read, and nowhere else; injections play no part."""
-    kji = phantom.nodule_kji
-    search = make(attackers=[untrained_attackers["inject"], untrained_attackers["remove"]], findings=[kji])
-    search.run()
-    (block,) = search.blocks
-    assert not len(block.inject)
-    changed = np.argwhere(search.change() != 0)
-    reach = 16 + 3 + 1 + 2 * np.array(scan.spacing_kji)
-    assert len(changed)
-    assert (np.abs((changed - kji) * scan.spacing_kji) <= reach).all()
-
-
-def test_a_nodule_that_is_named_needs_a_remover(make, phantom):
-    with pytest.raises(InputError, match="removers"):
-        make(findings=[phantom.nodule_kji])
-
-
-def test_a_nodule_outside_the_scan(make, untrained_attackers):
-    with pytest.raises(TargetError, match="outside the scan"):
-        make(attackers=[untrained_attackers["remove"]], findings=[(9999, 0, 0)])
-
-
 def test_a_time_limit_ends_it(make):
     ticks = iter(range(1000))
     search = make(SearchConfig(steps=50, places=1))
@@ -207,12 +183,7 @@ class TestModel:
 
     @pytest.mark.parametrize(
         "words",
-        [
-            ("--minutes", "5"),
-            ("--keep-search", "kept.npz"),
-            ("--finding", "9,9,9"),
-            ("--model", "search", "--minutes", "0"),
-        ],
+        [("--minutes", "5"), ("--keep-search", "kept.npz"), ("--model", "search", "--minutes", "0")],
     )
     def test_options_that_do_not_fit(self, words, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
