@@ -33,6 +33,7 @@ def protected(scan) -> CTVolume:
     return protect(scan)
 
 
+@pytest.mark.slow
 def test_change_is_within_the_cards_budget_and_shifts_no_tissue(scan, protected):
     change = protected.hu.astype(int) - scan.hu
     ready = load_protector()

@@ -239,6 +239,7 @@ class TestStudies:
 
 
 class TestExamine:
+    @pytest.mark.slow
     def test_signatures_and_voxels_say_what_is_found(self, tree, key, tmp_path, capsys):
         public, results = public_key_path(key), tmp_path / "results"
         path = tree / "mixed" / "a-001"

@@ -55,6 +55,14 @@ def write_study(folder: Path, **options: object) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> bytes:
+    """The manifest of a signed study."""
+    study = write_study(tmp_path_factory.mktemp("any") / "study")
+    sign_study(study, None, KEY)
+    return manifest_path(study).read_bytes()
+
+
 @pytest.fixture
 def study(tmp_path) -> Path:
     return write_study(tmp_path / "study")
@@ -232,10 +240,8 @@ class TestManifest:
 
     @settings(max_examples=80)
     @given(st.data())
-    def test_a_changed_manifest_is_an_error(self, tmp_path_factory, data):
-        study = write_study(tmp_path_factory.mktemp("any") / "study")
-        sign_study(study, None, KEY)
-        content = bytearray(manifest_path(study).read_bytes())
+    def test_a_changed_manifest_is_an_error(self, manifest, data):
+        content = bytearray(manifest)
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 6))
         with pytest.raises(ManifestError):
             read_study_manifest(bytes(content))

@@ -921,6 +921,7 @@ def test_the_user_may_delete_any_node(loaded, scan, name):
         assert parameters.metricsTable.GetNumberOfRows() > 0
 
 
+@pytest.mark.slow
 def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin, tmp_path, monkeypatch):
     """Each takes seconds on a scan of hundreds of slices, during which nobody could press Cancel."""
     looked = {}

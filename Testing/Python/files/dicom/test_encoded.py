@@ -88,6 +88,7 @@ def test_odd_elements_go_through(tmp_path, syntax, bits, odd):
     assert all(added in content for content in written(tmp_path, series, added))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     syntax=st.sampled_from(SYNTAXES),
