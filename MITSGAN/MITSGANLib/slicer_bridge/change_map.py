@@ -67,7 +67,8 @@ def change_map_node(
     """
     scene = slicer.mrmlScene
     node = slicer.vtkMRMLLabelMapVolumeNode()
-    node.SetName(scene.GenerateUniqueName(legend.title))
+    # The scene numbers also names of which the node is gone.
+    node.SetName(scene.GenerateUniqueName(legend.title) if scene.GetFirstNodeByName(legend.title) else legend.title)
     node.SetAttribute(CHANGE_MAP_ATTRIBUTE, "true")
     set_grid(node, labels)
     slicer.util.updateVolumeFromArray(node, labels.hu.astype(np.uint8))

@@ -110,6 +110,17 @@ def test_a_command_that_fails_is_explained(panel, dialogs, command, tmp_path):
     assert "It failed: mitsgan: there is nothing to do" in panel.ui.foldersLabel.text
 
 
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_command_that_ends_before_its_end_has_failed(panel, dialogs, command, tmp_path, done):
+    """Whatever its exit code: it may have crashed, or not be what was to be started."""
+    command += [scan_line("a", 1, "protected")][:done]
+    press(panel, dialogs, "protect", tmp_path, tmp_path / "out")
+    wait_until(lambda: is_idle(panel))
+    assert "It failed" in panel.ui.foldersLabel.text
+    assert "ended without a word" in panel.ui.foldersLabel.text
+    assert ("after 1 scans" in panel.ui.foldersLabel.text) == bool(done)
+
+
 def test_a_closed_panel_leaves_no_process(panel, dialogs, command, tmp_path):
     command += ["wait"]
     press(panel, dialogs, "examine", tmp_path, tmp_path / "results")

@@ -138,6 +138,8 @@ class ExamineSection(Section):
                 table.setItem(row, column, item)
                 self._items.append(item)
         table.resizeColumnsToContents()
+        # A reason may take two lines.
+        table.resizeRowsToContents()
         table.setVisible(bool(places))
 
     def _target(self) -> tuple[int, int, int] | None:

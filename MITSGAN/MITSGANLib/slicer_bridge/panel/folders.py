@@ -36,8 +36,7 @@ class FoldersSection(Section):
         self._job: FolderJob | None = None
         self._told: Told | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
-        self._was_canceled = False
-        self._opens = False
+        self._was_canceled = self._has_ended = self._opens = False
         self._lines: list[dict[str, Any]] = []
         # Qt's table does not keep them.
         self._items: list[Any] = []
@@ -81,7 +80,7 @@ class FoldersSection(Section):
         self._folder = tempfile.TemporaryDirectory(prefix="mitsgan-")
         path = Path(self._folder.name) / "told.jsonl"
         program, *arguments = job.line(path)
-        self._job, self._told, self._was_canceled = job, Told(path), False
+        self._job, self._told, self._was_canceled, self._has_ended = job, Told(path), False, False
         self._lines, self._items = [], []
         ui = self._panel.ui
         ui.scansTable.setRowCount(0)
@@ -152,6 +151,7 @@ class FoldersSection(Section):
             if left:
                 words += ", " + _("{minutes:.0f} min left").format(minutes=max(1, left / 60))
             self._panel.show_text(ui.foldersLabel, words)
+        self._has_ended = line.get("event") == "end"
         if line.get("event") == "scan" and "source" in line:
             self._lines.append(line)
             self._add_row(line)
@@ -168,16 +168,17 @@ class FoldersSection(Section):
         table.setVisible(True)
 
     def _end(self) -> None:
-        code = self._process.exitCode()
         error = self._process.readAllStandardError().data()
         error = error if isinstance(error, str) else bytes(error).decode("utf-8", "replace")
         job, count = self._job, len(self._lines)
         self._let_go()
         if self._was_canceled:
             words = _("Canceled; {count} scans are done, and the same folders go on from there.").format(count=count)
-        elif not count and code:
+        elif not self._has_ended:
             lines = error.strip().splitlines()
-            words = _("It failed: {reason}").format(reason=lines[-1][:_ERROR_SHOWN] if lines else code)
+            reason = lines[-1][:_ERROR_SHOWN] if lines else _("the command ended without a word.")
+            words = _("It failed after {count} scans: {reason}") if count else _("It failed: {reason}")
+            words = words.format(count=count, reason=reason)
         elif job.command == PROTECT:
             words = _("Done: {count} scans. The protected copies are in the folder that you chose.").format(count=count)
         else:

@@ -270,9 +270,9 @@ def about_finding(finding: Finding, target: Voxel | None) -> str:
     count = len(verdict.places)
     head = {
         Outcome.INTACT: _("<b>Intact</b>: nothing changed since it was signed."),
-        Outcome.CHANGED: _("<b>Changed</b> in 1 place:")
+        Outcome.CHANGED: _("<b>Changed</b> in 1 place, listed below.")
         if count == 1
-        else _("<b>Changed</b> in {count} places:").format(count=count)
+        else _("<b>Changed</b> in {count} places, listed below.").format(count=count)
         if count
         else _("<b>Simulated</b>, says the header. The voxels show no place.")
         if finding.volume.provenance.is_simulated_attack
