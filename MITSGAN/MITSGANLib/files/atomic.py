@@ -8,6 +8,8 @@ made on the way are removed, and what was at the destination before is still the
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import os
 import shutil
 import uuid
@@ -17,6 +19,8 @@ from pathlib import Path
 
 from ..errors import MAY_OVERWRITE, OutputError
 
+# Bytes; with what a temporary name adds, names have at most 255.
+_LONGEST_NAME = 235
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -152,7 +156,7 @@ def _temporary_sibling(destination: Path, *, tentative: bool = False) -> Iterato
     :param tentative: remove the folders that were made on the way to it, too, even after success.
     """
     made: list[Path] = []
-    temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary = destination.parent / f"{_temporary_stem(destination.name)}.{uuid.uuid4().hex[:8]}.partial"
     try:
         # Not tempfile.mkdtemp: its folders are private (0700), and this one may become the destination itself.
         for folder in _missing_parents(destination):
@@ -174,6 +178,18 @@ def _temporary_sibling(destination: Path, *, tentative: bool = False) -> Iterato
                 folder.rmdir()
 
 
+def _temporary_stem(name: str) -> str:
+    """How a temporary folder for this name begins; a name that leaves no room for more, by its digest."""
+    encoded = os.fsencode(name)
+    return f".{name}" if len(encoded) <= _LONGEST_NAME else f".{hashlib.sha256(encoded).hexdigest()[:32]}"
+
+
+def remove_leavings(destination: Path) -> None:
+    """Remove what a killed process left of its unfinished work on this destination, which nobody else may work on."""
+    for path in destination.parent.glob(f"{glob.escape(_temporary_stem(destination.name))}.????????.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _missing_parents(destination: Path) -> list[Path]:
     """The parent folders that do not exist yet, outermost first."""
     return [parent for parent in reversed(destination.parents) if not parent.exists()]
@@ -185,7 +201,7 @@ def _move_all(moves: list[tuple[Path, Path]]) -> None:
     try:
         for source, target in moves:
             # The backup lies in the temporary folder, so that it is removed with it once all is in place.
-            backup = source.with_name(f"{source.name}.{uuid.uuid4().hex[:8]}.old")
+            backup = source.with_name(f"{uuid.uuid4().hex}.old")
             begun.append((source, target, backup))
             if os.path.lexists(target):
                 target.rename(backup)

@@ -7,6 +7,7 @@ keeps them is given to ITK.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,13 +49,11 @@ def is_sound_header(path: Path) -> bool:
 
     :raises OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(HEADER_BYTES)
-    end = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", content)
-    if end is None:
-        return False
-    fields = list(_fields(content[: end.end()].decode("latin-1")))
+    header = _header(path)
+    fields = list(_fields(header.decode("latin-1")))
     known = dict(fields)
+    if _DATA not in known:
+        return False
     before = list(known)[: list(known).index("ndims")] if "ndims" in known else list(known)
     if any(name in _FIELDS and _FIELDS[name][1](2) != _FIELDS[name][1](3) for name in before):
         return False
@@ -67,6 +66,40 @@ def is_sound_header(path: Path) -> bool:
         return False
     # No more is read than that, and memory is taken for it.
     return int(known.get("compresseddatasize", "0")) <= path.stat().st_size or known[_DATA].upper() != "LOCAL"
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether compressed voxels are sound, of which ITK takes any part, and memory as it finds it for the rest.
+
+    :param path: a file with a sound header.
+    :param size: bytes of all voxels.
+    :raises OSError: a file cannot be read.
+    """
+    header = _header(path)
+    known = dict(_fields(header.decode("latin-1")))
+    if known.get("compresseddata", "f")[:1].lower() not in "ty1":
+        return True
+    is_local = known[_DATA].upper() == "LOCAL"
+    packed, found = int(known.get("compresseddatasize", "0")), 0
+    inflate = zlib.decompressobj(wbits=47)  # zlib's own form, or gzip's
+    with (path if is_local else path.parent / known[_DATA]).open("rb") as file:
+        file.seek(len(header) if is_local else 0)
+        left = packed or (0 if is_local else 1 << 62)
+        try:
+            while left > 0 and not inflate.eof and found <= size and (chunk := file.read(min(left, 1 << 16))):
+                left -= len(chunk)
+                found += len(inflate.decompress(chunk))
+        except zlib.error:
+            return False
+    return inflate.eof and found == size
+
+
+def _header(path: Path) -> bytes:
+    """The header with the line that ends it; nothing where there is no such line."""
+    with path.open("rb") as file:
+        content = file.read(HEADER_BYTES)
+    end = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", content)
+    return content[: end.end()] if end else b""
 
 
 def _fields(text: str) -> Iterator[tuple[str, str]]:

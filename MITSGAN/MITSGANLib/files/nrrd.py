@@ -6,8 +6,10 @@ and only one that keeps them is given to ITK.
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # More than any header takes, the history of a volume included.
@@ -70,14 +72,51 @@ def is_sound_header(path: Path) -> bool:
 
     :raises OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(HEADER_BYTES)
-    end = re.search(rb"\r?\n\r?\n", content)
+    lines, end = _header(path)
     # Of a header without voxels nothing needs to follow.
     if end is None and path.suffix.lower() != ".nhdr":
         return False
-    lines = re.split(r"\r?\n", content[: end.start() if end else None].decode("latin-1"))
     return re.fullmatch(r"NRRD000[1-5]", lines[0]) is not None and _keep_rules(lines[1:])
+
+
+def is_whole(path: Path, data: Sequence[Path], size: int) -> bool:
+    """Whether voxels that gzip compressed are sound, of which ITK takes what there is, damaged or not.
+
+    :param path: a file with a sound header.
+    :param data: the files with the voxels of a detached header.
+    :param size: bytes of all voxels.
+    :raises OSError: a file cannot be read.
+    """
+    lines, end = _header(path)
+    fields = dict(_fields(lines[1:]))
+    if fields.get("encoding", "").lower() not in ("gz", "gzip"):
+        return True
+    lines_before, bytes_before = (_first(fields, f"{unit} skip", f"{unit}skip") for unit in ("line", "byte"))
+    wanted, found = size + max(0, bytes_before), 0
+    try:
+        for place in data or [path]:
+            with place.open("rb") as file:
+                file.seek(0 if data else end or 0)
+                for _ in range(lines_before):
+                    file.readline()
+                with gzip.GzipFile(fileobj=file) as inflating:
+                    while found <= wanted and (chunk := inflating.read(1 << 16)):
+                        found += len(chunk)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return False
+    return wanted <= found
+
+
+def _first(fields: dict[str | None, str], *names: str) -> int:
+    return next((int(fields[name]) for name in names if name in fields), 0)
+
+
+def _header(path: Path) -> tuple[list[str], int | None]:
+    """The lines of the header, and where the voxels begin behind it, if it has an end."""
+    with path.open("rb") as file:
+        content = file.read(HEADER_BYTES)
+    end = re.search(rb"\r?\n\r?\n", content)
+    return re.split(r"\r?\n", content[: end.start() if end else None].decode("latin-1")), end and end.end()
 
 
 def _keep_rules(lines: list[str]) -> bool:

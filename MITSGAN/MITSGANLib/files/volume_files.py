@@ -127,6 +127,7 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     header = _header(path, reader)
     if format_of(path).name == "nifti":
         check_nifti(path)
+    _require_whole(path, _voxel_bytes(reader))
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -248,11 +249,30 @@ def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
     """
     :raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them.
     """
+    held = sum(file.stat().st_size for file in (path, *data_files(path)))
+    if _voxel_bytes(reader) > MOST_COMPRESSION * held:
+        raise damaged_file(path)
+
+
+def _voxel_bytes(reader: sitk.ImageFileReader) -> int:
+    """What all voxels take in memory."""
     import SimpleITK as sitk
 
-    held = sum(file.stat().st_size for file in (path, *data_files(path)))
     pixel_bytes = _PIXEL_BYTES.get(sitk.GetPixelIDValueAsString(reader.GetPixelID()), 1)
-    if math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel_bytes > MOST_COMPRESSION * held:
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel_bytes
+
+
+def _require_whole(path: Path, voxel_bytes: int) -> None:
+    """
+    :raises InputError: compressed voxels of a NRRD or MetaImage file are damaged or incomplete, or cannot be read.
+    """
+    name = format_of(path).name
+    try:
+        is_whole = name != "nrrd" or nrrd.is_whole(path, data_files(path), voxel_bytes)
+        is_whole = is_whole and (name != "metaimage" or metaimage.is_whole(path, voxel_bytes))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+    if not is_whole:
         raise damaged_file(path)
 
 
@@ -296,9 +316,10 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
 
 
 def _lacks_orientation(file_format: FileFormat, metadata: Mapping[str, str]) -> bool:
-    """NRRD without a space, or NIfTI whose qform and sform codes are both 0 (unknown)."""
+    """NRRD without a space in the patient, or NIfTI whose qform and sform codes are both 0 (unknown)."""
     if file_format.name == "nrrd":
-        return "NRRD_space" not in metadata
+        space = metadata.get("NRRD_space", "")
+        return not space or space.startswith(("scanner", "3D-"))
     if file_format.name == "nifti":
         return metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0"
     return False

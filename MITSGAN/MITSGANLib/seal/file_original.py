@@ -86,9 +86,10 @@ class StoredImage:
             raise InputError("was changed while it was worked on", path=source, hint="run the command again")
         return cls(volume.hu, volume.spacing, volume.origin, tuple(volume.direction.ravel().tolist()), "", {})
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, destination: Path) -> None:
         """Write compressed, and read back to see that every value is there.
 
+        :param destination: where the file will be, which errors name.
         :raises OutputError: the file cannot be written completely.
         """
         import SimpleITK as sitk
@@ -103,14 +104,16 @@ class StoredImage:
             image.SetMetaData(key, header_text(text))
         forms = self.forms if file_format.name == self.format else None
         try:
-            write_image(image, path, path, forms)
+            write_image(image, path, destination, forms)
             written = StoredImage.read(path)
         except InputError as error:
-            raise OutputError("could not be written", path=path, hint="check the free space on the disk") from error
+            raise OutputError(
+                "could not be written", path=destination, hint="check the free space on the disk"
+            ) from error
         if written.values.dtype != self.values.dtype or written.values.tobytes() != self.values.tobytes():
             raise OutputError(
                 f"cannot hold the original's values of type {self.values.dtype} exactly",
-                path=path,
+                path=destination,
                 hint="give a name that ends in .nrrd",
             )
 

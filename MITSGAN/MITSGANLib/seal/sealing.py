@@ -214,7 +214,7 @@ def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite
         raise InputError(_CHANGED)
     image = file_original.restored_image(payload, volume)
     with atomic_file(destination, overwrite=overwrite) as temporary:
-        image.write(temporary)
+        image.write(temporary, destination)
     digest = hashlib.sha256(image.values.astype(image.values.dtype.newbyteorder("<"), copy=False).tobytes())
     return Restored(volume_files.format_of(destination).name, 1, digest.hexdigest())
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from MITSGANLib.errors import DependencyError, InputError, ModelError
-from MITSGANLib.files.atomic import require_space
+from MITSGANLib.files.atomic import remove_leavings, require_space
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.files.volume_files import data_files
@@ -40,7 +40,6 @@ from .trees import (
     checked,
     found_series,
     relative_files,
-    remove_leavings,
     work_through,
     write_together,
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.atomic import require_space
+from MITSGANLib.files.atomic import remove_leavings, require_space
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.keys.key_files import require_cryptography
@@ -44,7 +44,6 @@ from .trees import (
     TreeReport,
     checked,
     relative_files,
-    remove_leavings,
     work_through,
     write_together,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.atomic import require_space
+from MITSGANLib.files.atomic import remove_leavings, require_space
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
 from MITSGANLib.signature.contents import contents_of
@@ -35,7 +35,6 @@ from .trees import (
     checked,
     found_series,
     relative_files,
-    remove_leavings,
     work_through,
     write_together,
 )

@@ -7,7 +7,6 @@ stopped or killed continues where it was.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
 import multiprocessing
@@ -26,7 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files.atomic import atomic_file, output_error, require_space
+from MITSGANLib.files.atomic import atomic_file, output_error, remove_leavings, require_space
 from MITSGANLib.files.dicom.headers import read_header, silence_pydicom
 from MITSGANLib.files.dicom.series import DicomSeries
 from MITSGANLib.keys.key_files import Key, read_key_file
@@ -538,12 +537,6 @@ def _same_status(source: Path, target: Path) -> bool:
     """Whether two files have one size and time of change."""
     one, other = source.stat(), target.stat()
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-
-
-def remove_leavings(target: Path) -> None:
-    """Remove what a killed run left of its unfinished work on this file (see ``atomic``); only one job writes it."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.????????.partial"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def content_digest(tree: Path, names: Iterable[str]) -> str:

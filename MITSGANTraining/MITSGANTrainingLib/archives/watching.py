@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from MITSGANLib.errors import InputError, OutputError
-from MITSGANLib.files.atomic import output_error
+from MITSGANLib.files.atomic import output_error, remove_leavings
 from MITSGANLib.protection.protector import Protector
 from MITSGANLib.save_protected import Proofs
 from MITSGANLib.scan.volume import CTVolume, VolumeWarning
@@ -25,7 +25,7 @@ from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 from ..workers import run_all
 from .collection import CollectionConfig, ProtectionJob, ProtectionRecord, checked_collection, save_one
 from .inventory import Failure, FileFact, FolderStock, Inventory, StockedScan, take_stock
-from .trees import Record, Tell, claimed, record_path, relative_files, remove_leavings, run_job
+from .trees import Record, Tell, claimed, record_path, relative_files, run_job
 
 REASON = "reason.txt"
 

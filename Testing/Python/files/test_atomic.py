@@ -13,6 +13,7 @@ from MITSGANLib.files.atomic import (
     atomic_folder,
     refuse_existing_file,
     refuse_existing_folder,
+    remove_leavings,
     require_space,
 )
 
@@ -140,6 +141,22 @@ def test_failed_move_restores_every_file(tmp_path, monkeypatch):
         write_pair(tmp_path / "scan.mhd", overwrite=True)
     assert content(tmp_path) == {"scan.mhd": "old header", "scan.raw": "old voxels"}
     assert entries(tmp_path) == ["scan.mhd", "scan.raw"]
+
+
+@pytest.mark.parametrize("length", [200, 235, 236, 255])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path, length):
+    path, neighbor = (tmp_path / (letter * (length - 2) + "\u00e9") for letter in "nm")
+    for text in ("first", "second"):
+        with atomic_file(path, overwrite=True) as temporary:
+            temporary.write_text(text)
+        assert (entries(tmp_path), path.read_text()) == ([path.name], text)
+    with atomic_file(neighbor) as of_neighbor, atomic_file(path, overwrite=True) as temporary:
+        of_neighbor.write_text("neighbor")
+        remove_leavings(path)  # as after a kill
+        assert not temporary.parent.exists()
+        temporary.parent.mkdir()
+        temporary.write_text("third")
+    assert (path.read_text(), neighbor.read_text()) == ("third", "neighbor")
 
 
 @pytest.mark.parametrize(

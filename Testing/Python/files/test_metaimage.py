@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -46,3 +49,29 @@ def test_headers_that_break_the_rules_are_refused(tmp_path, old, new):
     assert not is_sound_header(path)
     with pytest.raises(InputError, match="is damaged"):
         read_file_header(path)
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd"])
+@pytest.mark.parametrize("way", ["changed", "shorter", "cut off", "of unknown length"])
+def test_compressed_voxels_that_are_damaged_are_refused(tmp_path, name, way):
+    """ITK takes them without a word, with what was in its memory for the rest."""
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(phantom_hu((4, 64, 60))), path, useCompression=True)
+    data = path if name == "scan.mha" else tmp_path / "scan.zraw"
+    packed = data.read_bytes()
+    size = int(re.search(rb"CompressedDataSize = (\d+)", path.read_bytes()).group(1))
+    start = len(packed) - size
+    if way == "changed":
+        packed = packed[: start + 2000] + bytes(50) + packed[start + 2050 :]
+    elif way == "cut off":
+        packed = packed[: start + 2000]
+    elif way == "shorter":
+        packed = packed[:start] + zlib.compress(phantom_hu((2, 64, 60)).tobytes())
+    data.write_bytes(packed)
+    size = b"" if way == "of unknown length" else f"CompressedDataSize = {len(packed) - start}\n".encode()
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", size, path.read_bytes()))
+    if way == "of unknown length" and name == "scan.mhd":
+        np.testing.assert_array_equal(read_file(path).hu, phantom_hu((4, 64, 60)))
+        return
+    with pytest.raises(InputError, match="is damaged"):
+        read_file(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,31 @@ def test_a_header_that_promises_more_voxels_than_bytes_can_hold_takes_no_memory(
     (tmp_path / name).write_bytes(content.replace(b"10 12 5", b"10000 12000 500"))
     with pytest.raises(InputError, match="is damaged"):
         read_file_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.nhdr"])
+@pytest.mark.parametrize("way", ["changed", "shorter", "cut off", "another checksum"])
+def test_compressed_voxels_that_are_damaged_are_refused(tmp_path, name, way):
+    """ITK takes as many bytes as there are, changed or not."""
+    path, hu = tmp_path / name, phantom_hu((4, 64, 60))
+    sitk.WriteImage(sitk.GetImageFromArray(hu), path, useCompression=True)
+    np.testing.assert_array_equal(read_file(path).hu, hu)
+    data = path if name == "scan.nrrd" else tmp_path / "scan.raw.gz"
+    packed = data.read_bytes()
+    start = packed.index(b"\x1f\x8b")
+    data.write_bytes(
+        {
+            "changed": packed[: start + 2000] + bytes(50) + packed[start + 2050 :],
+            "shorter": packed[:start] + gzip.compress(hu[:2].tobytes()),
+            "cut off": packed[: start + 2000],
+            "another checksum": packed[:-8] + bytes(4) + packed[-4:],
+        }[way]
+    )
+    with pytest.raises(InputError, match="is damaged"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed"])
+def test_a_space_that_is_not_the_patient_s_is_a_warning(tmp_path, space):
+    path = write(tmp_path / "scan.nrrd", {**FIELDS, "space": space})
+    assert "no-orientation" in [one.name for one in read_file(path).provenance.warnings]

@@ -109,12 +109,15 @@ def _direction(frame: Frame) -> np.ndarray:
 def _require_distinct(frames: Sequence[Frame], along: np.ndarray) -> None:
     repeated = np.flatnonzero(np.diff(along) < POSITION_TOLERANCE_MM)
     if repeated.size:
-        k = int(repeated[0])
+        first, second = frames[repeated[0]], frames[repeated[0] + 1]
+        names = [frame.name for frame in (first, second)]
+        if names[0] == names[1]:  # copies in other folders
+            names = [f"{frame.path.parent.name}/{frame.name}" for frame in (first, second)]
         raise InputError(
-            f"{repeated.size + 1} images or more lie at repeated positions, such as {frames[k].name} and "
-            f"{frames[k + 1].name}; keep one copy of each slice, or one time point, in the folder."
+            f"{repeated.size + 1} images or more lie at repeated positions, such as {names[0]} and {names[1]}; keep "
+            "one copy of each slice, or one time point, in the folder."
             if repeated.size > 1
-            else f"{frames[k].name} and {frames[k + 1].name} lie at the same position; keep one of them in the folder."
+            else f"{names[0]} and {names[1]} lie at the same position; keep one of them in the folder."
         )
 
 

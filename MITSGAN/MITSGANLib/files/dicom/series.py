@@ -229,7 +229,8 @@ def list_files(path: Path) -> list[Path]:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        found += [Path(folder) / name for name in names]
+        # Not a pipe or a device, whose opening would wait for ever. A link to nothing may have been a slice.
+        found += [path for path in (Path(folder) / name for name in names) if path.is_file() or not path.exists()]
     return sorted(found)
 
 

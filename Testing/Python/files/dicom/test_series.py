@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +259,21 @@ def test_a_link_to_nothing_is_named(tmp_path):
     (tmp_path / "slice-005").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match="slice-005"):
         choose_series(scan_dicom(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    ct_series().write(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    assert load_volume(tmp_path).shape == phantom_hu().shape
+
+
+def test_copies_of_slices_in_two_folders_are_told_apart(tmp_path):
+    ct_series().write(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(InputError, match=r"one/slice-000 and two/slice-000"):
+        load_volume(tmp_path)
 
 
 def test_a_series_without_its_uid_gets_that_reason(tmp_path):
