@@ -11,7 +11,16 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..measure.attack_effect import ATTACK_ON_PROTECTED_PAIR, ATTACK_PAIR, PROTECTION_PAIR, ComparedPair, Effect
+from ..measure.attack_effect import (
+    ATTACK_ON_PROTECTED_PAIR,
+    ATTACK_PAIR,
+    CLEAN,
+    NOISE,
+    PROTECTED,
+    PROTECTION_PAIR,
+    ComparedPair,
+    Effect,
+)
 from ..scan.windows import LUNG
 
 if TYPE_CHECKING:
@@ -103,6 +112,19 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
                     low=effect.control_shares[0],
                     high=effect.control_shares[-1],
                     count=len(effect.control_shares),
+                ),
+            )
+        )
+    arms = [effect.attack.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)]
+    if None not in arms:
+        (original, _one), (protected, _one), (noisy, draws) = arms
+        words = {0: _("fails"), 1: _("succeeds")}
+        rows.append(
+            (
+                _("On the protected scan the attack"),
+                words[protected],
+                _("on the original it {outcome}, with noise {noisy} of {draws} times; two small networks judge").format(
+                    outcome=words[original], noisy=noisy, draws=draws
                 ),
             )
         )

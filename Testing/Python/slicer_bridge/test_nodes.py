@@ -536,14 +536,21 @@ def test_chart_has_a_line_for_each_series_and_knows_its_slices():
 
 @pytest.mark.parametrize("has_attack", [False, True])
 def test_the_figures_shown_are_few_and_plain(has_attack):
-    from MITSGANLib.measure.attack_effect import PROTECTED, AttackEffect, Effect, ForgeryEffect
+    from MITSGANLib.judges.jury import Seen, Verdict
+    from MITSGANLib.measure.attack_effect import CLEAN, NOISE, PROTECTED, AttackEffect, Effect, ForgeryEffect
     from MITSGANLib.measure.metrics import compare
     from MITSGANLib.scan.windows import LUNG
 
     first = np.full((3, 16, 16), -700, np.int16)
     protection, attack = (compare(first, first + np.int16(change), windows=(LUNG,)) for change in (2, 200))
     forgery = ForgeryEffect(attack, {PROTECTED: protection}, (protection,))
-    effect = AttackEffect((1, 8, 8), "remove", None, (), forgery, watermark=Place((1, 8, 8), 15.0, 2.0, 10.0, 4.0))
+    seen = Seen(0.9, 0.1)
+    yes, no = (Verdict("remove", seen, seen, True, achieved, True, False) for achieved in (True, False))
+    effect = AttackEffect(
+        (1, 8, 8), "remove", None, (), forgery,
+        watermark=Place((1, 8, 8), 15.0, 2.0, 10.0, 4.0),
+        verdicts={CLEAN: (yes,), PROTECTED: (no,), NOISE: (yes, no)},
+    )  # fmt: skip
     table = figures_table(Effect(protection, {}, 8.0, effect if has_attack else None), "figures")
     rows = [line.split("\t") for line in table_text(table).splitlines()]
     assert rows[0] == list(FIGURE_COLUMNS)
@@ -551,6 +558,9 @@ def test_the_figures_shown_are_few_and_plain(has_attack):
     assert rows[1][:2] == ["Protection changed the scan by", "2.0 HU"]
     assert "0.25 of the scan's noise" in rows[1][2]
     assert (["Protection moved the forgery by", "1.0%"] in [row[:2] for row in rows]) == has_attack
+    outcome = [row for row in rows if row[:2] == ["On the protected scan the attack", "fails"]]
+    assert len(outcome) == has_attack
+    assert all("it succeeds, with noise 1 of 2 times" in row[2] for row in outcome)
     assert not any("_" in cell for row in rows for cell in row), "no names of variables"
 
 
