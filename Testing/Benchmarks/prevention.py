@@ -15,6 +15,7 @@ got off; what it paints goes into the protected scan.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,9 @@ from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
+from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANTrainingLib.evaluation.sheet import draw_sheet, forge
 from scipy import ndimage
 
 SEED = 7
@@ -43,6 +46,7 @@ ARMS = ("unprotected", "equal noise", "protected")
 FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {arm}" for arm in ARMS))
 COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
 _REACH_MM = 40.0
+_SHOWN = 8  # places in a picture
 
 Found = dict[str, np.ndarray]
 Protection = tuple[str, Callable[[], CTVolume]]
@@ -174,6 +178,21 @@ def equal_noise(volume: CTVolume, protected: CTVolume, lung: np.ndarray, seed: i
     )
 
 
+def draw(
+    shown: Mapping[str, CTVolume], places: Sequence[Place], attacker: Attacker, found: Mapping[str, Found]
+) -> bytes:
+    """A PNG of attacks on each arm at places evenly taken from all, with what the judges say of them."""
+    some = range(0, len(places), max(1, len(places) // _SHOWN))[:_SHOWN]
+    targets = [Target("inject", places[n], "seeded") for n in some]
+    rows = []
+    for arm, scan in shown.items():
+        says = ["succeeds" if found[arm]["success"][n] else "fails" for n in some]
+        forged = forge(scan, "", targets, [attacker], device="cpu")
+        rows.append((arm, [dataclasses.replace(one, caption=word) for one, word in zip(forged, says, strict=True)]))
+    counts = ", ".join(f"{arm} {int(one['success'].sum())} of {len(places)}" for arm, one in found.items())
+    return draw_sheet(rows, f"Nodules injected by {attacker.name}: {counts} succeed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", metavar="SCAN", nargs="+")
@@ -189,6 +208,9 @@ def main() -> None:
     parser.add_argument("--edge-mm", type=float, default=32.0, help="of the region")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--state", type=Path, help="folder in which searches are kept and continued")
+    parser.add_argument(
+        "--picture", type=Path, help="draw the first attacker's attacks there (PNG); the last budget stays"
+    )
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
     if not options.known and not options.protectors:
@@ -231,6 +253,8 @@ def main() -> None:
                     row |= {f"reached: {arm}": float(one["reached"].mean()) for arm, one in found.items()}
                     rows.append(row | {"seconds": seconds})
                     print(_line(row), flush=True)
+                    if options.picture and not adaptation and attacker is (*known, *held_out)[0]:
+                        options.picture.write_bytes(draw(shown, places, attacker, found))
     for name, attacker in dict.fromkeys((row["budget"], row["attacker"]) for row in rows):
         same = [row for row in rows if (row["budget"], row["attacker"]) == (name, attacker)]
         if len(same) > 1:
