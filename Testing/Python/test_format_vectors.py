@@ -31,6 +31,7 @@ from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.manifest import read_manifest_file
 from MITSGANLib.signature.study import find_study_manifest, verify_study
 from MITSGANLib.signature.verification import find_manifest, verify_scan
+from MITSGANLib.watermark.embedding import recorded_budget
 from MITSGANLib.watermark.pattern import OPEN_KEY, Grid, ScanSigns, watermark_key
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
@@ -38,7 +39,7 @@ ORIGINAL, KEY_FILE, SIGNER = VECTORS / "original.nrrd", VECTORS / "key.txt", VEC
 KEY = Key(bytes(range(32)))
 KEYS = {"open": OPEN_KEY, "keyed": watermark_key(KEY)}
 
-FOLDERS = ["unversioned", "watermark-1"]
+FOLDERS = ["unversioned", "watermark-1", "watermark-2"]
 SCANS = [f"{folder}/{scan}" for folder in FOLDERS for scan in ("scan.nrrd", "series")]
 
 # Over the values of original.nrrd, int16, little-endian.
@@ -54,6 +55,11 @@ SERIES_SHA256 = {
         "9d1a9a0472d5745c3b09fc6a5a219c1ee8cad924a547c3dd125ae637d7a666ed",
         "45776bab3ec8c59100c0f262ad43378f9bbe8199d630c0ca7b8231c45e8e83d8",
         "25d25d02035f9ddc00815d123ef1c7bfcb7f253d03697b210d39dbc1d5013573",
+    ],
+    "watermark-2": [
+        "b465f58b8240442a16f18a7971053a0e8fe8f73ba58dcf55f65cfc71ece8f626",
+        "5b4d09b2fb1bfcf3280133bcb63e5748f04b19994297a232a3ed3a5990a94324",
+        "8cdd2a8bd8f35ba16420bd190a9c2405d1361fc88235010a7cecaa26dc7bdd37",
     ],
 }
 
@@ -118,22 +124,23 @@ def test_turning_of_a_slice():
     }
 
 
-# The version that a watermark records in its seal and in its scan's history; before there was one, none.
-VERSIONS = {"unversioned": None, "watermark-1": 1}
+# The versions that a watermark's seal records of its signs, and its scan's history of all of it; once there were none.
+VERSIONS = {"unversioned": (None, None), "watermark-1": (1, 1), "watermark-2": (1, 2)}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_recorded_version(folder):
     scan = VECTORS / folder / "scan.nrrd"
     _, payload = open_container(scan.with_name("scan.nrrd.seal").read_bytes(), KEY)
-    assert unpack(payload)[0]["watermark"].get("version") == VERSIONS[folder]
-    assert read_file(scan).provenance.steps[-1].parameters.get("watermark_version") == VERSIONS[folder]
+    of_signs, of_watermark = VERSIONS[folder]
+    assert unpack(payload)[0]["watermark"].get("version") == of_signs
+    assert read_file(scan).provenance.steps[-1].parameters.get("watermark_version") == of_watermark
 
 
 def test_todays_version():
     volume = plane_volume(np.eye(3))
     assert ScanSigns.of(volume, OPEN_KEY).to_dict()["version"] == 1
-    assert protect(volume, model=watermark_alone(OPEN_KEY)).provenance.steps[-1].parameters["watermark_version"] == 1
+    assert protect(volume, model=watermark_alone(OPEN_KEY)).provenance.steps[-1].parameters["watermark_version"] == 2
 
 
 def test_signs_of_an_unknown_version_are_refused():
@@ -149,15 +156,18 @@ def test_signs_of_an_unknown_version_are_refused():
 
 # No vector holds a network's voxels. On one machine mitsgan-small gave the same bits with one thread and with two, but
 # PyTorch chooses its kernels by the CPU, so another machine may round a change the other way. A watermark alone is bit
-# for bit: the noise that bounds it is floating point, but lies at least 0.0002 HU from where a whole HU would flip.
+# for bit: the noise that bounds it is floating point, but lies at least 0.00007 HU from where a whole HU would flip.
 BUDGETS = {
     "default": Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15),
+    "default, version 2": Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15, in_lungs=1.0),
     "without noise": Budget(strength_hu=8.0, lung=1.0, soft_tissue=0.3, bone=0.2),
 }
 VOXELS_SHA256 = {
     ("open", "default"): "5ca813fdf4117fd2c282e8e4a1fe0802292f487e34db755c1d678b34d90d997f",
+    ("open", "default, version 2"): "5c952fad55d82773828205ccec695b785a9b627ab8c38c04c68442c1a629e39a",
     ("open", "without noise"): "1ba9983d7a1942e62a09da4c0e439c8a87a518e51f95077121762ee6654d3ff2",
     ("keyed", "default"): "104667a6747529302c1b1edb402b2c98273a3204f1ab189cafd5a5da9906d4bb",
+    ("keyed", "default, version 2"): "01b4ad03fdab33a5a10a833b5a46b5717bc889b281b32bf708bbc90a396b16d5",
     ("keyed", "without noise"): "480820a81a3ac2ccdb2e779adb2f829de7b7ae518be71733dc5c7ea72d27d156",
 }
 
@@ -171,8 +181,15 @@ def test_voxels_of_a_watermark(kind, budget):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_scans_hold_the_voxels_that_a_watermark_gives_today(folder):
-    assert voxels_sha256(read_file(VECTORS / folder / "scan.nrrd").hu) == VOXELS_SHA256["keyed", "default"]
-    assert voxels_sha256(load_volume(VECTORS / folder / "series").hu) == VOXELS_SHA256["open", "default"]
+    budget = "default, version 2" if folder == "watermark-2" else "default"
+    assert voxels_sha256(read_file(VECTORS / folder / "scan.nrrd").hu) == VOXELS_SHA256["keyed", budget]
+    assert voxels_sha256(load_volume(VECTORS / folder / "series").hu) == VOXELS_SHA256["open", budget]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_a_scan_was_marked_with(folder):
+    budget = "default, version 2" if folder == "watermark-2" else "default"
+    assert recorded_budget(read_file(VECTORS / folder / "scan.nrrd")) == BUDGETS[budget]
 
 
 # ---------------------------------------------------------------------- seals

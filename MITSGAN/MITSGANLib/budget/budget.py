@@ -18,7 +18,7 @@ from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
 from .body import body_mask
-from .noise import hiding_noise, local_noise
+from .noise import hiding_noise, hiding_noise_in_lungs, local_noise
 
 
 def check_strength(strength_hu: float) -> None:
@@ -39,6 +39,7 @@ class Budget:
         turns 10 HU into about 4 % of its input range in lung parenchyma, 0.5 % in soft tissue, 0.03 % in bone.
     :param soft_tissue: fraction from -300 to 200 HU.
     :param bone: fraction from 500 HU upwards.
+    :param in_lungs: fraction of soft tissue within the lungs, vessels and nodules; as elsewhere where None.
     :param noise_share: bounds the change also by this share of the scan's own noise at the voxel, as a standard
         deviation in HU (see :func:`~MITSGANLib.budget.noise.local_noise`); None where noise plays no part.
 
@@ -51,12 +52,15 @@ class Budget:
     soft_tissue: float = 0.3
     bone: float = 0.3
     noise_share: float | None = None
+    in_lungs: float | None = None
 
     def __post_init__(self) -> None:
         check_strength(self.strength_hu)
         for name in ("lung", "soft_tissue", "bone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"The budget's fraction for {name} must be from 0 to 1, not {getattr(self, name)}.")
+        if self.in_lungs is not None and (self.noise_share is None or not 0 <= self.in_lungs <= 1):
+            raise InputError("The budget's fraction within the lungs must be from 0 to 1, beside a share of the noise.")
         if self.noise_share is not None and not (math.isfinite(self.noise_share) and self.noise_share >= 0):
             raise InputError(f"The share of the noise must be 0 or more, or left out, not {self.noise_share}.")
 
@@ -84,7 +88,7 @@ class Budget:
         return {name: float(value) for name, value in fields if value is not None}
 
 
-WATERMARK_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15)
+WATERMARK_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15, in_lungs=1.0)
 """The watermark's own: 1 to 3 HU in most lungs. Set on LIDC-IDRI-0002 and -0028, where it keeps all limits of fidelity;
 a preset scales it to its strength."""
 
@@ -99,6 +103,7 @@ def allowed_change(
     mask: np.ndarray,
     padding_hu: int | None = None,
     noise_hu: np.ndarray | None = None,
+    lungs_hu: np.ndarray | None = None,
 ) -> np.ndarray:
     """The largest |change| in whole HU at each voxel, int16, same shape as ``hu``.
 
@@ -109,6 +114,8 @@ def allowed_change(
     :param mask: bool of the same shape, the body; see :func:`body_mask`.
     :param noise_hu: standard deviation of the scan's noise in HU, of the same shape, as :class:`LocalNoise` tells it;
         needed where the budget has a share of the noise, else not looked at.
+    :param lungs_hu: the same within the lungs, 0 elsewhere, as :func:`~.noise.hiding_noise_in_lungs` tells it; needed
+        where the budget has a fraction for vessels and nodules, else not looked at.
     :raises InputError: when mask or noise do not fit, or the noise is needed and missing.
     """
     hu = require_int16(hu)
@@ -120,18 +127,28 @@ def allowed_change(
     allowed = np.where(mask, _allowed_table(budget, padding_hu).take(hu.view(np.uint16)), np.int16(0))
     if budget.noise_share is None:
         return allowed
-    if noise_hu is None or np.shape(noise_hu) != hu.shape:
+    np.minimum(allowed, _share_of(noise_hu, hu.shape, budget.noise_share), out=allowed)
+    if budget.in_lungs is not None:
+        within = dataclasses.replace(budget, soft_tissue=budget.in_lungs)
+        more = np.where(mask, _allowed_table(within, padding_hu)[hu.view(np.uint16)], np.int16(0))
+        np.maximum(allowed, np.minimum(more, _share_of(lungs_hu, hu.shape, budget.noise_share)), out=allowed)
+    return allowed
+
+
+def _share_of(noise_hu: np.ndarray | None, shape: tuple[int, ...], share: float) -> np.ndarray:
+    """A share of the noise in whole HU, int16."""
+    if noise_hu is None or np.shape(noise_hu) != shape:
         raise InputError(
             "This budget is a share of the scan's noise, so it needs the noise at each voxel; get it from local_noise."
         )
     # In float64, as for the strength: 0.3 of 10 HU is 3.
     with np.errstate(invalid="ignore"):  # none of infinite noise is not a number
-        share = np.asarray(noise_hu, np.float64) * budget.noise_share
-    share += 1e-9
-    np.floor(share, out=share)
+        part = np.asarray(noise_hu, np.float64) * share
+    part += 1e-9
+    np.floor(part, out=part)
     # What is not a number of HU allows nothing: of two values these take the one that is a number.
-    np.fmin(np.fmax(share, 0.0, out=share), HIGHEST_HU - LOWEST_HU, out=share)
-    return np.minimum(allowed, share.astype(np.int16), out=allowed)
+    np.fmin(np.fmax(part, 0.0, out=part), HIGHEST_HU - LOWEST_HU, out=part)
+    return part.astype(np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +160,13 @@ class Surroundings:
     :param mask: bool (slices, rows, columns), the body.
     :param noise_hu: standard deviation of the scan's noise as far as it hides a change, of the same shape; outside of
         the mask, where no change is allowed, only what there is. None where no budget asks for it.
+    :param lungs_hu: the same of vessels and nodules within the lungs, 0 elsewhere.
     """
 
     mask: np.ndarray
     noise_hu: np.ndarray | None
     padding_hu: int | None
+    lungs_hu: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -160,16 +179,17 @@ class Surroundings:
         :param with_noise: whether a budget will want the noise, which takes most of the time.
         """
         mask = np.empty(hu.shape, bool)
-        noise_hu = np.empty(hu.shape, np.float32) if with_noise else None
+        noise_hu, lungs_hu = (np.empty(hu.shape, np.float32) for _ in range(2)) if with_noise else (None, None)
 
         def look(k: int) -> None:
             plane = hu[k : k + 1]
             mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
             if noise_hu is not None:
                 noise_hu[k] = hiding_noise(hu[k], local_noise(plane, spacing_kji, padding_hu).at()[0], mask[k])
+                lungs_hu[k] = hiding_noise_in_lungs(hu[k], noise_hu[k], mask[k], spacing_kji)
 
         map_slices(look, len(hu))
-        return cls(mask, noise_hu, padding_hu)
+        return cls(mask, noise_hu, padding_hu, lungs_hu)
 
     def allowed(self, hu: np.ndarray, budget: Budget) -> np.ndarray:
         """The largest change of the same slices, int16 (slices, rows, columns); see :func:`allowed_change`.
@@ -186,8 +206,8 @@ class Surroundings:
 
     def allowed_in(self, k: int, hu: np.ndarray, budget: Budget) -> np.ndarray:
         """The largest change of slice ``k`` alone, int16 (rows, columns); see :meth:`allowed`."""
-        noise_hu = None if self.noise_hu is None else self.noise_hu[k]
-        return allowed_change(hu, budget, self.mask[k], self.padding_hu, noise_hu)
+        noise_hu, lungs_hu = (None if values is None else values[k] for values in (self.noise_hu, self.lungs_hu))
+        return allowed_change(hu, budget, self.mask[k], self.padding_hu, noise_hu, lungs_hu)
 
 
 def allowed_in_slices(

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
-from ..scan.windows import LUNG
+from ..scan.windows import LUNG, MEDIASTINUM, Window
+from .body import lung_share
 
 # Soft tissue in which noise is measured: fat is left out (its strands look like noise), and so are bone and contrast.
 _NOISE_TISSUE_HU = (-50.0, 150.0)
@@ -43,6 +44,10 @@ _HIDDEN_SSIM, _WHOLE_SHARE, _QUIET_NOISE_HU = 0.013, 0.18, 35.0
 _SSIM_SIGMA, _SSIM_TRUNCATE, _SSIM_REACH = 1.5, 3.5, 5
 _SSIM_CONSTANT = (0.03 * (LUNG.high - LUNG.low)) ** 2
 _HIDDEN_EVERYWHERE_HU = 0.999 * math.sqrt(_HIDDEN_SSIM * _SSIM_CONSTANT) / _WHOLE_SHARE
+# Within a voxel, two and three of a straight border this Gaussian has all, a 10th and a 40th on its other side.
+_AT_BORDERS = {3: 1.0, 5: 10.0, 7: 40.0}
+# Of noise below it 0.15 are at most 2 HU, which no window of the two shows anywhere.
+_LEAST_VISIBLE_HU = 16.0
 # Below rounding to whole HU there is nothing to measure.
 _MAP_SMALLEST_HU = 0.3
 
@@ -238,20 +243,51 @@ def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray, where: np.ndarray | No
         return noise_hu
     from scipy import ndimage
 
-    def around(values: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(values, _SSIM_SIGMA, mode="nearest", truncate=_SSIM_TRUNCATE)
-
     reach = round(_SSIM_SIGMA * _SSIM_TRUNCATE) + _SSIM_REACH
     wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
     inner = tuple(slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
-    # Around the middle of the window, where float32 loses least in the difference of squares.
-    values = np.clip(plane[wide], LUNG.low, LUNG.high).astype(np.float32) - np.float32((LUNG.low + LUNG.high) / 2)
-    variance = np.maximum(around(values * values) - around(values) ** 2, 0)
-    quietest = ndimage.minimum_filter(variance, _SSIM_REACH)[inner]
+    quietest = ndimage.minimum_filter(_seen_variance(plane[wide], LUNG), _SSIM_REACH)[inner]
     hidden = np.sqrt(_HIDDEN_SSIM * (2 * quietest + np.float32(_SSIM_CONSTANT)))
     hiding = noise_hu.copy()
     np.minimum(noise_hu[box], hidden / np.float32(_WHOLE_SHARE), out=hiding[box])
     return hiding
+
+
+def hiding_noise_in_lungs(
+    plane: np.ndarray, noise_hu: np.ndarray, mask: np.ndarray, spacing_kji: Sequence[float]
+) -> np.ndarray:
+    """The same for vessels and nodules, which the mediastinal window shows as well; 0 where no lung is around.
+
+    In that window lung is black and hides nothing: at its border a change is seen, two voxels on it is less.
+
+    :param noise_hu: of :func:`hiding_noise`.
+    :param mask: of :func:`~.body.body_mask`.
+    :return: float32 (rows, columns), at most ``noise_hu``; less where the lungs end.
+    """
+    within = lung_share(plane, mask, spacing_kji)
+    hiding = within * noise_hu
+    if not hiding.size or not hiding.max() > _LEAST_VISIBLE_HU:
+        return hiding
+    from scipy import ndimage
+
+    hidden = _seen_variance(plane, MEDIASTINUM)
+    hidden *= np.float32(2)
+    hidden += np.float32((0.03 * (MEDIASTINUM.high - MEDIASTINUM.low)) ** 2)
+    hidden *= np.float32(_HIDDEN_SSIM / _WHOLE_SHARE**2)
+    quietest = [np.float32(more) * ndimage.minimum_filter(hidden, size) for size, more in _AT_BORDERS.items()]
+    return within * np.minimum(noise_hu, np.sqrt(np.min(quietest, axis=0)))
+
+
+def _seen_variance(plane: np.ndarray, window: Window) -> np.ndarray:
+    """Variance around each voxel in the picture that a window shows, weighted as local SSIM does, float32."""
+    from scipy import ndimage
+
+    def around(values: np.ndarray) -> np.ndarray:
+        return ndimage.gaussian_filter(values, _SSIM_SIGMA, mode="nearest", truncate=_SSIM_TRUNCATE)
+
+    # Around the middle of the window, where float32 loses least in the difference of squares.
+    values = np.clip(plane, window.low, window.high).astype(np.float32) - np.float32((window.low + window.high) / 2)
+    return np.maximum(around(values * values) - around(values) ** 2, 0)
 
 
 def _box(where: np.ndarray) -> tuple[slice, slice] | None:

@@ -19,6 +19,7 @@ from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
 
 # A nodule within the lung has lung around it; one at the pleura has it on one side.
 _LUNG_SHARE, _AROUND_MM = 0.5, 30.0
+_REACH = 2.5  # of a Gaussian, in sigmas
 AT_PLEURA = 0.35
 """Share of lung around a block from which on it may belong to a nodule at the pleura."""
 
@@ -50,6 +51,20 @@ class Blocks:
     def in_boxes(self, values: np.ndarray, edge_mm: float) -> np.ndarray:
         """Sum over a cube of this edge around each block."""
         return sum_in_boxes(values, edge_mm, self.mm)
+
+    def around(self, values: np.ndarray, sigma_mm: float, power: int = 1) -> np.ndarray:
+        """Sum around each block, weighted by a Gaussian that is 1 in its middle, to a power.
+
+        A variance of weighted sums wants their weights' squares: ``power=2``.
+        """
+        from scipy import ndimage
+
+        found = values.astype(np.float32)
+        for axis, edge in enumerate(self.mm):
+            steps = np.arange(-round(_REACH * sigma_mm / edge), round(_REACH * sigma_mm / edge) + 1)
+            weights = np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power
+            found = ndimage.correlate1d(found, weights, axis, mode="constant")
+        return found
 
     def middle(self, block: Sequence[float]) -> tuple[int, int, int]:
         """Voxel (slice, row, column) in the middle of a block, whose indices may be fractions."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget.budget import WATERMARK_BUDGET
 from ..errors import TargetError
 from ..files.dicom.drill import is_drill_step
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.lungs import lung_positions
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
-from ..watermark.checking import check_watermark
+from ..watermark.checking import check_watermark, likely_budget
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
@@ -50,7 +49,7 @@ COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judg
 MOST_OF_THE_LUNGS = 0.5
 # With less of the watermark left in the lungs, the scan as a whole is asked what became of it.
 _WHOLE_GAIN = 0.6
-_SMALLEST_MM3 = 150.0
+_SMALLEST_MM3 = 50.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
 _COPY_SD = 11.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
@@ -136,7 +135,7 @@ class Examination:
             if score >= self.judge_limit:
                 evidence.append(_of_judge(score, self.judge_limit))
         evidence.sort(key=lambda one: -one.strength)
-        return _place(volume, kji, (0.0, 0.0, 0.0), evidence, source)
+        return _place(volume, kji, (0.0, 0.0, 0.0), evidence, source, float(near.max()) / limit)
 
     def can_tell(self, kji: Voxel) -> bool:
         """Whether any kind of evidence would show a forgery at a voxel."""
@@ -183,7 +182,7 @@ def examine(
     touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
     told.at(60)
     del fine
-    whitened = whiten(blocks, key, recorded_budget(volume) or WATERMARK_BUDGET)
+    whitened = whiten(blocks, key, likely_budget(volume, key))
     told.at(75)
     if whitened is not None:
         suspicions.append(of_foreign_noise(blocks, whitened, blocks.lungs(AT_PLEURA)))
@@ -290,7 +289,7 @@ def _places(
                 evidence.append(_of_judge(score, limit))
         if is_listed:
             evidence.sort(key=lambda one: -one.strength)
-            found.append(_place(volume, kji, size, evidence, None))
+            found.append(_place(volume, kji, size, evidence, None, top))
     return tuple(sorted(found, key=lambda place: -place.strength))
 
 
@@ -344,9 +343,10 @@ def _place(
     size_mm: Sequence[float],
     evidence: Sequence[Evidence],
     source: Voxel | None,
+    together: float = 0.0,
 ) -> ChangedPlace:
     lps = tuple(round(float(value), 1) for value in volume.voxel_to_lps(kji))
-    return ChangedPlace(tuple(int(i) for i in kji), lps, tuple(size_mm), tuple(evidence), source)
+    return ChangedPlace(tuple(int(i) for i in kji), lps, tuple(size_mm), tuple(evidence), source, together)
 
 
 def _of_copy(copy: Copy) -> Evidence:

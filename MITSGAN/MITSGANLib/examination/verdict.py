@@ -48,6 +48,7 @@ class ChangedPlace:
     :param size_mm: extent along (slice, row, column), roughly.
     :param evidence: the strongest first.
     :param source_kji: where its tissue was copied from, if that is known.
+    :param together: what all that was seen says together, also what is too weak to be named.
     """
 
     kji: Voxel
@@ -55,14 +56,15 @@ class ChangedPlace:
     size_mm: tuple[float, float, float]
     evidence: tuple[Evidence, ...]
     source_kji: Voxel | None = None
+    together: float = 0.0
 
     @property
     def strength(self) -> float:
-        """What all of its evidence says together, 0 without any."""
+        """What all of its evidence says together, 0 without any; from 1 on it was changed."""
         kinds: dict[str, float] = {}
         for one in self.evidence:
             kinds[one.kind] = max(one.strength, kinds.get(one.kind, 0.0))
-        return strength(kinds)
+        return max(self.together, strength(kinds))
 
     @property
     def is_sure(self) -> bool:

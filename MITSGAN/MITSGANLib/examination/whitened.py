@@ -31,6 +31,8 @@ _DEPTH, _WIDE = len(_REACH) - 1, max(_REACH)
 _VOXELS, _FEW_VOXELS = 25000, 3000
 _ROUNDS = 4
 _CLIP_SD = 3.0
+# The noise of a voxel is that within some voxels, where edges count as much as this many standard deviations at most.
+_NEAR_VOXELS, _EDGE_SD = 2.0, 6.0
 _LEAST_VARIANCE, _LEAST_SHARE = 0.1, 0.3  # HU squared; of what is usual in a slice's lungs
 _LUNG_BELOW_HU = -500.0
 _LEVEL_HU, _LEVEL_SHARE = 1.0, 0.4  # signs move the mean of a tile, by chance up to this share of their height
@@ -45,6 +47,7 @@ class Whitened:
     :param held: what the whitened voxels come to along the watermark's signs, weighted by their variance; 0 without a
         watermark.
     :param full: what that would be where nothing is lost.
+    :param squares: variance of ``held`` by chance, whatever the image: each sign is as likely as its opposite.
     :param whitened: mean logarithm of what the filter left.
     :param bare: the same of the scan without its watermark.
     :param fine: mean logarithm of what is finer than a voxel's surroundings in its slice.
@@ -58,6 +61,7 @@ class Whitened:
 
     held: np.ndarray
     full: np.ndarray
+    squares: np.ndarray
     whitened: np.ndarray
     bare: np.ndarray
     fine: np.ndarray
@@ -232,52 +236,42 @@ def _filtered(
         left = back([of_plane for of_plane, _ in near])
         mark = back([of_marks for _, of_marks in near]) if any_marks else np.zeros_like(left)
         k = slab.start + number
-        return _sums(blocks, hu[k], left, mark, sure[k] & (marks[k] != 0), kernel.gain)
+        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k], kernel.gain)
 
     return map_slices(look, slab.stop - slab.start)
 
 
 def _sums(
-    blocks: Blocks, hu: np.ndarray, left: np.ndarray, mark: np.ndarray, told: np.ndarray, gain: float
+    blocks: Blocks, hu: np.ndarray, left: np.ndarray, mark: np.ndarray, signs: np.ndarray, gain: float
 ) -> tuple[np.ndarray, ...]:
     """What :class:`Whitened` holds of one slice.
 
     :param left: of its voxels after the filter.
     :param mark: the same of what the watermark should have added.
-    :param told: voxels that say something of it.
+    :param signs: what it should have added, in HU; 0 in voxels that say nothing of it.
     """
     from scipy import ndimage
 
     plane = np.maximum(hu, LOWEST_HU).astype(np.float32)
     bare = left - np.float32(gain) * mark
     level = blocks.means(plane)
-    held = full = np.zeros_like(level)
+    held = full = squares = np.zeros_like(level)
+    told = signs != 0
     if told.any():
         # Where the signs are missing, what is left without them is more than with them.
-        variance = np.minimum(*(_variance(blocks.grid.turned(values)) for values in (left, bare)))
-        tiles = np.s_[: variance.shape[0] * 2 : 2, : variance.shape[1] * 2 : 2]
-        known = (blocks.means(told)[tiles] > 0) & (level[tiles] < _LUNG_BELOW_HU)
-        usual = float(np.median(variance[known])) if known.any() else float(np.median(variance))
-        variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * usual))
-        wide = np.zeros(hu.shape, np.float32)
-        spread = enlarge(variance, TILE)
-        blocks.grid.turned(wide)[: spread.shape[0], : spread.shape[1]] = spread
-        usable = told & (np.minimum(np.abs(left), np.abs(bare)) < _CLIP_SD * np.sqrt(wide)) & (wide > 0)
-        weights = usable / np.where(wide > 0, wide, 1)
-        held, full = (blocks.means(values * mark * weights) * BLOCK**2 for values in (left, mark))
+        rest = np.minimum(np.abs(left), np.abs(bare))
+        lung = told & (hu < _LUNG_BELOW_HU)
+        middle = 1.48 * float(np.median(rest[lung if lung.any() else told]))
+        variance = ndimage.gaussian_filter(np.square(np.minimum(rest, _EDGE_SD * middle)), _NEAR_VOXELS, truncate=2.5)
+        variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * middle**2))
+        weights = signs * (rest < _CLIP_SD * np.sqrt(variance)) / variance
+        held, full, squares = (
+            blocks.means(values) * BLOCK**2 for values in (left * weights, mark * weights, np.square(bare * weights))
+        )
     near, steep, far = (
         ndimage.gaussian_filter(plane, sigma, truncate=2.5) for sigma in (_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS)
     )
     logs = [np.log(np.abs(values) + _LEAST_FINE_HU) for values in (left, bare)]
     logs += [np.log(np.abs(values) + _LEAST_HU) for values in (plane - near, near - far)]
     steepness = np.hypot(ndimage.sobel(steep, 0), ndimage.sobel(steep, 1)) / 8
-    return held, full, *map(blocks.means, (*logs, steepness)), level
-
-
-def _variance(values: np.ndarray) -> np.ndarray:
-    """Variance in each tile, outliers clipped: (tile rows, tile columns)."""
-    rows, columns = (size // TILE for size in values.shape)
-    tiles = np.abs(values[: rows * TILE, : columns * TILE]).reshape(rows, TILE, columns, TILE)
-    tiles = tiles.transpose(0, 2, 1, 3).reshape(rows, columns, -1)
-    limit = _CLIP_SD * np.maximum(1.48 * np.median(tiles, axis=-1), 0.3)
-    return np.mean(np.minimum(tiles, limit[..., None]) ** 2, axis=-1)
+    return held, full, squares, *map(blocks.means, (*logs, steepness)), level

@@ -16,7 +16,7 @@ from ..errors import InputError, ModelError
 from ..runtime.devices import describe_cpu, describe_device, resolve_device
 from ..runtime.threads import usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
-from ..watermark.embedding import Watermark
+from ..watermark.embedding import Watermark, recorded_budget
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from ..watermark.regridding import GRID_FIELD, grid_record
 from . import presets
@@ -156,7 +156,7 @@ def recorded_protector(volume: CTVolume) -> Protector:
         raise InputError(
             "The volume carries a watermark with a key, which it does not hold; protect the CT without one."
         )
-    watermark = None if strength is None else Watermark(budget=WATERMARK_BUDGET.at_strength(float(strength)))
+    watermark = None if strength is None else Watermark(budget=recorded_budget(volume) or WATERMARK_BUDGET)
     budget = {field.name: parameters[field.name] for field in dataclasses.fields(Budget) if field.name in parameters}
     return dataclasses.replace(ready, budget=dataclasses.replace(ready.budget, **budget), watermark=watermark)
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..budget.budget import WATERMARK_BUDGET, Budget
 from ..errors import TargetError
 from ..scan.volume import CTVolume, Provenance
-from .embedding import recorded_budget
+from .embedding import VERSION_1_BUDGET, recorded_budget
 from .fading import faded, with_lost_padding
 from .pattern import OPEN_KEY, Grid, WatermarkKey, block_sums
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
@@ -36,6 +36,7 @@ _TELLING, _MISSING_SD, _MISSING_SHARE = 8.0, 4.0, 0.3
 # Lossy compression takes more from smooth tissue than from the rest, and nobody can tell that from forgery: 5:1
 # JPEG 2000 leaves a quarter on LIDC-IDRI-0002, and 93 places would be listed in an untouched copy.
 _DEGRADED_GAIN = 0.6
+_TOLD_SLICES = 12  # that tell which watermark it is
 _SMALLEST_MM3 = 150.0
 
 
@@ -153,12 +154,12 @@ def check_watermark(
 ) -> Check:
     """Look for the key's watermark everywhere in a scan, also on another grid than the one that was marked.
 
-    :param budget: that the watermark was embedded with; None takes it from the scan's provenance, and where that is
-        lost, as in most other formats, the default's. Another one makes it look weaker or stronger than it is.
+    :param budget: that the watermark was embedded with; None takes that of :func:`likely_budget`. Another one makes it
+        look weaker or stronger than it is.
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    used = budget or recorded_budget(volume) or WATERMARK_BUDGET
+    used = budget or likely_budget(volume, key)
     check = _check(volume, key, used, progress)
     if check.is_found:
         return check
@@ -169,6 +170,31 @@ def check_watermark(
     finished = progress and (lambda _done, of: progress(of, of))
     moved = _check(regridding.moved(volume), key, used, finished, is_moved=True)
     return _seen_in(volume, moved, regridding) if moved.is_found else check
+
+
+def likely_budget(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Budget:
+    """What a scan was marked with: as its provenance says, or else, as most formats lose that, as its signs tell.
+
+    :raises DependencyError: the package cryptography cannot be imported.
+    """
+    recorded = recorded_budget(volume)
+    if recorded is not None:
+        return recorded
+    first = max(0, (volume.shape[0] - _TOLD_SLICES) // 2)
+    slab = _slab(volume, slice(first, first + _TOLD_SLICES))
+    reading = Reading.of(slab, key, WATERMARK_BUDGET)
+
+    def explained(budget: Budget) -> float:
+        own = dataclasses.replace(reading, budget=dataclasses.replace(budget, noise_share=reading.budget.noise_share))
+        sums = Sums.of(own)
+        return max(0.0, float(sums.correlation.sum())) ** 2 / max(float(sums.full.sum()), 1e-12)
+
+    # Where both limits are the same, the first.
+    return max((WATERMARK_BUDGET, VERSION_1_BUDGET), key=explained)
+
+
+def _slab(volume: CTVolume, some: slice) -> CTVolume:
+    return dataclasses.replace(volume, hu=volume.hu[some], origin=tuple(volume.voxel_to_lps((some.start, 0, 0))))
 
 
 def _check(
@@ -259,10 +285,8 @@ def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey =
         raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
     reach = int(np.ceil((SURROUNDING_MM + WINDOWS_MM[-1]) / 2 / volume.spacing_kji[0])) + 1
     first = max(0, kji[0] - reach)
-    slab = dataclasses.replace(
-        volume, hu=volume.hu[first : kji[0] + reach + 1], origin=tuple(volume.voxel_to_lps((first, 0, 0)))
-    )
-    check = _check(slab, key, recorded_budget(volume) or WATERMARK_BUDGET, None)
+    slab = _slab(volume, slice(first, kji[0] + reach + 1))
+    check = _check(slab, key, likely_budget(volume, key), None)
     return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,15 @@ from ..budget.budget import WATERMARK_BUDGET, Budget, Surroundings, apply_change
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from ..scan.volume import PROTECTION, CTVolume
-from .pattern import OPEN_KEY, VERSION, ScanSigns, WatermarkKey
+from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
 
-_STRENGTH = "watermark_strength_hu"
+VERSION = 2
+"""Version of the watermark in provenance: the same signs since 1, and since 2 as high in nodules and vessels as the
+noise hides. A record without one is of version 1."""
+
+_STRENGTH, _VERSION = "watermark_strength_hu", "watermark_version"
+VERSION_1_BUDGET = dataclasses.replace(WATERMARK_BUDGET, in_lungs=None)
+"""What scans were marked with before nodules and vessels had limits of their own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class Watermark:
     def to_dict(self) -> dict[str, float | str]:
         """What provenance says of a scan with this watermark; nothing of the key."""
         kind = "open" if self.is_open else "keyed"
-        return {"watermark": kind, "watermark_version": VERSION, _STRENGTH: self.budget.strength_hu}
+        version = 1 if self.budget.in_lungs is None else VERSION
+        return {"watermark": kind, _VERSION: version, _STRENGTH: self.budget.strength_hu}
 
     def marked(self, hu: np.ndarray, around: Surroundings, signs: ScanSigns, first: int) -> np.ndarray:
         """Slices with their signs, int16 (slices, rows, columns); each depends on itself alone.
@@ -60,5 +68,7 @@ def recorded_budget(volume: CTVolume) -> Budget | None:
         strength = step.parameters.get(_STRENGTH)
         # What a file says may be anything.
         if step.kind == PROTECTION and isinstance(strength, (int, float)) and 0 < strength <= HIGHEST_HU - LOWEST_HU:
-            return WATERMARK_BUDGET.at_strength(float(strength))
+            version = step.parameters.get(_VERSION, 1)
+            own = WATERMARK_BUDGET if isinstance(version, (int, float)) and version >= VERSION else VERSION_1_BUDGET
+            return own.at_strength(float(strength))
     return None

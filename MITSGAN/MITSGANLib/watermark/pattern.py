@@ -29,7 +29,7 @@ from ..keys.key_files import Key, derive
 from ..scan.volume import CTVolume
 
 VERSION = 1
-"""Version of the signs and of all that they depend on, for seals and provenance. A record without one is of version 1.
+"""Version of the signs and of all that they depend on, for seals. A record without one is of version 1.
 
 The number in the context of the keys is another one: 2 is part of version 1, and no seal ever held signs of 1.
 """

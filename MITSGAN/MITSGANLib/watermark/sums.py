@@ -19,7 +19,7 @@ import numpy as np
 
 from ..budget.body import body_mask
 from ..budget.budget import Budget, allowed_change
-from ..budget.noise import LocalNoise, hiding_noise, local_noise
+from ..budget.noise import LocalNoise, hiding_noise, hiding_noise_in_lungs, local_noise
 from ..runtime.threads import each_slice, map_slices
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
@@ -104,12 +104,13 @@ class Reading:
         part, padding = slice(k, k + 1), self.volume.provenance.padding_hu
         hu = self.volume.hu[part]
         mask = body_mask(hu, padding, self.volume.spacing_kji)
-        noise_hu = None if self.noise is None else self.noise.at((part,))
-        if noise_hu is not None:
-            # What is painted flat hides nothing, and should have been marked all the same.
-            hidden = hiding_noise(hu[0], noise_hu[0], mask[0])[None]
-            noise_hu = np.maximum(hidden, np.float32(_LEAST_HIDDEN) * noise_hu)
-        return allowed_change(hu, self.budget, mask, padding, noise_hu)
+        if self.noise is None:
+            return allowed_change(hu, self.budget, mask, padding)
+        noise_hu = self.noise.at((part,))[0]
+        # What is painted flat hides nothing, and should have been marked all the same.
+        noise_hu = np.maximum(hiding_noise(hu[0], noise_hu, mask[0]), np.float32(_LEAST_HIDDEN) * noise_hu)
+        lungs_hu = hiding_noise_in_lungs(hu[0], noise_hu, mask[0], self.volume.spacing_kji)
+        return allowed_change(hu, self.budget, mask, padding, noise_hu[None], lungs_hu[None])
 
     def look(self, k: int) -> SliceSigns:
         """What slice ``k`` tells of the signs."""
