@@ -39,7 +39,8 @@ class Budget:
         turns 10 HU into about 4 % of its input range in lung parenchyma, 0.5 % in soft tissue, 0.03 % in bone.
     :param soft_tissue: fraction from -300 to 200 HU.
     :param bone: fraction from 500 HU upwards.
-    :param in_lungs: fraction of soft tissue within the lungs, vessels and nodules; as elsewhere where None.
+    :param in_lungs: fraction of soft tissue within the lungs, vessels and nodules, beside a share of the noise; as
+        elsewhere where None.
     :param noise_share: bounds the change also by this share of the scan's own noise at the voxel, as a standard
         deviation in HU (see :func:`~MITSGANLib.budget.noise.local_noise`); None where noise plays no part.
 
@@ -59,8 +60,8 @@ class Budget:
         for name in ("lung", "soft_tissue", "bone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"The budget's fraction for {name} must be from 0 to 1, not {getattr(self, name)}.")
-        if self.in_lungs is not None and (self.noise_share is None or not 0 <= self.in_lungs <= 1):
-            raise InputError("The budget's fraction within the lungs must be from 0 to 1, beside a share of the noise.")
+        if self.in_lungs is not None and not 0 <= self.in_lungs <= 1:
+            raise InputError(f"The budget's fraction within the lungs must be from 0 to 1, not {self.in_lungs}.")
         if self.noise_share is not None and not (math.isfinite(self.noise_share) and self.noise_share >= 0):
             raise InputError(f"The share of the noise must be 0 or more, or left out, not {self.noise_share}.")
 
