@@ -19,6 +19,7 @@ from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
 
 # A nodule within the lung has lung around it; one at the pleura has it on one side.
 _LUNG_SHARE, _AROUND_MM = 0.5, 30.0
+_WINDPIPE_SHARE = 0.3  # has no more air around
 _REACH = 2.5  # of a Gaussian, in sigmas
 AT_PLEURA = 0.35
 """Share of lung around a block from which on it may belong to a nodule at the pleura."""
@@ -98,4 +99,4 @@ class Blocks:
         mask = lung_mask(self.volume)
         shares = np.stack(map_slices(lambda k: self.means(mask[k]), self.shape[0]))
         around = self.in_boxes(shares, _AROUND_MM) / self.in_boxes(np.ones_like(shares), _AROUND_MM)
-        return (shares > _LUNG_SHARE) | (around > around_share)
+        return ((shares > _LUNG_SHARE) & (around > _WINDPIPE_SHARE)) | (around > around_share)

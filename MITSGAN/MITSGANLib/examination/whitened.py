@@ -21,7 +21,7 @@ from ..runtime.threads import map_slices, slabs
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
-from ..watermark.pattern import TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
+from ..watermark.pattern import LAYER_MM, TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
 from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
 from .blocks import Blocks
 
@@ -236,7 +236,9 @@ def _filtered(
         left = back([of_plane for of_plane, _ in near])
         mark = back([of_marks for _, of_marks in near]) if any_marks else np.zeros_like(left)
         k = slab.start + number
-        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k], kernel.gain)
+        # At either end neighbors are missing. Where slices share their signs, what that adds does not average out.
+        is_whole = _DEPTH <= k < len(hu) - _DEPTH or 2 * blocks.mm[0] >= LAYER_MM
+        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k] * is_whole, kernel.gain)
 
     return map_slices(look, slab.stop - slab.start)
 
