@@ -42,7 +42,7 @@ _LEAST_SQUARES = 1.0  # in so few voxels nothing is of chance alone
 _FADED_LIMITS = ((6.8, 4.8), (4.2, 3.5), (3.4, 3.0))
 _FADED_SD = 4.0  # below this a window says nothing, and does not belong to the scatter
 # Noise that is not explained by what is coarser. At 8.4 and 7.8 untouched LIDC-IDRI-0001 had a place of 1.22 between
-# heart and lung (f3962ad), and at 1.4 times that LIDC-IDRI-0293 one of 0.92 beside the windpipe, so these are 1.6 times.
+# heart and lung (f3962ad), and at 1.4 times that LIDC-IDRI-0293 one of 0.92 beside the windpipe. So 1.6 times it is.
 _FOREIGN_LIMITS = ((10.0, 13.6), (14.0, 12.5))
 _FITTED, _ROUNDS = 20000, 5
 _TAIL_PERCENTILE, _TAIL = 97.0, 2.4  # where that is of scans that were not compressed
