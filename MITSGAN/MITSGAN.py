@@ -141,7 +141,7 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
 
         logic = MITSGANLogic()
         protectedNode = logic.protect(volumeNode)
-        ras = logic.pointAt(volumeNode, (48, 128, 80))
+        ras = logic.pointAt(volumeNode, (26, 146, 314))
         attackedNodes = logic.simulateAttack(volumeNode, protectedNode, ras, "inject")
         comparison = logic.compare(volumeNode, protectedNode, attackedNodes, attacker="default")
 

@@ -16,7 +16,15 @@ import numpy as np
 
 from ..attack.attacker import Attacker, simulate_attack
 from ..budget.noise import NoiseEstimate, scan_noise
-from ..measure.attack_effect import CLEAN, NOISE, PROTECTED, AttackEffect, compare_protection, measure_attack
+from ..measure.attack_effect import (
+    CLEAN,
+    NOISE,
+    PROTECTED,
+    AttackEffect,
+    Effect,
+    compare_protection,
+    measure_attack,
+)
 from ..measure.lpips_distance import load_lpips
 from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
@@ -142,6 +150,7 @@ def demonstrate(
     attackers: Sequence[Attacker],
     *,
     protected: CTVolume | None = None,
+    measured: tuple[Effect, CTVolume, CTVolume] | None = None,
     device: str = "auto",
     device_words: str = "",
     lpips_weights: str | None = None,
@@ -152,13 +161,15 @@ def demonstrate(
 
     :param attackers: at most one per action; a target whose action has none is an error.
     :param protected: what the protector made of the scan, where that is at hand; None makes it.
+    :param measured: what was measured of these very volumes and the one target, and the two attacked volumes, scan
+        first; None attacks and measures.
     :param device_words: the device as the report names it.
     :param progress: called with (stage, done, total); may raise ``CancelledError``.
     """
     by_action = {attacker.action: attacker for attacker in attackers}
     seconds: dict[str, float] = {}
     report = progress or (lambda _stage, _done, _total: None)
-    lpips = load_lpips(lpips_weights, net=lpips_net)
+    lpips = None if measured else load_lpips(lpips_weights, net=lpips_net)
     noise_estimate = scan_noise(volume.hu, volume.spacing_kji)
 
     if protected is None:
@@ -170,27 +181,34 @@ def demonstrate(
     for index, target in enumerate(targets):
         report("Attacking", index, len(targets))
         attacker = by_action[target.action]
-        with _timer(seconds, "attack"):
-            attacked = [
-                simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
-                for scan in (volume, protected)
-            ]
-        with _timer(seconds, "metrics at the targets"):
-            effect = measure_attack(
-                volume,
-                protected,
-                *attacked,
-                attacker=attacker,
-                device=device,
-                lpips=lpips,
-                key=mark.key if mark else None,
-            )
+        if measured:
+            effect, attacked = measured[0].attack, measured[1:]
+        else:
+            with _timer(seconds, "attack"):
+                attacked = [
+                    simulate_attack(scan, target.kji, target.action, attacker=attacker, device=device)
+                    for scan in (volume, protected)
+                ]
+            with _timer(seconds, "metrics at the targets"):
+                effect = measure_attack(
+                    volume,
+                    protected,
+                    *attacked,
+                    attacker=attacker,
+                    device=device,
+                    lpips=lpips,
+                    key=mark.key if mark else None,
+                )
+        with _timer(seconds, "watermark before the attacks"):
             before = check_place(protected, target.kji, mark.key) if mark else None
         results.append(TargetResult(target, _slices(volume, protected, *attacked, effect), effect, before))
     report("Attacking", len(targets), len(targets))
 
-    with _timer(seconds, "metrics of the whole scan"):
-        whole = compare_protection(volume, protected, lpips, partial(report, "Measuring"))
+    if measured:
+        whole = measured[0].protection
+    else:
+        with _timer(seconds, "metrics of the whole scan"):
+            whole = compare_protection(volume, protected, lpips, partial(report, "Measuring"))
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )

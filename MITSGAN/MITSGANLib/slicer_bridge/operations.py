@@ -31,6 +31,7 @@ from .tables import metrics_table
 from .volumes import (
     SOURCE_CHECKSUM_ATTRIBUTE,
     SYNTHETIC_ATTRIBUTE,
+    image_from_volume,
     node_from_volume,
     require_ct,
     require_in_scene,
@@ -39,7 +40,10 @@ from .volumes import (
 )
 
 if TYPE_CHECKING:
+    from vtk import vtkImageData
+
     from ..keys.key_files import Key
+    from ..measure.attack_effect import Effect
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +119,7 @@ def protect_node(
     """
     volume = scan_from_node(node)
 
-    def work(report: Any) -> tuple[CTVolume, str]:
+    def work(report: Any) -> tuple[CTVolume, vtkImageData, str]:
         # Imports torch, which the panel may have installed only now.
         from ..protection import protector
 
@@ -124,12 +128,12 @@ def protect_node(
         protected = protector.protect(
             scan, model=model, strength_hu=strength_hu, device=device, batch_size=1, progress=report
         )
-        return protected, _checksum(scan)
+        return protected, image_from_volume(protected), _checksum(scan)
 
-    protected, checksum = compute(work, progress)
+    protected, image, checksum = compute(work, progress)
     require_in_scene(node)
     logger.info("MITSGAN protected %s", node.GetID())
-    made = node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node)
+    made = node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node, image)
     made.SetAttribute(SOURCE_CHECKSUM_ATTRIBUTE, checksum)
     return made
 
@@ -177,7 +181,7 @@ def attack_nodes(
     scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
     kji = voxel_from_ras(source_node, ras)
 
-    def work(report: Any) -> list[CTVolume]:
+    def work(report: Any) -> list[tuple[CTVolume, vtkImageData]]:
         from ..attack.attacker import simulate_attack
 
         _require_unchanged(scans[0], checksum)
@@ -186,7 +190,8 @@ def attack_nodes(
         for scan in map(require_ct, scans):
             if report:
                 report(len(attacked), len(scans))
-            attacked.append(simulate_attack(scan, kji, action, attacker=ready, device=device))
+            result = simulate_attack(scan, kji, action, attacker=ready, device=device)
+            attacked.append((result, image_from_volume(result)))
         return attacked
 
     results = compute(work, progress)
@@ -196,8 +201,8 @@ def attack_nodes(
         node.SetName(_("{name} before").format(name=node.GetName()))
     name = _("{name} nodule injected by {by}") if action == "inject" else _("{name} nodule removed by {by}")
     source_attacked, protected_attacked = (
-        node_from_volume(attacked, name.format(name=node.GetName(), by=_attacker_name(attacked)), node)
-        for attacked, node in zip(results, (source_node, protected_node), strict=True)
+        node_from_volume(attacked, name.format(name=node.GetName(), by=_attacker_name(attacked)), node, image)
+        for (attacked, image), node in zip(results, (source_node, protected_node), strict=True)
     )
     return source_attacked, protected_attacked
 
@@ -267,19 +272,25 @@ def save_report(
     attacker: Any = "default",
     *,
     model: Any = None,
+    attacked_nodes: Sequence[slicer.vtkMRMLScalarVolumeNode] = (),
+    effect: Effect | None = None,
     device: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
     compute: Compute = compute_here,
 ) -> None:
-    """Write the report of the demonstration for this scan and target; the attack is run once more.
+    """Write the report of the demonstration for this scan and target.
 
     :param protected_node: its voxels are measured, and it says what model, strength and seed they are of.
     :param model: a Protector to use instead of the installed one that the protected node names.
+    :param attacked_nodes, effect: the attacked source and protected volume, and what :func:`compare_nodes` measured of
+        all four, if that was at this target; else it is all done once more.
     :param progress: called with the stage, steps done and in all.
     """
     path = Path(path)
     scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
     kji = voxel_from_ras(source_node, ras)
+    is_measured = effect and effect.attack and (effect.attack.kji, effect.attack.action) == (kji, action)
+    attacked_scans = [scan_from_node(node) for node in attacked_nodes] if is_measured else []
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
     def work(report: Any) -> None:
@@ -297,6 +308,7 @@ def save_report(
             model or recorded_protector(protected),
             [_attacker(attacker, action)],
             protected=None if model else protected,
+            measured=(effect, *map(require_ct, attacked_scans)) if attacked_scans else None,
             device=device,
             device_words=devices.describe_device(devices.resolve_device(device)),
             progress=report,

@@ -316,10 +316,10 @@ def test_an_item_that_the_application_made_is_moved_beside_the_source(scene):
 def test_the_scene_never_holds_a_half_written_volume(scene, monkeypatch):
     volume = volume_from_node(make_node())
 
-    def fail(_node, _array):
+    def fail(_volume):
         raise MemoryError
 
-    monkeypatch.setattr(slicer.util, "updateVolumeFromArray", fail)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.volumes.image_from_volume", fail)
     nodes = scene.GetNumberOfNodes()
     with pytest.raises(MemoryError):
         node_from_volume(volume, "result")

@@ -70,9 +70,13 @@ def test_all_four_give_the_same_figures(small_phantom, panel, tmp_path, monkeypa
     effect = panel.logic.compare(source, protected, attacked, attacker="default", device="cpu").effect
     assert _figures(effect.protection.to_dict(), effect.attack.to_dict()) == pytest.approx(expected)
 
-    # The report.
-    panel.logic.saveReport(source, protected, ras, tmp_path / "report.html", "remove", device="cpu")
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # The report: of what was measured, and anew.
+    page, anew = tmp_path / "report.html", tmp_path / "anew.html"
+    panel.logic.saveReport(source, protected, ras, page, "remove", attacked_nodes=attacked, effect=effect, device="cpu")
+    panel.logic.saveReport(source, protected, ras, anew, "remove", device="cpu")
+    rows = [re.search(r"<tr><td>remove, slice .*?</tr>", path.read_text(encoding="utf-8")) for path in (page, anew)]
+    assert rows[0].group() == rows[1].group()
+    html = page.read_text(encoding="utf-8")
     row = re.search(r"<tr><td>remove, slice .*?</tr>", html).group()
     forgery = effect.attack.forgery
     low, high = (f"{100 * share:.0f} %" for share in (forgery.noise_shares[0], forgery.noise_shares[-1]))

@@ -1209,9 +1209,9 @@ def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
     k, j, i = phantom.nodule_kji
-    assert "(48, 128, 80)" in code
-    monkeypatch.setattr("MITSGANLib.scan.phantom.thorax_phantom", lambda: phantom)
-    exec(code.replace("(48, 128, 80)", f"({k}, {j}, {i})"), {})  # noqa: S102
+    assert "(26, 146, 314)" in code
+    monkeypatch.setattr("MITSGANLib.scan.phantom.sample_phantom", lambda: phantom)
+    exec(code.replace("(26, 146, 314)", f"({k}, {j}, {i})"), {})  # noqa: S102
     assert "in-painted middle" in capsys.readouterr().out
 
 

@@ -83,6 +83,7 @@ def test_each_scan_is_a_line_and_a_click_opens_it(panel, dialogs, command, scan,
     assert standin.errors == []
     assert rows(panel) == [["a/one.nrrd", "protected"], ["b.nrrd", "failed: it is no CT"]]
     assert "Done: 2 scans" in panel.ui.foldersLabel.text
+    assert "1 of them failed" in panel.ui.foldersLabel.text
     assert panel.ui.protectFolderButton.text == "Protect folder…"
     panel.ui.scansTable.cellClicked.emit(0, 0)
     assert panel._parameterNode.volume.GetName() == "one.nrrd"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 import vtk
@@ -28,6 +28,9 @@ from . import sentences
 from .comparison_view import ComparisonView, volumes_of
 from .shared import Panel, Section
 
+if TYPE_CHECKING:
+    from ...measure.attack_effect import Effect
+
 _FLICKER_MILLISECONDS = 500
 
 
@@ -38,6 +41,7 @@ class CompareSection(Section):
         super().__init__(panel)
         self._observed_layout: Any = None
         self._layout_before: int | None = None
+        self._measured: tuple[Effect, str] | None = None
         ui = panel.ui
         for text, first, second in (
             (_("Original / protected"), "source", "protected"),
@@ -81,6 +85,13 @@ class CompareSection(Section):
         ):
             panel.add_control(*widgets, missing=missing)
 
+    @property
+    def effect(self) -> Effect | None:
+        """What was measured of the volumes that are selected now, with this attacker; None before."""
+        parameters = self._panel.parameters
+        effect, attacker = self._measured or (None, "")
+        return effect if parameters.metricsTable and parameters.attacker == attacker else None
+
     def refresh(self) -> None:
         """Show what the parameter node says."""
         self._panel.show_text(self._panel.ui.summaryLabel, self._panel.parameters.summary)
@@ -91,7 +102,8 @@ class CompareSection(Section):
         self.view.stop_flicker()
 
     def scene_closes(self) -> None:
-        """Remember the views that were shown before the comparison."""
+        """Forget what was measured, and remember the views that were shown before the comparison."""
+        self._measured = None
         self._layout_before = layout_before_comparison()
 
     def scene_closed(self) -> None:
@@ -193,7 +205,7 @@ class CompareSection(Section):
         ):
             if node:
                 remove_result(node)
-        parameters.summary = ""
+        self._measured, parameters.summary = None, ""
 
     def _missing_source(self) -> str:
         parameters = self._panel.parameters
@@ -215,6 +227,7 @@ class CompareSection(Section):
         parameters.protectionHeatmap = result.heatmaps.get("protected")
         parameters.sourceAttackedHeatmap = result.heatmaps.get("source attacked")
         parameters.protectedAttackedHeatmap = result.heatmaps.get("protected attacked")
+        self._measured = (result.effect, parameters.attacker)
         parameters.summary = sentences.about_effect(result.effect)
         parameters.showHeatmaps = True
 

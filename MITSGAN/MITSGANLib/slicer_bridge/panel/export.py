@@ -15,6 +15,7 @@ from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
 from .shared import Panel, Section
 
 if TYPE_CHECKING:
+    from .compare import CompareSection
     from .keys import KeysSection
 
 
@@ -22,11 +23,12 @@ class ExportSection(Section):
     """Writes DICOM, files and the report.
 
     :param keys: seals and signs.
+    :param compare: has measured what the report shows, or has not.
     """
 
-    def __init__(self, panel: Panel, keys: KeysSection) -> None:
+    def __init__(self, panel: Panel, keys: KeysSection, compare: CompareSection) -> None:
         super().__init__(panel)
-        self._keys = keys
+        self._keys, self._compare = keys, compare
         ui, failure = panel.ui, _("Failed to export the protected volume.")
         panel.add_job(
             ui.exportDicomButton,
@@ -89,6 +91,8 @@ class ExportSection(Section):
             path,
             parameters.action,
             parameters.attacker,
+            attacked_nodes=[node for node in (parameters.sourceAttacked, parameters.protectedAttacked) if node],
+            effect=self._compare.effect,
             device=parameters.device,
             progress=progress,
         )

@@ -183,6 +183,9 @@ class FoldersSection(Section):
             words = _("Done: {count} scans. The protected copies are in the folder that you chose.").format(count=count)
         else:
             words = _("Done: {count} scans. Click one to open it.").format(count=count)
+        failed = sum(line.get("outcome") == "failed" for line in self._lines)
+        if failed:
+            words += " " + _("{failed} of them failed; the table says why.").format(failed=failed)
         self._panel.show_text(self._panel.ui.foldersLabel, words)
         self._panel.jobs.say(words)
         self._panel.changed()

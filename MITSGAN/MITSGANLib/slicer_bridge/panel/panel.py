@@ -29,7 +29,7 @@ class MITSGANPanel(Panel):
         self.state_line = StateSection(self, self.examine)
         self.protect = ProtectSection(self, self.volume, self.compare, self.keys, self.examine)
         self.attack = AttackSection(self, self.compare, self.examine)
-        self.export = ExportSection(self, self.keys)
+        self.export = ExportSection(self, self.keys, self.compare)
         self.restore = RestoreSection(self, self.keys)
         self.folders = FoldersSection(self, self.keys)
         self.sections = (
