@@ -51,7 +51,7 @@ MOST_OF_THE_LUNGS = 0.5
 _WHOLE_GAIN = 0.6
 _SMALLEST_MM3 = 50.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
-_COPY_SD = 11.0
+_COPY_SD, _DEGRADED_SD = 11.0, 12.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
 _WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
 _WORTH_SAYING = 0.5  # of what counts
@@ -194,7 +194,9 @@ def examine(
         mark = _Mark(check.sd, check.gain, check.is_degraded, check.regridding)
         suspicions.append(of_faded_watermark(check, lungs))
     told.at(95)
-    found = _explained(copies, touched or [], volume)
+    # Lossy compression repeats itself, and more so in one place than in another.
+    sure = [one for one in touched or [] if one.sd >= (_DEGRADED_SD if mark.is_degraded else 0)]
+    found = _explained(copies, sure, volume)
     judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
     places = _places(blocks, suspicions, found, None if mark.is_degraded else judge)

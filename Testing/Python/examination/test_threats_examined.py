@@ -1,26 +1,34 @@
 """The README's table of threats, row by row: what ``mitsgan examine`` says, and what it does not.
 
-Copies are in ``test_examination.py``, lossy ones in the watermark's tests. The other columns are in
+Copies with their source are in ``test_examination.py``. The other columns are in
 ``Testing/Python/test_threats.py``. How often on real scans: docs/results/reveal.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import forgeries
 import numpy as np
+import pydicom
 import pytest
+from dicom_factory import ct_series
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
 from MITSGANLib.budget.budget import WATERMARK_BUDGET
 from MITSGANLib.examination.examiner import Examination, examine
 from MITSGANLib.examination.verdict import Outcome
+from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
-from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.scan.volume import CTVolume, Provenance
+from MITSGANLib.watermark.checking import likely_budget
+from MITSGANLib.watermark.embedding import VERSION_1_BUDGET
 from MITSGANLib.watermark.pattern import OPEN_KEY, ScanSigns
 from MITSGANLib.watermark.sums import Reading
+from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
+from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile
 from scipy import ndimage
 
 pytestmark = pytest.mark.slow
@@ -36,6 +44,12 @@ def scan() -> CTVolume:
     bare = thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=0.0).volume
     noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(bare.shape), (0.7, 1.0, 1.0))
     return bare.with_hu(np.clip(np.rint(bare.hu + 20 * noise / noise.std()), -1024, 3071).astype(np.int16))
+
+
+@pytest.fixture(scope="module")
+def other() -> CTVolume:
+    """Of another patient, with noise of a sharp kernel."""
+    return thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=8, noise_hu=20.0).volume
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +88,61 @@ def test_an_untouched_copy_is_no_alarm(marked):
 def test_what_a_network_erases_is_an_alarm_where_one_asks(marked, place):
     forged = simulate_attack(marked, place, "remove", attacker=load_attacker("ctgan-small", "remove"))
     assert looked_at(forged).at(place).strength >= 1
+
+
+def listed_near(examination: Examination, kji: Voxel) -> bool:
+    volume = examination.blocks.volume
+    away = [np.subtract(one.kji, kji) * volume.spacing_kji for one in examination.verdict.places]
+    return any(np.linalg.norm(mm) < 20 for mm in away)
+
+
+def test_a_nodule_that_a_network_paints_is_listed(marked, place):
+    forged = simulate_attack(marked, place, "inject", attacker=load_attacker("unet-attention", "inject"))
+    assert listed_near(looked_at(marked.with_hu(forged.hu)), place)
+
+
+def test_a_pasted_nodule_is_listed(marked, place):
+    nodules = NoduleFile.of(SYNTHETIC).read()
+    forged = forgeries.forge(marked, [place], lambda v, k: forgeries.paste(v, k, nodules, 0))
+    assert listed_near(looked_at(forged), place)
+
+
+@pytest.mark.parametrize("version_1", [True, False])
+def test_a_copy_that_does_not_say_what_it_was_marked_with_is_no_alarm(other, version_1):
+    budget = VERSION_1_BUDGET if version_1 else WATERMARK_BUDGET
+    marked = protect(other, model=watermark_alone(OPEN_KEY, budget))
+    silent = dataclasses.replace(marked, provenance=Provenance())
+    assert likely_budget(silent) == budget
+    examination = looked_at(silent)
+    assert examination.mark.is_found
+    assert examination.verdict.outcome is Outcome.NOTHING_FOUND
+
+
+def test_edited_headers_change_nothing(marked, tmp_path):
+    mm = marked.spacing_kji
+    ct_series(marked.hu, spacing=tuple(mm[::-1]), origin=tuple(marked.origin)).write(tmp_path)
+    verdicts = []
+    for patient in ("42", "43"):
+        for path in Path(tmp_path).iterdir():
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = patient
+            dataset.save_as(path)
+        verdicts.append(looked_at(load_volume(tmp_path)).verdict)
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0].outcome is not Outcome.CHANGED
+
+
+def test_another_scan_that_was_protected_is_no_alarm(other):
+    """Nothing in it is false but that it is shown for another patient's."""
+    assert looked_at(protect(other, model=watermark_alone(OPEN_KEY))).verdict.outcome is Outcome.NOTHING_FOUND
+
+
+def test_lossy_compression_is_no_alarm_and_loses_part(marked):
+    whole = looked_at(marked)
+    lossy = looked_at(marked.with_hu(np.stack([jpeg2000(plane, 5.0) for plane in marked.hu])))
+    assert lossy.verdict.outcome is not Outcome.CHANGED
+    assert lossy.mark.is_found
+    assert lossy.mark.gain < 0.8 * whole.mark.gain
 
 
 @pytest.mark.parametrize(("key", "is_missed"), [(OPEN_KEY, True), (SECRET_KEY, False)])
