@@ -138,9 +138,13 @@ class ExamineSection(Section):
                 table.setItem(row, column, item)
                 self._items.append(item)
         table.resizeColumnsToContents()
-        # A reason may take two lines.
-        table.resizeRowsToContents()
         table.setVisible(bool(places))
+        # A reason may take two lines. Not now: a column has its width once the table is shown.
+        qt.QTimer.singleShot(0, self._fit_rows)
+
+    def _fit_rows(self) -> None:
+        if not self._panel.is_closed:
+            self._panel.ui.placesTable.resizeRowsToContents()
 
     def _target(self) -> tuple[int, int, int] | None:
         """The voxel that the user asks about; None without a target in the volume."""
