@@ -739,6 +739,24 @@ class TestWorkers:
         assert not list(out.rglob("*.partial"))
 
     @pytest.mark.slow
+    def test_two_real_runs_on_one_output_do_not_collide(self, tmp_path):
+        """Started together: the one that is late says so and writes nothing; what the other wrote is whole."""
+        tree, out = tmp_path / "tree", tmp_path / "out"
+        for number in range(12):
+            series(number, prefix=f"n{number:02d}").write(tree / f"s{number % 3}")
+        command = [sys.executable, "-m", "MITSGANTrainingLib.commandline", "protect", tree, out, "--collection"]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        runs = [subprocess.Popen([*command, "--model", "none", "--overwrite"], **pipes) for _ in range(2)]
+        ends = {run.returncode: error for run, (_, error) in [(run, run.communicate(timeout=300)) for run in runs]}
+        # Where the machine is busy one may end before the other begins.
+        assert set(ends) in ({0, OutputError.exit_code}, {0}), ends
+        assert "Another run of this command" in ends.get(OutputError.exit_code, "Another run of this command")
+        assert outputs(out).keys() == contents(tree).keys()
+        assert not list(out.rglob("*.partial"))
+        summary = json.loads((out / SUMMARY).read_text())
+        assert (summary["complete"], len(summary["protected"])) == (True, 12)
+
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [[], ["--collection"], ["--collection", "--processes", "2"]])
     def test_a_watermark_alone_needs_no_torch(self, tmp_path, options):
         for number in range(2):
