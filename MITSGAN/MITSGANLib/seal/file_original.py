@@ -7,7 +7,6 @@ differ in compression. Of a volume that came from elsewhere (DICOM) the HU and t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import lzma
 from collections.abc import Mapping
@@ -48,9 +47,10 @@ class StoredImage:
     forms: NiftiForms | None = None
 
     @classmethod
-    def read(cls, path: Path) -> StoredImage:
+    def read(cls, path: Path, known: np.ndarray | None = None) -> StoredImage:
         """Read a NRRD, NIfTI or MetaImage file.
 
+        :param known: what its values may be; where they are, they are in memory once.
         :raises InputError: the file is damaged.
         """
         import SimpleITK as sitk
@@ -63,8 +63,10 @@ class StoredImage:
         except RuntimeError as error:
             raise InputError("is damaged or incomplete", path=path, hint="copy or export it again") from error
         metadata = read_metadata(reader)
+        view = sitk.GetArrayViewFromImage(image)
+        is_known = known is not None and view.dtype == known.dtype and np.array_equal(view, known)
         return cls(
-            sitk.GetArrayFromImage(image),
+            known if is_known else view.copy(),
             image.GetSpacing(),
             image.GetOrigin(),
             image.GetDirection(),
@@ -79,10 +81,9 @@ class StoredImage:
         source = Path(volume.provenance.source)
         file_format = format_of(source)
         if file_format and file_format.name == volume.provenance.format and source.is_file():
-            image = cls.read(source)
-            if np.array_equal(to_hu(image.values)[0], volume.hu):
-                # Values that are HU already are in memory once.
-                return dataclasses.replace(image, values=volume.hu) if image.values.dtype == np.int16 else image
+            image = cls.read(source, volume.hu)
+            if image.values is volume.hu or np.array_equal(to_hu(image.values)[0], volume.hu):
+                return image
             raise InputError("was changed while it was worked on", path=source, hint="run the command again")
         return cls(volume.hu, volume.spacing, volume.origin, tuple(volume.direction.ravel().tolist()), "", {})
 

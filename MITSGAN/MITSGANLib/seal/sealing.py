@@ -10,15 +10,12 @@ happen before protection, or has to take the seal away (PS3.15 removes private e
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError
 from ..files import volume_files
@@ -92,9 +89,9 @@ def save_sealed(
     if not is_dicom_output(path):
         with atomic_file(path, overwrite=overwrite) as temporary:
             volume_files.write_file(protected, temporary, progress=progress)
-            written = volume_files.read_file(temporary)
-            if np.array_equal(written.hu, protected.hu):  # the same voxels once in memory
-                written = dataclasses.replace(written, hu=protected.hu)
+            # That the voxels are the same was seen when they were written; reading them again would take more memory.
+            header = volume_files.read_file_header(temporary)
+            written = CTVolume(protected.hu, header.spacing, header.origin, header.direction)
             payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
             file_original.restored_image(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
