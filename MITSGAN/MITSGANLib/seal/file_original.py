@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InputError, OutputError
 from ..files.nifti import NiftiForms, read_forms
-from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, write_image
+from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, same_voxels, write_image
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
 from .change import decode_change, encode_change
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..watermark.pattern import ScanSigns
 
 KIND = "volume"
+_NOT_EXACT = "The seal does not give the original exactly; report this, and keep the protected scan."
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class StoredImage:
             raise InputError("is damaged or incomplete", path=path, hint="copy or export it again") from error
         metadata = read_metadata(reader)
         view = sitk.GetArrayViewFromImage(image)
-        is_known = known is not None and view.dtype == known.dtype and np.array_equal(view, known)
+        is_known = known is not None and view.dtype == known.dtype and same_voxels(view, known)
         return cls(
             known if is_known else view.copy(),
             image.GetSpacing(),
@@ -166,15 +167,36 @@ def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSi
     return pack(facts, parts)
 
 
+def check_payload(payload: bytes, protected: CTVolume) -> None:
+    """Refuse a payload that does not give the original; of 16-bit values without all of them in memory.
+
+    :raises InputError: it does not.
+    """
+    facts, parts = unpack(payload)
+    if "remainder" in parts:
+        restored_image(payload, protected)
+        return
+    digest = hashlib.sha256()
+    for plane in _planes(facts, parts, protected):
+        digest.update(_little(plane))
+    if digest.hexdigest() != facts["sha256"]:
+        raise InputError(_NOT_EXACT)
+
+
+def _planes(facts: Mapping[str, Any], parts: Mapping[str, bytes], protected: CTVolume) -> Iterator[np.ndarray]:
+    """The HU of the original, slice after slice."""
+    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
+    return decode_change(parts["change"], protected.hu, protected.hu, signs)
+
+
 def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
     """The original of a payload.
 
     :raises InputError: it is not what was sealed.
     """
     facts, parts = unpack(payload)
-    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
     values = np.empty_like(protected.hu)
-    for k, plane in enumerate(decode_change(parts["change"], protected.hu, protected.hu, signs)):
+    for k, plane in enumerate(_planes(facts, parts, protected)):
         values[k] = plane
     dtype = np.dtype(facts["type"]).newbyteorder("=")
     if "remainder" in parts:
@@ -183,7 +205,7 @@ def restored_image(payload: bytes, protected: CTVolume) -> StoredImage:
         remainder = np.frombuffer(lzma.decompress(parts["remainder"]), little).reshape(bits.shape)
         values = np.bitwise_xor(bits, remainder).astype(bits.dtype, copy=False).view(dtype)
     if hashlib.sha256(_little(values)).hexdigest() != facts["sha256"]:
-        raise InputError("The seal does not give the original exactly; report this, and keep the protected scan.")
+        raise InputError(_NOT_EXACT)
     geometry = (tuple(facts[name]) for name in ("spacing", "origin", "direction"))
     forms = NiftiForms.from_text(facts["forms"]) if "forms" in facts else None
     return StoredImage(values, *geometry, facts["format"], facts["metadata"], forms)

@@ -93,7 +93,7 @@ def save_sealed(
             header = volume_files.read_file_header(temporary)
             written = CTVolume(protected.hu, header.spacing, header.origin, header.direction)
             payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
-            file_original.restored_image(payload, written)
+            file_original.check_payload(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
             seal_file(temporary).write_bytes(container)
         return ()
