@@ -9,7 +9,8 @@ injection reaches its finding where both nodule judges see a nodule, and succeed
 well. Of these three the search asked the first alone. Beside it: the scan as it is, and Gaussian noise of the same root
 mean square. "Alarm": at how many of the places the forensic judge takes the protected scan for forged before anything
 is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection is to be
-got off; what it paints goes into the protected scan.
+got off; what it paints goes into the protected scan. Two of these tell through whom a protection acts: with
+``reads-original`` the network sees none of it, with ``into-original`` the judges see none of it but in the forgery.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ DECIDE = ("nodule-residual", "nodule-planes")
 ARMS = ("unprotected", "equal noise", "protected")
 FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {arm}" for arm in ARMS))
 COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
+READS_ORIGINAL, INTO_ORIGINAL = "reads-original", "into-original"
 _REACH_MM = 40.0
 _SHOWN = 8  # places in a picture
 
@@ -101,6 +103,10 @@ class Jury:
             if attacker.name not in self._unprotected:
                 self._unprotected[attacker.name] = self._found(shown, attacker, shown.hu)
             return self._unprotected[attacker.name]
+        if adaptation == READS_ORIGINAL:
+            return self._found(shown, attacker, self._volume.hu)
+        if adaptation == INTO_ORIGINAL:
+            return self._found(self._volume, attacker, shown.hu)
         return self._found(shown, attacker, self._cleaned(shown, adaptation) if adaptation else shown.hu)
 
     def _found(self, shown: CTVolume, attacker: Attacker, looked_at: np.ndarray) -> Found:
@@ -201,7 +207,7 @@ def main() -> None:
     parser.add_argument("--protectors", metavar="NAME", nargs="*", default=[], help="in place of a search")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0], help="shares of the scan's own noise")
     parser.add_argument("--hu", action="store_true", help="budgets are HU, the same for every voxel of lung")
-    parser.add_argument("--adapt", choices=list(ADAPTATIONS), nargs="*", default=[])
+    parser.add_argument("--adapt", choices=[*ADAPTATIONS, READS_ORIGINAL, INTO_ORIGINAL], nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=400, help="for each of the region's blocks of 32 mm")
     parser.add_argument("--half", action="store_true", help="search in bfloat16, where the processor has it")
     parser.add_argument("--places", type=int, default=40)

@@ -3,7 +3,8 @@
 The upper bound of prevention, and a product for data that are protected once. A search sees attackers and nodule
 judges. It moves every voxel of the lungs within its budget, so that at places drawn anew in every step an injection
 shows no nodule, and a removal leaves one. It never asks how far a forgery moves: what moves a forgery makes another
-nodule (docs/research/protection.md).
+nodule (docs/research/protection.md). The judges see the forgery within the changed scan, and most of what the search
+finds acts on them, not on the attacker (docs/results/prevention.md).
 
 Held by construction: whole HU within the budget; nothing slower than about 20 mm, so that densitometry stays as it is
 and no attacker subtracts an offset; a mean of 0 over the lungs. Arrays are (slice, row, column).
