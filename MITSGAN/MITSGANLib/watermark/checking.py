@@ -163,11 +163,15 @@ def check_watermark(
     check = _check(volume, key, used, progress)
     if check.is_found:
         return check
-    regridding = find_regridding(volume, key, used)
+
+    # A progress that was told of all slices stays there.
+    def finished(*_: int) -> None:
+        if progress:
+            progress(volume.shape[0], volume.shape[0])
+
+    regridding = find_regridding(volume, key, used, finished)
     if regridding is None:
         return check
-    # A progress that was told of all slices stays there.
-    finished = progress and (lambda _done, of: progress(of, of))
     moved = _check(regridding.moved(volume), key, used, finished, is_moved=True)
     return _seen_in(volume, moved, regridding) if moved.is_found else check
 

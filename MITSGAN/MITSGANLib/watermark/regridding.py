@@ -129,14 +129,17 @@ def recorded_grid(volume: CTVolume) -> CTVolume | None:
         return None
 
 
-def find_regridding(volume: CTVolume, key: WatermarkKey, budget: Budget) -> Regridding | None:
+def find_regridding(
+    volume: CTVolume, key: WatermarkKey, budget: Budget, alive: Callable[[], None] = lambda: None
+) -> Regridding | None:
     """Find the grid at which a copy carries the signs; None where it does at none that is tried.
 
     :param budget: that the watermark was put in with.
+    :param alive: called at each try; may raise ``CancelledError``. All tries together may take a minute.
     """
     upright = aligned(volume, np.eye(3))
     rearranged = _between(volume, upright)
-    probe = _Probe.of(upright, key, budget)
+    probe = _Probe.of(upright, key, budget, alive)
     if probe is None:
         return None
     tries: list[Callable[[], Iterator[_Try]]] = [
@@ -225,15 +228,17 @@ class _Probe:
 
     :param numbers: of the slices.
     :param planes: float32 (row, column) in HU, and the products of :meth:`~.sums.Reading.unsigned`.
+    :param alive: of :func:`find_regridding`.
     """
 
     volume: CTVolume
     key: WatermarkKey
     numbers: tuple[int, ...]
     planes: tuple[tuple[np.ndarray, np.ndarray], ...]
+    alive: Callable[[], None]
 
     @classmethod
-    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget) -> _Probe | None:
+    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget, alive: Callable[[], None]) -> _Probe | None:
         """Those of the slices that tell most; None where none tells anything."""
         count = volume.shape[0]
         some = np.unique(np.linspace(0, count - 1, _LOOKED_AT + 2).astype(int)[1:-1]).tolist()
@@ -248,10 +253,12 @@ class _Probe:
         if not found:
             return None
         best = sorted(found, key=lambda one: -one[0])[:_SLICES]
-        return cls(volume, key, tuple(k for _, k, _, _ in best), tuple((hu, product) for _, _, hu, product in best))
+        planes = tuple((hu, product) for _, _, hu, product in best)
+        return cls(volume, key, tuple(k for _, k, _, _ in best), planes, alive)
 
     def sd(self, attempt: _Try, slices: int = _SLICES) -> float:
         """By how many standard deviations signs stand out in a try."""
+        self.alive()
         grid = Grid.of(attempt.grid)
         total = squares = 0.0
         turn, shift = attempt.to_grid[1:3, 1:3], attempt.to_grid[1:3, 3]
@@ -289,6 +296,7 @@ class _Probe:
             steps = _steps(self.volume)
             kept = grid_secret(self.key, grid.place(0))
             for row, column in offsets:
+                self.alive()
                 part = (-row % TILE, -column % TILE)
                 if part not in of_alignment:
                     of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES)

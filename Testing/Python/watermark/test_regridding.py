@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.budget.budget import WATERMARK_BUDGET
+from MITSGANLib.errors import CancelledError
 from MITSGANLib.files.volume_files import read_file, write_file
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep, Provenance
 from MITSGANLib.watermark.checking import Check, check_watermark
-from MITSGANLib.watermark.pattern import OPEN_KEY
+from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey
 from MITSGANLib.watermark.regridding import GRID_FIELD, Regridding, find_regridding, grid_record, recorded_grid
 from scipy import ndimage
 
@@ -159,3 +160,14 @@ def test_every_voxel_of_a_copy_goes_where_the_matrix_says(shape, axes, flips, sh
             assert moved.hu[at] == copy.hu[kji]
             left[at] = -1025
     assert (left == -1025).all()
+
+
+def test_a_search_can_be_canceled_at_any_try(scan):
+    tries = iter(range(3))
+
+    def stop_soon() -> None:
+        if next(tries, None) is None:
+            raise CancelledError("stopped")
+
+    with pytest.raises(CancelledError):
+        find_regridding(scan, WatermarkKey(bytes(32)), WATERMARK_BUDGET, stop_soon)
