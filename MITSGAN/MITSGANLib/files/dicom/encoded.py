@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
+# Of what comes before it a data set holds nothing but a DICOMDIR's records (PS3.5 7.8 forbids the odd groups).
+_FIRST_GROUP, _DIRECTORY_GROUP = 0x0008, 0x0004
 # Of more than this no deflated file is inflated: Pixel Data have at most 4 GiB.
 INFLATED_BYTES = 1 << 32
 # What files are padded with, and what some programs of old systems put at their end.
@@ -65,6 +67,9 @@ class EncodedFile:
 
         for element in data_element_generator(stream, is_implicit, is_little_endian, is_behind):
             _require_whole(element)
+            # Where the tag of one element of the file meta information is damaged, the rest of it lands here.
+            if element.tag.group < _FIRST_GROUP and element.tag.group != _DIRECTORY_GROUP:
+                raise ValueError("the file meta information is damaged")
             end = stream.tell()
             spans.append((int(element.tag), start, end))
             elements[element.tag] = element

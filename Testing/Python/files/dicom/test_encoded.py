@@ -252,6 +252,19 @@ def test_a_file_cut_off_behind_its_pixels_is_named(tmp_path, cut):
         load_volume(tmp_path)
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("bit", [0, 1, 2, 4, 15])
+def test_file_meta_information_that_ends_early_is_damage(tmp_path, syntax, bit):
+    """Elsewhere than in group 0002 an element ends it; the rest of it would be written into the data set."""
+    path = ct_series(syntax=syntax).write(tmp_path)[1]
+    content = path.read_bytes()
+    tag = struct.pack("<2H", 0x0002, 0x0003)
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, struct.pack("<2H", 0x0002 ^ 1 << bit, 0x0003)))
+    with pytest.raises(InputError, match=f"{path.name} is a damaged"):
+        load_volume(tmp_path)
+
+
 def test_elements_behind_pixels_are_kept(tmp_path):
     def private(dataset: Dataset, _k: int) -> None:
         dataset.private_block(0x7FE1, "OTHERS", create=True).add_new(1, "OB", b"abcdef")
