@@ -243,9 +243,7 @@ def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray, where: np.ndarray | No
         return noise_hu
     from scipy import ndimage
 
-    reach = round(_SSIM_SIGMA * _SSIM_TRUNCATE) + _SSIM_REACH
-    wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
-    inner = tuple(slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
+    wide, inner = _with_reach(box, _SSIM_REACH)
     quietest = ndimage.minimum_filter(_seen_variance(plane[wide], LUNG), _SSIM_REACH)[inner]
     hidden = np.sqrt(_HIDDEN_SSIM * (2 * quietest + np.float32(_SSIM_CONSTANT)))
     hiding = noise_hu.copy()
@@ -266,16 +264,19 @@ def hiding_noise_in_lungs(
     """
     within = lung_share(plane, mask, spacing_kji)
     hiding = within * noise_hu
-    if not hiding.size or not hiding.max() > _LEAST_VISIBLE_HU:
+    box = _box(hiding > 0)
+    if box is None or not hiding.max() > _LEAST_VISIBLE_HU:
         return hiding
     from scipy import ndimage
 
-    hidden = _seen_variance(plane, MEDIASTINUM)
+    wide, inner = _with_reach(box, max(_AT_BORDERS) // 2)
+    hidden = _seen_variance(plane[wide], MEDIASTINUM)
     hidden *= np.float32(2)
     hidden += np.float32((0.03 * (MEDIASTINUM.high - MEDIASTINUM.low)) ** 2)
     hidden *= np.float32(_HIDDEN_SSIM / _WHOLE_SHARE**2)
     quietest = [np.float32(more) * ndimage.minimum_filter(hidden, size) for size, more in _AT_BORDERS.items()]
-    return within * np.minimum(noise_hu, np.sqrt(np.min(quietest, axis=0)))
+    hiding[box] = within[box] * np.minimum(noise_hu[box], np.sqrt(np.min(quietest, axis=0))[inner])
+    return hiding
 
 
 def _seen_variance(plane: np.ndarray, window: Window) -> np.ndarray:
@@ -294,6 +295,13 @@ def _box(where: np.ndarray) -> tuple[slice, slice] | None:
     """The smallest rectangle around what is True in a slice; None where nothing is."""
     rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
     return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows.size else None
+
+
+def _with_reach(box: tuple[slice, slice], reach: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A rectangle with all that :func:`_seen_variance` and a filter of this reach look at, and where it lies therein."""
+    reach += round(_SSIM_SIGMA * _SSIM_TRUNCATE)
+    wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
+    return wide, tuple(slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
 
 
 def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | None) -> tuple[np.ndarray, np.ndarray]:
