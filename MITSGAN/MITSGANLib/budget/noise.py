@@ -298,10 +298,11 @@ def _box(where: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def _with_reach(box: tuple[slice, slice], reach: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """A rectangle with all that :func:`_seen_variance` and a filter of this reach look at, and where it lies therein."""
+    """A rectangle with all that :func:`_seen_variance` and a filter of this reach look at, and where it lies in it."""
     reach += round(_SSIM_SIGMA * _SSIM_TRUNCATE)
     wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
-    return wide, tuple(slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
+    inner = (slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
+    return wide, tuple(inner)
 
 
 def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | None) -> tuple[np.ndarray, np.ndarray]:

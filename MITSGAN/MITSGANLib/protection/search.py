@@ -3,8 +3,8 @@
 The upper bound of prevention, and a product for data that are protected once. A search sees attackers and nodule
 judges. It moves every voxel of the lungs within its budget, so that at places drawn anew in every step an injection
 shows no nodule, and a removal leaves one. It never asks how far a forgery moves: what moves a forgery makes another
-nodule (docs/research/protection.md). The judges see the forgery within the changed scan, and most of what the search
-finds acts on them, not on the attacker (docs/results/prevention.md).
+nodule (docs/research/protection.md). The attacker reads the changed scan, and the judges see what is painted in the
+original: asked about the changed scan, a search blinds them (docs/results/prevention.md).
 
 Held by construction: whole HU within the budget; nothing slower than about 20 mm, so that densitometry stays as it is
 and no attacker subtracts an offset; a mean of 0 over the lungs. Arrays are (slice, row, column).
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 JUDGES = ("nodule-residual", "nodule-plain")
 """Whom the search asks. The third nodule judge and the forensic judge take no part, so that they can decide."""
 
+# With 1 judges saw the changed scan; such a search is not continued.
+_OBJECTIVE = 2
 _HALF_CUBE_MM = 16.0
 # A removal makes sense where something is to be removed; this many compact structures stand for nodules.
 _STRUCTURES = 24
@@ -251,7 +253,7 @@ class ChangeSearch:
 
         digest = hashlib.sha256(self._volume.hu.tobytes())
         digest.update(self._limit.cpu().numpy().tobytes())
-        digest.update(repr((self.config, self._seed, len(self.blocks))).encode())
+        digest.update(repr((_OBJECTIVE, self.config, self._seed, len(self.blocks))).encode())
         for one in (*self._attackers, *self._judges):
             digest.update(f"{one.name} {one.digest}".encode())
         return digest.hexdigest()
@@ -302,7 +304,13 @@ class ChangeSearch:
                 continue
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.half):
                 cubes = outcomes(
-                    [protected] * len(places), places, self._volume.spacing_kji, attacker, self.config.noise_hu, rng
+                    [protected] * len(places),
+                    self._scan,
+                    places,
+                    self._volume.spacing_kji,
+                    attacker,
+                    self.config.noise_hu,
+                    rng,
                 )
                 logits = torch.stack([judge.network(cubes) for judge in self._judges]).float()
             found.append(logits.mean() if attacker.action == "inject" else -logits.mean())
@@ -388,15 +396,20 @@ class Search:
 
 def outcomes(
     scans: Sequence[PatchedScan],
+    original: torch.Tensor,
     places: Sequence[Voxel],
     spacing_kji: Sequence[float],
     attacker: Attacker,
     noise_hu: float,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """What nodule judges see after the whole attack at each place: (places, 32, 32, 32) HU at 1 mm, differentiable.
+    """What an attacker who reads protected scans paints, in the original: (places, 32, 32, 32) HU at 1 mm.
 
-    :param scans: for each place, the scan that is attacked there.
+    Judges who see the protected scan as well are blinded by it: asked so, a search leaves the attacker as he is and the
+    nodule where it is, and would hide a patient's own from software (docs/results/prevention.md). Differentiable.
+
+    :param scans: for each place, the protected scan that the attacker reads.
+    :param original: HU (slices, rows, columns) of the scan that all of them come from.
     :param noise_hu: largest standard deviation of noise that is added to what the attacker sees.
     """
     import torch
@@ -413,9 +426,9 @@ def outcomes(
     sizes = torch.from_numpy(rng.uniform(0, noise_hu, len(places))).to(clean)
     forged = attacker.inpainter(clean + sizes.view(-1, 1, 1, 1) * noise)
     seen = []
-    for scan, kji, start, cube in zip(scans, places, starts, forged, strict=True):
-        patch = touch_up(scan, kji, Patch(start, rescale(cube, shape)), attacker.action)
-        attacked = PatchedScan(scan, patch.slices, patch.values)
+    for kji, start, cube in zip(places, starts, forged, strict=True):
+        patch = touch_up(original, kji, Patch(start, rescale(cube, shape)), attacker.action)
+        attacked = PatchedScan(original, patch.slices, patch.values)
         seen.append(rescale(cut(attacked, start, shape), (CUBE_MM,) * 3))
     return torch.stack(seen).float()
 

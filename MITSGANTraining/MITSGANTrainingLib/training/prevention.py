@@ -1,8 +1,8 @@
 """Training of a protector for one thing: that an attack does not achieve its finding.
 
 The small protector's network, places and bounds (:mod:`.mitsgan_small`), with the objective of a search on the scan
-(:mod:`MITSGANLib.protection.search`): nodule judges look at what the whole attack makes of the protected scan. After an
-injection they shall see no nodule, after a removal one. How far a forgery moves plays no part.
+(:mod:`MITSGANLib.protection.search`): nodule judges look at what an attacker who reads the protected scan paints. After
+an injection they shall see no nodule, after a removal one. How far a forgery moves plays no part.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class PreventionTask(SmallProtectorTask):
         voxels = self._voxels_of(scan)
         scans = [PatchedScan(voxels, box, hu) for box, hu in zip(boxes, protected, strict=True)]
         with torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.config.half):
-            cubes = outcomes(scans, places, scan.scan.spacing_kji, attacker, self.config.noise_hu, rng)
+            cubes = outcomes(scans, voxels, places, scan.scan.spacing_kji, attacker, self.config.noise_hu, rng)
             logit = torch.stack([judge.network(cubes) for judge in self._judges]).float().mean()
         return logit if attacker.action == "inject" else -logit
 
