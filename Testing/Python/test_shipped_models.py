@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from MITSGANLib.attack.attacker import simulate_attack, tampered_box
-from MITSGANLib.budget.body import body_mask
+from MITSGANLib.budget.body import body_mask, lung_share
 from MITSGANLib.budget.budget import allowed_in_slices, apply_change
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.inference import SliceInference
@@ -38,10 +38,14 @@ def test_change_is_within_the_cards_budget_and_shifts_no_tissue(scan, protected)
     change = protected.hu.astype(int) - scan.hu
     ready = load_protector()
     lung = lung_mask(scan)
-    soft = body_mask(scan.hu, None, scan.spacing_kji) & (scan.hu > 0) & (scan.hu < 100)
+    body = body_mask(scan.hu, None, scan.spacing_kji)
+    soft = body & (scan.hu > 0) & (scan.hu < 100)
+    share = np.stack([lung_share(plane, mask, scan.spacing_kji) for plane, mask in zip(scan.hu, body, strict=True)])
     assert np.abs(change).max() <= ready.strength_hu
     in_soft = sum(np.ceil(b.strength_hu * b.soft_tissue) for b in (ready.budget, ready.watermark.budget))
-    assert np.abs(change[soft]).max() <= in_soft
+    assert np.abs(change[soft & (share == 0)]).max() <= in_soft
+    in_lungs = np.ceil(ready.budget.strength_hu * ready.budget.soft_tissue) + ready.watermark.budget.strength_hu
+    assert np.abs(change[soft]).max() <= in_lungs
     assert abs(change[lung].mean()) < 2
     assert abs(change[soft].mean()) < 1
 

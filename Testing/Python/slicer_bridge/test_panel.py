@@ -854,7 +854,7 @@ def test_a_scene_opened_in_place_of_another_is_shown(loaded, scan, tmp_path):
     assert loaded._parameterNode.sourceVolume.GetName() == "CT"
     shown = loaded.ui.volumeSelector.currentNode().GetName()
     assert shown.startswith("CT"), "a volume of the scene that was opened, not of the one that was closed"
-    assert "CT: " in loaded.ui.inspectionLabel.text
+    wait_until(lambda: "CT: " in loaded.ui.inspectionLabel.text)
     assert "Simulated attack by untrained" in loaded.ui.attackedLabel.text
     assert loaded.ui.summaryLabel.text == summary
     assert loaded.ui.removeRadioButton.checked

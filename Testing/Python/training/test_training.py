@@ -435,7 +435,7 @@ class TestRecipes:
         config = load_recipe("mitsgan-small").config
         card = ModelCard.read(MODELS_FOLDER / "protectors" / f"{config.name}.json")
         assert card.budget == config.budget.to_dict()
-        assert card.architecture["config"] == plain(config.generator)
+        assert build(type(config.generator), card.architecture["config"]) == config.generator
 
 
 class TestCommandLine:
