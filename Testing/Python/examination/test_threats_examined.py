@@ -48,7 +48,7 @@ def scan() -> CTVolume:
 
 @pytest.fixture(scope="module")
 def other() -> CTVolume:
-    """Of another patient, with noise of a sharp kernel."""
+    """Another patient, with noise of a sharp kernel."""
     return thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=8, noise_hu=20.0).volume
 
 
