@@ -1,6 +1,7 @@
 """Is this copy genuine? Every kind of evidence that a scan holds, weighed into one verdict.
 
 =============  =============================================================================
+``placement``  where a copy's voxels lie in what is examined of it
 ``blocks``     where evidence is added up
 ``noise``      noise that is missing, or of another color than the tissue's around
 ``whitened``   the lungs after the sharpest filter that a scan's own noise allows

@@ -14,13 +14,14 @@ from ..files.dicom.drill import is_drill_step
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.lungs import lung_positions
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
-from ..watermark.checking import check_watermark, likely_budget
+from ..watermark.checking import Check, check_watermark, is_marked, likely_budget
 from ..watermark.embedding import recorded_budget
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
 from .blocks import AT_PLEURA, Blocks
 from .copies import Copy, find_copies, find_touch_up, touch_up_edge
 from .noise import noise_map, residual
+from .placement import Placement
 from .suspicion import (
     COARSE_NOISE,
     COLOR,
@@ -37,7 +38,7 @@ from .suspicion import (
     together,
 )
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
-from .whitened import whiten
+from .whitened import Whitened, whiten
 
 Progress = Callable[[int, int], None]
 
@@ -77,6 +78,9 @@ class _Mark:
 class Examination:
     """What was found in a scan's voxels.
 
+    Places are told in the voxels of the copy as it is stored. Blocks and copies are of what is examined of it.
+
+    :param placement: where the copy's voxels lie in what is examined.
     :param lungs: bool (slices, block rows, block columns).
     :param suspicions: each kind of evidence in every block.
     :param mark: the watermark, over the whole scan.
@@ -84,6 +88,7 @@ class Examination:
     :param touch_up_sought: whether CT-GAN's noise source lies in lung, so that it could be sought.
     """
 
+    placement: Placement
     blocks: Blocks
     lungs: np.ndarray
     suspicions: tuple[Suspicion, ...]
@@ -93,6 +98,11 @@ class Examination:
     judge: Judge | None
     places: tuple[ChangedPlace, ...]
     verdict: Verdict
+
+    @property
+    def volume(self) -> CTVolume:
+        """The copy."""
+        return self.placement.copy
 
     @functools.cached_property
     def asked_limit(self) -> float:
@@ -114,9 +124,9 @@ class Examination:
 
         :raises TargetError: outside the scan.
         """
-        volume = self.blocks.volume
-        if not volume.contains(kji):
-            raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
+        if not self.volume.contains(kji):
+            raise TargetError(f"Voxel {kji} lies outside the scan of {self.volume.shape} voxels; choose another.")
+        volume, kji = self.blocks.volume, self.placement.inside(kji)
         box = _box_around(self.blocks, kji, (2 * NEAR_MM,) * 3)
         near = together([dataclasses.replace(one, score=one.score[box]) for one in self.suspicions])
         most = np.unravel_index(int(near.argmax()), near.shape)
@@ -128,32 +138,39 @@ class Examination:
         source = None
         for copy in self.copies:
             if _within(kji, copy, volume.spacing_kji):
-                evidence.append(_of_copy(copy))
+                evidence.append(_of_copy(copy, self.placement))
                 source = copy.source_kji
         if self.judge is not None:
             score = float(self.judge.score(volume, [kji])[0])
             if score >= self.judge_limit:
                 evidence.append(_of_judge(score, self.judge_limit))
         evidence.sort(key=lambda one: -one.strength)
-        return _place(volume, kji, (0.0, 0.0, 0.0), evidence, source, float(near.max()) / limit)
+        return _place(self.placement, kji, (0.0, 0.0, 0.0), evidence, source, float(near.max()) / limit)
 
     def can_tell(self, kji: Voxel) -> bool:
         """Whether any kind of evidence would show a forgery at a voxel."""
-        block = self.blocks.block_of(kji)
+        block = self.block_of(kji)
         return any(bool(one.told[block]) for one in self.suspicions)
+
+    def block_of(self, kji: Voxel) -> Voxel:
+        """The block of a voxel (slice, row, column)."""
+        return self.blocks.block_of(self.placement.inside(kji))
+
+    def voxels(self, values: np.ndarray) -> np.ndarray:
+        """Each block's value at all voxels of the copy, int16 of its shape; 0 at those that are in no block."""
+        return self.placement.values_outside(self.blocks.voxels(values))
 
     def class_volume(self) -> CTVolume:
         """A label map of the scan's geometry: :data:`UNTOLD`, :data:`TOLD` or :data:`CHANGED` of each voxel."""
         classes = np.zeros(self.lungs.shape, np.uint8)
         classes[np.any([one.told for one in self.suspicions], axis=0)] = TOLD
         classes[together(self.suspicions) >= 1] = CHANGED
-        labels = self.blocks.voxels(classes)
-        volume = self.blocks.volume
+        labels = self.voxels(classes)
         for place in self.places:
-            half = np.maximum(np.array(place.size_mm) / 2 / volume.spacing_kji, 1).astype(int)
+            half = np.maximum(np.array(place.size_mm) / 2 / self.volume.spacing_kji, 1).astype(int)
             box = tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(place.kji, half, strict=True))
             labels[box] = CHANGED
-        return dataclasses.replace(volume, hu=labels, provenance=Provenance())
+        return dataclasses.replace(self.volume, hu=labels, provenance=Provenance())
 
 
 def examine(
@@ -171,49 +188,72 @@ def examine(
     :raises DependencyError: the package cryptography cannot be imported.
     """
     told = _Told(progress, 100)
-    blocks = Blocks.of(volume)
+    placement, blocks, whitened, check = _placed(volume, key, told)
     lungs = blocks.lungs()
-    fine = residual(volume)
-    told.at(10)
-    suspicions = of_noise(noise_map(blocks, fine), lungs)
-    told.at(25)
-    copies = find_copies(blocks, fine, lungs) if lungs.any() else []
-    told.at(45)
-    touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
-    told.at(60)
-    del fine
-    whitened = whiten(blocks, key, likely_budget(volume, key))
-    told.at(75)
-    if whitened is not None:
-        suspicions.append(of_foreign_noise(blocks, whitened, blocks.lungs(AT_PLEURA)))
-    if whitened is not None and whitened.gain >= _WHOLE_GAIN:
-        mark = _Mark(whitened.sd, whitened.gain, False)
-        suspicions.append(of_watermark(blocks, whitened, lungs))
+    marks = [] if whitened is None else [of_foreign_noise(blocks, whitened, blocks.lungs(AT_PLEURA))]
+    if check is None:
+        mark = _Mark(whitened.sd, whitened.gain, False, placement.words)
+        marks.append(of_watermark(blocks, whitened, lungs))
     else:
-        check = check_watermark(volume, key, progress=lambda done, of: told.at(75 + 20 * done // of))
-        mark = _Mark(check.sd, check.gain, check.is_degraded, check.regridding)
-        suspicions.append(of_faded_watermark(check, lungs))
+        words = ", ".join(filter(None, (placement.words, check.regridding)))
+        mark = _Mark(check.sd, check.gain, check.is_degraded, words)
+        marks.append(of_faded_watermark(check, lungs))
+    del whitened, check
+    told.at(45)
+    fine = residual(blocks.volume)
+    suspicions = [*of_noise(noise_map(blocks, fine), lungs), *marks]
+    told.at(60)
+    copies = find_copies(blocks, fine, lungs) if lungs.any() else []
+    told.at(80)
+    touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
     told.at(95)
+    del fine
     # Lossy compression repeats itself, and more so in one place than in another.
     sure = [one for one in touched or [] if one.sd >= (_DEGRADED_SD if mark.is_degraded else 0)]
-    found = _explained(copies, sure, volume)
+    found = _explained(copies, sure, blocks.volume)
     judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
-    places = _places(blocks, suspicions, found, None if mark.is_degraded else judge)
+    places = _places(placement, blocks, suspicions, found, None if mark.is_degraded else judge)
     told.at(100)
     verdict = _verdict(volume, lungs, suspicions, mark, touched is not None, places, key)
-    return Examination(
-        blocks, lungs, tuple(suspicions), mark, tuple(found), touched is not None, judge, places, verdict
-    )
+    rest = (tuple(suspicions), mark, tuple(found), touched is not None, judge, places, verdict)
+    return Examination(placement, blocks, lungs, *rest)
+
+
+def _placed(
+    volume: CTVolume, key: WatermarkKey, told: _Told
+) -> tuple[Placement, Blocks, Whitened | None, Check | None]:
+    """How a copy is examined, and its signs: a check of them where too much is lost, or none are there."""
+    placement = Placement.upright(volume)
+    if placement.examined is not volume and is_marked(volume, key):
+        placement = Placement.as_stored(volume)
+    told.at(5)
+
+    def look() -> tuple[Blocks, Whitened | None, Check | None]:
+        blocks = Blocks.of(placement.examined)
+        whitened = whiten(blocks, key, likely_budget(placement.examined, key))
+        if whitened is not None and whitened.gain >= _WHOLE_GAIN:
+            return blocks, whitened, None
+        told.at(20)
+        check = check_watermark(placement.examined, key, progress=lambda done, of: told.at(20 + 20 * done // of))
+        return blocks, whitened, check
+
+    blocks, whitened, check = look()
+    if check is not None and check.regridded is not None and check.regridded.is_exact:
+        placement = placement.on(check.regridded)
+        blocks, whitened, check = look()
+    return placement, blocks, whitened, check
 
 
 class _Told:
     def __init__(self, progress: Progress | None, parts: int) -> None:
-        self._progress, self._parts = progress, parts
+        self._progress, self._parts, self._most = progress, parts, 0
 
     def at(self, done: int) -> None:
+        """What is done twice is told once."""
+        self._most = max(self._most, done)
         if self._progress:
-            self._progress(done, self._parts)
+            self._progress(self._most, self._parts)
 
 
 def _explained(copies: Sequence[Copy], touched: Sequence[Copy], volume: CTVolume) -> list[Copy]:
@@ -247,7 +287,11 @@ def _is_of_a_copy(blocks: Blocks, copies: Sequence[Copy], kji: Voxel, box: tuple
 
 
 def _places(
-    blocks: Blocks, suspicions: Sequence[Suspicion], copies: Sequence[Copy], judge: Judge | None
+    placement: Placement,
+    blocks: Blocks,
+    suspicions: Sequence[Suspicion],
+    copies: Sequence[Copy],
+    judge: Judge | None,
 ) -> tuple[ChangedPlace, ...]:
     """Everything that is listed, the surest first."""
     from scipy import ndimage
@@ -257,8 +301,11 @@ def _places(
     for copy in copies:
         copy = _turned_to_the_copy(copy, blocks, suspicions)
         tops = _tops_near(blocks, suspicions, copy.kji, copy.size_mm)
-        evidence = [_of_copy(copy), *(Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8)]
-        found.append(_place(volume, copy.kji, copy.size_mm, evidence, copy.source_kji))
+        evidence = [
+            _of_copy(copy, placement),
+            *(Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= 0.8),
+        ]
+        found.append(_place(placement, copy.kji, copy.size_mm, evidence, copy.source_kji))
     whole = together(suspicions)
     labels, _ = ndimage.label(whole >= _EDGE_SCORE, np.ones((3, 3, 3)))
     candidates = []
@@ -291,7 +338,7 @@ def _places(
                 evidence.append(_of_judge(score, limit))
         if is_listed:
             evidence.sort(key=lambda one: -one.strength)
-            found.append(_place(volume, kji, size, evidence, None, top))
+            found.append(_place(placement, kji, size, evidence, None, top))
     return tuple(sorted(found, key=lambda place: -place.strength))
 
 
@@ -340,19 +387,25 @@ def _within(kji: Voxel, copy: Copy, spacing_kji: Sequence[float]) -> bool:
 
 
 def _place(
-    volume: CTVolume,
+    placement: Placement,
     kji: Voxel,
     size_mm: Sequence[float],
     evidence: Sequence[Evidence],
     source: Voxel | None,
     together: float = 0.0,
 ) -> ChangedPlace:
-    lps = tuple(round(float(value), 1) for value in volume.voxel_to_lps(kji))
-    return ChangedPlace(tuple(int(i) for i in kji), lps, tuple(size_mm), tuple(evidence), source, together)
+    """A place of the copy.
+
+    :param kji: voxel in what is examined of it, as ``size_mm`` and ``source`` are.
+    """
+    there = placement.outside(kji)
+    lps = tuple(round(float(value), 1) for value in placement.copy.voxel_to_lps(there))
+    copied_from = None if source is None else placement.outside(source)
+    return ChangedPlace(there, lps, placement.size_outside(size_mm), tuple(evidence), copied_from, together)
 
 
-def _of_copy(copy: Copy) -> Evidence:
-    figures = f"from voxel {copy.source_kji}, {copy.sd:.0f} standard deviations above chance"
+def _of_copy(copy: Copy, placement: Placement) -> Evidence:
+    figures = f"from voxel {placement.outside(copy.source_kji)}, {copy.sd:.0f} standard deviations above chance"
     if copy.by_touch_up:
         return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
     return Evidence(

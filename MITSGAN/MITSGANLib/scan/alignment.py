@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .volume import CTVolume
@@ -32,3 +34,34 @@ def aligned(volume: CTVolume, direction: np.ndarray) -> CTVolume:
         volume.direction[:, axes] * np.where(is_flipped, -1.0, 1.0),
         volume.provenance,
     )
+
+
+def between(one: CTVolume, other: CTVolume) -> np.ndarray:
+    """4x4 from voxel (slice, row, column, 1) of one scan to that of another at the same point in the patient."""
+    matrix = np.linalg.solve(other.voxel_to_lps_matrix, one.voxel_to_lps_matrix)
+    turned = matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    near = np.rint(turned)
+    return np.where(np.abs(turned - near) < 1e-4, near, turned)
+
+
+def pasted(values: np.ndarray, to_grid: np.ndarray, shape: Sequence[int], fill: int) -> np.ndarray:
+    """Values of one grid's voxels at those of another, where each of the one is one of the other.
+
+    :param values: (slices, rows, columns).
+    :param to_grid: 4x4 from their voxel (slice, row, column, 1) to that of the grid: axes permuted, flipped and moved.
+    :param shape: (slices, rows, columns) of the grid.
+    :param fill: what the grid's other voxels get.
+    """
+    turn = np.rint(to_grid[:3, :3]).astype(int)
+    axes = np.abs(turn).argmax(axis=1)
+    is_flipped = turn[np.arange(3), axes] < 0
+    turned = values.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
+    first = np.rint(to_grid[:3, 3]).astype(int) - np.where(is_flipped, np.array(turned.shape) - 1, 0)
+    found = np.full(tuple(shape), fill, values.dtype)
+    to, of = [], []
+    for start, size, whole in zip(first, turned.shape, found.shape, strict=True):
+        low, high = max(0, start), min(whole, start + size)
+        to.append(slice(low, max(low, high)))
+        of.append(slice(low - start, max(low, high) - start))
+    found[tuple(to)] = turned[tuple(of)]
+    return found

@@ -85,7 +85,7 @@ class Finding:
     @property
     def volume(self) -> CTVolume:
         """The scan that was examined."""
-        return self.examination.blocks.volume
+        return self.examination.volume
 
     def at(self, kji: tuple[int, int, int]) -> ChangedPlace | None:
         """What was found at a voxel (slice, row, column); None before :meth:`look_at`."""
@@ -109,13 +109,14 @@ class Finding:
         blocks, lungs = self.examination.blocks, self.examination.lungs
         if not lungs.any():
             return ""
-        if not lungs[blocks.block_of(place.kji)]:
+        block = self.examination.block_of(place.kji)
+        if not lungs[block]:
             return _("outside the lungs")
         # Blocks are turned so that columns run along growing LPS: to the patient's left.
         low, high = (column * blocks.mm[2] for column in self._lung_columns)
         if high - low < 2 * _BOTH_LUNGS_MM:
             return _("lung")
-        here = blocks.block_of(place.kji)[2] * blocks.mm[2]
+        here = block[2] * blocks.mm[2]
         return _("left lung") if here > (low + high) / 2 else _("right lung")
 
 
@@ -217,13 +218,12 @@ def _labels(finding: Finding) -> CTVolume:
     if verification is not None:
         return verification.map_volume()
     examination = finding.examination
-    blocks = examination.blocks
     told = np.any([one.told for one in examination.suspicions], axis=0)
-    labels = np.where(blocks.voxels(examination.lungs & ~told), LEGEND_UNTOLD, 0).astype(np.int16)
+    labels = np.where(examination.voxels(examination.lungs & ~told), LEGEND_UNTOLD, 0).astype(np.int16)
     # Single suspicious blocks are no finding; those around a listed place show its shape.
     changed = examination.class_volume()
     for place in examination.places:
-        half = np.maximum(np.array(place.size_mm) / 2 / blocks.volume.spacing_kji, 1) + 1
+        half = np.maximum(np.array(place.size_mm) / 2 / examination.volume.spacing_kji, 1) + 1
         box = tuple(slice(max(0, int(at - n)), int(at + n) + 1) for at, n in zip(place.kji, half, strict=True))
         labels[box][changed.hu[box] == CHANGED] = LEGEND_CHANGED
     return dataclasses.replace(changed, hu=labels)

@@ -73,7 +73,7 @@ class Check:
     :param classes: uint8 (slices, block rows, block columns), of :data:`UNKNOWN`, :data:`MARKED` and :data:`ALTERED`;
         all unknown without a watermark, or with one that has lost too much.
     :param regions: where it is missing, the largest first.
-    :param regridding: what was done to the grid of the marked scan, in words; empty where nothing was.
+    :param regridded: where the copy lies on the marked scan's grid; None where that is its own.
     """
 
     volume: CTVolume
@@ -83,7 +83,12 @@ class Check:
     expected: np.ndarray
     classes: np.ndarray
     regions: tuple[MissingRegion, ...]
-    regridding: str = ""
+    regridded: Regridding | None = None
+
+    @property
+    def regridding(self) -> str:
+        """What was done to the grid of the marked scan, in words; empty where nothing was."""
+        return self.regridded.words if self.regridded else ""
 
     @property
     def is_found(self) -> bool:
@@ -184,9 +189,7 @@ def likely_budget(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Budget:
     recorded = recorded_budget(volume)
     if recorded is not None:
         return recorded
-    first = max(0, (volume.shape[0] - _TOLD_SLICES) // 2)
-    slab = _slab(volume, slice(first, first + _TOLD_SLICES))
-    reading = Reading.of(slab, key, WATERMARK_BUDGET)
+    reading = Reading.of(_some_slices(volume), key, WATERMARK_BUDGET)
 
     def explained(budget: Budget) -> float:
         own = dataclasses.replace(reading, budget=dataclasses.replace(budget, noise_share=reading.budget.noise_share))
@@ -195,6 +198,19 @@ def likely_budget(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Budget:
 
     # Where both limits are the same, the first.
     return max((WATERMARK_BUDGET, VERSION_1_BUDGET), key=explained)
+
+
+def is_marked(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> bool:
+    """Whether some slices in the middle carry the key's watermark, on the volume's own grid; takes a second.
+
+    :raises DependencyError: the package cryptography cannot be imported.
+    """
+    return Sums.of(Reading.of(_some_slices(volume), key, likely_budget(volume, key))).sd >= FOUND_SD
+
+
+def _some_slices(volume: CTVolume) -> CTVolume:
+    first = max(0, (volume.shape[0] - _TOLD_SLICES) // 2)
+    return _slab(volume, slice(first, first + _TOLD_SLICES))
 
 
 def _slab(volume: CTVolume, some: slice) -> CTVolume:
@@ -271,7 +287,7 @@ def _seen_in(copy: CTVolume, moved: Check, regridding: Regridding) -> Check:
         expected=np.stack([taken(values) for values in moved.expected]),
         classes=taken(moved.classes),
         regions=tuple(regions),
-        regridding=regridding.words,
+        regridded=regridding,
     )
 
 

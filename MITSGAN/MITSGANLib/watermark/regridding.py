@@ -21,7 +21,7 @@ import numpy as np
 from ..budget.budget import Budget
 from ..errors import InputError
 from ..runtime.threads import map_slices
-from ..scan.alignment import aligned
+from ..scan.alignment import aligned, between, pasted
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import PROTECTION, CTVolume
 from .pattern import TILE, Grid, WatermarkKey, grid_secret, signs_of_tiles, tile_levels
@@ -64,7 +64,8 @@ class Regridding:
     def moved(self, copy: CTVolume) -> CTVolume:
         """The copy on the grid; what it does not hold is padding."""
         if self.is_exact:
-            return dataclasses.replace(self.grid, hu=self._pasted(copy.hu), provenance=copy.provenance)
+            hu = pasted(copy.hu, self.to_grid, self.grid.shape, LOWEST_HU - 1)
+            return dataclasses.replace(self.grid, hu=hu, provenance=copy.provenance)
         from scipy import ndimage
 
         hu = np.empty(self.grid.shape, np.int16)
@@ -87,21 +88,6 @@ class Regridding:
 
         map_slices(look, len(hu))
         return dataclasses.replace(self.grid, hu=hu, provenance=copy.provenance)
-
-    def _pasted(self, hu: np.ndarray) -> np.ndarray:
-        turn = np.rint(self.to_grid[:3, :3]).astype(int)
-        axes = np.abs(turn).argmax(axis=1)
-        is_flipped = turn[np.arange(3), axes] < 0
-        turned = hu.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
-        first = np.rint(self.to_grid[:3, 3]).astype(int) - np.where(is_flipped, np.array(turned.shape) - 1, 0)
-        found = np.full(self.grid.shape, np.int16(LOWEST_HU - 1))
-        to, of = [], []
-        for start, size, whole in zip(first, turned.shape, found.shape, strict=True):
-            low, high = max(0, start), min(whole, start + size)
-            to.append(slice(low, max(low, high)))
-            of.append(slice(low - start, max(low, high) - start))
-        found[tuple(to)] = turned[tuple(of)]
-        return found
 
 
 def grid_record(volume: CTVolume) -> dict[str, Any]:
@@ -138,7 +124,7 @@ def find_regridding(
     :param alive: called at each try; may raise ``CancelledError``. All tries together may take a minute.
     """
     upright = aligned(volume, np.eye(3))
-    rearranged = _between(volume, upright)
+    rearranged = between(volume, upright)
     probe = _Probe.of(upright, key, budget, alive)
     if probe is None:
         return None
@@ -182,13 +168,13 @@ def _recorded(upright: CTVolume, grid: CTVolume | None) -> Iterator[_Try]:
     if grid is None:
         return
     grid = aligned(grid, np.eye(3))
-    to_grid = _between(upright, grid)
+    to_grid = between(upright, grid)
     # A copy that is only cropped keeps its own voxels; others are looked at in its own slices, if they are parallel.
     if not np.allclose(to_grid, np.rint(to_grid), atol=0.02) and np.allclose(to_grid[0, 1:3], 0, atol=1e-4):
         corner = grid.voxel_to_lps((to_grid[0, 3], 0, 0))
         spacing = (*grid.spacing[:2], upright.spacing[2])
         grid = _empty((upright.shape[0], *grid.shape[1:]), spacing, corner, grid.direction)
-        to_grid = _between(upright, grid)
+        to_grid = between(upright, grid)
     yield _Try(grid, np.where(np.abs(to_grid - np.rint(to_grid)) < 0.02, np.rint(to_grid), to_grid), "on another grid")
 
 
@@ -443,7 +429,7 @@ def _resampled_try(upright: CTVolume, edge: int, step: float, kept: float) -> _R
     first = upright.voxel_to_lps((0, *(shift / spacing)[::-1]))
     grid = _empty((upright.shape[0], edge, edge), (step, step, upright.spacing[2]), first, upright.direction)
     words = f"resampled from {step:.3f} to {spacing[0]:.3f} mm in the plane"
-    return _Resampled(grid, _between(upright, grid), words, kept)
+    return _Resampled(grid, between(upright, grid), words, kept)
 
 
 def _turned_try(upright: CTVolume, degrees: float) -> _Turned:
@@ -460,7 +446,7 @@ def _upright_try(turned: CTVolume) -> _Try:
     middle = (np.array(turned.shape) - 1) / 2
     first = turned.voxel_to_lps(middle) - middle[::-1] * turned.spacing
     grid = _empty(turned.shape, turned.spacing, first, np.eye(3))
-    return _Try(grid, _between(turned, grid), "turned in the plane, as its header says")
+    return _Try(grid, between(turned, grid), "turned in the plane, as its header says")
 
 
 def _in_plane(plane: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -471,14 +457,6 @@ def _in_plane(plane: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Seq
         return plane
     back = np.linalg.inv(turn)
     return ndimage.affine_transform(plane, back, -back @ shift, tuple(shape), order=1, mode="constant", cval=0)
-
-
-def _between(one: CTVolume, other: CTVolume) -> np.ndarray:
-    """4x4 from voxel (slice, row, column, 1) of one scan to that of another at the same point in the patient."""
-    matrix = np.linalg.solve(other.voxel_to_lps_matrix, one.voxel_to_lps_matrix)
-    turned = matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
-    near = np.rint(turned)
-    return np.where(np.abs(turned - near) < 1e-4, near, turned)
 
 
 def _steps(upright: CTVolume) -> tuple[np.ndarray, np.ndarray]:

@@ -162,7 +162,7 @@ def _write(options: argparse.Namespace, examination: Examination | None, verdict
         write_file(examination.class_volume(), options.map, overwrite=options.overwrite)
     if options.page:
         name = Path(options.input).name.split(".")[0]
-        save_examination(examination.blocks.volume, verdict, options.page, title=name)
+        save_examination(examination.volume, verdict, options.page, title=name)
     for written in filter(None, (options.map, options.page)):
         if options.json != "-":
             say(f"Wrote {written}")

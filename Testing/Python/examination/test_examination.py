@@ -80,18 +80,18 @@ class TestVerdicts:
     def test_flat_paint_is_listed_by_the_noise_it_lacks_without_any_watermark(self, painted, place):
         verdict = painted.verdict
         assert verdict.outcome is Outcome.CHANGED
-        nearest = min(verdict.places, key=lambda one: away_mm(painted.blocks.volume, one.kji, place))
-        assert away_mm(painted.blocks.volume, nearest.kji, place) < 10
+        nearest = min(verdict.places, key=lambda one: away_mm(painted.volume, one.kji, place))
+        assert away_mm(painted.volume, nearest.kji, place) < 10
         assert "noise missing" in {one.kind for one in nearest.evidence}
         assert painted.at(place).strength >= 1
 
     def test_a_map_shows_the_paint(self, painted, place):
         labels = painted.class_volume()
         assert labels.hu[place] == CHANGED
-        assert labels.same_geometry(painted.blocks.volume)
+        assert labels.same_geometry(painted.volume)
 
     def test_a_page_has_pictures_of_each_place(self, painted):
-        html = render_examination(painted.blocks.volume, painted.verdict, title="a scan")
+        html = render_examination(painted.volume, painted.verdict, title="a scan")
         assert html.count("data:image/png") == 2 * len(painted.verdict.places)
 
     def test_a_clone_names_its_source(self, scan, place, source):

@@ -91,7 +91,7 @@ def test_what_a_network_erases_is_an_alarm_where_one_asks(marked, place):
 
 
 def listed_near(examination: Examination, kji: Voxel) -> bool:
-    volume = examination.blocks.volume
+    volume = examination.volume
     away = [np.subtract(one.kji, kji) * volume.spacing_kji for one in examination.verdict.places]
     return any(np.linalg.norm(mm) < 20 for mm in away)
 
