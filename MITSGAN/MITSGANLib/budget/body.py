@@ -90,12 +90,28 @@ def lung_share(plane: np.ndarray, mask: np.ndarray, spacing_kji: Sequence[float]
     """
     from scipy import ndimage
 
+    lung = (plane < _LUNG_BELOW_HU) & mask
+    inner = np.zeros(plane.shape, np.float32)
+    box = box_around(lung)
+    if box is None:
+        return inner
     size = [2 * round(_AROUND_MM / 2 / mm) + 1 for mm in spacing_kji[1:]]
-    share = ((plane < _LUNG_BELOW_HU) & mask).astype(np.float32)
+    # The first mean reaches half its size beyond the lungs. Farther away the second one is too small to count.
+    box = tuple(
+        slice(max(0, part.start - n // 2 - 1), part.stop + n // 2 + 1) for part, n in zip(box, size, strict=True)
+    )
+    share = lung[box].astype(np.float32)
     for _ in range(2):
         share = ndimage.uniform_filter(share, size, mode="nearest")
     low, high = _IN_LUNGS
-    return np.clip((share - low) / (high - low), 0, 1)
+    inner[box] = np.clip((share - low) / (high - low), 0, 1)
+    return inner
+
+
+def box_around(where: np.ndarray) -> tuple[slice, slice] | None:
+    """The smallest rectangle around what is True in a slice (rows, columns); None where nothing is."""
+    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows.size else None
 
 
 def _large_parts(blocks: np.ndarray, block_mm: float) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
-from .body import body_mask
+from .body import body_mask, box_around
 from .noise import hiding_noise, hiding_noise_in_lungs, local_noise
 
 
@@ -205,10 +205,18 @@ class Surroundings:
         map_slices(look, len(hu))
         return allowed
 
+    def box(self, k: int) -> tuple[slice, slice] | None:
+        """The smallest rectangle around the body in slice ``k``, beyond which no change is allowed; None without one."""
+        return box_around(self.mask[k])
+
     def allowed_in(self, k: int, hu: np.ndarray, budget: Budget) -> np.ndarray:
         """The largest change of slice ``k`` alone, int16 (rows, columns); see :meth:`allowed`."""
-        noise_hu, lungs_hu = (None if values is None else values[k] for values in (self.noise_hu, self.lungs_hu))
-        return allowed_change(hu, budget, self.mask[k], self.padding_hu, noise_hu, lungs_hu)
+        allowed = np.zeros(hu.shape, np.int16)
+        box = self.box(k)
+        if box is not None:
+            noise_hu, lungs_hu = (None if one is None else one[k][box] for one in (self.noise_hu, self.lungs_hu))
+            allowed[box] = allowed_change(hu[box], budget, self.mask[k][box], self.padding_hu, noise_hu, lungs_hu)
+        return allowed
 
 
 def allowed_in_slices(
@@ -230,7 +238,7 @@ def apply_change(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.
     within -1023..3070 HU stays within it, and any other voxel keeps its value.
 
     :param hu: int16 in HU, any shape.
-    :param change: floating point in HU, same shape; infinite values count as "as much as allowed".
+    :param change: in HU, same shape; infinite values count as "as much as allowed".
     :param allowed: integers >= 0 in HU, same shape; see :func:`allowed_change`.
     :raises ModelError: when ``change`` holds NaN, for which no value would be right.
     :raises InputError: when shapes or types do not fit.
@@ -243,16 +251,21 @@ def apply_change(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.
         )
     if not np.issubdtype(allowed.dtype, np.integer) or (allowed.size and allowed.min() < 0):
         raise InputError("The allowed change must be whole HU, not negative; compute it with allowed_change.")
-    if np.isnan(change).any():
+    is_whole = np.issubdtype(change.dtype, np.integer)
+    if not is_whole and np.isnan(change.min(initial=0)):  # of a number and none, the least is none
         raise ModelError(
             "The model proposed NaN as a change, so its output cannot be used; use another model, or run it in float32."
         )
     signal = (hu > LOWEST_HU) & (hu < HIGHEST_HU)
     # No voxel with a signal can move by more than the range, so whole HU up to it, exact in float32, are all there is.
     most = HIGHEST_HU - LOWEST_HU
-    limit = np.minimum(allowed, most).astype(np.int16) * signal
-    wanted = np.rint(np.clip(change.astype(np.result_type(change, np.float32), copy=False), -most, most))
-    step = np.clip(wanted.astype(np.int16), -limit, limit)
+    limit = np.minimum(allowed, most).astype(np.int16, copy=False) * signal
+    if not is_whole:
+        change = np.clip(change.astype(np.result_type(change, np.float32), copy=False), -most, most)
+        np.rint(change, out=change)
+    elif change.dtype != np.int16:
+        change = np.clip(change, -most, most)
+    step = np.clip(change.astype(np.int16, copy=False), -limit, limit)
     return np.where(signal, np.clip(hu + step, LOWEST_HU + 1, HIGHEST_HU - 1), hu)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
 from ..scan.windows import LUNG, MEDIASTINUM, Window
-from .body import lung_share
+from .body import box_around, lung_share
 
 # Soft tissue in which noise is measured: fat is left out (its strands look like noise), and so are bone and contrast.
 _NOISE_TISSUE_HU = (-50.0, 150.0)
@@ -45,7 +45,7 @@ _SSIM_SIGMA, _SSIM_TRUNCATE, _SSIM_REACH = 1.5, 3.5, 5
 _SSIM_CONSTANT = (0.03 * (LUNG.high - LUNG.low)) ** 2
 _HIDDEN_EVERYWHERE_HU = 0.999 * math.sqrt(_HIDDEN_SSIM * _SSIM_CONSTANT) / _WHOLE_SHARE
 # Within a voxel, two and three of a straight border this Gaussian has all, a 10th and a 40th on its other side.
-_AT_BORDERS = {3: 1.0, 5: 10.0, 7: 40.0}
+_AT_BORDERS = (1.0, 10.0, 40.0)
 # Of noise below it 0.15 are at most 2 HU, which no window of the two shows anywhere.
 _LEAST_VISIBLE_HU = 16.0
 # Below rounding to whole HU there is nothing to measure.
@@ -238,13 +238,14 @@ def hiding_noise(plane: np.ndarray, noise_hu: np.ndarray, where: np.ndarray | No
         return noise_hu
     # Less than this is hidden everywhere, so nothing has to be measured around it.
     noisy = noise_hu > _HIDDEN_EVERYWHERE_HU
-    box = _box(noisy if where is None else noisy & where)
+    box = box_around(noisy if where is None else noisy & where)
     if box is None:
         return noise_hu
-    from scipy import ndimage
-
     wide, inner = _with_reach(box, _SSIM_REACH)
-    quietest = ndimage.minimum_filter(_seen_variance(plane[wide], LUNG), _SSIM_REACH)[inner]
+    quietest = _seen_variance(plane[wide], LUNG)
+    for _ in range(_SSIM_REACH // 2):
+        quietest = _least_of_neighbors(quietest)
+    quietest = quietest[inner]
     hidden = np.sqrt(_HIDDEN_SSIM * (2 * quietest + np.float32(_SSIM_CONSTANT)))
     hiding = noise_hu.copy()
     np.minimum(noise_hu[box], hidden / np.float32(_WHOLE_SHARE), out=hiding[box])
@@ -264,19 +265,31 @@ def hiding_noise_in_lungs(
     """
     within = lung_share(plane, mask, spacing_kji)
     hiding = within * noise_hu
-    box = _box(hiding > 0)
-    if box is None or not hiding.max() > _LEAST_VISIBLE_HU:
+    box = box_around(hiding > 0)
+    if box is None or not hiding[box].max() > _LEAST_VISIBLE_HU:
         return hiding
-    from scipy import ndimage
-
-    wide, inner = _with_reach(box, max(_AT_BORDERS) // 2)
+    wide, inner = _with_reach(box, len(_AT_BORDERS))
     hidden = _seen_variance(plane[wide], MEDIASTINUM)
     hidden *= np.float32(2)
     hidden += np.float32((0.03 * (MEDIASTINUM.high - MEDIASTINUM.low)) ** 2)
     hidden *= np.float32(_HIDDEN_SSIM / _WHOLE_SHARE**2)
-    quietest = [np.float32(more) * ndimage.minimum_filter(hidden, size) for size, more in _AT_BORDERS.items()]
-    hiding[box] = within[box] * np.minimum(noise_hu[box], np.sqrt(np.min(quietest, axis=0))[inner])
+    least = np.full_like(hidden, np.inf)
+    for more in _AT_BORDERS:
+        hidden = _least_of_neighbors(hidden)
+        np.minimum(least, np.float32(more) * hidden, out=least)
+    hiding[box] = within[box] * np.minimum(noise_hu[box], np.sqrt(least[inner]))
     return hiding
+
+
+def _least_of_neighbors(values: np.ndarray) -> np.ndarray:
+    """The least of each 3x3 values; again of the result, that of 5x5. A 14th of the time of ``minimum_filter``."""
+    for axis in (0, 1):
+        values = values.swapaxes(0, axis)
+        least = values.copy()
+        np.minimum(least[1:], values[:-1], out=least[1:])
+        np.minimum(least[:-1], values[1:], out=least[:-1])
+        values = least.swapaxes(0, axis)
+    return values
 
 
 def _seen_variance(plane: np.ndarray, window: Window) -> np.ndarray:
@@ -289,12 +302,6 @@ def _seen_variance(plane: np.ndarray, window: Window) -> np.ndarray:
     # Around the middle of the window, where float32 loses least in the difference of squares.
     values = np.clip(plane, window.low, window.high).astype(np.float32) - np.float32((window.low + window.high) / 2)
     return np.maximum(around(values * values) - around(values) ** 2, 0)
-
-
-def _box(where: np.ndarray) -> tuple[slice, slice] | None:
-    """The smallest rectangle around what is True in a slice; None where nothing is."""
-    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
-    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows.size else None
 
 
 def _with_reach(box: tuple[slice, slice], reach: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

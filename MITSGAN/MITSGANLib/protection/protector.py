@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..budget.body import box_around
 from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change, check_strength
 from ..errors import InputError, ModelError
 from ..runtime.devices import describe_cpu, describe_device, resolve_device
-from ..runtime.threads import usable_threads
+from ..runtime.threads import map_slices, usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
 from ..watermark.embedding import Watermark, recorded_budget
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
@@ -193,14 +194,25 @@ def protect(
     signs = ScanSigns.of(volume, ready.watermark.key) if ready.watermark else None
     protected = np.empty_like(volume.hu)
     for slab, allowed, change in ready.proposer.propose(volume, limits.allowed_in, execution):
-        hu = volume.hu[slab]
-        if allowed.any():
-            hu = apply_change(hu, change, allowed)
+        hu = _perturbed(volume.hu[slab], change, allowed)
         protected[slab] = ready.watermark.marked(hu, limits.around(slab), signs, slab.start) if ready.watermark else hu
         report(slab.stop, volume.shape[0])
     words = f"MITSGAN protection with {ready.title}, at most {ready.strength_hu:g} HU"
     grid = {GRID_FIELD: grid_record(volume)} if ready.watermark else {}
     return volume.with_hu(protected, ProcessingStep(PROTECTION, words, {**ready.to_dict(), **grid}))
+
+
+def _perturbed(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Slices (slices, rows, columns) with the change that is allowed."""
+    perturbed = hu.copy()
+
+    def apply(k: int) -> None:
+        box = box_around(allowed[k] > 0)
+        if box is not None:
+            perturbed[k][box] = apply_change(hu[k][box], change[k][box], allowed[k][box])
+
+    map_slices(apply, len(hu))
+    return perturbed
 
 
 class _Limits:

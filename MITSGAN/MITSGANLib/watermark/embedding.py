@@ -51,12 +51,14 @@ class Watermark:
         :param signs: of the scan, with this watermark's key.
         :param first: index of the first of these slices.
         """
-        marked = np.empty_like(hu)
+        marked = hu.copy()
 
         def mark(k: int) -> None:
-            allowed = around.allowed_in(k, hu[k], self.budget)
-            pattern = signs.of_slice(first + k, hu[k]).astype(np.float32)
-            marked[k] = apply_change(hu[k], pattern * allowed, allowed)
+            box = around.box(k)
+            if box is not None:
+                allowed = around.allowed_in(k, hu[k], self.budget)[box]
+                change = signs.of_slice(first + k, hu[k])[box] * allowed
+                marked[k][box] = apply_change(hu[k][box], change, allowed)
 
         map_slices(mark, len(hu))
         return marked
