@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from ..scan.volume import CTVolume
 from ..signature.verification import CHANGED_TILE, INTACT, MAP_VALUES, MISSING_SLICE, WRONG_SLICE
 from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, show_labels
-from .volumes import SOURCE_ROLE, ras_on_grid, set_grid
+from .volumes import SOURCE_ROLE, image_from_volume, ras_on_grid, set_grid
 
 CHANGE_MAP_ATTRIBUTE = "MITSGAN.ChangeMap"
 LEGEND_CHANGED, LEGEND_UNTOLD = 1, 2
@@ -57,13 +57,22 @@ def examination_legend() -> Legend:
     return Legend(_("Examination"), labels)
 
 
+def image_of_labels(labels: CTVolume) -> vtk.vtkImageData:
+    """The image of a label map, which is made in the background."""
+    return image_from_volume(labels, vtk.VTK_UNSIGNED_CHAR)
+
+
 def change_map_node(
-    labels: CTVolume, over: slicer.vtkMRMLScalarVolumeNode | None, legend: Legend
+    labels: CTVolume,
+    over: slicer.vtkMRMLScalarVolumeNode | None,
+    legend: Legend,
+    image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLLabelMapVolumeNode:
     """A new label map node.
 
     :param labels: of the values in the legend.
     :param over: the volume that it is about, under whose transform it is put; None where none is in the scene.
+    :param image: of :func:`image_of_labels`; None makes it.
     """
     scene = slicer.mrmlScene
     node = slicer.vtkMRMLLabelMapVolumeNode()
@@ -71,7 +80,7 @@ def change_map_node(
     node.SetName(scene.GenerateUniqueName(legend.title) if scene.GetFirstNodeByName(legend.title) else legend.title)
     node.SetAttribute(CHANGE_MAP_ATTRIBUTE, "true")
     set_grid(node, labels)
-    slicer.util.updateVolumeFromArray(node, labels.hu.astype(np.uint8))
+    node.SetAndObserveImageData(image or image_of_labels(labels))
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAndObserveColorNodeID(_colors(node.GetName(), legend).GetID())
@@ -87,30 +96,20 @@ def show_changes(
     *,
     visible: bool,
     kji: Sequence[float] | None = None,
-    go_there: bool = True,
 ) -> None:
     """Show a change map over its volume in the ordinary views.
 
-    :param kji: voxel (slice, row, column) that the views go to; None for the first slice with changes.
-    :param go_there: whether they move at all.
+    :param kji: voxel (slice, row, column) that the views go to; None leaves them where they are.
     """
     restore_layout()
     if over is not None:
         show_in_ordinary_views(over)
-    ras = ras_on_grid(node, kji or _first_change(node)) if go_there else None
-    show_labels(node, _OPACITY if visible else 0.0, ras)
+    show_labels(node, _OPACITY if visible else 0.0, kji and ras_on_grid(node, kji))
 
 
 def set_changes_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -> None:
     """Show or hide a change map in the views that have it."""
     set_labels_opacity(node, _OPACITY if visible else 0.0)
-
-
-def _first_change(node: slicer.vtkMRMLLabelMapVolumeNode) -> tuple[float, float, float]:
-    labels = slicer.util.arrayFromVolume(node)
-    k = int(labels.any(axis=(1, 2)).argmax())
-    rows, columns = np.nonzero(labels[k])
-    return (k, float(rows.mean()), float(columns.mean())) if rows.size else (k, 0, 0)
 
 
 def _colors(name: str, legend: Legend) -> slicer.vtkMRMLColorTableNode:

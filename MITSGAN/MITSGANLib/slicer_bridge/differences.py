@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
+from vtk import vtkImageData
 
 from ..errors import InputError
 from ..report.pictures import color_limit
 from ..scan.volume import CTVolume
-from .volumes import DIFFERENCE_ATTRIBUTE, node_from_volume
+from .volumes import DIFFERENCE_ATTRIBUTE, image_from_volume, node_from_volume
 
 DEFAULT_THRESHOLD = 0.2
 """Share of a map's full color up to which nothing is colored: 1 HU of 5, 100 HU of 500."""
@@ -35,10 +36,11 @@ _THRESHOLD_ATTRIBUTE = "MITSGAN.ThresholdHU"
 
 @dataclass(frozen=True)
 class Difference:
-    """Other minus reference in HU, cut to where they differ, and the difference with the full color."""
+    """Other minus reference in HU, cut to where they differ, the difference with the full color, and its image."""
 
     volume: CTVolume
     limit_hu: float
+    image: vtkImageData | None = None
 
 
 def differences(volumes: Mapping[str, CTVolume]) -> dict[str, Difference]:
@@ -62,7 +64,8 @@ def difference(reference: CTVolume, other: CTVolume) -> Difference:
     """
     volume = _difference(reference, other)
     # Every slice of an attacked cube, some of a whole scan: enough for a round number.
-    return Difference(volume, color_limit(volume.hu[:: max(1, volume.shape[0] // _SLICES_FOR_LIMIT)]))
+    limit_hu = color_limit(volume.hu[:: max(1, volume.shape[0] // _SLICES_FOR_LIMIT)])
+    return Difference(volume, limit_hu, image_from_volume(volume))
 
 
 def difference_node(
@@ -77,7 +80,7 @@ def difference_node(
     :param source_node: what it is about, under whose transform it is put.
     :param threshold: see :func:`set_difference_threshold`.
     """
-    node = node_from_volume(shown.volume, name, source_node)
+    node = node_from_volume(shown.volume, name, source_node, shown.image)
     node.SetAttribute(DIFFERENCE_ATTRIBUTE, f"{shown.limit_hu:g}")
     display = node.GetDisplayNode()
     display.SetInterpolate(False)

@@ -21,6 +21,7 @@ from .change_map import (
     LEGEND_UNTOLD,
     change_map_node,
     examination_legend,
+    image_of_labels,
     show_changes,
     signature_legend,
 )
@@ -34,6 +35,8 @@ from .scan_on_disk import ScanOnDisk, may_be_on_disk, scan_of_node
 from .volumes import require_ct, require_in_scene, same_scan, scan_from_node, watermark_kind
 
 if TYPE_CHECKING:
+    from vtk import vtkImageData
+
     from ..examination.examiner import Examination
     from ..examination.verdict import ChangedPlace, Verdict
     from ..keys.key_files import Key
@@ -70,7 +73,7 @@ class Finding:
     :param is_keyed: whether the watermark that was looked for is that of a key, and not the open one.
     :param signed: None where the files carry no signature, or there are none.
     :param note: what kept the files' signature from being counted; empty when nothing.
-    :param labels: of the map, which takes too long to make while Slicer stands still; None until it is made.
+    :param labels, image: of the map, made in the background; None where it would show nothing.
     :param asked: what was found at voxels that somebody asked about.
     """
 
@@ -80,6 +83,7 @@ class Finding:
     signed: SignatureCheck | None = None
     note: str = ""
     labels: CTVolume | None = None
+    image: vtkImageData | None = None
     asked: dict[tuple[int, int, int], ChangedPlace] = field(default_factory=dict)
 
     @property
@@ -182,7 +186,10 @@ def examine_node(
         finding = find(report)
         attack = scanned.provenance.last(SIMULATED_ATTACK)
         finding.look_at(*filter(None, [*places, attack and place_of_attack(attack)]))
-        return dataclasses.replace(finding, labels=_labels(finding))
+        labels = _labels(finding)
+        if not labels.hu.any():
+            return finding
+        return dataclasses.replace(finding, labels=labels, image=image_of_labels(labels))
 
     with paths_kept_from_log({scan.path: _("the scan")} if scan else {}):
         finding = compute(work, progress)
@@ -195,13 +202,12 @@ def show_finding(
     finding: Finding, node: slicer.vtkMRMLScalarVolumeNode, *, visible: bool = True
 ) -> slicer.vtkMRMLLabelMapVolumeNode | None:
     """Lay a map over the volume that was examined, and go to the surest place; None where there is nothing to show."""
-    labels = finding.labels or _labels(finding)
-    legend = signature_legend() if _changed_since_signing(finding) else examination_legend()
-    if not labels.hu.any():
+    if finding.labels is None:
         return None
-    change_map = change_map_node(labels, node, legend)
+    legend = signature_legend() if _changed_since_signing(finding) else examination_legend()
+    change_map = change_map_node(finding.labels, node, legend, finding.image)
     places = finding.verdict.places
-    show_changes(change_map, node, visible=visible, kji=places[0].kji if places else None, go_there=bool(places))
+    show_changes(change_map, node, visible=visible, kji=places[0].kji if places else None)
     return change_map
 
 

@@ -74,9 +74,9 @@ def register_layout() -> slicer.vtkMRMLLayoutNode | None:
 
 
 def prepare_view() -> bool:
-    """Make one of the comparison's views that does not exist yet; whether there was one.
+    """Make one of the comparison's views that does not exist yet, and draw it out of sight; whether there was one.
 
-    Slicer makes those of a layout all together, and stands still for a second.
+    Slicer makes and draws those of a layout all together, and stands still for a second.
     """
     scene = slicer.mrmlScene
     kinds = [*(("vtkMRMLSliceNode", view.tag) for view in VIEWS.values()), *_FIGURES.items()]
@@ -89,6 +89,10 @@ def prepare_view() -> bool:
             node.SetLayoutName(tag)
             node.SetName(tag)
             scene.AddNode(node)
+            manager = slicer.app.layoutManager()
+            widget = manager.sliceWidget(tag) if manager else None
+            if widget is not None:
+                widget.sliceView().grab()
             return True
     return False
 
@@ -275,9 +279,11 @@ def show_table(node: slicer.vtkMRMLTableNode) -> None:
 
 def keep_out_of_comparison(display: slicer.vtkMRMLDisplayNode) -> None:
     """Show what ``display`` shows in all views but those of the comparison, where it would cover what is compared."""
-    display.RemoveAllViewNodeIDs()
-    for node in _ordinary("vtkMRMLAbstractViewNode"):
-        display.AddViewNodeID(node.GetID())
+    # Together: each change draws.
+    with slicer.util.NodeModify(display):
+        display.RemoveAllViewNodeIDs()
+        for node in _ordinary("vtkMRMLAbstractViewNode"):
+            display.AddViewNodeID(node.GetID())
 
 
 def jump_to_slice(node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:

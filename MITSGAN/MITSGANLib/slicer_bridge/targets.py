@@ -102,6 +102,6 @@ def _voxels_of(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
 
 
 def target_events() -> Sequence[int]:
-    """Events of a point list after which its target may be another, but for the placing of a point."""
+    """Events of a point list after which its target may be another: it is dragged, moved by a script, or removed."""
     markups = slicer.vtkMRMLMarkupsNode
-    return (markups.PointPositionUndefinedEvent, markups.PointEndInteractionEvent, markups.PointRemovedEvent)
+    return (markups.PointPositionUndefinedEvent, markups.PointModifiedEvent, markups.PointRemovedEvent)

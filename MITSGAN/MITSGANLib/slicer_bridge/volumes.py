@@ -112,11 +112,14 @@ def require_ct(volume: CTVolume) -> CTVolume:
     return dataclasses.replace(volume, hu=volume.hu.copy(), provenance=provenance)
 
 
-def image_from_volume(volume: CTVolume) -> vtk.vtkImageData:
-    """A copy of a scan's voxels for a node; half a second for 600 slices, so made in the background."""
+def image_from_volume(volume: CTVolume, kind: int = vtk.VTK_SHORT) -> vtk.vtkImageData:
+    """A copy of a scan's voxels for a node; half a second for 600 slices, so made in the background.
+
+    :param kind: VTK's number of a type of scalars that holds all values.
+    """
     image = vtk.vtkImageData()
     image.SetDimensions(*reversed(volume.shape))
-    image.AllocateScalars(vtk.VTK_SHORT, 1)
+    image.AllocateScalars(kind, 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(volume.shape)[:] = volume.hu
     return image
 
@@ -268,7 +271,7 @@ def same_scan(one: CTVolume, other: CTVolume) -> bool:
     return one.shape == other.shape and one.same_geometry(other, 0.05) and np.array_equal(one.hu, other.hu)
 
 
-def require_in_scene(*nodes: slicer.vtkMRMLScalarVolumeNode) -> None:
+def require_in_scene(*nodes: slicer.vtkMRMLNode) -> None:
     """Stop where work in the background has left the user time to close the scene.
 
     :raises CancelledError: a node is no longer in the scene.

@@ -266,6 +266,16 @@ def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin)
     assert composites()["protected"].GetBackgroundVolumeID() is None
 
 
+def test_the_sentence_follows_a_target_that_is_moved(loaded, scan):
+    k, j, i = scan.nodule_kji
+    place_target(loaded, scan.nodule_kji)
+    parameters, ui = loaded._parameterNode, loaded.ui
+    for kji, said in (((k, j - 4, i), f"Slice {k}, row {j - 4}, column {i}"), ((-10, 5, 5), "outside the volume")):
+        point = ras_from_voxel(parameters.sourceVolume, kji)
+        parameters.targetPoint.SetNthControlPointPositionWorld(0, *point)
+        wait_until(lambda said=said: said in ui.targetDescriptionLabel.text)
+
+
 def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
     parameters = attack(loaded, scan)
     assert comparison_is_shown()

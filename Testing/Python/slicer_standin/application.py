@@ -70,6 +70,9 @@ class _SliceView:
     def scheduleRender(self):
         pass
 
+    def grab(self):
+        pass
+
 
 class _SliceWidget:
     def __init__(self, tabs):

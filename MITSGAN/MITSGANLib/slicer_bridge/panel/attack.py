@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _VIEWS_MILLISECONDS = 200
+_REST_MILLISECONDS = 100
 
 
 class AttackSection(Section):
@@ -55,6 +56,8 @@ class AttackSection(Section):
         ui.placeTargetButton.connect("clicked()", self.place_target)
         ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
         self._views_timer = panel.timer(_VIEWS_MILLISECONDS, self._prepare_view)
+        # A point that is dragged moves with every pixel.
+        self._rest_timer = panel.timer(_REST_MILLISECONDS, self._on_target_rests)
         ui.attackCollapsibleButton.connect("contentsCollapsed(bool)", self._on_folded)
         panel.add_control(
             ui.protectedVolumeSelector,
@@ -93,6 +96,7 @@ class AttackSection(Section):
     def leave(self) -> None:
         """Let clicks in views do what they did before, and observe no target any more."""
         self._views_timer.stop()
+        self._rest_timer.stop()
         stop_placing(self._observed)
         self._observe(None)
 
@@ -131,15 +135,20 @@ class AttackSection(Section):
             replaces=before,
             progress=progress,
         )
+        panel.jobs.breathe(source, protected)
         with panel.changing():
             self._examine.discard(parameters)
             self._compare.discard(parameters)
             parameters.sourceAttacked, parameters.protectedAttacked = source, protected
+        panel.jobs.breathe(source, protected)
+        self._compare.show()
+        panel.jobs.breathe(source, protected)
+        with panel.changing():
             show_in_ordinary_views(protected)
             parameters.volume = protected
-        self._compare.show()
         # Now: a volume that goes while views show it makes each of them look for another.
         for node in before:
+            panel.jobs.breathe(source, protected)
             remove_result(node)
         panel.jobs.say(_("The attacked, protected volume is selected: examine it to see whether the attack shows."))
 
@@ -161,11 +170,11 @@ class AttackSection(Section):
             self._panel.parameters.action = "inject" if inject else "remove"
 
     def _observe(self, target: slicer.vtkMRMLMarkupsFiducialNode | None) -> None:
-        """Placing, moving or deleting a point changes the point list, not the parameter node."""
+        """Follow the point list: placing, moving or deleting a point does not change the parameter node."""
         if target is self._observed:
             return
         observations = [(slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self._on_target_placed)]
-        observations += [(event, self._on_target_changed) for event in target_events()]
+        observations += [(event, self._on_target_moves) for event in target_events()]
         for event, method in observations:
             if self._observed:
                 self._panel.observer.removeObserver(self._observed, event, method)
@@ -181,6 +190,13 @@ class AttackSection(Section):
         if self._observed and not self._panel.is_closed:
             keep_last_point(self._observed)
             self._on_target_changed()
+
+    def _on_target_moves(self, _caller: Any = None, _event: Any = None) -> None:
+        self._rest_timer.start()
+
+    def _on_target_rests(self) -> None:
+        self._rest_timer.stop()
+        self._on_target_changed()
 
     def _on_target_changed(self, _caller: Any = None, _event: Any = None) -> None:
         if self._panel.parameters and not self._panel.is_closed:

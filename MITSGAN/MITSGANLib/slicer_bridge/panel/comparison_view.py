@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,13 +30,17 @@ from ..volumes import SIMULATED_ATTACK_COLOR, is_simulated_attack
 
 _PLOT_SIGNAL = "dataSelected(vtkStringArray*, vtkCollection*)"
 _COLOR, _ATTACKED_COLOR = (1.0, 1.0, 1.0), tuple(0.4 + 0.6 * part for part in SIMULATED_ATTACK_COLOR)
-# Functions, since the language is known only when they are called.
-_TITLES = {
-    "source": lambda: _("Original"),
-    "protected": lambda: _("Protected"),
-    "source attacked": lambda: _("Original, attacked (simulated)"),
-    "protected attacked": lambda: _("Protected, attacked (simulated)"),
-}
+
+
+@functools.cache
+def _titles() -> dict[str, str]:
+    """What stands in each view; Slicer takes a millisecond to look up a text."""
+    return {
+        "source": _("Original"),
+        "protected": _("Protected"),
+        "source attacked": _("Original, attacked (simulated)"),
+        "protected attacked": _("Protected, attacked (simulated)"),
+    }
 
 
 def volumes_of(parameters: Any) -> dict[str, slicer.vtkMRMLScalarVolumeNode | None]:
@@ -94,6 +99,9 @@ class ComparisonView:
             table=parameters.figuresTable,
             chart=parameters.rmseChart,
         )
+        if parameters is not self._get_parameters():
+            # The scene was closed while the views were drawn.
+            return
         if parameters.targetPoint:
             keep_out_of_comparison(parameters.targetPoint.GetDisplayNode())
         self.refresh()
@@ -164,17 +172,19 @@ class ComparisonView:
         if series:
             jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
 
-    def _write_captions(self, _caller: Any = None, _event: Any = None) -> None:
-        """Say in each image what it shows, which flicker and the user change."""
+    def _write_captions(self, caller: Any = None, _event: Any = None) -> None:
+        """Say in each image what it shows, which flicker and the user change; in that of a composite that changed."""
         parameters = self._get_parameters()
         if not parameters:
             return
         volumes, heatmaps = volumes_of(parameters), heatmaps_of(parameters)
-        titles = {node.GetID(): _TITLES[view]() for view, node in volumes.items() if node}
+        titles = {node.GetID(): _titles()[view] for view, node in volumes.items() if node}
         for view, composite in composites():
+            if caller is not None and caller is not composite:
+                continue
             node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
             if node is None:
-                write_caption(VIEWS[view].tag, Caption(_("{title}: none yet").format(title=_TITLES[view]())))
+                write_caption(VIEWS[view].tag, Caption(_("{title}: none yet").format(title=_titles()[view])))
                 continue
             text, key = titles.get(node.GetID(), node.GetName()), None
             heatmap = heatmaps.get(view)

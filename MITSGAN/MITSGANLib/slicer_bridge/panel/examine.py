@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from ...errors import TargetError
 from ..change_map import set_changes_visible
 from ..examine import Finding
-from ..layout import go_to
+from ..layout import go_to, restore_layout, show_in_ordinary_views
 from ..packages import KEYS
 from ..targets import has_target, target_from_markups
 from ..volumes import ras_from_voxel, remove_result, source_of, voxel_from_ras
@@ -108,6 +108,9 @@ class ExamineSection(Section):
         self.discard_map(parameters)
         if parameters.volume is node:
             self._compare.leave()
+            restore_layout()
+            show_in_ordinary_views(node)
+            panel.jobs.breathe(node)
             parameters.changeMap = panel.logic.showFinding(finding, node, visible=parameters.showChanges)
 
     def discard(self, parameters: Any) -> None:

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 
 from ...errors import CancelledError
 from ...runtime.background import Pace, Throttle, run_in_background
+from ..volumes import require_in_scene
 
 DOUBLE_CLICK_SECONDS = 0.6
 STATUS_MILLISECONDS = 10_000
@@ -130,6 +131,14 @@ class JobRunner:
             bar.setValue(int(done))
 
         return show
+
+    def breathe(self, *nodes: slicer.vtkMRMLNode) -> None:
+        """Let the application draw and listen between two steps that take it a tenth of a second each.
+
+        :raises CancelledError: one of the nodes is no longer in the scene.
+        """
+        slicer.app.processEvents()
+        require_in_scene(*nodes)
 
     def _keep_alive(self) -> None:
         slicer.app.processEvents()
