@@ -13,16 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch.nn import functional as F
 
 from ..scan.cubes import CUBE_MM, Box, Patch, box_slices, cube_shape, cube_start, cut, overlap, rescale
 from ..scan.targets import Action
 from .equalization import Equalization
-
-MASK = slice(6, 26)  # the in-painted middle of each axis
-TOUCH_UP_FACTOR = 1.3
-NOISE_SOURCE = (0.5, 0.43, 0.27)  # where the touch-up copies noise from, as fractions of slices, rows, columns
+from .regions import MASK, NOISE_SOURCE, TOUCH_UP_FACTOR
 
 
 @dataclass(frozen=True)
@@ -165,9 +161,11 @@ def _overlay(region: torch.Tensor, start: Sequence[int], patch: Patch, scan: Seq
 @functools.lru_cache(maxsize=32)
 def _gaussian_window(size: int, sigmas: float) -> torch.Tensor:
     """CT-GAN's blending window (rows, columns), 0 in the corners and 1 in the middle; the same for every slice."""
+    from scipy.special import ndtr
+
     interval = (2 * sigmas + 1.0) / size
     edges = np.linspace(-sigmas - interval / 2, sigmas + interval / 2, size + 1)
-    weights = np.diff(stats.norm.cdf(edges))
+    weights = np.diff(ndtr(edges))
     window = np.sqrt(np.outer(weights, weights))
     window /= window.sum()
     # Kept for later calls: a tensor made in inference mode could not take part in a gradient.

@@ -1,4 +1,4 @@
-"""Where a forgery is measured, and the one figure that panel, report and tables quote of it.
+"""Where CT-GAN changes a scan, where forgeries are measured, and the one figure that panel and report quote of it.
 
 The attacker pastes a 32 mm cube but makes up only its middle 20 mm; the rest it sees and gives back. How far protection
 moves the forgery is therefore measured in the middle, as a share of what the attack itself changed there.
@@ -11,6 +11,15 @@ from dataclasses import dataclass
 
 from ..scan.regions import Region, cube_around, square_around
 from ..scan.volume import CTVolume
+
+MASK = slice(6, 26)
+"""The in-painted middle of each axis of the cube."""
+
+TOUCH_UP_FACTOR = 1.3
+"""Edge of what the touch-up changes, in edges of the cube."""
+
+NOISE_SOURCE = (0.5, 0.43, 0.27)
+"""Where the touch-up copies noise from, as fractions of slices, rows and columns."""
 
 MIDDLE = "in-painted middle"
 
@@ -31,8 +40,6 @@ class TargetRegions:
 
 def regions_at(volume: CTVolume, kji: Sequence[int]) -> TargetRegions:
     """The regions around voxel ``kji`` (slice, row, column), clipped to the volume."""
-    from .chain import MASK
-
     where = (volume.shape, volume.spacing_kji, kji)
     middle = cube_around(*where, size_mm=MASK.stop - MASK.start, name=MIDDLE)
     return TargetRegions(square_around(*where), cube_around(*where), middle)

@@ -206,7 +206,7 @@ class Surroundings:
         return allowed
 
     def box(self, k: int) -> tuple[slice, slice] | None:
-        """The smallest rectangle around the body in slice ``k``, beyond which no change is allowed; None without one."""
+        """The smallest rectangle around the body in slice ``k``, beyond which nothing changes; None without one."""
         return box_around(self.mask[k])
 
     def allowed_in(self, k: int, hu: np.ndarray, budget: Budget) -> np.ndarray:

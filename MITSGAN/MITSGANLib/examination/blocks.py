@@ -6,12 +6,14 @@ run along growing LPS, within whole tiles alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..runtime.threads import map_slices
+from ..scan.filters import weigh
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..watermark.pattern import Grid, block_sums
@@ -45,6 +47,11 @@ class Blocks:
         shape = (volume.shape[0], *block_sums(volume.hu[0], BLOCK).shape)
         return cls(volume, Grid.of(volume), shape, (spacing[0], *(BLOCK * step for step in spacing[1:])))
 
+    @functools.cached_property
+    def lung(self) -> np.ndarray:
+        """What is air-filled lung, bool of the scan's shape."""
+        return lung_mask(self.volume)
+
     def means(self, plane: np.ndarray) -> np.ndarray:
         """Mean of each block of a slice (rows, columns) as it is stored, float32 (block rows, block columns)."""
         return (block_sums(self.grid.turned(plane), BLOCK) / BLOCK**2).astype(np.float32)
@@ -58,13 +65,10 @@ class Blocks:
 
         A variance of weighted sums wants their weights' squares: ``power=2``.
         """
-        from scipy import ndimage
-
-        found = values.astype(np.float32)
+        found = values.astype(np.float32, copy=False)
         for axis, edge in enumerate(self.mm):
-            steps = np.arange(-round(_REACH * sigma_mm / edge), round(_REACH * sigma_mm / edge) + 1)
-            weights = np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power
-            found = ndimage.correlate1d(found, weights, axis, mode="constant")
+            steps = np.arange(round(_REACH * sigma_mm / edge) + 1)
+            found = weigh(found, np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power, axis)
         return found
 
     def middle(self, block: Sequence[float]) -> tuple[int, int, int]:
@@ -96,7 +100,6 @@ class Blocks:
 
         :param around_share: of lung within 30 mm, from which on all tissue belongs to them.
         """
-        mask = lung_mask(self.volume)
-        shares = np.stack(map_slices(lambda k: self.means(mask[k]), self.shape[0]))
+        shares = np.stack(map_slices(lambda k: self.means(self.lung[k]), self.shape[0]))
         around = self.in_boxes(shares, _AROUND_MM) / self.in_boxes(np.ones_like(shares), _AROUND_MM)
         return ((shares > _LUNG_SHARE) & (around > _WINDPIPE_SHARE)) | (around > around_share)

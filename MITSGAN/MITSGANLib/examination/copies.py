@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..attack.regions import NOISE_SOURCE, TOUCH_UP_FACTOR
 from ..runtime.threads import map_slices, usable_threads
+from ..scan.filters import box_means
 from .blocks import Blocks
 
 FOUND_SD = 11.0
@@ -81,8 +83,6 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
     """
     from scipy import fft
 
-    from ..attack.chain import NOISE_SOURCE
-
     volume = blocks.volume
     mm = np.array(volume.spacing_kji)
     center = np.array([int(size * share) for size, share in zip(volume.shape, NOISE_SOURCE, strict=True)])
@@ -130,7 +130,6 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[C
 
 def touch_up_edge(spacing_kji: Sequence[float]) -> int:
     """Voxels along every axis that CT-GAN's touch-up changes: as many along thick slices as along the finest axis."""
-    from ..attack.chain import TOUCH_UP_FACTOR
     from ..scan.cubes import cube_shape
 
     return int(max(cube_shape(spacing_kji)) * TOUCH_UP_FACTOR)
@@ -146,14 +145,12 @@ def _beside(plane: np.ndarray, at: Sequence[int]) -> float:
 
 def _normalized(fine: np.ndarray) -> np.ndarray:
     """In standard deviations of each slice's neighborhood, clipped, so that no edge decides."""
-    from scipy import ndimage
-
     found = np.empty_like(fine)
 
     def normalize(k: int) -> None:
         plane = fine[k]
         limit = _CLIP_SD * 1.48 * max(float(np.median(np.abs(plane))), 0.1)
-        power = ndimage.uniform_filter(np.clip(plane, -4 * limit, 4 * limit) ** 2, 15)
+        power = box_means(np.clip(plane, -4 * limit, 4 * limit) ** 2, 15)
         np.clip(plane / np.sqrt(power + 0.1), -_CLIP_SD, _CLIP_SD, out=found[k])
 
     map_slices(normalize, len(fine))
@@ -173,8 +170,6 @@ def _bounds(mask: np.ndarray, center: np.ndarray, edge: int) -> tuple[np.ndarray
 
 def _numbers(fine: np.ndarray, mask: np.ndarray, quiet: float) -> tuple[np.ndarray, np.ndarray]:
     """The signs of each square of 6x6 voxels as a number, and the flat index of its first voxel."""
-    from scipy import ndimage
-
     rows, columns = (size - _EDGE + 1 for size in fine.shape[1:])
 
     def look(k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +178,9 @@ def _numbers(fine: np.ndarray, mask: np.ndarray, quiet: float) -> tuple[np.ndarr
         bits = (fine[k] > 0).astype(np.uint64)
         along = sum(bits[:, n : n + columns] << np.uint64(n) for n in range(_EDGE))
         number = sum(along[n : n + rows] << np.uint64(n * _EDGE) for n in range(_EDGE))
-        loud = ndimage.uniform_filter(np.abs(fine[k]), _EDGE, origin=-(_EDGE // 2))[:rows, :columns] > quiet
+        noise = np.abs(fine[k])
+        along = sum(noise[:, n : n + columns] for n in range(_EDGE))
+        loud = sum(along[n : n + rows] for n in range(_EDGE)) > _EDGE**2 * quiet
         at = np.flatnonzero(loud & mask[k, :rows, :columns] & mask[k, _EDGE - 1 :, _EDGE - 1 :])
         j, i = np.divmod(at, columns)
         return number.ravel()[at], (k * fine.shape[1] + j) * fine.shape[2] + i

@@ -95,7 +95,7 @@ class Examination:
     mark: _Mark
     copies: tuple[Copy, ...]
     touch_up_sought: bool
-    judge: Judge | None
+    with_judge: bool
     places: tuple[ChangedPlace, ...]
     verdict: Verdict
 
@@ -115,7 +115,7 @@ class Examination:
     @functools.cached_property
     def judge_limit(self) -> float:
         """What the judge says of hardly any place of this scan, nor of others."""
-        return _judge_limit(self.blocks.volume, self.judge)
+        return _judge_limit(self.blocks.volume, _judge())
 
     def at(self, kji: Voxel) -> ChangedPlace:
         """What is to be said of a voxel (slice, row, column) that somebody asks about.
@@ -140,8 +140,8 @@ class Examination:
             if _within(kji, copy, volume.spacing_kji):
                 evidence.append(_of_copy(copy, self.placement))
                 source = copy.source_kji
-        if self.judge is not None:
-            score = float(self.judge.score(volume, [kji])[0])
+        if self.with_judge:
+            score = float(_judge().score(volume, [kji])[0])
             if score >= self.judge_limit:
                 evidence.append(_of_judge(score, self.judge_limit))
         evidence.sort(key=lambda one: -one.strength)
@@ -211,12 +211,12 @@ def examine(
     # Lossy compression repeats itself, and more so in one place than in another.
     sure = [one for one in touched or [] if one.sd >= (_DEGRADED_SD if mark.is_degraded else 0)]
     found = _explained(copies, sure, blocks.volume)
-    judge = load_judge(DEFAULT_JUDGES["forgery"]) if with_judge and lungs.any() else None
+    with_judge = with_judge and bool(lungs.any())
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
-    places = _places(placement, blocks, suspicions, found, None if mark.is_degraded else judge)
+    places = _places(placement, blocks, suspicions, found, with_judge and not mark.is_degraded)
     told.at(100)
     verdict = _verdict(volume, lungs, suspicions, mark, touched is not None, places, key)
-    rest = (tuple(suspicions), mark, tuple(found), touched is not None, judge, places, verdict)
+    rest = (tuple(suspicions), mark, tuple(found), touched is not None, with_judge, places, verdict)
     return Examination(placement, blocks, lungs, *rest)
 
 
@@ -291,7 +291,7 @@ def _places(
     blocks: Blocks,
     suspicions: Sequence[Suspicion],
     copies: Sequence[Copy],
-    judge: Judge | None,
+    with_judge: bool,
 ) -> tuple[ChangedPlace, ...]:
     """Everything that is listed, the surest first."""
     from scipy import ndimage
@@ -328,11 +328,11 @@ def _places(
         tops = [(one.kind, float(one.score[box][here].max())) for one in suspicions]
         evidence = [Evidence(kind, _words(kind, top, 1.0), top) for kind, top in tops if top >= _WORTH_SAYING]
         # The judge looks at the noise itself, so it is one more witness.
-        if judge is not None and asked < _MOST_ASKED and top >= _WORTH_ASKING:
+        if with_judge and asked < _MOST_ASKED and top >= _WORTH_ASKING:
             asked += 1
             if limit is None:
-                limit = _judge_limit(volume, judge)
-            score = float(judge.score(volume, [kji])[0])
+                limit = _judge_limit(volume, _judge())
+            score = float(_judge().score(volume, [kji])[0])
             if score >= limit:
                 is_listed = True
                 evidence.append(_of_judge(score, limit))
@@ -340,6 +340,12 @@ def _places(
             evidence.sort(key=lambda one: -one.strength)
             found.append(_place(placement, kji, size, evidence, None, top))
     return tuple(sorted(found, key=lambda place: -place.strength))
+
+
+@functools.cache
+def _judge() -> Judge:
+    """The forensic judge, loaded when it is first asked: torch takes seconds to import."""
+    return load_judge(DEFAULT_JUDGES["forgery"])
 
 
 def _judge_limit(volume: CTVolume, judge: Judge) -> float:

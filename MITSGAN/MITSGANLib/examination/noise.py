@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.threads import map_slices
+from ..scan.filters import correlate, smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from ..watermark.whitening import whitening_kernel
@@ -48,15 +49,13 @@ class NoiseMap:
 
 def residual(volume: CTVolume) -> np.ndarray:
     """What neighboring voxels do not tell of each voxel, float32 (slices, rows, columns) in HU."""
-    from scipy import ndimage
-
     some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
     part = volume.hu[some]
-    kernel = whitening_kernel(part, (part > -970) & (part < 300)).astype(np.float32)
+    kernel = whitening_kernel(part, (part > -970) & (part < 300))
     found = np.empty(volume.shape, np.float32)
 
     def whiten(k: int) -> None:
-        ndimage.correlate(np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32), kernel, output=found[k])
+        found[k] = correlate(np.maximum(volume.hu[k], LOWEST_HU), kernel)
 
     map_slices(whiten, volume.shape[0])
     return found
@@ -67,13 +66,11 @@ def noise_map(blocks: Blocks, fine: np.ndarray) -> NoiseMap:
 
     :param fine: of :func:`residual`.
     """
-    from scipy import ndimage
-
     hu = blocks.volume.hu
 
     def look(k: int) -> tuple[np.ndarray, ...]:
         plane = np.maximum(hu[k], LOWEST_HU).astype(np.float32)
-        near, far = (ndimage.gaussian_filter(plane, sigma, truncate=2.5) for sigma in _COARSE_VOXELS)
+        near, far = (smooth(plane, sigma) for sigma in _COARSE_VOXELS)
         logs = (np.log(np.abs(values) + _LEAST_HU) for values in (fine[k], near - far))
         return (*map(blocks.means, logs), blocks.means(plane), blocks.means(plane <= LOWEST_HU + 2) <= _MOST_CLIPPED)
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from ..budget.budget import Budget
 from ..runtime.threads import map_slices, slabs
+from ..scan.filters import smooth
 from ..scan.hounsfield import LOWEST_HU
-from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..watermark.pattern import LAYER_MM, TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
 from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
@@ -89,7 +89,7 @@ def whiten(blocks: Blocks, key: WatermarkKey | None, budget: Budget) -> Whitened
     :param budget: that it was put in with.
     """
     volume = blocks.volume
-    lung = lung_mask(volume)
+    lung = blocks.lung
     marks = np.zeros(volume.shape, np.int16) if key is None else _marks(volume, key, budget)
     sure = np.ones(volume.shape, bool) if key is None else _sure(blocks, marks)
     kernel = _learned(volume.hu, marks, lung, sure)
@@ -264,15 +264,13 @@ def _sums(
         rest = np.minimum(np.abs(left), np.abs(bare))
         lung = told & (hu < _LUNG_BELOW_HU)
         middle = 1.48 * float(np.median(rest[lung if lung.any() else told]))
-        variance = ndimage.gaussian_filter(np.square(np.minimum(rest, _EDGE_SD * middle)), _NEAR_VOXELS, truncate=2.5)
+        variance = smooth(np.square(np.minimum(rest, _EDGE_SD * middle)), _NEAR_VOXELS)
         variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * middle**2))
         weights = signs * (rest < _CLIP_SD * np.sqrt(variance)) / variance
         held, full, squares = (
             blocks.means(values) * BLOCK**2 for values in (left * weights, mark * weights, np.square(bare * weights))
         )
-    near, steep, far = (
-        ndimage.gaussian_filter(plane, sigma, truncate=2.5) for sigma in (_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS)
-    )
+    near, steep, far = (smooth(plane, sigma) for sigma in (_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS))
     logs = [np.log(np.abs(values) + _LEAST_FINE_HU) for values in (left, bare)]
     logs += [np.log(np.abs(values) + _LEAST_HU) for values in (plane - near, near - far)]
     steepness = np.hypot(ndimage.sobel(steep, 0), ndimage.sobel(steep, 1)) / 8

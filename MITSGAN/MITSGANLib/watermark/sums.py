@@ -21,6 +21,7 @@ from ..budget.body import body_mask
 from ..budget.budget import Budget, allowed_change
 from ..budget.noise import LocalNoise, hiding_noise, hiding_noise_in_lungs, local_noise
 from ..runtime.threads import each_slice, map_slices
+from ..scan.filters import box_means, smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, signs, tile_levels
@@ -200,10 +201,8 @@ class Sums:
 
 def sum_in_boxes(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) -> np.ndarray:
     """Sum over a box with an odd number of blocks around each."""
-    from scipy import ndimage
-
     size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
-    return ndimage.uniform_filter(values, size, mode="constant") * np.prod(size)
+    return box_means(values, size, "constant") * np.prod(size)
 
 
 def deviations(
@@ -254,8 +253,8 @@ def _noise_of_tissue(volume: CTVolume) -> LocalNoise:
     points = [first.first + first.step * np.arange(count) for count in grid_hu.shape[1:]]
 
     def level(k: int) -> np.ndarray:
-        smooth = ndimage.uniform_filter(np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32), 2 * first.first + 1)
-        return smooth[np.ix_(*points)]
+        means = box_means(np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32), 2 * first.first + 1)
+        return means[np.ix_(*points)]
 
     is_lung = np.stack(map_slices(level, volume.shape[0])) < _LUNG_BELOW_HU
     block_mm = (volume.spacing_kji[0], *(first.step * mm for mm in volume.spacing_kji[1:]))
@@ -265,8 +264,8 @@ def _noise_of_tissue(volume: CTVolume) -> LocalNoise:
 
     def roughness(k: int) -> np.ndarray:
         plane = np.maximum(volume.hu[k], LOWEST_HU).astype(np.float32)
-        rest = plane - ndimage.gaussian_filter(plane, 2.0)
-        return np.sqrt(ndimage.uniform_filter(rest * rest, 2 * first.first + 1).clip(0))[np.ix_(*points)]
+        rest = plane - smooth(plane, 2.0, 4.0)
+        return np.sqrt(box_means(rest * rest, 2 * first.first + 1).clip(0))[np.ix_(*points)]
 
     # The map is pulled down by a single flat pocket, of which lungs have some. Paint is flat all over.
     rough = np.stack(map_slices(roughness, volume.shape[0]))
