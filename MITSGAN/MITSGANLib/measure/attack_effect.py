@@ -6,8 +6,9 @@ protection moves the forgery is measured in the middle that the attacker's netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import scan_noise
 from ..errors import InputError
 from ..runtime.progress import Progress
+from ..runtime.threads import side_by_side
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
@@ -27,7 +29,9 @@ from .noise_controls import noise_in_boxes
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
-    from ..judges.jury import Verdict
+    from ..judges.jury import Jury, Seen, Verdict
+    from ..scan.cubes import Box
+    from ..scan.regions import Region
 
 CLEAN, PROTECTED, NOISE = "clean", "protected", "noise"
 
@@ -41,7 +45,7 @@ NOISE_SEEDS = (0, 1, 2, 3, 4)
 """Seeds of the noise control's draws: one draw says nothing about how much noise differs from noise."""
 
 _LPIPS_SLICES = 4
-_ATTACK_STEPS = 4 + len(NOISE_SEEDS) + 1
+_ATTACK_STEPS = 1 + len(NOISE_SEEDS) + 8 + 1  # the watermark, the draws, four pairs in two regions, the judges
 
 Voxels = CTVolume | np.ndarray
 
@@ -305,42 +309,71 @@ def measure_attack(
         raise InputError("The two attacked volumes differ in target or action; attack both again at the same point.")
     report = progress or (lambda _done, _total: None)
     places = regions_at(source, attack.kji)
-    found: list[ComparedPair] = []
-    steps = (
+    pairs = (
         (PROTECTION_PAIR, source, protected),
         (ATTACK_PAIR, source, source_attacked),
         (ATTACK_ON_PROTECTED_PAIR, protected, protected_attacked),
         (FORGERY_PAIR, source_attacked, protected_attacked),
     )
-    for step, (compared, reference, other) in enumerate(steps, start=1):
-        for region in (places.square, places.middle):
-            found.append(ComparedPair(compared, compare(reference, other, region=region, lpips=lpips)))
-        report(step, _ATTACK_STEPS)
-    in_middle = {pair.compared: pair.comparison for pair in found}  # the last of each pair
-    verdicts = _verdicts(source, attack, {CLEAN: source_attacked, PROTECTED: protected_attacked}) if attacker else {}
-    draws: list[Comparison] = []
-    noise_slice = None
-    for noise in _attacked_noise(source, protected, attack, attacker, device):
-        draws.append(compare(source_attacked, noise, region=places.middle))
-        verdicts[NOISE] = verdicts.get(NOISE, ()) + _verdicts(source, attack, {NOISE: noise})[NOISE]
-        noise_slice = noise.hu[attack.kji[0]].copy() if noise_slice is None else noise_slice
-        report(len(steps) + len(draws), _ATTACK_STEPS)
-    found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(draws, start=1)]
+    judging = attacker and _Judging.of(source, attack)
+    noisy = _AttackedNoise.of(source, protected, attack, attacker, device)
     is_marked = key is not None or _has_open_watermark(protected)
-    place = check_place(protected_attacked, attack.kji, key or OPEN_KEY) if is_marked else None
+
+    def look_for_mark() -> Place | None:
+        return check_place(protected_attacked, attack.kji, key or OPEN_KEY) if is_marked else None
+
+    def compare_in(compared: str, reference: CTVolume, other: CTVolume, region: Region) -> ComparedPair:
+        return ComparedPair(compared, compare(reference, other, region=region, lpips=lpips))
+
+    def draw(seed: int) -> tuple[Comparison, Verdict, np.ndarray]:
+        noise = noisy.draw(seed)
+        moved = compare(source_attacked.hu, noise, region=places.middle)
+        return moved, judging.verdict(noise), noise[attack.kji[0]].copy()
+
+    # The longest first, side by side on the cores.
+    tasks: list[Callable[[], Any]] = [look_for_mark]
+    tasks += [partial(draw, seed) for seed in NOISE_SEEDS if noisy]
+    tasks += [partial(compare_in, *pair, region) for pair in pairs for region in (places.square, places.middle)]
+    results = []
+    for result in side_by_side(lambda number: tasks[number](), len(tasks)):
+        results.append(result)
+        report(min(len(results), _ATTACK_STEPS - 1), _ATTACK_STEPS)
+    place, draws, found = results[0], results[1 : -2 * len(pairs)], results[-2 * len(pairs) :]
+    in_middle = {pair.compared: pair.comparison for pair in found}  # the last of each pair
+    moved = tuple(comparison for comparison, _verdict, _slice in draws)
+    found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(moved, start=1)]
+    verdicts = {}
+    if judging:
+        verdicts = {CLEAN: (judging.verdict(source_attacked.hu),), PROTECTED: (judging.verdict(protected_attacked.hu),)}
+    if draws:
+        verdicts[NOISE] = tuple(verdict for _comparison, verdict, _slice in draws)
     report(_ATTACK_STEPS, _ATTACK_STEPS)
-    forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, tuple(draws))
+    forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, moved)
+    noise_slice = draws[0][2] if draws else None
     return AttackEffect(attack.kji, attack.action, places, tuple(found), forgery, noise_slice, place, verdicts)
 
 
-def _verdicts(source: CTVolume, attack: _Attack, attacked: Mapping[str, CTVolume]) -> dict[str, tuple[Verdict, ...]]:
-    """What the default judges say of attacked scans, by arm."""
-    from ..judges.jury import Jury
+@dataclass(frozen=True)
+class _Judging:
+    """The default judges, who have seen the place before the attack."""
 
-    jury = Jury.load()
-    scans = [source.hu, *(volume.hu for volume in attacked.values())]
-    clean, *seen = jury.look(scans, source.spacing_kji, attack.kji)
-    return {arm: (jury.verdict(attack.action, clean, after),) for arm, after in zip(attacked, seen, strict=True)}
+    jury: Jury
+    spacing_kji: tuple[float, float, float]
+    attack: _Attack
+    clean: Seen
+
+    @classmethod
+    def of(cls, source: CTVolume, attack: _Attack) -> _Judging:
+        from ..judges.jury import Jury
+
+        jury = Jury.load()
+        (clean,) = jury.look([source.hu], source.spacing_kji, attack.kji)
+        return cls(jury, source.spacing_kji, attack, clean)
+
+    def verdict(self, attacked: np.ndarray) -> Verdict:
+        """What the judges say of an attacked scan (slices, rows, columns) in HU."""
+        (after,) = self.jury.look([attacked], self.spacing_kji, self.attack.kji)
+        return self.jury.verdict(self.attack.action, self.clean, after)
 
 
 def _has_open_watermark(volume: CTVolume) -> bool:
@@ -368,29 +401,50 @@ def _attack_of(volume: CTVolume) -> _Attack:
         ) from error
 
 
-def _attacked_noise(
-    source: CTVolume,
-    protected: CTVolume,
-    attack: _Attack,
-    attacker: str | Path | Attacker | None,
-    device: str,
-) -> Iterator[CTVolume]:
-    """Each draw of noise of the protection's RMSE, attacked.
+@dataclass(frozen=True)
+class _AttackedNoise:
+    """Draws of noise of the protection's RMSE in all that an attack reads, attacked."""
 
-    None when that attacker is not at hand: another one would make another forgery, not a control of this.
-    """
-    from ..attack.attacker import Attacker, load_attacker, simulate_attack
-    from ..attack.chain import boxes_read
+    source: CTVolume
+    protected: CTVolume
+    attack: _Attack
+    attacker: Attacker
+    device: str
+    boxes: tuple[Box, ...]
 
-    if attacker is None:
-        return
-    ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
-    if (ready.action, ready.digest) != (attack.action, attack.attacker_sha256):
-        return
-    boxes = boxes_read(source.shape, attack.kji, source.spacing_kji)
-    for seed in NOISE_SEEDS:
-        noise = noise_in_boxes(source, protected, boxes, seed)
-        yield simulate_attack(noise, attack.kji, attack.action, attacker=ready, device=device)
+    @classmethod
+    def of(
+        cls,
+        source: CTVolume,
+        protected: CTVolume,
+        attack: _Attack,
+        attacker: str | Path | Attacker | None,
+        device: str,
+    ) -> _AttackedNoise | None:
+        """None when that attacker is not at hand: another one would make another forgery, not a control of this."""
+        from ..attack.attacker import Attacker, load_attacker
+        from ..attack.chain import boxes_read
+
+        if attacker is None:
+            return None
+        ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
+        if (ready.action, ready.digest) != (attack.action, attack.attacker_sha256):
+            return None
+        boxes = boxes_read(source.shape, attack.kji, source.spacing_kji)
+        return cls(source, protected, attack, ready, device, boxes)
+
+    def draw(self, seed: int) -> np.ndarray:
+        """The attacked scan, int16 HU (slices, rows, columns)."""
+        import torch
+
+        from ..attack.attacker import attack_patch
+        from ..runtime.devices import resolve_device
+
+        hu = noise_in_boxes(self.source, self.protected, self.boxes, seed)
+        scan = torch.from_numpy(hu).to(resolve_device(self.device))
+        where, values = attack_patch(scan, self.attack.kji, self.source.spacing_kji, self.attacker)
+        hu[where] = values
+        return hu
 
 
 def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:

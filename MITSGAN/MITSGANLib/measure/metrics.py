@@ -133,8 +133,8 @@ def compare(
 ) -> Comparison:
     """Measure how far ``other`` is from ``reference``.
 
-    Of 133 x 512 x 512 voxels, each SSIM takes about 1 s on one core, and LPIPS 0.3 s for each slice; but for LPIPS,
-    slices run side by side on the cores.
+    Of 133 x 512 x 512 voxels, each SSIM takes about 1 s on one core, and LPIPS 0.3 s for each slice; slices run side by
+    side on the cores.
 
     :param reference, other: CT volumes, or arrays (slices, rows, columns) or (rows, columns), in HU.
     :param region: where to measure; the whole volume when None. Outside it nothing is looked at.
@@ -170,21 +170,24 @@ def compare(
     def both(k: int) -> tuple[np.ndarray, np.ndarray]:
         return tuple(_finite(hu[k, region.j0 : region.j1, region.i0 : region.i1]) for hu in (first, second))
 
-    def look(index: int) -> tuple[float, float, float, list[_SliceSsim | None]]:
+    def look(index: int) -> tuple[float, float, float, list[_SliceSsim | None], float | None]:
         a, b = both(slices[index])
         difference = b - a
         local = [series.of_slice(slices[index], a, b) for series in ssim_series]
-        return *map(float, (np.sum(difference * difference), difference.sum(), np.abs(difference).max())), local
+        distance = None
+        if slices[index] in measured:
+            distance = lpips.distance(lpips_window.scaled(a) * 2 - 1, lpips_window.scaled(b) * 2 - 1)
+        sums = (np.sum(difference * difference), difference.sum(), np.abs(difference).max())
+        return *map(float, sums), local, distance
 
-    for done, (squares, total, most, of_slice) in enumerate(each_slice(look, len(slices))):
+    for done, (squares, total, most, of_slice, distance) in enumerate(each_slice(look, len(slices))):
         square_sum.append(squares)
         difference_sum.append(total)
         largest.append(most)
         for series, found in zip(ssim_series, of_slice, strict=True):
             series.add(found)
-        if slices[done] in measured:
-            a, b = both(slices[done])
-            distances.append(lpips.distance(lpips_window.scaled(a) * 2 - 1, lpips_window.scaled(b) * 2 - 1))
+        if distance is not None:
+            distances.append(distance)
         if progress:
             progress(done + 1, len(slices))
 

@@ -47,27 +47,23 @@ def equal_rmse_noise(clean: CTVolume, protected: CTVolume, seed: int | Sequence[
         envelope = np.sqrt(ndimage.uniform_filter(change**2, 9, mode="nearest"))
         draw = rng.standard_normal(change.shape, dtype=np.float32) * envelope * neighbors(changed)
         noisy[k] = _scaled(before, draw, power)
-    return clean.with_hu(noisy, _step(seed))
+    words = "Gaussian noise of the protection's RMSE, a control without a network"
+    return clean.with_hu(noisy, ProcessingStep(NOISE_CONTROL, words, {"seed": seed}))
 
 
-def _step(seed: int | Sequence[int]) -> ProcessingStep:
-    return ProcessingStep(
-        NOISE_CONTROL, "Gaussian noise of the protection's RMSE, a control without a network", {"seed": seed}
-    )
-
-
-def noise_in_boxes(clean: CTVolume, protected: CTVolume, boxes: Sequence[Box], seed: int = 0) -> CTVolume:
+def noise_in_boxes(clean: CTVolume, protected: CTVolume, boxes: Sequence[Box], seed: int = 0) -> np.ndarray:
     """``clean`` with :func:`equal_rmse_noise` in some boxes alone, each of the protection's RMSE in that box.
 
     For an effect that depends on these boxes alone: what noise does elsewhere need not be computed.
 
     :param boxes: in the order in which they are drawn; where two overlap, the last one stays.
+    :return: int16 HU (slices, rows, columns), the caller's own.
     """
     noisy = clean.hu.copy()
     for number, box in enumerate(boxes):
         parts = [dataclasses.replace(scan, hu=scan.hu[box]) for scan in (clean, protected)]
         noisy[box] = equal_rmse_noise(*parts, seed=(seed, number)).hu
-    return clean.with_hu(noisy, _step(seed))
+    return noisy
 
 
 def neighbors(changed: np.ndarray) -> np.ndarray:

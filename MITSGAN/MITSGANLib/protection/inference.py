@@ -161,17 +161,12 @@ def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Te
 
 def _map_single_threaded(function: Callable[[int], None], slices: int) -> None:
     """``function(k)`` for each slice, several at a time, each by one of torch's threads."""
-    threads = torch.get_num_threads()
 
-    def alone(k: int) -> None:
-        torch.set_num_threads(1)  # of this thread; and of those that begin later
+    def infer(k: int) -> None:
         with torch.inference_mode():
             function(k)
 
-    try:
-        map_slices(alone, slices)
-    finally:
-        torch.set_num_threads(threads)
+    map_slices(infer, slices)
 
 
 class SliceNetwork:

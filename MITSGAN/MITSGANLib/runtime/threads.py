@@ -57,19 +57,55 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+class _Torch:
+    """The number of torch's threads, one in each thread that begins while somebody needs that."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders, self._before = threading.Lock(), 0, 1
+
+    @staticmethod
+    def alone() -> None:
+        """Compute in this thread alone, and in those that begin later; torch's own would wait for each other."""
+        if hasattr(sys.modules.get("torch"), "set_num_threads"):
+            sys.modules["torch"].set_num_threads(1)
+
+    def pause(self) -> None:
+        with self._lock:
+            if not self._holders:
+                self._before = usable_threads()
+            self._holders += 1
+
+    def resume(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders and hasattr(sys.modules.get("torch"), "set_num_threads"):
+                sys.modules["torch"].set_num_threads(self._before)
+
+
+_torch = _Torch()
+
+
 def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
-    """``function(k)`` for each slice ``k`` of ``slices``, in their order.
+    """``function(k)`` for each slice ``k`` of ``slices``, in their order, several at a time, torch in one thread each.
 
     What a function raises is raised here, and the slices that nobody has begun are left.
     """
-    threads = min(usable_threads(), slices)
+    return list(side_by_side(function, slices))
+
+
+def side_by_side(function: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results of :func:`map_slices` one after the other, each as soon as it is there."""
+    threads = min(usable_threads(), count)
     if threads <= 1:
-        return [function(k) for k in range(slices)]
+        yield from map(function, range(count))
+        return
     garbage.pause()
+    _torch.pause()
     try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="MITSGAN slices") as pool:
-            return list(pool.map(function, range(slices)))
+        with ThreadPoolExecutor(threads, "MITSGAN slices", initializer=_torch.alone) as pool:
+            yield from pool.map(function, range(count))
     finally:
+        _torch.resume()
         garbage.resume()
 
 

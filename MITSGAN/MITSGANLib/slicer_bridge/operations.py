@@ -26,6 +26,7 @@ from ..scan.windows import LUNG, MEDIASTINUM
 from .comparison import ComparisonNodes, comparison_nodes
 from .differences import DEFAULT_THRESHOLD, differences
 from .layout import VIEWS, set_window, show_in_ordinary_views
+from .packages import FIGURES, NETWORKS, are_installed
 from .privacy import path_kept_from_log
 from .tables import metrics_table
 from .volumes import (
@@ -205,6 +206,16 @@ def attack_nodes(
         for (attacked, image), node in zip(results, (source_node, protected_node), strict=True)
     )
     return source_attacked, protected_attacked
+
+
+def prepare_measuring() -> bool:
+    """Import what :func:`compare_nodes` needs, which takes two seconds; whether it is installed."""
+    if not are_installed(*NETWORKS, *FIGURES):
+        return False
+    from ..measure.lpips_distance import load_lpips
+
+    load_lpips()
+    return True
 
 
 def compare_nodes(

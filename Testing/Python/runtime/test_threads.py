@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,6 +53,14 @@ def test_slices_run_side_by_side(threads):
     threads(3)
     together = threading.Barrier(3, timeout=60)
     assert map_slices(lambda _: together.wait() in range(3), 3) == [True] * 3
+
+
+def test_torch_does_not_divide_what_runs_side_by_side(threads):
+    threads(3)
+    assert map_slices(lambda _: torch.get_num_threads(), 3) == [1] * 3
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3, "in threads that begin later, too"
 
 
 def test_one_thread_is_the_callers_own(threads):

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 
 from ...attack.installed import available_attackers
 from ..layout import prepare_view, show_in_ordinary_views
+from ..operations import prepare_measuring
 from ..packages import KEYS, NETWORKS
 from ..targets import (
     interaction_node,
@@ -156,6 +157,7 @@ class AttackSection(Section):
         # Whoever opens the demonstration will want to compare.
         if not folded and self._panel.parameters:
             self._views_timer.start()
+            self._panel.inquiry.ask(("measuring",), prepare_measuring)
 
     def _prepare_view(self) -> None:
         if not slicer.app.layoutManager() or not prepare_view():

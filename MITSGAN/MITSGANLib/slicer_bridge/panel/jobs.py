@@ -16,8 +16,8 @@ from ..volumes import require_in_scene
 
 DOUBLE_CLICK_SECONDS = 0.6
 STATUS_MILLISECONDS = 10_000
-PROGRESS_SECONDS = 0.2
-"""Between two changes of the progress bar: each draws the panel anew, which slows down the work that it is about."""
+PROGRESS_SECONDS = 0.5
+"""Between two changes of the progress bar: each draws the whole window anew, which slows down what it is about."""
 
 
 class JobRunner:
