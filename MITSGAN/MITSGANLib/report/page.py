@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,12 @@ from ..measure.attack_effect import (
     ForgeryEffect,
 )
 from ..measure.metrics import Metric
-from ..runtime.resources import resources_folder
 from ..scan.windows import LUNG
 from ..watermark.embedding import Watermark
 from .demonstration import Demonstration, TargetResult
+from .html import Figure, Table, render_page, save_page
 from .pictures import Square, difference_overlay, render_slice, rmse_bars
 
-_TEMPLATE = resources_folder(Path(__file__).resolve().parents[1]) / "report.html.j2"
 _ZOOM_MM = 64.0
 # Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
 _SMALL_INCHES, _HEATMAP_INCHES = 3.2, 4.2
@@ -50,31 +47,14 @@ _ARM_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class _Table:
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Figure:
-    png: bytes
-    caption: str
-
-
 def render_report(demonstration: Demonstration, *, title: str, synthetic: bool = False) -> str:
     """The report as HTML with all pictures inside.
 
     :param title: what the scan is called in the report; must not hold a patient's name.
     :param synthetic: whether the scan is a phantom, which the report then says on top.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.globals.update(table=_table_html(environment), figure=_figure_html(environment))
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "report.html.j2",
         summary=_summary(demonstration),
         attacker_names=" and ".join(f"{a.name} ({a.action})" for a in demonstration.attackers),
         scan=_scan(demonstration, title, synthetic),
@@ -142,7 +122,7 @@ def _noise_words(demo: Demonstration) -> str:
     return f"{estimate.sd_hu:.1f} HU; {estimate.definition}"
 
 
-def _whole_table(demo: Demonstration) -> _Table:
+def _whole_table(demo: Demonstration) -> Table:
     rows = [
         (_metric_name(name, metric), _with_worst(metric))
         for name, metric in demo.whole.metrics.items()
@@ -150,10 +130,10 @@ def _whole_table(demo: Demonstration) -> _Table:
     ]
     if demo.noise_estimate.sd_hu:
         rows.append(("RMSE / scan noise", f"{demo.whole.rmse.value / demo.noise_estimate.sd_hu:.2f}"))
-    return _Table(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
+    return Table(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
 
 
-def _effect_table(demo: Demonstration) -> _Table:
+def _effect_table(demo: Demonstration) -> Table:
     header = (
         "Target",
         "Attack changed the clean scan",
@@ -174,7 +154,7 @@ def _effect_table(demo: Demonstration) -> _Table:
         )
         for r in demo.targets
     )
-    return _Table(header, rows)
+    return Table(header, rows)
 
 
 def _noise_cell(forgery: ForgeryEffect) -> str:
@@ -198,16 +178,16 @@ def _watermark_cells(result: TargetResult) -> tuple[str, str]:
     return left, ("yes" if after.is_missing else "no") if after.can_tell else "cannot be told"
 
 
-def _whole_figures(demo: Demonstration) -> list[_Figure]:
+def _whole_figures(demo: Demonstration) -> list[Figure]:
     rmse = demo.whole.rmse
     worst = rmse.worst_slice.slice
     view = _view(demo)
     return [
-        _Figure(
+        Figure(
             render_slice(demo.protected.hu[worst], title=f"Protected, slice {worst}", **view),
             "The slice that the protection changed most",
         ),
-        _Figure(
+        Figure(
             difference_overlay(
                 demo.clean.hu[worst], demo.protected.hu[worst], title=f"Protected − clean, slice {worst}", **view
             ),
@@ -216,14 +196,14 @@ def _whole_figures(demo: Demonstration) -> list[_Figure]:
     ]
 
 
-def _rmse_figure(demo: Demonstration) -> _Figure:
+def _rmse_figure(demo: Demonstration) -> Figure:
     rmse = demo.whole.rmse
     bars = rmse_bars(
         [value or 0.0 for value in rmse.per_slice],
         marked=[rmse.worst_slice.slice],
         title="RMSE of the protection by slice",
     )
-    return _Figure(bars, "RMSE in HU of every slice; the worst one is marked")
+    return Figure(bars, "RMSE in HU of every slice; the worst one is marked")
 
 
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
@@ -236,9 +216,9 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     slices, images = result.slices, []
     for arm in ("clean", "protected", "clean attacked", "protected attacked"):
         png = render_slice(slices[arm], title=_ARM_TITLES[arm], square=square, **view)
-        images.append(_Figure(png, _label(arm)))
+        images.append(Figure(png, _label(arm)))
     squares = [
-        _Figure(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
+        Figure(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
         for arm in ("clean", "clean attacked", "protected attacked", "noise attacked")
     ]
     pairs = (
@@ -248,7 +228,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     )
     limit = max(10.0, float(np.percentile(np.abs(_difference(slices, "clean", "clean attacked")[zoom]), 99.5)))
     heatmaps = [
-        _Figure(
+        Figure(
             difference_overlay(
                 slices[a][zoom], slices[b][zoom], title=f"{_ARM_TITLES[b]} − {_ARM_TITLES[a].lower()}",
                 limit_hu=round(limit, -1), square=inner, **_view(demo, picture_inches=_HEATMAP_INCHES),
@@ -267,7 +247,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     }
 
 
-def _pairs_table(result: TargetResult) -> _Table:
+def _pairs_table(result: TargetResult) -> Table:
     pairs = {pair: result.effect.in_middle(pair) for pair in _PAIR_TITLES}
     names = pairs[PROTECTION_PAIR].metrics
     rows = [
@@ -276,7 +256,7 @@ def _pairs_table(result: TargetResult) -> _Table:
         if any(comparison.metrics[name].value is not None for comparison in pairs.values())
     ]
     # The reasons for what is missing stand at the first table.
-    return _Table(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
+    return Table(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
 
 
 def _making(demo: Demonstration) -> list[tuple[str, str]]:
@@ -378,33 +358,6 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _table_html(environment: Any) -> Any:
-    template = environment.from_string(
-        "<table><thead><tr>{% for h in t.header %}<th>{{ h }}</th>{% endfor %}</tr></thead><tbody>"
-        "{% for row in t.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}"
-        '</tbody></table>{% for n in t.notes %}<p class="small">{{ n }}</p>{% endfor %}'
-    )
-    return lambda table: _safe(template.render(t=table))
-
-
-def _figure_html(environment: Any) -> Any:
-    template = environment.from_string(
-        '<figure><img alt="{{ f.caption }}" src="data:image/png;base64,{{ data }}"><figcaption>{{ f.caption }}'
-        "</figcaption></figure>"
-    )
-    return lambda figure: _safe(template.render(f=figure, data=base64.b64encode(figure.png).decode("ascii")))
-
-
-def _safe(html: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(html)  # rendered by an escaping template just above
-
-
 def save_report(demonstration: Demonstration, path: Path, *, title: str, synthetic: bool = False) -> None:
     """Write the report; it appears whole or not at all. An older one is replaced."""
-    from ..files.atomic import atomic_file
-
-    html = render_report(demonstration, title=title, synthetic=synthetic)
-    with atomic_file(path, overwrite=True) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    save_page(render_report(demonstration, title=title, synthetic=synthetic), path)

@@ -1,0 +1,41 @@
+"""Pages of HTML with all pictures inside, from the templates in ``Resources``."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..files.atomic import atomic_file
+from ..runtime.resources import resources_folder
+
+
+class Table(NamedTuple):
+    """A table of text, and notes below it."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+class Figure(NamedTuple):
+    """A picture as PNG, and its caption."""
+
+    png: bytes
+    caption: str
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The page that a template makes of these values; it shows tables and figures by the macros of ``page.html.j2``."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(resources_folder(Path(__file__).resolve().parents[1]))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    return environment.get_template(template).render(values)
+
+
+def save_page(page: str, path: Path) -> None:
+    """Write a page; it appears whole or not at all. An older one is replaced."""
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(page, encoding="utf-8")
