@@ -8,6 +8,8 @@ it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Hints about what a caller chooses. Each interface says in its own words how: by an option, or by a widget.
 CHOOSE_SERIES = "choose one of these series"
@@ -87,6 +89,18 @@ class CancelledError(MITSGANError):
     """The user asked to stop; nothing was written."""
 
     exit_code = 130
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], hint: str = "check its permissions") -> Iterator[None]:
+    """What the system refuses of a file within becomes a sentence about it.
+
+    :raises InputError: the file cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path, hint=hint) from error
 
 
 def defect_text(error: BaseException) -> str:

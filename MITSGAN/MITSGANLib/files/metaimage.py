@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# More than any header takes, the history of a volume included.
-HEADER_BYTES = 1 << 22
+from .nrrd import HEADER_BYTES, fits
+
 # What ITK has room for: axes, characters of a text that it knows, and of one that it keeps for the caller.
 MOST_AXES, TEXT_LENGTH, ENTRY_LENGTH = 10, 250, 30_000
 _DATA = "elementdatafile"
@@ -57,7 +57,7 @@ def is_sound_header(path: Path) -> bool:
     before = list(known)[: list(known).index("ndims")] if "ndims" in known else list(known)
     if any(name in _FIELDS and _FIELDS[name][1](2) != _FIELDS[name][1](3) for name in before):
         return False
-    if len(known) < len(fields) or not _fits(known.get("ndims", ""), _FIELDS["ndims"][0], 1):
+    if len(known) < len(fields) or not fits(known.get("ndims", ""), _FIELDS["ndims"][0], 1):
         return False
     axes = int(known["ndims"])
     if not 1 <= axes <= MOST_AXES or "dimsize" not in known:
@@ -114,11 +114,6 @@ def _fields(text: str) -> Iterator[tuple[str, str]]:
 def _is_sound(name: str, text: str, axes: int) -> bool:
     if name in _FIELDS:
         pattern, count = _FIELDS[name]
-        return _fits(text, pattern, count(axes))
+        return fits(text, pattern, count(axes))
     length = TEXT_LENGTH if name in _TEXTS else ENTRY_LENGTH
     return 0 < len(name) <= TEXT_LENGTH and len(text) <= length
-
-
-def _fits(text: str, pattern: str, count: int) -> bool:
-    """Whether a text is so many values of a pattern, with blanks between them."""
-    return re.fullmatch(rf"(?:{pattern})(?:\s+(?:{pattern})){{{count - 1}}}", text, re.IGNORECASE) is not None

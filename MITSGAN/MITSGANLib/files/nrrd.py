@@ -127,7 +127,7 @@ def _keep_rules(lines: list[str]) -> bool:
         return False
     counts = {**dict.fromkeys(_PER_AXIS, axes), **dict.fromkeys(_PER_SPACE_AXIS, space), **dict.fromkeys(_SINGLE, 1)}
     patterns = {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
-    if not all(_has(text, patterns[name], counts[name]) for name, text in fields.items()):
+    if not all(fits(text, patterns[name], counts[name]) for name, text in fields.items()):
         return False
     vectors = (fields.get(name, "") for name in ("space directions", "space origin", "measurement frame"))
     return all(vector.count(",") == space - 1 for text in vectors for vector in re.findall(r"\(.*?\)", text))
@@ -161,6 +161,6 @@ def _space_axes(fields: dict[str | None, str]) -> int:
     return 4 if name.endswith("time") or name in ("rast", "last", "lpst") else 3
 
 
-def _has(text: str, pattern: str, count: int) -> bool:
+def fits(text: str, pattern: str, count: int) -> bool:
     """Whether a text is so many values of a pattern, with blanks between them."""
     return re.fullmatch(rf"(?:{pattern})(?:\s+(?:{pattern})){{{count - 1}}}", text, re.IGNORECASE) is not None

@@ -147,7 +147,7 @@ def check_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: b
         check_series_output(volume, path, overwrite=overwrite)
         needed = volume.hu.nbytes
     else:
-        volume_files.check_file_output(volume, path, overwrite=overwrite)
+        volume_files.check_file_output(volume.provenance.source, path, overwrite=overwrite)
         needed = volume.hu.nbytes // LEAST_COMPRESSION
     require_space(Path(path), needed)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..errors import InputError, OtherKindError, OutputError
+from ..errors import InputError, OtherKindError, OutputError, reading
 from ..runtime.progress import Progress
 from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
@@ -178,7 +178,7 @@ def write_file(
     :raises OutputError: unknown suffix, existing file without ``overwrite``, the source itself, or a failed write.
     """
     path = Path(path)
-    check_file_output(volume, path, overwrite=overwrite)
+    check_file_output(volume.provenance.source, path, overwrite=overwrite)
     file_format = format_of(path)
     forms = _forms_of_source(volume) if file_format.name == "nifti" else None
     _report(progress, 0)
@@ -189,15 +189,16 @@ def write_file(
         _report(progress, 1)
 
 
-def check_file_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check_file_output(source: str | os.PathLike[str], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Refuse at once what :func:`write_file` would refuse for the file's name or what is there.
 
+    :param source: the file that was read.
     :raises OutputError: as :func:`write_file`.
     """
     path = Path(path)
     if format_of(path) is None:
         raise OutputError("has no suffix of a supported format", path=path, hint=f"use one of {', '.join(SUFFIXES)}")
-    refuse_source(path, volume.provenance.source)
+    refuse_source(path, source)
     for place in (path, *(path.with_suffix(suffix) for suffix in DETACHED_SUFFIXES.get(path.suffix.lower(), ()))):
         refuse_existing_file(place, overwrite)
 
@@ -237,10 +238,8 @@ def _require_sound_header(path: Path) -> None:
     :raises InputError: ITK would not survive the header, or the file cannot be read.
     """
     is_sound_header = {"nrrd": nrrd.is_sound_header, "metaimage": metaimage.is_sound_header}.get(format_of(path).name)
-    try:
+    with reading(path):
         is_sound = is_sound_header is None or is_sound_header(path)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
     if not is_sound:
         raise damaged_file(path)
 
@@ -267,11 +266,9 @@ def _require_whole(path: Path, voxel_bytes: int) -> None:
     :raises InputError: compressed voxels of a NRRD or MetaImage file are damaged or incomplete, or cannot be read.
     """
     name = format_of(path).name
-    try:
+    with reading(path):
         is_whole = name != "nrrd" or nrrd.is_whole(path, data_files(path), voxel_bytes)
         is_whole = is_whole and (name != "metaimage" or metaimage.is_whole(path, voxel_bytes))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
     if not is_whole:
         raise damaged_file(path)
 

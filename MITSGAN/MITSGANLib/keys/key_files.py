@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import MAKE_KEY, DependencyError, InputError
+from ..errors import MAKE_KEY, DependencyError, InputError, reading
 from ..files.atomic import atomic_file
 
 KEY_BYTES, SALT_BYTES = 32, 16
@@ -101,13 +101,8 @@ def read_key_file(path: str | os.PathLike[str]) -> Key:
     :raises InputError: missing, unreadable, or no key file; the text never quotes its content.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(_KEY_FILE_LIMIT)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", path=path, hint="check the path of the key file"
-        ) from error
+    with reading(path, "check the path of the key file"), path.open("rb") as file:
+        content = file.read(_KEY_FILE_LIMIT)
     words = content.split()
     try:
         secret = base64.b64decode(words[1], validate=True) if len(words) == 2 else b""

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MAKE_SIGNING_KEY, InputError
+from ..errors import MAKE_SIGNING_KEY, InputError, reading
 from ..files.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -125,13 +125,8 @@ def read_pem(path: Path) -> bytes:
 
     :raises InputError: the file is missing, cannot be read or is far too large for a key.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_KEY_FILE + 1)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", path=path, hint="check its name and permissions"
-        ) from error
+    with reading(path, "check its name and permissions"), path.open("rb") as file:
+        data = file.read(LARGEST_KEY_FILE + 1)
     if len(data) > LARGEST_KEY_FILE:
         raise InputError("is no key: it is too large", path=path, hint="check the name")
     return data

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..keys.key_files import Key
 from ..scan.targets import ACTIONS
 from ..scan.volume import CTVolume, lps_from_ras
@@ -214,12 +214,10 @@ def score(sheets: Sequence[AnswerSheet], answers: Iterable[Answer], tolerance_mm
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with reading(path, "check its name"):
         if path.stat().st_size > LARGEST_FILE:
             raise InputError("is too large", path=path, hint="check its name")
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its name") from error
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:

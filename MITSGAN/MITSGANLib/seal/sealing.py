@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError
+from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError, reading
 from ..files import volume_files
 from ..files.atomic import atomic_file, atomic_folder, refuse_existing_file, refuse_existing_folder
 from ..files.dicom.headers import quiet_pydicom, read_dataset, read_encoded
@@ -196,14 +196,11 @@ def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite
         )
     _refuse_itself(destination, path)
     refuse_existing_file(destination, overwrite)
-    try:
+    with reading(seal):
+        if not seal.exists():
+            what = "is not there: the scan was protected without a key, or its seal was left behind"
+            raise InputError(what, path=seal, hint=NAME_SEAL)
         container = seal.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            "is not there: the scan was protected without a key, or its seal was left behind", path=seal, hint=NAME_SEAL
-        ) from error
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=seal, hint="check its permissions") from error
     _require_kind(read_identity(container), file_original.KIND)
     volume = volume_files.read_file(path)
     sealed, payload = open_container(container, key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,13 @@ from ..files.dicom.private_block import get_entry
 from ..files.dicom.read import read_series
 from ..files.dicom.series import DicomSeries, image_problem, scan_dicom
 from ..files.storage import load_volume
+from ..runtime.progress import Progress
 from ..scan.volume import CTVolume
 from .digests import Headers, read_headers
 from .manifest import read_document
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-Progress = Callable[[int, int], None]
 
 ENTRY = "manifest"
 

@@ -124,3 +124,13 @@ def _parts(envelope: Any, kind: str) -> tuple[bytes, bytes, str]:
                 raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
             return decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES), claimed
     raise ManifestError("This is no manifest of a scan; give the one that was written when the scan was signed.")
+
+
+def short_text(value: Any) -> str:
+    """A short printable text: it goes to terminals.
+
+    :raises ValueError: it is something else.
+    """
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        raise ValueError("no text")
+    return value

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..keys.signing_keys import fingerprint, raw_public_key
 from ..scan.volume import CTVolume
 from .digests import (
@@ -48,6 +48,7 @@ from .envelope import (
     open_envelope,
     parse_canonical_json,
     seal_payload,
+    short_text,
 )
 from .merkle import merkle_paths, merkle_root, root_from_path
 
@@ -232,14 +233,10 @@ def read_manifest_file(path: Path) -> SignedManifest:
     :raises InputError: the file is missing or unreadable.
     :raises ManifestError: its content is not as it was signed.
     """
-    try:
+    with reading(path, "check the name of the manifest"):
         if path.stat().st_size > LARGEST_FILE:
             raise ManifestError("is no manifest: it is too large", path=path)
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", path=path, hint="check the name of the manifest"
-        ) from error
     return read_document(data)
 
 
@@ -278,8 +275,8 @@ def _manifest(envelope: dict[str, Any]) -> Manifest:
         public_key = decode_bytes(values["public_key"], PUBLIC_KEY_BYTES)
         check_signature(envelope, public_key)
         manifest = Manifest(
-            created=_text(values["created"]),
-            tool=_text(values["tool"]),
+            created=short_text(values["created"]),
+            tool=short_text(values["tool"]),
             public_key=public_key,
             salt=decode_bytes(values["salt"], SALT_BYTES),
             shape=_shape(values["shape"]),
@@ -322,10 +319,3 @@ def _shape(values: Any) -> tuple[int, int, int]:
     if slices * rows * columns > LARGEST_VOXELS:
         raise ValueError("more voxels than a scan has")
     return slices, rows, columns
-
-
-def _text(value: Any) -> str:
-    """A short printable text: it goes to terminals."""
-    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
-        raise ValueError("no text")
-    return value

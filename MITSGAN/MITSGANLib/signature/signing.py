@@ -22,6 +22,7 @@ from ..files.dicom.headers import quiet_pydicom, read_encoded
 from ..files.dicom.private_block import entry_changes
 from ..files.dicom.write import check_series_output
 from ..files.storage import is_dicom_output
+from ..runtime.progress import Progress
 from .contents import ENTRY, ScanContents, read_contents
 from .dicom.digital_signature import SIGNATURE_KEYWORDS, DicomSigner, sign_dataset
 from .digests import SALT_BYTES
@@ -29,8 +30,6 @@ from .manifest import SignedManifest, manifest_path, sign_volume
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,22 @@ import os
 import secrets
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..files.atomic import atomic_file
 from ..files.dicom.headers import Header, quiet_pydicom, read_dataset
 from ..files.dicom.pixels import decode_stored
 from ..files.dicom.series import DicomScan, image_problem
 from ..keys.signing_keys import fingerprint, raw_public_key
+from ..runtime.progress import Progress
 from .contents import loose_slices
 from .dicom.byte_stream import PIXEL_DATA, byte_stream
-from .dicom.exam import exam_documents, public_tags, read_exam, scan_study
+from .dicom.exam import exam_documents, public_tags, read_exam, scan_study, some_names
 from .digests import DIGEST_BYTES, SALT_BYTES, HeaderKey, keyed_digest
 from .envelope import (
     PUBLIC_KEY_BYTES,
@@ -44,6 +45,7 @@ from .envelope import (
     open_envelope,
     parse_canonical_json,
     seal_payload,
+    short_text,
 )
 from .manifest import LARGEST_FILE, manifest_path
 
@@ -51,14 +53,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from pydicom import Dataset
 
-Progress = Callable[[int, int], None]
-
 ALL, PIXELS = "all", "pixels"
 KINDS = ("intact", "changed", "missing", "extra")
 
 _PIXEL_GROUP = 0x7FE0
 _MOST_STUDIES = 8  # of a hostile folder: each costs a stretched key
-_MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,10 @@ class StudyVerification:
             counts = [f"{len(names)} {kind}" for kind in KINDS if (names := getattr(one, kind)) or kind == "intact"]
             lines.append(f"{one.name}: {', '.join(counts)}")
             for kind in KINDS[1:]:
-                lines += [f"  {kind}: {text}" for text in _some(getattr(one, kind))]
+                lines += [f"  {kind}: {text}" for text in some_names(getattr(one, kind))]
         if self.extra:
             lines.append(f"in no signed series: {len(self.extra)} extra")
-            lines += [f"  extra: {text}" for text in _some(self.extra)]
+            lines += [f"  extra: {text}" for text in some_names(self.extra)]
         return [*lines, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,12 +223,10 @@ def is_study_manifest(file: Path) -> bool:
 
     :raises InputError: it cannot be read.
     """
-    try:
+    with reading(file):
         if not file.is_file() or file.stat().st_size > LARGEST_FILE:
             return False
         return b'"' + STUDY_TYPE.encode() + b'"' in file.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=file, hint="check its permissions") from error
 
 
 def read_study_manifest(data: bytes) -> StudyManifest:
@@ -251,8 +248,8 @@ def read_study_manifest(data: bytes) -> StudyManifest:
             raise ManifestError("This manifest is one of a newer version of MITSGAN.")
         sizes = (DIGEST_BYTES, 0) if covers == ALL else (0, DIGEST_BYTES)
         manifest = StudyManifest(
-            created=_text(values["created"]),
-            tool=_text(values["tool"]),
+            created=short_text(values["created"]),
+            tool=short_text(values["tool"]),
             public_key=public_key,
             salt=decode_bytes(values["salt"], SALT_BYTES),
             covers=covers,
@@ -283,11 +280,8 @@ def verify_study(
     groups = [[h for h in one.headers if h.path not in documents] for one in scan.series]
     lost = [*scan.damaged, *scan.without_series]
 
-    def name(file: Path) -> str:
-        return str(file.relative_to(scan.path)) if file != scan.path else file.name
-
     if manifest.covers == PIXELS:
-        return _verify_pixels(scan, manifest, groups, name, progress)
+        return _verify_pixels(scan, manifest, groups, progress)
     headers = [header for group in groups for header in group] + list(scan.others)
     studies = Counter(header.text("StudyInstanceUID") for header in headers)
     key = next(
@@ -318,10 +312,10 @@ def verify_study(
             # Of several under one UID the one that was signed is the instance, and the others are extra.
             intact = [header for header in candidates if _is_signed(header, key, one, manifest, added)]
             best = (intact or candidates)[0]
-            found["intact" if intact else "changed"].append(name(best.path))
-            found["extra"] += [name(header.path) for header in candidates if header is not best]
+            found["intact" if intact else "changed"].append(scan.name(best.path))
+            found["extra"] += [scan.name(header.path) for header in candidates if header is not best]
         results.append(_result(number, manifest, found))
-    extra = [name(header.path) for left in by_uid.values() for header in left] + [name(file) for file in lost]
+    extra = [scan.name(header.path) for left in by_uid.values() for header in left] + [scan.name(file) for file in lost]
     if added:
         notes.append(f"Elements were added that the manifest does not cover: {', '.join(sorted(added))}.")
     return StudyVerification(manifest, tuple(results), tuple(sorted(extra)), tuple(notes))
@@ -331,12 +325,11 @@ def _verify_pixels(
     scan: DicomScan,
     manifest: StudyManifest,
     groups: Sequence[Sequence[Header]],
-    name: Callable[[Path], str],
     progress: Progress | None,
 ) -> StudyVerification:
     """Slices are found by what they show and where, whatever their series: a de-identified copy has other UIDs."""
     total, done, other = sum(map(len, groups)), 0, 0
-    unreadable = [name(file) for file in scan.damaged]
+    unreadable = [scan.name(file) for file in scan.damaged]
     left: dict[bytes, list[tuple[bytes, str]]] = defaultdict(list)
     for header in (header for headers in groups for header in headers):
         if progress:
@@ -345,10 +338,10 @@ def _verify_pixels(
         try:
             slices = list(_slices(header, manifest.salt))
         except InputError:
-            unreadable.append(name(header.path))
+            unreadable.append(scan.name(header.path))
             continue
         for one in slices:
-            left[one.place].append((one.digest, name(header.path)))
+            left[one.place].append((one.digest, scan.name(header.path)))
         other += not slices
     found: list[dict[str, list[str]]] = [defaultdict(list) for _ in manifest.series]
     unmatched = []
@@ -475,15 +468,3 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 32:
         raise ValueError("no whole number")
     return value
-
-
-def _text(value: Any) -> str:
-    """A short printable text: it goes to terminals."""
-    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
-        raise ValueError("no text")
-    return value
-
-
-def _some(names: Sequence[str]) -> list[str]:
-    more = [f"and {len(names) - _MOST_NAMES} more; --json lists all"] if len(names) > _MOST_NAMES else []
-    return [*names[:_MOST_NAMES], *more]

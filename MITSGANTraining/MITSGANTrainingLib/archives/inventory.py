@@ -26,8 +26,7 @@ from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.files.dicom.derive import MANUFACTURER
 from MITSGANLib.files.dicom.headers import Header, require_pydicom
 from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, scan_files
-
-Progress = Callable[[int, int], None]
+from MITSGANLib.runtime.progress import Progress
 
 SUMMARY = "mitsgan-collection.json"
 RECORDS = ".mitsgan"

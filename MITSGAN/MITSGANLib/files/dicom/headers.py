@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DependencyError, InputError
+from ...errors import DependencyError, InputError, reading
 from .encoded import EncodedFile, decode_now, native_syntax
 
 if TYPE_CHECKING:
@@ -224,11 +224,8 @@ def holds_nothing(path: Path) -> bool:
 
     :raises InputError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(1 << 20), b""))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+    with reading(path), path.open("rb") as file:
+        return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
 def has_dicom_preamble(path: Path) -> bool:
@@ -240,11 +237,8 @@ def has_dicom_preamble(path: Path) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+    with reading(path), path.open("rb") as file:
+        return file.read(132)
 
 
 def read_dataset(path: Path, **options: object) -> Dataset:

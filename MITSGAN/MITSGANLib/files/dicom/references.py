@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import reading
 from .headers import Header
 from .series import DicomScan, DicomSeries
 
@@ -65,8 +65,5 @@ def _refer(headers: Iterable[Header], names: frozenset[bytes]) -> bool:
 
 def _uids(path: Path) -> Iterable[bytes]:
     """All that looks like a UID in the bytes of a file, in whichever element and item it stands."""
-    try:
-        with path.open("rb") as file:
-            return _UID.findall(file.read(SEARCHED_BYTES))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+    with reading(path), path.open("rb") as file:
+        return _UID.findall(file.read(SEARCHED_BYTES))

@@ -137,6 +137,10 @@ class DicomScan:
         """What is wrong with a folder without series, as the end of a sentence."""
         return "holds DICOM, but no image that belongs to a series" if self.others else "holds no DICOM images"
 
+    def name(self, file: Path) -> str:
+        """The path of a file within the folder."""
+        return str(file.relative_to(self.path)) if file != self.path else file.name
+
     @property
     def usable(self) -> tuple[DicomSeries, ...]:
         """The series that may be a CT volume in HU."""

@@ -119,6 +119,12 @@ class SignatureReport:
     covers_pixels: bool = False
     covers_references: bool = False
 
+    @property
+    def signer(self) -> str:
+        """Who signed, for a person."""
+        trust = "trusted" if self.trusted else "unknown"
+        return f"signer {self.subject}, {trust}, certificate {self.fingerprint}"
+
 
 @dataclass(frozen=True)
 class ImageSignatures:
@@ -158,10 +164,7 @@ class ImageSignatures:
         valid = sum(any(map(_covers, reports)) for reports in self.reports.values())
         lines = [f"{valid} of {len(self.reports)} images have a valid one over their pixels."]
         signers = {(one.subject, one.fingerprint): one for reports in self.reports.values() for one in reports}
-        for report in signers.values():
-            if report.fingerprint:
-                trust = "trusted" if report.trusted else "unknown"
-                lines.append(f"signer {report.subject}, {trust}, certificate {report.fingerprint}")
+        lines += [report.signer for report in signers.values() if report.fingerprint]
         if self.changed:
             lines.append(f"{len(self.changed)} images were CHANGED, such as {self.changed[0].name}.")
         reasons = {r.text for reports in self.reports.values() for r in reports if r.status == "unusable"}
@@ -264,6 +267,12 @@ def verify_images(paths: Sequence[Path], trusted: Sequence[Certificate] = ()) ->
     return ImageSignatures({path: verify_dataset(read_dataset(path), trusted) for path in paths})
 
 
+def signed_tags(item: Dataset) -> list[int]:
+    """The tags that an item lists as signed."""
+    signed = item.DataElementsSigned
+    return [int(tag) for tag in ([signed] if isinstance(signed, int) else signed)]
+
+
 def certificate_fingerprint(certificate: Certificate) -> str:
     """The SHA-256 of a certificate."""
     return fingerprint(_der(certificate))
@@ -323,8 +332,7 @@ def _judge(
         raise InputError(f"Its certificate is of type {_text(item, 'CertificateType')}, not {CERTIFICATE_TYPE}.")
     require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
     certificate = load_der_x509_certificate(_der_sequence(item.CertificateOfSigner))
-    signed = chosen.DataElementsSigned
-    tags = [int(tag) for tag in ([signed] if isinstance(signed, int) else signed)]
+    tags = signed_tags(chosen)
     report = SignatureReport(
         uid=_text(item, "DigitalSignatureUID"),
         status="valid",

@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from ...errors import InputError, OutputError
 from ...files.atomic import atomic_file, refuse_existing_file
 from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
 from ...files.dicom.series import DicomScan, scan_dicom
+from ...runtime.progress import Progress
 from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even, is_signable, mac_syntax, require_same_encoding
 from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, Evidence, lay_out, size_of
 from .digital_signature import (
@@ -34,14 +35,13 @@ from .digital_signature import (
     DicomSigner,
     SignatureReport,
     sign_dataset,
+    signed_tags,
     verify_dataset,
 )
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
     from pydicom import Dataset
-
-Progress = Callable[[int, int], None]
 
 KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -112,16 +112,12 @@ class ExamVerification:
 
     def summary(self) -> list[str]:
         """What to tell a person."""
-        lines = [f"{len(self.intact)} {_plural(len(self.intact), 'instance')} intact"]
+        lines = [f"{len(self.intact)} instance{'' if len(self.intact) == 1 else 's'} intact"]
         for kind in ("changed", "missing", "extra", "unchecked"):
-            names = getattr(self, kind)
-            lines += [f"{kind}: {name}" for name in names[:_MOST_NAMES]]
-            if len(names) > _MOST_NAMES:
-                lines.append(f"{kind}: and {len(names) - _MOST_NAMES} more; --json lists all")
+            lines += [f"{kind}: {name}" for name in some_names(getattr(self, kind))]
         for report in self.signatures:
             if report.fingerprint:
-                trust = "trusted" if report.trusted else "unknown"
-                lines.append(f"signer {report.subject}, {trust}, certificate {report.fingerprint}")
+                lines.append(report.signer)
             if report.status != "valid":
                 lines.append(f"signature {report.status}: {report.text}")
         if not self.signatures:
@@ -255,9 +251,6 @@ def verify_exam(
     found: dict[str, list[str]] = defaultdict(list)
     uncovered: set[str] = set()
 
-    def name(file: Path) -> str:
-        return str(file.relative_to(scan.path)) if file != scan.path else file.name
-
     for done, reference in enumerate(references):
         if progress:
             progress(done, len(references))
@@ -268,11 +261,11 @@ def verify_exam(
         # Of several under one UID the one that was signed is the instance, and the others are extra.
         kinds = {file: _compare(file, reference.item, uncovered) for file in candidates}
         best = min(candidates, key=lambda file: ("intact", "unchecked", "changed").index(kinds[file]))
-        found[kinds[best]].append(name(best))
-        found["extra"] += [name(file) for file in candidates if file != best]
+        found[kinds[best]].append(scan.name(best))
+        found["extra"] += [scan.name(file) for file in candidates if file != best]
     if progress:
         progress(len(references), len(references))
-    found["extra"] += [name(file) for left in by_uid.values() for file in left]
+    found["extra"] += [scan.name(file) for left in by_uid.values() for file in left]
     notes = []
     if found["unchecked"]:
         notes.append("Unchecked: compressed or decompressed since, or their MAC covers no pixels or is of a weak kind.")
@@ -307,6 +300,12 @@ def is_exam_document(path: Path) -> bool:
             return is_titled and document.SOPClassUID == KEY_OBJECT_SELECTION
         except Exception:  # noqa: BLE001 - a damaged document is no document
             return False
+
+
+def some_names(names: Sequence[str]) -> list[str]:
+    """The first names, and how many more there are."""
+    more = [f"and {len(names) - _MOST_NAMES} more; --json lists all"] if len(names) > _MOST_NAMES else []
+    return [*names[:_MOST_NAMES], *more]
 
 
 def _order(header: Header) -> tuple[float, Path]:
@@ -494,11 +493,6 @@ def _macs(dataset: Dataset, tags: Sequence[int], algorithms: Sequence[str]) -> l
     return [digest.digest() for digest in digests]
 
 
-def _signed_tags(item: Dataset) -> list[int]:
-    signed = item.DataElementsSigned
-    return [int(tag) for tag in ([signed] if isinstance(signed, int) else signed)]
-
-
 def _references(document: Dataset) -> Iterator[_Reference]:
     """The instances of a document; a series may be spread over several items."""
     by_series: dict[str, list[Dataset]] = defaultdict(list)
@@ -523,10 +517,10 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
         try:
             (item,) = reference.ReferencedSOPInstanceMACSequence
             require_same_encoding(dataset, item.MACCalculationTransferSyntaxUID)
-            tags = set(_signed_tags(item))
+            tags = set(signed_tags(item))
             if PIXEL_DATA in dataset and PIXEL_DATA not in tags:
                 return "unchecked"
-            (mac,) = _macs(dataset, _signed_tags(item), [str(item.MACAlgorithm)])
+            (mac,) = _macs(dataset, signed_tags(item), [str(item.MACAlgorithm)])
             if not hmac.compare_digest(mac, bytes(item.MAC)):
                 return "changed"
         except MemoryError:
@@ -539,7 +533,3 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
 
 def _covers(report: SignatureReport) -> bool:
     return report.status == "valid" and report.covers_references
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
