@@ -40,6 +40,12 @@ def real_ct() -> Path:
     return folder
 
 
+@pytest.fixture
+def on_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seek no watermark on other grids: in a copy without one that takes seconds. ``test_regridding.py`` tests it."""
+    monkeypatch.setattr("MITSGANLib.watermark.checking.find_regridding", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def phantom() -> Phantom:
     """A synthetic thorax, large enough for the attacker's 32 mm cube, small enough for tests."""

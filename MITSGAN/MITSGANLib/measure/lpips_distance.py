@@ -106,10 +106,8 @@ def load_lpips(
     :raises ModelError: when the file is there but damaged or holds another network.
     """
     try:
-        import torch
-
         _import_torchvision()
-        lpips = importlib.import_module("lpips")
+        importlib.import_module("lpips")
     except ImportError as error:
         return LpipsUnavailable(f"LPIPS needs the Python package {error.name or error}, which is not installed")
     names = [net] if net else [next(iter(NETWORKS))] if weights else list(NETWORKS)
@@ -118,8 +116,16 @@ def load_lpips(
     path = found[name]
     if isinstance(path, LpipsUnavailable):
         return path
+    return _load(name, path, _checked_sha256(path), device)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, path: Path, sha256: str, device: str) -> Lpips:
+    """As :func:`load_lpips`. Kept, since building the network takes as long as a hundred distances."""
+    import lpips
+    import torch
+
     trunk = NETWORKS[name]
-    sha256 = _checked_sha256(path)
     # Building the network draws random weights; the caller's random numbers must not change because of it. Torchvision
     # warns that lpips passes `pretrained`, which nobody here can change.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

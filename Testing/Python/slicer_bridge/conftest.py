@@ -27,6 +27,7 @@ def standin(monkeypatch):
 
     standin = StandIn(monkeypatch)
     yield standin
+    standin.close()
     assert standin.raised == []
 
 
@@ -52,7 +53,7 @@ def models(monkeypatch, untrained_attackers):
 
 
 @pytest.fixture
-def panel(standin, module, request, monkeypatch):
+def panel(standin, module, request, monkeypatch, on_its_grid):  # noqa: ARG001
     """The module's widget, opened, with untrained models."""
     from slicer_standin import run_in_lockstep
 

@@ -75,10 +75,9 @@ def examinations() -> dict:
 
 
 @pytest.fixture(autouse=True)
-def once(monkeypatch, examinations):
-    """Examine the same voxels with the same history once, on their own grid: the panel is the subject here."""
+def once(monkeypatch, examinations, on_its_grid):  # noqa: ARG001
+    """Examine the same voxels with the same history once: the panel is the subject here."""
     from MITSGANLib.examination import examiner
-    from MITSGANLib.watermark import checking
 
     examine = examiner.examine
 
@@ -92,7 +91,6 @@ def once(monkeypatch, examinations):
         return examinations[made_of]
 
     monkeypatch.setattr(examiner, "examine", remembered)
-    monkeypatch.setattr(checking, "find_regridding", lambda *_: None)
 
 
 @pytest.fixture
