@@ -8,6 +8,9 @@ OUT, as small as Hypothesis can make it with --shrink, and the exit code is 1.
 
 Two things cost much and tell nothing, so here they are done once: stretching the same UID by scrypt, and starting an
 interpreter for each Keras file, in place of which this process forks. TMPDIR=/dev/shm keeps the files in memory.
+
+With --record FILE each batch of 500 is written down as soon as it is done, and none that stands there is done again: a
+run that was stopped goes on, and the last line counts all of them. Take another FILE after a change to the code.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ from dicom_factory import PATIENT_NAME, ct_series, phantom_hu, write_enhanced
 BATCH = 500
 TELL_EVERY = 5000
 LIMIT_BYTES = 4 << 30  # of address space, on top of what the libraries take
-SHAPE = (3, 40, 36)  # JPEG 2000 divides images by 32
+SHAPE = (2, 40, 36)  # as few files as make a series; JPEG 2000 divides images by 32
 STEP = ProcessingStep(PROTECTION, "protect", time="2026-01-01T00:00:00+00:00")
 EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 ODD_VALUES = (None, True, -1, 0, 2**31, 2**63, 1e308, -0.5, "", "x" * 300, "\ud800", [], {}, [[]], {"a": {}})
@@ -115,7 +118,7 @@ def _copied(source: Path, output: Path) -> None:
 
 
 def dicom_subjects(folder: Path) -> Iterator[Subject]:
-    """Series in every transfer syntax that is read, and Enhanced CT: the second of three files is damaged."""
+    """Series in every transfer syntax that is read, and Enhanced CT: the second of two files is damaged."""
     syntaxes = (
         ExplicitVRLittleEndian,
         ImplicitVRLittleEndian,
@@ -130,7 +133,7 @@ def dicom_subjects(folder: Path) -> Iterator[Subject]:
             series = ct_series(phantom_hu(SHAPE), syntax=syntax, bits=bits, signed=False)
             paths = series.write(folder / syntax / str(bits))
             yield _series_subject(f"{syntax.name}, {bits} bits", [path.read_bytes() for path in paths])
-    path = write_enhanced(folder / "enhanced", ct_series(phantom_hu(SHAPE)), order=[1, 0, 2])
+    path = write_enhanced(folder / "enhanced", ct_series(phantom_hu(SHAPE)), order=[1, 0])
     yield _series_subject("Enhanced CT", [path.read_bytes()])
 
 
@@ -489,6 +492,26 @@ def _limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+class _Record:
+    """The batches of a kind that were done, as lines of JSON in a file; nothing is kept where there is no file."""
+
+    def __init__(self, path: Path | None, kind: str) -> None:
+        self._path, self._kind = path, kind
+        lines = path.read_text().splitlines() if path and path.is_file() else []
+        batches = [json.loads(line) for line in lines]
+        self._done = {one["seed"]: Counter(one["outcomes"]) for one in batches if one["kind"] == kind}
+
+    def found(self, seed: int, inputs: int) -> Counter[str] | None:
+        """The outcomes of a batch that was done; None for one that was not, or not wholly."""
+        done = self._done.get(seed)
+        return done if done is not None and done.total() >= inputs else None
+
+    def add(self, seed: int, outcomes: Counter[str]) -> None:
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"kind": self._kind, "seed": seed, "outcomes": outcomes}) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -496,16 +519,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_pydicom()  # as the command line does
     for kind in options.kind or KINDS:
         started, outcomes = time.monotonic(), Counter()
+        record = _Record(options.record, kind)
         with _limited_memory(), _without_repetition():
             for number, first in enumerate(range(0, options.inputs, BATCH)):
                 count = min(BATCH, options.inputs - first)
+                done = record.found(options.seed + number, count)
+                if done is not None:
+                    outcomes += done
+                    continue
                 try:
-                    outcomes += fuzz(kind, count, options.seed + number, shrink=options.shrink, out=options.out)
+                    done = fuzz(kind, count, options.seed + number, shrink=options.shrink, out=options.out)
                 except Exception:
                     print(
                         f"{kind}: failed with seed {options.seed + number}; the input is in {options.out}", flush=True
                     )
                     raise
+                outcomes += done
+                record.add(options.seed + number, done)
                 if not (first + count) % TELL_EVERY and first + count < options.inputs:
                     print(f"{kind}: {outcomes.total()} inputs so far", file=sys.stderr, flush=True)
         seconds = time.monotonic() - started
@@ -521,6 +551,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", action="append", choices=KINDS, help="one kind, may be repeated (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of Hypothesis (default: 0)")
     parser.add_argument("--shrink", action="store_true", help="look for the smallest input that fails")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep in FILE what was done, and go on from there")
     parser.add_argument("--out", type=Path, default=Path("fuzz"), metavar="FOLDER", help="for the input that failed")
     return parser
 
