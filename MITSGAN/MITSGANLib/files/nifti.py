@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import InputError
 
-# Data type codes of nifti1.h that can hold NaN.
+_INT16 = 4  # of the data type codes of nifti1.h; below those that can hold NaN
 REAL_TYPES = {16: np.float32, 64: np.float64}
 NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
 CHUNK_BYTES = 1 << 24  # a multiple of every size in REAL_TYPES
@@ -36,8 +36,9 @@ _UNITS = {1: 1000.0, 3: 0.001}
 
 
 _MAGIC = b"n+1\0"
-# Where a NIfTI-1 header has qfac and voxel size, units, the codes of both forms, and quaternion, offset and matrix.
-_PIXDIM, _XYZT_UNITS, _CODES, _PLACES = 76, 123, 252, 256
+# Where a NIfTI-1 header has qfac and voxel size, slope and intercept of the values, units, the codes of both forms, and
+# quaternion, offset and matrix.
+_PIXDIM, _SCALING, _XYZT_UNITS, _CODES, _PLACES = 76, 112, 123, 252, 256
 _FORMS = struct.Struct("<2i22d")
 
 
@@ -226,6 +227,31 @@ def check_nifti(path: Path) -> None:
             path=path,
             hint="repair it before use, for example by exporting the original again",
         )
+
+
+def holds_voxels(path: Path, values: np.ndarray) -> bool:
+    """Whether a NIfTI-1 file (.nii or .nii.gz) holds these values, one by one and as they are.
+
+    Slices are read one at a time: ITK takes memory for all voxels, and for all of them once more while it reads.
+
+    :param values: int16 (slices, rows, columns).
+    """
+    try:
+        with _opened(path) as file:
+            header = file.read(NIFTI1_SIZE)
+            order, layout = _byte_order(header), _layout(header)
+            slope, intercept = struct.unpack_from(f"{order}2f", header, _SCALING)
+            if (layout.data_type, layout.size) != (_INT16, values.nbytes) or slope not in (0, 1) or intercept != 0:
+                return False
+            file.seek(layout.offset)
+            for plane in values:
+                stored = np.frombuffer(file.read(plane.nbytes), np.dtype(np.int16).newbyteorder(order))
+                if not np.array_equal(stored, plane.ravel()):
+                    return False
+            file.read(1)  # gzip compares its checksum when it meets the end
+    except (OSError, EOFError, ValueError, struct.error, zlib.error):
+        return False
+    return True
 
 
 def _layout(header: bytes) -> _Layout:

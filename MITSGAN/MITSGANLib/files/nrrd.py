@@ -79,6 +79,14 @@ def is_sound_header(path: Path) -> bool:
     return re.fullmatch(r"NRRD000[1-5]", lines[0]) is not None and _keep_rules(lines[1:])
 
 
+def encoding(path: Path) -> str:
+    """How a NRRD file with a sound header says that its voxels are packed, in lower case; "" where it does not.
+
+    :raises OSError: the file cannot be read.
+    """
+    return dict(_fields(_header(path)[0][1:])).get("encoding", "").lower()
+
+
 def is_whole(path: Path, data: Sequence[Path], size: int) -> bool:
     """Whether voxels that gzip compressed are sound, of which ITK takes what there is, damaged or not.
 

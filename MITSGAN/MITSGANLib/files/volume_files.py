@@ -31,6 +31,7 @@ from .nifti import (
     NiftiForms,
     check_forms,
     check_nifti,
+    holds_voxels,
     is_second_version,
     is_straight,
     read_forms,
@@ -235,13 +236,21 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
 def _require_sound_header(path: Path) -> None:
     """
-    :raises InputError: ITK would not survive the header, or the file cannot be read.
+    :raises InputError: ITK would not survive the header, cannot unpack the voxels, or the file cannot be read.
     """
     is_sound_header = {"nrrd": nrrd.is_sound_header, "metaimage": metaimage.is_sound_header}.get(format_of(path).name)
     with reading(path):
         is_sound = is_sound_header is None or is_sound_header(path)
     if not is_sound:
         raise damaged_file(path)
+    with reading(path):
+        is_bzip2 = format_of(path).name == "nrrd" and nrrd.encoding(path) in ("bz2", "bzip2")
+    if is_bzip2:
+        raise InputError(
+            "has voxels that bzip2 packed, which no reader here unpacks",
+            path=path,
+            hint="save it again with the encoding gzip or raw, such as with 3D Slicer's Save",
+        )
 
 
 def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -497,8 +506,11 @@ def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
     try:
         reader = _reader(temporary)
         header = _header(temporary, reader)
-        image = reader.Execute()  # kept in a name: the view does not keep it alive
-        is_same = same_voxels(sitk.GetArrayViewFromImage(image), volume.hu)
+        if format_of(path).name == "nifti":
+            is_same = header.shape == volume.shape and holds_voxels(temporary, volume.hu)
+        else:
+            image = reader.Execute()  # kept in a name: the view does not keep it alive
+            is_same = same_voxels(sitk.GetArrayViewFromImage(image), volume.hu)
     except (InputError, RuntimeError) as error:
         raise _not_complete(path) from error
     written = CTVolume(volume.hu, header.spacing, header.origin, header.direction)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, OutputError
-from ..files.nifti import NiftiForms, read_forms
+from ..files.nifti import NiftiForms, holds_voxels, read_forms
 from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, same_voxels, write_image
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
@@ -59,21 +59,26 @@ class StoredImage:
         reader = sitk.ImageFileReader()
         reader.SetImageIO(format_of(path).image_io)
         reader.SetFileName(str(path))
+        is_nifti = format_of(path).name == "nifti"
         try:
-            image = reader.Execute()
+            if is_nifti and known is not None and holds_voxels(path, known):
+                reader.ReadImageInformation()
+                values = known
+            else:
+                image = reader.Execute()
+                view = sitk.GetArrayViewFromImage(image)
+                is_known = known is not None and view.dtype == known.dtype and same_voxels(view, known)
+                values = known if is_known else view.copy()
         except RuntimeError as error:
             raise InputError("is damaged or incomplete", path=path, hint="copy or export it again") from error
-        metadata = read_metadata(reader)
-        view = sitk.GetArrayViewFromImage(image)
-        is_known = known is not None and view.dtype == known.dtype and same_voxels(view, known)
         return cls(
-            known if is_known else view.copy(),
-            image.GetSpacing(),
-            image.GetOrigin(),
-            image.GetDirection(),
+            values,
+            reader.GetSpacing(),
+            reader.GetOrigin(),
+            reader.GetDirection(),
             format_of(path).name,
-            metadata,
-            read_forms(path) if format_of(path).name == "nifti" else None,
+            read_metadata(reader),
+            read_forms(path) if is_nifti else None,
         )
 
     @classmethod

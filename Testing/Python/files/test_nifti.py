@@ -14,7 +14,7 @@ from dicom_factory import phantom_hu
 from hypothesis import given
 from hypothesis import strategies as st
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.nifti import NiftiForms, read_forms
+from MITSGANLib.files.nifti import NiftiForms, holds_voxels, read_forms
 from MITSGANLib.files.volume_files import read_file, read_file_header, write_file
 from MITSGANLib.keys.key_files import generate_key
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
@@ -190,3 +190,30 @@ def test_forms_as_text_are_exact():
     again = NiftiForms.from_text(forms.to_text())
     assert (again.qform_code, again.scale, again.srow) == (1, forms.scale, tuple(map(float, range(12))))
     assert math.isnan(again.quaternion[0])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_voxels_are_compared_as_they_are_stored(tmp_path, name, order):
+    path = write_nifti(tmp_path / name, order=order)
+    hu = phantom_hu()
+    assert holds_voxels(path, hu)
+    other = hu.copy()
+    other[-1, -1, -1] += 1
+    assert not holds_voxels(path, other)
+    assert not holds_voxels(path, hu[1:])
+    assert not holds_voxels(path, hu.astype(np.int32))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert not holds_voxels(path, hu)
+    path.write_bytes(whole)
+    sitk.WriteImage(sitk.GetImageFromArray(hu.astype(np.float32)), path)
+    assert not holds_voxels(path, hu)
+
+
+def test_scaled_values_are_not_those_stored(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, 1.0, -1024.0)
+    path.write_bytes(content)
+    assert not holds_voxels(path, phantom_hu())

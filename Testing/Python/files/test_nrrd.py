@@ -150,3 +150,11 @@ def test_compressed_voxels_that_are_damaged_are_refused(tmp_path, name, way):
 def test_a_space_that_is_not_the_patient_s_is_a_warning(tmp_path, space):
     path = write(tmp_path / "scan.nrrd", {**FIELDS, "space": space})
     assert "no-orientation" in [one.name for one in read_file(path).provenance.warnings]
+
+
+@pytest.mark.parametrize("encoding", ["bzip2", "BZ2"])
+def test_voxels_that_bzip2_packed_are_named(tmp_path, encoding):
+    """No reader here unpacks them, so the file is not called damaged."""
+    path = write(tmp_path / "scan.nrrd", {**FIELDS, "encoding": encoding})
+    with pytest.raises(InputError, match=r"bzip2 packed.*gzip or raw"):
+        read_file_header(path)
