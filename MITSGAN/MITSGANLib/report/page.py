@@ -173,7 +173,7 @@ def _success_cell(result: TargetResult) -> str:
 def _watermark_cells(result: TargetResult) -> tuple[str, str]:
     if result.watermark is None:
         return "–", "–"
-    left = ", ".join(_percent(max(place.seen / max(place.expected, 1e-9), 0)) for place in result.watermark)
+    left = ", ".join(f"{max(place.seen / max(place.expected, 1e-9), 0):.0%}" for place in result.watermark)
     after = result.watermark[1]
     return left, ("yes" if after.is_missing else "no") if after.can_tell else "cannot be told"
 
@@ -340,7 +340,7 @@ def _number(value: float, name: str) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None else f"{share:.1%}"
 
 
 def _reasons(comparisons: Any) -> list[str]:

@@ -36,6 +36,12 @@ def test_a_ball_of_30_mm_is_too_large_and_one_of_20_is_not(diameter_mm, is_too_l
     assert outgrows_attack(volume, middle(volume)) == is_too_large
 
 
+def test_a_mass_that_is_wider_than_high_is_too_large():
+    volume = ball(33, (3.3, 1.0, 1.0))
+    flat = CTVolume(volume.hu, (1.0, 1.0, 2.0))
+    assert outgrows_attack(flat, middle(flat)), "33 mm wide and 20 mm high, as that of LIDC-IDRI-0001"
+
+
 def test_what_lies_beside_the_target_does_not_count():
     volume = ball(10)
     hu = volume.hu.copy()

@@ -70,6 +70,8 @@ def test_all_four_give_the_same_figures(small_phantom, panel, tmp_path, monkeypa
     effect = panel.logic.compare(source, protected, attacked, attacker="default", device="cpu").effect
     assert _figures(effect.protection.to_dict(), effect.attack.to_dict()) == pytest.approx(expected)
 
+    from MITSGANLib.slicer_bridge.panel.sentences import about_effect  # imports qt, which the panel's fixture brings
+
     # The report: of what was measured, and anew.
     page, anew = tmp_path / "report.html", tmp_path / "anew.html"
     panel.logic.saveReport(source, protected, ras, page, "remove", attacked_nodes=attacked, effect=effect, device="cpu")
@@ -79,10 +81,13 @@ def test_all_four_give_the_same_figures(small_phantom, panel, tmp_path, monkeypa
     html = page.read_text(encoding="utf-8")
     row = re.search(r"<tr><td>remove, slice .*?</tr>", html).group()
     forgery = effect.attack.forgery
-    low, high = (f"{100 * share:.0f} %" for share in (forgery.noise_shares[0], forgery.noise_shares[-1]))
+    low, high = (f"{share:.1%}" for share in (forgery.noise_shares[0], forgery.noise_shares[-1]))
     assert f"<td>{expected['attack']:.1f} HU</td>" in row
-    assert f"({100 * forgery.share(PROTECTED):.0f} %)" in row
-    assert f"<td>{100 * forgery.share(NOISE):.0f} % ({low} to {high})</td>" in row
+    assert f"({forgery.share(PROTECTED):.1%})" in row
+    assert f"<td>{forgery.share(NOISE):.1%} ({low} to {high})</td>" in row
+    said = re.findall(r"[\d.]+%", about_effect(effect))
+    assert len(said) >= 4
+    assert [share for share in said if share not in row] == [], "the panel's own digits"
     assert f"changed the scan by RMSE {expected['protection']:.1f} HU" in html
     assert f"own noise is {effect.noise_sd_hu:.1f} HU" in html
 

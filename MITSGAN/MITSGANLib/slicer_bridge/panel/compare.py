@@ -129,9 +129,11 @@ class CompareSection(Section):
             threshold=parameters.heatmapThresholdPercent / 100,
             progress=progress,
         )
+        panel.jobs.breathe(result.table)
         with panel.changing():
             self.discard(parameters)
             self._keep(parameters, result)
+        panel.jobs.breathe(result.table)
         self.show()
         panel.jobs.say(_("The figures are on the tab beside the images; a click into the plot goes to its slice."))
 
