@@ -11,6 +11,11 @@ mean square. "Alarm": at how many of the places the forensic judge takes the pro
 is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection is to be
 got off; what it paints goes into the protected scan. Two of these tell through whom a protection acts: with
 ``reads-original`` the network sees none of it, with ``into-original`` the judges see none of it but in the forgery.
+
+    python Testing/Benchmarks/prevention.py SCAN... --action remove --nodules NODULES.npz --known ctgan-small ...
+
+plants nodules, as many as lie apart in one copy of the scan. A removal reaches its finding where both nodule judges
+see none any more. The search knows these places: only nodules count that it takes for compact structures by itself.
 """
 
 from __future__ import annotations
@@ -34,9 +39,10 @@ from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
-from MITSGANLib.scan.lungs import lung_mask, lung_positions
+from MITSGANLib.scan.lungs import lung_mask, lung_positions, nodule_like_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANTrainingLib.evaluation.planting import NoduleFile, apart_mm, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.sheet import draw_sheet, forge
 from scipy import ndimage
 
@@ -48,6 +54,9 @@ FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {a
 COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
 READS_ORIGINAL, INTO_ORIGINAL = "reads-original", "into-original"
 _REACH_MM = 40.0
+_STRUCTURES = 24  # of a scan that a search looks at
+_NEAR_MM = 5.0  # from such a structure to the nodule that it is
+_AROUND_MM = 12.0  # of a planted nodule, where targets of a search may lie
 _SHOWN = 8  # places in a picture
 
 Found = dict[str, np.ndarray]
@@ -87,6 +96,33 @@ def region_of(volume: CTVolume, edge_mm: float, seed: int) -> np.ndarray:
 def places_in(volume: CTVolume, lung: np.ndarray, count: int, seed: int) -> list[Place]:
     """Seeded voxels of lung where attacks are judged."""
     return _usable(volume, sorted(set(lung_positions(volume, count, seed, mask=lung))))
+
+
+def with_nodules(
+    volume: CTVolume, file: Path | None, count: int, seed: int
+) -> tuple[CTVolume, np.ndarray, list[Place]]:
+    """The scan with nodules planted, the lung around these, and those where both nodule judges see one.
+
+    Of these only what a search would look at by itself.
+    """
+    nodules = NoduleFile.of(file).read()
+    scene = draw_scenes(volume, count, nodules, seed)[0]
+    volume = planted(volume, scene.plants, nodules)
+    structures = nodule_like_positions(volume, _STRUCTURES)
+    near = [
+        plant.kji
+        for plant in scene.plants
+        if min(apart_mm(plant.kji, other, volume.spacing_kji) for other in structures) <= _NEAR_MM
+    ]
+    places = _usable(volume, near)
+    for judge in map(load_judge, DECIDE):
+        seen = judge.says_yes(judge.score(volume, places))
+        places = [kji for kji, yes in zip(places, seen, strict=True) if yes]
+    around = np.zeros(volume.shape, bool)
+    reach = [round(_AROUND_MM / mm) for mm in volume.spacing_kji]
+    for kji in places:
+        around[tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(kji, reach, strict=True))] = True
+    return volume, around, places
 
 
 class Jury:
@@ -210,6 +246,8 @@ def main() -> None:
     parser.add_argument("--adapt", choices=[*ADAPTATIONS, READS_ORIGINAL, INTO_ORIGINAL], nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=400, help="for each of the region's blocks of 32 mm")
     parser.add_argument("--half", action="store_true", help="search in bfloat16, where the processor has it")
+    parser.add_argument("--action", choices=["inject", "remove"], default="inject")
+    parser.add_argument("--nodules", type=Path, help="nodules to plant for removals; made-up ones where missing")
     parser.add_argument("--places", type=int, default=40)
     parser.add_argument("--edge-mm", type=float, default=32.0, help="of the region")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -221,17 +259,21 @@ def main() -> None:
     options = parser.parse_args()
     if not options.known and not options.protectors:
         parser.error("name --known attackers to search against, or --protectors")
-    known, held_out = ([load_attacker(one, "inject") for one in names] for names in (options.known, options.held_out))
+    known, held_out = (
+        [load_attacker(one, options.action) for one in names] for names in (options.known, options.held_out)
+    )
     header = [*COLUMNS, *(f"success: {arm}, 95 %" for arm in ARMS)]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     rows: list[dict] = []
     for path in map(Path, options.scans):
-        volume = load_volume(path)
-        lung, region = lung_mask(volume), None
-        if not options.protectors:
+        volume, region = load_volume(path), None
+        if options.action == "remove":
+            volume, region, places = with_nodules(volume, options.nodules, options.places, options.seed)
+        elif not options.protectors:
             region = region_of(volume, options.edge_mm, options.seed)
-            lung &= region
-        places = places_in(volume, lung, options.places, options.seed + 1)
+        lung = lung_mask(volume) if region is None else lung_mask(volume) & region
+        if options.action == "inject":
+            places = places_in(volume, lung, options.places, options.seed + 1)
         jury = Jury(volume, places)
         protections = (
             installed(volume, options.protectors)
