@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     if volume is not None:
         note_warnings(volume)
         if options.map:
-            check_file_output(volume, options.map, overwrite=options.overwrite)
+            check_file_output(volume.provenance.source, options.map, overwrite=options.overwrite)
         kji = target_voxel(options, volume)
         if kji is not None and not volume.contains(kji):
             raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
