@@ -21,6 +21,8 @@ from MITSGANTrainingLib.commandline import main
 
 NOTHING_FOUND, REFUSED, NOT_WRITTEN, CHANGED, CANNOT_TELL = 0, 3, 4, 7, 8
 
+pytestmark = pytest.mark.usefixtures("on_its_grid")
+
 
 @pytest.fixture(scope="module")
 def volume() -> CTVolume:
@@ -51,13 +53,6 @@ def examine(*words: object) -> int:
     return main(["examine", *map(str, words)])
 
 
-@pytest.fixture
-def on_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seek no watermark on other grids, which takes most of the time and is tested elsewhere."""
-    monkeypatch.setattr("MITSGANLib.watermark.checking.find_regridding", lambda *_: None)
-
-
-@pytest.mark.usefixtures("on_its_grid")
 def test_what_was_painted_is_told_mapped_and_pictured(files, place, tmp_path, capsys):
     voxel = ",".join(map(str, place))
     outputs = ("--map", tmp_path / "map.nrrd", "--page", tmp_path / "page.html", "--json", tmp_path / "found.json")
@@ -82,7 +77,6 @@ def test_where_nothing_can_be_told_it_does_not_end_as_if_all_were_well(files, ca
     assert "no lungs" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("on_its_grid")
 def test_a_signed_copy_is_intact_and_a_changed_one_is_not(files, tmp_path, capsys):
     assert main(["keygen", "--signing", str(tmp_path / "sign.pem")]) == 0
     assert (

@@ -22,32 +22,10 @@ from MITSGANLib.examination.suspicion import (
     together,
 )
 from MITSGANLib.examination.whitened import whiten
-from MITSGANLib.protection.protector import protect, watermark_alone
-from MITSGANLib.scan.lungs import lung_positions
-from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.pattern import OPEN_KEY
-from scipy import ndimage
 
 KINDS = (WATERMARK, NOISE, COARSE_NOISE, FOREIGN)
-
-
-@pytest.fixture(scope="module")
-def scan() -> CTVolume:
-    """Noise of a soft kernel and of slices that overlap: smooth along all axes."""
-    bare = thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=0.0).volume
-    noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(bare.shape), (0.7, 1.0, 1.0))
-    return bare.with_hu(np.clip(np.rint(bare.hu + 20 * noise / noise.std()), -1024, 3071).astype(np.int16))
-
-
-@pytest.fixture(scope="module")
-def marked(scan: CTVolume) -> CTVolume:
-    return protect(scan, model=watermark_alone(OPEN_KEY))
-
-
-@pytest.fixture(scope="module")
-def place(scan: CTVolume) -> tuple[int, int, int]:
-    return lung_positions(scan, 1, 4, margin_mm=30.0)[0]
 
 
 def scores_at(volume: CTVolume, kji: tuple[int, int, int]) -> dict[str, float]:
