@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 demo: .venv/installed
 	$(BIN)/mitsgan demo
 
-# A process on each core, one thread in each; tests of a file share what they set up, so a file stays together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# A process on each core, one thread in each. Tests of a file share what they set up, so they stay together until a
+# process has nothing left to do and takes half of what another has.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test: .venv/test-installed lint
 	$(PYTEST)
