@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.threads import map_slices
-from ..scan.filters import weigh
+from ..scan.filters import smooth, weigh
+from ..scan.hounsfield import LOWEST_HU
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..watermark.pattern import Grid, block_sums
@@ -23,8 +24,26 @@ from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
 _LUNG_SHARE, _AROUND_MM = 0.5, 30.0
 _WINDPIPE_SHARE = 0.3  # has no more air around
 _REACH = 2.5  # of a Gaussian, in sigmas
+_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS = 0.8, 1.5, 3.0  # Gaussians
+_LEAST_HU = 0.3  # before logarithms; rounding alone is as much
 AT_PLEURA = 0.35
 """Share of lung around a block from which on it may belong to a nodule at the pleura."""
+
+
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """What each block looks like, float32 (slices, block rows, block columns).
+
+    :param fine: mean logarithm of what is finer than a voxel's surroundings in its slice.
+    :param coarse: of what is of 1 to 3 voxels.
+    :param steepness: mean gradient in HU a voxel.
+    :param level: mean HU.
+    """
+
+    fine: np.ndarray
+    coarse: np.ndarray
+    steepness: np.ndarray
+    level: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +70,20 @@ class Blocks:
     def lung(self) -> np.ndarray:
         """What is air-filled lung, bool of the scan's shape."""
         return lung_mask(self.volume)
+
+    @functools.cached_property
+    def texture(self) -> Texture:
+        """What the blocks look like; several kinds of evidence ask for it."""
+        from scipy import ndimage
+
+        def look(k: int) -> tuple[np.ndarray, ...]:
+            plane = np.maximum(self.volume.hu[k], LOWEST_HU).astype(np.float32)
+            near, steep, far = (smooth(plane, sigma) for sigma in (_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS))
+            logs = (np.log(np.abs(values) + _LEAST_HU) for values in (plane - near, near - far))
+            steepness = np.hypot(ndimage.sobel(steep, 0), ndimage.sobel(steep, 1)) / 8
+            return tuple(map(self.means, (*logs, steepness, plane)))
+
+        return Texture(*map(np.stack, zip(*map_slices(look, self.shape[0]), strict=True)))
 
     def means(self, plane: np.ndarray) -> np.ndarray:
         """Mean of each block of a slice (rows, columns) as it is stored, float32 (block rows, block columns)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.threads import map_slices
-from ..scan.filters import correlate, smooth
+from ..scan.filters import correlate
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from ..watermark.whitening import whitening_kernel
@@ -26,7 +26,6 @@ WINDOWS_MM = (9.0, 14.0)
 """Edges of the windows in which noise is measured."""
 
 _SURROUNDING_MM = 70.0
-_COARSE_VOXELS = (0.8, 3.0)  # Gaussians, of whose difference the coarse band is
 _LEAST_HU = 0.3  # rounding alone is as much
 _LUNG_HU, _SOFT_HU = (-970.0, -600.0), (-150.0, 200.0)
 # Sharp kernels have noise that reaches the end of the range everywhere in the lung; air is beyond it in most voxels.
@@ -69,12 +68,11 @@ def noise_map(blocks: Blocks, fine: np.ndarray) -> NoiseMap:
     hu = blocks.volume.hu
 
     def look(k: int) -> tuple[np.ndarray, ...]:
-        plane = np.maximum(hu[k], LOWEST_HU).astype(np.float32)
-        near, far = (smooth(plane, sigma) for sigma in _COARSE_VOXELS)
-        logs = (np.log(np.abs(values) + _LEAST_HU) for values in (fine[k], near - far))
-        return (*map(blocks.means, logs), blocks.means(plane), blocks.means(plane <= LOWEST_HU + 2) <= _MOST_CLIPPED)
+        finest = blocks.means(np.log(np.abs(fine[k]) + _LEAST_HU))
+        return finest, blocks.means(hu[k] <= LOWEST_HU + 2) <= _MOST_CLIPPED
 
-    *bands, level, usable = (np.stack(values) for values in zip(*map_slices(look, len(hu)), strict=True))
+    finest, usable = (np.stack(values) for values in zip(*map_slices(look, len(hu)), strict=True))
+    bands, level = (finest, blocks.texture.coarse), blocks.texture.level
     differences, known = [], []
     tissues = [(level > low) & (level < high) & usable for low, high in (_LUNG_HU, _SOFT_HU)]
     counts = [blocks.in_boxes(tissue.astype(np.float32), _SURROUNDING_MM) for tissue in tissues]

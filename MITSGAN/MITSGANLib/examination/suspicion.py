@@ -173,7 +173,7 @@ def of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspi
 def _left(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> np.ndarray:
     """What each block would hold of the watermark if it were like its surroundings: lung, and what is denser."""
     left = np.zeros_like(whitened.full)
-    is_lung = whitened.level < _DENSE_HU
+    is_lung = whitened.texture.level < _DENSE_HU
     for tissue in (lungs & is_lung, lungs & ~is_lung):
         held, full = (values * tissue for values in (whitened.held, whitened.full))
         usual = float(held.sum() / max(full.sum(), 1e-9))
@@ -189,7 +189,7 @@ def of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> S
     :param lungs: bool (slices, block rows, block columns).
     """
     score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
-    number = np.ones_like(whitened.level)
+    number = np.ones_like(whitened.texture.level)
     for edge_mm, limit in _FOREIGN_LIMITS:
         count = blocks.in_boxes(number, edge_mm)
         means = [
@@ -197,10 +197,10 @@ def of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> S
             for values in (
                 whitened.whitened,
                 whitened.bare,
-                whitened.fine,
-                whitened.coarse,
-                whitened.steepness,
-                whitened.level.clip(-1024, 200) / 300,
+                whitened.texture.fine,
+                whitened.texture.coarse,
+                whitened.texture.steepness,
+                whitened.texture.level.clip(-1024, 200) / 300,
             )
         ]
         left = np.minimum(means[0], means[1])

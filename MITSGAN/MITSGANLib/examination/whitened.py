@@ -23,7 +23,7 @@ from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from ..watermark.pattern import LAYER_MM, TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
 from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
-from .blocks import Blocks
+from .blocks import Blocks, Texture
 
 # Neighbors along rows and columns that a voxel is told from: in its slice, in the next ones, in those after.
 _REACH = (3, 2, 1)
@@ -36,8 +36,7 @@ _NEAR_VOXELS, _EDGE_SD = 2.0, 6.0
 _LEAST_VARIANCE, _LEAST_SHARE = 0.1, 0.3  # HU squared; of what is usual in a slice's lungs
 _LUNG_BELOW_HU = -500.0
 _LEVEL_HU, _LEVEL_SHARE = 1.0, 0.4  # signs move the mean of a tile, by chance up to this share of their height
-_LEAST_HU, _LEAST_FINE_HU = 0.3, 0.1  # before logarithms
-_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS = 0.8, 1.5, 3.0  # Gaussians
+_LEAST_FINE_HU = 0.1  # before logarithms
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +49,7 @@ class Whitened:
     :param squares: variance of ``held`` by chance, whatever the image: each sign is as likely as its opposite.
     :param whitened: mean logarithm of what the filter left.
     :param bare: the same of the scan without its watermark.
-    :param fine: mean logarithm of what is finer than a voxel's surroundings in its slice.
-    :param coarse: of what is of 1 to 3 voxels.
-    :param steepness: mean gradient in HU a voxel.
-    :param level: mean HU.
+    :param texture: what the blocks look like.
     :param gain: of the watermark in the lungs, 0 where there is none.
     :param sd: how many standard deviations it stands out in the voxels that the filter was learned from.
     :param spread: by how much the filter multiplies white noise.
@@ -64,10 +60,7 @@ class Whitened:
     squares: np.ndarray
     whitened: np.ndarray
     bare: np.ndarray
-    fine: np.ndarray
-    coarse: np.ndarray
-    steepness: np.ndarray
-    level: np.ndarray
+    texture: Texture
     gain: float
     sd: float
     spread: float
@@ -97,7 +90,7 @@ def whiten(blocks: Blocks, key: WatermarkKey | None, budget: Budget) -> Whitened
         return None
     planes = [part for slab in slabs(volume.shape[0]) for part in _filtered(blocks, slab, marks, sure, kernel)]
     stacked = [np.stack(values).astype(np.float32) for values in zip(*planes, strict=True)]
-    return Whitened(*stacked, kernel.gain, kernel.sd, float(np.linalg.norm(kernel.weights)))
+    return Whitened(*stacked, blocks.texture, kernel.gain, kernel.sd, float(np.linalg.norm(kernel.weights)))
 
 
 def _marks(volume: CTVolume, key: WatermarkKey, budget: Budget) -> np.ndarray:
@@ -252,12 +245,8 @@ def _sums(
     :param mark: the same of what the watermark should have added.
     :param signs: what it should have added, in HU; 0 in voxels that say nothing of it.
     """
-    from scipy import ndimage
-
-    plane = np.maximum(hu, LOWEST_HU).astype(np.float32)
     bare = left - np.float32(gain) * mark
-    level = blocks.means(plane)
-    held = full = squares = np.zeros_like(level)
+    held = full = squares = np.zeros(blocks.shape[1:], np.float32)
     told = signs != 0
     if told.any():
         # Where the signs are missing, what is left without them is more than with them.
@@ -270,8 +259,5 @@ def _sums(
         held, full, squares = (
             blocks.means(values) * BLOCK**2 for values in (left * weights, mark * weights, np.square(bare * weights))
         )
-    near, steep, far = (smooth(plane, sigma) for sigma in (_FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS))
-    logs = [np.log(np.abs(values) + _LEAST_FINE_HU) for values in (left, bare)]
-    logs += [np.log(np.abs(values) + _LEAST_HU) for values in (plane - near, near - far)]
-    steepness = np.hypot(ndimage.sobel(steep, 0), ndimage.sobel(steep, 1)) / 8
-    return held, full, squares, *map(blocks.means, (*logs, steepness)), level
+    logs = (np.log(np.abs(values) + _LEAST_FINE_HU) for values in (left, bare))
+    return held, full, squares, *map(blocks.means, logs)
