@@ -244,8 +244,8 @@ def _seen(hu: torch.Tensor, window_hu: tuple[float, float]) -> torch.Tensor:
 def _gaussian(sigma: float) -> torch.Tensor:
     """Weights of a Gaussian along one axis, out to 2.5 sigma, sum 1."""
     reach = math.ceil(2.5 * sigma)
-    # On the device "meta" torch.arange imports a compiler, which takes seconds.
-    steps = torch.tensor([float(step) for step in range(-reach, reach + 1)])
+    # On the device "meta", where a network is only looked at, this would import a compiler, which takes seconds.
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device="cpu")
     weights = torch.exp(-(steps**2) / (2 * max(sigma, 1e-6) ** 2))
     return weights / weights.sum()
 
