@@ -21,6 +21,7 @@ from typing import NoReturn
 from MITSGANLib import __version__, errors
 from MITSGANLib.errors import CancelledError, MITSGANError, defect_text
 from MITSGANLib.files.dicom.headers import silence_pydicom
+from MITSGANLib.runtime.memory import keep_freed_memory
 
 from .commands.options import check_json, with_points
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings |= getattr(command, "LOGGING", {}) | ({"level": logging.DEBUG} if options.verbose else {})
     logging.basicConfig(**settings)
     silence_pydicom()
+    keep_freed_memory()
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
         check_json(options)
