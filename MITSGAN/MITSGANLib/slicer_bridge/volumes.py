@@ -48,6 +48,7 @@ SOURCE_ROLE = "MITSGAN.Source"
 SIMULATED_ATTACK_COLOR = (0.85, 0.35, 0.0)
 
 _LPS_FROM_RAS = np.diag((-1.0, -1.0, 1.0))
+_MOST_SLANT = 0.02  # cosine of the angle of two axes; a tilt of 1.1 degrees
 
 
 def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
@@ -68,11 +69,19 @@ def _own_voxels(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     _require_scalar_volume(node)
     directions = vtk.vtkMatrix4x4()
     node.GetIJKToRASDirectionMatrix(directions)
+    direction = slicer.util.arrayFromVTKMatrix(directions)[:3, :3]
+    if np.abs(direction.T @ direction - np.eye(3)).max() > _MOST_SLANT:
+        raise InputError(
+            _(
+                'The slices form a slanted stack, as with a tilted gantry. Load the series again with "acquisition '
+                'geometry regularization" (Application Settings, DICOM).'
+            )
+        )
     return CTVolume(
         hu=_exact_int16(slicer.util.arrayFromVolume(node)),
         spacing=node.GetSpacing(),
         origin=lps_from_ras(node.GetOrigin()),
-        direction=_LPS_FROM_RAS @ slicer.util.arrayFromVTKMatrix(directions)[:3, :3],
+        direction=_LPS_FROM_RAS @ direction,
         provenance=_provenance_from_node(node),
     )
 

@@ -107,6 +107,14 @@ def matrix(linear, translation=(0, 0, 0)):
     return result
 
 
+@pytest.mark.parametrize("degrees", [5, 15])
+def test_a_tilted_stack_is_refused_with_advice(degrees):
+    lean = np.tan(np.radians(degrees))
+    node = make_node(ijk_to_ras=matrix(np.array([[0.7, 0, 0], [0, 0.7, 2.5 * lean], [0, 0, 2.5]])))
+    with pytest.raises(InputError, match="slanted stack"):
+        volume_from_node(node)
+
+
 def put_under_transforms(node, *matrices):
     """Place a node under linear transforms, the innermost first."""
     for to_parent in matrices:

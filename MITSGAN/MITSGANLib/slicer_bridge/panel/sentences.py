@@ -151,7 +151,7 @@ def about_state(
     except MITSGANError as error:
         return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> {reason}").format(reason=html.escape(str(error))))
     if inspection is not None and not inspection.is_ct:
-        return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> this is no CT in HU"))
+        return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> this volume cannot be used, see below"))
     attack, protection = history.last(SIMULATED_ATTACK), history.last(PROTECTION)
     if attack is not None:
         return _about_attack(attack, finding)
