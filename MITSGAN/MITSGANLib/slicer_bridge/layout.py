@@ -74,9 +74,9 @@ def register_layout() -> slicer.vtkMRMLLayoutNode | None:
 
 
 def prepare_view() -> bool:
-    """Make one of the comparison's views that does not exist yet, and draw it out of sight; whether there was one.
+    """Make one of the comparison's views that does not exist yet; whether there was one.
 
-    Slicer makes and draws those of a layout all together, and stands still for a second.
+    Slicer makes those of a layout all together, and stands still for a second.
     """
     scene = slicer.mrmlScene
     kinds = [*(("vtkMRMLSliceNode", view.tag) for view in VIEWS.values()), *_FIGURES.items()]
@@ -89,10 +89,6 @@ def prepare_view() -> bool:
             node.SetLayoutName(tag)
             node.SetName(tag)
             scene.AddNode(node)
-            manager = slicer.app.layoutManager()
-            widget = manager.sliceWidget(tag) if manager else None
-            if widget is not None:
-                widget.sliceView().grab()
             return True
     return False
 

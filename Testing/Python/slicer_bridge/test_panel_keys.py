@@ -92,11 +92,11 @@ class TestKeyFiles:
         if os.name == "posix":
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert panel.ui.keyFileLineEdit.text == "clinic.key"
-        assert f"sealed with key {key.id}" in panel.ui.proofsLabel.text
+        assert f"Key {key.id} leads from exports back to the original" in panel.ui.proofsLabel.text
         assert "Keep a copy" in panel.ui.statusLabel.text
         panel.ui.forgetKeyButton.click()
         assert panel.ui.keyFileLineEdit.text == ""
-        assert "neither sealed nor signed" in panel.ui.proofsLabel.text
+        assert "not signed, and nothing leads back" in panel.ui.proofsLabel.text
         assert path.is_file()
         assert not panel.ui.forgetKeyButton.enabled
 
@@ -113,7 +113,7 @@ class TestKeyFiles:
         panel.ui.newSigningKeyButton.click()
         assert panel.ui.signingKeyLineEdit.text == "me.pem"
         assert panel.ui.publicKeyLineEdit.text == "me.pub.pem"
-        assert "Exports are signed, and not sealed" in panel.ui.proofsLabel.text
+        assert "Exports are signed; nothing leads back" in panel.ui.proofsLabel.text
         if os.name == "posix":
             assert stat.S_IMODE((folder / "me.pem").stat().st_mode) == 0o600
 
@@ -146,9 +146,9 @@ class TestKeyFiles:
 
     def test_a_passphrase_alone_is_said_to_seal_nothing(self, panel, dialogs, key_file):
         panel.ui.passphraseLineEdit.text = PASSPHRASE
-        assert "alone seals nothing" in panel.ui.proofsLabel.text
+        assert "alone does nothing" in panel.ui.proofsLabel.text
         choose(panel, dialogs, "keyFile", key_file)
-        assert "are sealed" in panel.ui.proofsLabel.text
+        assert "leads from exports back" in panel.ui.proofsLabel.text
 
 
 class TestFileExport:

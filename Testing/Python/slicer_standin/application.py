@@ -70,9 +70,6 @@ class _SliceView:
     def scheduleRender(self):
         pass
 
-    def grab(self):
-        pass
-
 
 class _SliceWidget:
     def __init__(self, tabs):

@@ -431,14 +431,14 @@ def about_proofs(key_id: str | None, is_signed: bool, *, typed_alone: bool = Fal
     :param typed_alone: whether a passphrase was typed and no key chosen that it could open.
     """
     if typed_alone:
-        return _("The passphrase alone seals nothing: choose or make a key file, too.")
+        return _("The passphrase alone does nothing: choose or make a key file, too.")
     if key_id and is_signed:
-        return _("Exports are sealed with key {id} and signed.").format(id=key_id)
+        return _("Exports are signed, and key {id} leads back to the original.").format(id=key_id)
     if key_id:
-        return _("Exports are sealed with key {id}, and not signed.").format(id=key_id)
+        return _("Key {id} leads from exports back to the original; they are not signed.").format(id=key_id)
     if is_signed:
-        return _("Exports are signed, and not sealed: nothing leads back to the original.")
-    return _("Exports are neither sealed nor signed; see Keys and signatures below.")
+        return _("Exports are signed; nothing leads back to the original.")
+    return _("Exports are not signed, and nothing leads back to the original: see Keys and signatures.")
 
 
 def about_restored(name: str, restored: Restored) -> str:
