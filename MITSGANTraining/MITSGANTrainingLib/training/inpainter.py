@@ -32,8 +32,8 @@ from .inputs import Inputs, fingerprint
 from .nodule_samples import CubeDraw, NoduleSampling, NoduleSource
 
 _FAMILIES = ("ctgan", "unet", "flow")
-_TABLE_SAMPLES = 300  # that the look-up table is made from
-_PLACES = 40  # validation cubes
+TABLE_SAMPLES = 300  # that the look-up table is made from
+PLACES = 40  # validation cubes
 _SHOWN = 8  # of them in a sample image
 _JUDGES = ("nodule-residual", "nodule-planes")
 _INNER = (..., MASK, MASK, MASK)
@@ -107,11 +107,11 @@ class InpainterTask(CompletingTask[InpainterConfig]):
         # On a CPU this layout trains half again as fast; it changes no weight.
         self.generator.to(memory_format=torch.channels_last_3d)
         self._learn(0 if config.flow else config.discriminator_filters, cosine(config.last_rate))
-        self._places = self._other.healthy(_PLACES)
+        self._places = self._other.healthy(PLACES)
 
     def _table(self) -> Equalization:
         cubes = hu_from_float(
-            self._source.views(self._draw(_TABLE_SAMPLES, np.random.default_rng(self.training.seed))).numpy()
+            self._source.views(self._draw(TABLE_SAMPLES, np.random.default_rng(self.training.seed))).numpy()
         )
         return Equalization.from_cubes(cubes[_INNER] if self.config.middle_table else cubes)
 

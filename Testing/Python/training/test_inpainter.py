@@ -16,6 +16,7 @@ from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules
+from MITSGANTrainingLib.training import inpainter
 from MITSGANTrainingLib.training.disturbance import Disturbances
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.inpainter import InpainterTask
@@ -34,6 +35,13 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, phantom) -> Path:
     return write_nodule_dataset(tmp_path_factory.mktemp("data") / "dataset", phantom.volume)
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch) -> None:
+    """The look-up table and the validation from few samples: with as many as a recipe takes, most of the time."""
+    monkeypatch.setattr(inpainter, "TABLE_SAMPLES", 20)
+    monkeypatch.setattr(inpainter, "PLACES", 6)
 
 
 def recipe_text(family: str, role: str = "injector") -> str:
