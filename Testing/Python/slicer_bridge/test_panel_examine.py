@@ -29,7 +29,7 @@ slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL l
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
 from MITSGANLib.slicer_bridge.history import STEPS_ATTRIBUTE, steps_of
-from MITSGANLib.slicer_bridge.layout import comparison_is_shown
+from MITSGANLib.slicer_bridge.layout import VIEWS, comparison_is_shown
 from MITSGANLib.slicer_bridge.volumes import node_from_volume, ras_from_voxel
 from panel_data import (
     add_scan,
@@ -145,7 +145,9 @@ class TestState:
         assert ui.goThereButton.isVisible()
         ui.goThereButton.click()
         node = loaded._parameterNode.volume
-        assert axial_heights() == [pytest.approx(ras_from_voxel(node, scan.nodule_kji)[2])]
+        seen = [slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode") for view in VIEWS.values()]
+        height = pytest.approx(ras_from_voxel(node, scan.nodule_kji)[2])
+        assert [view.GetSliceToRAS().GetElement(2, 3) for view in seen] == [height] * 4
         ui.volumeSelector.setCurrentNode(loaded._parameterNode.sourceVolume)
         assert "No record of protection" in ui.stateLabel.text
 
