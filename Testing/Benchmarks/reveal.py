@@ -12,7 +12,8 @@ compact structures. All kinds of a line of ``COPIES`` are put into one copy, whi
 *Found*: the examination, asked about the place, raises an alarm. *Listed*: a listed place holds it (within 5 mm of its
 extent), or lies within 15 mm. *False*: listed places outside the reach of every forgery in the copy: 30 mm, and for
 networks half of the touch-up's edge in voxels along every axis, 5 more, and 10 mm. Either end of a copy counts
-as its place, as the examination says of both that one is a copy. *Success*: of networks, past the
+as its place, as the examination says of both that one is a copy. Nodules are what ``--readings`` says that readers
+marked: ``{scan: {"nodules": [{"slice": ..., "row": ..., "column": ...}]}}``. *Success*: of networks, past the
 nodule and forensic judges, alone and with the examiner (not found).
 """
 
@@ -61,6 +62,7 @@ COPIES: dict[str, tuple[str, ...]] = {
     "paint": tuple(f"paint, {hu} HU of noise" for hu in NOISE_HU),
     "tissue": ("clone", "copied noise", "nodule of another patient", "smooth edit, noise kept"),
     "nodules": ("blur", "median", "shrunk"),
+    "prior": ("deep image prior",),
 }
 
 
@@ -118,6 +120,7 @@ def forgers(volume: CTVolume, nodules: Nodules) -> dict[str, Forge]:
         "blur": forgeries.blur,
         "median": forgeries.median,
         "shrunk": forgeries.shrink,
+        "deep image prior": forgeries.deep_prior,
     }
 
 
@@ -138,8 +141,16 @@ def ends(place: ChangedPlace) -> list[Voxel]:
 class Bench:
     """What every scan is measured with, and where records go."""
 
-    def __init__(self, records: Path, nodules: Nodules, attackers: Sequence[str], places: int) -> None:
+    def __init__(
+        self,
+        records: Path,
+        nodules: Nodules,
+        attackers: Sequence[str],
+        places: int,
+        readings: dict[str, list[Voxel]] | None = None,
+    ) -> None:
         self.records, self.nodules, self.attackers, self.places = records, nodules, attackers, places
+        self.readings = readings or {}
         self.jury = Jury.load()
         self.protector = load_protector("default")
         records.mkdir(parents=True, exist_ok=True)
@@ -168,7 +179,8 @@ class Bench:
         examination, line = _examined(subject, "untouched", subject.volume, [], 0)
         lung = lung_positions(subject.volume, ASKED, SEED + 2)
         found = [line]
-        for kind, places in (("lung", lung), ("bright", bright(subject.volume, BRIGHT))):
+        read_by_readers = self.readings.get(subject.name, [])
+        for kind, places in (("lung", lung), ("bright", bright(subject.volume, BRIGHT)), ("nodules", read_by_readers)):
             told = [kji for kji in places if examination.can_tell(kji)]
             alarms = sum(examination.at(kji).strength >= 1 for kji in told)
             found.append(subject.record(kind="asked", copy=kind, places=len(places), told=len(told), alarms=alarms))
@@ -323,6 +335,8 @@ def _group(kind: str) -> str:
         return "networks, " + kind.rpartition(", ")[2]
     if kind.startswith("paint"):
         return "paint"
+    if kind in COPIES["nodules"]:
+        return "nodules"
     return {"clone": "copies", "copied noise": "copies", "nodule of another patient": "pasted"}.get(kind, "edits")
 
 
@@ -344,7 +358,7 @@ def _share(seen: Sequence[dict[str, Any]], what: str) -> str:
 def _scan_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield (
         "| scan | mm between slices, in the plane | lungs told about: noise, watermark, % | untouched: verdict, listed "
-        "| alarms: lung, bright structures | false places in forged copies | seconds a copy |"
+        "| alarms: lung, bright structures, nodules | false places in forged copies | seconds a copy |"
     )
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for scan in dict.fromkeys(line["scan"] for line in lines):
@@ -361,9 +375,19 @@ def _scan_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield (
             f"| {scan} | {spacing[0]:g}, {spacing[1]:g} | {100 * told['noise missing']:.0f}, "
             f"{100 * told.get('watermark', 0):.0f} | {untouched['verdict']}, {untouched['listed']} "
-            f"| {asked.get('lung')}, {asked.get('bright')} | {false} "
+            f"| {asked.get('lung')}, {asked.get('bright')}, {asked.get('nodules', '-')} | {false} "
             f"| {np.median([line['seconds'] for line in copies]):.0f} |"
         )
+
+
+def _readings(path: Path | None) -> dict[str, list[Voxel]]:
+    """The middles of the nodules that readers marked in each scan."""
+    if path is None:
+        return {}
+    return {
+        scan: [tuple(round(one[axis]) for axis in ("slice", "row", "column")) for one in said["nodules"]]
+        for scan, said in json.loads(path.read_text()).items()
+    }
 
 
 def main() -> None:
@@ -372,6 +396,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="SCAN")
     parser.add_argument("--report", nargs="*", default=[], metavar="SCAN")
     parser.add_argument("--nodules", metavar="FILE", help="nodules of other patients (default: synthetic ones)")
+    parser.add_argument(
+        "--readings",
+        metavar="FILE",
+        type=Path,
+        help="JSON of the nodules that readers marked: {scan: {nodules: [...]}}",
+    )
     parser.add_argument("--attackers", nargs="*", default=["ctgan-small"])
     parser.add_argument("--places", type=int, default=2, help="of a kind in each scan")
     parser.add_argument("--states", nargs="+", choices=("protected", "plain"), default=["protected", "plain"])
@@ -381,7 +411,7 @@ def main() -> None:
     scans = [("set", scan) for scan in options.set] + [("report", scan) for scan in options.report]
     if scans:
         nodules = NoduleFile.of(Path(options.nodules) if options.nodules else SYNTHETIC).read()
-        bench = Bench(options.records, nodules, options.attackers, options.places)
+        bench = Bench(options.records, nodules, options.attackers, options.places, _readings(options.readings))
         for role, scan in scans:
             path, _, uid = scan.partition("@")
             name = Path(path).name.split(".")[0] + (f"-{uid[-4:]}" if uid else "")

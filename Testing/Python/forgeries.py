@@ -76,6 +76,40 @@ def shrink(volume: CTVolume, kji: Voxel) -> Forged:
     return box, _blend(hu, small, distance, NODULE_MM)
 
 
+def deep_prior(volume: CTVolume, kji: Voxel, steps: int = 200) -> Forged:
+    """What a small network, fitted to the tissue around and to nothing else, makes of the hole (deep image prior).
+
+    Ulyanov et al. 2018, Deep Image Prior; the network is smaller, and convolves in three dimensions.
+    """
+    import torch
+
+    box, hu, distance = _around(volume, kji, RADIUS_MM + _SHELL_MM)
+    low, high = float(hu.min()), float(hu.max())
+    wanted = torch.from_numpy((hu - low) / max(high - low, 1.0)).float()
+    known = torch.from_numpy(distance >= RADIUS_MM - FEATHER_MM)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [(8, 16), (16, 16), (16, 16), (16, 1)]
+        convolutions = torch.nn.ModuleList(torch.nn.Conv3d(a, b, 3, padding=1) for a, b in layers)
+        noise = torch.rand(1, 8, *hu.shape)
+    optimizer = torch.optim.Adam(convolutions.parameters(), lr=0.01)
+
+    def made() -> torch.Tensor:
+        first, inner, last, out = convolutions
+        found = torch.relu(first(noise))
+        small = torch.nn.functional.avg_pool3d(found, (1, 2, 2))
+        coarse = torch.nn.functional.interpolate(torch.relu(inner(small)), size=found.shape[2:])
+        return out(torch.relu(last(found + coarse)))[0, 0]
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(made()[known], wanted[known]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        fill = made().numpy() * (high - low) + low
+    return box, _blend(hu, fill, distance, RADIUS_MM)
+
+
 def smooth_edit(volume: CTVolume, kji: Voxel, height_hu: float = 700.0) -> Forged:
     """A smooth bump on top of every voxel's own noise; where the place is bright, what is smooth of it taken away."""
     box, hu, distance = _around(volume, kji, RADIUS_MM)

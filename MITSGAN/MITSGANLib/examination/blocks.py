@@ -13,17 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.threads import map_slices
-from ..scan.filters import smooth, weigh
+from ..scan.filters import smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..watermark.pattern import Grid, block_sums
-from ..watermark.sums import BLOCK, enlarge, sum_in_boxes
+from ..watermark.sums import BLOCK, enlarge, sum_around, sum_in_boxes
 
 # A nodule within the lung has lung around it; one at the pleura has it on one side.
 _LUNG_SHARE, _AROUND_MM = 0.5, 30.0
 _WINDPIPE_SHARE = 0.3  # has no more air around
-_REACH = 2.5  # of a Gaussian, in sigmas
 _FINE_VOXELS, _STEEP_VOXELS, _COARSE_VOXELS = 0.8, 1.5, 3.0  # Gaussians
 _LEAST_HU = 0.3  # before logarithms; rounding alone is as much
 AT_PLEURA = 0.35
@@ -98,11 +97,7 @@ class Blocks:
 
         A variance of weighted sums wants their weights' squares: ``power=2``.
         """
-        found = values.astype(np.float32, copy=False)
-        for axis, edge in enumerate(self.mm):
-            steps = np.arange(round(_REACH * sigma_mm / edge) + 1)
-            found = weigh(found, np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power, axis)
-        return found
+        return sum_around(values, sigma_mm, self.mm, power)
 
     def middle(self, block: Sequence[float]) -> tuple[int, int, int]:
         """Voxel (slice, row, column) in the middle of a block, whose indices may be fractions."""

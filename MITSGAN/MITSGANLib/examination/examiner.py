@@ -58,6 +58,10 @@ _WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
 _WORTH_SAYING = 0.5  # of what counts
 _JUDGE_SURE = 0.985
 _SEED = 5
+_UNMARKED = (
+    "it carries no watermark that could be read, so that only its noise and copied tissue could speak: "
+    "of what networks add, and of edits that keep the noise, most would not show"
+)
 
 
 @dataclass(frozen=True)
@@ -477,6 +481,8 @@ def _verdict(
             reasons.append(f"only {max(noise, marked):.0%} of the lungs can be told about")
     else:
         outcome = Outcome.NOTHING_FOUND
+    if outcome is not Outcome.CANNOT_TELL and not mark.is_found:
+        reasons.append(_UNMARKED)
     return Verdict(
         outcome, places, tuple(evidence), tuple(reasons), tuple(told.items()), tuple(excluded), tuple(not_excluded)
     )

@@ -31,6 +31,8 @@ UNKNOWN, MARKED, ALTERED = range(3)
 # Of what an attack leaves in the scan: a nodule of its own size, or the 20 mm that CT-GAN paints.
 WINDOWS_MM = (9.0, 14.0, 20.0)
 """Edges of the windows in which a loss is sought."""
+SIGMAS_MM = (4.0, 6.0, 8.0)
+"""Of Gaussian surroundings in the lungs, which tell more of a watermark of which little is left."""
 # A window tells where so many standard deviations are expected, and misses the watermark below both of these.
 _TELLING, _MISSING_SD, _MISSING_SHARE = 8.0, 4.0, 0.3
 # Lossy compression takes more from smooth tissue than from the rest, and nobody can tell that from forgery: 5:1
@@ -70,6 +72,8 @@ class Check:
     :param seen: (windows, slices, block rows, block columns): how much of it a window of each size around each block
         holds, in standard deviations.
     :param expected: of the same shape: what it would be if the window were like its surroundings.
+    :param seen_in_lungs: as ``seen``, in Gaussian surroundings within the lungs, of sigmas :data:`SIGMAS_MM`.
+    :param expected_in_lungs: as ``expected``, likewise.
     :param classes: uint8 (slices, block rows, block columns), of :data:`UNKNOWN`, :data:`MARKED` and :data:`ALTERED`;
         all unknown without a watermark, or with one that has lost too much.
     :param regions: where it is missing, the largest first.
@@ -81,6 +85,8 @@ class Check:
     gain: float
     seen: np.ndarray
     expected: np.ndarray
+    seen_in_lungs: np.ndarray
+    expected_in_lungs: np.ndarray
     classes: np.ndarray
     regions: tuple[MissingRegion, ...]
     regridded: Regridding | None = None
@@ -239,6 +245,8 @@ def _check(
     left = sums.left(mm)
     evidence = [deviations(sums, left, size_mm, mm) for size_mm in WINDOWS_MM]
     seen, expected = (np.stack(values) for values in zip(*evidence, strict=True))
+    in_lungs = [sums.in_lungs(left, sigma_mm, mm) for sigma_mm in SIGMAS_MM]
+    around = [np.stack(values) for values in zip(*in_lungs, strict=True)]
     classes = np.zeros(sums.full.shape, np.uint8)
     regions: tuple[MissingRegion, ...] = ()
     if sd >= FOUND_SD and gain >= _DEGRADED_GAIN:
@@ -249,7 +257,7 @@ def _check(
         classes[altered] = ALTERED
         share = np.where(telling, seen / np.where(telling, expected, 1), 1).min(axis=0)
         regions = _regions(volume, altered, share)
-    return Check(volume, sd, gain, seen, expected, classes, regions)
+    return Check(volume, sd, gain, seen, expected, *around, classes, regions)
 
 
 def _seen_in(copy: CTVolume, moved: Check, regridding: Regridding) -> Check:
@@ -285,6 +293,8 @@ def _seen_in(copy: CTVolume, moved: Check, regridding: Regridding) -> Check:
         volume=copy,
         seen=np.stack([taken(values) for values in moved.seen]),
         expected=np.stack([taken(values) for values in moved.expected]),
+        seen_in_lungs=np.stack([taken(values) for values in moved.seen_in_lungs]),
+        expected_in_lungs=np.stack([taken(values) for values in moved.expected_in_lungs]),
         classes=taken(moved.classes),
         regions=tuple(regions),
         regridded=regridding,

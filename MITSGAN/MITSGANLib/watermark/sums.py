@@ -21,7 +21,7 @@ from ..budget.body import body_mask
 from ..budget.budget import Budget, allowed_change
 from ..budget.noise import LocalNoise, hiding_noise, hiding_noise_in_lungs, local_noise
 from ..runtime.threads import each_slice, map_slices
-from ..scan.filters import box_means, smooth
+from ..scan.filters import box_means, smooth, weigh
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
 from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, signs, tile_levels
@@ -43,6 +43,8 @@ _LUNG_BELOW_HU = -500.0
 # The watermark itself adds to the noise that is measured, 1 % at the default budget. Where that would raise what is
 # allowed from none to 1 HU, nothing was embedded.
 _SURELY = 0.97
+_LUNG_MM, _LUNG_SHARE = 30.0, 0.5  # what has so much of it around belongs to the lung
+_REACH = 2.5  # of a Gaussian, in sigmas
 _LEAST_SIGNAL = 4.0  # squared standard deviations
 _CLIP_SD = 3.0
 _LEAST_VARIANCE = 0.25  # HU squared: rounding to whole HU alone leaves a third of it
@@ -184,6 +186,19 @@ class Sums:
         """The share of it that is left in the whole scan."""
         return float(self.correlation.sum()) / max(float(self.full.sum()), 1e-12)
 
+    def in_lungs(self, left: np.ndarray, sigma_mm: float, block_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """What Gaussian surroundings hold of the watermark within the lungs, and should, in standard deviations.
+
+        :param left: :meth:`left`.
+        :param block_mm: edges of a block along (slice, row, column).
+        """
+        near = sum_in_boxes(self.is_lung.astype(np.float32), _LUNG_MM, block_mm)
+        where = self.is_lung | (near > _LUNG_SHARE * sum_in_boxes(np.ones_like(near), _LUNG_MM, block_mm))
+        seen, expected = (sum_around(values * where, sigma_mm, block_mm) for values in (self.correlation, left))
+        squares = sum_around(self.squares.clip(0) * where, sigma_mm, block_mm, power=2)
+        root = np.sqrt(np.maximum(squares, _LEAST_SIGNAL))
+        return seen / root, expected / root
+
     def left(self, block_mm: Sequence[float]) -> np.ndarray:
         """What the correlation of each block comes to where as much of the watermark is lost as around.
 
@@ -203,6 +218,18 @@ def sum_in_boxes(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) 
     """Sum over a box with an odd number of blocks around each."""
     size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
     return box_means(values, size, "constant") * np.prod(size)
+
+
+def sum_around(values: np.ndarray, sigma_mm: float, block_mm: Sequence[float], power: int = 1) -> np.ndarray:
+    """Sum around each block, weighted by a Gaussian that is 1 in its middle, to a power; float32.
+
+    A variance of weighted sums wants their weights' squares: ``power=2``.
+    """
+    found = values.astype(np.float32, copy=False)
+    for axis, edge in enumerate(block_mm):
+        steps = np.arange(round(_REACH * sigma_mm / edge) + 1)
+        found = weigh(found, np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power, axis)
+    return found
 
 
 def deviations(

@@ -68,6 +68,7 @@ class TestVerdicts:
         assert verdict.outcome is Outcome.NOTHING_FOUND, verdict.places
         assert any("paint" in kind for kind in verdict.excluded)
         assert any("network" in kind for kind in verdict.not_excluded)
+        assert any("no watermark" in reason for reason in verdict.reasons)
         assert seen[-1] == (100, 100)
         assert seen == sorted(seen)
 
@@ -180,3 +181,12 @@ def test_two_witnesses_make_it_sure():
     assert not by_one.is_sure
     assert by_both.is_sure
     assert by_one.words.startswith("probably")
+
+
+def test_a_deep_prior_fills_the_hole_alone(scan, place):
+    box, hu = forgeries.deep_prior(scan, place, steps=3)
+    changed = np.argwhere(hu != scan.hu[box])
+    away = (changed + [part.start for part in box] - np.array(place)) * scan.spacing_kji
+    assert len(changed)
+    assert np.linalg.norm(away, axis=1).max() < forgeries.RADIUS_MM
+    assert np.array_equal(forgeries.deep_prior(scan, place, steps=3)[1], hu), "seeded"

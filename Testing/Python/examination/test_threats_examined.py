@@ -1,7 +1,7 @@
 """The README's table of threats, row by row: what ``mitsgan examine`` says, and what it does not.
 
-Copies with their source are in ``test_examination.py``. The other columns are in
-``Testing/Python/test_threats.py``. How often on real scans: docs/results/reveal.md.
+Copies with their source are in ``test_examination.py``. Reading a scan leaves nothing to examine. The other columns
+are in ``Testing/Python/test_threats.py``. How often on real scans: docs/results/reveal.md.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import copy_suite
 import forgeries
 import numpy as np
 import pydicom
@@ -68,6 +69,7 @@ def untouched(marked: CTVolume) -> Examination:
 
 def test_an_untouched_copy_is_no_alarm(untouched):
     assert untouched.verdict.outcome is Outcome.NOTHING_FOUND
+    assert not untouched.verdict.reasons
 
 
 def test_what_a_network_erases_is_an_alarm_where_one_asks(marked, place):
@@ -127,6 +129,21 @@ def test_lossy_compression_is_no_alarm_and_loses_part(marked, untouched):
     assert lossy.verdict.outcome is not Outcome.CHANGED
     assert lossy.mark.is_found
     assert lossy.mark.gain < 0.8 * untouched.mark.gain
+
+
+def test_what_was_painted_before_smoothing_lacks_more_of_the_watermark(marked, place):
+    copy = copy_suite.COPIES["Gaussian of 0.5 voxel"](painted(marked, place, 0)).volume
+    examination = looked_at(copy)
+    assert examination.mark.is_degraded
+    watermark = next(one for one in examination.suspicions if one.kind == "watermark")
+    here = watermark.score[examination.block_of(place)]
+    assert here > 1
+    assert here > 1.5 * np.percentile(watermark.score[examination.lungs], 99)
+
+
+def test_what_lies_outside_the_lungs_is_not_sought(untouched, place):
+    assert untouched.can_tell(place)
+    assert not untouched.can_tell((20, 12, 12)), "air around the patient"
 
 
 @pytest.mark.parametrize(("key", "is_missed"), [(OPEN_KEY, True), (SECRET_KEY, False)])
