@@ -250,9 +250,8 @@ def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Seq
 
 
 def go_to(ras: Sequence[float]) -> None:
-    """Move the slice views that are seen, those of the comparison or all others, to a world point in mm."""
-    compared = [slice_node for _name, slice_node, _composite in _views()]
-    for slice_node in compared if comparison_is_shown() else _ordinary("vtkMRMLSliceNode"):
+    """Move all slice views to a world point in mm."""
+    for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         slice_node.JumpSliceByOffsetting(*ras)
 
 
