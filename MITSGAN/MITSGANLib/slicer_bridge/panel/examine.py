@@ -112,6 +112,8 @@ class ExamineSection(Section):
             show_in_ordinary_views(node)
             panel.jobs.breathe(node)
             parameters.changeMap = panel.logic.showFinding(finding, node, visible=parameters.showChanges)
+            # The verdict is to be in sight without scrolling.
+            panel.ui.protectionCollapsibleButton.collapsed = True
 
     def discard(self, parameters: Any) -> None:
         """Remove finding and map: they are not of what is shown now."""

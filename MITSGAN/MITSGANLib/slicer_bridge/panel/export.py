@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
+from ..dicom_source import INSTANCES_ATTRIBUTE
 from ..packages import FIGURES, KEYS, NETWORKS, PAGE
 from ..reports import remember_report
 from ..targets import target_from_markups
@@ -109,6 +110,8 @@ class ExportSection(Section):
         missing = self._panel.missing_protected()
         if not missing and is_simulated_attack(self._panel.parameters.protectedVolume):
             return _("A simulated attack is never exported as DICOM, so that it cannot pass for a patient's scan.")
+        if not missing and not self._panel.parameters.sourceVolume.GetAttribute(INSTANCES_ATTRIBUTE):
+            return _("This CT was not loaded through Slicer's DICOM module, so it has no headers: export it as a file.")
         return missing
 
     def _missing_for_file(self) -> str:

@@ -107,7 +107,7 @@ def about_protecting(words: str, parameters: Any) -> str:
     first = words.partition(". ")[0].removesuffix(".") + "." if words else ""
     source, volume = parameters.sourceVolume, parameters.volume
     if source and volume and source is not volume:
-        first += " " + _("The original, {name}, will be protected.").format(name=source.GetName())
+        first += " " + _("Protecting again makes another copy of the original, {name}.").format(name=source.GetName())
     return first
 
 
@@ -125,7 +125,7 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
         if inspection.noise_sd_hu is not None
         else _("noise not measurable")
     )
-    words = _("CT: {columns} × {rows} × {slices}, {thickness:.2f} mm slices, {noise}").format(
+    words = _("CT: {columns}×{rows}×{slices}, slices of {thickness:.3g} mm, {noise}").format(
         columns=columns, rows=rows, slices=slices, thickness=inspection.spacing[2], noise=noise
     )
     remarks = len(inspection.warnings)

@@ -20,6 +20,8 @@ from .inquiry import Inquiry
 from .install import Answer, ask_to_install
 from .jobs import JobRunner
 
+_SETTLED_MILLISECONDS = 300
+
 
 @dataclass(frozen=True)
 class _Control:
@@ -289,8 +291,10 @@ class Panel:
         label.text = text
         label.setVisible(bool(text))
         label.setMinimumHeight(0)
-        # Or Qt keeps the height that a shorter text had. Not now: a label has its width once it is shown.
-        qt.QTimer.singleShot(0, lambda: self._fit(label))
+        # Or Qt keeps the height that a shorter text had. Not now: a label has its width once it is shown, and another
+        # once the panel needs a scroll bar.
+        for milliseconds in (0, _SETTLED_MILLISECONDS):
+            qt.QTimer.singleShot(milliseconds, lambda: self._fit(label))
 
     def _fit(self, label: Any) -> None:
         if not self.is_closed and label.visible:
