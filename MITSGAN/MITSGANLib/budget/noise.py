@@ -314,8 +314,8 @@ def _with_reach(box: tuple[slice, slice], reach: int) -> tuple[tuple[slice, ...]
 
 def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviation in HU around the best plane in each window of a grid, and which windows count."""
-    # Around the middle of lung and soft tissue, where float32 loses least in the difference of squares.
-    values = np.maximum(plane, LOWEST_HU).astype(np.float32) + np.float32(400)
+    # Whole numbers around the middle of lung and soft tissue, where float32 loses least in the difference of squares.
+    values = np.maximum(plane, LOWEST_HU).astype(np.int32) + np.int32(400)
     useless = (plane <= LOWEST_HU) | (plane >= HIGHEST_HU) | is_padding(plane, padding_hu)
     half = window // 2
     flat = np.full(window, 1 / window, np.float32)
@@ -323,10 +323,9 @@ def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | Non
     ramp /= window * np.sqrt(np.mean(ramp**2))
 
     # Down the rows first; then across, where the columns come first in a transposed copy.
-    exact = values.astype(np.float64)
-    means = in_windows(exact, flat, step).T.astype(np.float64, order="C")
+    means = in_windows(values, flat, step).T.astype(np.float64, order="C")
     level = in_windows(means, flat, step).T
-    explained = level**2 + in_windows(in_windows(exact, ramp, step).T.copy(), flat, step).T ** 2
+    explained = level**2 + in_windows(in_windows(values, ramp, step).T.copy(), flat, step).T ** 2
     explained += in_windows(means, ramp, step).T ** 2
     squares = in_windows(in_windows(values * values, flat, step).T.copy(), flat, step).T
     variance = (squares - explained) * (window**2 / (window**2 - 3))
@@ -343,12 +342,18 @@ def in_windows(values: np.ndarray, weights: np.ndarray, step: int) -> np.ndarray
 
     :param weights: of odd length, symmetric or antisymmetric.
     """
-    half = len(weights) // 2
-    exact = values.astype(np.float64, copy=False)
+    half, is_flat = len(weights) // 2, bool((weights == weights[0]).all())
+    # Whole numbers are added up as such: their sums, of squares of HU as well, are far below 2**31.
+    exact = values if is_flat and values.dtype == np.int32 else values.astype(np.float64, copy=False)
 
     def shifted(by: int) -> np.ndarray:
         return exact[half + by : len(exact) - half + by : step]
 
+    if is_flat:
+        total = shifted(-half).copy()
+        for by in range(1 - half, half + 1):
+            total += shifted(by)
+        return (total * float(weights[0])).astype(np.float32)
     mirrored = np.add if weights[0] == weights[-1] else np.subtract
     total = shifted(0) * float(weights[half])
     pair = np.empty_like(total)
