@@ -45,7 +45,7 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         slicer.app.processEvents()
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def place_target(panel, kji):

@@ -19,7 +19,7 @@ from .threads import garbage
 
 T = TypeVar("T")
 
-_INTERVAL_SECONDS = 0.02
+INTERVAL_SECONDS = 0.02
 
 
 class BackgroundTask:
@@ -94,7 +94,7 @@ def _wait(
     ended = False
     while not ended:
         # Asked before the reports are taken, so that none that came before the end is lost.
-        ended = task.wait(_INTERVAL_SECONDS)
+        ended = task.wait(INTERVAL_SECONDS)
         latest = None
         while not reports.empty():
             latest = reports.get()
