@@ -88,6 +88,7 @@ class TestSign:
         changed = {name for name, data in outputs(out).items() if data != before[name]}
         assert changed == {f"mixed/a-00{k}" for k in range(3)}
 
+    @pytest.mark.slow
     def test_another_key_signs_anew(self, originals, key, tmp_path):
         other, out = tmp_path / "other.pem", tmp_path / "out"
         save_signing_key(new_signing_key(), other)

@@ -198,6 +198,7 @@ class TestProtect:
         monkeypatch.setattr(SliceNetwork, "propose", unexpected)
         assert main(["protect", str(scan), str(tmp_path / "folder")]) == OutputError.exit_code
 
+    @pytest.mark.slow
     def test_stopping_leaves_nothing(self, scan, tmp_path, monkeypatch, capsys):
         def stopped(*_args: object, **_kwargs: object) -> None:
             raise KeyboardInterrupt
@@ -211,6 +212,7 @@ class TestProtect:
         assert main(["info", str(tmp_path / "missing.nrrd"), "--verbose"]) == 3
         assert "Traceback" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_full_disk_leaves_nothing(self, scan, tmp_path, monkeypatch, capsys):
         import errno
 

@@ -53,6 +53,7 @@ def examine(*words: object) -> int:
     return main(["examine", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_what_was_painted_is_told_mapped_and_pictured(files, place, tmp_path, capsys):
     voxel = ",".join(map(str, place))
     outputs = ("--map", tmp_path / "map.nrrd", "--page", tmp_path / "page.html", "--json", tmp_path / "found.json")
@@ -67,6 +68,7 @@ def test_what_was_painted_is_told_mapped_and_pictured(files, place, tmp_path, ca
     assert "<img" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_untouched_copy_has_nothing_found(files, capsys):
     assert examine(files / "scan.nrrd") == NOTHING_FOUND
     assert "Verdict: nothing found." in capsys.readouterr().out
@@ -77,6 +79,7 @@ def test_where_nothing_can_be_told_it_does_not_end_as_if_all_were_well(files, ca
     assert "no lungs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_signed_copy_is_intact_and_a_changed_one_is_not(files, tmp_path, capsys):
     assert main(["keygen", "--signing", str(tmp_path / "sign.pem")]) == 0
     assert (

@@ -61,6 +61,7 @@ def away_mm(volume: CTVolume, one: tuple[int, ...], other: tuple[int, ...]) -> f
 
 @pytest.mark.usefixtures("on_its_grid")
 class TestVerdicts:
+    @pytest.mark.slow
     def test_an_untouched_scan_has_nothing_listed_and_says_what_that_excludes(self, scan):
         seen = []
         examination = examine(scan, with_judge=False, progress=lambda done, of: seen.append((done, of)))
@@ -89,6 +90,7 @@ class TestVerdicts:
         html = render_examination(painted.volume, painted.verdict, title="a scan")
         assert html.count("data:image/png") == 2 * len(painted.verdict.places)
 
+    @pytest.mark.slow
     def test_a_clone_names_its_source(self, scan, place, source):
         forged = forgeries.forge(scan, [place], lambda v, k: forgeries.clone(v, k, source, 16.0))
         verdict = examine(forged, with_judge=False).verdict
@@ -98,23 +100,27 @@ class TestVerdicts:
         assert tuple(np.abs(shift)) == tuple(np.abs(np.subtract(source, place)))
         assert min(away_mm(scan, copies[0].kji, end) for end in (place, source)) < 10
 
+    @pytest.mark.slow
     def test_without_lungs_it_cannot_tell(self, scan):
         water = scan.with_hu(np.random.default_rng(0).normal(0, 20, scan.shape).astype(np.int16))
         verdict = examine(water, with_judge=False).verdict
         assert verdict.outcome is Outcome.CANNOT_TELL
         assert verdict.reasons
 
+    @pytest.mark.slow
     def test_what_says_that_it_is_a_drills_case_is_judged_by_its_voxels(self, scan):
         verdict = examine(scan.with_hu(scan.hu, drill_step()), with_judge=False).verdict
         assert verdict.outcome is Outcome.NOTHING_FOUND, "as of the untouched scan"
         assert "a drill's case" in verdict.evidence[0].text
 
+    @pytest.mark.slow
     def test_what_says_that_it_is_simulated_is_changed(self, scan):
         marked = scan.with_hu(scan.hu, ProcessingStep(SIMULATED_ATTACK, "SIMULATED"))
         verdict = examine(marked, with_judge=False).verdict
         assert verdict.outcome is Outcome.CHANGED
         assert any(one.kind == "header" for one in verdict.evidence)
 
+    @pytest.mark.slow
     def test_a_key_whose_watermark_is_not_there_cannot_tell(self, scan):
         other = dataclasses.replace(OPEN_KEY, secret=bytes(32))
         assert examine(scan, key=other, with_judge=False).verdict.outcome is Outcome.CANNOT_TELL
@@ -124,6 +130,7 @@ class TestVerdicts:
             painted.at((0, 0, 10_000))
 
 
+@pytest.mark.slow
 def test_the_watermark_is_missed_where_paint_has_no_noise(scan, place):
     """What is expected comes from the tissue around, not from the forged copy."""
     marked = protect(scan, model=watermark_alone(OPEN_KEY))

@@ -52,6 +52,7 @@ def test_protection_alone(volumes):
     assert seen[-1] == (16, 16)
 
 
+@pytest.mark.slow
 def test_attack_and_control(volumes, untrained_attackers):
     seen = []
     attacker = untrained_attackers["remove"]

@@ -155,6 +155,7 @@ def test_the_story(panel, scan, pictures, standin):
     pictures.take("compared")
 
 
+@pytest.mark.slow
 def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     before = layout.GetViewArrangement()
@@ -214,6 +215,7 @@ def test_side_by_side_is_always_there(loaded, standin):
     assert standin.app.layoutManager().tabs.currentIndex == 0, "the tab of the images"
 
 
+@pytest.mark.slow
 def test_a_volume_that_the_user_puts_into_a_view_is_named(loaded, scan):
     attack(loaded, scan)
     other = node_from_volume(scan.volume, "Other CT")
@@ -276,6 +278,7 @@ def test_the_sentence_follows_a_target_that_is_moved(loaded, scan):
         wait_until(lambda said=said: said in ui.targetDescriptionLabel.text)
 
 
+@pytest.mark.slow
 def test_the_next_target_is_placed_in_the_comparison(loaded, scan):
     parameters = attack(loaded, scan)
     assert comparison_is_shown()
@@ -671,6 +674,7 @@ def test_a_finding_that_is_too_large_is_said_before_the_attack(loaded, scan):
     assert "leave a patch" not in loaded.ui.targetDescriptionLabel.text
 
 
+@pytest.mark.slow
 def test_a_repeated_attack_leaves_one_pair(loaded, scan):
     parameters = attack(loaded, scan)
     before = node_names()
@@ -737,6 +741,7 @@ def test_no_events_are_processed_while_the_parameter_node_is_shown(panel, scan, 
     assert before == []
 
 
+@pytest.mark.slow
 def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     library = {name: module for name, module in sys.modules.items() if name.partition(".")[0].startswith("MITSGAN")}
     for name, module in library.items():
@@ -1008,6 +1013,7 @@ def test_what_is_displayed_is_selected_and_what_is_selected_is_displayed(standin
     panel.cleanup()
 
 
+@pytest.mark.slow
 def test_results_are_known_by_the_volume_that_is_displayed(loaded, scan):
     parameters = attack(loaded, scan)
     source, first = parameters.sourceVolume, parameters.protectedVolume
@@ -1042,6 +1048,7 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
     assert slicer.mrmlScene.IsNodePresent(other)
 
 
+@pytest.mark.slow
 def test_the_views_of_a_demonstration_are_made_one_after_the_other(loaded, scan):
     tags = {view.tag for view in VIEWS.values()}
 
@@ -1099,6 +1106,7 @@ def test_a_long_verdict_is_shown_whole(panel):
         assert label.height >= label.minimumHeight
 
 
+@pytest.mark.slow
 def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
     parameters = attack(loaded, scan)
     first, protected = parameters.sourceVolume, parameters.protectedVolume
@@ -1156,6 +1164,7 @@ def test_the_module_registers_its_sample_and_its_self_test_passes(standin, modul
     module.MITSGANTest().runTest()
 
 
+@pytest.mark.slow
 def test_a_scan_from_the_dicom_database_is_exported_as_a_derived_series(panel, standin, tmp_path):
     from dicom_factory import ct_series, phantom_hu
     from MITSGANLib.files.dicom.read import read_series

@@ -151,6 +151,7 @@ class TestState:
         ui.volumeSelector.setCurrentNode(loaded._parameterNode.sourceVolume)
         assert "No record of protection" in ui.stateLabel.text
 
+    @pytest.mark.slow
     def test_without_a_record_the_open_watermark_tells(self, panel, ct, marked):
         ui = panel.ui
         add_scan(panel, nameless(marked))
@@ -162,6 +163,7 @@ class TestState:
         assert ui.stateLabel.text.startswith("<b>No record of protection</b>")
         assert ui.protectButton.enabled
 
+    @pytest.mark.slow
     def test_what_slicer_itself_saves_keeps_the_record(self, panel, scan, marked, tmp_path):
         step = ProcessingStep(SIMULATED_ATTACK, "SIMULATED ATTACK", {"action": "inject", "target_kji": [8, 81, 44]})
         for volume, words in (
@@ -288,6 +290,7 @@ class TestExamine:
             panel.ui.examineButton.click()
             assert len(node_names("vtkMRMLLabelMapVolumeNode")) == 1
 
+    @pytest.mark.slow
     def test_an_untouched_scan_is_never_called_genuine(self, panel, marked, standin):
         add_scan(panel, marked)
         place_target(panel, PAINTED)
@@ -304,6 +307,7 @@ class TestExamine:
         assert rows(panel) == []
         assert panel._parameterNode.changeMap is None or not (hu(panel._parameterNode.changeMap) == CHANGED).any()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["open", "keyed"])
     def test_a_chosen_key_hides_neither_watermark(self, panel, dialogs, key_file, ct, kind):
         choose(panel, dialogs, "keyFile", key_file)
@@ -313,12 +317,14 @@ class TestExamine:
         words = "It carries your key's watermark" if kind == "keyed" else "It carries the open watermark"
         assert words in panel.ui.verdictLabel.text
 
+    @pytest.mark.slow
     def test_without_its_key_a_watermark_cannot_be_told(self, panel, ct):
         add_scan(panel, protect(ct, model=watermark_alone(KEY)))
         panel.ui.examineButton.click()
         assert "Cannot be told" in panel.ui.stateLabel.text
         assert "needs the key file" in panel.ui.verdictLabel.text
 
+    @pytest.mark.slow
     def test_a_simulated_attack_stays_one_whatever_is_found(self, panel, marked):
         step = ProcessingStep(SIMULATED_ATTACK, "SIMULATED ATTACK", {"action": "inject", "target_kji": list(PAINTED)})
         add_scan(panel, marked.with_hu(marked.hu, step))
@@ -368,6 +374,7 @@ class TestSignature:
         sign_scan(tmp_path / "in.nrrd", tmp_path / "signed.nrrd", Signers(load_signing_key(signing[0])))
         return tmp_path / "signed.nrrd"
 
+    @pytest.mark.slow
     def test_an_intact_file_is_said_to_be_so_by_the_key_that_was_chosen(self, panel, dialogs, signed, signing):
         from_file(panel, signed)
         assert "<b>Signed</b>, not verified yet" in panel.ui.stateLabel.text
@@ -378,6 +385,7 @@ class TestSignature:
         panel.ui.examineButton.click()
         assert "<b>Signed: intact</b>, by the key that you chose" in panel.ui.stateLabel.text
 
+    @pytest.mark.slow
     def test_one_changed_voxel_is_found_named_and_shown(self, panel, signed, pictures):
         volume = read_file(signed)
         values = volume.hu.copy()

@@ -177,6 +177,7 @@ class TestFileExport:
         export(path)
         assert [file.name for file in folder.iterdir()] == ["out.nrrd"]
 
+    @pytest.mark.slow
     def test_the_file_that_the_scan_came_from_is_what_is_sealed(self, panel, dialogs, export, key_file, folder, scan):
         """Its type of values and its header come back, not only what Slicer shows of it."""
         import SimpleITK as sitk
@@ -442,6 +443,7 @@ class TestSecrets:
         assert (folder / "out.nrrd.manifest.json").is_file()
         assert panel.ui.passphraseLineEdit.text == ""
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("protected")
     def test_nothing_of_keys_outlives_a_click(self, panel, dialogs, tmp_path, standin, caplog):
         """Neither key nor place, neither in the saved scene nor in the log, after all that the section can do."""

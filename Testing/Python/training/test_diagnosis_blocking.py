@@ -122,6 +122,7 @@ class TestSamples:
         assert torch.equal(hu, hu.round())
         assert torch.equal(hu, grids.hu(drawn)), "the same drawing gives the same voxels"
 
+    @pytest.mark.slow
     def test_no_held_out_patient_is_seen(self, data, tmp_path):
         write_mark(write_mark_models(tmp_path / "models") / "protectors" / "tiny-mark.safetensors", tiny_mark())
         task = task_of(UNMARK, data, tmp_path, {"held_out": ["a", "b", "patient-9"]})
@@ -207,6 +208,7 @@ class TestUnmark:
             assert 0 < np.abs(change).max() <= limit.max()
             assert (np.abs(change) <= limit + 1e-6).all()
 
+    @pytest.mark.slow
     def test_what_is_left_is_measured_by_the_mark_itself(self, data, trained):
         """A network that leaves all as it is leaves the whole mark; one that blanks all is farther off."""
         task = task_of(UNMARK, data, trained.parent)

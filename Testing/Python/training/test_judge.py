@@ -142,6 +142,7 @@ def middle_of(views: torch.Tensor) -> torch.Tensor:
 
 
 class TestCubes:
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_a_nodule_is_in_the_middle_exactly_where_the_answer_is_yes(self, source, seed):
@@ -308,6 +309,7 @@ class TestForgeries:
             version = stored[one.version, one.place][:, one.start[1] :, one.start[2] :][:, :24, :24]
             assert np.array_equal(np.sort(view, axis=None), np.sort(version, axis=None))
 
+    @pytest.mark.slow
     def test_training_scans_are_varied_and_validation_scans_are_not(self, data, untrained_attackers, tmp_path):
         write_untrained_attackers(tmp_path / "models", untrained_attackers)
         task = task_of(FORGERY, data, tmp_path, {"forgery.cache": str(tmp_path / "cache")})
@@ -393,6 +395,7 @@ class TestTask:
         assert figures["loss"] < 0.6
         assert figures["area_under_curve"] > 0.9
 
+    @pytest.mark.slow
     @settings(max_examples=20, deadline=None)
     @given(share=st.floats(0, 1), seed=st.integers(0, 100))
     def test_the_threshold_keeps_false_alarms_below_the_share(self, judge_task, share, seed):

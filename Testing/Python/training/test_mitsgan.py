@@ -89,6 +89,7 @@ class TestTraining:
         first, last = (np.mean([s["manipulation"] for s in part]) for part in (seen[:3], seen[-3:]))
         assert last > 1.3 * first
 
+    @pytest.mark.slow
     def test_warm_up_brings_the_generator_to_its_slice(self, bench):
         made = bench.task(learning_rate=3e-3, warm_up=20)
         assert [made.draw(Step(number, 0, 1))[0].warm_up for number in (0, 19, 20)] == [True, True, False]
@@ -99,6 +100,7 @@ class TestTraining:
 
 
 class TestObjective:
+    @pytest.mark.slow
     def test_gradient_flows_through_the_attacker_unless_turned_off(self, bench):
         """Voxels of the shell move what is forged in the middle; as a constant, the forgery has no such part."""
         gradients, values = {}, {}
@@ -117,6 +119,7 @@ class TestObjective:
         change = manipulation(made, step / 2)[0] - manipulation(made, -step / 2)[0]
         assert change.item() == pytest.approx((gradient * step).sum().item(), rel=0.1)
 
+    @pytest.mark.slow
     def test_mean_over_slices_is_the_cubes_share_of_whole_slices(self, bench):
         square, slices = (manipulation(bench.task(compared=compared))[0].item() for compared in ("square", "slices"))
         # The cube has 13 x 11 x 11 voxels at 2.5 x 2.8 x 2.8 mm, and the slab 13 slices of 128x128.
