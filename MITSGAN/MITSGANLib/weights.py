@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,26 @@ class ModelCard:
     def to_json(self) -> str:
         """The text of the card's file."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def weights_path(name: str | os.PathLike[str], folder: Path, what: str, installed: Callable[[], Sequence[str]]) -> Path:
+    """Where the weights of a model lie that is installed in ``folder``, or named by its .safetensors file.
+
+    :param what: the kind of model, in words.
+    :param installed: gives the names that there are.
+    :raises ModelError: when there are none.
+    """
+    given = os.fspath(name)
+    if given.endswith(".safetensors"):
+        if not Path(given).is_file():
+            raise ModelError(f"There are no weights at {given}; check the path.")
+        return Path(given)
+    path = folder / f"{given}.safetensors"
+    # A name is not a way to files elsewhere; those are given with their suffix.
+    if Path(given).name != given or not path.exists():
+        known = ", ".join(installed()) or "none"
+        raise ModelError(f"There is no {what} '{given}'; installed are: {known}. A file is named with .safetensors.")
+    return path
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:

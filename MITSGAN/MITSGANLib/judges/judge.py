@@ -158,7 +158,8 @@ def load_judge(name: str | os.PathLike[str], folder: Path = weights.MODELS_FOLDE
 
     :raises ModelError: when it is unknown, corrupt, no judge, or its card lacks view or threshold.
     """
-    tensors, card = weights.read_weights(_path_of(name, folder))
+    path = weights.weights_path(name, folder / "judges", "judge", lambda: available_judges(folder=folder))
+    tensors, card = weights.read_weights(path)
     question = card.kind.removeprefix(_KIND)
     if question not in QUESTIONS:
         raise ModelError(f"Model '{card.name}' is a {card.kind}, not a judge; choose another.")
@@ -204,17 +205,3 @@ def build_network(name: str, config: Any) -> torch.nn.Module:
 def _configuration(name: str, config: Any) -> Any:
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     return network_classes()[name][1](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-
-def _path_of(name: str | os.PathLike[str], folder: Path) -> Path:
-    given = os.fspath(name)
-    if given.endswith(".safetensors"):
-        if not Path(given).is_file():
-            raise ModelError(f"There are no weights at {given}; check the path.")
-        return Path(given)
-    path = folder / "judges" / f"{given}.safetensors"
-    # A name is not a way to files elsewhere; those are given with their suffix.
-    if Path(given).name != given or not path.exists():
-        known = ", ".join(available_judges(folder=folder)) or "none"
-        raise ModelError(f"There is no judge '{given}'; installed are: {known}. A file is named with .safetensors.")
-    return path

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights, weights_path
 from .proposer import BLOCKER_CLASS, BLOCKER_KIND
 
 if TYPE_CHECKING:
-    import torch
-
     from .proposer import Proposer
 
 DEFAULT_PROTECTOR = "mitsgan-small"
@@ -89,12 +87,21 @@ def load_proposer(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) ->
     :param name: a preset, an installed protector, or the path of a .safetensors file with its card beside it.
     :raises ModelError: when it is unknown, corrupt, no protector, or its weights do not fit its architecture.
     """
+    from .diagnosis_blocking import DiagnosisBlocker
+    from .generator import Generator, GeneratorConfig
+    from .tafim import TAFIM, TAFIMConfig
+
+    networks = {"Generator": (Generator, GeneratorConfig), "TAFIM": (TAFIM, TAFIMConfig)}
     tensors, card = read_weights(protector_path(name, folder))
-    kinds = {"Generator": _generator, "TAFIM": _tafim, BLOCKER_CLASS: _diagnosis_blocker}
     kind = card.architecture.get("class")
-    if kind not in kinds:
-        raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({', '.join(kinds)}).")
-    return kinds[kind](tensors, card), card
+    if kind == BLOCKER_CLASS:
+        return DiagnosisBlocker.of(tensors, card), card
+    if kind not in networks:
+        known = ", ".join((*networks, BLOCKER_CLASS))
+        raise ModelError(f"Model '{card.name}' is of class {kind}, not a protector ({known}).")
+    network, config = networks[kind]
+    values = configuration(config, card)
+    return fill(lambda: network(values), tensors, card), card
 
 
 def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -> Path:
@@ -102,19 +109,14 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
 
     :raises ModelError: when there are none.
     """
-    if os.fspath(name).endswith(".safetensors"):
-        path = Path(name)
-        if not path.is_file():
-            raise ModelError(f"There are no weights at {path}; check the path.")
-        return path
     name = os.fspath(name)
     name = PRESETS[name].protector if name in PRESETS else name
-    path = folder / "protectors" / f"{name}.safetensors"
-    # A name is not a way to files elsewhere; those are given with their suffix.
-    if Path(name).name != name or not path.exists():
-        known = ", ".join([*PRESETS, *(card.name for card in available_protectors(folder))])
-        raise ModelError(f"There is no protector '{name}'; installed are: {known}. A file is named with .safetensors.")
-    return path
+    return weights_path(
+        name,
+        folder / "protectors",
+        "protector",
+        lambda: [*PRESETS, *(card.name for card in available_protectors(folder))],
+    )
 
 
 def is_blocker(name: str | os.PathLike[str]) -> bool:
@@ -124,26 +126,3 @@ def is_blocker(name: str | os.PathLike[str]) -> bool:
     """
     has_card = name not in (NO_MODEL, SEARCH)
     return has_card and ModelCard.read(protector_path(name).with_suffix(".json")).kind == BLOCKER_KIND
-
-
-def _generator(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
-    from .generator import Generator, GeneratorConfig
-
-    return _network(Generator, GeneratorConfig, tensors, card)
-
-
-def _tafim(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
-    from .tafim import TAFIM, TAFIMConfig
-
-    return _network(TAFIM, TAFIMConfig, tensors, card)
-
-
-def _diagnosis_blocker(tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
-    from .diagnosis_blocking import DiagnosisBlocker
-
-    return DiagnosisBlocker.of(tensors, card)
-
-
-def _network(network: type, config: type, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Proposer:
-    values = configuration(config, card)
-    return fill(lambda: network(values), tensors, card)

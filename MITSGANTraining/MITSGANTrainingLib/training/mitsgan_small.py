@@ -139,12 +139,15 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
             f"{attacker.name} {attacker.action}": mean_over_team(self._gain(attacker, clean_cube, protected_cube))
             for attacker in self._attackers
         }
-        # Against what is allowed there: noise may allow far less than the strength.
-        share = self._inner(change) / mean_over_team(self._inner(allowed).mean()).clamp_min(1)
-        pattern = mean_over_team(repeated_power(share, self.config.generator.unshuffle))
+        pattern = self._pattern(change, allowed)
         # Logarithms, so that the attacker that yields more does not take all of the gradient.
         loss = self.config.pattern_weight * pattern - sum(gain.log() for gain in gains.values())
         return loss, {**gains, "pattern": pattern}
+
+    def _pattern(self, change: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """:func:`repeated_power` against what is allowed there: noise may allow far less than the strength."""
+        share = self._inner(change) / mean_over_team(self._inner(allowed).mean()).clamp_min(1)
+        return mean_over_team(repeated_power(share, self.config.generator.unshuffle))
 
     def _change(
         self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module

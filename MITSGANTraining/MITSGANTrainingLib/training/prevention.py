@@ -22,7 +22,7 @@ from torch import nn
 from .configuration import Weight
 from .engine import Product, Training
 from .inputs import Inputs
-from .mitsgan_small import DrawnPlace, SmallProtectorConfig, SmallProtectorTask, repeated_power
+from .mitsgan_small import DrawnPlace, SmallProtectorConfig, SmallProtectorTask
 from .scans import ScanTargets
 from .team import mean_over_team
 
@@ -84,8 +84,7 @@ class PreventionTask(SmallProtectorTask):
             )
             for attacker in attackers
         }
-        share = self._inner(change) / mean_over_team(self._inner(allowed).mean()).clamp_min(1)
-        pattern = mean_over_team(repeated_power(share, self.config.generator.unshuffle))
+        pattern = self._pattern(change, allowed)
         size = mean_over_team(self._inner(change).square().mean()).sqrt()
         loss = sum(sure.values()) / len(sure) + self.config.pattern_weight * pattern
         return loss, {**sure, "pattern": pattern, "change_hu": size}
