@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from MITSGANLib.errors import DependencyError, InputError, ModelError
+from MITSGANLib.errors import DependencyError, ModelError
 from MITSGANLib.files.atomic import remove_leavings, require_space
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.storage import load_volume
@@ -168,22 +168,13 @@ class ProtectionRecord(Record):
 class ProtectionReport(TreeReport):
     """What became of everything in the tree."""
 
-    command: ClassVar[str] = "protect"
-    doing: ClassVar[str] = "Protecting"
-    verb: ClassVar[str] = "protected"
-
     @property
     def change(self) -> Change:
         """The change pooled over the voxels of all protected scans."""
         return sum((record.change for record, _ in self.finished), Change())
 
-    @property
-    def slices(self) -> int:
-        """Number of slices of all protected scans."""
-        return sum(record.slices for record, _ in self.finished)
-
     def figures(self) -> dict[str, Any]:
-        return {"slices": self.slices, "change": self.change.to_dict()}
+        return {**super().figures(), "change": self.change.to_dict()}
 
 
 def measure_change(before: CTVolume, after: CTVolume) -> Change:
@@ -207,13 +198,12 @@ def protect_collection(
         too little space for all of it.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
-    report = ProtectionReport()
     config = checked_collection(config)
+    report = ProtectionReport("protect", "Protecting", "protected", "slices")
     protector, _, settings = config.load()
     if not config.scheduler:
         protector.place(config.device)  # refuses one that is not there
-    work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
-    return report
+    return work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
 
 
 @dataclass(frozen=True)
@@ -311,10 +301,5 @@ def checked_collection(config: CollectionConfig) -> CollectionConfig:
     :raises InputError: a passphrase would have to be sent to a scheduler.
     """
     config = checked(config)
-    if config.scheduler and config.signing_passphrase is not None:
-        raise InputError("A passphrase is never sent to a scheduler; sign with a key file that none locks.")
-    model = config.model
-    if model and model.endswith(".safetensors"):
-        model = str(Path(model).absolute())
-    files = {name: file.absolute() for name in ("watermark", "signing_key") if (file := getattr(config, name))}
-    return dataclasses.replace(config, model=model, **files)
+    is_file = config.model.endswith(".safetensors")
+    return dataclasses.replace(config, model=str(Path(config.model).absolute())) if is_file else config

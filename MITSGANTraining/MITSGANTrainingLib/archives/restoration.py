@@ -64,24 +64,7 @@ class RestorationRecord(Record):
         return {**super().summary(), "sha256": self.sha256}
 
 
-@dataclass
-class RestorationReport(TreeReport):
-    """What became of everything in the tree."""
-
-    command: ClassVar[str] = "restore"
-    doing: ClassVar[str] = "Restoring"
-    verb: ClassVar[str] = "restored"
-
-    @property
-    def files(self) -> int:
-        """Number of restored files."""
-        return sum(len(record.outputs) for record, _ in self.finished)
-
-    def figures(self) -> dict[str, Any]:
-        return {"files": self.files}
-
-
-def restore_collection(config: TreeConfig, stage: Stage | None = None, tell: Tell | None = None) -> RestorationReport:
+def restore_collection(config: TreeConfig, stage: Stage | None = None, tell: Tell | None = None) -> TreeReport:
     """Restore the original of every sealed scan of a tree into ``config.out``, and write the summary there.
 
     :param stage, tell: as in ``trees.work_through``.
@@ -90,13 +73,12 @@ def restore_collection(config: TreeConfig, stage: Stage | None = None, tell: Tel
         too little space for all of it.
     :raises DependencyError: a package is missing.
     """
-    report = RestorationReport()
+    report = TreeReport("restore", "Restoring", "restored", "files")
     require_cryptography()
     config = checked(config)
     if config.read_key() is None:
         raise InputError("Nothing is restored without a key; give the one that the scans were sealed with.")
-    work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage, tell)
-    return report
+    return work_through(config, report, _Restoration, _SETTINGS, take_sealed_stock, stage, tell)
 
 
 def take_sealed_stock(tree: Path, progress: Progress | None = None, **known: Any) -> Inventory:

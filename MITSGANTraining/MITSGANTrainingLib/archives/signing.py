@@ -5,7 +5,6 @@ File for file: a signed image takes the relative path of its original. See ``tre
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import remove_leavings, require_space
 from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
@@ -78,24 +76,7 @@ class SigningRecord(Record):
         return {**super().summary(), "slices": self.slices, "signed": self.signed}
 
 
-@dataclass
-class SigningReport(TreeReport):
-    """What became of everything in the tree."""
-
-    command: ClassVar[str] = "sign"
-    doing: ClassVar[str] = "Signing"
-    verb: ClassVar[str] = "signed"
-
-    @property
-    def slices(self) -> int:
-        """Number of slices of all signed scans."""
-        return sum(record.slices for record, _ in self.finished)
-
-    def figures(self) -> dict[str, Any]:
-        return {"slices": self.slices}
-
-
-def sign_collection(config: SigningConfig, stage: Stage | None = None, tell: Tell | None = None) -> SigningReport:
+def sign_collection(config: SigningConfig, stage: Stage | None = None, tell: Tell | None = None) -> TreeReport:
     """Sign every CT scan of a tree into ``config.out``, and write the summary there.
 
     :param stage, tell: as in ``trees.work_through``.
@@ -104,18 +85,13 @@ def sign_collection(config: SigningConfig, stage: Stage | None = None, tell: Tel
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
     """
-    report, config = SigningReport(), checked(config)
-    if config.scheduler and (config.passphrase is not None or config.dicom_passphrase is not None):
-        raise InputError("A passphrase is never sent to a scheduler; sign with key files that none locks.")
-    files = {name: getattr(config, name) for name in ("signing_key", "dicom_key", "certificate")}
-    config = dataclasses.replace(config, **{name: file and file.absolute() for name, file in files.items()})
+    report, config = TreeReport("sign", "Signing", "signed", "slices"), checked(config)
     signers = config.signers()
     settings: dict[str, Any] = {"signed_by": fingerprint(raw_public_key(signers.key.public_key()))}
     if signers.dicom:
         settings["certificate"] = certificate_fingerprint(signers.dicom.certificate)
     stock = functools.partial(take_stock, protected=None)
-    work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
-    return report
+    return work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
 
 
 @dataclass(frozen=True)

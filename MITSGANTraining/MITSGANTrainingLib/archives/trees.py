@@ -20,20 +20,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from MITSGANLib import __version__
-from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.errors import InputError, OutputError, reading
 from MITSGANLib.files.atomic import atomic_file, output_error, remove_leavings, require_space
-from MITSGANLib.files.dicom.headers import read_header, silence_pydicom
+from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.series import DicomSeries
 from MITSGANLib.keys.key_files import Key, read_key_file
+from MITSGANLib.runtime.progress import Progress
 
 from ..workers import run_all
 from .inventory import RECORDS, SUMMARY, Failure, Inventory, Other, StockedScan, read_kept, relative_path
 
-Progress = Callable[[int, int], None]
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
 Tell = Callable[[dict[str, Any]], None]
 
@@ -125,6 +126,11 @@ class Record:
         return True
 
     @property
+    def files(self) -> int:
+        """Number of files that were written."""
+        return len(self.outputs)
+
+    @property
     def code(self) -> int:
         """The exit code of this scan."""
         return 0
@@ -139,7 +145,7 @@ class Record:
         return {
             "source": self.source,
             "series_instance_uid": self.uid or None,
-            "files": len(self.outputs),
+            "files": self.files,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
         }
@@ -147,18 +153,20 @@ class Record:
 
 @dataclass
 class TreeReport:
-    """What became of everything in the tree. Subclasses name the command, as what it is, does, and has done.
+    """What became of everything in the tree.
 
+    :param command, doing, verb: the command, as what it is, does, and has done.
+    :param unit: what is counted of all finished scans, a number of their records; empty for nothing.
     :param finished: the finished scans, and whether an earlier run had finished them.
     :param skipped: files that are no scan for this command, and whether they were copied.
     :param left_over: sources of finished scans in the output that this run did not find, or not find usable.
     :param seconds: since ``started``, a time of ``time.monotonic``.
     """
 
-    command: ClassVar[str]
-    doing: ClassVar[str]
-    verb: ClassVar[str]
-
+    command: str
+    doing: str
+    verb: str
+    unit: str = ""
     finished: list[tuple[Record, bool]] = field(default_factory=list)
     skipped: list[tuple[Other, bool]] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
@@ -175,9 +183,14 @@ class TreeReport:
             counts[other.reason] += len(other.files)
         return counts
 
+    @property
+    def amount(self) -> int:
+        """How many of ``unit`` all finished scans have."""
+        return sum(getattr(record, self.unit) for record, _ in self.finished)
+
     def figures(self) -> dict[str, Any]:
         """JSON-ready figures over all finished scans."""
-        return {}
+        return {self.unit: self.amount} if self.unit else {}
 
     @property
     def exit_code(self) -> int:
@@ -355,17 +368,18 @@ class CopyJob:
 
 
 Job = ScanJob | CopyJob
+Report = TypeVar("Report", bound=TreeReport)
 
 
 def work_through(
     config: TreeConfig,
-    report: TreeReport,
+    report: Report,
     job: type[ScanJob],
     settings: dict[str, Any],
     take_stock: Callable[..., Inventory],
     stage: Stage | None,
     tell: Tell | None = None,
-) -> None:
+) -> Report:
     """Do all that is left to do in a tree into ``report``, and write the summary, whatever happens.
 
     :param config: as :func:`checked` gives it.
@@ -397,6 +411,7 @@ def work_through(
             report.seconds = time.monotonic() - report.started
             _write_summary(config, settings, report)
             teller.end()
+    return report
 
 
 class _Teller:
@@ -493,10 +508,19 @@ def checked(config: TreeConfig) -> TreeConfig:
         raise OutputError(
             f"{config.out} holds files that no earlier run of this command wrote; choose a new or empty folder."
         )
-    key = config.key.absolute() if isinstance(config.key, Path) else config.key
-    if key is not None and config.scheduler and not isinstance(key, Path):
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if config.scheduler and isinstance(config.key, Key):
         raise InputError("A passphrase is never sent to a scheduler; use a key file that all workers can read.")
-    return dataclasses.replace(config, tree=config.tree.absolute(), out=out, key=key)
+    if config.scheduler and any(isinstance(value, bytes) for value in values.values()):
+        raise InputError("A passphrase is never sent to a scheduler; sign with key files that none locks.")
+    return dataclasses.replace(config, **{name: _absolute(value) for name, value in values.items()})
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or each of several, made absolute; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def write_together(out: Path, names: Sequence[str], fill: Callable[[Path], Sequence[Path]]) -> None:
@@ -522,21 +546,19 @@ def copy_files(config: TreeConfig, names: Iterable[str]) -> None:
     """Copy with times of change; what is there with the same size and time stays."""
     for name in names:
         source, target = config.tree / name, config.out / name
-        if target.is_file() and _same_status(source, target):
+        if target.is_file() and _status(source) == _status(target):
             continue
-        try:
+        with reading(source):
             source.open("rb").close()
-        except OSError as error:
-            raise InputError(f"{source} cannot be read ({error.strerror}); check its permissions.") from error
         remove_leavings(target)
         with atomic_file(target, overwrite=True) as temporary:
             shutil.copy2(source, temporary)
 
 
-def _same_status(source: Path, target: Path) -> bool:
-    """Whether two files have one size and time of change."""
-    one, other = source.stat(), target.stat()
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+def _status(path: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def content_digest(tree: Path, names: Iterable[str]) -> str:
@@ -621,19 +643,13 @@ def _sort_out(
     return jobs
 
 
-def run_job(job: Job) -> Done:
-    """Do the work of a job in whatever process."""
-    silence_pydicom()  # in a process of its own the command line has not
-    return job.run()
-
-
 def _work_off(jobs: Sequence[Job], config: TreeConfig, report: TreeReport, progress: Progress, teller: _Teller) -> None:
     report.failed = [_relative(failure, config) for failure in report.failed]
     finished = len(report.finished)
     total = finished + len(jobs)
     progress(finished, total)
     teller.begin(len(jobs))
-    outcomes = run_all(run_job, jobs, processes=config.processes, scheduler=config.scheduler)
+    outcomes = run_all(methodcaller("run"), jobs, processes=config.processes, scheduler=config.scheduler)
     for done, outcome in enumerate(outcomes, start=finished + 1):
         job, result = outcome.item, outcome.result
         if result is None:

@@ -6,11 +6,10 @@ resumable.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -33,7 +32,7 @@ from MITSGANLib.signature.study import StudyVerification, find_study_manifest, i
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
-from .inventory import Inventory, StockedScan, take_stock
+from .inventory import StockedScan, take_stock
 from .restoration import without_companions
 from .studies import StockedMember, StockedStudy, take_signed_stock
 from .trees import Done, Record, ScanJob, Stage, Tell, TreeConfig, TreeReport, checked, found_series, work_through
@@ -61,10 +60,10 @@ _ALL = functools.partial(take_stock, protected=None)
 
 
 class Trust(NamedTuple):
-    """Whom the user trusts: a watermark's key, fingerprints of Ed25519 keys, and X.509 certificates."""
+    """Whom the user trusts: a watermark's key, Ed25519 keys (fingerprint and file), and X.509 certificates."""
 
     key: WatermarkKey
-    signers: frozenset[str]
+    signers: Mapping[str, Path]
     certificates: tuple[Certificate, ...]
 
 
@@ -84,11 +83,8 @@ class VerdictConfig(TreeConfig):
     deidentified: bool = False
 
     def trust(self) -> Trust:
-        """What the files hold.
-
-        :raises InputError: one cannot be read, or holds something else.
-        """
-        return _trust(self.watermark, self.public_keys, self.certificates)
+        """What the files hold; raises as :func:`read_trust`."""
+        return read_trust(self.watermark, self.public_keys, self.certificates)
 
     def settings(self) -> dict[str, Any]:
         """What decides the results besides the scans."""
@@ -103,10 +99,14 @@ class VerdictConfig(TreeConfig):
 
 
 @functools.lru_cache(maxsize=1)
-def _trust(watermark: Path | None, public_keys: tuple[Path, ...], certificates: tuple[Path, ...]) -> Trust:
+def read_trust(watermark: Path | None, public_keys: tuple[Path, ...], certificates: tuple[Path, ...]) -> Trust:
+    """What the files of :class:`VerdictConfig` hold.
+
+    :raises InputError: one cannot be read, or holds something else.
+    """
     return Trust(
         watermark_key(read_key_file(watermark)) if watermark else OPEN_KEY,
-        frozenset(fingerprint(raw_public_key(load_public_key(file))) for file in public_keys),
+        {fingerprint(raw_public_key(load_public_key(file))): file for file in public_keys},
         tuple(one for file in certificates for one in load_certificates(file)),
     )
 
@@ -141,29 +141,13 @@ class VerdictReport(TreeReport):
         """Number of scans with each verdict."""
         return Counter(record.verdict for record, _ in self.finished)
 
-    def worst(self, most: int = 50) -> list[VerdictRecord]:
-        """Scans whose exit code is not 0, the worst first."""
+    def worst(self) -> list[VerdictRecord]:
+        """Scans whose exit code is not 0, the worst first, 50 at most."""
         records = [record for record, _ in self.finished if record.code]
-        return sorted(records, key=lambda record: (record.code, record.source))[:most]
+        return sorted(records, key=lambda record: (record.code, record.source))[:50]
 
     def figures(self) -> dict[str, Any]:
         return {"verdicts": dict(self.verdicts.most_common())}
-
-
-class ExaminationReport(VerdictReport):
-    """What was found of the scans."""
-
-    command: ClassVar[str] = "examine"
-    doing: ClassVar[str] = "Examining"
-    verb: ClassVar[str] = "examined"
-
-
-class VerificationReport(VerdictReport):
-    """What their signatures say of the scans."""
-
-    command: ClassVar[str] = "verify"
-    doing: ClassVar[str] = "Verifying"
-    verb: ClassVar[str] = "verified"
 
 
 def examine_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
@@ -174,7 +158,9 @@ def examine_collection(config: VerdictConfig, stage: Stage | None = None, tell: 
         not answer.
     :raises OutputError: the output overlaps the tree, holds something else, or is in use by another run.
     """
-    return _judge(config, ExaminationReport(), _Examination, without_companions(_ALL), stage, tell)
+    config = checked(config)
+    report = VerdictReport("examine", "Examining", "examined")
+    return work_through(config, report, _Examination, config.settings(), without_companions(_ALL), stage, tell)
 
 
 def verify_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
@@ -182,13 +168,13 @@ def verify_collection(config: VerdictConfig, stage: Stage | None = None, tell: T
 
     A study that is signed as a whole is verified as a whole. A scan that is not signed, nor part of one, is a failure.
     """
+    config = checked(config)
+    report = VerdictReport("verify", "Verifying", "verified")
     take = functools.partial(take_signed_stock, take=_ALL)
-    return _judge(config, VerificationReport(), _Verification, take, stage, tell)
+    return work_through(config, report, _Verification, config.settings(), take, stage, tell)
 
 
-def verification_code(
-    verification: Verification | None, signatures: ImageSignatures, known: Collection[str] | Mapping[str, Any]
-) -> int:
+def verification_code(verification: Verification | None, signatures: ImageSignatures, known: Collection[str]) -> int:
     """What a manifest and DICOM's own signatures say together, as the exit code, see :data:`VERDICTS`.
 
     :param known: fingerprints of the signers that the user trusts.
@@ -206,7 +192,7 @@ def verification_code(
     return INTACT if signatures.all_trusted else UNKNOWN_SIGNER
 
 
-def study_code(verification: StudyVerification, known: Collection[str] | Mapping[str, Any]) -> int:
+def study_code(verification: StudyVerification, known: Collection[str]) -> int:
     """What the manifest of a whole study says, as the exit code."""
     if not verification.is_intact:
         return CHANGED
@@ -220,21 +206,6 @@ def exam_code(verification: ExamVerification) -> int:
     if not verification.is_checked:
         return NOT_CHECKED
     return INTACT if verification.is_trusted else UNKNOWN_SIGNER
-
-
-def _judge(
-    config: VerdictConfig,
-    report: VerdictReport,
-    job: type[_Judgement],
-    take: Callable[..., Inventory],
-    stage: Stage | None,
-    tell: Tell | None,
-) -> VerdictReport:
-    config = checked(config)
-    files = {name: tuple(file.absolute() for file in getattr(config, name)) for name in ("public_keys", "certificates")}
-    config = dataclasses.replace(config, watermark=config.watermark and config.watermark.absolute(), **files)
-    work_through(config, report, job, config.settings(), take, stage, tell)
-    return report
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 from ..workers import run_all
 from .collection import CollectionConfig, ProtectionJob, ProtectionRecord, checked_collection, save_one
 from .inventory import Failure, FileFact, FolderStock, Inventory, StockedScan, take_stock
-from .trees import Record, Tell, claimed, record_path, relative_files, run_job
+from .trees import Record, Tell, claimed, record_path, relative_files
 
 REASON = "reason.txt"
 
@@ -155,7 +156,7 @@ class _Watch:
             self._fail(Failure(scan.source, reason, scan.uid, scan.files))
             return
         if not self._is_done(scan):
-            (outcome,) = run_all(run_job, [job])
+            (outcome,) = run_all(methodcaller("run"), [job])
             done = outcome.result
             if done is None or done.record is None:
                 reason = outcome.error if done is None else f"It {done.reason}."

@@ -19,7 +19,7 @@ from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.files.dicom.drill import Drill
 from MITSGANLib.files.dicom.write import check_series_output, write_series
-from MITSGANLib.files.storage import check_output, is_dicom_output, load_volume, save_volume
+from MITSGANLib.files.storage import check_output, is_dicom_output, save_volume
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.targets import ACTIONS
@@ -27,18 +27,18 @@ from MITSGANLib.scan.volume import CTVolume
 
 from . import key_options
 from .options import (
+    add_attacker,
     add_device,
     add_input,
     add_json,
     add_overwrite,
     add_series,
     add_target,
+    answer,
     note,
     note_warnings,
-    progress_bar,
-    say,
+    read_scan,
     target_voxel,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -58,12 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_target(parser, required=False)
     names = ", ".join(available_attackers()) or "none installed"
-    parser.add_argument(
-        "--attacker",
-        default="default",
-        metavar="NAME_OR_FOLDER",
-        help=f"installed attacker ({names}) or a folder of one",
-    )
+    add_attacker(parser, f"installed attacker ({names}) or a folder of one")
     parser.add_argument("--drill", action="store_true", help="write a DICOM series to practice on, and its answers")
     key_options.add_key(parser, "seal the answers of a drill with")
     add_device(parser)
@@ -91,8 +86,7 @@ def run(options: argparse.Namespace) -> None:
         raise OutputError("A drill is a DICOM series; name a folder for it.")
     attacker = None if options.action == NO_ACTION else load_attacker(options.attacker, options.action)
     device = resolve_device(options.device)
-    with progress_bar("Reading", "slice") as progress:
-        volume = load_volume(options.input, series=options.series, progress=progress)
+    volume = read_scan(options.input, options.series)
     note_warnings(volume)
     target = target_voxel(options, volume)
     if target is not None:
@@ -122,12 +116,12 @@ def run(options: argparse.Namespace) -> None:
         _write_drill(attacked, result, options, key)
         return
     save_volume(attacked, options.output, overwrite=options.overwrite)
-    write_json(options.json, result)
-    if options.json != "-":
-        say(
-            f"SIMULATED ATTACK ({options.action}) at slice {target[0]}, row {target[1]}, column {target[2]}: RMSE "
-            f"{result['change']['rmse_hu']:.1f} HU in its middle 20 mm. Wrote {options.output}"
-        )
+    answer(
+        options,
+        result,
+        f"SIMULATED ATTACK ({options.action}) at slice {target[0]}, row {target[1]}, column {target[2]}: RMSE "
+        f"{result['change']['rmse_hu']:.1f} HU in its middle 20 mm. Wrote {options.output}",
+    )
 
 
 def _sheet_path(options: argparse.Namespace) -> Path:
@@ -159,6 +153,5 @@ def _write_drill(attacked: CTVolume, result: dict[str, Any], options: argparse.N
         temporary.write_bytes(seal_sheet(sheet, key))
         for warning in write_series(attacked, options.output, overwrite=options.overwrite, drill=drill):
             note(f"warning: {warning}")
-    write_json(options.json, {**result, "answers": str(sheet_path), "series_instance_uid": drill.series_uid})
-    if options.json != "-":
-        say(f"SIMULATED, for a drill. Wrote {options.output} and its sealed answers {sheet_path}")
+    result = {**result, "answers": str(sheet_path), "series_instance_uid": drill.series_uid}
+    answer(options, result, f"SIMULATED, for a drill. Wrote {options.output} and its sealed answers {sheet_path}")

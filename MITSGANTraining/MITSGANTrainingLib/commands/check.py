@@ -13,12 +13,11 @@ against what was signed. What the watermark misses: docs/research/watermark.md.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Iterator
 
 from MITSGANLib.budget.budget import Budget
-from MITSGANLib.errors import InputError, OutputError, TargetError
-from MITSGANLib.files.storage import is_dicom_output, load_volume
-from MITSGANLib.files.volume_files import check_file_output, write_file
+from MITSGANLib.errors import InputError
+from MITSGANLib.files.volume_files import write_file
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.watermark.checking import Check, check_watermark
@@ -29,18 +28,23 @@ from MITSGANLib.watermark.places import Place
 from .options import (
     add_input,
     add_json,
+    add_map,
     add_overwrite,
     add_series,
+    add_strength,
     add_target,
+    add_watermark,
+    check_map,
     note_warnings,
+    place_lines,
     progress_bar,
-    say,
+    read_scan,
+    say_result,
     target_voxel,
     write_json,
 )
 
 ALTERED, NOT_FOUND = 7, 8
-_MOST_REGIONS = 12
 
 _EXIT_CODES = """\
 Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere or at the place asked
@@ -52,54 +56,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
     add_input(parser)
     add_series(parser)
-    parser.add_argument(
-        "--watermark",
-        metavar="KEYFILE",
-        type=Path,
-        help="the key file that the scan was protected with (default: the open watermark)",
-    )
+    add_watermark(parser)
     parser.add_argument(
         "--model",
         help="the protector that it was protected with, as given to mitsgan protect (default: what the file says, as "
         "NRRD and MetaImage do, else default)",
     )
-    parser.add_argument("--strength-hu", type=float, metavar="HU", help="the strength, likewise")
+    add_strength(parser, "the strength, likewise")
     add_target(parser, required=False)
-    parser.add_argument(
-        "--map",
-        metavar="FILE",
-        help="write a label map: 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...",
-    )
+    add_map(parser, ": 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...")
     add_overwrite(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.map and is_dicom_output(options.map):
-        raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
+    check_map(options)
     key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
     budget = _budget(options, key)
-    with progress_bar("Reading", "slice") as progress:
-        volume = load_volume(options.input, series=options.series, progress=progress)
+    volume = read_scan(options.input, options.series)
     note_warnings(volume)
-    if options.map:
-        check_file_output(volume.provenance.source, options.map, overwrite=options.overwrite)
     kji = target_voxel(options, volume)
-    if kji is not None and not volume.contains(kji):
-        raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
     with progress_bar("Checking", "slice") as progress:
         check = check_watermark(volume, key, budget=budget, progress=progress)
     place = None if kji is None else check.at(kji)
-    if options.json != "-":
-        # Before anything is written: a full disk must not keep the verdict from anyone.
-        is_known = budget is not None or recorded_budget(volume) is not None
-        _say(check, is_open=options.watermark is None, made="it was made" if is_known else "the default makes it")
-        if place is not None:
-            say(f"Voxel {kji}: {place.words}")
+    # Before anything is written: a full disk must not keep the verdict from anyone.
+    is_known = budget is not None or recorded_budget(volume) is not None
+    made = "it was made" if is_known else "the default makes it"
+    say_result(options, *_lines(check, is_open=options.watermark is None, made=made))
+    if place is not None:
+        say_result(options, f"Voxel {kji}: {place.words}")
     if options.map:
         write_file(check.class_volume(), options.map, overwrite=options.overwrite)
-        if options.json != "-":
-            say(f"Wrote {options.map}")
+        say_result(options, f"Wrote {options.map}")
     kind = "keyed" if options.watermark else "open"
     result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
     write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
@@ -133,30 +121,25 @@ def _budget(options: argparse.Namespace, key: WatermarkKey) -> Budget | None:
     return ready.watermark.budget
 
 
-def _say(check: Check, *, is_open: bool, made: str) -> None:
+def _lines(check: Check, *, is_open: bool, made: str) -> Iterator[str]:
     if not check.is_found:
         missing = "No open watermark" if is_open else "No watermark of this key"
         advice = "; if it was protected with a key, name it with --watermark" if is_open else ""
-        say(f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}.")
+        yield f"{missing}: the scan has none, or another key's, or was resampled, cropped or smoothed{advice}."
         return
     strength = f"{check.gain:.0%} as strong as {made}"
-    say(f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}.")
+    yield f"Watermark found, {check.sd:.0f} standard deviations above chance, {strength}."
     if check.regridding:
-        say(f"The copy lies on another grid than the scan that was marked: {check.regridding}.")
+        yield f"The copy lies on another grid than the scan that was marked: {check.regridding}."
     if check.is_degraded:
-        say(
+        yield (
             "That is too little to list places: the copy lost it (lossy compression, smoothing), or was protected at "
             "another strength, which --strength-hu can name. Ask about a place with --voxel."
         )
         return
-    say(f"{check.telling_share:.0%} of the marked tissue could be checked.")
+    yield f"{check.telling_share:.0%} of the marked tissue could be checked."
     if not check.regions:
-        say("No place stands out. A small nodule may not: ask about a place with --voxel.")
+        yield "No place stands out. A small nodule may not: ask about a place with --voxel."
         return
-    say(f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:")
-    for region in check.regions[:_MOST_REGIONS]:
-        size = " x ".join(f"{mm:.0f}" for mm in region.size_mm)
-        lps = ", ".join(f"{mm:.1f}" for mm in region.lps_mm)
-        say(f"  voxel {region.kji}, LPS ({lps}) mm, about {size} mm, {max(region.share, 0):.0%} of it left")
-    if len(check.regions) > _MOST_REGIONS:
-        say(f"  and {len(check.regions) - _MOST_REGIONS} more; see --json or --map")
+    yield f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:"
+    yield from place_lines(check.regions, lambda region: f"{max(region.share, 0):.0%} of it left")

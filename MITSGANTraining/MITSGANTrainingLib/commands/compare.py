@@ -7,9 +7,9 @@ with its data range, region and worst slice. With --attacked, also what one atta
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
-from MITSGANLib.files.storage import load_volume
 from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import Comparison, PerceptualDistance, compare
@@ -19,15 +19,17 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
 from .options import (
+    add_attacker,
     add_device,
     add_input,
     add_json,
     add_lpips,
     add_target,
+    answer,
     progress_bar,
-    say,
+    read_scan,
+    say_result,
     target_voxel,
-    write_json,
 )
 
 
@@ -41,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("REFERENCE", "OTHER"),
         help="the two scans after the same attack, as mitsgan attack wrote them: measures the attack, too",
     )
-    parser.add_argument(
-        "--attacker",
-        default="default",
-        metavar="NAME_OR_FOLDER",
-        help="who attacked, for the noise control of --attacked (default: the default attacker)",
-    )
+    add_attacker(parser, "who attacked, for the noise control of --attacked (default: the default attacker)")
     add_device(parser)
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write difference heatmaps as PNG into FOLDER")
     add_lpips(parser)
@@ -54,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    with progress_bar("Reading", "slice") as progress:
-        reference = load_volume(options.reference, progress=progress)
-    with progress_bar("Reading", "slice") as progress:
-        other = load_volume(options.other, progress=progress)
+    reference, other = read_scan(options.reference), read_scan(options.other)
     lpips = load_lpips(options.lpips_weights, net=options.lpips_net)
     target = target_voxel(options, reference)
     with progress_bar("Comparing", "slice") as progress:
@@ -70,8 +64,7 @@ def run(options: argparse.Namespace) -> None:
         for name, region in (("square", square), ("cube", cube)):
             measured = compare(reference, other, region=region, windows=(LUNG, MEDIASTINUM), lpips=lpips)
             result[name] = measured.to_dict()
-            if options.json != "-":
-                _say(measured)
+            say_result(options, *_lines(measured))
     effect = _attack_effect(options, reference, other, lpips) if options.attacked else None
     if effect:
         result["attack"] = effect.to_dict()
@@ -82,22 +75,14 @@ def run(options: argparse.Namespace) -> None:
                 reference, other, Path(options.heatmaps), target_kji=target, square=outline, progress=progress
             )
         result["heatmaps"] = [str(file) for file in files]
-    write_json(options.json, result)
-    if options.json != "-":
-        _say(whole)
-        if effect:
-            say(f"{effect.action} at {effect.kji}: {effect}")
-        for file in result.get("heatmaps", []):
-            say(f"wrote {file}")
+    attack = [f"{effect.action} at {effect.kji}: {effect}"] if effect else []
+    answer(options, result, *_lines(whole), *attack, *(f"wrote {file}" for file in result.get("heatmaps", [])))
 
 
 def _attack_effect(
     options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: PerceptualDistance | LpipsUnavailable
 ) -> AttackEffect:
-    attacked = []
-    for path in options.attacked:
-        with progress_bar("Reading", "slice") as progress:
-            attacked.append(load_volume(path, progress=progress))
+    attacked = [read_scan(path) for path in options.attacked]
     with progress_bar("Attacking noise", "step") as progress:
         return measure_attack(
             reference,
@@ -110,18 +95,18 @@ def _attack_effect(
         )
 
 
-def _say(comparison: Comparison) -> None:
+def _lines(comparison: Comparison) -> Iterator[str]:
     region = comparison.region
-    say(
+    yield (
         f"{region.name} (slices {region.k0}..{region.k1 - 1}, rows {region.j0}..{region.j1 - 1}, columns "
         f"{region.i0}..{region.i1 - 1}; data range {comparison.data_range_hu:g} HU)"
     )
     for metric in comparison.metrics.values():
         if metric.value is None:
-            say(f"  {metric.name:<20} none: {metric.reason}")
+            yield f"  {metric.name:<20} none: {metric.reason}"
             continue
         worst = (
             f"   worst slice {metric.worst_slice.slice}: {metric.worst_slice.value:.4g}" if metric.worst_slice else ""
         )
         unit = "" if metric.unit == "1" else f" {metric.unit}"
-        say(f"  {metric.name:<20} {metric.value:.4g}{unit}{worst}")
+        yield f"  {metric.name:<20} {metric.value:.4g}{unit}{worst}"

@@ -6,12 +6,12 @@ Without INPUT it uses the public scan LIDC-IDRI-0001, fetched once through pip; 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import refuse_existing_file
-from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.phantom import thorax_phantom
@@ -21,18 +21,22 @@ from MITSGANLib.scan.volume import CTVolume
 from ..data.sample_scan import NAME, fetch_sample_scan
 from .options import (
     StageBars,
+    add_attacker,
     add_device,
     add_json,
     add_lpips,
     add_series,
+    add_strength,
+    answer,
+    count,
     note,
     note_warnings,
-    progress_bar,
-    say,
+    read_scan,
     write_json,
 )
 
 if TYPE_CHECKING:
+    from MITSGANLib.report.demonstration import Demonstration
     from MITSGANLib.scan.targets import Target
 
 _ARMS = {"clean": "unprotected", "protected": "protected", "noise": "equal noise"}
@@ -44,11 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_series(parser)
     parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
     parser.add_argument("--model", default="default", help="protector to use")
-    parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
-    )
-    parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help="attacker to use")
-    parser.add_argument("--targets", type=int, default=3, metavar="N", help="places per action (default: 3)")
+    add_strength(parser)
+    add_attacker(parser, "attacker to use")
+    parser.add_argument("--targets", type=count, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the protection (default: 0)")
     add_lpips(parser)
     add_device(parser)
@@ -61,8 +63,6 @@ def run(options: argparse.Namespace) -> None:
     from MITSGANLib.report.demonstration import demonstrate
     from MITSGANLib.report.page import save_report
 
-    if options.targets < 1:
-        raise InputError("--targets must be at least 1.")
     folder = Path(options.output)
     report = folder / "report.html"
     refuse_existing_file(report, overwrite=True)
@@ -88,27 +88,28 @@ def run(options: argparse.Namespace) -> None:
     save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")
     record = {"scan": title, **result.to_dict()}
     write_json(str(folder / "report.json"), record)
-    write_json(options.json, record)
-    if options.json != "-":
-        for item in result.targets:
-            say(f"{item.target.action:<6} at {item.target.kji}: {item.effect}")
-        figures = result.summary()
-        for action in (action for action in ("inject", "remove") if action in figures):
-            found = figures[action]
-            say(
-                f"{action}, median of {found['targets']}: forgery changed by "
-                f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
-                f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
-            )
-            for arm, (hits, count) in found["succeeded"].items():
-                say(f"{action}, {_ARMS[arm]}: succeeds for the judges {hits} of {count} times")
-        if "watermark" in figures:
-            found = figures["watermark"]
-            say(
-                f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked "
-                f"places; alarms there before: {found['missing_before']}"
-            )
-        say(f"Wrote {report}")
+    answer(options, record, *_lines(result), f"Wrote {report}")
+
+
+def _lines(result: Demonstration) -> Iterator[str]:
+    for item in result.targets:
+        yield f"{item.target.action:<6} at {item.target.kji}: {item.effect}"
+    figures = result.summary()
+    for action in (action for action in ("inject", "remove") if action in figures):
+        found = figures[action]
+        yield (
+            f"{action}, median of {found['targets']}: forgery changed by "
+            f"{100 * (found['median_share_changed_by_protection'] or 0):.0f} % with protection, "
+            f"{100 * (found['median_share_changed_by_noise'] or 0):.0f} % with equal noise"
+        )
+        for arm, (hits, times) in found["succeeded"].items():
+            yield f"{action}, {_ARMS[arm]}: succeeds for the judges {hits} of {times} times"
+    if "watermark" in figures:
+        found = figures["watermark"]
+        yield (
+            f"watermark: the forgery shows at {found['missing_after_attack']} of {found['places']} attacked "
+            f"places; alarms there before: {found['missing_before']}"
+        )
 
 
 def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...]]:
@@ -116,14 +117,12 @@ def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...
     from MITSGANLib.scan.targets import Target, choose_targets
 
     if options.input and not options.phantom:
-        with progress_bar("Reading", "slice") as progress:
-            volume = load_volume(options.input, series=options.series, progress=progress)
+        volume = read_scan(options.input, options.series)
         return volume, Path(options.input).name, choose_targets(volume, options.targets, options.seed)
     if not options.phantom:
         try:
             note(f"Fetching the public scan {NAME} (once; 35 MB)")
-            with progress_bar("Reading", "slice") as progress:
-                volume = load_volume(fetch_sample_scan(), progress=progress)
+            volume = read_scan(fetch_sample_scan())
             title = f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)"
             return volume, title, choose_targets(volume, options.targets, options.seed)
         except InputError as error:

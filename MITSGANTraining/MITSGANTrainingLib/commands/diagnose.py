@@ -23,7 +23,7 @@ from MITSGANLib.files.atomic import atomic_folder, refuse_existing_folder
 from MITSGANLib.protection.presets import protector_path
 from MITSGANLib.weights import ModelCard
 
-from .options import add_device, add_overwrite, note, progress_bar, say
+from .options import add_device, add_overwrite, add_strength, count, note, progress_bar, say
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("dataset", metavar="DATASET", help="folder that mitsgan prepare wrote")
     parser.add_argument("output", metavar="OUTPUT", help="folder for the report")
     parser.add_argument("--model", default="miad-mark", help="the blocker: a protector, or a .safetensors file")
     parser.add_argument("--default", default="default", metavar="MODEL", help="the protection beside it")
-    parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="the blocker's largest change anywhere (default: the model's)"
-    )
+    add_strength(parser, "the blocker's largest change anywhere (default: the model's)")
     parser.add_argument(
         "--judges",
         nargs="+",
@@ -53,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodules", default="", metavar="FILE.npz", help="more nodules of the dataset's patients, as in training"
     )
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
-    parser.add_argument("--places", type=int, default=10, metavar="N", help="nodules to plant into each (default: 10)")
-    parser.add_argument("--noise", type=int, default=3, metavar="N", help="draws of noise (default: 3)")
+    parser.add_argument(
+        "--places", type=count, default=10, metavar="N", help="nodules to plant into each (default: 10)"
+    )
+    parser.add_argument("--noise", type=count, default=3, metavar="N", help="draws of noise (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of places and of the blocker's search (default: 0)")
     add_device(parser)
     add_overwrite(parser)
@@ -68,13 +67,11 @@ def run(options: argparse.Namespace) -> None:
 
     from ..data.dataset import Dataset
     from ..evaluation import diagnosis_blocking as study
+    from ..evaluation.rendering import to_markdown
     from ..training.diagnosis_blocking import CubeSampling
     from ..training.nodule_samples import NoduleSampling, NoduleSource
     from ..training.run import commit
 
-    for name in ("places", "noise"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} must be at least 1.")
     output = Path(options.output)
     refuse_existing_folder(output, options.overwrite)
     blocker = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
@@ -129,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
         found,
         facts,
     )
-    text = report.to_markdown()
+    text = to_markdown("What protection does to diagnosis networks", report.sections())
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
         (folder / "diagnose.md").write_text(text, "utf-8")

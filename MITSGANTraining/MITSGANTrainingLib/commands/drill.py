@@ -9,10 +9,15 @@ called clean.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import key_options
-from .options import add_json, say, write_json
+from .options import add_json, answer
+
+if TYPE_CHECKING:
+    from MITSGANLib.measure.drill import DrillScore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +43,19 @@ def run(options: argparse.Namespace) -> None:
     key = key_options.key(options)
     sheets = [read_sheet(path, key) for path in options.sheets]
     result = score(sheets, read_answers(options.answers, sheets), options.tolerance_mm)
-    write_json(options.json, result.to_dict())
-    if options.json == "-":
-        return
-    say(f"{result.found} of {result.forgeries} forgeries found{_interval(result.sensitivity)}")
+    answer(options, result.to_dict(), *_lines(result))
+
+
+def _lines(result: DrillScore) -> Iterator[str]:
+    yield f"{result.found} of {result.forgeries} forgeries found{_interval(result.sensitivity)}"
     if result.distances_mm:
         mean = sum(result.distances_mm) / len(result.distances_mm)
-        say(f"distance {mean:.1f} mm on average, {max(result.distances_mm):.1f} mm at most")
+        yield f"distance {mean:.1f} mm on average, {max(result.distances_mm):.1f} mm at most"
     if result.named_actions:
-        say(f"{result.right_actions} of {result.named_actions} said rightly whether it was added or erased")
-    say(f"{result.false_positives} false positives in {result.scans} scans")
+        yield f"{result.right_actions} of {result.named_actions} said rightly whether it was added or erased"
+    yield f"{result.false_positives} false positives in {result.scans} scans"
     if result.clean:
-        say(f"{result.called_clean} of {result.clean} clean scans called clean{_interval(result.specificity)}")
+        yield f"{result.called_clean} of {result.clean} clean scans called clean{_interval(result.specificity)}"
 
 
 def _interval(share: tuple[float, float, float] | None) -> str:

@@ -24,14 +24,11 @@ from MITSGANLib.measure.metrics import DATA_RANGE_HU
 from MITSGANLib.runtime.threads import usable_cores
 from MITSGANLib.scan.targets import ACTIONS
 
-from .options import StageBars, add_device, add_json, add_lpips, note, say, write_json
+from .options import StageBars, add_device, add_json, add_lpips, add_scans, answer, count, note
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
-    )
+    add_scans(parser)
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder for cache and results")
     parser.add_argument("--protectors", metavar="PROTECTOR", nargs="+", default=["default"], help="what to measure")
     parser.add_argument(
@@ -48,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--actions", metavar="ACTION,...", type=_actions, default=ACTIONS, help="inject, remove (default: both)"
     )
     places = parser.add_mutually_exclusive_group()
-    places.add_argument("--targets", type=int, default=5, metavar="N", help="places per action and scan (default: 5)")
+    places.add_argument("--targets", type=count, default=5, metavar="N", help="places per action and scan (default: 5)")
     places.add_argument(
         "--targets-file", metavar="CSV", help="columns scan, action and k,j,i (slice, row, column) or x,y,z (LPS, mm)"
     )
@@ -89,7 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lpips(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--processes", type=int, default=1, metavar="N", help=f"on this machine, of {usable_cores()} cores (default: 1)"
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help=f"on this machine, of {usable_cores()} cores (default: 1)",
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers see the same folders")
     add_device(parser)
@@ -101,9 +102,8 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation.evaluate import EvaluationPlan, evaluate
     from ..evaluation.rendering import to_markdown
 
-    for name, least in (("targets", 1), ("pictures", 0), ("processes", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} must be at least {least}.")
+    if options.pictures < 0:
+        raise InputError("--pictures must be at least 0.")
     if not 0 < options.data_range_hu < float("inf"):
         raise InputError("--data-range must be a positive number of HU.")
     if options.seed < 0:
@@ -112,10 +112,7 @@ def run(options: argparse.Namespace) -> int:
     plan = EvaluationPlan(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
     with StageBars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as bars:
         study = evaluate(plan, bars.report, lambda text: note(f"warning: {text}"))
-    write_json(options.json, study.record)
-    if options.json != "-":
-        say(to_markdown("Evaluation", study.sections))
-        say(f"Wrote {study.results}")
+    answer(options, study.record, to_markdown("Evaluation", study.sections), f"Wrote {study.results}")
     if study.failures:
         note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
         return InputError.exit_code

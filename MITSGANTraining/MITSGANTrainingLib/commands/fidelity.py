@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import Protector, protect
 
 from ..archives.collection import load_settings
 from ..evaluation.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
-from .options import add_device, add_json, add_protector, note, note_warnings, progress_bar, say, write_json
+from .options import (
+    add_device,
+    add_json,
+    add_protector,
+    add_scans,
+    note,
+    note_warnings,
+    progress_bar,
+    say_result,
+    write_json,
+)
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "scans",
-        metavar="SCAN",
-        nargs="+",
-        help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd",
-    )
+    add_scans(parser)
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
     add_protector(parser)
     parser.add_argument(
@@ -54,11 +59,10 @@ def run(options: argparse.Namespace) -> int:
             failed[scan] = str(error)
             note(f"{scan}: {error}")
             continue
-        if options.json != "-":
-            _say(scan, *found[scan])
+        say_result(options, *_lines(scan, *found[scan]))
     verdicts = {scan: fidelity for scan, (fidelity, _scale) in found.items()}
-    if len(found) > 1 and options.json != "-":
-        _say_all(verdicts)
+    if len(found) > 1:
+        say_result(options, *_lines_of_all(verdicts))
     write_json(
         options.json,
         {
@@ -92,33 +96,33 @@ def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> t
         return fidelity, largest_scale(original, protected.hu.astype("float32") - original.hu, progress=progress)
 
 
-def _say(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> None:
-    say(f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}")
-    say(f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice")
+def _lines(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> Iterator[str]:
+    yield f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}"
+    yield f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice"
     for figure in fidelity.figures:
         where = "" if figure.worst_slice is None else str(figure.worst_slice)
-        say(f"   {_row(figure)} {where:>5}  {_MARKS[figure.passed]}".rstrip())
+        yield f"   {_row(figure)} {where:>5}  {_MARKS[figure.passed]}".rstrip()
     flicker = fidelity.flicker
     if flicker.change is not None:
         own = "unknown" if flicker.noise is None else f"{flicker.noise:.2f}"
-        say(
+        yield (
             f"   slice-to-slice energy: change {flicker.change:.2f}, the scan's own noise {own}, independent noise "
             f"{flicker.independent:g}"
         )
     if scale is not None:
         limit = f"; more would break {scale.figure} in slice {scale.slice}" if scale.figure else ""
-        say(f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}")
+        yield f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}"
 
 
-def _say_all(verdicts: Mapping[str, Fidelity]) -> None:
+def _lines_of_all(verdicts: Mapping[str, Fidelity]) -> Iterator[str]:
     """The worst of each figure over all scans."""
     passed = sum(fidelity.passed for fidelity in verdicts.values())
-    say(f"All {len(verdicts)} scans: {passed} keep all limits")
+    yield f"All {len(verdicts)} scans: {passed} keep all limits"
     for figure in next(iter(verdicts.values())).figures:
         known = [one for fidelity in verdicts.values() if (one := fidelity[figure.name]).value is not None]
         worst = (max if figure.sense == "at most" else min)(known, key=lambda one: one.value, default=figure)
         kept = sum(one.passed is True for one in known)
-        say(f"   {_row(worst)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)")
+        yield f"   {_row(worst)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)"
 
 
 def _row(figure: Figure) -> str:

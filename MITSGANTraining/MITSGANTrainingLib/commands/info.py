@@ -14,10 +14,10 @@ from typing import Any
 
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.storage import SeriesSummary, describe, load_volume
+from MITSGANLib.files.storage import SeriesSummary, describe
 from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 
-from .options import add_input, add_json, add_series, progress_bar, say, write_json
+from .options import add_input, add_json, add_series, answer, progress_bar, read_scan
 from .tree_options import counted
 
 # With so many series a summary comes first, and of each kind so many are listed, one line each.
@@ -40,24 +40,17 @@ def run(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {"input": options.input, "series": [_series(summary) for summary in summaries]}
     loaded = None
     if len(wanted) == 1:
-        with progress_bar("Reading", "slice") as progress:
-            loaded = load_volume(options.input, series=wanted[0].series_instance_uid, progress=progress)
+        loaded = read_scan(options.input, wanted[0].series_instance_uid)
         result["volume"] = _volume(loaded)
-    write_json(options.json, result)
-    # Of what is damaged no image could be counted; an MR, say, is no failure.
-    code = 0 if any(summary.image_count for summary in summaries) else InputError.exit_code
-    if options.json == "-":
-        return code
     many = len(summaries) >= MANY
-    for line in _short(summaries) if many else _long(summaries, wanted, result, loaded):
-        say(line)
+    lines = list(_short(summaries) if many else _long(summaries, wanted, result, loaded))
     if many and loaded:
-        say(f"Series {wanted[0].series_instance_uid}:")
-        for line in _block(wanted[0], result["volume"], loaded):
-            say(line)
+        lines += [f"Series {wanted[0].series_instance_uid}:", *_block(wanted[0], result["volume"], loaded)]
     if len(wanted) > 1:
-        say("Several usable series: name one with --series for its HU range and noise.")
-    return code
+        lines.append("Several usable series: name one with --series for its HU range and noise.")
+    answer(options, result, *lines)
+    # Of what is damaged no image could be counted; an MR, say, is no failure.
+    return 0 if any(summary.image_count for summary in summaries) else InputError.exit_code
 
 
 def _series(summary: SeriesSummary) -> dict[str, Any]:

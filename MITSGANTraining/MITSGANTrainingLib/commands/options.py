@@ -11,22 +11,28 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.errors import InputError, OutputError, TargetError
 from MITSGANLib.files.atomic import atomic_file, output_error, refuse_existing_file
+from MITSGANLib.files.storage import is_dicom_output, load_volume
+from MITSGANLib.files.volume_files import check_file_output
 from MITSGANLib.protection.presets import PRESETS, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
+from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.volume import CTVolume, lps_from_ras
 
-Progress = Callable[[int, int], None]
-
 _POINTS = ("--voxel", "--lps", "--ras")
+_SCAN = "a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
+_MOST_PLACES = 12
 
 
 def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = "the scan") -> None:
     """Add the scan, a positional argument."""
-    parser.add_argument(
-        name, metavar=name.upper(), help=f"{text}: a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
-    )
+    parser.add_argument(name, metavar=name.upper(), help=f"{text}: {_SCAN}")
+
+
+def add_scans(parser: argparse.ArgumentParser) -> None:
+    """Add any number of scans, a positional argument."""
+    parser.add_argument("scans", metavar="SCAN", nargs="+", help=_SCAN)
 
 
 def add_series(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +49,7 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
         help=f"protector: {names}, or a .safetensors file; search: a change searched on the scan itself; none: a "
         "watermark alone (default: default)",
     )
-    parser.add_argument(
-        "--strength-hu", type=float, metavar="HU", help="largest change anywhere (default: the model's)"
-    )
+    add_strength(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
     parser.add_argument(
         "--watermark",
@@ -53,6 +57,42 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
     )
+
+
+def add_strength(parser: argparse.ArgumentParser, text: str = "largest change anywhere (default: the model's)") -> None:
+    """Add ``--strength-hu``."""
+    parser.add_argument("--strength-hu", type=float, metavar="HU", help=text)
+
+
+def add_attacker(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--attacker``."""
+    parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help=text)
+
+
+def add_watermark(parser: argparse.ArgumentParser) -> None:
+    """``--watermark`` of the commands that look for one."""
+    parser.add_argument(
+        "--watermark",
+        metavar="KEYFILE",
+        type=Path,
+        help="the key file that the scan was protected with (default: the open watermark)",
+    )
+
+
+def add_map(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--map``."""
+    parser.add_argument("--map", metavar="FILE", help=f"write a label map{text}")
+
+
+def check_map(options: argparse.Namespace) -> None:
+    """Refuse at once, before long work, a map that could or should not be written.
+
+    :raises OutputError: it is a folder, of no format, exists, or is the scan itself.
+    """
+    if options.map and is_dicom_output(options.map):
+        raise OutputError(f"The map is a label map, not DICOM; name a file such as map.nrrd instead of {options.map}.")
+    if options.map:
+        check_file_output(options.input, options.map, overwrite=options.overwrite)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +134,13 @@ def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
 
 
+def count(text: str) -> int:
+    """The type of an option that counts: a whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
 def with_points(arguments: Sequence[str]) -> list[str]:
     """The arguments with each point joined to its option: argparse takes ``--ras -60,40,-120`` for two options."""
     joined: list[str] = []
@@ -106,14 +153,16 @@ def with_points(arguments: Sequence[str]) -> list[str]:
 
 
 def target_voxel(options: argparse.Namespace, volume: CTVolume) -> tuple[int, int, int] | None:
-    """The (slice, row, column) that the options name, or None where they name none."""
-    if options.voxel is not None:
-        return options.voxel
-    if options.lps is not None:
-        return volume.nearest_voxel(options.lps)
-    if options.ras is not None:
-        return volume.nearest_voxel(lps_from_ras(options.ras))
-    return None
+    """The (slice, row, column) that the options name, or None where they name none.
+
+    :raises TargetError: it lies outside the scan.
+    """
+    kji = options.voxel
+    if kji is None and (options.lps is not None or options.ras is not None):
+        kji = volume.nearest_voxel(options.lps or lps_from_ras(options.ras))
+    if kji is not None and not volume.contains(kji):
+        raise TargetError(f"Voxel {kji} lies outside the scan of {volume.shape} voxels; choose another.")
+    return kji
 
 
 def check_json(options: argparse.Namespace) -> None:
@@ -157,6 +206,41 @@ def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
         return
     with atomic_file(Path(destination), overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def answer(options: argparse.Namespace, result: Mapping[str, Any], *lines: str) -> None:
+    """Give the result: lines for people, and JSON where ``--json`` asks for it."""
+    say_result(options, *lines)
+    write_json(options.json, result)
+
+
+def say_result(options: argparse.Namespace, *lines: str) -> None:
+    """Say the result to people, unless its JSON takes standard output."""
+    if options.json != "-":
+        for line in lines:
+            say(line)
+
+
+def place_lines(
+    places: Sequence[Any], words: Callable[[Any], str], elsewhere: str = "--json or --map"
+) -> Iterator[str]:
+    """A line for each of the first places that were found.
+
+    :param words: gives what is said of one.
+    :param elsewhere: the options that list all.
+    """
+    for place in places[:_MOST_PLACES]:
+        size = " x ".join(f"{mm:.0f}" for mm in place.size_mm)
+        lps = ", ".join(f"{mm:.1f}" for mm in place.lps_mm)
+        yield f"  voxel {place.kji}, LPS ({lps}) mm, about {size} mm, {words(place)}"
+    if len(places) > _MOST_PLACES:
+        yield f"  and {len(places) - _MOST_PLACES} more; see {elsewhere}"
+
+
+def read_scan(path: str | Path, series: str | None = None) -> CTVolume:
+    """The volume of a scan, read beside a progress bar."""
+    with progress_bar("Reading", "slice") as progress:
+        return load_volume(path, series=series, progress=progress)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,10 @@ from .options import (
     add_overwrite,
     add_protector,
     add_series,
+    answer,
     note,
     note_warnings,
     progress_bar,
-    say,
-    write_json,
 )
 
 _COLLECTIONS = """\
@@ -177,14 +176,14 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "left_behind": [{"modality": one.modality, "files": len(one.files), "refers": one.refers} for one in beside],
         "copied_files": copied,
     }
-    write_json(options.json, result)
-    if options.json != "-":
-        say(
-            f"Protected {protected.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
-            f"largest change {change.maximum_hu} HU (whole volume). "
-            f"Wrote {options.output}{', sealed' if key else ''}{', signed' if proofs.signers else ''}"
-        )
-        _say_beside(beside, copied)
+    answer(
+        options,
+        result,
+        f"Protected {protected.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
+        f"largest change {change.maximum_hu} HU (whole volume). "
+        f"Wrote {options.output}{', sealed' if key else ''}{', signed' if proofs.signers else ''}",
+        *_lines_beside(beside, copied),
+    )
 
 
 def _copy_others(tree: Path, folder: Path) -> int:
@@ -210,8 +209,8 @@ def _copy_others(tree: Path, folder: Path) -> int:
     return len(others)
 
 
-def _say_beside(beside: Sequence[LeftBehind], copied: int) -> None:
-    """Say what the folder holds besides the series, and what of it still refers to the original."""
+def _lines_beside(beside: Sequence[LeftBehind], copied: int) -> Iterator[str]:
+    """Lines of what the folder holds besides the series, and what of it still refers to the original."""
     kinds = {
         "refer to the original images, not to the protected ones": [one for one in beside if one.refers],
         "of other series, not protected; --collection takes all series": [
@@ -221,11 +220,11 @@ def _say_beside(beside: Sequence[LeftBehind], copied: int) -> None:
     }
     for what, found in kinds.items():
         if found:
-            say(f"   beside   {', '.join(f'{len(one.files)} {one.modality}' for one in found)}: {what}")
+            yield f"   beside   {', '.join(f'{len(one.files)} {one.modality}' for one in found)}: {what}"
     if copied:
-        say(f"   copied   {tree_options.counted(copied, 'other file')}, unchanged")
+        yield f"   copied   {tree_options.counted(copied, 'other file')}, unchanged"
     elif any(one.modality != "CT" for one in beside):
-        say("   left behind; --others copy takes along what is no CT")
+        yield "   left behind; --others copy takes along what is no CT"
 
 
 def _signers(options: argparse.Namespace) -> Signers | None:
@@ -237,8 +236,7 @@ def _signers(options: argparse.Namespace) -> Signers | None:
 
 
 def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) -> int:
-    if options.series is not None:
-        options.refuse("--series chooses one scan and --collection takes all; leave one of them out")
+    tree_options.refuse_with_collection(options, "series")
     key = key_options.key(options, is_new=True)
     _warn_of_blocking(options, key is not None)
     config = CollectionConfig(
@@ -256,4 +254,4 @@ def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) ->
 def _words(report: ProtectionReport) -> tuple[str, list[str]]:
     rmse, largest = report.change.rmse_hu, report.change.maximum_hu
     change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
-    return tree_options.counted(report.slices, "slice"), [change] if report.finished else []
+    return tree_options.counted(report.amount, "slice"), [change] if report.finished else []

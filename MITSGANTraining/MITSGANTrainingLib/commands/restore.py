@@ -15,7 +15,7 @@ from MITSGANLib.seal.sealing import restore
 from ..archives.restoration import restore_collection
 from ..archives.trees import TreeConfig
 from . import key_options, tree_options
-from .options import add_input, add_json, add_overwrite, add_series, note, progress_bar, say, write_json
+from .options import add_input, add_json, add_overwrite, add_series, answer, note, progress_bar
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, such as mitsgan protect --collection
@@ -71,19 +71,16 @@ def _restore_scan(options: argparse.Namespace) -> None:
         )
     for warning in restored.warnings:
         note(f"warning: {warning}")
-    write_json(options.json, {"output": options.output, **dataclasses.asdict(restored)})
-    if options.json != "-":
-        files = tree_options.counted(restored.files, "file")
-        say(f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}")
+    files = tree_options.counted(restored.files, "file")
+    text = f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}"
+    answer(options, {"output": options.output, **dataclasses.asdict(restored)}, text)
 
 
 def _restore_collection(options: argparse.Namespace) -> int:
-    for name in ("series", "seal"):
-        if getattr(options, name) is not None:
-            options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
+    tree_options.refuse_with_collection(options, "series", "seal")
     config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
     return tree_options.run_collection(
         options,
         lambda *listeners: restore_collection(config, *listeners),
-        lambda report: (tree_options.counted(report.files, "file"), []),
+        lambda report: (tree_options.counted(report.amount, "file"), []),
     )

@@ -10,17 +10,15 @@ from pathlib import Path
 
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 
-from .options import add_device, add_overwrite, progress_bar, say
+from .options import add_device, add_overwrite, add_scans, count, progress_bar, read_scan, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the sheet, a .png file")
-    parser.add_argument(
-        "scans", metavar="SCAN", nargs="+", help="a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
-    )
+    add_scans(parser)
     parser.add_argument("--attackers", nargs="+", metavar="NAME", default=["default"], help="installed, or folders")
     parser.add_argument(
-        "--per-action", type=_count, default=4, metavar="N", help="places of each scan and action (default: 4)"
+        "--per-action", type=count, default=4, metavar="N", help="places of each scan and action (default: 4)"
     )
     parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places (default: 0)")
@@ -31,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from MITSGANLib.attack.attacker import load_attacker
     from MITSGANLib.attack.installed import DEFAULT_ATTACKER, actions_of
-    from MITSGANLib.files.storage import load_volume
     from MITSGANLib.scan.targets import ACTIONS, choose_targets
     from MITSGANLib.weights import MODELS_FOLDER
 
@@ -50,8 +47,7 @@ def run(options: argparse.Namespace) -> None:
     given = read_targets(options.targets, options.scans) if options.targets else {}
     rows: dict[tuple[str, str], list] = {}
     for path in options.scans:
-        with progress_bar("Reading", "slice") as progress:
-            scan = load_volume(path, progress=progress)
+        scan = read_scan(path)
         if path in given:
             targets = [place.resolve(scan) for place in given[path]]
         else:
@@ -69,10 +65,3 @@ def run(options: argparse.Namespace) -> None:
     with atomic_file(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(picture)
     say(f"wrote {output}")
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of places; give 1 or more")
-    return value

@@ -19,7 +19,7 @@ from MITSGANLib.signature.signing import Signers, sign_scan
 
 from ..archives.signing import SigningConfig, sign_collection
 from . import key_options, tree_options
-from .options import add_input, add_json, add_overwrite, add_series, progress_bar, say, write_json
+from .options import add_input, add_json, add_overwrite, add_series, answer, progress_bar
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -124,9 +124,7 @@ def run(options: argparse.Namespace) -> int:
         "headers": manifest.headers is not None,
         "dicom_signatures": dicom is not None,
     }
-    write_json(options.json, result)
-    if options.json != "-":
-        say(f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
+    answer(options, result, f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
     return 0
 
 
@@ -148,7 +146,7 @@ def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> i
     return tree_options.run_collection(
         options,
         lambda *listeners: sign_collection(config, *listeners),
-        lambda report: (tree_options.counted(report.slices, "slice"), []),
+        lambda report: (tree_options.counted(report.amount, "slice"), []),
     )
 
 
@@ -157,9 +155,8 @@ def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:
 
     with progress_bar("Signing", "instance") as progress:
         where, count = sign_exam(options.input, options.output, signer, overwrite=options.overwrite, progress=progress)
-    write_json(options.json, {"output": str(where), "instances": count})
-    if options.json != "-":
-        say(f"Signed an exam of {count} instances. Wrote {where}")
+    result = {"output": str(where), "instances": count}
+    answer(options, result, f"Signed an exam of {count} instances. Wrote {where}")
 
 
 def _sign_study(options: argparse.Namespace, key: Ed25519PrivateKey) -> None:
@@ -176,7 +173,5 @@ def _sign_study(options: argparse.Namespace, key: Ed25519PrivateKey) -> None:
         )
     counts = [len(instances) for instances in manifest.series]
     result = {"manifest": str(where), "signer": manifest.fingerprint, "covers": manifest.covers, "instances": counts}
-    write_json(options.json, result)
-    if options.json != "-":
-        what = "slices, their pixels and geometry alone," if options.pixels_only else "instances"
-        say(f"Signed {sum(counts)} {what} in {len(counts)} series. Wrote {where}")
+    what = "slices, their pixels and geometry alone," if options.pixels_only else "instances"
+    answer(options, result, f"Signed {sum(counts)} {what} in {len(counts)} series. Wrote {where}")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
-from .options import json_lines, note, progress_bar, say, write_json
-
-if TYPE_CHECKING:
-    from ..archives.verdicts import VerdictRecord, VerdictReport
+from .options import count, json_lines, note, progress_bar, say, write_json
 
 _OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3
@@ -36,7 +33,7 @@ def add_collection(parser: argparse.ArgumentParser, text: str, *, makes_tree: bo
         help="write a line of JSON for each scan as soon as it is done, to FILE, or to standard output for -",
     )
     workers = group.add_mutually_exclusive_group()
-    workers.add_argument("--processes", type=_count, metavar="N", help="scans at a time (default: 1)")
+    workers.add_argument("--processes", type=count, metavar="N", help="scans at a time (default: 1)")
     workers.add_argument(
         "--scheduler", metavar="ADDRESS", help="spread over the workers of this Dask scheduler, tcp://HOST:PORT"
     )
@@ -52,43 +49,11 @@ def refuse_without_collection(options: argparse.Namespace, *, others: bool = Fal
             options.refuse(f"--{name.replace('_', '-')} is for collections; add --collection, or leave it out")
 
 
-def is_for_results(options: argparse.Namespace, *of_one: str) -> bool:
-    """Whether a command that gives verdicts is for a collection; stops at options that do not go with that.
-
-    :param of_one: options of a single scan.
-    """
-    if not options.collection:
-        refuse_without_collection(options)
-        if options.output is not None:
-            options.refuse("RESULTS is for collections; add --collection, or leave it out")
-        return False
+def refuse_with_collection(options: argparse.Namespace, *of_one: str) -> None:
+    """Stop at options of a single scan beside ``--collection``."""
     for name in of_one:
         if getattr(options, name) is not None:
             options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
-    if options.output is None:
-        options.refuse("--collection needs RESULTS, a folder for the results")
-    return True
-
-
-def trust_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of ``verdicts.VerdictConfig`` about whom to trust."""
-    return {
-        "watermark": getattr(options, "watermark", None),
-        "public_keys": tuple(options.public_key or ()),
-        "certificates": tuple(options.certificate or ()),
-        "deidentified": options.deidentified,
-    }
-
-
-def verdict_counts(report: VerdictReport) -> str:
-    """How many scans got each verdict."""
-    return ", ".join(f"{count} {verdict}" for verdict, count in report.verdicts.most_common()) or "none"
-
-
-def verdict_line(record: VerdictRecord, count: int, noun: str) -> str:
-    """A scan and its verdict, with the number of what was found."""
-    found = f", {counted(count, noun)}" if count else ""
-    return f"{record.verdict.upper()}  {_printable(record.source)}{found}"
 
 
 def tree_values(options: argparse.Namespace, key: Key | None = None) -> dict[str, Any]:
@@ -145,15 +110,15 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
         say(f"   {line}")
     for reason, files in report.skipped_by_reason.most_common():
         sources = sorted(other.source for other, _ in report.skipped if other.reason == reason)
-        named = f" ({_printable(', '.join(sources))})" if len(sources) <= _NAMED else ""
-        say(f"   skipped  {counted(files, 'file')}: {_printable(reason)}{named}")
+        named = f" ({printable(', '.join(sources))})" if len(sources) <= _NAMED else ""
+        say(f"   skipped  {counted(files, 'file')}: {printable(reason)}{named}")
     copied = sum(len(other.files) for other, was_copied in report.skipped if was_copied)
     if copied:
         say(f"   copied   {copied} of the skipped files, unchanged")
     for source in report.left_over[:_LISTED]:
-        say(f"   left     {_printable(source)}: {report.verb} earlier, now not in the tree or not usable")
+        say(f"   left     {printable(source)}: {report.verb} earlier, now not in the tree or not usable")
     for failure in sorted(report.failed, key=lambda one: one.source)[:_LISTED]:
-        say(f"   FAILED   {_printable(failure.source)}: {_printable(failure.reason)}")
+        say(f"   FAILED   {printable(failure.source)}: {printable(failure.reason)}")
     if len(report.failed) > _LISTED:
         say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
     say(f"   time     {report.seconds:.1f} s")
@@ -165,12 +130,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 or noun == 'series' else 's'}"
 
 
-def _printable(text: str) -> str:
-    """File names are foreign: those that are no text, or that would steer a terminal, show question marks."""
+def printable(text: str) -> str:
+    """What to show: names are foreign, and what is no text, or would steer a terminal, becomes question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)

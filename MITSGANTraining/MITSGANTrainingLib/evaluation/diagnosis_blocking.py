@@ -8,6 +8,7 @@ Arrays are (slice, row, column), HU.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from MITSGANLib.watermark.pattern import ScanSigns
 from ..data.nodules import Nodules
 from ..training.diagnosis_blocking import blocked_cube
 from ..training.judge_samples import Group
+from .layout import Cell, Column, Row, Section, Table, cell_of
 from .planting import APART_MM, Voxel, apart_mm, draw_scenes, planted
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
 
@@ -198,7 +200,7 @@ def rmse_hu(arms: Arms, arm: str) -> float:
 
 @dataclass(frozen=True)
 class BlockingResults:
-    """All answers, and what they were measured with. ``to_dict`` and ``to_markdown`` are its reports.
+    """All answers, and what they were measured with. ``to_dict`` and ``sections`` are its reports.
 
     :param judges: the judges' names, the white boxes first.
     :param black_boxes: those among them that the blocker does not know.
@@ -244,50 +246,46 @@ class BlockingResults:
             },
         }
 
-    def to_markdown(self) -> str:
-        """Tables of accuracy and of changed decisions, for each case."""
+    def sections(self) -> tuple[Section, ...]:
+        """Tables of accuracy and of changed decisions, for each case, and what they say."""
         what = (
             f"Blocker: {self.blocker['model']}, at most {self.blocker['budget']['strength_hu']:g} HU. Default "
             f"protection: {self.default['model']}. Networks decide at their own thresholds whether a place shows a "
             "nodule; accuracy is the mean of the shares that are right with a nodule and without. In brackets: 95 % by "
             "bootstrap over patients (of one patient: over places)."
         )
-        lines = ["# What protection does to diagnosis networks", "", what, ""]
-        for name, (found, rmse) in self.cases.items():
-            some = found[0]
-            counts = f"{int(some.yes.sum())} places with a nodule, {int((~some.yes).sum())} without"
-            lines += [
-                f"## {name}: {counts}, of {len(np.unique(some.patients))} patient(s)",
-                "",
-                "Accuracy in percent (right with a nodule / without):",
-                "",
-                *self._table(found, rmse, _accuracy_words, (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED)),
-                "",
-                "Decisions that change against the clean scan, in percent:",
-                "",
-                *self._table(found, rmse, _changed_words, (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE)),
-                "",
-            ]
         published = (
             f"For comparison, MIAD-MARK's own networks and images (abstract): white box {PAPER['white box']} %, black "
             f"box {PAPER['black box']} %, after a removal network {PAPER[UNBLOCKED]} %. Answers by lot get 50 %."
         )
-        return "\n".join([*lines, published, ""])
+        sections = [Section("common", "What holds for all tables", (what, published), ())]
+        for name, (found, rmse) in self.cases.items():
+            yes, patients = found[0].yes, len(np.unique(found[0].patients))
+            counts = f"{int(yes.sum())} places with a nodule, {int((~yes).sum())} without, of {patients} patient(s)"
+            accuracy = self._table("Accuracy in percent (right with a nodule / without)", found, rmse, _accuracy_cell)
+            arms = (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE)
+            changed = self._table(
+                "Decisions that change against the clean scan, in percent", found, rmse, _changed_cell, arms
+            )
+            sections.append(Section(name, f"{name}: {counts}", (), (accuracy, changed)))
+        return tuple(sections)
 
     def _table(
         self,
+        caption: str,
         found: Sequence[Answers],
         rmse: Mapping[str, float],
-        words: Callable[[Answers], str],
-        arms: Sequence[str],
-    ) -> list[str]:
-        cells = {(one.arm, one.judge): words(one) for one in found}
-        head = ["", "RMSE, HU", *(f"{judge} ({self._box(judge)})" for judge in self.judges)]
-        rows = [head, ["---"] * len(head)]
-        for arm in arms:
-            if arm in rmse:
-                rows.append([ARMS[arm], f"{rmse[arm]:.1f}", *(cells[arm, judge] for judge in self.judges)])
-        return [f"| {' | '.join(row)} |" for row in rows]
+        cell: Callable[[Answers], Cell],
+        arms: Sequence[str] = (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED),
+    ) -> Table:
+        cells = {(one.arm, one.judge): cell(one) for one in found}
+        rows = (
+            Row((ARMS[arm], f"{rmse[arm]:.1f}"), tuple(cells[arm, judge] for judge in self.judges))
+            for arm in arms
+            if arm in rmse
+        )
+        columns = tuple(Column(self._box(judge), judge) for judge in self.judges)
+        return Table("", caption, ("Scan", "RMSE, HU"), columns, tuple(rows))
 
     def _box(self, judge: str) -> str:
         return "black box" if judge in self.black_boxes else "white box"
@@ -397,15 +395,11 @@ def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray) -> Est
     return Estimate(value, float(low), float(high), len(names), len(values))
 
 
-def _accuracy_words(found: Answers) -> str:
+def _accuracy_cell(found: Answers) -> Cell:
     sides = (100 * found.right[found.yes].mean(), 100 * found.right[~found.yes].mean())
-    return f"{_percent(balanced_accuracy(found))} ({sides[0]:.0f} / {sides[1]:.0f})"
+    cell = cell_of(balanced_accuracy(found).times(100), 1)
+    return dataclasses.replace(cell, text=f"{cell.text} ({sides[0]:.0f} / {sides[1]:.0f})")
 
 
-def _changed_words(found: Answers) -> str:
-    return _percent(changed_decisions(found))
-
-
-def _percent(found: Estimate) -> str:
-    found = found.times(100)
-    return f"{found.value:.1f} [{found.low:.0f}, {found.high:.0f}]"
+def _changed_cell(found: Answers) -> Cell:
+    return cell_of(changed_decisions(found).times(100), 1)

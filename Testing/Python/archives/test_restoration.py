@@ -23,8 +23,8 @@ from MITSGANLib.seal.sealing import save_sealed
 from MITSGANTrainingLib.archives import inventory, restoration, trees
 from MITSGANTrainingLib.archives.collection import CollectionConfig, protect_collection
 from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY
-from MITSGANTrainingLib.archives.restoration import BESIDE, NOT_PROTECTED, RestorationReport, restore_collection
-from MITSGANTrainingLib.archives.trees import COMMAND, TreeConfig, write_record
+from MITSGANTrainingLib.archives.restoration import BESIDE, NOT_PROTECTED, restore_collection
+from MITSGANTrainingLib.archives.trees import COMMAND, TreeConfig, TreeReport, write_record
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.workers import Outcome
 from tree_data import outputs, write_protector
@@ -80,7 +80,7 @@ def protected(made, tmp_path) -> Path:
     return shutil.copytree(made / "protected", tmp_path / "protected")
 
 
-def run(protected: Path, **changes: object) -> RestorationReport:
+def run(protected: Path, **changes: object) -> TreeReport:
     config = {"tree": protected, "out": protected.parent / "back", "key": KEY, "others": "copy", **changes}
     return restore_collection(TreeConfig(**config))
 

@@ -283,7 +283,6 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "code", "message"),
         [
-            (["--noise", "0"], InputError.exit_code, "at least 1"),
             (["--judges", "forensic"], InputError.exit_code, "not asked about nodules"),
             (["--model", "no-such-model"], 5, "no protector"),
         ],
@@ -292,6 +291,11 @@ class TestCommand:
         assert diagnose(tmp_path / "report", *options) == code
         assert message in capsys.readouterr().err
         assert not (tmp_path / "report").exists()
+
+    def test_no_noise_at_all_is_wrong_usage(self, diagnose, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            diagnose(tmp_path / "report", "--noise", "0")
+        assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
     def test_an_older_report_stays(self, diagnose, tmp_path):
         (tmp_path / "report").mkdir()

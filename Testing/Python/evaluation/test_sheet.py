@@ -80,4 +80,4 @@ def test_no_places_are_wrong_usage(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["sheet", str(tmp_path / "a.png"), "scan.nrrd", "--per-action", "0"])
     assert stopped.value.code == 2
-    assert "no number of places" in capsys.readouterr().err
+    assert "not a whole number above 0" in capsys.readouterr().err
