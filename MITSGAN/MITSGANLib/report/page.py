@@ -23,7 +23,6 @@ from ..measure.attack_effect import (
 )
 from ..measure.metrics import Metric
 from ..scan.windows import LUNG
-from ..watermark.embedding import Watermark
 from .demonstration import Demonstration, TargetResult
 from .html import Figure, Table, render_page, save_page
 from .pictures import Square, difference_overlay, render_slice, rmse_bars
@@ -56,15 +55,16 @@ def render_report(demonstration: Demonstration, *, title: str, synthetic: bool =
     return render_page(
         "report.html.j2",
         summary=_summary(demonstration),
-        attacker_names=" and ".join(f"{a.name} ({a.action})" for a in demonstration.attackers),
-        scan=_scan(demonstration, title, synthetic),
-        data_range=f"{demonstration.whole.data_range_hu:g}",
+        demo=demonstration,
+        title=title,
+        synthetic=synthetic,
         whole_table=_whole_table(demonstration),
         whole_figures=_whole_figures(demonstration),
         rmse_figure=_rmse_figure(demonstration),
         effect_table=_effect_table(demonstration),
         targets=[_target(demonstration, result) for result in demonstration.targets],
-        making=_making(demonstration),
+        versions={"MITSGAN": __version__, "Python": platform.python_version()}
+        | {package: _version(package) for package in _PACKAGES},
     )
 
 
@@ -96,30 +96,6 @@ def _summary(demo: Demonstration) -> str:
             f"places, and raised {alarms or 'no'} alarm{'s' * (alarms > 1)} there before"
         )
     return ". ".join(sentences) + "."
-
-
-def _scan(demo: Demonstration, title: str, synthetic: bool) -> dict[str, Any]:
-    volume = demo.clean
-    facts = [
-        ("Scan", title),
-        ("Voxels", "{} slices of {} rows × {} columns".format(*volume.shape)),
-        ("Spacing", "{:.3g} × {:.3g} mm in the slice, {:.3g} mm between slices".format(*volume.spacing)),
-        ("HU range", f"{volume.hu.min()} to {volume.hu.max()}"),
-        ("Noise", _noise_words(demo)),
-    ]
-    return {
-        "title": title,
-        "synthetic": synthetic,
-        "facts": facts,
-        "warnings": [str(warning) for warning in volume.provenance.warnings],
-    }
-
-
-def _noise_words(demo: Demonstration) -> str:
-    estimate = demo.noise_estimate
-    if estimate.sd_hu is None:
-        return "not measured: too little soft tissue"
-    return f"{estimate.sd_hu:.1f} HU; {estimate.definition}"
 
 
 def _whole_table(demo: Demonstration) -> Table:
@@ -257,34 +233,6 @@ def _pairs_table(result: TargetResult) -> Table:
     ]
     # The reasons for what is missing stand at the first table.
     return Table(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
-
-
-def _making(demo: Demonstration) -> list[tuple[str, str]]:
-    budget = demo.protector.budget
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    return [
-        (
-            "Protector",
-            f"{demo.protector.name}, SHA-256 {demo.protector.digest[:16]}…, noise seed {demo.protector.seed}",
-        ),
-        (
-            "Budget",
-            (
-                f"at most {budget.strength_hu:g} HU; of it {budget.lung:.0%} in lung, {budget.soft_tissue:.0%} in soft "
-                f"tissue, {budget.bone:.0%} in bone, nothing outside the body"
-            ),
-        ),
-        *([("Watermark", _watermark_words(demo.protector.watermark))] if demo.protector.watermark else []),
-        *((f"Attacker, {a.action}", f"{a.name}, SHA-256 {a.digest[:16]}…") for a in demo.attackers),
-        ("Device", demo.device),
-        ("Times", ", ".join(f"{stage} {value:.1f} s" for stage, value in demo.seconds.items())),
-        ("Versions", f"MITSGAN {__version__}, Python {platform.python_version()}, {versions}"),
-    ]
-
-
-def _watermark_words(watermark: Watermark) -> str:
-    kind = "open: everybody can check it, and forge it" if watermark.is_open else "with a key"
-    return f"{kind}; at most {watermark.budget.strength_hu:g} HU, on top of the network's change"
 
 
 def _view(demo: Demonstration, **size: float) -> dict[str, Any]:
