@@ -1,12 +1,16 @@
-"""Sections of tables as Markdown, LaTeX and rows of CSV."""
+"""Sections of tables as Markdown and LaTeX, by the templates in ``Resources``, and as rows of CSV."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
-from .layout import Cell, Section, Table
+from MITSGANLib.runtime.resources import resources_folder
+
+from .layout import Section, Table
 
 CSV_COLUMNS = (
     "table",
@@ -43,27 +47,12 @@ _LATEX = {
 
 def to_markdown(title: str, sections: Sequence[Section], pictures: Sequence[tuple[str, str]] = ()) -> str:
     """One page, its prose in lines of 120 columns. ``pictures`` are (path, caption), shown at the end."""
-    lines = [f"# {title}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for table in section.tables:
-            lines += [_wrapped(f"**{table.caption}**"), "", *_markdown_table(table), ""]
-        lines += [*(_wrapped(f"- {note}", indent="  ") for note in section.notes), ""]
-    for path, caption in pictures:
-        lines += [f"![{caption}]({path})", "", _wrapped(f"*{caption}*"), ""]
-    return "\n".join(lines)
+    return _rendered("tables.md.j2", title=title, sections=sections, pictures=pictures).rstrip("\n") + "\n"
 
 
 def to_latex(sections: Sequence[Section]) -> str:
     """Tables for a paper; needs the packages booktabs and graphicx."""
-    lines = ["% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."]
-    for section in sections:
-        lines += ["", f"% {section.title}"]
-        for table in section.tables:
-            lines += _latex_table(section, table)
-        notes = " ".join(map(_escaped, section.notes))
-        lines += [f"\\par\\noindent{{\\footnotesize {notes}\\par}}"]
-    return "\n".join(lines) + "\n"
+    return _rendered("tables.tex.j2", sections=sections)
 
 
 def to_csv_rows(sections: Sequence[Section]) -> Iterator[tuple[object, ...]]:
@@ -80,60 +69,42 @@ def to_csv_rows(sections: Sequence[Section]) -> Iterator[tuple[object, ...]]:
                 yield table.key, *labels, column.group, column.name, found.value, found.low, found.high, *counts, source
 
 
+def _rendered(template: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        # LaTeX is full of braces.
+        *("<%", "%>", "<<", ">>", "<#", "#>"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(resources_folder(Path(__file__).resolve().parents[1])),
+    )
+    environment.filters |= {
+        "wrapped": _wrapped,
+        "cell": lambda text: text.replace("|", "\\|"),
+        "tex": _escaped,
+        "tex_cell": _latex_cell,
+        "spans": _spans,
+    }
+    return environment.get_template(template).render(values)
+
+
 def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _markdown_table(table: Table) -> list[str]:
-    head = [*table.corner, *(f"{column.group}: {column.name}" for column in table.columns)]
-    lines = [_markdown_row(head), _markdown_row(["---"] * len(table.corner) + ["---:"] * len(table.columns))]
-    previous: tuple[str, ...] = ()
-    for row in table.rows:
-        first = "" if previous[:1] == row.labels[:1] and len(row.labels) > 1 else row.labels[0]
-        lines.append(_markdown_row([first, *row.labels[1:], *(cell.text for cell in row.cells)]))
-        previous = row.labels
-    return lines
+def _spans(table: Table) -> Iterator[tuple[str, int, int]]:
+    """Each group of neighboring columns, with the numbers of its first and last one, labels counted before from 1."""
+    first = len(table.corner) + 1
+    for name, columns in groupby(table.columns, lambda column: column.group):
+        last = first + len(list(columns)) - 1
+        yield name, first, last
+        first = last + 1
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _latex_table(section: Section, table: Table) -> list[str]:
-    left = len(table.corner)
-    groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda column: column.group)]
-    head, rules, at = " & " * (left - 1), [], left + 1
-    for name, width in groups:
-        head += f" & \\multicolumn{{{width}}}{{c}}{{{_escaped(name)}}}"
-        rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
-        at += width
-    names = [*table.corner, *(column.name for column in table.columns)]
-    lines = [
-        "\\begin{table}",
-        f"\\caption{{{_escaped(section.title)} ({_escaped(table.caption)}).}}",
-        f"\\label{{tab:{table.key}}}",
-        "\\resizebox{\\textwidth}{!}{%",
-        f"\\begin{{tabular}}{{{'l' * left}{'r' * len(table.columns)}}}",
-        "\\toprule",
-        f"{head} \\\\",
-        "".join(rules),
-        " & ".join(map(_escaped, names)) + " \\\\",
-    ]
-    previous = None
-    for row in table.rows:
-        new = row.labels[0] != previous
-        lines.append(("\\midrule\n" if new else "") + _latex_row(row.labels, row.cells, new))
-        previous = row.labels[0]
-    return [*lines, "\\bottomrule", "\\end{tabular}}", "\\end{table}"]
-
-
-def _latex_row(labels: Sequence[str], cells: Sequence[Cell], new: bool) -> str:
-    first = labels[0] if new else ""
-    return " & ".join(map(_escaped, [first, *labels[1:]])) + " & " + " & ".join(map(_latex_cell, cells)) + " \\\\"
-
-
-def _latex_cell(cell: Cell) -> str:
-    value, bracket, interval = cell.text.partition(" [")
+def _latex_cell(text: str) -> str:
+    value, bracket, interval = text.partition(" [")
     if not bracket:
         return _escaped(value)
     return f"\\shortstack[r]{{{_escaped(value)}\\\\{{\\scriptsize [{_escaped(interval)}}}}}"
