@@ -143,17 +143,14 @@ def render_square(
     return _png(figure, title)
 
 
-def rmse_bars(
-    rmse_per_slice: Sequence[float], *, first_slice: int = 0, marked: Sequence[int] = (), title: str = ""
-) -> bytes:
+def rmse_bars(rmse_per_slice: Sequence[float], *, marked: Sequence[int] = (), title: str = "") -> bytes:
     """PNG of a bar for each slice's RMSE in HU.
 
-    :param first_slice: slice index of the first value.
     :param marked: slice indices whose bars are colored and numbered, such as the worst slice.
     """
     figure = _canvas(9, 2.6)
     axes = figure.add_axes((0.08, 0.2, 0.9, 0.66))
-    _draw_bars(axes, rmse_per_slice, first_slice, marked)
+    _draw_bars(axes, rmse_per_slice, marked)
     axes.set_title(title, color=_FOREGROUND, fontsize=10, loc="left")
     return _png(figure, title)
 
@@ -173,15 +170,13 @@ def color_limit(difference_hu: np.ndarray) -> float:
 
 
 def save_heatmaps(
-    reference: CTVolume | np.ndarray,
-    other: CTVolume | np.ndarray,
-    folder: str | Path,
+    reference: CTVolume,
+    other: CTVolume,
+    folder: Path,
     *,
     target_kji: tuple[int, int, int] | None = None,
     square: Square | None = None,
-    window: Window = LUNG,
     evenly_spaced: int = 3,
-    limit_hu: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
     """Write PNG files that show where two volumes differ; returns their paths, the overview first.
@@ -191,57 +186,56 @@ def save_heatmaps(
     of ``evenly_spaced`` slices. ``square-K.png``: the enlarged square, where ``square`` and ``target_kji`` are given.
     All share one color range. Files are written whole or not at all; files of the same name are replaced.
 
-    :param reference, other: volumes of the same shape; arrays are taken as 1 mm voxels in LPS.
+    :param reference, other: volumes of the same shape.
     :param target_kji: (slice, row, column), marked with a crosshair.
     :raises InputError: when shapes differ or the target lies outside the scan.
     :raises OutputError: when the folder cannot be written to.
     """
-    first, second = _as_ct(reference), _as_ct(other)
-    if first.shape != second.shape:
+    if reference.shape != other.shape:
         raise InputError(
-            f"The two volumes differ in shape: {first.shape} and {second.shape} voxels; they must be equal."
+            f"The two volumes differ in shape: {reference.shape} and {other.shape} voxels; they must be equal."
         )
-    if target_kji is not None and not first.contains(target_kji):
+    if target_kji is not None and not reference.contains(target_kji):
         raise InputError(
-            f"The target voxel {target_kji} lies outside the scan of {first.shape} voxels; choose another."
+            f"The target voxel {target_kji} lies outside the scan of {reference.shape} voxels; choose another."
         )
-    slices = first.shape[0]
-    rmse, along_slices, along_rows = _difference_summary(first.hu, second.hu)
+    slices = reference.shape[0]
+    rmse, along_slices, along_rows = _difference_summary(reference.hu, other.hu)
     worst = int(np.argmax(rmse))
     shown = {int(k) for k in np.linspace(0, slices - 1, evenly_spaced + 2).round()[1:-1]} | {worst}
     if target_kji is not None:
         shown.add(int(target_kji[0]))
-    limit = limit_hu or color_limit(along_slices)
-    warning = "SIMULATED ATTACK. " if second.provenance.is_simulated_attack else ""
+    limit = color_limit(along_slices)
+    warning = "SIMULATED ATTACK. " if other.provenance.is_simulated_attack else ""
 
     pictures: dict[str, Callable[[], bytes]] = {
         "overview.png": lambda: _overview(
-            first, rmse, along_slices, along_rows, limit, sorted(shown), worst, f"{warning}Largest |difference|"
+            reference, rmse, along_slices, along_rows, limit, sorted(shown), worst, f"{warning}Largest |difference|"
         )
     }
-    row_column = first.spacing_kji[1:]
     digits = len(str(slices - 1))
     for k in sorted(shown):
         at_target = target_kji is not None and k == int(target_kji[0])
         note = ", largest RMSE" if k == worst else ""
         common = {
-            "window": window,
             "limit_hu": limit,
             "title": f"{warning}Slice {k}{note}{', target' if at_target else ''}",
-            "spacing": row_column,
-            "direction": first.direction,
+            "spacing": reference.spacing_kji[1:],
+            "direction": reference.direction,
         }
         marks = {"square": square, "crosshair": tuple(target_kji[1:])} if at_target else {}
         for kind in ("signed", "absolute"):
             pictures[f"slice-{k:0{digits}d}-{kind}.png"] = partial(
-                difference_overlay, first.hu[k], second.hu[k], kind=kind, **common, **marks
+                difference_overlay, reference.hu[k], other.hu[k], kind=kind, **common, **marks
             )
         if at_target and square is not None:
-            pictures[f"square-{k:0{digits}d}.png"] = partial(render_square, first.hu[k], second.hu[k], square, **common)
+            pictures[f"square-{k:0{digits}d}.png"] = partial(
+                render_square, reference.hu[k], other.hu[k], square, **common
+            )
 
     paths = []
     for done, (name, picture) in enumerate(pictures.items()):
-        paths.append(Path(folder) / name)
+        paths.append(folder / name)
         with atomic_file(paths[-1], overwrite=True) as temporary:
             temporary.write_bytes(picture())
         if progress:
@@ -436,15 +430,15 @@ def _mark(
             axes.plot([x, x], [y + sign * gap, y + sign * end], color=_MARK, **style)
 
 
-def _draw_bars(axes: Any, values: Sequence[float], first_slice: int, marked: Sequence[int]) -> None:
-    index = np.arange(first_slice, first_slice + len(values))
+def _draw_bars(axes: Any, values: Sequence[float], marked: Sequence[int]) -> None:
+    index = np.arange(len(values))
     colors = [_MARK if k in set(marked) else "#5b8fd6" for k in index.tolist()]
     axes.set_facecolor(_BACKGROUND)
     axes.bar(index, values, color=colors, width=0.85)
     for k in marked:
         axes.annotate(
             str(k),
-            (k, values[k - first_slice]),
+            (k, values[k]),
             xytext=(0, 2),
             textcoords="offset points",
             color=_MARK,
@@ -490,7 +484,7 @@ def _overview(
     bar_axes = _axes(figure, left, bars + 0.05 * picture_height, 0.16, 0.9 * picture_height)
     _color_bar(figure, bar_axes, image, "absolute", limit, along_slices)
     bars_axes = _axes(figure, margin, 0.5, 9.2, 1.3)
-    _draw_bars(bars_axes, rmse, 0, shown)
+    _draw_bars(bars_axes, rmse, shown)
     return _png(figure, title)
 
 
@@ -522,10 +516,6 @@ def _as_slice(values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or 0 in values.shape:
         raise InputError(f"A slice must be a non-empty array (row, column), not one of shape {values.shape}.")
     return values
-
-
-def _as_ct(volume: CTVolume | np.ndarray) -> CTVolume:
-    return volume if isinstance(volume, CTVolume) else CTVolume(np.asarray(volume))
 
 
 def _png(figure: Any, title: str) -> bytes:

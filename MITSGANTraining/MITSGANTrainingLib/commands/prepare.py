@@ -13,9 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MITSGANLib.errors import InputError
-
-from .options import add_json, note, progress_bar, say, write_json
+from .options import add_json, count, note, progress_bar, say, write_json
 
 if TYPE_CHECKING:
     from ..preparation.plan import Request
@@ -69,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the positions (default: 0)")
     parser.add_argument("--keep-names", action="store_true", help="write patients' identifiers as they are")
     workers = parser.add_mutually_exclusive_group()
-    workers.add_argument("--processes", type=int, metavar="N", help="scans at a time (default: half the cores)")
+    workers.add_argument("--processes", type=count, metavar="N", help="scans at a time (default: half the cores)")
     workers.add_argument("--scheduler", metavar="ADDRESS", help="spread scans over a Dask scheduler, tcp://HOST:PORT")
     add_json(parser)
 
@@ -93,8 +91,6 @@ def _request(options: argparse.Namespace) -> Request:
     from ..preparation.plan import Request
     from ..preparation.splitting import SplitOptions
 
-    if options.processes is not None and options.processes < 1:
-        raise InputError(f"The number of processes cannot be {options.processes}; give 1 or more.")
     return Request(
         scans=tuple(options.scans),
         out=options.out,
@@ -136,8 +132,8 @@ def _summarize(report: Report, out: Path) -> None:
             f"{part}: {len(members)} patients, {sum(scan['patient'] in members for scan in scans)} scans, "
             f"{counts['injector']} injector and {counts['remover']} remover cubes"
         )
-        for role, count in counts.items():
-            if not count:
+        for role, number in counts.items():
+            if not number:
                 note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
     say(
         f"Wrote {out}: {report.cut} scans cut, {report.reused} as they were, {len(report.skipped)} skipped, "

@@ -9,12 +9,12 @@ picture. Rounding has no useful gradient, so it passes gradients as if it had no
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from MITSGANLib.errors import InputError
+from scipy import fft
 from torch.nn import functional as F
 
 BLOCK = 8
@@ -120,7 +120,4 @@ def _unblocks(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 @functools.lru_cache(maxsize=1)
 def _cosines() -> torch.Tensor:
     """The orthonormal discrete cosine transform of 8 samples, (frequency, sample)."""
-    k, n = torch.arange(BLOCK)[:, None], torch.arange(BLOCK)[None]
-    matrix = torch.cos(math.pi / BLOCK * (n + 0.5) * k) * math.sqrt(2 / BLOCK)
-    matrix[0] /= math.sqrt(2)
-    return matrix
+    return torch.from_numpy(fft.dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32))

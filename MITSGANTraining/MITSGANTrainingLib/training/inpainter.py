@@ -49,8 +49,6 @@ class InpainterConfig:
     :param samples: what is drawn: nodules for an injector, healthy lung for a remover.
     :param nodules_mm: smallest and largest diameter of nodules.
     :param solid_hu: a nodule's middle has at least this mean; fainter ones are left out.
-    :param middle_table: the look-up table is the histogram of what is painted, not of whole cubes as CT-GAN's, so that
-        soft tissue has a larger part of the input range.
     :param discriminator_filters: width of CT-GAN's discriminator; 0 trains without one. A flow has none.
     :param half: convolutions in bfloat16.
     :param held_out: patients that are never used: results are reported on them.
@@ -66,7 +64,6 @@ class InpainterConfig:
     samples: NoduleSampling = field(default_factory=NoduleSampling)
     nodules_mm: tuple[Positive, Positive] = (8.0, 24.0)
     solid_hu: float = -300.0
-    middle_table: bool = True
     discriminator_filters: CountOrNone = 8
     learning_rate: Positive = 5e-4
     discriminator_learning_rate: Positive = 2e-4
@@ -110,10 +107,11 @@ class InpainterTask(CompletingTask[InpainterConfig]):
         self._places = self._other.healthy(PLACES)
 
     def _table(self) -> Equalization:
+        """The histogram of what is painted, not of whole cubes as CT-GAN's: soft tissue gets more of the range."""
         cubes = hu_from_float(
             self._source.views(self._draw(TABLE_SAMPLES, np.random.default_rng(self.training.seed))).numpy()
         )
-        return Equalization.from_cubes(cubes[_INNER] if self.config.middle_table else cubes)
+        return Equalization.from_cubes(cubes[_INNER])
 
     def _started(self) -> Equalization:
         """Take over the weights of the attacker that training starts from; gives its look-up table."""

@@ -192,7 +192,7 @@ def test_wrong_slices_and_kinds_are_refused():
 
 
 def test_bars_mark_the_named_slice():
-    pixels = decode(rmse_bars([1.0, 5.0, 2.0], first_slice=10, marked=(11,), title="RMSE"))
+    pixels = decode(rmse_bars([1.0, 5.0, 2.0], marked=(1,), title="RMSE"))
     green = np.flatnonzero(((pixels[..., 1] - pixels[..., 2]) > 0.3).any(axis=0))
     blue = np.flatnonzero(((pixels[..., 2] - pixels[..., 0]) > 0.3).any(axis=0))
     assert blue.min() < green.min() < green.max() < blue.max()
@@ -236,10 +236,10 @@ def test_files_of_a_comparison(tmp_path):
     assert "largest RMSE" in Image.open(paths[4]).info["Title"]
 
 
-def test_arrays_and_existing_files_are_accepted(tmp_path):
+def test_existing_files_are_replaced(tmp_path):
     reference, other = volumes()
     (tmp_path / "overview.png").write_text("old")
-    paths = save_heatmaps(reference.hu, other.hu, tmp_path, evenly_spaced=0)
+    paths = save_heatmaps(reference, other, tmp_path, evenly_spaced=0)
     assert [path.name for path in paths] == ["overview.png", "slice-07-signed.png", "slice-07-absolute.png"]
     assert decode(paths[0].read_bytes()).size
 
@@ -255,7 +255,7 @@ def test_simulated_attack_is_named_in_every_picture(tmp_path):
 def test_unusable_input_and_folder_are_refused(tmp_path):
     reference, other = volumes()
     with pytest.raises(InputError, match="differ in shape"):
-        save_heatmaps(reference.hu, other.hu[:5], tmp_path)
+        save_heatmaps(reference, CTVolume(other.hu[:5]), tmp_path)
     with pytest.raises(InputError, match="outside the scan"):
         save_heatmaps(reference, other, tmp_path, target_kji=(12, 0, 0))
     assert list(tmp_path.iterdir()) == []
