@@ -49,8 +49,11 @@ PROBE_SECONDS, PROBE_BYTES_PER_SECOND = 30, 10e6
 Layer = dict[str, np.ndarray]
 
 
-class _NumericUnpickler(pickle.Unpickler):
+class NumericUnpickler(pickle.Unpickler):
+    """Reads numeric arrays in lists and dictionaries, and nothing that could run code."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """:raises ModelError: when the pickle asks for anything else."""
         if (module, name) in _ALLOWED:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if (module, name) == ("_codecs", "encode"):  # how protocols 0 to 2 spell bytes
@@ -79,7 +82,7 @@ def load_numeric_pickle(path: Path) -> list[np.ndarray]:
         raise ModelError(f"{path} is larger than any equalization table; it was not opened.")
     try:
         # latin1: the published tables were pickled by Python 2 era NumPy.
-        loaded = _NumericUnpickler(io.BytesIO(content), encoding="latin1").load()
+        loaded = NumericUnpickler(io.BytesIO(content), encoding="latin1").load()
     except ModelError:
         raise
     except Exception as error:  # a damaged pickle can raise anything

@@ -159,7 +159,7 @@ def _temporary_sibling(destination: Path, *, tentative: bool = False) -> Iterato
     temporary = destination.parent / f"{_temporary_stem(destination.name)}.{uuid.uuid4().hex[:8]}.partial"
     try:
         # Not tempfile.mkdtemp: its folders are private (0700), and this one may become the destination itself.
-        for folder in _missing_parents(destination):
+        for folder in [parent for parent in reversed(destination.parents) if not parent.exists()]:
             # Another process may make the same one at this moment.
             with suppress(FileExistsError):
                 folder.mkdir()
@@ -188,11 +188,6 @@ def remove_leavings(destination: Path) -> None:
     """Remove what a killed process left of its unfinished work on this destination, which nobody else may work on."""
     for path in destination.parent.glob(f"{glob.escape(_temporary_stem(destination.name))}.????????.partial"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _missing_parents(destination: Path) -> list[Path]:
-    """The parent folders that do not exist yet, outermost first."""
-    return [parent for parent in reversed(destination.parents) if not parent.exists()]
 
 
 def _move_all(moves: list[tuple[Path, Path]]) -> None:

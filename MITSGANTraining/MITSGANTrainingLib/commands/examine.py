@@ -101,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
     # Before anything is written: a full disk must not keep the verdict from anyone.
     say_result(options, *_lines(verdict))
     if place is not None:
-        say_result(options, f"Voxel {kji}: {_place_words(place, can_tell)}")
+        words = f"{place.words}." if can_tell or place.strength >= 1 else "cannot be told."
+        say_result(options, f"Voxel {kji}: {words}")
     _write(options, examination, verdict)
     asked = {} if place is None else {"place": {**place.to_dict(), "can_tell": can_tell}}
     kind = "keyed" if options.watermark else "open"
@@ -149,7 +150,3 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield f"  would mostly have been listed there: {kind}"
     for kind in verdict.not_excluded:
         yield f"  not excluded: {kind}"
-
-
-def _place_words(place: ChangedPlace, can_tell: bool) -> str:
-    return place.words + "." if can_tell or place.strength >= 1 else "cannot be told."

@@ -206,15 +206,11 @@ def _inside(outline: np.ndarray) -> np.ndarray:
 
 
 def _outline(element: ElementTree.Element, points: str) -> Outline:
-    pixels = [[_pixel(point, axis) for axis in "yx"] for point in element.findall(points)]
+    pixels = [[round(float(point.findtext(f"{{*}}{axis}Coord"))) for axis in "yx"] for point in element.findall(points)]
     if not pixels:
         raise ValueError("no points")
     hole = (element.findtext("{*}inclusion") or "TRUE").strip().upper() == "FALSE"
     return Outline(float(element.findtext("{*}imageZposition")), np.array(pixels), hole)
-
-
-def _pixel(point: ElementTree.Element, axis: str) -> int:
-    return round(float(point.findtext(f"{{*}}{axis}Coord")))
 
 
 def _parse(path: Path) -> ElementTree.Element:
