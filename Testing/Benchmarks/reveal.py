@@ -13,8 +13,8 @@ compact structures. All kinds of a line of ``COPIES`` are put into one copy, whi
 extent), or lies within 15 mm. *False*: listed places outside the reach of every forgery in the copy: 30 mm, and for
 networks half of the touch-up's edge in voxels along every axis, 5 more, and 10 mm. Either end of a copy counts
 as its place, as the examination says of both that one is a copy. Nodules are what ``--readings`` says that readers
-marked: ``{scan: {"nodules": [{"slice": ..., "row": ..., "column": ...}]}}``. *Success*: of networks, past the
-nodule and forensic judges, alone and with the examiner (not found).
+marked: ``{scan: {"nodules": [{"slice": ..., "row": ..., "column": ...}]}}``. *Succeed*: of networks, past the
+nodule and forensic judges; so many, and of these so many are not found.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _forged_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| forgery | places, scans | found, % | listed, % | success alone, past the examiner too, % | by what |"
+    yield "| forgery | places, scans | found, % | listed, % | succeed, and are not found | by what |"
     yield "| --- | --- | --- | --- | --- | --- |"
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -302,9 +302,8 @@ def _forged_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         reached = [line for line in seen if line.get("success") is not None]
         success = "-"
         if reached:
-            alone = 100 * np.mean([line["success"] for line in reached])
-            past = 100 * np.mean([line["success"] and not line["found"] for line in reached])
-            success = f"{alone:.0f}, {past:.0f} of {len(reached)}"
+            past = sum(line["success"] and not line["found"] for line in reached)
+            success = f"{sum(line['success'] for line in reached)}, {past} of {len(reached)}"
         counts: dict[str, int] = defaultdict(int)
         for line in seen:
             for one in line["evidence"]:

@@ -12,15 +12,16 @@ import numpy as np
 from ..errors import TargetError
 from ..files.dicom.drill import is_drill_step
 from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
+from ..scan.filters import correlate
 from ..scan.lungs import lung_positions
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
-from ..watermark.checking import Check, check_watermark, is_marked, likely_budget
-from ..watermark.embedding import recorded_budget
+from ..watermark.checking import Check, check_watermark, is_marked, likely_watermark
+from ..watermark.embedding import recorded_watermark
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
 from .blocks import AT_PLEURA, Blocks
 from .copies import Copy, find_copies, find_touch_up, touch_up_edge
-from .noise import noise_map, residual
+from .noise import fine_kernel, noise_map, residual
 from .placement import Placement
 from .suspicion import (
     COARSE_NOISE,
@@ -52,7 +53,7 @@ MOST_OF_THE_LUNGS = 0.5
 _WHOLE_GAIN = 0.6
 _SMALLEST_MM3 = 50.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
-_COPY_SD, _DEGRADED_SD = 11.0, 12.0
+_COPY_SD, _DEGRADED_SD, _DEGRADED_COPY_SD = 11.0, 12.0, 15.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
 _WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
 _WORTH_SAYING = 0.5  # of what counts
@@ -202,10 +203,12 @@ def examine(
         words = ", ".join(filter(None, (placement.words, check.regridding)))
         mark = _Mark(check.sd, check.gain, check.is_degraded, words)
         marks.append(of_faded_watermark(check, lungs))
-    del whitened, check
     told.at(45)
-    fine = residual(blocks.volume)
-    suspicions = [*of_noise(noise_map(blocks, fine), lungs), *marks]
+    kernel = fine_kernel(blocks.volume)
+    fine = residual(blocks.volume, kernel)
+    added = None if check is not None else functools.partial(_added, whitened, kernel)
+    suspicions = [*of_noise(noise_map(blocks, fine, added), lungs), *marks]
+    del whitened, check, added
     told.at(60)
     copies = find_copies(blocks, fine, lungs) if lungs.any() else []
     told.at(80)
@@ -214,6 +217,7 @@ def examine(
     del fine
     # Lossy compression repeats itself, and more so in one place than in another.
     sure = [one for one in touched or [] if one.sd >= (_DEGRADED_SD if mark.is_degraded else 0)]
+    copies = [one for one in copies if one.sd >= (_DEGRADED_COPY_SD if mark.is_degraded else 0)]
     found = _explained(copies, sure, blocks.volume)
     with_judge = with_judge and bool(lungs.any())
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
@@ -222,6 +226,11 @@ def examine(
     verdict = _verdict(volume, lungs, suspicions, mark, touched is not None, places, key)
     rest = (tuple(suspicions), mark, tuple(found), touched is not None, with_judge, places, verdict)
     return Examination(placement, blocks, lungs, *rest)
+
+
+def _added(whitened: Whitened, kernel: np.ndarray, k: int) -> np.ndarray:
+    """What the watermark should have added to slice ``k`` after a filter."""
+    return correlate(whitened.gain * whitened.marks[k].astype(np.float32), kernel)
 
 
 def _placed(
@@ -235,7 +244,7 @@ def _placed(
 
     def look() -> tuple[Blocks, Whitened | None, Check | None]:
         blocks = Blocks.of(placement.examined)
-        whitened = whiten(blocks, key, likely_budget(placement.examined, key))
+        whitened = whiten(blocks, likely_watermark(placement.examined, key))
         if whitened is not None and whitened.gain >= _WHOLE_GAIN:
             return blocks, whitened, None
         told.at(20)
@@ -469,7 +478,7 @@ def _verdict(
         evidence.append(Evidence(TOUCH_UP, "CT-GAN's noise source holds no lung in this scan, so it was not sought"))
     if not lungs.any():
         reasons.append("no lungs were found")
-    lost = not mark.is_found and (recorded_budget(volume) is not None or key != OPEN_KEY)
+    lost = not mark.is_found and (recorded_watermark(volume) is not None or key != OPEN_KEY)
     if lost:
         reasons.append("the watermark that should be there was not found: resampled, smoothed, another scan or key")
     excluded, not_excluded = _kinds(noise, told[COLOR], marked, bool(lungs.any()))

@@ -10,6 +10,7 @@ Arrays of blocks are those of :mod:`.blocks`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,20 @@ class NoiseMap:
     known: np.ndarray
 
 
-def residual(volume: CTVolume) -> np.ndarray:
-    """What neighboring voxels do not tell of each voxel, float32 (slices, rows, columns) in HU."""
+def fine_kernel(volume: CTVolume) -> np.ndarray:
+    """A voxel minus what its neighbors in the slice tell of it: weights (5, 5), learned from the scan."""
     some = np.unique(np.linspace(0, volume.shape[0] - 1, 12).astype(int))
     part = volume.hu[some]
-    kernel = whitening_kernel(part, (part > -970) & (part < 300))
+    return whitening_kernel(part, (part > -970) & (part < 300))
+
+
+def residual(volume: CTVolume, kernel: np.ndarray | None = None) -> np.ndarray:
+    """What neighboring voxels do not tell of each voxel, float32 (slices, rows, columns) in HU.
+
+    :param kernel: of :func:`fine_kernel`, where it is known already.
+    """
+    if kernel is None:
+        kernel = fine_kernel(volume)
     found = np.empty(volume.shape, np.float32)
 
     def whiten(k: int) -> None:
@@ -60,16 +70,19 @@ def residual(volume: CTVolume) -> np.ndarray:
     return found
 
 
-def noise_map(blocks: Blocks, fine: np.ndarray) -> NoiseMap:
+def noise_map(blocks: Blocks, fine: np.ndarray, marks: Callable[[int], np.ndarray] | None = None) -> NoiseMap:
     """Measure the noise of every block.
 
     :param fine: of :func:`residual`.
+    :param marks: what a watermark should have added to a slice of it, so that tissue that was never marked lacks no
+        noise; None without one.
     """
     hu = blocks.volume.hu
 
     def look(k: int) -> tuple[np.ndarray, ...]:
-        finest = blocks.means(np.log(np.abs(fine[k]) + _LEAST_HU))
-        return finest, blocks.means(hu[k] <= LOWEST_HU + 2) <= _MOST_CLIPPED
+        parts = [fine[k]] if marks is None else [fine[k], fine[k] - marks(k)]
+        finest = [blocks.means(np.log(np.abs(values) + _LEAST_HU)) for values in parts]
+        return np.min(finest, axis=0), blocks.means(hu[k] <= LOWEST_HU + 2) <= _MOST_CLIPPED
 
     finest, usable = (np.stack(values) for values in zip(*map_slices(look, len(hu)), strict=True))
     bands, level = (finest, blocks.texture.coarse), blocks.texture.level

@@ -21,7 +21,18 @@ from ..runtime.threads import map_slices, slabs
 from ..scan.filters import smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
-from ..watermark.pattern import LAYER_MM, TILE, Grid, ScanSigns, WatermarkKey, grid_secret, tile_levels
+from ..watermark.embedding import Watermark
+from ..watermark.pattern import (
+    LAYER_MM,
+    TILE,
+    UNCHECKERED,
+    Grid,
+    ScanSigns,
+    WatermarkKey,
+    grid_secret,
+    of_signs,
+    tile_levels,
+)
 from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
 from .blocks import Blocks, Texture
 
@@ -53,6 +64,7 @@ class Whitened:
     :param gain: of the watermark in the lungs, 0 where there is none.
     :param sd: how many standard deviations it stands out in the voxels that the filter was learned from.
     :param spread: by how much the filter multiplies white noise.
+    :param marks: what the watermark should have added to each voxel, int16 (slices, rows, columns) in HU.
     """
 
     held: np.ndarray
@@ -64,6 +76,7 @@ class Whitened:
     gain: float
     sd: float
     spread: float
+    marks: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,22 +88,23 @@ class _Kernel:
     sd: float
 
 
-def whiten(blocks: Blocks, key: WatermarkKey | None, budget: Budget) -> Whitened | None:
+def whiten(blocks: Blocks, watermark: Watermark | None) -> Whitened | None:
     """Filter the lungs; None where they are too small to learn from.
 
-    :param key: of the watermark; None where the scan has none.
-    :param budget: that it was put in with.
+    :param watermark: that the scan was marked with; None where it was not.
     """
     volume = blocks.volume
     lung = blocks.lung
-    marks = np.zeros(volume.shape, np.int16) if key is None else _marks(volume, key, budget)
-    sure = np.ones(volume.shape, bool) if key is None else _sure(blocks, marks)
+    marks = np.zeros(volume.shape, np.int16) if watermark is None else _marks(volume, watermark.key, watermark.budget)
+    sure = np.ones(volume.shape, bool) if watermark is None else _sure(blocks, marks)
     kernel = _learned(volume.hu, marks, lung, sure)
     if kernel is None:
         return None
-    planes = [part for slab in slabs(volume.shape[0]) for part in _filtered(blocks, slab, marks, sure, kernel)]
+    version = UNCHECKERED if watermark is None else watermark.key.version
+    planes = [part for slab in slabs(volume.shape[0]) for part in _filtered(blocks, slab, marks, sure, kernel, version)]
     stacked = [np.stack(values).astype(np.float32) for values in zip(*planes, strict=True)]
-    return Whitened(*stacked, blocks.texture, kernel.gain, kernel.sd, float(np.linalg.norm(kernel.weights)))
+    spread = float(np.linalg.norm(kernel.weights))
+    return Whitened(*stacked, blocks.texture, kernel.gain, kernel.sd, spread, marks)
 
 
 def _marks(volume: CTVolume, key: WatermarkKey, budget: Budget) -> np.ndarray:
@@ -196,7 +210,7 @@ def _robust_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _filtered(
-    blocks: Blocks, slab: slice, marks: np.ndarray, sure: np.ndarray, kernel: _Kernel
+    blocks: Blocks, slab: slice, marks: np.ndarray, sure: np.ndarray, kernel: _Kernel, version: int
 ) -> list[tuple[np.ndarray, ...]]:
     """What :class:`Whitened` holds of some slices."""
     from scipy import fft
@@ -229,21 +243,23 @@ def _filtered(
         left = back([of_plane for of_plane, _ in near])
         mark = back([of_marks for _, of_marks in near]) if any_marks else np.zeros_like(left)
         k = slab.start + number
-        # At either end neighbors are missing. Where slices share their signs, what that adds does not average out.
-        is_whole = _DEPTH <= k < len(hu) - _DEPTH or 2 * blocks.mm[0] >= LAYER_MM
-        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k] * is_whole, kernel.gain)
+        # At either end neighbors are missing. Where slices share signs, what each adds averages out with the next.
+        inner = (min(k, len(hu) - 1 - k) - _DEPTH + 1) * blocks.mm[0] / LAYER_MM
+        share = np.float32(np.clip(inner, 0, 1)) if 2 * blocks.mm[0] < LAYER_MM else 1
+        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k] * share, kernel.gain, version)
 
     return map_slices(look, slab.stop - slab.start)
 
 
 def _sums(
-    blocks: Blocks, hu: np.ndarray, left: np.ndarray, mark: np.ndarray, signs: np.ndarray, gain: float
+    blocks: Blocks, hu: np.ndarray, left: np.ndarray, mark: np.ndarray, signs: np.ndarray, gain: float, version: int
 ) -> tuple[np.ndarray, ...]:
     """What :class:`Whitened` holds of one slice.
 
     :param left: of its voxels after the filter.
     :param mark: the same of what the watermark should have added.
     :param signs: what it should have added, in HU; 0 in voxels that say nothing of it.
+    :param version: of the signs.
     """
     bare = left - np.float32(gain) * mark
     held = full = squares = np.zeros(blocks.shape[1:], np.float32)
@@ -256,8 +272,8 @@ def _sums(
         variance = smooth(np.square(np.minimum(rest, _EDGE_SD * middle)), _NEAR_VOXELS)
         variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * middle**2))
         weights = signs * (rest < _CLIP_SD * np.sqrt(variance)) / variance
-        held, full, squares = (
-            blocks.means(values) * BLOCK**2 for values in (left * weights, mark * weights, np.square(bare * weights))
-        )
+        turned = blocks.grid.turned
+        chance = turned(np.square(of_signs(turned(bare * weights), version)))
+        held, full, squares = (blocks.means(values) * BLOCK**2 for values in (left * weights, mark * weights, chance))
     logs = (np.log(np.abs(values) + _LEAST_FINE_HU) for values in (left, bare))
     return held, full, squares, *map(blocks.means, logs)

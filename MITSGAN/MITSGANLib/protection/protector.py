@@ -17,7 +17,7 @@ from ..errors import InputError, ModelError
 from ..runtime.devices import describe_cpu, describe_device, resolve_device
 from ..runtime.threads import map_slices, usable_threads
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
-from ..watermark.embedding import Watermark, recorded_budget
+from ..watermark.embedding import Watermark, recorded_watermark
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from ..watermark.regridding import GRID_FIELD, grid_record
 from . import presets
@@ -157,7 +157,7 @@ def recorded_protector(volume: CTVolume) -> Protector:
         raise InputError(
             "The volume carries a watermark with a key, which it does not hold; protect the CT without one."
         )
-    watermark = None if strength is None else Watermark(budget=recorded_budget(volume) or WATERMARK_BUDGET)
+    watermark = None if strength is None else recorded_watermark(volume) or Watermark()
     budget = {field.name: parameters[field.name] for field in dataclasses.fields(Budget) if field.name in parameters}
     return dataclasses.replace(ready, budget=dataclasses.replace(ready.budget, **budget), watermark=watermark)
 

@@ -24,12 +24,16 @@ def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | N
 
     :param key: of a watermark that is not the open one.
     """
+    from ..watermark.embedding import recorded_watermark
     from ..watermark.pattern import OPEN_KEY, ScanSigns
 
     step = volume.provenance.last(PROTECTION)
     kind = step.parameters.get("watermark") if step else None
     used = {"open": OPEN_KEY, "keyed": key}.get(str(kind))
-    return None if used is None else ScanSigns.of(volume, used)
+    if used is None:
+        return None
+    recorded = recorded_watermark(volume, used)
+    return ScanSigns.of(volume, recorded.key if recorded else used)
 
 
 def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> Sequence[np.ndarray] | None:

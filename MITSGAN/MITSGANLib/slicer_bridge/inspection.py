@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..budget.budget import WATERMARK_BUDGET
 from ..budget.noise import scan_noise
 from ..errors import InputError
 from ..scan.volume import CTVolume
@@ -53,11 +52,11 @@ def carries_open_watermark(scan: CTVolume) -> bool:
 
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    from ..watermark.pattern import OPEN_KEY
+    from ..watermark.embedding import versions
     from ..watermark.sums import FOUND_SD, Reading, Sums
 
     first = max(0, (scan.shape[0] - _SLICES_TO_READ) // 2)
     middle = dataclasses.replace(
         scan, hu=scan.hu[first : first + _SLICES_TO_READ].copy(), origin=tuple(scan.voxel_to_lps((first, 0, 0)))
     )
-    return Sums.of(Reading.of(middle, OPEN_KEY, WATERMARK_BUDGET)).sd >= FOUND_SD
+    return any(Sums.of(Reading.of(middle, one.key, one.budget)).sd >= FOUND_SD for one in versions()[:2])

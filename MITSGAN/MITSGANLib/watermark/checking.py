@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..budget.budget import WATERMARK_BUDGET, Budget
+from ..budget.budget import Budget
 from ..errors import TargetError
 from ..scan.volume import CTVolume, Provenance
-from .embedding import VERSION_1_BUDGET, recorded_budget
+from .embedding import Watermark, recorded_watermark, versions
 from .fading import faded, with_lost_padding
 from .pattern import OPEN_KEY, Grid, WatermarkKey, block_sums
 from .places import DEGRADED_THRESHOLD_SD, PLACE_THRESHOLD_SD, Place
@@ -165,13 +165,13 @@ def check_watermark(
 ) -> Check:
     """Look for the key's watermark everywhere in a scan, also on another grid than the one that was marked.
 
-    :param budget: that the watermark was embedded with; None takes that of :func:`likely_budget`. Another one makes it
-        look weaker or stronger than it is.
+    :param budget: that the watermark was embedded with; None takes that of :func:`likely_watermark`. Another one makes
+        it look weaker or stronger than it is.
     :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    used = budget or likely_budget(volume, key)
-    check = _check(volume, key, used, progress)
+    used = likely_watermark(volume, key, budget)
+    check = _check(volume, used, progress)
     if check.is_found:
         return check
 
@@ -180,30 +180,38 @@ def check_watermark(
         if progress:
             progress(volume.shape[0], volume.shape[0])
 
-    regridding = find_regridding(volume, key, used, finished)
+    regridding = find_regridding(volume, used.key, used.budget, finished)
     if regridding is None:
         return check
-    moved = _check(regridding.moved(volume), key, used, finished, is_moved=True)
+    moved = _check(regridding.moved(volume), used, finished, is_moved=True)
     return _seen_in(volume, moved, regridding) if moved.is_found else check
 
 
-def likely_budget(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Budget:
+def likely_watermark(volume: CTVolume, key: WatermarkKey = OPEN_KEY, budget: Budget | None = None) -> Watermark:
     """What a scan was marked with: as its provenance says, or else, as most formats lose that, as its signs tell.
 
+    The newest where nothing tells.
+
+    :param key: of whatever version.
+    :param budget: that it was put in with, where that is known.
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    recorded = recorded_budget(volume)
+    recorded = recorded_watermark(volume, key)
     if recorded is not None:
-        return recorded
-    reading = Reading.of(_some_slices(volume), key, WATERMARK_BUDGET)
+        return recorded if budget is None else dataclasses.replace(recorded, budget=budget)
+    candidates = versions(key)
+    if budget is not None:
+        candidates = tuple(dataclasses.replace(one, budget=budget) for one in candidates[:2])
+    reading = Reading.of(_some_slices(volume), key, candidates[0].budget)
 
-    def explained(budget: Budget) -> float:
-        own = dataclasses.replace(reading, budget=dataclasses.replace(budget, noise_share=reading.budget.noise_share))
-        sums = Sums.of(own)
-        return max(0.0, float(sums.correlation.sum())) ** 2 / max(float(sums.full.sum()), 1e-12)
+    def explained(watermark: Watermark) -> float:
+        of_budget = dataclasses.replace(watermark.budget, noise_share=reading.budget.noise_share)
+        sums = Sums.of(dataclasses.replace(reading, key=watermark.key, budget=of_budget))
+        if sums.sd < FOUND_SD:
+            return 0.0
+        return float(sums.correlation.sum()) ** 2 / max(float(sums.full.sum()), 1e-12)
 
-    # Where both limits are the same, the first.
-    return max((WATERMARK_BUDGET, VERSION_1_BUDGET), key=explained)
+    return max(candidates, key=explained)
 
 
 def is_marked(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> bool:
@@ -211,7 +219,8 @@ def is_marked(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> bool:
 
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    return Sums.of(Reading.of(_some_slices(volume), key, likely_budget(volume, key))).sd >= FOUND_SD
+    likely = likely_watermark(volume, key)
+    return Sums.of(Reading.of(_some_slices(volume), likely.key, likely.budget)).sd >= FOUND_SD
 
 
 def _some_slices(volume: CTVolume) -> CTVolume:
@@ -223,14 +232,12 @@ def _slab(volume: CTVolume, some: slice) -> CTVolume:
     return dataclasses.replace(volume, hu=volume.hu[some], origin=tuple(volume.voxel_to_lps((some.start, 0, 0))))
 
 
-def _check(
-    volume: CTVolume, key: WatermarkKey, budget: Budget, progress: Progress | None, *, is_moved: bool = False
-) -> Check:
+def _check(volume: CTVolume, watermark: Watermark, progress: Progress | None, *, is_moved: bool = False) -> Check:
     """Look on the grid of the volume alone.
 
     :param is_moved: whether it was moved there, so that most of the watermark may be lost.
     """
-    reading = with_lost_padding(Reading.of(volume, key, budget))
+    reading = with_lost_padding(Reading.of(volume, watermark.key, watermark.budget))
     processed = faded(reading) if is_moved else None
     sd, gain = 0.0, processed[1] if processed else 0.0
     if processed is None or gain >= _DEGRADED_GAIN:
@@ -316,7 +323,7 @@ def check_place(volume: CTVolume, kji: tuple[int, int, int], key: WatermarkKey =
     reach = int(np.ceil((SURROUNDING_MM + WINDOWS_MM[-1]) / 2 / volume.spacing_kji[0])) + 1
     first = max(0, kji[0] - reach)
     slab = _slab(volume, slice(first, kji[0] + reach + 1))
-    check = _check(slab, key, likely_budget(volume, key), None)
+    check = _check(slab, likely_watermark(volume, key), None)
     return dataclasses.replace(check.at((kji[0] - first, *kji[1:])), kji=kji) if check.is_found else None
 
 

@@ -11,11 +11,12 @@ from ..budget.budget import WATERMARK_BUDGET, Budget, Surroundings, apply_change
 from ..runtime.threads import map_slices
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from ..scan.volume import PROTECTION, CTVolume
-from .pattern import OPEN_KEY, ScanSigns, WatermarkKey
+from .pattern import OPEN_KEY, UNCHECKERED, ScanSigns, WatermarkKey
+from .pattern import VERSION as VERSION_OF_SIGNS
 
-VERSION = 2
-"""Version of the watermark in provenance: the same signs since 1, and since 2 as high in nodules and vessels as the
-noise hides. A record without one is of version 1."""
+VERSION = 3
+"""Version of the watermark in provenance: since 2 as high in nodules and vessels as the noise hides, since 3 with
+checkered signs. A record without one is of version 1."""
 
 _STRENGTH, _VERSION = "watermark_strength_hu", "watermark_version"
 VERSION_1_BUDGET = dataclasses.replace(WATERMARK_BUDGET, in_lungs=None)
@@ -37,11 +38,17 @@ class Watermark:
         """Whether everybody can check it, and forge it."""
         return self.key == OPEN_KEY
 
+    @property
+    def version(self) -> int:
+        """See :data:`VERSION`."""
+        if self.key.version != UNCHECKERED:
+            return VERSION
+        return 1 if self.budget.in_lungs is None else 2
+
     def to_dict(self) -> dict[str, float | str]:
         """What provenance says of a scan with this watermark; nothing of the key."""
         kind = "open" if self.is_open else "keyed"
-        version = 1 if self.budget.in_lungs is None else VERSION
-        return {"watermark": kind, _VERSION: version, _STRENGTH: self.budget.strength_hu}
+        return {"watermark": kind, _VERSION: self.version, _STRENGTH: self.budget.strength_hu}
 
     def marked(self, hu: np.ndarray, around: Surroundings, signs: ScanSigns, first: int) -> np.ndarray:
         """Slices with their signs, int16 (slices, rows, columns); each depends on itself alone.
@@ -64,13 +71,28 @@ class Watermark:
         return marked
 
 
-def recorded_budget(volume: CTVolume) -> Budget | None:
-    """What the scan's provenance says that it was marked with; None where it says nothing, as in most formats."""
+def versions(key: WatermarkKey = OPEN_KEY) -> tuple[Watermark, ...]:
+    """Everything that scans were ever marked with by default, the newest first.
+
+    :param key: of whatever version.
+    """
+    unchecked = dataclasses.replace(key, version=UNCHECKERED)
+    newest = Watermark(dataclasses.replace(key, version=VERSION_OF_SIGNS))
+    return newest, Watermark(unchecked), Watermark(unchecked, VERSION_1_BUDGET)
+
+
+def recorded_watermark(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Watermark | None:
+    """What the scan's provenance says that it was marked with; None where it says nothing, as in most formats.
+
+    :param key: that it was marked with, of whatever version.
+    """
     for step in reversed(volume.provenance.steps):
         strength = step.parameters.get(_STRENGTH)
         # What a file says may be anything.
         if step.kind == PROTECTION and isinstance(strength, (int, float)) and 0 < strength <= HIGHEST_HU - LOWEST_HU:
             version = step.parameters.get(_VERSION, 1)
-            own = WATERMARK_BUDGET if isinstance(version, (int, float)) and version >= VERSION else VERSION_1_BUDGET
-            return own.at_strength(float(strength))
+            *newer, oldest = versions(key)
+            is_number = isinstance(version, (int, float))
+            own = next((one for one in newer if is_number and version >= one.version), oldest)
+            return dataclasses.replace(own, budget=own.budget.at_strength(float(strength)))
     return None

@@ -7,6 +7,8 @@
   change in every slice flicker more than the scan's own noise, which overlapping slices share.
 - **Content**: the mean of each tile of 8x8 voxels, in steps of 64 HU. Whoever adds a smooth nodule to the marked
   voxels keeps their signs, but these are then the wrong ones.
+- **Checkers**: each 2x2 voxels of a slice share a sign, which two of them turn round as in a checkerboard. A scanner
+  lets least noise through that is so fine, so that as many HU stand out by more. Version 1 has a sign for each voxel.
 
 Arrays are (row, column) of one slice, turned so that rows and columns run along growing LPS: a file that stores them
 the other way round gives the same signs, and so does one with its slices in the opposite order.
@@ -28,11 +30,14 @@ from ..errors import MAKE_KEY, InputError
 from ..keys.key_files import Key, derive
 from ..scan.volume import CTVolume
 
-VERSION = 1
+VERSION = 2
 """Version of the signs and of all that they depend on, for seals. A record without one is of version 1.
 
 The number in the context of the keys is another one: 2 is part of version 1, and no seal ever held signs of 1.
 """
+
+UNCHECKERED = 1
+"""The version that had a sign for each voxel."""
 
 TILE = 8
 """Edge in voxels of the tiles whose mean HU the signs are bound to."""
@@ -47,6 +52,9 @@ LAYER_MM = 5.0
 """Along the slices, how far a tile keeps its signs."""
 
 _CONTEXT = b"MITSGAN watermark 2"
+_OF_GRIDS = {UNCHECKERED: _CONTEXT, VERSION: b"MITSGAN watermark of checkers"}
+_CELL = 2
+_CHECKERS = np.tile(np.array([[1, -1], [-1, 1]], np.int8), (TILE // _CELL, TILE // _CELL))
 _PLACE_MM, _PLACE_TOLERANCE_MM = 0.25, 0.01
 # Keeps multiples of 0.025 mm, as most positions are, off the limits between two places.
 _PLACE_OFFSET_MM = 0.0125
@@ -55,9 +63,13 @@ _SPACING_MM, _DIRECTION = 1e-2, 1e-2
 
 @dataclass(frozen=True)
 class WatermarkKey:
-    """What signs are derived from: 32 bytes of their own, so that it tells nothing of the seals' keys."""
+    """What signs are derived from: 32 bytes of their own, so that it tells nothing of the seals' keys.
+
+    :param version: of the signs, as a scan may have been marked with older ones; the key is the same.
+    """
 
     secret: bytes = field(repr=False)
+    version: int = field(default=VERSION, compare=False)
 
 
 OPEN_KEY = WatermarkKey(hashlib.sha256(b"MITSGAN open watermark").digest())
@@ -164,6 +176,17 @@ def tile_levels(plane: np.ndarray, margin_hu: float | np.ndarray = LEVEL_MARGIN_
 
 
 @dataclass(frozen=True)
+class GridSecret:
+    """What the signs of all slices of a scan are derived from.
+
+    :param version: of the signs.
+    """
+
+    secret: bytes = field(repr=False)
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
 class ScanSigns:
     """The signs of one scan: all that they depend on beside the HU, without the key.
 
@@ -173,7 +196,7 @@ class ScanSigns:
     :param depths: of each slice, in layers.
     """
 
-    secret: bytes = field(repr=False)
+    secret: GridSecret
     flips: tuple[int, int]
     depths: tuple[float, ...]
 
@@ -195,7 +218,8 @@ class ScanSigns:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, which holds the secret."""
-        return {"version": VERSION, "secret": self.secret.hex(), "flips": list(self.flips), "depths": list(self.depths)}
+        secret, version = self.secret.secret.hex(), self.secret.version
+        return {"version": version, "secret": secret, "flips": list(self.flips), "depths": list(self.depths)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ScanSigns:
@@ -203,30 +227,59 @@ class ScanSigns:
 
         :raises InputError: for a version that is not known here.
         """
-        if record.get("version", 1) != VERSION:
+        version = record.get("version", UNCHECKERED)
+        if version not in _OF_GRIDS:
             raise InputError(
                 "The scan has a watermark of a version that this MITSGAN does not know; use a newer version of MITSGAN."
             )
-        return cls(bytes.fromhex(record["secret"]), tuple(record["flips"]), tuple(record["depths"]))
+        secret = GridSecret(bytes.fromhex(record["secret"]), version)
+        return cls(secret, tuple(record["flips"]), tuple(record["depths"]))
 
 
-def grid_secret(key: WatermarkKey, place: SlicePlace) -> bytes:
+def grid_secret(key: WatermarkKey, place: SlicePlace) -> GridSecret:
     """What the signs of all slices of a scan are derived from."""
-    return derive(key.secret, None, _CONTEXT + place.plane)
+    return GridSecret(derive(key.secret, None, _OF_GRIDS[key.version] + place.plane), key.version)
 
 
-def layers(secret: bytes, depth: float, shape: Sequence[int]) -> np.ndarray:
+def of_signs(products: np.ndarray, version: int) -> np.ndarray:
+    """What voxels that share a sign come to, at the first of them, and 0 at the others; where none do, as they are.
+
+    :param products: (..., rows, columns) along growing LPS, from the first voxel of a tile on.
+    :param version: of the signs.
+    """
+    if version == UNCHECKERED:
+        return products
+    found = np.zeros_like(products)
+    rows, columns = (size // _CELL * _CELL for size in products.shape[-2:])
+    whole = products[..., :rows, :columns]
+    parts = (whole[..., row::_CELL, column::_CELL] for row in range(_CELL) for column in range(_CELL))
+    found[..., :rows:_CELL, :columns:_CELL] = sum(parts)
+    return found
+
+
+def products_of_tiles(products: np.ndarray, version: int) -> np.ndarray:
+    """What tiles add to the correlation with their signs, as :func:`signs_of_tiles` has these: (tiles, 64).
+
+    :param products: (..., 8, 8), what each voxel would add if its sign were +1.
+    :param version: of the signs.
+    """
+    if version != UNCHECKERED:
+        products = of_signs(products * _CHECKERS, version)
+    return products.reshape(-1, TILE * TILE)
+
+
+def layers(secret: GridSecret, depth: float, shape: Sequence[int]) -> np.ndarray:
     """The number of the layer that each tile of a slice lies in, int64.
 
     :param secret: of :func:`grid_secret`.
     :param depth: of the slice, in layers.
     :param shape: (tile rows, tile columns).
     """
-    limits = np.frombuffer(_keystream(derive(secret, None, b"limits"), 0, math.prod(shape)), np.uint8)
+    limits = np.frombuffer(_keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)
     return np.floor(depth + limits.reshape(tuple(shape)) / 256).astype(np.int64)
 
 
-def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def signs(secret: GridSecret, depth: float, levels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """+1 or -1 for each voxel of a slice along growing LPS, int8; 0 where no whole tile fits.
 
     :param secret: of :func:`grid_secret`.
@@ -243,7 +296,7 @@ def signs(secret: bytes, depth: float, levels: np.ndarray, shape: Sequence[int])
 
 
 def signs_of_tiles(
-    secret: bytes, depth: float, levels: np.ndarray, tiles: np.ndarray, shape: Sequence[int]
+    secret: GridSecret, depth: float, levels: np.ndarray, tiles: np.ndarray, shape: Sequence[int]
 ) -> np.ndarray:
     """+1 or -1 for each voxel of some tiles, row after row: int8 (tiles, 64).
 
@@ -251,14 +304,18 @@ def signs_of_tiles(
     :param tiles: their numbers in the slice, row after row.
     :param shape: (tile rows, tile columns) of the slice.
     """
-    limits = np.frombuffer(_keystream(derive(secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
+    limits = np.frombuffer(_keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
     of_tile = np.floor(depth + limits / 256).astype(np.int64)
     packed = np.empty((len(tiles), _TILE_BYTES), np.uint8)
     for layer in np.unique(of_tile):
-        of_layer = derive(secret, None, struct.pack("<q", int(layer)))
+        of_layer = derive(secret.secret, None, struct.pack("<q", int(layer)))
         here = np.flatnonzero(of_tile == layer)
         packed[here] = _keystream_of_tiles(of_layer, levels[here], tiles[here])
-    return 2 * np.unpackbits(packed, axis=1).view(np.int8) - 1
+    found = 2 * np.unpackbits(packed, axis=1).view(np.int8) - 1
+    if secret.version == UNCHECKERED:
+        return found
+    cells = found.reshape(-1, TILE, TILE)[:, ::_CELL, ::_CELL]
+    return (cells.repeat(_CELL, axis=1).repeat(_CELL, axis=2) * _CHECKERS).reshape(len(tiles), TILE * TILE)
 
 
 def _keystream(key: bytes, level: int, size: int) -> bytes:

@@ -24,7 +24,7 @@ from ..runtime.threads import map_slices
 from ..scan.alignment import aligned, between, pasted
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import PROTECTION, CTVolume
-from .pattern import TILE, Grid, WatermarkKey, grid_secret, signs_of_tiles, tile_levels
+from .pattern import TILE, Grid, GridSecret, WatermarkKey, grid_secret, products_of_tiles, signs_of_tiles, tile_levels
 from .sums import Reading
 
 GRID_FIELD = "watermark_grid"
@@ -253,7 +253,7 @@ class _Probe:
             at = attempt.to_grid[0, 0] * k + attempt.to_grid[0, 3]
             depth = grid.first_depth + at * grid.step_depth
             hu, values = (_in_plane(part, turn, shift, attempt.grid.shape[1:]) for part in (plane, product))
-            tiles = _Tiles.of(hu, values, 0, 0, _TILES)
+            tiles = _Tiles.of(hu, values, 0, 0, _TILES, self.key.version)
             one, many = tiles.correlation(grid_secret(self.key, place), depth, hu.shape, 0, 0)
             total, squares = total + one, squares + many
         return total / max(squares, 1e-12) ** 0.5
@@ -285,7 +285,7 @@ class _Probe:
                 self.alive()
                 part = (-row % TILE, -column % TILE)
                 if part not in of_alignment:
-                    of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES)
+                    of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES, self.key.version)
                 tiles = of_alignment[part]
                 moved = dataclasses.replace(grid, in_plane=grid.in_plane - row * steps[0] - column * steps[1])
                 told = [grid_secret(self.key, place) for place in moved.places(0)]
@@ -362,12 +362,15 @@ class _Tiles:
     squares: float
 
     @classmethod
-    def of(cls, plane: np.ndarray, product: np.ndarray, row: int, column: int, most: int) -> _Tiles:
-        """Those of a slice whose tiles begin at a row and column of it."""
+    def of(cls, plane: np.ndarray, product: np.ndarray, row: int, column: int, most: int, version: int) -> _Tiles:
+        """Those of a slice whose tiles begin at a row and column of it.
+
+        :param version: of the signs.
+        """
         levels, unsure = tile_levels(plane[row:, column:])
         down, across = levels.shape
         whole = product[row : row + down * TILE, column : column + across * TILE]
-        values = whole.reshape(down, TILE, across, TILE).transpose(0, 2, 1, 3).reshape(-1, TILE * TILE)
+        values = products_of_tiles(whole.reshape(down, TILE, across, TILE).transpose(0, 2, 1, 3), version)
         power = np.square(values).sum(axis=1) * ~unsure.ravel()
         chosen = np.argsort(-power)[:most]
         chosen = chosen[power[chosen] > 0]
@@ -380,7 +383,7 @@ class _Tiles:
         )
 
     def correlation(
-        self, secret: bytes, depth: float, shape: Sequence[int], row: int, column: int
+        self, secret: GridSecret, depth: float, shape: Sequence[int], row: int, column: int
     ) -> tuple[float, float]:
         """With the signs of the marked scan, where the slice's first voxel is at a row and column of it; and variance.
 

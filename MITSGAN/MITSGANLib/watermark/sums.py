@@ -24,7 +24,7 @@ from ..runtime.threads import each_slice, map_slices
 from ..scan.filters import box_means, smooth, weigh
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
-from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, signs, tile_levels
+from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, of_signs, signs, tile_levels
 from .whitening import whitening_kernel
 
 Progress = Callable[[int, int], None]
@@ -256,7 +256,8 @@ def deviations(
 class SliceSigns:
     """What each voxel (row, column) of a slice, along growing LPS, tells of the signs.
 
-    :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs.
+    :param product: with its sign; what adds up to the correlation of the whitened voxels with the signs. What voxels
+        that share a sign come to stands at the first of them, as by chance it is of either sign.
     :param expected: of the whitened voxel, in its standard deviations, where the watermark is.
     :param tiles: (layer and level, tile rows, tile columns): what the signs of a tile depend on.
     """
@@ -346,6 +347,7 @@ class MarkedSlice:
     :param weight: of each whitened voxel of the box, in parts of its standard deviation.
     :param unsure: which tiles of the slice may have other signs.
     :param tiles: of :class:`SliceSigns`.
+    :param version: of the signs.
     """
 
     shape: tuple[int, int]
@@ -356,6 +358,7 @@ class MarkedSlice:
     kernel: np.ndarray
     unsure: np.ndarray
     tiles: np.ndarray
+    version: int
 
     @classmethod
     def of(
@@ -370,7 +373,7 @@ class MarkedSlice:
         if box is not None:
             mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
             back, weight = _whitened(plane[box].astype(np.float32), mark, kernel)
-        return cls(plane.shape, box, mark, back, weight, kernel, unsure, tiles)
+        return cls(plane.shape, box, mark, back, weight, kernel, unsure, tiles, key.version)
 
     def through(self, fading: np.ndarray | None) -> SliceSigns:
         """What its voxels tell of signs that went through a filter; see :class:`Reading`."""
@@ -387,7 +390,7 @@ class MarkedSlice:
             rows, columns = (size * TILE for size in self.unsure.shape)
             for values in (product, expected):
                 values[:rows, :columns][enlarge(self.unsure, TILE)] = 0
-        return SliceSigns(product, expected, self.tiles)
+        return SliceSigns(of_signs(product, self.version), expected, self.tiles)
 
 
 def _whitened(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from MITSGANLib.files.volume_files import write_file
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.watermark.checking import Check, check_watermark
-from MITSGANLib.watermark.embedding import recorded_budget
+from MITSGANLib.watermark.embedding import recorded_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 from MITSGANLib.watermark.places import Place
 
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         check = check_watermark(volume, key, budget=budget, progress=progress)
     place = None if kji is None else check.at(kji)
     # Before anything is written: a full disk must not keep the verdict from anyone.
-    is_known = budget is not None or recorded_budget(volume) is not None
+    is_known = budget is not None or recorded_watermark(volume) is not None
     made = "it was made" if is_known else "the default makes it"
     say_result(options, *_lines(check, is_open=options.watermark is None, made=made))
     if place is not None:

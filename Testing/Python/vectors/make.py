@@ -9,6 +9,7 @@ the same meaning. A new version of a format gets a new folder beside the old one
 - ``unversioned``: made before the watermark's record had a version.
 - ``watermark-1``: made with version 1 of it.
 - ``watermark-2``: made with version 2, whose signs are those of 1; they are higher in vessels and nodules.
+- ``watermark-3``: made with version 3, whose signs are checkered.
 
 - ``study-1``: two manifests of ``watermark-1/series`` as a study, and the answer sheet of a drill; made by
   ``make.py study-1``.

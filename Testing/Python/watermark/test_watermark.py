@@ -20,12 +20,15 @@ from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep, Provenance
 from MITSGANLib.watermark.checking import ALTERED, MARKED, UNKNOWN, Check, MissingRegion, check_place, check_watermark
-from MITSGANLib.watermark.embedding import recorded_budget
+from MITSGANLib.watermark.embedding import recorded_watermark
 from MITSGANLib.watermark.pattern import (
     LAYER_MM,
     OPEN_KEY,
     TILE,
+    UNCHECKERED,
+    VERSION,
     Grid,
+    GridSecret,
     ScanSigns,
     SlicePlace,
     _keystream,
@@ -33,7 +36,10 @@ from MITSGANLib.watermark.pattern import (
     block_sums,
     grid_secret,
     layers,
+    of_signs,
+    products_of_tiles,
     signs,
+    signs_of_tiles,
     tile_levels,
     watermark_key,
 )
@@ -111,8 +117,8 @@ class TestPattern:
         assert not first[:, 32:].any()
         others = found(plane=plane + b"x"), found(depth=depth + 1), found(level=level + 1)
         for other in (*others, found(secret=bytes(32))):
-            # 768 fair coins: 5 standard deviations are 0.18.
-            assert secret == bytes(32) or abs(np.mean(first[:24, :32] * other[:24, :32])) < 0.18
+            # 192 fair coins: 5 standard deviations are 0.36.
+            assert secret == bytes(32) or abs(np.mean(first[:24, :32] * other[:24, :32])) < 0.36
 
     @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40), st.binary(min_size=32, max_size=32))
     @settings(max_examples=30, deadline=None)
@@ -122,11 +128,38 @@ class TestPattern:
         whole = [_keystream(key, level, 8 * len(levels)) for level in levels]
         assert [row.tobytes() for row in found] == [of[8 * t : 8 * t + 8] for of, t in zip(whole, tiles, strict=True)]
 
+    @given(st.binary(min_size=32, max_size=32), st.integers(-20, 60))
+    @settings(max_examples=20, deadline=None)
+    def test_four_voxels_share_a_sign_and_add_nothing_to_their_mean(self, secret, level):
+        levels = np.full((3, 4), level)
+        found = signs(GridSecret(secret), 0.0, levels, (25, 33))[:24, :32]
+        cells = found.reshape(12, 2, 16, 2)
+        assert not cells.sum(axis=(1, 3)).any()
+        assert (cells[:, 0, :, 0] == cells[:, 1, :, 1]).all()
+        assert not np.array_equal(found, signs(GridSecret(secret, UNCHECKERED), 0.0, levels, (24, 32)))
+
+    @given(
+        arrays(np.float32, (2, 19, 22), elements=st.floats(-8, 8, width=16)), st.sampled_from([VERSION, UNCHECKERED])
+    )
+    def test_what_voxels_come_to_is_the_same_sign_by_sign(self, products, version):
+        shared = of_signs(products, version)
+        inside = products if version == UNCHECKERED else products[:, :18]
+        assert shared.sum() == pytest.approx(inside.sum(), abs=1e-3)
+        assert np.count_nonzero(shared) <= (products.size if version == UNCHECKERED else 2 * 9 * 11)
+
+    @given(arrays(np.float32, (3, 4, 8, 8), elements=st.floats(-8, 8, width=16)), st.binary(min_size=32, max_size=32))
+    @settings(max_examples=20, deadline=None)
+    def test_tiles_come_to_the_same_with_their_signs_as_voxel_by_voxel(self, products, secret):
+        of_grid = GridSecret(secret)
+        found = signs_of_tiles(of_grid, 0.0, np.zeros(12, int), np.arange(12), (3, 4))
+        told = np.vdot(found, products_of_tiles(products, of_grid.version))
+        assert told == pytest.approx(np.vdot(found, products.reshape(12, 64)), abs=1e-3)
+
     def test_a_tile_changes_its_signs_alone(self):
         levels = np.zeros((3, 4), int)
-        before = signs(bytes(32), 0.0, levels, (24, 32))
+        before = signs(GridSecret(bytes(32)), 0.0, levels, (24, 32))
         levels[1, 2] = 1
-        differs = before != signs(bytes(32), 0.0, levels, (24, 32))
+        differs = before != signs(GridSecret(bytes(32)), 0.0, levels, (24, 32))
         assert differs[8:16, 16:24].any()
         differs[8:16, 16:24] = False
         assert not differs.any()
@@ -134,7 +167,7 @@ class TestPattern:
     def test_tiles_change_their_signs_one_after_the_other(self):
         """Over half a layer about half of the tiles change, over a whole one each does, once."""
         shape = (40, 40)
-        at = [layers(bytes(32), depth, shape) for depth in (3.2, 3.7, 4.2)]
+        at = [layers(GridSecret(bytes(32)), depth, shape) for depth in (3.2, 3.7, 4.2)]
         assert 0.4 < np.mean(at[1] != at[0]) < 0.6
         assert (at[2] - at[0] == 1).all()
 
@@ -178,7 +211,7 @@ class TestPattern:
             watermark_key(passphrase_key("correct horse battery"))
 
     def test_no_secret_is_shown(self):
-        assert repr(KEY) == "WatermarkKey()"
+        assert repr(KEY) == "WatermarkKey(version=2)"
 
 
 class TestEmbedding:
@@ -340,7 +373,7 @@ class TestCheck:
     @pytest.mark.parametrize("said", ["much", -1, 0, 1e9, float("nan"), None])
     def test_a_strength_that_cannot_be_is_not_believed(self, scan, said):
         step = ProcessingStep(PROTECTION, "", {"watermark_strength_hu": said})
-        assert recorded_budget(scan.with_hu(scan.hu, step)) is None
+        assert recorded_watermark(scan.with_hu(scan.hu, step)) is None
 
     @pytest.mark.slow
     def test_a_part_of_a_series_is_checked_as_the_whole(self, marked):
