@@ -481,7 +481,7 @@ def _verdict(
     lost = not mark.is_found and (recorded_watermark(volume) is not None or key != OPEN_KEY)
     if lost:
         reasons.append("the watermark that should be there was not found: resampled, smoothed, another scan or key")
-    excluded, not_excluded = _kinds(noise, told[COLOR], marked, bool(lungs.any()))
+    excluded, not_excluded = _kinds(noise, told[COLOR], marked, bool(lungs.any()), touch_up_sought)
     if places or any(one.strength >= 1 for one in evidence):
         outcome = Outcome.CHANGED
     elif lost or max(noise, marked) < MOST_OF_THE_LUNGS:
@@ -497,7 +497,9 @@ def _verdict(
     )
 
 
-def _kinds(noise: float, color: float, mark: float, any_lungs: bool) -> tuple[list[str], list[str]]:
+def _kinds(
+    noise: float, color: float, mark: float, any_lungs: bool, touch_up_sought: bool
+) -> tuple[list[str], list[str]]:
     excluded, left = [], []
     (excluded if noise >= MOST_OF_THE_LUNGS else left).append("paint with hardly any noise, over 15 mm or more")
     (excluded if color >= MOST_OF_THE_LUNGS else left).append("paint with white noise, over 15 mm or more")
@@ -505,6 +507,8 @@ def _kinds(noise: float, color: float, mark: float, any_lungs: bool) -> tuple[li
     (excluded if any_lungs else left).append(copied)
     network = "removals by networks such as those measured"
     (excluded if mark >= MOST_OF_THE_LUNGS else left).append(network)
+    touched_up = "removals with CT-GAN's own touch-up, which copies noise from one place"
+    (excluded if touch_up_sought else left).append(touched_up)
     left += [
         "small or faint nodules that a network added" if mark >= MOST_OF_THE_LUNGS else "nodules that a network added",
         "edits that keep the noise and add what is smooth",

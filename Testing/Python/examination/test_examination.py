@@ -81,6 +81,11 @@ class TestVerdicts:
         assert "noise missing" in {one.kind for one in nearest.evidence}
         assert painted.at(place).strength >= 1
 
+    def test_removals_by_ct_gan_are_excluded_where_its_noise_source_was_sought(self, painted):
+        verdict = painted.verdict
+        kinds = verdict.excluded if painted.touch_up_sought else verdict.not_excluded
+        assert any("CT-GAN" in kind for kind in kinds)
+
     def test_a_map_shows_the_paint(self, painted, place):
         labels = painted.class_volume()
         assert labels.hu[place] == CHANGED
