@@ -98,7 +98,7 @@ def test_the_story(panel, scan, pictures, standin):
     pictures.take("empty")
 
     source = add_scan(panel, scan.volume)
-    assert "CT: 128×128×16, slices of 2.5 mm, noise" in ui.inspectionLabel.text
+    assert "CT: 128×128×16, 2.5 mm, noise" in ui.inspectionLabel.text
     ui.advancedCollapsibleButton.collapsed = False
     wait_until(lambda: "about" in ui.deviceDescriptionLabel.text)
     assert "s for this scan" in ui.deviceDescriptionLabel.text

@@ -181,6 +181,7 @@ class _CollapsibleButton(QtWidgets.QWidget):
 
     text = QtCore.Property(str, lambda self: self._text, _set_text)
     collapsed = QtCore.Property(bool, lambda self: self._is_collapsed, _set_collapsed)
+    collapsedHeight = _stored(int, "_collapsed_height", 10)
 
     def paintEvent(self, _event):
         option = QtWidgets.QStyleOptionButton()

@@ -151,7 +151,7 @@ class AttackSection(Section):
         for node in before:
             panel.jobs.breathe(source, protected)
             remove_result(node)
-        panel.jobs.say(_("The attacked, protected volume is selected: examine it to see whether the attack shows."))
+        panel.jobs.say(_("Next: measure below, or examine what is selected."))
 
     def _on_folded(self, folded: bool) -> None:
         # Whoever opens the demonstration will want to compare.

@@ -135,6 +135,7 @@ class CompareSection(Section):
             self._keep(parameters, result)
         panel.jobs.breathe(result.table)
         self.show()
+        panel.bring_into_sight(panel.ui.summaryLabel)
         panel.jobs.say(_("The figures are on the tab beside the images; a click into the plot goes to its slice."))
 
     def show(self) -> None:

@@ -114,6 +114,7 @@ class ExamineSection(Section):
             parameters.changeMap = panel.logic.showFinding(finding, node, visible=parameters.showChanges)
             # The verdict is to be in sight without scrolling.
             panel.ui.protectionCollapsibleButton.collapsed = True
+            panel.bring_into_sight(panel.ui.detailsCollapsibleButton)
 
     def discard(self, parameters: Any) -> None:
         """Remove finding and map: they are not of what is shown now."""

@@ -125,7 +125,7 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
         if inspection.noise_sd_hu is not None
         else _("noise not measurable")
     )
-    words = _("CT: {columns}×{rows}×{slices}, slices of {thickness:.3g} mm, {noise}").format(
+    words = _("CT: {columns}×{rows}×{slices}, {thickness:.3g} mm, {noise}").format(
         columns=columns, rows=rows, slices=slices, thickness=inspection.spacing[2], noise=noise
     )
     remarks = len(inspection.warnings)

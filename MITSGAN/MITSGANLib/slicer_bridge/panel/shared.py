@@ -300,6 +300,18 @@ class Panel:
         if not self.is_closed and label.visible:
             label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
 
+    def bring_into_sight(self, widget: Any) -> None:
+        """Scroll Slicer's module panel to a widget, once its text has its height."""
+
+        def scroll() -> None:
+            area = None if self.is_closed else widget.parent()
+            while area is not None and not area.inherits("QScrollArea"):
+                area = area.parent()
+            if area is not None:
+                area.ensureWidgetVisible(widget)
+
+        qt.QTimer.singleShot(2 * _SETTLED_MILLISECONDS, scroll)
+
     def ensure_packages(self, *names: str, has_other_way: bool = False) -> bool:
         """Offer to install what is missing; whether all is there now.
 
