@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -190,6 +191,21 @@ class TestScore:
         text = capsys.readouterr().out
         assert "1 of 1 forgeries found (100%, 95 % interval 3% to 100%)" in text
         assert "1 of 1 clean scans called clean" in text
+
+    def test_a_full_disk_keeps_the_score_from_nobody(self, drill, key, tmp_path, monkeypatch, capsys):
+        answers, record = tmp_path / "reader.csv", tmp_path / "score.json"
+        answers.write_text("scan,slice,row,column\n")
+        sheets = [str(drill / f"case-{k}.answers") for k in (1, 2)]
+
+        def full(*_args: object, **_kwargs: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        assert main(["drill", "score", str(answers), *sheets, "--key", str(key), "--json", str(record)]) == 4
+        said = capsys.readouterr()
+        assert "0 of 1 forgeries found" in said.out
+        assert "no space is left" in said.err
+        assert [path.name for path in tmp_path.iterdir()] == ["reader.csv"]
 
     def test_the_wrong_key_tells_nothing(self, drill, tmp_path, capsys):
         other, answers = tmp_path / "other.key", tmp_path / "reader.csv"
