@@ -20,3 +20,9 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         for name, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20), (_TOP_PAD, 64 << 20)):
             library.mallopt(name, size)
+
+
+def give_freed_memory_back() -> None:
+    """Give the system what :func:`keep_freed_memory` kept, before work that needs memory for whole volumes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -34,6 +34,7 @@ from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
 from MITSGANLib.protection.presets import SEARCH, is_blocker
 from MITSGANLib.protection.protector import protect
+from MITSGANLib.runtime.memory import give_freed_memory_back
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
 from MITSGANLib.signature.signing import Signers
 
@@ -153,6 +154,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     # Writing needs the original for the seal of a file alone; of a long scan, its memory is better used otherwise.
     original = volume if key and not is_dicom_output(options.output) else None
     del volume
+    give_freed_memory_back()
     watermark = protector.watermark and protector.watermark.key
     with ExitStack() as stack:
         saving = {"watermark": watermark, "progress": stack.enter_context(progress_bar("Writing", "slice"))}
