@@ -343,10 +343,8 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
         [
-            (["--targets", "0"], 3, "--targets"),
             (["--data-range", "nan"], 3, "--data-range"),
             (["--seed", "-1"], 3, "--seed"),
-            (["--processes", "0"], 3, "--processes"),
             (["--protectors", "nobody"], 5, "nobody"),
             (["--protectors", "noise:many"], 3, "noise:many"),
             (["--attackers", "nobody"], 5, "nobody"),
@@ -366,11 +364,14 @@ class TestFailures:
         assert words in error
         assert not out.exists()
 
-    def test_an_unknown_action_is_a_usage_error(self, world, capsys):
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--actions", "inject,erase"), ("--targets", "0"), ("--processes", "0")]
+    )
+    def test_what_no_action_or_number_can_be_is_a_usage_error(self, world, capsys, option, value):
         with pytest.raises(SystemExit) as stop:
-            main(["evaluate", str(world.scan), "out", "--actions", "inject,erase"])
+            main(["evaluate", str(world.scan), "out", option, value])
         assert stop.value.code == 2
-        assert "erase" in capsys.readouterr().err
+        assert f"'{value}'" in capsys.readouterr().err
 
     def test_foreign_results_are_not_replaced(self, world, tmp_path):
         (tmp_path / "results").mkdir()

@@ -388,7 +388,6 @@ class TestPrepare:
             (["--exclude", "Bob", "Cid"], 3, "leaves validation empty"),
             (["--exclude", *NAMES], 3, "excluded"),
             (["--positions", "-1"], 3, "positions"),
-            (["--processes", "0"], 3, "processes"),
             (["--cubes", "missing.npz"], 3, "missing.npz"),
             (["--healthy", "missing.csv"], 3, "missing.csv"),
         ],
@@ -405,6 +404,11 @@ class TestPrepare:
         assert error[-1].startswith("mitsgan: ")
         assert words in error[-1]
         assert not (tmp_path / "out").exists()
+
+    def test_no_process_at_all_is_a_usage_error(self, scans, table, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            prepare(scans, tmp_path / "out", table, "--processes", "0")
+        assert "--processes: '0' is not a whole number above 0" in capsys.readouterr().err
 
     def test_a_folder_of_other_things_is_not_written_into(self, scans, table, capsys):
         assert prepare(scans, scans, table) == OutputError.exit_code
