@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("on_its_grid")
 
 @pytest.fixture(scope="module")
 def volume() -> CTVolume:
-    return thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=20.0).volume
+    return thorax_phantom(shape=(26, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=20.0).volume
 
 
 @pytest.fixture(scope="module")
