@@ -161,6 +161,7 @@ class TestResults:
         assert values["lpips"] is None
         assert "not measured" in finished.record["settings"]["lpips"]
 
+    @pytest.mark.slow
     def test_lpips_is_measured_where_it_can_be(self, world, tmp_path, monkeypatch):
         class Fake:
             description, weights_sha256 = "a stand-in", "f" * 64

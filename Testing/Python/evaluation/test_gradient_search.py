@@ -97,6 +97,7 @@ class TestEffect:
             together = moved(phantom.volume, result, target, attackers[0])
             assert together > 0.5 * moved(phantom.volume, single, target, attackers[0])
 
+    @pytest.mark.slow
     def test_targets_apart_do_not_touch_each_other(self, phantom, attackers):
         """Also where the box around two overlapping cubes reaches around a third one's."""
         k, j, i = phantom.nodule_kji
@@ -125,6 +126,7 @@ class TestRecord:
         assert step.parameters["attackers"] == ["untrained inject", "untrained remove"]
         assert not protected.provenance.is_simulated_attack
 
+    @pytest.mark.slow
     def test_same_seed_same_voxels_other_seed_other_voxels(self, phantom, attackers):
         def run(seed: int) -> np.ndarray:
             return protect_by_gradient(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from evaluation_data import RECORDED, small_evaluation
 
 HINT = (
@@ -38,6 +39,7 @@ def differences(found: Any, recorded: Any) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_what_was_recorded(tmp_path, untrained_attackers):
     found = json.loads(json.dumps(small_evaluation(tmp_path, untrained_attackers)))
     assert len(found["measurements"]) == 4, "a network and a watermark alone, each with both actions"

@@ -304,6 +304,7 @@ class TestFigures:
         figure = changes_figure([Example("remove", {"b": stored(1, controls=False)})])
         assert len([axes for axes in figure.axes if axes.images]) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("flips", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
     def test_slices_stand_as_radiologists_expect(self, flips):
         """The patient's right on the left, anterior up, and the frame around the same anatomy, whatever the order."""

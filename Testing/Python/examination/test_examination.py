@@ -91,6 +91,7 @@ class TestVerdicts:
         assert labels.hu[place] == CHANGED
         assert labels.same_geometry(painted.volume)
 
+    @pytest.mark.slow
     def test_a_page_has_pictures_of_each_place(self, painted):
         html = render_examination(painted.volume, painted.verdict, title="a scan")
         assert html.count("data:image/png") == 2 * len(painted.verdict.places)
@@ -195,6 +196,7 @@ def test_two_witnesses_make_it_sure():
     assert by_one.words.startswith("probably")
 
 
+@pytest.mark.slow
 def test_a_deep_prior_fills_the_hole_alone(scan, place):
     box, hu = forgeries.deep_prior(scan, place, steps=3)
     changed = np.argwhere(hu != scan.hu[box])

@@ -350,6 +350,7 @@ class TestPrepare:
         assert continued.record == unbroken.record
         assert (continued.cubes("remover", "training").hu == unbroken.cubes("remover", "training").hu).all()
 
+    @pytest.mark.slow
     def test_unusable_scans_are_listed_and_cost_nothing_else(self, scans, table, tmp_path, phantom, capsys):
         attack = ProcessingStep(SIMULATED_ATTACK, "a test")
         save_volume(phantom.volume.with_hu(phantom.volume.hu, attack), scans / "Attacked.nrrd")

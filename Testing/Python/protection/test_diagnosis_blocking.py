@@ -79,6 +79,7 @@ class TestChange:
             free = allowed[box] > 0
             assert len(np.unique(np.sign(change[box][free]))) <= 1
 
+    @pytest.mark.slow
     def test_the_seed_alone_decides(self):
         hu, mark = cube(), tiny_mark()
         first, again, other = (change_of(hu, mark, seed=seed) for seed in (1, 1, 2))
@@ -112,6 +113,7 @@ class TestChange:
 
 
 class TestEffect:
+    @pytest.mark.slow
     def test_a_nodule_is_hidden_without_being_told(self):
         mark = tiny_mark(passes=8)
         hu = cube()

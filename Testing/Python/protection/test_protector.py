@@ -132,6 +132,7 @@ class TestDeterminism:
         result = protect(phantom.volume, model=untrained(strength_hu=12.0), batch_size=batch_size)
         assert (result.hu == protected.hu).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("output", ["residual", "image"])
     def test_a_part_of_a_series_gives_what_the_whole_gives(self, phantom, output):
         ready, part = untrained(output, strength_hu=12.0), slice(17, 30)

@@ -573,6 +573,7 @@ def test_a_path_does_not_reach_the_log(loaded, scan, standin, tmp_path):
     assert "JANE" not in "".join(standin.errors)
 
 
+@pytest.mark.slow
 def test_only_one_job_at_a_time(loaded):
     ui = loaded.ui
     ui.protectButton.click()
