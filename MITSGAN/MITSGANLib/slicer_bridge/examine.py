@@ -19,6 +19,7 @@ from ..scan.volume import SIMULATED_ATTACK, CTVolume
 from .change_map import (
     LEGEND_CHANGED,
     LEGEND_UNTOLD,
+    Legend,
     change_map_node,
     examination_legend,
     image_of_labels,
@@ -90,6 +91,17 @@ class Finding:
     def volume(self) -> CTVolume:
         """The scan that was examined."""
         return self.examination.volume
+
+    @property
+    def changed_since_signing(self) -> Verification | None:
+        """What the signature says, where it says that voxels were changed."""
+        verification = self.signed.verification if self.signed else None
+        return verification if verification is not None and verification.tiles.any() else None
+
+    @property
+    def legend(self) -> Legend:
+        """The legend of the map."""
+        return signature_legend() if self.changed_since_signing is not None else examination_legend()
 
     def at(self, kji: tuple[int, int, int]) -> ChangedPlace | None:
         """What was found at a voxel (slice, row, column); None before :meth:`look_at`."""
@@ -204,25 +216,18 @@ def show_finding(
     """Lay a map over the volume that was examined, and go to the surest place; None where there is nothing to show."""
     if finding.labels is None:
         return None
-    legend = signature_legend() if _changed_since_signing(finding) else examination_legend()
-    change_map = change_map_node(finding.labels, node, legend, finding.image)
+    change_map = change_map_node(finding.labels, node, finding.legend, finding.image)
     places = finding.verdict.places
     show_changes(change_map, node, visible=visible, kji=places[0].kji if places else None)
     return change_map
-
-
-def _changed_since_signing(finding: Finding) -> Verification | None:
-    verification = finding.signed.verification if finding.signed else None
-    return verification if verification is not None and verification.tiles.any() else None
 
 
 def _labels(finding: Finding) -> CTVolume:
     """What was changed since the scan was signed; else what is listed as changed, and where nothing can be told."""
     from ..examination.examiner import CHANGED
 
-    verification = _changed_since_signing(finding)
-    if verification is not None:
-        return verification.map_volume()
+    if finding.changed_since_signing is not None:
+        return finding.changed_since_signing.map_volume()
     examination = finding.examination
     told = np.any([one.told for one in examination.suspicions], axis=0)
     labels = np.where(examination.voxels(examination.lungs & ~told), LEGEND_UNTOLD, 0).astype(np.int16)

@@ -15,7 +15,6 @@ from slicer.i18n import tr as _
 from ...errors import MITSGANError
 from ...protection.presets import preset_of
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
-from ..change_map import LEGEND_CHANGED, LEGEND_UNTOLD, Legend, examination_legend, signature_legend
 from ..history import carries_signature, place_of_attack, steps_of
 from ..inspection import Inspection
 from ..targets import has_target, is_placing, is_too_large, target_from_markups, target_problem
@@ -336,13 +335,8 @@ def about_examination(finding: Finding) -> str:
 
 def legend(finding: Finding) -> str:
     """The key of the map's colors; rich text."""
-    verification = finding.signed.verification if finding.signed else None
-    is_of_signature = verification is not None and bool(verification.tiles.any())
-    shown: Legend = signature_legend() if is_of_signature else examination_legend()
-    values = [value for value in shown.labels if value] if is_of_signature else [LEGEND_CHANGED, LEGEND_UNTOLD]
     names = []
-    for value in values:
-        words, rgba = shown.labels[value]
+    for words, rgba in (finding.legend.labels[value] for value in finding.legend.labels if value):
         color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in rgba[:3]))
         names.append(f'<span style="color:{color}">■</span> {html.escape(words)}')
     return " &nbsp; ".join(names)
