@@ -9,13 +9,14 @@ those that cannot be used are named, and the exit code is 3.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import Protector, protect
 
 from ..archives.collection import load_settings
-from ..evaluation.fidelity import Fidelity, Figure, measure_fidelity
+from ..evaluation.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
 from .options import (
     add_device,
     add_json,
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scans(parser)
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
     add_protector(parser)
+    parser.add_argument(
+        "--largest",
+        action="store_true",
+        help="also find by how much the change may be multiplied so that every slice keeps every limit",
+    )
     add_device(parser)
     add_json(parser)
 
@@ -42,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     scans = list(dict.fromkeys(options.scans))
-    found: dict[str, Fidelity] = {}
+    found: dict[str, tuple[Fidelity, LargestScale | None]] = {}
     failed: dict[str, str] = {}
     for scan in scans:
         try:
@@ -53,23 +59,27 @@ def run(options: argparse.Namespace) -> int:
             failed[scan] = str(error)
             note(f"{scan}: {error}")
             continue
-        say_result(options, *_lines(scan, found[scan]))
+        say_result(options, *_lines(scan, *found[scan]))
+    verdicts = {scan: fidelity for scan, (fidelity, _scale) in found.items()}
     if len(found) > 1:
-        say_result(options, *_lines_of_all(found.values()))
+        say_result(options, *_lines_of_all(verdicts))
     write_json(
         options.json,
         {
             "model": protector.name,
             **settings,
-            "passed": all(fidelity.passed for fidelity in found.values()) if found else None,
-            "scans": [{"scan": scan, **fidelity.to_dict()} for scan, fidelity in found.items()],
+            "passed": all(fidelity.passed for fidelity in verdicts.values()) if verdicts else None,
+            "scans": [
+                {"scan": scan, **fidelity.to_dict(), "largest_scale": dataclasses.asdict(scale) if scale else None}
+                for scan, (fidelity, scale) in found.items()
+            ],
             "failed": failed,
         },
     )
     return InputError.exit_code if failed else 0
 
 
-def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> Fidelity:
+def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
     # Imports what takes a while, and is not needed for --help.
     from ..evaluation.scans import ScanSource
 
@@ -79,13 +89,15 @@ def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> F
     with progress_bar("Protecting", "slice") as progress:
         protected = protect(original, model=protector, device=options.device, progress=progress)
     with progress_bar("Measuring", "slice") as progress:
-        return measure_fidelity(original, protected, progress=progress)
+        fidelity = measure_fidelity(original, protected, progress=progress)
+    if not options.largest:
+        return fidelity, None
+    with progress_bar("Scaling", "slice") as progress:
+        return fidelity, largest_scale(original, protected.hu.astype("float32") - original.hu, progress=progress)
 
 
-def _lines(scan: str, fidelity: Fidelity) -> Iterator[str]:
-    broken = sum(figure.passed is False for figure in fidelity.figures)
-    words = f"{broken} limit{'s are' if broken > 1 else ' is'} not kept" if broken else "all limits are kept"
-    yield f"{scan}: {words}"
+def _lines(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> Iterator[str]:
+    yield f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}"
     yield f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice"
     for figure in fidelity.figures:
         where = "" if figure.worst_slice is None else str(figure.worst_slice)
@@ -97,14 +109,17 @@ def _lines(scan: str, fidelity: Fidelity) -> Iterator[str]:
             f"   slice-to-slice energy: change {flicker.change:.2f}, the scan's own noise {own}, independent noise "
             f"{flicker.independent:g}"
         )
+    if scale is not None:
+        limit = f"; more would break {scale.figure} in slice {scale.slice}" if scale.figure else ""
+        yield f"   the change times {scale.scale:.3g} keeps all limits of slices{limit}"
 
 
-def _lines_of_all(verdicts: Collection[Fidelity]) -> Iterator[str]:
+def _lines_of_all(verdicts: Mapping[str, Fidelity]) -> Iterator[str]:
     """The worst of each figure over all scans."""
-    passed = sum(fidelity.passed for fidelity in verdicts)
+    passed = sum(fidelity.passed for fidelity in verdicts.values())
     yield f"All {len(verdicts)} scans: {passed} keep all limits"
-    for figure in next(iter(verdicts)).figures:
-        known = [one for fidelity in verdicts if (one := fidelity[figure.name]).value is not None]
+    for figure in next(iter(verdicts.values())).figures:
+        known = [one for fidelity in verdicts.values() if (one := fidelity[figure.name]).value is not None]
         worst = (max if figure.sense == "at most" else min)(known, key=lambda one: one.value, default=figure)
         kept = sum(one.passed is True for one in known)
         yield f"   {_row(worst)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)"
@@ -115,3 +130,8 @@ def _row(figure: Figure) -> str:
     unit = "" if figure.unit == "1" else f" {figure.unit}"
     limit = f"{figure.sense} {figure.limit:g}{unit}"
     return f"{figure.name:<26} {shown:>9}  {limit:<17}"
+
+
+def _broken(fidelity: Fidelity) -> str:
+    count = sum(figure.passed is False for figure in fidelity.figures)
+    return f"{count} limit{'s are' if count > 1 else ' is'} not kept"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 from MITSGANLib.budget.body import body_mask
+from MITSGANLib.budget.budget import apply_change
 from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.errors import DependencyError, InputError
 from MITSGANLib.measure.metrics import DATA_RANGE_HU, TILE_VOXELS, ssim_map, tile_means
@@ -39,6 +41,7 @@ _STORED_BITS = 12
 _INDEPENDENT = 2.0
 _JPEG2000_RATIO = 5.0
 _FLICKER_LIMIT = 1.1  # of the energy between neighboring slices of the change, over that of the scan's own noise
+_HIGHEST_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,19 @@ class Fidelity:
         }
 
 
+@dataclass(frozen=True)
+class LargestScale:
+    """The largest factor of a change that keeps all limits.
+
+    :param scale: 0 where none does, 4 where none forbids it.
+    :param figure: name of the figure that forbids more, and the slice; None where none does.
+    """
+
+    scale: float
+    figure: str | None
+    slice: int | None
+
+
 def measure_fidelity(original: CTVolume, protected: CTVolume, progress: Progress | None = None) -> Fidelity:
     """Every figure of the verdict, with its limit and its worst slice.
 
@@ -139,6 +155,51 @@ def measure_fidelity(original: CTVolume, protected: CTVolume, progress: Progress
             progress(k + 1, len(original.hu))
     flicker, figure = _flicker(original, protected)
     return Fidelity((*(_of_worst_slice(figure, values[figure.name]) for figure in figures), figure), flicker)
+
+
+def largest_scale(original: CTVolume, change: np.ndarray, progress: Progress | None = None) -> LargestScale:
+    """By how much a change may be multiplied, up to 4, so that every slice keeps every limit but flicker's, within 1 %.
+
+    Flicker does not depend on the scale. What is measured is the scaled change in whole HU.
+
+    :param change: in HU, of the scan's shape.
+    :param progress: called with (slices done, slices in all) in the first round; what it raises ends the work.
+    :raises InputError: when the change has another shape or is not finite.
+    :raises DependencyError: when Pillow comes without JPEG 2000.
+    """
+    change = np.asarray(change)
+    if change.shape != original.shape or not np.all(np.isfinite(change)):
+        raise InputError(f"The change must be finite and have the scan's shape {original.shape}, not {change.shape}.")
+    slices = len(original.hu)
+    found = LargestScale(_HIGHEST_SCALE, None, None)
+    # A slice that kept all limits at a larger scale nearly always does at a smaller one, but rounding to whole HU may
+    # spoil that: go round until all slices in a row keep them at the same scale.
+    kept = 0
+    for done, k in enumerate(itertools.cycle(range(slices))):
+        if kept == slices:
+            break
+        one = _Slice.of(original, k)
+        broken = one.broken(change[k], found.scale)
+        kept += 1
+        if broken:
+            scale, broken = _bisected(one, change[k], found.scale, broken)
+            found, kept = LargestScale(scale, broken, k), 1
+        if progress:
+            progress(min(done + 1, slices), slices)
+    return found
+
+
+def _bisected(one: _Slice, change: np.ndarray, high: float, broken: str) -> tuple[float, str]:
+    """The largest scale below ``high`` that keeps all limits of a slice, and what forbids more."""
+    low = 0.0
+    while high - low > 0.01 * high and high > 1e-4:
+        middle = (low + high) / 2
+        found = one.broken(change, middle)
+        if found:
+            high, broken = middle, found
+        else:
+            low = middle
+    return low, broken
 
 
 def jpeg2000(plane: np.ndarray, ratio: float) -> np.ndarray:
@@ -213,6 +274,12 @@ class _Slice:
                 if changed and self._reference[window.name]:
                     found[f"jpeg2000_ssim_{window.name}"] = float(1 - local.mean()) / self._reference[window.name]
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def broken(self, change: np.ndarray, scale: float) -> str | None:
+        """The first figure whose limit the scaled change breaks."""
+        anything = np.full(self.hu.shape, HIGHEST_HU - LOWEST_HU, np.int16)
+        values = self.measure(apply_change(self.hu, scale * change, anything))
+        return next((one.name for one in _figures() if one.name in values and not one.keeps(values[one.name])), None)
 
     @functools.cached_property
     def _reference(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.evaluation.fidelity import (
     WINDOWS,
     jpeg2000,
+    largest_scale,
     measure_fidelity,
     z_difference_ratio,
 )
@@ -133,6 +134,27 @@ class TestJpeg2000:
         assert compressed.min() >= -1024
 
 
+class TestLargestScale:
+    def test_keeps_all_limits_and_a_little_more_does_not(self, scan, change):
+        change = change.astype(np.float64)
+        found = largest_scale(scan, change)
+        assert (found.figure, found.slice) == ("ssim_mediastinum", 5)
+        at, above = (
+            measure_fidelity(scan, changed(scan, np.rint(factor * found.scale * change))) for factor in (1.0, 1.08)
+        )
+        assert {figure.name for figure in at.figures if figure.passed is False} <= {"flicker"}
+        assert above[found.figure].passed is False
+
+    def test_is_the_highest_where_nothing_forbids_it_and_0_where_all_does(self, scan, change):
+        assert largest_scale(scan, change * 0).scale == 4
+        assert largest_scale(scan, change * 0 + 1000).scale == pytest.approx(0, abs=0.01)
+
+    def test_refuses_another_shape_and_nan(self, scan):
+        for wrong in (np.zeros((8, 96, 95)), np.full(scan.shape, np.nan)):
+            with pytest.raises(InputError, match="shape"):
+                largest_scale(scan, wrong)
+
+
 class TestFlicker:
     """Slice-to-slice behavior of the change (issue: it must not flicker in coronal and sagittal views)."""
 
@@ -194,14 +216,15 @@ def files(scan, tmp_path_factory):
 class TestCommand:
     def test_prints_a_table_for_each_scan_and_for_all(self, files, tmp_path, capsys):
         record = tmp_path / "figures.json"
-        assert main(["fidelity", *files, "--device", "cpu", "--json", str(record)]) == 0
+        assert main(["fidelity", *files, "--device", "cpu", "--json", str(record), "--largest"]) == 0
         text = capsys.readouterr().out
-        assert text.count("noise_ratio_lung") == 3
+        assert text.count("noise_ratio_lung") == 3 + text.count("more would break noise_ratio_lung")
         assert "All 2 scans" in text
         written = json.loads(record.read_text())
         assert [scan["scan"] for scan in written["scans"]] == files
         for scan in written["scans"]:
             assert scan["figures"]["max_change"]["value"] <= written["budget"]["strength_hu"]
+            assert 0 <= scan["largest_scale"]["scale"] <= 4
         assert written["passed"] == all(scan["passed"] for scan in written["scans"])
 
     def test_stronger_is_worse(self, files, capsys):
