@@ -21,13 +21,13 @@ from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey
 from MITSGANLib.watermark.regridding import GRID_FIELD, Regridding, find_regridding, grid_record, recorded_grid
 from scipy import ndimage
 
-PLACE = (6, 128, 75)
+PLACE = (4, 128, 75)
 
 
 @pytest.fixture(scope="module")
 def scan() -> CTVolume:
     """As many rows and columns as some CT slices have."""
-    volume = thorax_phantom(shape=(12, 256, 256), spacing_kji=(3.0, 1.4, 1.4), seed=5, noise_hu=0).volume
+    volume = thorax_phantom(shape=(8, 256, 256), spacing_kji=(3.0, 1.4, 1.4), seed=5, noise_hu=0).volume
     noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(0, 60, volume.shape), (0, 0.7, 0.7))
     hu = np.where(volume.hu > -1000, np.clip(volume.hu + noise, -1023, 3000), volume.hu)
     return dataclasses.replace(volume, hu=np.rint(hu).astype(np.int16), origin=(-170.3, -150.1, 40.5))
@@ -64,7 +64,7 @@ def test_the_grid_of_the_marked_scan_is_found(marked, name, words):
     found = find_regridding(copy.volume, OPEN_KEY, WATERMARK_BUDGET)
     assert found is not None
     assert words in found.words
-    for kji in ((2, 50, 150), (9, 200, 77)):
+    for kji in ((2, 50, 150), (6, 200, 77)):
         at = found.to_grid @ (copy.to_copy @ (*kji, 1.0))
         # Slices of a resampled copy stay its own.
         assert at[1:3] == pytest.approx(kji[1:], abs=0.6)
@@ -94,7 +94,7 @@ def test_what_was_painted_before_cropping_and_flipping_is_missed(marked):
     flipped = copy_suite.flipped(marked.with_hu(hu))
     check = check_watermark(flipped.volume)
     assert check.at(flipped.place(PLACE)).is_missing
-    assert not check.at(flipped.place((6, 128, 181))).is_missing
+    assert not check.at(flipped.place((4, 128, 181))).is_missing
 
 
 @pytest.mark.slow
