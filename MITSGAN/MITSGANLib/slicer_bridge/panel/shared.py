@@ -20,7 +20,8 @@ from .inquiry import Inquiry
 from .install import Answer, ask_to_install
 from .jobs import JobRunner
 
-_SETTLED_MILLISECONDS = 300
+# After which a text has its width: on a slow computer, Slicer shows the panel's scroll bar late.
+_SETTLED_MILLISECONDS = (0, 300, 1000)
 
 
 @dataclass(frozen=True)
@@ -293,12 +294,17 @@ class Panel:
         label.setMinimumHeight(0)
         # Or Qt keeps the height that a shorter text had. Not now: a label has its width once it is shown, and another
         # once the panel needs a scroll bar.
-        for milliseconds in (0, _SETTLED_MILLISECONDS):
+        for milliseconds in _SETTLED_MILLISECONDS:
             qt.QTimer.singleShot(milliseconds, lambda: self._fit(label))
 
     def _fit(self, label: Any) -> None:
         if not self.is_closed and label.visible:
             label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
+            # Or the row below may stay where it was, over the last line.
+            layout = label.parent().layout()
+            if layout is not None:
+                layout.invalidate()
+                layout.activate()
 
     def bring_into_sight(self, widget: Any) -> None:
         """Scroll Slicer's module panel to a widget, once its text has its height."""
@@ -310,7 +316,7 @@ class Panel:
             if area is not None:
                 area.ensureWidgetVisible(widget)
 
-        qt.QTimer.singleShot(2 * _SETTLED_MILLISECONDS, scroll)
+        qt.QTimer.singleShot(_SETTLED_MILLISECONDS[-1], scroll)
 
     def ensure_packages(self, *names: str, has_other_way: bool = False) -> bool:
         """Offer to install what is missing; whether all is there now.
