@@ -206,6 +206,7 @@ class TestGradient:
         assert (shell > 0).float().mean() > 0.5, "the shell around the mask must reach the forged middle"
         assert torch.isfinite(gradient).all()
 
+    @pytest.mark.slow
     def test_agrees_with_finite_differences(self, network):
         # A smooth table: a real one changes its slope at every bin, which no finite difference follows.
         bins = np.linspace(-1100, 500, 2000)

@@ -90,6 +90,7 @@ class TestSubjects:
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_what_a_process_holds_is_seen_and_what_its_starter_holds_is_not(self, benchmarks):
         mine = np.ones(300_000_000, np.uint8)
         small = benchmarks.whole_scan.run_code("pass", [], 1)

@@ -170,6 +170,7 @@ def test_sheared_grids_of_other_formats_are_refused(tmp_path, name, lean):
         read_file_header(tmp_path / name)
 
 
+@pytest.mark.slow
 @given(rotation=st.tuples(*[st.floats(-180, 180)] * 3), left_handed=st.booleans())
 def test_quaternions_are_understood_as_itk_does(tmp_path_factory, rotation, left_handed):
     direction = Rotation.from_euler("xyz", rotation, degrees=True).as_matrix()

@@ -122,6 +122,7 @@ def test_pydicom_is_not_imported_with_the_library():
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_real_folders_are_listed(real_ct):
     folder = real_ct / "dicom"
     summaries = describe(folder)
