@@ -146,7 +146,7 @@ def of_faded_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
         short = expected - seen
         # Nothing adds to a watermark, so what is above the expected is chance, and what tissue makes of it.
         middle, scatter = _scatter(short[here], 16)
-        allowed = limit * max(scatter, _LEAST_SCATTER)
+        allowed = limit * np.hypot(max(scatter, _LEAST_SCATTER), _GAIN_VARIES * expected)
         np.maximum(score, np.where(here, (short - max(middle, 0)) / allowed, 0), out=score)
         told |= here & (expected >= allowed)
     return Suspicion(WATERMARK, score, told)
