@@ -85,7 +85,8 @@ def test_where_the_signs_are_known_a_watermark_takes_a_fraction_of_a_bit(phantom
     marked = protect(volume, model=watermark_alone(OPEN_KEY))
     signs = [ScanSigns.of(volume, OPEN_KEY).of_slice(k, plane) for k, plane in enumerate(marked.hu)]
     short, long = (len(encode_change(volume.hu, marked.hu, marked.hu, known)) for known in (signs, None))
-    assert short < long / 3
+    # A third while each voxel had a sign of its own; now 2x2 voxels share one, which is shorter to tell unknown, too.
+    assert short < long / 2
     np.testing.assert_array_equal(restored(volume.hu, marked.hu, marked.hu, signs), volume.hu)
 
 
