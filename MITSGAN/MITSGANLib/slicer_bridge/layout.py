@@ -14,7 +14,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..scan.windows import Window
-from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel
+from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel, require_in_scene
 
 # Custom layouts need a number of their own; Slicer's are below 100.
 COMPARISON_LAYOUT = 14771
@@ -106,6 +106,7 @@ def show_comparison(
 
     :param volumes, heatmaps: by the names in :data:`VIEWS`; views without a volume are empty.
     :param target_ras: world point in mm that all views are centered on and zoomed to; None shows whole slices.
+    :raises CancelledError: the scene was closed while the views were laid out, which lets the application listen.
     """
     layout = register_layout()
     if layout is None:
@@ -120,6 +121,7 @@ def show_comparison(
     _open_first_tab()
     # New views get their size now; the zoom below depends on it.
     slicer.app.processEvents()
+    require_in_scene(*filter(None, volumes.values()))
     set_window(volumes.values(), window)
     views = _views()
     for _name, _slice_node, composite in views:
