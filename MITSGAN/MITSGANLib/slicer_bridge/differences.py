@@ -161,8 +161,11 @@ def _color(colors: slicer.vtkMRMLColorTableNode, index: int) -> tuple[float, ...
 def _rgba(limit: float, threshold_hu: float) -> list[tuple[float, ...]]:
     """Colors from -limit to +limit: Slicer shows a voxel of an overlay wholly where they are opaque, else not."""
     share = np.linspace(-1, 1, _COLORS)
-    # Half a color's width more, so that a difference of exactly the threshold is hidden.
-    hidden = np.abs(share) * limit <= threshold_hu + limit / (_COLORS - 1)
+    # VTK gives each color the differences from its lower edge on, up to the next one's. What holds one that is not to
+    # be colored is hidden, for a difference of exactly the threshold may lie at an edge.
+    edges = np.linspace(-limit, limit, _COLORS + 1)
+    crumb = 1e-9 * limit
+    hidden = (edges[:-1] <= threshold_hu + crumb) & (edges[1:] > crumb - threshold_hu)
     return [
         (0.0, 0.0, 0.0, 0.0) if is_hidden else (*map(float, (1 - abs(value)) * ends[0] + abs(value) * ends[1]), 1.0)
         for value, is_hidden in zip(share, hidden, strict=True)

@@ -452,14 +452,12 @@ def difference_of(hu, limit_hu):
     return Difference(CTVolume(hu, SPACING, ORIGIN, np.eye(3)), limit_hu)
 
 
-def test_a_difference_is_clear_below_the_threshold():
+def test_a_difference_has_a_window_and_colors_of_its_own():
     hu = np.linspace(-100, 100, np.prod(SHAPE)).round().astype(np.int16).reshape(SHAPE)
     shown = difference_node(difference_of(hu, 100.0), "difference", make_node(), threshold=0.2)
     display = shown.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (-100, 100)
     colors = display.GetColorNode().GetLookupTable()
-    opacity = np.array([colors.GetTableValue(index)[3] for index in range(255)])
-    np.testing.assert_array_equal(opacity, np.abs(np.linspace(-100, 100, 255)) > 20 + 100 / 254)
     red, _green, blue, _alpha = colors.GetTableValue(0)
     assert blue > red, "lower is blue"
     red, _green, blue, _alpha = colors.GetTableValue(254)
@@ -468,6 +466,22 @@ def test_a_difference_is_clear_below_the_threshold():
     display.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: changes.append(1))
     set_difference_threshold(shown, 0.2)
     assert changes == [], "255 colors set anew are 255 renderings"
+
+
+@pytest.mark.parametrize(
+    ("limit", "share"), [(5.0, 0.2), (3.0, 1 / 3), (20.0, 0.1), (100.0, 0.2), (500.0, 0.2), (5.0, 0.0)]
+)
+def test_only_what_changed_by_more_than_the_caption_says_is_colored(limit, share):
+    row = np.arange(-limit - 2, limit + 3, dtype=np.int16)
+    shown = difference_node(difference_of(row.reshape(1, 1, -1), limit), "difference", make_node(), threshold=share)
+    threshold, _full = difference_range(shown)
+    port = shown.GetDisplayNode().GetImageDataConnection()
+    port.GetProducer().Update()
+    scalars = port.GetProducer().GetOutputDataObject(port.GetIndex()).GetPointData().GetScalars()
+    colored = np.array([scalars.GetComponent(index, 3) > 0 for index in range(len(row))])
+    assert not colored[np.abs(row) <= threshold].any()
+    # Of 255 colors one holds up to 0.8 % of the range.
+    assert colored[np.abs(row) > threshold + 2 * limit / 255].all()
 
 
 @pytest.mark.parametrize(("limit", "share", "expected"), [(8.0, 0.2, 1.6), (500.0, 0.2, 100.0), (5.0, 0.0, 0.0)])
