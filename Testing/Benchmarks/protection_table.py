@@ -4,7 +4,7 @@ Of each scan: every limit of fidelity in its worst slice; how many attacks at se
 protection, and under noise of equal size; and how fast the protection is beside the paper's generator. What is measured
 of attacks is kept in FOLDER, so that a stopped run continues. Two scans at 100 places an action against three attackers
 take an hour on two cores. Writes FOLDER/table.json and FOLDER/table.md, and prints the latter. With --parts
-some parts are measured anew, and the others are taken from FOLDER/table.json.
+some parts are measured anew, and the others are taken from FOLDER/table.json, as far as they are there.
 
 Seconds by the clock mean something only on a machine that does nothing else; ratios are measured alternately.
 """
@@ -47,10 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     before = options.out / "table.json"
     results = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
-    missing = set(PARTS) - set(options.parts) - set(results)
-    if missing:
-        raise SystemExit(f"{before} lacks {', '.join(sorted(missing))}; name these in --parts as well.")
-    if set(options.parts) != set(PARTS):
+    if results and set(options.parts) != set(PARTS):
         # Parts of several scans or models in one table would say what nobody measured.
         for what, wanted in (("model", options.model), ("scans", list(_scans(options)))):
             if results[what] != wanted:
@@ -200,34 +197,34 @@ def _shares(scans: Sequence[Places]) -> dict[str, Any]:
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
-    """Three tables: fidelity, effect and speed."""
-    scans, tool = results["scans"], results["speed"]["machine"]
-    commits = ", ".join(f"{part} at {_short(results[part]['commit'])}" for part in PARTS)
-    what = (
-        f"Model `{results['model']}`; {commits}. {tool['cpu']}, {tool['threads']} threads, PyTorch {tool['torch']}, "
-        f"load average {tool['load_average']}."
-    )
-    parts = [
-        what,
-        table(["fidelity, worst slice", "limit", *scans], list(_fidelity_rows(results)), numbers=False),
-        table(
-            [
-                "attack",
-                "scan",
-                "success unprotected",
-                "protected, past the judges",
-                "**protected, past the check too**",
-                "noise instead: Gaussian / CT-like",
-                "forgery moved",
-                "forensic AUC: without, with",
-                "check finds / alarms",
-                "goal",
-            ],
-            [*effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])],
-            numbers=False,
-        ),
-        table(["speed", "goal", *scans], list(_speed_rows(results)), numbers=False),
-    ]
+    """A table for each part that was measured: fidelity, effect and speed."""
+    scans = results["scans"]
+    measured = [part for part in PARTS if part in results]
+    commits = ", ".join(f"{part} at {_short(results[part]['commit'])}" for part in measured)
+    parts = [f"Model `{results['model']}`; {commits}."]
+    if "fidelity" in measured:
+        parts.append(table(["fidelity, worst slice", "limit", *scans], list(_fidelity_rows(results)), numbers=False))
+    if "effect" in measured:
+        columns = [
+            "attack",
+            "scan",
+            "success unprotected",
+            "protected, past the judges",
+            "**protected, past the check too**",
+            "noise instead: Gaussian / CT-like",
+            "forgery moved",
+            "forensic AUC: without, with",
+            "check finds / alarms",
+            "goal",
+        ]
+        lines = [*effect_lines(results["effect"]["rows"]), *_bound_lines(results["effect"]["bound"])]
+        parts.append(table(columns, lines, numbers=False))
+    if "speed" in measured:
+        tool = results["speed"]["machine"]
+        parts[0] += (
+            f" {tool['cpu']}, {tool['threads']} threads, PyTorch {tool['torch']}, load average {tool['load_average']}."
+        )
+        parts.append(table(["speed", "goal", *scans], list(_speed_rows(results)), numbers=False))
     return "\n\n".join(parts) + "\n"
 
 

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodules", default="", metavar="FILE.npz", help="more nodules of the dataset's patients, as in training"
     )
+    parser.add_argument(
+        "--cubes", type=count, metavar="N", help="cubes with a nodule at most, and as many without (default: all)"
+    )
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
     parser.add_argument(
         "--places", type=count, default=10, metavar="N", help="nodules to plant into each (default: 10)"
@@ -95,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     note("Reading the dataset's validation side")
     data = Dataset.open(options.dataset)
     source = NoduleSource.of(data, "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out)
-    cases = [study.cube_case(source.groups())]
+    cases = [study.cube_case(source.groups(), options.cubes)]
     if options.scans:
         nodules = nodules_to_plant(data, options.nodules, held_out)
         for number, path in enumerate(options.scans, start=1):

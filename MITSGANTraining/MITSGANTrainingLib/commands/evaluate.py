@@ -8,7 +8,8 @@ exit code is then 3, although the results of the rest are written.
 
 PROTECTOR: NAME or FILE.safetensors, or none for the open watermark alone, each also with @HU for another strength;
 noise:HU or ct-noise:HU for noise of that root mean square; gradient:STEPS@HU for signed gradients that know the
-attacker and the target, an upper bound.
+attacker and the target, an upper bound; search:STEPS@HU for the search of 'protect --model search' against the attacker
+alone, in the lung within 8 mm of the targets.
 
 Confidence intervals resample patients. DICOM says which scans are of one patient; each file counts as a patient.
 """

@@ -101,9 +101,10 @@ class Answers:
         return (self.said != self.before).mean(axis=0)
 
 
-def cube_case(groups: Sequence[Group]) -> Case:
-    """All nodules of some groups of cubes at 1 mm, and as many cubes without, evenly from the groups that have none.
+def cube_case(groups: Sequence[Group], most: int | None = None) -> Case:
+    """Nodules of some groups of cubes at 1 mm, and as many cubes without, each evenly from the groups that have them.
 
+    :param most: nodules at most; all where None.
     :raises InputError: when one side is missing.
     """
     sides = []
@@ -112,7 +113,8 @@ def cube_case(groups: Sequence[Group]) -> Case:
         if not of:
             raise InputError("The dataset has no cubes with, or none without, a nodule to validate on; prepare more.")
         sides.append(of)
-    with_nodule = _spread(sides[0], sum(len(group.views) for group in sides[0]))
+    count = sum(len(group.views) for group in sides[0])
+    with_nodule = _spread(sides[0], count if most is None else min(count, most))
     without = _spread(sides[1], len(with_nodule))
     with_nodule = with_nodule[: len(without)]
     views = np.concatenate([[view for view, _ in side] for side in (with_nodule, without)]).astype(np.int16)

@@ -207,7 +207,7 @@ class _Bench:
         for attacker, examples in list(by_attacker.items())[:1]:
             caption = "Figure 7: what protection changes in the slices of the same targets."
             if any(protection.knows_the_attack for protection in self.protections):
-                caption += f" Signed gradients against {attacker}."
+                caption += f" Signed gradients and searches against {attacker}."
             found["figure-7"] = (changes_figure(examples), caption)
         return found
 

@@ -1,8 +1,9 @@
-"""Protection of one scan by signed gradients through the attack itself, without a network: an upper bound.
+"""Protection of one scan against one attack, without a network: signed gradients, an upper bound, or a search.
 
 Projected gradient ascent (Madry et al., ICLR 2018) on the voxels that the attacker looks at. It knows the attacker and
 where the attack will come, which no protector in use does. What it reaches at a strength says how much a protector of
-that strength can hope for at most; noise of the same strength says what is no merit of a protector.
+that strength can hope for at most; noise of the same strength says what is no merit of a protector. A search
+(:mod:`MITSGANLib.protection.search`) knows the attacker, and the region of the attack alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from MITSGANLib.attack.attacker import Attacker, check_target, tampered_box
 from MITSGANLib.attack.chain import MASK, tamper
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import InputError
+from MITSGANLib.judges.judge import load_judge
+from MITSGANLib.protection.search import JUDGES, ChangeSearch, SearchConfig
 from MITSGANLib.runtime.devices import resolve_device
 from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, within
 from MITSGANLib.scan.regions import cube_around
@@ -28,6 +31,8 @@ from ..training.slabs import shade
 # image by 479, 518 and 472 HU (remove) and by 169, 173 and 161 HU (inject).
 _FIRST_STEP = 1.5
 _PAPER_WEIGHT = 0.1
+# Of a target, where a search looks; each block of lung that it meets takes a second a step.
+_NEAR_MM = 8.0
 
 
 def protect_by_gradient(
@@ -96,6 +101,47 @@ def protect_by_gradient(
         "where the attack comes and by whom: an upper bound for measurements, no protection for use"
     )
     return volume.with_hu(protected, ProcessingStep(PROTECTION, description, parameters))
+
+
+def protect_by_search(
+    volume: CTVolume,
+    targets: Sequence[Voxel],
+    attackers: Sequence[Attacker],
+    *,
+    budget: Budget,
+    steps: int,
+    seed: int = 0,
+    device: str = "auto",
+) -> CTVolume:
+    """The scan protected by a search in the lung within 8 mm of the targets, whose places it does not know.
+
+    :param targets: voxels (slice, row, column).
+    :param budget: never exceeded, in whole HU.
+    :param steps: for each block of lung.
+    :raises InputError: without attackers.
+    :raises TargetError: when no lung is found there, or, for removals, nothing that looks like a nodule.
+    """
+    within = np.zeros(volume.shape, bool)
+    for kji in targets:
+        within[cube_around(volume.shape, volume.spacing_kji, kji, 2 * _NEAR_MM).index] = True
+    allowed = allowed_in_slices(volume.hu, budget, volume.spacing_kji, volume.provenance.padding_hu)
+    judges = [load_judge(name) for name in JUDGES]
+    search = ChangeSearch(
+        volume, allowed, attackers, judges, SearchConfig(steps=steps), seed=seed, device=device, within=within
+    )
+    search.run()
+    parameters = {
+        "method": "search",
+        "attackers": [f"{attacker.name} {attacker.action}" for attacker in attackers],
+        "attackers_sha256": [attacker.digest for attacker in attackers],
+        "steps": steps,
+        "seed": seed,
+        **budget.to_dict(),
+    }
+    where = f"within {_NEAR_MM:g} mm of {len(targets)} target(s)"
+    description = f"Search {where}, at most {budget.strength_hu:g} HU, for measurements"
+    hu = apply_change(volume.hu, search.change(), allowed)
+    return volume.with_hu(hu, ProcessingStep(PROTECTION, description, parameters))
 
 
 @dataclass(frozen=True)

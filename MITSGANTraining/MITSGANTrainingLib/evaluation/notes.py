@@ -68,7 +68,10 @@ CHANGE = (
     "with the lowest mean local SSIM, of the picture clipped to the lung (-600/1500 HU) or mediastinal (40/400 HU) "
     "window, with the window's width as data range. Noise: the scan's own, in soft tissue."
 )
-CHANGE_GRADIENT = "Signed gradients change the scan at the targets only, so their figures over all slices say little."
+CHANGE_NEARBY = (
+    "Signed gradients and searches change the scan at or around the targets only, so their figures over all slices say "
+    "little."
+)
 CONTROLS = (
     "Noise instead: the clean scan with noise in place of protection, of the same RMSE in every slice and within "
     "the voxels that protection may change; CT-like noise has the spectrum, slice correlation and local level of "
@@ -81,6 +84,10 @@ KINDS = {
     "gradient": (
         "gradient:N@H is N steps of signed gradients through the very attack that is measured, of at most H HU at the "
         "targets alone: a bound on what a protector of this strength can do, no protection for use."
+    ),
+    "search": (
+        "search:N@H is the search of 'protect --model search' against the attacker that is measured alone, N steps in "
+        "each block of the lung within 8 mm of the targets, whose places it does not know, of at most H HU."
     ),
 }
 NO_LPIPS = "not measured: no network's ImageNet weights are on this machine, or a package that LPIPS needs is missing."

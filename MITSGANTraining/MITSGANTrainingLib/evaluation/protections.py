@@ -1,4 +1,4 @@
-"""What ``--protectors`` names: a model, noise without a network, or signed gradients that know the target.
+"""What ``--protectors`` names: a model, noise without a network, or what is found on the scan against the attacker.
 
 - ``NAME`` is an installed protector, or a preset, which may carry the open watermark; ``FILE`` a ``.safetensors`` with
   its card beside it; both also with ``@HU`` for that strength instead of their own. ``none`` is the open watermark
@@ -8,6 +8,9 @@
 - ``gradient:N@HU`` is N signed-gradient steps of at most HU (less in soft tissue and bone, as in the default budget)
   through the attacker that is measured, at the target: what a protector of this strength could reach at best, and no
   protection that anyone can use.
+- ``search:N@HU`` is the search of ``protect --model search`` with N steps in each block of lung and at most HU, against
+  the attacker that is measured alone, and only in the lung within 8 mm of the targets, whose places it does not know:
+  whole lungs against all attackers take hours. A removal's places are those that a search takes for nodules by itself.
 """
 
 from __future__ import annotations
@@ -21,18 +24,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from MITSGANLib.attack.attacker import Attacker
-from MITSGANLib.budget.budget import Budget
+from MITSGANLib.budget.budget import SEARCH_BUDGET, Budget
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.presets import NO_MODEL, PRESETS, protector_path
+from MITSGANLib.protection.presets import NO_MODEL, PRESETS, SEARCH, protector_path
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard
 
 from .ct_noise import measure_texture, noise_baseline
-from .gradient_search import protect_by_gradient
+from .gradient_search import protect_by_gradient, protect_by_search
 
-Kind = Literal["network", "noise", "ct-noise", "gradient"]
-_WITHOUT_A_MODEL = ("noise", "ct-noise", "gradient")
+Kind = Literal["network", "noise", "ct-noise", "gradient", "search"]
+_STEPPED = ("gradient", "search")
+_WITHOUT_A_MODEL = ("noise", "ct-noise", *_STEPPED)
 _ALPHA_KEYS = ("alpha", "paper_weight")
 
 
@@ -43,7 +47,7 @@ class ProtectionArm:
     :param name: what tables call it.
     :param source: name or path of the model; empty without one.
     :param amount_hu: strength or root mean square in HU; None for a model's own strength.
-    :param steps: of signed gradients.
+    :param steps: of signed gradients, or of a search in each block of lung.
     :param digest: SHA-256 of the weights.
     :param watermark: budget of the open watermark; empty without one.
     :param alpha: weight of the paper's term in training, where the card says it.
@@ -63,12 +67,12 @@ class ProtectionArm:
     @property
     def needs_noise_controls(self) -> bool:
         """Whether noise of equal RMSE says something beside it; noise is its own control."""
-        return self.kind in ("network", "gradient")
+        return self.kind in ("network", *_STEPPED)
 
     @property
     def knows_the_attack(self) -> bool:
         """Whether each attacker and action has a protected volume of its own."""
-        return self.kind == "gradient"
+        return self.kind in _STEPPED
 
     def identity(self) -> dict[str, Any]:
         """What decides the voxels, for keys of the cache: neither its name nor where the weights lie."""
@@ -92,24 +96,18 @@ class ProtectionArm:
     ) -> CTVolume:
         """The protected scan.
 
-        :param targets: voxels (slice, row, column); only signed gradients look at them and at the attacker.
+        :param targets: voxels (slice, row, column); only what :attr:`knows_the_attack` looks at them and the attacker.
         :raises MITSGANError: when it cannot be made.
         """
         if self.kind == "network":
             ready = load_protector(self.source, strength_hu=self.amount_hu, seed=self.seed)
             return protect(volume, model=ready, device=device)
-        if self.kind == "gradient":
+        if self.knows_the_attack:
             if attacker is None:
-                raise ValueError("signed gradients need the attacker")
-            return protect_by_gradient(
-                volume,
-                targets,
-                [attacker],
-                budget=Budget(**self.budget),
-                steps=self.steps,
-                seed=self.seed,
-                device=device,
-            )
+                raise ValueError(f"{self.kind} needs the attacker")
+            way = protect_by_gradient if self.kind == "gradient" else protect_by_search
+            budget = Budget(**self.budget)
+            return way(volume, targets, [attacker], budget=budget, steps=self.steps, seed=self.seed, device=device)
         texture = measure_texture(volume) if self.kind == "ct-noise" else None
         return noise_baseline(volume, self.amount_hu, self.seed, texture)
 
@@ -135,18 +133,19 @@ def read_protection(word: str, seed: int) -> ProtectionArm:
     """One word; see the module for its forms."""
     kind, colon, rest = word.partition(":")
     if colon and kind in _WITHOUT_A_MODEL:
-        if kind == "gradient":
+        if kind in _STEPPED:
             steps, _, strength = rest.partition("@")
             if not steps.isdigit() or int(steps) < 1:
-                raise InputError(f"'{word}' names no number of steps; write gradient:STEPS@HU, such as gradient:20@18.")
+                raise InputError(f"'{word}' names no number of steps; write {kind}:STEPS@HU, such as {kind}:20@18.")
             amount = _amount(word, strength)
-            return ProtectionArm(
-                "gradient", word, seed, amount_hu=amount, steps=int(steps), budget=Budget(amount).to_dict()
-            )
+            budget = Budget(amount) if kind == "gradient" else SEARCH_BUDGET.at_strength(amount)
+            return ProtectionArm(kind, word, seed, amount_hu=amount, steps=int(steps), budget=budget.to_dict())
         return ProtectionArm(kind, word, seed, amount_hu=_amount(word, rest))
     # A folder's name may hold an @ as well; what ends in the suffix is a path as it stands.
     source, at, strength = ("", "", "") if word.endswith(".safetensors") else word.rpartition("@")
     source, amount = (source, _amount(word, strength)) if at else (word, None)
+    if source == SEARCH:
+        raise InputError(f"'{word}' names no number of steps; write search:STEPS@HU, such as search:75@60.")
     if source.endswith(".safetensors"):
         source = str(Path(source).resolve())  # workers on other machines do not share this one's working folder
     # Loading compares the weights with their card, before any long work.
@@ -173,8 +172,8 @@ def _amount(word: str, text: str) -> float:
         amount = math.nan
     if not 0 < amount <= 4095:
         raise InputError(
-            f"'{word}' names no usable number of HU; write NAME@HU, noise:HU, ct-noise:HU or gradient:STEPS@HU with a "
-            "number from 0 to 4095."
+            f"'{word}' names no usable number of HU; write NAME@HU, noise:HU, ct-noise:HU, gradient:STEPS@HU or "
+            "search:STEPS@HU with a number from 0 to 4095."
         )
     return amount
 

@@ -167,8 +167,8 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
         tuple(column for column, _, _ in columns.values()),
         (*rows, limits),
     )
-    gradient = any(protection.knows_the_attack for protection in setup.protections)
-    explained = (notes.CHANGE, notes.CHANGE_GRADIENT) if gradient else (notes.CHANGE,)
+    nearby = any(protection.knows_the_attack for protection in setup.protections)
+    explained = (notes.CHANGE, notes.CHANGE_NEARBY) if nearby else (notes.CHANGE,)
     return Section(key, "What protection changes in the scan", explained, (table,) if rows else ())
 
 

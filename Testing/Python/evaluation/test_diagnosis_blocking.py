@@ -107,6 +107,12 @@ class TestPlaces:
         assert case.patients.tolist() == ["a", "b", "c", "d", "d", "a"], "groups without take turns"
         assert case.volume.shape == (6 * 48, 48, 48)
 
+    def test_fewer_are_spread_over_all_patients(self, groups):
+        fewer = cube_case(groups, 2)
+        assert fewer.yes.tolist() == [True, True, False, False]
+        assert fewer.patients.tolist() == ["a", "c", "d", "a"]
+        assert cube_case(groups, 9).yes.sum() == 3
+
     def test_each_place_is_the_middle_of_its_cube(self, case, groups, judges):
         view = judges[0].view
         expected = groups[0].views[1][8:40, 8:40, 8:40]

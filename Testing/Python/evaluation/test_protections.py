@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evaluation_data import write_tiny_protector
 from MITSGANLib.errors import InputError, ModelError
+from MITSGANLib.scan.lungs import lung_positions
 from MITSGANTrainingLib.evaluation.protections import read_protection, read_protections
 
 
@@ -23,6 +24,7 @@ def weights(tmp_path_factory) -> str:
         ("noise:8", "noise", 8, 0),
         ("ct-noise:2.5", "ct-noise", 2.5, 0),
         ("gradient:20@18", "gradient", 18, 20),
+        ("search:75@60", "search", 60, 75),
         ("mitsgan-small", "network", None, 0),
         ("mitsgan-small@6", "network", 6, 0),
     ],
@@ -47,6 +49,7 @@ def test_none_is_the_watermark_alone(phantom):
     [
         *("noise:", "noise:0", "noise:-3", "noise:nan", "ct-noise:many"),
         *("gradient:5", "gradient:0@3", "gradient:x@3", "gradient:3@"),
+        *("search", "search@60", "search:5", "search:0@60"),
         *("mitsgan-small@", "mitsgan-small@-1", "mitsgan-small@1e9"),
     ],
 )
@@ -108,3 +111,16 @@ def test_signed_gradients_change_the_target_alone(phantom, untrained_attackers):
     assert 0 < change.max() <= 9
     far = np.argwhere(change) - kji
     assert np.abs(far * phantom.volume.spacing_kji).max() <= 17
+
+
+def test_a_search_stays_around_the_targets_and_within_the_noise(phantom, untrained_attackers):
+    (kji,) = lung_positions(phantom.volume, 1, 0)
+    protection = read_protection("search:1@60", 0)
+    protected = protection.apply(phantom.volume, targets=[kji], attacker=untrained_attackers["inject"], device="cpu")
+    change = np.abs(protected.hu.astype(int) - phantom.volume.hu)
+    assert 0 < change.max() <= 60
+    far = np.argwhere(change) - kji
+    # Places lie within 8 mm, and what the attacker reads around them 17 mm and, rounded, 3 voxels farther.
+    assert (np.abs(far) <= 3 + 25 / np.array(phantom.volume.spacing_kji)).all()
+    assert protection.knows_the_attack
+    assert protection.needs_noise_controls
