@@ -4,13 +4,15 @@
     python Testing/Benchmarks/prevention.py SCAN... --protectors default strong --held-out ctgan-small
 
 The first searches a change in one seeded region of lung, with targets in a cube of 32 mm: whole lungs take hours on a
-CPU. The second protects whole scans with what is installed. Judged at seeded places of that region, or of all lung. An
+CPU. The second protects whole scans with what is installed or lies in a file, with ``--hu`` at each budget. Judged at
+seeded places of that region, or of all lung. An
 injection reaches its finding where both nodule judges see a nodule, and succeeds where the forensic judge passes it as
 well. Of these three the search asked the first alone. Beside it: the scan as it is, and Gaussian noise of the same root
 mean square. "Alarm": at how many of the places the forensic judge takes the protected scan for forged before anything
-is. Intervals: Wilson, by place. ``--adapt``: the attacker's network looks at a copy from which the protection is to be
-got off; what it paints goes into the protected scan. Two of these tell through whom a protection acts: with
-``reads-original`` the network sees none of it, with ``into-original`` the judges see none of it but in the forgery.
+is. Intervals: Wilson, by place; of all scans, bootstrap over scans and places. ``--adapt``: the attacker's network
+looks at a copy from which the protection is to be got off; what it paints goes into the protected scan. Two of these
+tell through whom a protection acts: with ``reads-original`` the network sees none of it, with ``into-original`` the
+judges see none of it but in the forgery.
 
     python Testing/Benchmarks/prevention.py SCAN... --action remove --nodules NODULES.npz --known ctgan-small ...
 
@@ -22,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,13 +41,15 @@ from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
-from MITSGANLib.protection.protector import load_protector, protect
+from MITSGANLib.protection.protector import protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
+from MITSGANLib.scan.cubes import Patch
 from MITSGANLib.scan.lungs import lung_mask, lung_positions, nodule_like_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.evaluation.planting import NoduleFile, apart_mm, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.sheet import draw_sheet, forge
+from MITSGANTrainingLib.evaluation.statistics import Estimate, estimate_by_place, share_of_places
 from scipy import ndimage
 
 SEED = 7
@@ -53,6 +59,7 @@ ARMS = ("unprotected", "equal noise", "protected")
 FIGURES = ("RMS in lung", "mean", *DECIDE, "unnoticed", "alarm", *(f"reached: {arm}" for arm in ARMS))
 COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
 READS_ORIGINAL, INTO_ORIGINAL = "reads-original", "into-original"
+_EDGE_MM = 32.0  # of the region
 _REACH_MM = 40.0
 _STRUCTURES = 24  # of a scan that a search looks at
 _NEAR_MM = 5.0  # from such a structure to the nodule that it is
@@ -132,26 +139,33 @@ class Jury:
         self._volume, self.places = volume, places
         self._nodule, self._forensic = [load_judge(name) for name in DECIDE], load_judge("forensic")
         self._unprotected: dict[str, Found] = {}
+        self._painted: tuple[tuple[CTVolume, str, str] | None, list[Patch]] = None, []
 
     def of(self, shown: CTVolume, attacker: Attacker, adaptation: str = "") -> Found:
         """Bool (places,): whether each injection succeeds, what each judge says, and alarms before it."""
-        if shown is self._volume and not adaptation:
+        if shown is self._volume and adaptation not in ADAPTATIONS:
             if attacker.name not in self._unprotected:
-                self._unprotected[attacker.name] = self._found(shown, attacker, shown.hu)
+                self._unprotected[attacker.name] = self._found(shown, attacker, self._paint(shown, attacker))
             return self._unprotected[attacker.name]
-        if adaptation == READS_ORIGINAL:
-            return self._found(shown, attacker, self._volume.hu)
-        if adaptation == INTO_ORIGINAL:
-            return self._found(self._volume, attacker, shown.hu)
-        return self._found(shown, attacker, self._cleaned(shown, adaptation) if adaptation else shown.hu)
+        read = self._volume if adaptation == READS_ORIGINAL else shown
+        into = self._volume if adaptation == INTO_ORIGINAL else shown
+        return self._found(into, attacker, self._paint(read, attacker, adaptation if adaptation in ADAPTATIONS else ""))
 
-    def _found(self, shown: CTVolume, attacker: Attacker, looked_at: np.ndarray) -> Found:
-        scan, spacing = torch.from_numpy(np.array(shown.hu)), shown.spacing_kji
-        seen = torch.from_numpy(np.array(looked_at))
-        forged, untouched = [], []
-        for kji in self.places:
+    def _paint(self, read: CTVolume, attacker: Attacker, adaptation: str = "") -> list[Patch]:
+        """What the network paints at each place; the last is kept, since judging takes less than painting."""
+        asked = (read, attacker.name, adaptation)
+        if self._painted[0] != asked:
+            seen = torch.from_numpy(self._cleaned(read, adaptation) if adaptation else np.array(read.hu))
             with torch.no_grad():
-                patch = touch_up(scan, kji, forge_cube(seen, kji, spacing, attacker.inpainter), attacker.action)
+                cubes = [forge_cube(seen, kji, read.spacing_kji, attacker.inpainter) for kji in self.places]
+            self._painted = asked, cubes
+        return self._painted[1]
+
+    def _found(self, shown: CTVolume, attacker: Attacker, painted: Sequence[Patch]) -> Found:
+        scan = torch.from_numpy(np.array(shown.hu))
+        forged, untouched = [], []
+        for kji, cube in zip(self.places, painted, strict=True):
+            patch = touch_up(scan, kji, cube, attacker.action)
             forged.append(AttackedScan(shown.hu, patch.slices, hu_from_float(patch.values.numpy())))
             untouched.append(AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16)))
 
@@ -176,10 +190,11 @@ class Jury:
         return cleaned
 
 
-def installed(volume: CTVolume, names: Sequence[str]) -> Iterator[Protection]:
-    """The whole scan protected by what has a name or lies in a file."""
-    for name in names:
-        yield Path(name).stem, lambda name=name: protect(volume, model=load_protector(name), device="cpu")
+def installed(volume: CTVolume, names: Sequence[str], strengths: Sequence[float | None]) -> Iterator[Protection]:
+    """The whole scan protected by what has a name or lies in a file, at each strength in HU; None is its own."""
+    for name, strength in itertools.product(names, strengths):
+        words = Path(name).stem + (f", {strength:g} HU" if strength else "")
+        yield words, functools.partial(protect, volume, model=name, strength_hu=strength, device="cpu")
 
 
 def searched(
@@ -249,7 +264,7 @@ def main() -> None:
     parser.add_argument("--action", choices=["inject", "remove"], default="inject")
     parser.add_argument("--nodules", type=Path, help="nodules to plant for removals; made-up ones where missing")
     parser.add_argument("--places", type=int, default=40)
-    parser.add_argument("--edge-mm", type=float, default=32.0, help="of the region")
+    parser.add_argument("--edge-mm", type=float, help=f"of the region; {_EDGE_MM:g} for a search, else all lung")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--state", type=Path, help="folder in which searches are kept and continued")
     parser.add_argument(
@@ -262,6 +277,7 @@ def main() -> None:
     known, held_out = (
         [load_attacker(one, options.action) for one in names] for names in (options.known, options.held_out)
     )
+    asked = ("", *options.adapt)
     header = [*COLUMNS, *(f"success: {arm}, 95 %" for arm in ARMS)]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     rows: list[dict] = []
@@ -269,14 +285,14 @@ def main() -> None:
         volume, region = load_volume(path), None
         if options.action == "remove":
             volume, region, places = with_nodules(volume, options.nodules, options.places, options.seed)
-        elif not options.protectors:
-            region = region_of(volume, options.edge_mm, options.seed)
+        elif options.edge_mm or not options.protectors:
+            region = region_of(volume, options.edge_mm or _EDGE_MM, options.seed)
         lung = lung_mask(volume) if region is None else lung_mask(volume) & region
         if options.action == "inject":
             places = places_in(volume, lung, options.places, options.seed + 1)
         jury = Jury(volume, places)
         protections = (
-            installed(volume, options.protectors)
+            installed(volume, options.protectors, options.budgets if options.hu else [None])
             if options.protectors
             else searched(volume, region, known, options, path.stem)
         )
@@ -292,13 +308,16 @@ def main() -> None:
             sizes = {"RMS in lung": float(np.sqrt(np.mean(moved**2))), "mean": float(moved.mean())}
             for attacker in (*known, *held_out):
                 role = "held out" if attacker in held_out else "known"
-                for adaptation in ("", *options.adapt):
-                    found = {arm: jury.of(scan, attacker, adaptation) for arm, scan in shown.items()}
+                # Arm by arm, so that what a network paints is judged wherever it is pasted.
+                judged = {arm: {one: jury.of(scan, attacker, one) for one in asked} for arm, scan in shown.items()}
+                for adaptation in asked:
+                    found = {arm: one[adaptation] for arm, one in judged.items()}
                     words = f"{attacker.name} ({role}{', ' + adaptation if adaptation else ''})"
                     row = {"scan": path.stem, "budget": name, "attacker": words, "places": len(jury.places), **sizes}
                     row |= {key: float(found["protected"][key].mean()) for key in (*DECIDE, "unnoticed", "alarm")}
                     row |= {arm: int(one["success"].sum()) for arm, one in found.items()}
                     row |= {f"reached: {arm}": float(one["reached"].mean()) for arm, one in found.items()}
+                    row |= {"succeeds": {arm: one["success"].tolist() for arm, one in found.items()}}
                     rows.append(row | {"seconds": seconds})
                     print(_line(row), flush=True)
                     if options.picture and not adaptation and attacker is (*known, *held_out)[0]:
@@ -309,16 +328,20 @@ def main() -> None:
             weights = [row["places"] for row in same]
             figures = {key: float(np.average([row[key] for row in same], weights=weights)) for key in FIGURES}
             totals = {key: sum(row[key] for row in same) for key in ("places", *ARMS)}
-            print(_line({"scan": "all", "budget": name, "attacker": attacker, **totals, **figures}))
+            shares = ({n: share_of_places(row["succeeds"][arm]) for n, row in enumerate(same)} for arm in ARMS)
+            found = dict(zip(ARMS, (estimate_by_place(one, SEED) for one in shares), strict=True))
+            print(_line({"scan": "all", "budget": name, "attacker": attacker, **totals, **figures}, found))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def _line(row: Mapping[str, object]) -> str:
+def _line(row: Mapping[str, object], by_scan: Mapping[str, Estimate] | None = None) -> str:
     cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in COLUMNS]
     for arm in ARMS:
-        low, high = wilson(row[arm], row["places"])
-        cells.append(f"{row[arm] / row['places']:.2f} ({low:.2f} to {high:.2f})")
+        share, bounds = row[arm] / row["places"], wilson(row[arm], row["places"])
+        if by_scan:
+            share, bounds = by_scan[arm].value, (by_scan[arm].low, by_scan[arm].high)
+        cells.append("{:.2f} ({:.2f} to {:.2f})".format(share, *bounds))
     return "| " + " | ".join(cells) + " |"
 
 
