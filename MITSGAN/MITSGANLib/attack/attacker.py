@@ -20,7 +20,7 @@ from ..scan.cubes import Box, cube_shape, cube_start, intersection, within
 from ..scan.targets import ACTIONS, Action, check_target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
-from .chain import Inpainter, tamper
+from .chain import Inpainter, forge_cube, touch_up
 from .equalization import Equalization
 from .inpainters import FlowConfig, FlowInpainter, UNetConfig, UNetInpainter
 from .installed import DEFAULT_ATTACKER, available_attackers
@@ -114,17 +114,23 @@ def simulate_attack(
 
 
 def attack_patch(
-    scan: torch.Tensor, kji: Sequence[int], spacing_kji: Sequence[float], attacker: Attacker
+    scan: torch.Tensor,
+    kji: Sequence[int],
+    spacing_kji: Sequence[float],
+    attacker: Attacker,
+    read: torch.Tensor | None = None,
 ) -> tuple[Box, np.ndarray]:
     """What an attack at voxel ``kji`` changes: the box, and the new int16 HU in it; all else of the scan stays.
 
     :param scan: (slices, rows, columns) in HU; of it the target's surroundings and the place that the touch-up copies
         noise from are read. The attack runs on its device.
     :param spacing_kji: mm along (slice, row, column).
+    :param read: another copy, which the attacker's network reads in place of the scan.
     """
     # Not inference_mode: the chain keeps its blending windows, and signed gradients must go through them later.
     with torch.no_grad():
-        patch = tamper(scan, kji, spacing_kji, attacker.to(scan.device).inpainter, attacker.action)
+        cube = forge_cube(scan if read is None else read, kji, spacing_kji, attacker.to(scan.device).inpainter)
+        patch = touch_up(scan, kji, cube, attacker.action)
     return patch.slices, hu_from_float(patch.values.cpu().numpy())
 
 

@@ -1,7 +1,9 @@
 """What one attack does to the arms of an experiment: the figures of the panel, the demonstration and the tables.
 
-Arms are scans by name: :data:`CLEAN`, :data:`PROTECTED`, and controls such as :data:`NOISE` of the same RMSE. How far
-protection moves the forgery is measured in the middle that the attacker's network makes up.
+Arms are scans by name: :data:`CLEAN`, :data:`PROTECTED`, and two controls: :data:`NOISE` of the same RMSE, and
+:data:`INTO_ORIGINAL`, what the attacker paints when he reads the protected scan, put into the original. Where that
+succeeds, a failure on the protected scan is the judges', whom the protection blinds. How far protection moves the
+forgery is measured in the middle that the attacker's network makes up.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from ..scan.cubes import Box
     from ..scan.regions import Region
 
-CLEAN, PROTECTED, NOISE = "clean", "protected", "noise"
+CLEAN, PROTECTED, NOISE, INTO_ORIGINAL = "clean", "protected", "noise", "into original"
 
 PROTECTION_PAIR = "protected − source"
 ATTACK_PAIR = "source attacked − source"
@@ -45,7 +47,7 @@ NOISE_SEEDS = (0, 1, 2, 3, 4)
 """Seeds of the noise control's draws: one draw says nothing about how much noise differs from noise."""
 
 _LPIPS_SLICES = 4
-_ATTACK_STEPS = 1 + len(NOISE_SEEDS) + 8 + 1  # the watermark, the draws, four pairs in two regions, the judges
+_ATTACK_STEPS = 1 + len(NOISE_SEEDS) + 8 + 1  # the watermark, the draws, four pairs in two regions, the other judging
 
 Voxels = CTVolume | np.ndarray
 
@@ -176,7 +178,7 @@ class AttackEffect:
 
     @property
     def _success(self) -> str:
-        arms = {"unprotected": CLEAN, "protected": PROTECTED, "with noise": NOISE}
+        arms = {"unprotected": CLEAN, "protected": PROTECTED, "with noise": NOISE, INTO_ORIGINAL: INTO_ORIGINAL}
         found = {words: pair for words, arm in arms.items() if (pair := self.succeeded(arm))}
         counts = ", ".join(f"{words} {hits} of {count}" for words, (hits, count) in found.items())
         return f"; for the judges it succeeds {counts}" if counts else ""
@@ -316,7 +318,7 @@ def measure_attack(
         (FORGERY_PAIR, source_attacked, protected_attacked),
     )
     judging = attacker and _Judging.of(source, attack)
-    noisy = _AttackedNoise.of(source, protected, attack, attacker, device)
+    controls = _Controls.of(source, protected, attack, attacker, device)
     is_marked = key is not None or _has_open_watermark(protected)
 
     def look_for_mark() -> Place | None:
@@ -326,13 +328,13 @@ def measure_attack(
         return ComparedPair(compared, compare(reference, other, region=region, lpips=lpips))
 
     def draw(seed: int) -> tuple[Comparison, Verdict, np.ndarray]:
-        noise = noisy.draw(seed)
+        noise = controls.noise(seed)
         moved = compare(source_attacked.hu, noise, region=places.middle)
         return moved, judging.verdict(noise), noise[attack.kji[0]].copy()
 
     # The longest first, side by side on the cores.
     tasks: list[Callable[[], Any]] = [look_for_mark]
-    tasks += [partial(draw, seed) for seed in NOISE_SEEDS if noisy]
+    tasks += [partial(draw, seed) for seed in NOISE_SEEDS if controls]
     tasks += [partial(compare_in, *pair, region) for pair in pairs for region in (places.square, places.middle)]
     results = []
     for result in side_by_side(lambda number: tasks[number](), len(tasks)):
@@ -345,7 +347,8 @@ def measure_attack(
     verdicts = {}
     if judging:
         verdicts = {CLEAN: (judging.verdict(source_attacked.hu),), PROTECTED: (judging.verdict(protected_attacked.hu),)}
-    if draws:
+    if controls:
+        verdicts[INTO_ORIGINAL] = (judging.verdict(controls.into_original()),)
         verdicts[NOISE] = tuple(verdict for _comparison, verdict, _slice in draws)
     report(_ATTACK_STEPS, _ATTACK_STEPS)
     forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, moved)
@@ -402,8 +405,8 @@ def _attack_of(volume: CTVolume) -> _Attack:
 
 
 @dataclass(frozen=True)
-class _AttackedNoise:
-    """Draws of noise of the protection's RMSE in all that an attack reads, attacked."""
+class _Controls:
+    """Attacked noise of the protection's RMSE, and the original with what is painted from the protected scan."""
 
     source: CTVolume
     protected: CTVolume
@@ -420,7 +423,7 @@ class _AttackedNoise:
         attack: _Attack,
         attacker: str | Path | Attacker | None,
         device: str,
-    ) -> _AttackedNoise | None:
+    ) -> _Controls | None:
         """None when that attacker is not at hand: another one would make another forgery, not a control of this."""
         from ..attack.attacker import Attacker, load_attacker
         from ..attack.chain import boxes_read
@@ -433,16 +436,22 @@ class _AttackedNoise:
         boxes = boxes_read(source.shape, attack.kji, source.spacing_kji)
         return cls(source, protected, attack, ready, device, boxes)
 
-    def draw(self, seed: int) -> np.ndarray:
-        """The attacked scan, int16 HU (slices, rows, columns)."""
+    def noise(self, seed: int) -> np.ndarray:
+        """A draw of the noise in all that the attack reads, attacked: int16 HU (slices, rows, columns)."""
+        return self._attacked(noise_in_boxes(self.source, self.protected, self.boxes, seed))
+
+    def into_original(self) -> np.ndarray:
+        """The original with what the attacker paints when he reads the protected scan; int16 HU, as above."""
+        return self._attacked(self.source.hu.copy(), self.protected.hu.copy())
+
+    def _attacked(self, hu: np.ndarray, read: np.ndarray | None = None) -> np.ndarray:
         import torch
 
         from ..attack.attacker import attack_patch
         from ..runtime.devices import resolve_device
 
-        hu = noise_in_boxes(self.source, self.protected, self.boxes, seed)
-        scan = torch.from_numpy(hu).to(resolve_device(self.device))
-        where, values = attack_patch(scan, self.attack.kji, self.source.spacing_kji, self.attacker)
+        scans = [None if one is None else torch.from_numpy(one).to(resolve_device(self.device)) for one in (hu, read)]
+        where, values = attack_patch(scans[0], self.attack.kji, self.source.spacing_kji, self.attacker, scans[1])
         hu[where] = values
         return hu
 

@@ -18,6 +18,7 @@ from ..attack.attacker import Attacker, simulate_attack
 from ..budget.noise import NoiseEstimate, scan_noise
 from ..measure.attack_effect import (
     CLEAN,
+    INTO_ORIGINAL,
     NOISE,
     PROTECTED,
     AttackEffect,
@@ -110,7 +111,7 @@ class Demonstration:
         """By arm, how many attacks succeed for the judges, and of how many; places with nothing to reach are out."""
         found: dict[str, list[int]] = {}
         for result in self.targets:
-            for arm in (CLEAN, PROTECTED, NOISE):
+            for arm in (CLEAN, PROTECTED, INTO_ORIGINAL, NOISE):
                 pair = result.effect.succeeded(arm)
                 if result.target.action == action and pair:
                     found[arm] = [a + b for a, b in zip(found.get(arm, [0, 0]), pair, strict=True)]

@@ -15,6 +15,7 @@ from ..measure.attack_effect import (
     ATTACK_PAIR,
     CLEAN,
     FORGERY_PAIR,
+    INTO_ORIGINAL,
     NOISE,
     NOISE_SEEDS,
     PROTECTED,
@@ -44,6 +45,12 @@ _ARM_TITLES = {
     "protected attacked": "Protected, attacked",
     "noise attacked": "Noise, attacked",
 }
+
+
+_BLINDED = (
+    "Where it fails on the protected scan, and what is painted from that succeeds in the original, protection misled "
+    "the judges and prevented nothing"
+)
 
 
 def render_report(demonstration: Demonstration, *, title: str, synthetic: bool = False) -> str:
@@ -85,9 +92,16 @@ def _summary(demo: Demonstration) -> str:
                 "(median); noise of the same size by {}{}".format(places, action, *shares, draws or "")
             )
             if found["succeeded"]:
-                arms = {CLEAN: "unprotected", PROTECTED: "protected", NOISE: "with noise"}
+                arms = {
+                    CLEAN: "unprotected",
+                    PROTECTED: "protected",
+                    INTO_ORIGINAL: "painted from the protected scan into the original",
+                    NOISE: "with noise",
+                }
                 counts = (f"{arms[arm]} {hits} of {count}" for arm, (hits, count) in found["succeeded"].items())
                 sentences.append(f"For the judges, the attack ({action}) succeeds {', '.join(counts)} times")
+                if INTO_ORIGINAL in found["succeeded"]:
+                    sentences.append(_BLINDED)
     if "watermark" in figures:
         found = figures["watermark"]
         alarms = found["missing_before"]
@@ -115,7 +129,7 @@ def _effect_table(demo: Demonstration) -> Table:
         "Attack changed the clean scan",
         "Forgery changed by protection",
         f"Forgery changed by noise, median and range of {len(NOISE_SEEDS)} draws",
-        "Attack succeeds: unprotected, protected, with noise",
+        "Attack succeeds: unprotected, protected, painted from protected into the original, with noise",
         "Watermark left: before the attack, after",
         "Forgery shows",
     )
@@ -139,11 +153,11 @@ def _noise_cell(forgery: ForgeryEffect) -> str:
 
 
 def _success_cell(result: TargetResult) -> str:
-    arms = [result.effect.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)]
+    arms = [result.effect.succeeded(arm) for arm in (CLEAN, PROTECTED, INTO_ORIGINAL, NOISE)]
     if None in arms:
         return "nothing to reach" if result.effect.verdicts else "–"
-    clean, protected, (hits, draws) = arms
-    return f"{'yes' if clean[0] else 'no'}, {'yes' if protected[0] else 'no'}, {hits} of {draws}"
+    *once, (hits, draws) = arms
+    return ", ".join(["yes" if arm[0] else "no" for arm in once] + [f"{hits} of {draws}"])
 
 
 def _watermark_cells(result: TargetResult) -> tuple[str, str]:

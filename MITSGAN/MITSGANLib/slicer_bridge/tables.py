@@ -15,6 +15,7 @@ from ..measure.attack_effect import (
     ATTACK_ON_PROTECTED_PAIR,
     ATTACK_PAIR,
     CLEAN,
+    INTO_ORIGINAL,
     NOISE,
     PROTECTED,
     PROTECTION_PAIR,
@@ -115,9 +116,9 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
                 ),
             )
         )
-    arms = [effect.attack.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)]
+    arms = [effect.attack.succeeded(arm) for arm in (CLEAN, PROTECTED, INTO_ORIGINAL, NOISE)]
     if None not in arms:
-        (original, _one), (protected, _one), (noisy, draws) = arms
+        (original, _one), (protected, _one), (painted, _one), (noisy, draws) = arms
         words = {0: _("fails"), 1: _("succeeds")}
         rows.append(
             (
@@ -128,6 +129,14 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
                 ),
             )
         )
+        if painted > protected:
+            rows.append(
+                (
+                    _("What it painted there, in the original,"),
+                    words[painted],
+                    _("so protection misleads the judges, and prevents nothing"),
+                )
+            )
     place = effect.watermark
     if place is not None:
         rows.append(

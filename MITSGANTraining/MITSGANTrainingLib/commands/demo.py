@@ -39,7 +39,12 @@ if TYPE_CHECKING:
     from MITSGANLib.report.demonstration import Demonstration
     from MITSGANLib.scan.targets import Target
 
-_ARMS = {"clean": "unprotected", "protected": "protected", "noise": "equal noise"}
+_ARMS = {
+    "clean": "unprotected",
+    "protected": "protected",
+    "into original": "painted from the protected scan into the original",
+    "noise": "equal noise",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

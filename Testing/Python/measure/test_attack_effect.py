@@ -15,6 +15,7 @@ from MITSGANLib.judges.jury import Jury, Seen, Verdict
 from MITSGANLib.measure.attack_effect import (
     ATTACK_PAIR,
     CLEAN,
+    INTO_ORIGINAL,
     NOISE,
     NOISE_SEEDS,
     PROTECTED,
@@ -88,7 +89,17 @@ def test_judges_say_whether_an_attack_succeeds(volumes, untrained_attackers):
         expected = jury.verdict("remove", seen[0], after).succeeded
         assert effect.succeeded(arm) == (None if expected is None else (int(expected), 1))
     assert len(effect.verdicts[NOISE]) == len(NOISE_SEEDS)
-    assert set(effect.to_dict()["verdicts"]) == {CLEAN, PROTECTED, NOISE}
+    assert set(effect.to_dict()["verdicts"]) == {CLEAN, PROTECTED, INTO_ORIGINAL, NOISE}
+
+
+def test_what_an_unchanged_scan_leads_him_to_is_the_attack_on_the_original(volumes, untrained_attackers):
+    """Read and pasted into are the same scan then; and what he reads decides what he paints."""
+    source, protected, attacked, attacked_protected = volumes
+    attacker = untrained_attackers["remove"]
+    unchanged = measure_effect(source, source, attacked, attacked, attacker=attacker, device="cpu").attack
+    assert unchanged.verdicts[INTO_ORIGINAL] == unchanged.verdicts[CLEAN]
+    changed = measure_effect(source, protected, attacked, attacked_protected, attacker=attacker, device="cpu").attack
+    assert changed.verdicts[INTO_ORIGINAL] not in (changed.verdicts[CLEAN], changed.verdicts[PROTECTED])
 
 
 def test_success_is_counted_where_there_was_something_to_reach():

@@ -556,10 +556,18 @@ def test_chart_has_a_line_for_each_series_and_knows_its_slices():
     assert highest > 9 * 1.3, "the legend does not hide the peak"
 
 
-@pytest.mark.parametrize("has_attack", [False, True])
-def test_the_figures_shown_are_few_and_plain(has_attack):
+@pytest.mark.parametrize(("has_attack", "is_blinded"), [(False, False), (True, False), (True, True)])
+def test_the_figures_shown_are_few_and_plain(has_attack, is_blinded):
     from MITSGANLib.judges.jury import Seen, Verdict
-    from MITSGANLib.measure.attack_effect import CLEAN, NOISE, PROTECTED, AttackEffect, Effect, ForgeryEffect
+    from MITSGANLib.measure.attack_effect import (
+        CLEAN,
+        INTO_ORIGINAL,
+        NOISE,
+        PROTECTED,
+        AttackEffect,
+        Effect,
+        ForgeryEffect,
+    )
     from MITSGANLib.measure.metrics import compare
     from MITSGANLib.scan.windows import LUNG
 
@@ -571,18 +579,20 @@ def test_the_figures_shown_are_few_and_plain(has_attack):
     effect = AttackEffect(
         (1, 8, 8), "remove", None, (), forgery,
         watermark=Place((1, 8, 8), 15.0, 2.0, 10.0, 4.0),
-        verdicts={CLEAN: (yes,), PROTECTED: (no,), NOISE: (yes, no)},
+        verdicts={CLEAN: (yes,), PROTECTED: (no,), INTO_ORIGINAL: (yes if is_blinded else no,), NOISE: (yes, no)},
     )  # fmt: skip
     table = figures_table(Effect(protection, {}, 8.0, effect if has_attack else None), "figures")
     rows = [line.split("\t") for line in table_text(table).splitlines()]
     assert rows[0] == list(FIGURE_COLUMNS)
-    assert 1 < len(rows) <= 9
+    assert 1 < len(rows) <= 10
     assert rows[1][:2] == ["Protection changed the scan by", "2.0 HU"]
     assert "0.25 of the scan's noise" in rows[1][2]
     assert (["Protection moved the forgery by", "1.0%"] in [row[:2] for row in rows]) == has_attack
     outcome = [row for row in rows if row[:2] == ["On the protected scan the attack", "fails"]]
     assert len(outcome) == has_attack
     assert all("it succeeds, with noise 1 of 2 times" in row[2] for row in outcome)
+    misled = [row for row in rows if "misleads the judges" in row[2]]
+    assert len(misled) == is_blinded
     assert not any("_" in cell for row in rows for cell in row), "no names of variables"
 
 
