@@ -116,10 +116,19 @@ def _interpolate(x: torch.Tensor, xp: np.ndarray, fp: np.ndarray) -> torch.Tenso
     x = x.double()
     nodes = torch.from_numpy(xp).to(x.device)
     values = torch.from_numpy(fp).to(x.device)
-    inside = x.clamp(nodes[0], nodes[-1])
-    left = (torch.searchsorted(nodes, inside.detach().contiguous(), right=True) - 1).clamp(0, nodes.numel() - 2)
-    width = nodes[left + 1] - nodes[left]
     # A plateau at the table's end has no width; the last value is the answer there, as in numpy.
-    slope = (values[left + 1] - values[left]) / width.clamp_min(torch.finfo(torch.float64).tiny)
-    result = values[left] + slope * (inside - nodes[left])
+    slopes = values.diff() / nodes.diff().clamp_min(torch.finfo(torch.float64).tiny)
+    inside = x.clamp(nodes[0], nodes[-1])
+    left = _node_before(nodes, inside)
+    result = values[left] + slopes[left] * (inside - nodes[left])
     return torch.where(x >= nodes[-1], values[-1], result)
+
+
+def _node_before(nodes: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Where the last node at or below each ``x`` stands, which lies between the ends; never the last of all."""
+    # A table's nodes mostly lie evenly: to divide takes a tenth of the time of a search, which is left for the rest.
+    last = nodes.numel() - 2
+    left = ((x - nodes[0]) * ((last + 1) / (nodes[-1] - nodes[0]))).long().clamp_(0, last)
+    missed = (x < nodes[left]) | (x >= nodes[left + 1])
+    left[missed] = (torch.searchsorted(nodes, x[missed], right=True) - 1).clamp_(0, last)
+    return left
