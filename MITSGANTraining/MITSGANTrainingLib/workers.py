@@ -28,7 +28,7 @@ _AHEAD = 4  # items that a worker of a scheduler has waiting
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Item, Result]):
+class ItemOutcome(Generic[Item, Result]):
     """What became of one item: a result, or the reason why there is none."""
 
     item: Item
@@ -38,7 +38,7 @@ class Outcome(Generic[Item, Result]):
 
 def run_all(
     function: Callable[[Item], Result], items: Iterable[Item], *, processes: int = 1, scheduler: str | None = None
-) -> Iterator[Outcome[Item, Result]]:
+) -> Iterator[ItemOutcome[Item, Result]]:
     """Outcomes of ``function(item)`` for all items, in the order in which they get ready.
 
     Few items wait to be begun at a time, so that long lists take no more memory than they have.
@@ -59,21 +59,21 @@ def run_all(
         yield from _over_processes(function, todo, min(processes, len(todo)))
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
+def _attempt(function: Callable[[Item], Result], item: Item) -> ItemOutcome[Item, Result]:
     silence_pydicom()  # in a process of its own the command line has not
     try:
-        return Outcome(item, function(item))
+        return ItemOutcome(item, function(item))
     except CancelledError:
         raise
     except Exception as error:  # noqa: BLE001 - one unreadable scan must not cost the others
-        return Outcome(item, error=_reason(error))
+        return ItemOutcome(item, error=_reason(error))
 
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, MITSGANError) else defect_text(error)
 
 
-def _over_processes(function: Callable, items: list, processes: int) -> Iterator[Outcome]:
+def _over_processes(function: Callable, items: list, processes: int) -> Iterator[ItemOutcome]:
     todo, broken = iter(items), True
     while broken:
         broken = []
@@ -84,10 +84,10 @@ def _over_processes(function: Callable, items: list, processes: int) -> Iterator
             yield from _over_one_pool(function, [item], 1, lost)
             if lost:
                 reason = "The process was killed, probably for want of memory; use fewer processes."
-                yield Outcome(item, error=reason)
+                yield ItemOutcome(item, error=reason)
 
 
-def _over_one_pool(function: Callable, items: Iterable, processes: int, broken: list) -> Iterator[Outcome]:
+def _over_one_pool(function: Callable, items: Iterable, processes: int, broken: list) -> Iterator[ItemOutcome]:
     """Outcomes until one process is killed; what was begun and has none is then in ``broken``."""
     # Not by fork: a fork of a process whose torch has started threads hangs.
     context = multiprocessing.get_context("spawn")
@@ -112,7 +112,7 @@ def _over_one_pool(function: Callable, items: Iterable, processes: int, broken: 
                 except BrokenProcessPool:
                     broken.append(item)
                 else:
-                    yield Outcome(item, outcome.result, outcome.error)
+                    yield ItemOutcome(item, outcome.result, outcome.error)
         broken += pending.values()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -132,7 +132,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Outcome]:
+def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[ItemOutcome]:
     try:
         from distributed import Client, as_completed
     except ModuleNotFoundError as error:
@@ -162,9 +162,9 @@ def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Outc
                 item = pending.pop(future)
                 try:
                     outcome = future.result()
-                    outcome = Outcome(item, outcome.result, outcome.error)
+                    outcome = ItemOutcome(item, outcome.result, outcome.error)
                 except Exception as error:  # noqa: BLE001 - a lost worker
-                    outcome = Outcome(item, error=_reason(error))
+                    outcome = ItemOutcome(item, error=_reason(error))
                 submit()
                 yield outcome
         finally:

@@ -103,6 +103,25 @@ class TestLayout:
             pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
+def classes(files: dict[str, str]) -> dict[str, list[str]]:
+    """The modules that define each public class, by its name; ``files`` are sources by module."""
+    found: dict[str, list[str]] = {}
+    for name, source in files.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return found
+
+
+def test_no_two_classes_have_the_same_name():
+    files = {name: path.read_text("utf-8") for library in LIBRARIES for name, path in modules(library).items()}
+    assert {name: places for name, places in classes(files).items() if len(places) > 1} == {}
+
+
+def test_a_name_of_two_classes_would_be_seen():
+    assert classes({"a": "class B: pass", "c": "class B: pass\nclass _D: pass"}) == {"B": ["a", "c"]}
+
+
 def test_a_circle_and_an_upward_arrow_would_be_seen(tmp_path):
     """The reader of imports sees those within functions, relative and absolute."""
     path = tmp_path / "upper.py"

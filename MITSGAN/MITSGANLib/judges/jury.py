@@ -29,7 +29,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgment:
     """What an attack came to at one place.
 
     :param possible: whether there was something to reach: no nodule before an injection, one before a removal.
@@ -119,7 +119,7 @@ class Jury:
         )
         return [Seen(float(a), float(b)) for a, b in zip(nodule, forgery, strict=True)]
 
-    def verdict(self, action: Action, before: Seen, after: Seen, clean: Seen | None = None) -> Verdict:
+    def verdict(self, action: Action, before: Seen, after: Seen, clean: Seen | None = None) -> Judgment:
         """What an attack came to.
 
         :param before: of the scan that is attacked, such as the protected one.
@@ -129,7 +129,7 @@ class Jury:
         """
         was, remains = (bool(self.nodule.says_yes(sight.nodule)) for sight in (clean or before, after))
         injects = action == "inject"
-        return Verdict(
+        return Judgment(
             action,
             before,
             after,

@@ -31,7 +31,7 @@ from .noise_controls import noise_in_boxes
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
-    from ..judges.jury import Jury, Seen, Verdict
+    from ..judges.jury import Judgment, Jury, Seen
     from ..scan.cubes import Box
     from ..scan.regions import Region
 
@@ -145,7 +145,7 @@ class AttackEffect:
     forgery: ForgeryEffect
     noise_slice: np.ndarray | None = None
     watermark: Place | None = None
-    verdicts: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    verdicts: Mapping[str, tuple[Judgment, ...]] = field(default_factory=dict)
 
     def succeeded(self, arm: str) -> tuple[int, int] | None:
         """How many attacks on an arm reach their finding and pass the forensic judge, and of how many.
@@ -327,7 +327,7 @@ def measure_attack(
     def compare_in(compared: str, reference: CTVolume, other: CTVolume, region: Region) -> ComparedPair:
         return ComparedPair(compared, compare(reference, other, region=region, lpips=lpips))
 
-    def draw(seed: int) -> tuple[Comparison, Verdict, np.ndarray]:
+    def draw(seed: int) -> tuple[Comparison, Judgment, np.ndarray]:
         noise = controls.noise(seed)
         moved = compare(source_attacked.hu, noise, region=places.middle)
         return moved, judging.verdict(noise), noise[attack.kji[0]].copy()
@@ -373,7 +373,7 @@ class _Judging:
         (clean,) = jury.look([source.hu], source.spacing_kji, attack.kji)
         return cls(jury, source.spacing_kji, attack, clean)
 
-    def verdict(self, attacked: np.ndarray) -> Verdict:
+    def verdict(self, attacked: np.ndarray) -> Judgment:
         """What the judges say of an attacked scan (slices, rows, columns) in HU."""
         (after,) = self.jury.look([attacked], self.spacing_kji, self.attack.kji)
         return self.jury.verdict(self.attack.action, self.clean, after)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..examination.verdict import ChangedPlace, Verdict, Voxel
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
-from .html import Figure, render_page, save_page
+from .html import PagePicture, render_page, save_page
 from .pictures import render_slice
 
 _EDGE_MM = 64.0
@@ -35,7 +35,7 @@ def save_examination(volume: CTVolume, verdict: Verdict, path: Path, *, title: s
     save_page(render_examination(volume, verdict, title=title), path)
 
 
-def _figures(volume: CTVolume, place: ChangedPlace) -> list[Figure]:
+def _figures(volume: CTVolume, place: ChangedPlace) -> list[PagePicture]:
     found = [
         _figure(volume, place.kji, "This place, lung window", LUNG),
         _figure(volume, place.kji, "This place, mediastinal window", MEDIASTINUM),
@@ -45,7 +45,7 @@ def _figures(volume: CTVolume, place: ChangedPlace) -> list[Figure]:
     return found
 
 
-def _figure(volume: CTVolume, kji: Voxel, caption: str, window: object) -> Figure:
+def _figure(volume: CTVolume, kji: Voxel, caption: str, window: object) -> PagePicture:
     k = min(max(kji[0], 0), volume.shape[0] - 1)
     low = [max(0, int(at - _EDGE_MM / 2 / mm)) for at, mm in zip(kji[1:], volume.spacing_kji[1:], strict=True)]
     high = [int(at + _EDGE_MM / 2 / mm) + 1 for at, mm in zip(kji[1:], volume.spacing_kji[1:], strict=True)]
@@ -58,4 +58,4 @@ def _figure(volume: CTVolume, kji: Voxel, caption: str, window: object) -> Figur
         crosshair=(kji[1] - low[0], kji[2] - low[1]),
         picture_inches=_INCHES,
     )
-    return Figure(png, f"{caption}: slice {k}, 64 mm")
+    return PagePicture(png, f"{caption}: slice {k}, 64 mm")

@@ -10,7 +10,7 @@ from ..files.atomic import atomic_file
 from ..runtime.resources import resources_folder
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table of text, and notes below it."""
 
     header: tuple[str, ...]
@@ -18,7 +18,7 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Figure(NamedTuple):
+class PagePicture(NamedTuple):
     """A picture as PNG, and its caption."""
 
     png: bytes

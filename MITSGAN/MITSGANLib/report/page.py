@@ -25,7 +25,7 @@ from ..measure.attack_effect import (
 from ..measure.metrics import Metric
 from ..scan.windows import LUNG
 from .demonstration import Demonstration, TargetResult
-from .html import Figure, Table, render_page, save_page
+from .html import PagePicture, PageTable, render_page, save_page
 from .pictures import Square, difference_overlay, render_slice, rmse_bars
 
 _ZOOM_MM = 64.0
@@ -112,7 +112,7 @@ def _summary(demo: Demonstration) -> str:
     return ". ".join(sentences) + "."
 
 
-def _whole_table(demo: Demonstration) -> Table:
+def _whole_table(demo: Demonstration) -> PageTable:
     rows = [
         (_metric_name(name, metric), _with_worst(metric))
         for name, metric in demo.whole.metrics.items()
@@ -120,10 +120,10 @@ def _whole_table(demo: Demonstration) -> Table:
     ]
     if demo.noise_estimate.sd_hu:
         rows.append(("RMSE / scan noise", f"{demo.whole.rmse.value / demo.noise_estimate.sd_hu:.2f}"))
-    return Table(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
+    return PageTable(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
 
 
-def _effect_table(demo: Demonstration) -> Table:
+def _effect_table(demo: Demonstration) -> PageTable:
     header = (
         "Target",
         "Attack changed the clean scan",
@@ -144,7 +144,7 @@ def _effect_table(demo: Demonstration) -> Table:
         )
         for r in demo.targets
     )
-    return Table(header, rows)
+    return PageTable(header, rows)
 
 
 def _noise_cell(forgery: ForgeryEffect) -> str:
@@ -168,16 +168,16 @@ def _watermark_cells(result: TargetResult) -> tuple[str, str]:
     return left, ("yes" if after.is_missing else "no") if after.can_tell else "cannot be told"
 
 
-def _whole_figures(demo: Demonstration) -> list[Figure]:
+def _whole_figures(demo: Demonstration) -> list[PagePicture]:
     rmse = demo.whole.rmse
     worst = rmse.worst_slice.slice
     view = _view(demo)
     return [
-        Figure(
+        PagePicture(
             render_slice(demo.protected.hu[worst], title=f"Protected, slice {worst}", **view),
             "The slice that the protection changed most",
         ),
-        Figure(
+        PagePicture(
             difference_overlay(
                 demo.clean.hu[worst], demo.protected.hu[worst], title=f"Protected − clean, slice {worst}", **view
             ),
@@ -186,14 +186,14 @@ def _whole_figures(demo: Demonstration) -> list[Figure]:
     ]
 
 
-def _rmse_figure(demo: Demonstration) -> Figure:
+def _rmse_figure(demo: Demonstration) -> PagePicture:
     rmse = demo.whole.rmse
     bars = rmse_bars(
         [value or 0.0 for value in rmse.per_slice],
         marked=[rmse.worst_slice.slice],
         title="RMSE of the protection by slice",
     )
-    return Figure(bars, "RMSE in HU of every slice; the worst one is marked")
+    return PagePicture(bars, "RMSE in HU of every slice; the worst one is marked")
 
 
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
@@ -206,9 +206,9 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     slices, images = result.slices, []
     for arm in ("clean", "protected", "clean attacked", "protected attacked"):
         png = render_slice(slices[arm], title=_ARM_TITLES[arm], square=square, **view)
-        images.append(Figure(png, _label(arm)))
+        images.append(PagePicture(png, _label(arm)))
     squares = [
-        Figure(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
+        PagePicture(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
         for arm in ("clean", "clean attacked", "protected attacked", "noise attacked")
     ]
     pairs = (
@@ -218,7 +218,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     )
     limit = max(10.0, float(np.percentile(np.abs(_difference(slices, "clean", "clean attacked")[zoom]), 99.5)))
     heatmaps = [
-        Figure(
+        PagePicture(
             difference_overlay(
                 slices[a][zoom], slices[b][zoom], title=f"{_ARM_TITLES[b]} − {_ARM_TITLES[a].lower()}",
                 limit_hu=round(limit, -1), square=inner, **_view(demo, picture_inches=_HEATMAP_INCHES),
@@ -237,7 +237,7 @@ def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     }
 
 
-def _pairs_table(result: TargetResult) -> Table:
+def _pairs_table(result: TargetResult) -> PageTable:
     pairs = {pair: result.effect.in_middle(pair) for pair in _PAIR_TITLES}
     names = pairs[PROTECTION_PAIR].metrics
     rows = [
@@ -246,7 +246,7 @@ def _pairs_table(result: TargetResult) -> Table:
         if any(comparison.metrics[name].value is not None for comparison in pairs.values())
     ]
     # The reasons for what is missing stand at the first table.
-    return Table(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
+    return PageTable(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
 
 
 def _view(demo: Demonstration, **size: float) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class SignatureCheck:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class ExaminedVolume:
     """What was found in a volume.
 
     :param verdict: of all evidence.
@@ -144,7 +144,7 @@ def examine_node(
     places: Sequence[tuple[int, int, int]] = (),
     progress: Callable[[int, int], None] | None = None,
     compute: Compute = compute_here,
-) -> Finding:
+) -> ExaminedVolume:
     """Examine a CT volume and the files that it was loaded from.
 
     :param key: of a watermark to look for besides the open one, which is looked for where this one is not found.
@@ -158,7 +158,7 @@ def examine_node(
     kind = watermark_kind(node)
     scan, note = _files_of(node)
 
-    def find(report: Any) -> Finding:
+    def find(report: Any) -> ExaminedVolume:
         from ..examination.examiner import examine
         from ..examination.signed import with_signatures
         from ..watermark.checking import check_watermark
@@ -172,7 +172,7 @@ def examine_node(
             if kind != "keyed" and not check_watermark(volume, own).is_found:
                 own = None
         examination = examine(volume, key=own or OPEN_KEY, with_judge=are_installed(*NETWORKS), progress=report)
-        finding = Finding(examination, examination.verdict, own is not None, note=note)
+        finding = ExaminedVolume(examination, examination.verdict, own is not None, note=note)
         if scan is None:
             return finding
         try:
@@ -194,7 +194,7 @@ def examine_node(
             finding = dataclasses.replace(finding, verdict=verdict)
         return dataclasses.replace(finding, verdict=_with_altered(finding.verdict, signed), signed=signed)
 
-    def work(report: Any) -> Finding:
+    def work(report: Any) -> ExaminedVolume:
         finding = find(report)
         attack = scanned.provenance.last(SIMULATED_ATTACK)
         finding.look_at(*filter(None, [*places, attack and place_of_attack(attack)]))
@@ -211,7 +211,7 @@ def examine_node(
 
 
 def show_finding(
-    finding: Finding, node: slicer.vtkMRMLScalarVolumeNode, *, visible: bool = True
+    finding: ExaminedVolume, node: slicer.vtkMRMLScalarVolumeNode, *, visible: bool = True
 ) -> slicer.vtkMRMLLabelMapVolumeNode | None:
     """Lay a map over the volume that was examined, and go to the surest place; None where there is nothing to show."""
     if finding.labels is None:
@@ -222,7 +222,7 @@ def show_finding(
     return change_map
 
 
-def _labels(finding: Finding) -> CTVolume:
+def _labels(finding: ExaminedVolume) -> CTVolume:
     """What was changed since the scan was signed; else what is listed as changed, and where nothing can be told."""
     from ..examination.examiner import CHANGED
 

@@ -16,7 +16,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import Protector, protect
 
 from ..archives.collection import load_settings
-from ..evaluation.fidelity import Fidelity, Figure, LargestScale, largest_scale, measure_fidelity
+from ..evaluation.fidelity import Fidelity, FidelityFigure, LargestScale, largest_scale, measure_fidelity
 from .options import (
     add_device,
     add_json,
@@ -125,7 +125,7 @@ def _lines_of_all(verdicts: Mapping[str, Fidelity]) -> Iterator[str]:
         yield f"   {_row(worst)}       {_MARKS[worst.passed]} ({kept} of {len(known)} scans)"
 
 
-def _row(figure: Figure) -> str:
+def _row(figure: FidelityFigure) -> str:
     shown = "none" if figure.value is None else f"{figure.value:.4g}"
     unit = "" if figure.unit == "1" else f" {figure.unit}"
     limit = f"{figure.sense} {figure.limit:g}{unit}"

@@ -35,7 +35,7 @@ from MITSGANLib.watermark.pattern import ScanSigns
 from ..data.nodules import Nodules
 from ..training.diagnosis_blocking import blocked_cube
 from ..training.judge_samples import Group
-from .layout import Cell, Column, Row, Section, Table, cell_of
+from .layout import Cell, Column, ResultSection, Row, Table, cell_of
 from .planting import APART_MM, Voxel, apart_mm, draw_scenes, planted
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
 
@@ -59,7 +59,7 @@ Arms = dict[str, list[CTVolume]]
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class BlockingCase:
     """Voxels with places that the networks are asked about, as many with a nodule as without.
 
     :param places: (slice, row, column) of each.
@@ -101,7 +101,7 @@ class Answers:
         return (self.said != self.before).mean(axis=0)
 
 
-def cube_case(groups: Sequence[Group], most: int | None = None) -> Case:
+def cube_case(groups: Sequence[Group], most: int | None = None) -> BlockingCase:
     """Nodules of some groups of cubes at 1 mm, and as many cubes without, each evenly from the groups that have them.
 
     :param most: nodules at most; all where None.
@@ -122,10 +122,10 @@ def cube_case(groups: Sequence[Group], most: int | None = None) -> Case:
     edge = views.shape[1]
     places = tuple((edge * n + edge // 2, edge // 2, edge // 2) for n in range(len(views)))
     yes = np.arange(len(views)) < len(with_nodule)
-    return Case("cubes", CTVolume(views.reshape(-1, edge, edge)), places, yes, patients, cubes=True)
+    return BlockingCase("cubes", CTVolume(views.reshape(-1, edge, edge)), places, yes, patients, cubes=True)
 
 
-def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: int) -> Case:
+def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: int) -> BlockingCase:
     """A whole scan with other patients' nodules planted into it, and as many places of lung far from them.
 
     :param count: nodules wanted; as many as find room in one copy of the scan, beside as many places without.
@@ -141,11 +141,11 @@ def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: i
     plants, clear = plants[:pairs], clear[:pairs]
     yes = np.arange(2 * pairs) < pairs
     places = (*(one.kji for one in plants), *clear)
-    return Case(name, planted(volume, plants, nodules), places, yes, np.full(len(yes), name))
+    return BlockingCase(name, planted(volume, plants, nodules), places, yes, np.full(len(yes), name))
 
 
 def make_arms(
-    case: Case,
+    case: BlockingCase,
     blocker: Protector,
     default: Protector,
     *,
@@ -172,7 +172,7 @@ def make_arms(
     return arms
 
 
-def answers(case: Case, arms: Arms, judges: Sequence[Judge]) -> Iterator[Answers]:
+def answers(case: BlockingCase, arms: Arms, judges: Sequence[Judge]) -> Iterator[Answers]:
     """What each network says of each arm."""
     for judge in judges:
         said = {
@@ -248,7 +248,7 @@ class BlockingResults:
             },
         }
 
-    def sections(self) -> tuple[Section, ...]:
+    def sections(self) -> tuple[ResultSection, ...]:
         """Tables of accuracy and of changed decisions, for each case, and what they say."""
         what = (
             f"Blocker: {self.blocker['model']}, at most {self.blocker['budget']['strength_hu']:g} HU. Default "
@@ -260,7 +260,7 @@ class BlockingResults:
             f"For comparison, MIAD-MARK's own networks and images (abstract): white box {PAPER['white box']} %, black "
             f"box {PAPER['black box']} %, after a removal network {PAPER[UNBLOCKED]} %. Answers by lot get 50 %."
         )
-        sections = [Section("common", "What holds for all tables", (what, published), ())]
+        sections = [ResultSection("common", "What holds for all tables", (what, published), ())]
         for name, (found, rmse) in self.cases.items():
             yes, patients = found[0].yes, len(np.unique(found[0].patients))
             counts = f"{int(yes.sum())} places with a nodule, {int((~yes).sum())} without, of {patients} patient(s)"
@@ -269,7 +269,7 @@ class BlockingResults:
             changed = self._table(
                 "Decisions that change against the clean scan, in percent", found, rmse, _changed_cell, arms
             )
-            sections.append(Section(name, f"{name}: {counts}", (), (accuracy, changed)))
+            sections.append(ResultSection(name, f"{name}: {counts}", (), (accuracy, changed)))
         return tuple(sections)
 
     def _table(
@@ -327,7 +327,9 @@ def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]
     ]
 
 
-def protected_voxels(case: Case, protector: Protector, device: str, progress: Progress | None = None) -> CTVolume:
+def protected_voxels(
+    case: BlockingCase, protector: Protector, device: str, progress: Progress | None = None
+) -> CTVolume:
     """A scan as ``protect`` gives it; stacked cubes alike, but all of them counts as body.
 
     A blocker does not know where in a cube judges will be asked, and searches each cube with a seed of its own.

@@ -20,7 +20,7 @@ from ..workers import run_all
 from . import notes
 from .cache import Cache
 from .figures import Example, attacks_figure, changes_figure
-from .layout import Section
+from .layout import ResultSection
 from .measure import (
     AttackerChoice,
     MeasuringJob,
@@ -31,11 +31,11 @@ from .measure import (
     picture_key,
     protected_key,
 )
-from .outcomes import Case, Outcome, Setup, WholeScan
+from .outcomes import Case, MeasuredAttack, Setup, WholeScan
 from .planting import SYNTHETIC, NoduleFile
 from .protections import ProtectionArm, read_protections
 from .results import REPORT, to_record, write_results
-from .scans import Inspection, ScanSource, Subject, inspect, scan_names
+from .scans import ScanRequest, ScanSource, Subject, inspect, scan_names
 from .tables import build_sections
 from .targets import read_targets
 
@@ -83,7 +83,7 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class Failure:
+class NotMeasured:
     """What could not be measured: a scan, or a scan with one protection. ``reason`` is for the terminal alone."""
 
     scan: str
@@ -103,9 +103,9 @@ class Evaluation:
     :param attacked: targets attacked in this run; the rest came from the cache.
     """
 
-    sections: tuple[Section, ...]
+    sections: tuple[ResultSection, ...]
     record: Mapping[str, Any]
-    failures: tuple[Failure, ...]
+    failures: tuple[NotMeasured, ...]
     results: Path
     attacked: int
 
@@ -129,10 +129,10 @@ def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note 
     )
     attacked, broken = _measure(bench, plan, report, tell)
     failures += broken
-    findings, whole = bench.collect()
-    if not findings:
+    attacks, whole = bench.collect()
+    if not attacks:
         raise _nothing_measured(failures)
-    measured = {finding.protection for finding in findings}
+    measured = {one.protection for one in attacks}
     setup = Setup(
         protections=protections,
         attackers=tuple(attacker.name for attacker in attackers),
@@ -141,14 +141,14 @@ def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note 
         data_range_hu=plan.data_range_hu,
         seed=plan.seed,
         lpips=lpips,
-        patients=len({finding.patient for finding in findings}),
-        scans=len({finding.scan for finding in findings}),
+        patients=len({one.patient for one in attacks}),
+        scans=len({one.scan for one in attacks}),
         failures=tuple(map(str, failures)),
         judges=jury.describe() if jury else None,
         nodules=settings.nodules.describe() if settings.nodules else None,
     )
-    sections = build_sections(findings, whole, setup)
-    record = to_record(setup, settings, cases, attackers, findings, whole, sections)
+    sections = build_sections(attacks, whole, setup)
+    record = to_record(setup, settings, cases, attackers, attacks, whole, sections)
     write_results(plan.output / RESULTS, sections, bench.figures(), record)
     return Evaluation(sections, record, tuple(failures), plan.output / RESULTS, attacked)
 
@@ -175,9 +175,9 @@ class _Bench:
                 if lacking:
                     yield MeasuringJob(case.name, source, digest, protection, lacking, self.settings, self.cache.folder)
 
-    def collect(self) -> tuple[list[Outcome], list[WholeScan]]:
+    def collect(self) -> tuple[list[MeasuredAttack], list[WholeScan]]:
         """All that is measured, in the order of protections, scans and attacks."""
-        findings: list[Outcome] = []
+        attacks: list[MeasuredAttack] = []
         whole: dict[tuple[str, str], WholeScan] = {}
         for protection in self.protections:
             for case in self.cases:
@@ -189,11 +189,11 @@ class _Bench:
                     words = protection.name
                     scene = next(n for n, scene in enumerate(case.subject.scenes) if scene.plants == task.plants)
                     attack = (task.attacker.name, task.action)
-                    findings.append(Outcome(case.name, case.patient, words, *attack, result, scene))
+                    attacks.append(MeasuredAttack(case.name, case.patient, words, *attack, result, scene))
                     if protection.knows_the_attack:
                         words += f" ({task.action} by {task.attacker.name})"
                     whole[case.name, words] = WholeScan(case.name, case.patient, words, changed)
-        return findings, list(whole.values())
+        return attacks, list(whole.values())
 
     def figures(self) -> dict[str, tuple[Figure, str]]:
         """Figures and captions by file name, as far as their slices are there."""
@@ -221,7 +221,7 @@ class _Bench:
 
     def _examples(self) -> Iterator[tuple[str, Example]]:
         """Pictured targets with their attacker, actions one after the other; all with the same protections."""
-        measured = {finding.protection for finding in self.collect()[0]}
+        measured = {one.protection for one in self.collect()[0]}
         shown = [protection for protection in self.protections if protection.name in measured]
         tasks = [(case, task) for case in self.cases for task in self.tasks[case.subject.digest]]
         for case, task in sorted(tasks, key=lambda pair: pair[1].action):
@@ -337,11 +337,11 @@ def _nodules(plan: EvaluationPlan) -> NoduleFile | None:
 
 def _cases(
     plan: EvaluationPlan, nodules: NoduleFile | None, report: Progress, tell: Note
-) -> tuple[list[Case], list[Failure]]:
+) -> tuple[list[Case], list[NotMeasured]]:
     """Every scan that can be read, with its targets, in the order given."""
     given = read_targets(plan.targets_file, plan.scans) if plan.targets_file else {}
     wanted = [
-        Inspection(
+        ScanRequest(
             ScanSource(str(Path(scan).resolve()), plan.series),
             plan.actions,
             given.get(scan),
@@ -362,12 +362,14 @@ def _cases(
     names = scan_names(paths, digests, own_names=plan.own_names)
     patients: dict[str, int] = {}
     cases: list[Case] = []
-    failures: list[Failure] = []
+    failures: list[NotMeasured] = []
     for path, name, subject in zip(paths, names, subjects, strict=True):
         if subject is None:
-            failures.append(Failure(name, "", outcomes[path].error))
+            failures.append(NotMeasured(name, "", outcomes[path].error))
         elif any(subject.digest == case.subject.digest for case in cases):
-            failures.append(Failure(name, "", f"{path} holds the same voxels as another scan given; leave one out."))
+            failures.append(
+                NotMeasured(name, "", f"{path} holds the same voxels as another scan given; leave one out.")
+            )
         else:
             cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
             for target, reason in subject.skipped:
@@ -419,7 +421,7 @@ def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> dict[tuple[str, st
     return chosen
 
 
-def _measure(bench: _Bench, plan: EvaluationPlan, report: Progress, tell: Note) -> tuple[int, list[Failure]]:
+def _measure(bench: _Bench, plan: EvaluationPlan, report: Progress, tell: Note) -> tuple[int, list[NotMeasured]]:
     """Do what the cache lacks; how many targets were attacked, and what failed."""
     jobs = list(bench.jobs())
     attacked, failures = 0, []
@@ -428,11 +430,11 @@ def _measure(bench: _Bench, plan: EvaluationPlan, report: Progress, tell: Note) 
     for done, outcome in enumerate(outcomes, start=1):
         attacked += outcome.result or 0
         if outcome.error:
-            failures.append(Failure(outcome.item.name, outcome.item.protection.name, outcome.error))
+            failures.append(NotMeasured(outcome.item.name, outcome.item.protection.name, outcome.error))
             tell(f"{failures[-1]}: {outcome.error}")
         report("Measuring", done, len(jobs))
     return attacked, failures
 
 
-def _nothing_measured(failures: Sequence[Failure]) -> InputError:
+def _nothing_measured(failures: Sequence[NotMeasured]) -> InputError:
     return InputError(f"No scan could be measured. The first reason: {failures[0].reason}")

@@ -45,7 +45,7 @@ _HIGHEST_SCALE = 4.0
 
 
 @dataclass(frozen=True)
-class Figure:
+class FidelityFigure:
     """One figure of the verdict.
 
     :param value: of the worst slice (of flicker: of the whole scan); None with ``reason`` where there is none.
@@ -95,7 +95,7 @@ class Flicker:
 class Fidelity:
     """All figures of one protected scan."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[FidelityFigure, ...]
     flicker: Flicker
 
     @property
@@ -103,7 +103,7 @@ class Fidelity:
         """Whether every limit is kept that could be measured."""
         return all(figure.passed is not False for figure in self.figures)
 
-    def __getitem__(self, name: str) -> Figure:
+    def __getitem__(self, name: str) -> FidelityFigure:
         """The figure of this name."""
         return next(figure for figure in self.figures if figure.name == name)
 
@@ -293,10 +293,10 @@ class _Slice:
         return lost
 
 
-def _figures() -> Iterator[Figure]:
+def _figures() -> Iterator[FidelityFigure]:
     """Every figure of a slice with its limit, without a value yet."""
-    at_most = functools.partial(Figure, sense="at most", value=None)
-    at_least = functools.partial(Figure, sense="at least", value=None)
+    at_most = functools.partial(FidelityFigure, sense="at most", value=None)
+    at_least = functools.partial(FidelityFigure, sense="at least", value=None)
     ratio = f"{_JPEG2000_RATIO:g}:1 JPEG 2000 (9/7 wavelet, of {_STORED_BITS} stored bits) of the same slice"
     psnr = f"20 log10({DATA_RANGE_HU:g} HU / RMSE), RMSE over the body, where it changed"
     yield at_most("rmse", "HU", "root mean square of the change over the body", limit=8.0)
@@ -322,7 +322,7 @@ def _figures() -> Iterator[Figure]:
         yield at_most(f"jpeg2000_ssim_{window.name}", "1", loss, limit=1.0)
 
 
-def _of_worst_slice(figure: Figure, values: Sequence[float | None]) -> Figure:
+def _of_worst_slice(figure: FidelityFigure, values: Sequence[float | None]) -> FidelityFigure:
     known = [(value, k) for k, value in enumerate(values) if value is not None]
     if not known:
         return dataclasses.replace(figure, reason="no slice has a value", per_slice=tuple(values))
@@ -330,7 +330,7 @@ def _of_worst_slice(figure: Figure, values: Sequence[float | None]) -> Figure:
     return dataclasses.replace(figure, value=value, worst_slice=k, per_slice=tuple(values))
 
 
-def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, Figure]:
+def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, FidelityFigure]:
     change, by_pair = z_difference_ratio(original, protected)
     try:
         noise, reason = _INDEPENDENT * (1 - measure_texture(original).slice_correlation[0]), None
@@ -339,7 +339,7 @@ def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, Figure]:
     if change is None:
         reason = "there is no change in two neighboring slices"
     worst = max((value, k) for k, value in enumerate(by_pair) if value is not None)[1] if change is not None else None
-    figure = Figure(
+    figure = FidelityFigure(
         "flicker",
         "1",
         "mean square of the difference of the change in neighboring slices / mean square of the change, over voxels of "

@@ -1,4 +1,4 @@
-"""Tables as text and numbers alone, which ``rendering`` turns into files, and how findings become their cells."""
+"""Tables as text and numbers alone, which ``rendering`` turns into files, and how measurements become cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from . import notes
 from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
-from .outcomes import Outcome
+from .outcomes import MeasuredAttack
 from .statistics import Estimate, Observation, estimate
 
 ROWS = {
@@ -62,7 +62,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class ResultSection:
     """Tables of one kind with what they mean."""
 
     key: str
@@ -72,14 +72,14 @@ class Section:
 
 
 def observations(
-    findings: Iterable[Outcome], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
+    attacks: Iterable[MeasuredAttack], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
 ) -> list[Observation]:
-    """One value for each target; of one protection, or of all findings for None."""
+    """One value for each target; of one protection, or of all attacks for None."""
     return [
-        Observation(finding.patient, value(record))
-        for finding in findings
-        if protection in (None, finding.protection)
-        for record in finding.result["targets"]
+        Observation(one.patient, value(record))
+        for one in attacks
+        if protection in (None, one.protection)
+        for record in one.result["targets"]
     ]
 
 
@@ -110,12 +110,12 @@ def number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
 
 
-def unprotected(findings: Sequence[Outcome]) -> list[Outcome]:
+def unprotected(attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
     """Each scan's scene once: the attack on the clean scan is the same with whatever protection it stands beside."""
-    return list({(finding.scan, finding.scene): finding for finding in findings}.values())
+    return list({(one.scan, one.scene): one for one in attacks}.values())
 
 
-def attack_words(pair: tuple[str, str], findings: Sequence[Outcome]) -> str:
+def attack_words(pair: tuple[str, str], attacks: Sequence[MeasuredAttack]) -> str:
     """For captions: the attack and at how many places."""
-    places = sum(len(found.result["targets"]) for found in unprotected(findings))
+    places = sum(len(found.result["targets"]) for found in unprotected(attacks))
     return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"

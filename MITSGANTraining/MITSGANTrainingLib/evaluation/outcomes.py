@@ -20,7 +20,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MeasuredAttack:
     """What was measured at the targets of one scan, with one protection, by one attacker's action.
 
     :param scan: its name in results.

@@ -10,7 +10,7 @@ from typing import Any
 
 from MITSGANLib.runtime.resources import resources_folder
 
-from .layout import Section, Table
+from .layout import ResultSection, Table
 
 CSV_COLUMNS = (
     "table",
@@ -45,17 +45,17 @@ _LATEX = {
 }
 
 
-def to_markdown(title: str, sections: Sequence[Section], pictures: Sequence[tuple[str, str]] = ()) -> str:
+def to_markdown(title: str, sections: Sequence[ResultSection], pictures: Sequence[tuple[str, str]] = ()) -> str:
     """One page, its prose in lines of 120 columns. ``pictures`` are (path, caption), shown at the end."""
     return _rendered("tables.md.j2", title=title, sections=sections, pictures=pictures).rstrip("\n") + "\n"
 
 
-def to_latex(sections: Sequence[Section]) -> str:
+def to_latex(sections: Sequence[ResultSection]) -> str:
     """Tables for a paper; needs the packages booktabs and graphicx."""
     return _rendered("tables.tex.j2", sections=sections)
 
 
-def to_csv_rows(sections: Sequence[Section]) -> Iterator[tuple[object, ...]]:
+def to_csv_rows(sections: Sequence[ResultSection]) -> Iterator[tuple[object, ...]]:
     """One row for each cell that holds a number; columns as :data:`CSV_COLUMNS`."""
     for table in (table for section in sections for table in section.tables):
         for row in table.rows:

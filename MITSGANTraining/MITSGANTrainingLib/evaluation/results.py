@@ -19,9 +19,9 @@ from MITSGANLib.files.atomic import atomic_folder
 
 from ..training.run import commit
 from .figures import as_png, as_svg
-from .layout import Section
+from .layout import ResultSection
 from .measure import AttackerChoice, Settings
-from .outcomes import Case, Outcome, Setup, WholeScan
+from .outcomes import Case, MeasuredAttack, Setup, WholeScan
 from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
 
 REPORT = "evaluation.json"
@@ -36,9 +36,9 @@ def to_record(
     settings: Settings,
     cases: Sequence[Case],
     attackers: Sequence[AttackerChoice],
-    findings: Sequence[Outcome],
+    attacks: Sequence[MeasuredAttack],
     whole: Sequence[WholeScan],
-    sections: Sequence[Section],
+    sections: Sequence[ResultSection],
 ) -> dict[str, Any]:
     """Everything as JSON: what it was measured with, every target, every table with its definitions."""
     return {
@@ -82,12 +82,12 @@ def to_record(
         "protections": [protection.describe() for protection in setup.protections],
         "attackers": [{"name": a.name, "sha256": dict(a.digests)} for a in attackers],
         "whole_scans": [_flat(one) for one in whole],
-        "measurements": [_flat(one) for one in findings],
+        "measurements": [_flat(one) for one in attacks],
         "sections": [_plain(section) for section in sections],
     }
 
 
-def _flat(found: Outcome | WholeScan) -> dict[str, Any]:
+def _flat(found: MeasuredAttack | WholeScan) -> dict[str, Any]:
     """Whose it is beside what was measured."""
     return {**{name: value for name, value in vars(found).items() if name != "result"}, **found.result}
 
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 def write_results(
     folder: Path,
-    sections: Sequence[Section],
+    sections: Sequence[ResultSection],
     figures: Mapping[str, tuple[Figure, str]],
     record: Mapping[str, Any],
 ) -> None:

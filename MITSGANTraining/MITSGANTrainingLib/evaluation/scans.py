@@ -44,7 +44,7 @@ class ScanSource:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ScanRequest:
     """A scan to look at before the long work: given targets, or how many of each action to choose.
 
     :param given: from a file; None to choose ``count`` places for each action with ``seed``.
@@ -86,7 +86,7 @@ class Subject:
         return tuple(target for scene in self.scenes for target in scene.targets)
 
 
-def inspect(wanted: Inspection) -> Subject:
+def inspect(wanted: ScanRequest) -> Subject:
     """Read a scan, identify it and settle its targets.
 
     :raises InputError: when the scan cannot be read or holds no place to attack.
@@ -118,7 +118,7 @@ def inspect(wanted: Inspection) -> Subject:
     )
 
 
-def _scenes(volume: CTVolume, wanted: Inspection) -> tuple[Scene, ...]:
+def _scenes(volume: CTVolume, wanted: ScanRequest) -> tuple[Scene, ...]:
     """The places wanted, by scene: first those of the scan as it is, then removals of planted nodules."""
     planting = wanted.given is None and wanted.nodules is not None and "remove" in wanted.actions
     if wanted.given is not None:

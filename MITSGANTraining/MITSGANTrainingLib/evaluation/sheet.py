@@ -45,7 +45,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Forgery:
+class PicturedForgery:
     """One attack: the slice through the target as the scan was taken, and across the slices."""
 
     action: str
@@ -62,7 +62,7 @@ def forge(
     *,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
-) -> list[Forgery]:
+) -> list[PicturedForgery]:
     """Attack the scan at each target on its own, with the attacker of the target's action.
 
     :param name: of the scan, for the captions.
@@ -80,7 +80,7 @@ def forge(
         axial = (scan.hu[k].copy(), attacked.hu[k].copy())
         coronal = (scan.hu[:, j].copy(), attacked.hu[:, j].copy())
         forgeries.append(
-            Forgery(
+            PicturedForgery(
                 target.action,
                 Plane(*axial, (j, i), (row_mm, column_mm), Orientation.of(scan.direction)),
                 Plane(*coronal, (k, i), (z_mm, column_mm), Orientation.of(scan.direction, vertical=2)),
@@ -92,7 +92,7 @@ def forge(
     return forgeries
 
 
-def draw_sheet(rows: Sequence[tuple[str, Sequence[Forgery]]], title: str) -> bytes:
+def draw_sheet(rows: Sequence[tuple[str, Sequence[PicturedForgery]]], title: str) -> bytes:
     """A PNG: for each row of forgeries its axial slices before and after, and the coronal slice after, enlarged.
 
     :param rows: (label, forgeries); all rows have the same number.

@@ -11,8 +11,8 @@ from .layout import (
     ROWS,
     Cell,
     Column,
+    ResultSection,
     Row,
-    Section,
     Table,
     attack_words,
     cell_of,
@@ -21,7 +21,7 @@ from .layout import (
     unprotected,
 )
 from .measure import ARMS, CLEAN
-from .outcomes import Outcome, Setup
+from .outcomes import MeasuredAttack, Setup
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, PlaceFigure, area_of_places, estimate_by_place, share_of_places
 
 Judged = Mapping[str, Mapping[str, Any]]  # verdicts at one place by arm
@@ -42,41 +42,43 @@ _COLUMNS = (
 
 
 def success_section(
-    by_pair: Mapping[tuple[str, str], Sequence[Outcome]], names: Sequence[str], setup: Setup
-) -> Section:
+    by_pair: Mapping[tuple[str, str], Sequence[MeasuredAttack]], names: Sequence[str], setup: Setup
+) -> ResultSection:
     """A table for each attacker and action, or how to get one where nothing judged."""
     title = "Table 4: visibility and success"
     if not setup.judges:
-        return Section("table-4", title, (notes.NO_JUDGES,), ())
+        return ResultSection("table-4", title, (notes.NO_JUDGES,), ())
     judges = ", ".join(
         f"{question} judge '{judge['name']}' (threshold {judge['threshold']:.3f}, SHA-256 {judge['sha256'][:8]})"
         for question, judge in setup.judges.items()
     )
     interval = notes.SUCCESS_INTERVAL.format(confidence=CONFIDENCE, resamples=PLACE_RESAMPLES, seed=setup.seed)
     tables = tuple(_table(pair, found, names, setup) for pair, found in by_pair.items() if found)
-    return Section("table-4", title, (notes.SUCCESS, notes.SUCCESS_COUNT, f"Judges: {judges}. {interval}"), tables)
+    return ResultSection(
+        "table-4", title, (notes.SUCCESS, notes.SUCCESS_COUNT, f"Judges: {judges}. {interval}"), tables
+    )
 
 
-def _table(pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup) -> Table:
-    rows = [_row(("none", ROWS[CLEAN]), CLEAN, unprotected(findings), setup.seed)]
+def _table(pair: tuple[str, str], attacks: Sequence[MeasuredAttack], names: Sequence[str], setup: Setup) -> Table:
+    rows = [_row(("none", ROWS[CLEAN]), CLEAN, unprotected(attacks), setup.seed)]
     for name in names:
-        of_protection = [finding for finding in findings if finding.protection == name]
+        of_protection = [one for one in attacks if one.protection == name]
         found = [_row((name, ROWS[arm]), arm, of_protection, setup.seed) for arm in ARMS]
         rows += [row for row in found if any(cell.text != NONE for cell in row.cells)]
     return Table(
         f"table-4-{pair[0]}-{pair[1]}",
-        f"32 mm cube and the slices around its middle; {attack_words(pair, findings)}",
+        f"32 mm cube and the slices around its middle; {attack_words(pair, attacks)}",
         ("Protection", "Image"),
         _COLUMNS,
         tuple(rows),
     )
 
 
-def _row(labels: tuple[str, str], arm: str, findings: Sequence[Outcome], seed: int) -> Row:
+def _row(labels: tuple[str, str], arm: str, attacks: Sequence[MeasuredAttack], seed: int) -> Row:
     places: dict[int, list[Judged]] = {}
-    for finding in findings:
-        judged = [record["judged"] for record in finding.result["targets"]]
-        places.setdefault(finding.patient, []).extend(place for place in judged if place and arm in place)
+    for one in attacks:
+        judged = [record["judged"] for record in one.result["targets"]]
+        places.setdefault(one.patient, []).extend(place for place in judged if place and arm in place)
 
     def by_place(figure: Callable[[Sequence[Judged]], PlaceFigure], digits: int, factor: float = 1.0) -> Cell:
         found = estimate_by_place({patient: figure(own) for patient, own in places.items()}, seed)
@@ -104,7 +106,7 @@ def _row(labels: tuple[str, str], arm: str, findings: Sequence[Outcome], seed: i
     def counted(verdict: Mapping[str, Any], key: str) -> float | None:
         return float(verdict[key]) if verdict["possible"] else None
 
-    moved = observations(findings, None, lambda record: record["forgery"].get(arm, {}).get("share"))
+    moved = observations(attacks, None, lambda record: record["forgery"].get(arm, {}).get("share"))
     count = sum(place[arm]["possible"] for own in places.values() for place in own)
     return Row(
         labels,

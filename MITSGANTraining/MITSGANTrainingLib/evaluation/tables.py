@@ -10,9 +10,21 @@ from functools import partial
 from typing import Any
 
 from . import notes, paper
-from .layout import NONE, ROWS, Cell, Column, Row, Section, Table, attack_words, mean_cell, observations, unprotected
+from .layout import (
+    NONE,
+    ROWS,
+    Cell,
+    Column,
+    ResultSection,
+    Row,
+    Table,
+    attack_words,
+    mean_cell,
+    observations,
+    unprotected,
+)
 from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED
-from .outcomes import Outcome, Setup, WholeScan
+from .outcomes import MeasuredAttack, Setup, WholeScan
 from .statistics import Estimate, Observation
 from .success_table import success_section
 
@@ -22,11 +34,13 @@ _METRIC_WORDS = {"rmse": "RMSE (HU)", "psnr": "PSNR (dB)", "lpips": "LPIPS", "ss
 _DIGITS = {"rmse": 2, "psnr": 2, "lpips": 3, "ssim": 4}
 
 
-def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setup: Setup) -> tuple[Section, ...]:
+def build_sections(
+    attacks: Sequence[MeasuredAttack], whole: Sequence[WholeScan], setup: Setup
+) -> tuple[ResultSection, ...]:
     """All sections: the scan's own change, the paper's Tables 1 to 3, how far the forgery moved, and success."""
     pairs = [(attacker, action) for attacker in setup.attackers for action in setup.actions]
-    by_pair = {pair: [f for f in findings if (f.attacker, f.action) == pair] for pair in pairs}
-    measured = {finding.protection for finding in findings}
+    by_pair = {pair: [f for f in attacks if (f.attacker, f.action) == pair] for pair in pairs}
+    measured = {one.protection for one in attacks}
     names = [protection.name for protection in setup.protections if protection.name in measured]
     plain = tuple((name, name) for name in names)
     reached = {pair: found for pair, found in by_pair.items() if found}
@@ -36,17 +50,17 @@ def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setu
 
     sweep = (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,)
     return (
-        Section("common", "What holds for all tables", notes.common_notes(setup, _absences(findings)), ()),
+        ResultSection("common", "What holds for all tables", notes.common_notes(setup, _absences(attacks)), ()),
         _change_section(whole, setup),
-        Section("table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), images(1, plain)),
-        Section("table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), images(2, plain)),
-        Section(
+        ResultSection("table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), images(1, plain)),
+        ResultSection("table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), images(2, plain)),
+        ResultSection(
             "table-3",
             "Table 3: the weight alpha of the paper's term",
             sweep,
             images(3, setup.sweep) if setup.sweep else (),
         ),
-        Section(
+        ResultSection(
             "forgery",
             "How far the forgery moved",
             (notes.FORGERY, notes.FORGERY_STATISTICS),
@@ -56,15 +70,17 @@ def build_sections(findings: Sequence[Outcome], whole: Sequence[WholeScan], setu
     )
 
 
-def _absences(findings: Sequence[Outcome]) -> tuple[str, ...]:
+def _absences(attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
     """Which protections lack a control in a scan, and why."""
     lacking = dict.fromkeys(
-        (finding.protection, reason.rstrip(".")) for finding in findings for reason in finding.result["absent"].values()
+        (one.protection, reason.rstrip(".")) for one in attacks for reason in one.result["absent"].values()
     )
     return tuple(f"{protection} ({reason})" for protection, reason in lacking)
 
 
-def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome], names: Names, setup: Setup) -> Table:
+def _image_table(
+    number: int, pair: tuple[str, str], attacks: Sequence[MeasuredAttack], names: Names, setup: Setup
+) -> Table:
     """The paper's Table 1, 2 or 3; ``names`` are protections with what their columns are called."""
     region = "slice" if number == 1 else "square"
     images = {"Tampered": "{} attacked"} if number == 3 else {"Real": "{}", "Tampered": "{} attacked"}
@@ -78,7 +94,7 @@ def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome]
     for metric in METRICS:
         for arm, words in ROWS.items():
             cells = [
-                mean_cell(_image_values(findings, name, image.format(arm), region, metric), _DIGITS[metric], setup.seed)
+                mean_cell(_image_values(attacks, name, image.format(arm), region, metric), _DIGITS[metric], setup.seed)
                 for image in images.values()
                 for name, _ in names
             ]
@@ -91,14 +107,16 @@ def _image_table(number: int, pair: tuple[str, str], findings: Sequence[Outcome]
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
     return Table(
         f"table-{number}-{pair[0]}-{pair[1]}",
-        f"{where}; {attack_words(pair, findings)}; data range {setup.data_range_hu:g} HU",
+        f"{where}; {attack_words(pair, attacks)}; data range {setup.data_range_hu:g} HU",
         ("Metric", "Image compared with the real one"),
         (*(Column(group, words) for group in images for _, words in names), *theirs),
         tuple(rows),
     )
 
 
-def _forgery_table(pair: tuple[str, str], findings: Sequence[Outcome], names: Sequence[str], setup: Setup) -> Table:
+def _forgery_table(
+    pair: tuple[str, str], attacks: Sequence[MeasuredAttack], names: Sequence[str], setup: Setup
+) -> Table:
     columns = (
         Column("RMSE (HU)", "attack's own change"),
         Column("RMSE (HU)", "forgery moved"),
@@ -110,16 +128,16 @@ def _forgery_table(pair: tuple[str, str], findings: Sequence[Outcome], names: Se
     percent = partial(value, digits=1, within="median", factor=100.0)
 
     def figure(name: str, arm: str, key: str) -> list[Observation]:
-        return observations(findings, name, lambda record: record["forgery"].get(arm, {}).get(key))
+        return observations(attacks, name, lambda record: record["forgery"].get(arm, {}).get(key))
 
     def lead(name: str, arm: str) -> list[Observation]:
         def difference(record: Mapping[str, Any]) -> float | None:
             ours, control = (record["forgery"].get(each, {}).get("share") for each in (PROTECTED, arm))
             return None if ours is None or control is None else ours - control
 
-        return observations(findings, name, difference)
+        return observations(attacks, name, difference)
 
-    own = observations(unprotected(findings), None, lambda record: record["forgery"][CLEAN]["own"])
+    own = observations(unprotected(attacks), None, lambda record: record["forgery"][CLEAN]["own"])
     rows = [Row(("none", ROWS[CLEAN]), (value(own, 1), *[Cell()] * 4))]
     for name in names:
         for arm in ARMS:
@@ -130,14 +148,14 @@ def _forgery_table(pair: tuple[str, str], findings: Sequence[Outcome], names: Se
                 rows.append(row)
     return Table(
         f"forgery-{pair[0]}-{pair[1]}",
-        f"middle 20 mm of the attacked cube; {attack_words(pair, findings)}",
+        f"middle 20 mm of the attacked cube; {attack_words(pair, attacks)}",
         ("Protection", "Image"),
         columns,
         tuple(rows),
     )
 
 
-def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
+def _change_section(whole: Sequence[WholeScan], setup: Setup) -> ResultSection:
     columns = {
         "rmse": (Column("RMSE (HU)", "all slices"), 2, ""),
         "rmse_worst_slice": (Column("RMSE (HU)", "worst slice"), 2, "≤ 8"),
@@ -169,7 +187,7 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> Section:
     )
     nearby = any(protection.knows_the_attack for protection in setup.protections)
     explained = (notes.CHANGE, notes.CHANGE_NEARBY) if nearby else (notes.CHANGE,)
-    return Section(key, "What protection changes in the scan", explained, (table,) if rows else ())
+    return ResultSection(key, "What protection changes in the scan", explained, (table,) if rows else ())
 
 
 def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
@@ -181,8 +199,8 @@ def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def _image_values(
-    findings: Sequence[Outcome], protection: str, image: str, region: str, metric: str
+    attacks: Sequence[MeasuredAttack], protection: str, image: str, region: str, metric: str
 ) -> list[Observation]:
     return observations(
-        findings, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)
+        attacks, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)
     )

@@ -11,7 +11,7 @@ from MITSGANLib.files import volume_files
 
 from .discovery import DiscoveredScan, file_stem
 from .findings import FindingsFile, Mark
-from .readings import Reading, open_reading
+from .readings import ReadingFile, open_reading
 from .segmentations import Segmentation
 from .tables import Coordinates, TableRow, read_table
 
@@ -104,7 +104,7 @@ class _Index:
 
     def scans_of(self, mark: Mark) -> list[DiscoveredScan]:
         for name in mark.scan_names:
-            for candidate in [name] if isinstance(mark, Segmentation | Reading) else _spellings(name):
+            for candidate in [name] if isinstance(mark, Segmentation | ReadingFile) else _spellings(name):
                 found = self._by_name.get(candidate)
                 if found:
                     best = min(precision for precision, _ in found)

@@ -59,7 +59,7 @@ class PlacedMark:
 
 
 @dataclass(frozen=True)
-class Reading(Mark):
+class ReadingFile(Mark):
     """One XML file; its points are read when they are located."""
 
     path: Path
@@ -84,7 +84,7 @@ class _OutsideError(Exception):
     """A mark has no place in the scan; the text says why."""
 
 
-def open_reading(path: Path) -> Reading | None:
+def open_reading(path: Path) -> ReadingFile | None:
     """The reading in an XML file, or None where it holds something else (LIDC has readings of radiographs too).
 
     :raises InputError: when the file cannot be read.
@@ -95,7 +95,7 @@ def open_reading(path: Path) -> Reading | None:
     # Its case differs between files.
     header = root.iterfind("{*}ResponseHeader/*")
     uid = next((child.text or "" for child in header if _name(child).lower() == "seriesinstanceuid"), "")
-    return Reading(path, uid.strip())
+    return ReadingFile(path, uid.strip())
 
 
 def read_marks(path: Path) -> list[ReaderMark]:

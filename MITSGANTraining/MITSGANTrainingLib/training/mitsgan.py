@@ -95,7 +95,7 @@ class MITSGANConfig(SlabTaskConfig):
 
 
 @dataclass(frozen=True)
-class Sample:
+class MITSGANSample:
     """A slab, and whether the generator is only to reproduce it."""
 
     slab: Slab
@@ -128,11 +128,11 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
             for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
         }
 
-    def draw(self, step: Step) -> Sequence[Sample]:
+    def draw(self, step: Step) -> Sequence[MITSGANSample]:
         slabs = draw_slabs(self._scans, step.batch_size, step.rng())
-        return [Sample(slab, step.number < self.config.warm_up) for slab in slabs]
+        return [MITSGANSample(slab, step.number < self.config.warm_up) for slab in slabs]
 
-    def losses(self, samples: Sequence[Sample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+    def losses(self, samples: Sequence[MITSGANSample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         """One descent of each network; of the generator alone in the warm-up."""
         slabs = [sample.slab for sample in samples]
         scan = self._scans[slabs[0].scan]

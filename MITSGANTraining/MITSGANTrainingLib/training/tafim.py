@@ -57,7 +57,7 @@ class TAFIMTrainingConfig(SlabTaskConfig):
 
 
 @dataclass(frozen=True)
-class Sample:
+class TAFIMSample:
     """A slab, and the quality at which it is compressed before the attack; None is not at all."""
 
     slab: Slab
@@ -78,12 +78,12 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, config.betas)
         self.learners = {"generator": Learner(self.model, optimizer, cosine(config.last_rate))}
 
-    def draw(self, step: Step) -> Sequence[Sample]:
+    def draw(self, step: Step) -> Sequence[TAFIMSample]:
         rng = step.rng()
         slabs = draw_slabs(self._scans, step.batch_size, rng)
-        return [Sample(slab, draw_quality(self.config.compression, rng)) for slab in slabs]
+        return [TAFIMSample(slab, draw_quality(self.config.compression, rng)) for slab in slabs]
 
-    def losses(self, samples: Sequence[Sample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+    def losses(self, samples: Sequence[TAFIMSample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         scan = self._scans[samples[0].slab.scan]
         clean, change = self._change(scan, [sample.slab for sample in samples], networks["generator"])
         value, scalars = self._loss(scan, samples, clean, change)
@@ -98,7 +98,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         found = []
         for scan, slabs in self._fixed():
             clean, change = self._change(scan, slabs, self.model)
-            value, scalars = self._loss(scan, [Sample(slab, None) for slab in slabs], clean, change)
+            value, scalars = self._loss(scan, [TAFIMSample(slab, None) for slab in slabs], clean, change)
             figures = {"loss": value.item(), **{name: scalar.item() for name, scalar in scalars.items()}}
             figures["rmse_hu"] = change.square().mean().sqrt().item()
             for words, quality in (("", None), ("compressed ", self.config.compression.quality[0])):
@@ -149,7 +149,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         return clean, change + (change.round() - change).detach()
 
     def _loss(
-        self, scan: SlabScan, samples: Sequence[Sample], clean: torch.Tensor, change: torch.Tensor
+        self, scan: SlabScan, samples: Sequence[TAFIMSample], clean: torch.Tensor, change: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         window = self.config.model.hu_window
         protected = torch.stack(

@@ -41,7 +41,7 @@ from MITSGANTrainingLib.archives.collection import (
 )
 from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY, take_stock
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.workers import Outcome, run_all
+from MITSGANTrainingLib.workers import ItemOutcome, run_all
 from pydicom import DataElement, Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
@@ -979,7 +979,7 @@ class TestCommand:
         logger = logging.getLogger("pydicom")
         monkeypatch.setattr(logger, "level", logger.level)
 
-        def elsewhere(function: Callable, items: list, **_: object) -> Iterator[Outcome]:
+        def elsewhere(function: Callable, items: list, **_: object) -> Iterator[ItemOutcome]:
             logger.setLevel(logging.NOTSET)
             yield from run_all(function, items)
 

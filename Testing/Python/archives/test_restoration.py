@@ -26,7 +26,7 @@ from MITSGANTrainingLib.archives.inventory import RECORDS, SUMMARY
 from MITSGANTrainingLib.archives.restoration import BESIDE, NOT_PROTECTED, restore_collection
 from MITSGANTrainingLib.archives.trees import COMMAND, TreeConfig, TreeReport, write_record
 from MITSGANTrainingLib.commandline import main
-from MITSGANTrainingLib.workers import Outcome
+from MITSGANTrainingLib.workers import ItemOutcome
 from tree_data import outputs, write_protector
 
 KEY = Key(bytes(range(32)))
@@ -282,7 +282,7 @@ def test_any_tree_comes_back(tmp_path_factory, model, folders):
 def test_jobs_can_be_sent_to_other_processes(protected, tmp_path, monkeypatch):
     def elsewhere(function, jobs, **_options):
         for job in jobs:
-            yield Outcome(job, function(pickle.loads(pickle.dumps(job))))
+            yield ItemOutcome(job, function(pickle.loads(pickle.dumps(job))))
 
     monkeypatch.setattr(trees, "run_all", elsewhere)
     write_key_file(KEY, tmp_path / "clinic.key")

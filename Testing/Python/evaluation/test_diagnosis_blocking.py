@@ -33,7 +33,7 @@ from MITSGANTrainingLib.evaluation.diagnosis_blocking import (
     RESTORED,
     UNBLOCKED,
     Answers,
-    Case,
+    BlockingCase,
     answers,
     balanced_accuracy,
     changed_decisions,
@@ -73,7 +73,7 @@ def groups() -> list[Group]:
 
 
 @pytest.fixture(scope="module")
-def case(groups) -> Case:
+def case(groups) -> BlockingCase:
     return cube_case(groups)
 
 

@@ -29,7 +29,7 @@ from MITSGANTrainingLib.evaluation.cache import MEASUREMENT, Cache
 from MITSGANTrainingLib.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from MITSGANTrainingLib.evaluation.measure import ARMS, MeasuringJob, Settings
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm, read_protections
-from MITSGANTrainingLib.evaluation.scans import Inspection, ScanSource, inspect, scan_names
+from MITSGANTrainingLib.evaluation.scans import ScanRequest, ScanSource, inspect, scan_names
 from MITSGANTrainingLib.evaluation.targets import GivenTarget
 from training_data import write_untrained_attackers
 
@@ -326,7 +326,7 @@ class TestFailures:
         [("0" * 64, MEASUREMENT, "has changed"), (None, MEASUREMENT + 1, "another version")],
     )
     def test_a_worker_refuses_what_is_not_the_job(self, world, tmp_path, digest, measurement, words):
-        subject = inspect(Inspection(ScanSource(str(world.scan)), ("inject",), None, 1, 0))
+        subject = inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), None, 1, 0))
         (protection,) = read_protections([str(world.protector)], 0)
         job = MeasuringJob(
             "scan 1",
@@ -425,7 +425,7 @@ class TestScans:
 
             hu = dicom_factory.phantom_hu((40, 40, 40), seed)
             dicom_factory.ct_series(hu, spacing=(1.0, 1.0, 1.0), edit=identify).write(tmp_path / name)
-            subject = inspect(Inspection(ScanSource(str(tmp_path / name)), ("inject",), given, 1, 0))
+            subject = inspect(ScanRequest(ScanSource(str(tmp_path / name)), ("inject",), given, 1, 0))
             patients.append(subject.patient)
             assert identity not in subject.patient or not identity
         a, b, c, d, e = patients
@@ -444,8 +444,8 @@ class TestScans:
         for each in series:
             each.write(tmp_path)
         with pytest.raises(InputError, match="series"):
-            inspect(Inspection(ScanSource(str(tmp_path)), ("inject",), given, 1, 0))
-        subject = inspect(Inspection(ScanSource(str(tmp_path), ("1.2.3", series[1].uid)), ("inject",), given, 1, 0))
+            inspect(ScanRequest(ScanSource(str(tmp_path)), ("inject",), given, 1, 0))
+        subject = inspect(ScanRequest(ScanSource(str(tmp_path), ("1.2.3", series[1].uid)), ("inject",), given, 1, 0))
         assert subject.shape == (40, 40, 40)
         with pytest.raises(InputError, match="several"):
             ScanSource(str(tmp_path), (series[0].uid, series[1].uid)).load()
@@ -456,17 +456,17 @@ class TestScans:
             GivenTarget(3, "inject", (0, 70, 85), False),
             GivenTarget(4, "remove", (14, 70, 85), False),
         )
-        subject = inspect(Inspection(ScanSource(str(world.scan)), ("inject",), given, 1, 0))
+        subject = inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), given, 1, 0))
         assert [target.kji for target in subject.targets] == [(14, 70, 85)]
         ((target, reason),) = subject.skipped
         assert isinstance(target, Target)
         assert "border" in reason
         with pytest.raises(InputError, match="border"):
-            inspect(Inspection(ScanSource(str(world.scan)), ("inject",), given[1:2], 1, 0))
+            inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), given[1:2], 1, 0))
 
     def test_targets_are_seeded(self, world):
         chosen = [
-            inspect(Inspection(ScanSource(str(world.scan)), ("inject",), None, 3, seed)).targets for seed in (0, 0, 1)
+            inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), None, 3, seed)).targets for seed in (0, 0, 1)
         ]
         assert chosen[0] == chosen[1] != chosen[2]
 

@@ -26,7 +26,7 @@ from MITSGANTrainingLib.evaluation import evaluate as evaluating
 from MITSGANTrainingLib.evaluation import measure as measuring
 from MITSGANTrainingLib.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, Plant, draw_scenes, planted
-from MITSGANTrainingLib.evaluation.scans import Inspection, ScanSource, inspect
+from MITSGANTrainingLib.evaluation.scans import ScanRequest, ScanSource, inspect
 from training_data import write_untrained_attackers
 
 ARMS = {"clean", "protected", "gaussian", "ct-like"}
@@ -138,9 +138,9 @@ class TestPlanting:
 
 
 class TestPlaces:
-    def inspection(self, folder: Path, **changes: object) -> Inspection:
+    def inspection(self, folder: Path, **changes: object) -> ScanRequest:
         source = ScanSource(str(folder / "scan.nrrd"))
-        wanted = Inspection(source, ("inject", "remove"), None, 3, 5, NoduleFile.of(SYNTHETIC))
+        wanted = ScanRequest(source, ("inject", "remove"), None, 3, 5, NoduleFile.of(SYNTHETIC))
         return dataclasses.replace(wanted, **changes)
 
     def test_injections_come_first_and_removals_at_plants(self, folder):
@@ -187,7 +187,7 @@ class TestVerdicts:
         found = next(m for m in finished.record["measurements"] if m["action"] == "remove")
         (target, *_) = found["targets"]
         subject = inspect(
-            Inspection(ScanSource(str(folder / "scan.nrrd")), ("remove",), None, 2, 0, NoduleFile.of(SYNTHETIC))
+            ScanRequest(ScanSource(str(folder / "scan.nrrd")), ("remove",), None, 2, 0, NoduleFile.of(SYNTHETIC))
         )
         plants = next(scene.plants for scene in subject.scenes for p in scene.plants if list(p.kji) == target["kji"])
         clean = planted(small_scan(), plants, nodules)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from MITSGANTrainingLib.evaluation import paper
 from MITSGANTrainingLib.evaluation.figures import Example, as_png, as_svg, attacks_figure, changes_figure
-from MITSGANTrainingLib.evaluation.outcomes import Outcome, Setup, WholeScan
+from MITSGANTrainingLib.evaluation.outcomes import MeasuredAttack, Setup, WholeScan
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm
 from MITSGANTrainingLib.evaluation.rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
 from MITSGANTrainingLib.evaluation.tables import build_sections
@@ -46,9 +46,9 @@ def judged(arm: str, number: int, possible: bool = True) -> dict:
     return {**scores, **verdict, "succeeded": passes if possible else None}
 
 
-def finding(patient: int, protection: str, shifts: tuple[float, ...], absent: dict | None = None) -> Outcome:
+def measured(patient: int, protection: str, shifts: tuple[float, ...], absent: dict | None = None) -> MeasuredAttack:
     result = {"targets": [record(shift) for shift in shifts], "absent": absent or {}}
-    return Outcome(f"scan {patient}", patient, protection, "them", "inject", result)
+    return MeasuredAttack(f"scan {patient}", patient, protection, "them", "inject", result)
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def setup() -> Setup:
 
 @pytest.fixture
 def sections(setup):
-    findings = [finding(patient, name, (0.0, 2.0 * patient)) for name in NAMES for patient in (1, 2)]
+    attacks = [measured(patient, name, (0.0, 2.0 * patient)) for name in NAMES for patient in (1, 2)]
     figures = {"rmse": 5.0, "rmse_worst_slice": 7.0, "psnr_worst_slice": 55.0, "mean_bias_worst_slice": -0.5}
     whole = [WholeScan(f"scan {n}", n, name, {"figures": figures, "noise_hu": 20.0}) for name in NAMES for n in (1, 2)]
-    return {section.key: section for section in build_sections(findings, whole, setup)}
+    return {section.key: section for section in build_sections(attacks, whole, setup)}
 
 
 def cell(section, row: tuple[str, str], column: tuple[str, str]) -> str:
@@ -153,20 +153,20 @@ class TestLayout:
 
     def test_one_patient_has_no_interval_and_the_notes_say_so(self, setup):
         alone = dataclasses.replace(setup, patients=1, scans=1)
-        found = {s.key: s for s in build_sections([finding(1, NAMES[0], (0.0,))], [], alone)}
+        found = {s.key: s for s in build_sections([measured(1, NAMES[0], (0.0,))], [], alone)}
         assert cell(found["table-1"], ("RMSE (HU)", "protected"), ("Real", NAMES[0])) == "10.00"
         assert any("no confidence interval" in note for note in found["common"].notes)
         assert len(found["table-1"].tables[0].columns) == 6, "a protection without measurements has no columns"
 
     def test_without_a_sweep_the_reason_stands_there(self, setup):
-        found = build_sections([finding(1, NAMES[0], (0.0,))], [], dataclasses.replace(setup, sweep=()))
+        found = build_sections([measured(1, NAMES[0], (0.0,))], [], dataclasses.replace(setup, sweep=()))
         section = next(section for section in found if section.key == "table-3")
         assert not section.tables
         assert "--sweep" in section.notes[0]
 
     def test_missing_controls_are_explained(self, setup):
-        findings = [finding(1, NAMES[0], (0.0,), absent={"ct-like": "too little soft tissue."})]
-        common = build_sections(findings, [], setup)[0]
+        attacks = [measured(1, NAMES[0], (0.0,), absent={"ct-like": "too little soft tissue."})]
+        common = build_sections(attacks, [], setup)[0]
         assert any(f"{NAMES[0]} (too little soft tissue)." in note for note in common.notes)
 
     def test_every_caption_names_region_and_attack(self, sections):
@@ -181,12 +181,12 @@ class TestSuccess:
     @pytest.fixture
     def table(self, setup):
         judges = {q: {"name": q, "sha256": "0" * 64, "threshold": 0.5} for q in ("nodule", "forgery")}
-        findings = [finding(patient, name, (0.0,) * 6) for name in NAMES for patient in (1, 2)]
-        for found in findings:
+        attacks = [measured(patient, name, (0.0,) * 6) for name in NAMES for patient in (1, 2)]
+        for found in attacks:
             for number, target in enumerate(found.result["targets"]):
                 arms = ("clean", "protected", "gaussian", "ct-like")
                 target["judged"] = {arm: judged(arm, number, possible=number < 4) for arm in arms}
-        sections = build_sections(findings, [], dataclasses.replace(setup, judges=judges))
+        sections = build_sections(attacks, [], dataclasses.replace(setup, judges=judges))
         return next(section for section in sections if section.key == "table-4")
 
     def test_each_arm_stands_beside_the_unprotected_attack(self, table):

@@ -11,7 +11,7 @@ from MITSGANLib.attack.chain import boxes_read
 from MITSGANLib.attack.regions import MIDDLE, regions_at
 from MITSGANLib.budget.noise import scan_noise
 from MITSGANLib.errors import CancelledError, InputError
-from MITSGANLib.judges.jury import Jury, Seen, Verdict
+from MITSGANLib.judges.jury import Judgment, Jury, Seen
 from MITSGANLib.measure.attack_effect import (
     ATTACK_PAIR,
     CLEAN,
@@ -104,7 +104,7 @@ def test_what_an_unchanged_scan_leads_him_to_is_the_attack_on_the_original(volum
 
 def test_success_is_counted_where_there_was_something_to_reach():
     seen = Seen(0.9, 0.1)
-    yes = Verdict("remove", seen, seen, possible=True, achieved=True, unnoticed=True, alarm=False)
+    yes = Judgment("remove", seen, seen, possible=True, achieved=True, unnoticed=True, alarm=False)
     nothing = dataclasses.replace(yes, possible=False)
     missed = dataclasses.replace(yes, unnoticed=False)
     effect = AttackEffect((1, 8, 8), "remove", None, (), None, verdicts={CLEAN: (nothing,), NOISE: (yes, missed)})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.preparation.findings import measure
-from MITSGANTrainingLib.preparation.readings import PlacedMark, Reading, merge_readers, open_reading
+from MITSGANTrainingLib.preparation.readings import PlacedMark, ReadingFile, merge_readers, open_reading
 from MITSGANTrainingLib.preparation.segmentations import Segmentation
 from MITSGANTrainingLib.preparation.tables import read_table
 from scipy import ndimage
@@ -283,7 +283,7 @@ class TestReading:
             open_reading(path)
         path = write_reading(tmp_path / "lacking.xml", nodule("<roi><edgeMap><xCoord>3</xCoord></edgeMap></roi>"))
         with pytest.raises(InputError, match="lacks a coordinate"):
-            Reading(path, "").locate(volume, 1)
+            ReadingFile(path, "").locate(volume, 1)
 
 
 @st.composite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from MITSGANLib.signature.dicom.dcmtk_blocks import BLOCK, Buffer, Chunk, Evidence, lay_out, size_of
+from MITSGANLib.signature.dicom.dcmtk_blocks import BLOCK, Buffer, Chunk, ReferenceSizes, lay_out, size_of
 from pydicom import Dataset
 
 LONGER = 32
@@ -35,7 +35,7 @@ class Stream:
         self.torn |= self.depth > 0
 
 
-def write_chunk(stream: Stream, chunk: Chunk, evidence: Evidence) -> None:
+def write_chunk(stream: Stream, chunk: Chunk, evidence: ReferenceSizes) -> None:
     sizes = [size for series in evidence.references for size in series]
     starts = [sum(map(len, evidence.references[:number])) for number in range(len(evidence.references))]
     stream.write(4, 4)
@@ -66,7 +66,7 @@ def test_no_nested_sequence_lies_in_two_blocks(counts, sizes, uids, observation,
     one_by_one = [sizes[k % len(sizes)] for k in range(total)]
     starts = [sum(counts[:number]) for number in range(len(counts))]
     references = [one_by_one[start : start + count] for start, count in zip(starts, counts, strict=True)]
-    evidence = Evidence(references, [uids] * len(counts), uids, LONGER)
+    evidence = ReferenceSizes(references, [uids] * len(counts), uids, LONGER)
     content = [(46 + uids, (8, 6), observation)] * total
     chunks, chosen = lay_out(evidence, content, used, lambda buffer: buffer.leaf(BETWEEN))
     stream = Stream(used)
@@ -90,7 +90,7 @@ def test_no_nested_sequence_lies_in_two_blocks(counts, sizes, uids, observation,
 
 
 def test_what_fits_stays_in_one_item():
-    evidence = Evidence([[500] * 10, [600] * 5], [50, 50], 50, LONGER)
+    evidence = ReferenceSizes([[500] * 10, [600] * 5], [50, 50], 50, LONGER)
     chunks, chosen = lay_out(evidence, [], 1000, lambda _buffer: None)
     assert chunks == [Chunk([list(range(10)), list(range(10, 15))])]
     assert not chosen

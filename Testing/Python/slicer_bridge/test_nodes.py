@@ -558,7 +558,7 @@ def test_chart_has_a_line_for_each_series_and_knows_its_slices():
 
 @pytest.mark.parametrize(("has_attack", "is_blinded"), [(False, False), (True, False), (True, True)])
 def test_the_figures_shown_are_few_and_plain(has_attack, is_blinded):
-    from MITSGANLib.judges.jury import Seen, Verdict
+    from MITSGANLib.judges.jury import Judgment, Seen
     from MITSGANLib.measure.attack_effect import (
         CLEAN,
         INTO_ORIGINAL,
@@ -575,7 +575,7 @@ def test_the_figures_shown_are_few_and_plain(has_attack, is_blinded):
     protection, attack = (compare(first, first + np.int16(change), windows=(LUNG,)) for change in (2, 200))
     forgery = ForgeryEffect(attack, {PROTECTED: protection}, (protection,))
     seen = Seen(0.9, 0.1)
-    yes, no = (Verdict("remove", seen, seen, True, achieved, True, False) for achieved in (True, False))
+    yes, no = (Judgment("remove", seen, seen, True, achieved, True, False) for achieved in (True, False))
     effect = AttackEffect(
         (1, 8, 8), "remove", None, (), forgery,
         watermark=Place((1, 8, 8), 15.0, 2.0, 10.0, 4.0),

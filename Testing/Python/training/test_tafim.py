@@ -16,7 +16,7 @@ from MITSGANLib.protection.tafim import TAFIM
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.recipes import load_recipe
 from MITSGANTrainingLib.training.slabs import SlabScan, mean_square
-from MITSGANTrainingLib.training.tafim import Sample, TAFIMTask
+from MITSGANTrainingLib.training.tafim import TAFIMSample, TAFIMTask
 from training_rivals import Bench, assert_resumes, learn
 
 TINY = """
@@ -42,7 +42,7 @@ images_every = 3
 """
 
 
-def scalars_of(task: TAFIMTask, sample: Sample, model: Callable[..., torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def scalars_of(task: TAFIMTask, sample: TAFIMSample, model: Callable[..., torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """The parts of the loss of one sample."""
     (loss,) = task.losses([sample], {"generator": model})
     return loss.scalars
@@ -119,7 +119,7 @@ class TestObjective:
         """The same slab and change, compressed hard, give another manipulation loss and the same reconstruction."""
         made = bench.task()
         slab = made.draw(Step(0, 0, 1))[0].slab
-        plain, compressed = (scalars_of(made, Sample(slab, quality), made.model) for quality in (None, 10))
+        plain, compressed = (scalars_of(made, TAFIMSample(slab, quality), made.model) for quality in (None, 10))
         assert plain["manipulation"] != compressed["manipulation"]
         assert plain["reconstruction"] == compressed["reconstruction"]
 
@@ -129,7 +129,7 @@ class TestObjective:
             untrained_attackers["inject"], inpainter=lambda cubes: torch.full_like(cubes, forged_hu)
         )
         made = bench.task(against=[forger])
-        scalars = scalars_of(made, Sample(made.draw(Step(0, 0, 1))[0].slab, None), made.model)
+        scalars = scalars_of(made, TAFIMSample(made.draw(Step(0, 0, 1))[0].slab, None), made.model)
         assert scalars["manipulation"].item() == pytest.approx(distance)
 
     def test_draws_follow_from_the_step_alone(self, bench):

@@ -100,7 +100,7 @@ def size_of(dataset: Dataset, tags: Sequence[int] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReferenceSizes:
     """Sizes in bytes of what is to be laid out: of each reference with the tag of its item, series by series; of the
     UIDs of each series and of the study; and by how much the longer MAC makes a reference longer.
     """
@@ -116,7 +116,7 @@ ContentItem = tuple[int, Sequence[int], int]
 
 
 def lay_out(
-    evidence: Evidence, content: Sequence[ContentItem], used: int, between: Callable[[Buffer], None]
+    evidence: ReferenceSizes, content: Sequence[ContentItem], used: int, between: Callable[[Buffer], None]
 ) -> tuple[list[Chunk], set[int]]:
     """Spread references over items of the evidence sequence, and choose the content items that get one more element.
 
@@ -137,7 +137,7 @@ def lay_out(
     return chunks, chosen
 
 
-def _evidence_chunks(evidence: Evidence, buffer: Buffer, extra: int) -> list[Chunk]:
+def _evidence_chunks(evidence: ReferenceSizes, buffer: Buffer, extra: int) -> list[Chunk]:
     """
     :param extra: how many of the last references get a longer MAC, which moves all that follows.
     """

@@ -27,7 +27,7 @@ from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dat
 from ...files.dicom.series import DicomScan, scan_dicom
 from ...runtime.progress import Progress
 from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even, is_signable, mac_syntax, require_same_encoding
-from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, Evidence, lay_out, size_of
+from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, ReferenceSizes, lay_out, size_of
 from .digital_signature import (
     MAC_ALGORITHMS,
     REFERENCES,
@@ -385,7 +385,7 @@ def _add_references(
         buffer.begin()
 
     chunks, lengthened = lay_out(
-        Evidence(
+        ReferenceSizes(
             [sizes[first : first + count] for first, count in zip(firsts, counts, strict=True)],
             [len(even(uid.encode())) for uid in uids],
             len(even(str(document.StudyInstanceUID).encode())),

@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from ...errors import TargetError
 from ..change_map import set_changes_visible
-from ..examine import Finding
+from ..examine import ExaminedVolume
 from ..layout import go_to, restore_layout, show_in_ordinary_views
 from ..packages import KEYS
 from ..targets import has_target, target_from_markups
@@ -35,7 +35,7 @@ class ExamineSection(Section):
     def __init__(self, panel: Panel, volume: VolumeSection, keys: KeysSection, compare: CompareSection) -> None:
         super().__init__(panel)
         self._volume, self._keys, self._compare = volume, keys, compare
-        self._finding: Finding | None = None
+        self._finding: ExaminedVolume | None = None
         self._found_in: Any = None
         self._shown: tuple | None = None
         # Qt's table does not keep them.
@@ -54,7 +54,7 @@ class ExamineSection(Section):
         )
 
     @property
-    def finding(self) -> Finding | None:
+    def finding(self) -> ExaminedVolume | None:
         """What was found in the displayed volume as it is now; None before it was examined."""
         return self._finding if self._finding and self._found_in == self._volume.key else None
 
@@ -132,7 +132,7 @@ class ExamineSection(Section):
         if finding and node and row < len(finding.verdict.places):
             go_to(ras_from_voxel(node, finding.verdict.places[row].kji))
 
-    def _fill_table(self, finding: Finding | None) -> None:
+    def _fill_table(self, finding: ExaminedVolume | None) -> None:
         table = self._panel.ui.placesTable
         places = finding.verdict.places if finding else ()
         table.setRowCount(len(places))

@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from ..packages import TORCH, known_packages
 
 
-class Answer(enum.Enum):
+class InstallChoice(enum.Enum):
     """What the user wants."""
 
     ALL = "all"
@@ -20,7 +20,7 @@ class Answer(enum.Enum):
     NOTHING = "nothing"
 
 
-def ask_to_install(window: Any, names: Sequence[str], *, has_other_way: bool) -> Answer:
+def ask_to_install(window: Any, names: Sequence[str], *, has_other_way: bool) -> InstallChoice:
     """Ask whether these packages may be installed.
 
     :param names: as Python imports them.
@@ -48,5 +48,5 @@ def ask_to_install(window: Any, names: Sequence[str], *, has_other_way: bool) ->
     (box.exec_ if hasattr(box, "exec_") else box.exec)()
     pressed = box.clickedButton()
     if pressed == install:
-        return Answer.ALL
-    return Answer.WITHOUT_NETWORKS if other is not None and pressed == other else Answer.NOTHING
+        return InstallChoice.ALL
+    return InstallChoice.WITHOUT_NETWORKS if other is not None and pressed == other else InstallChoice.NOTHING

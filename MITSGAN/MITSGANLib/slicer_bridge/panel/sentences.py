@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...seal.sealing import Restored
     from ...watermark.places import Place
     from ...weights import ModelCard
-    from ..examine import Finding
+    from ..examine import ExaminedVolume
 
 _FINGERPRINT_SHOWN = 16
 _DIGITS_OF_DAY = 10
@@ -136,7 +136,7 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
 def about_state(
     node: slicer.vtkMRMLScalarVolumeNode | None,
     inspection: Inspection | None,
-    finding: Finding | None,
+    finding: ExaminedVolume | None,
     has_open_watermark: bool | None = None,
 ) -> StateWords:
     """What is known of a volume: from its examination, else from what its node, file or DICOM header says.
@@ -186,7 +186,7 @@ def _protected(step: ProcessingStep) -> str:
     return words + ", " + day.isoformat()
 
 
-def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
+def _about_attack(step: ProcessingStep, finding: ExaminedVolume | None) -> StateWords:
     kji = place_of_attack(step)
     action = {"inject": _("nodule added"), "remove": _("nodule removed")}.get(str(step.parameters.get("action")))
     words = _("<b>Simulated attack</b>, no patient's scan")
@@ -205,7 +205,7 @@ def _about_attack(step: ProcessingStep, finding: Finding | None) -> StateWords:
     return StateWords(Tone.ATTACK, words, kji)
 
 
-def _about_found(finding: Finding, protection: ProcessingStep | None) -> StateWords:
+def _about_found(finding: ExaminedVolume, protection: ProcessingStep | None) -> StateWords:
     from ...examination.verdict import Outcome
 
     verdict = finding.verdict
@@ -234,14 +234,14 @@ def _about_found(finding: Finding, protection: ProcessingStep | None) -> StateWo
     return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
 
 
-def where(finding: Finding, place: ChangedPlace) -> str:
+def where(finding: ExaminedVolume, place: ChangedPlace) -> str:
     """The slice and the lung of a place."""
     side = finding.side(place)
     words = _("slice {k}").format(k=place.kji[0])
     return f"{words}, {side}" if side else words
 
 
-def about_place(finding: Finding, place: ChangedPlace) -> tuple[str, str, str]:
+def about_place(finding: ExaminedVolume, place: ChangedPlace) -> tuple[str, str, str]:
     """A line of the table of places: where, how surely, and why in a few words."""
     plain = {
         "signature": _("not as signed"),
@@ -258,7 +258,7 @@ def about_place(finding: Finding, place: ChangedPlace) -> tuple[str, str, str]:
     return where(finding, place), _("surely") if place.is_sure else _("probably"), ", ".join(why)
 
 
-def about_finding(finding: Finding, target: Voxel | None) -> str:
+def about_finding(finding: ExaminedVolume, target: Voxel | None) -> str:
     """The verdict in a few lines of rich text.
 
     :param target: voxel (slice, row, column) that the user asks about; None for none.
@@ -291,7 +291,7 @@ def about_finding(finding: Finding, target: Voxel | None) -> str:
     return "<br>".join(filter(None, lines))
 
 
-def _about_watermark(finding: Finding) -> str:
+def _about_watermark(finding: ExaminedVolume) -> str:
     mark = finding.examination.mark
     whose = _("your key's watermark") if finding.is_keyed else _("the open watermark")
     if not mark.is_found:
@@ -302,7 +302,7 @@ def _about_watermark(finding: Finding) -> str:
     return _("It carries {whose}.").format(whose=whose)
 
 
-def _about_target_place(finding: Finding, target: Voxel) -> str:
+def _about_target_place(finding: ExaminedVolume, target: Voxel) -> str:
     place = finding.at(target)
     if place is None:
         return _("At the target: being looked at…")
@@ -313,7 +313,7 @@ def _about_target_place(finding: Finding, target: Voxel) -> str:
     return _("At the target: nothing was found.")
 
 
-def about_examination(finding: Finding) -> str:
+def about_examination(finding: ExaminedVolume) -> str:
     """What was examined and what was not, in full; rich text."""
     verdict = finding.verdict
     told = [
@@ -333,7 +333,7 @@ def about_examination(finding: Finding) -> str:
     )
 
 
-def legend(finding: Finding) -> str:
+def legend(finding: ExaminedVolume) -> str:
     """The key of the map's colors; rich text."""
     names = []
     for words, rgba in (finding.legend.labels[value] for value in finding.legend.labels if value):

@@ -17,7 +17,7 @@ from ..packages import FIGURES, KEYS, NETWORKS, TORCH, declined, install, missin
 from ..targets import has_target, target_problem
 from ..volumes import is_protected
 from .inquiry import Inquiry
-from .install import Answer, ask_to_install
+from .install import InstallChoice, ask_to_install
 from .jobs import JobRunner
 
 # After which a text has its width: on a slow computer, Slicer shows the panel's scroll bar late.
@@ -330,13 +330,13 @@ class Panel:
         if not lacking or slicer.app.testingEnabled():
             return True
         answer = ask_to_install(self.window, lacking, has_other_way=has_other_way and TORCH in lacking)
-        if answer is Answer.NOTHING:
+        if answer is InstallChoice.NOTHING:
             raise declined()
-        if answer is Answer.WITHOUT_NETWORKS:
+        if answer is InstallChoice.WITHOUT_NETWORKS:
             lacking = missing(KEYS)
         cpu_only = bool(self.parameters) and self.parameters.device == "cpu"
         install(lacking, self._resource_path("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
-        return answer is Answer.ALL
+        return answer is InstallChoice.ALL
 
     def ensure_key_packages(self) -> None:
         """Offer to install what keys and signatures need."""
