@@ -45,7 +45,7 @@ _HALF_TOLERANCE_HU = 0.25
 
 
 Run = Callable[["torch.Tensor", "Tile"], "torch.Tensor"]
-"""A network as a function of slices (batch, 1, rows, columns) and the tile of them that these are."""
+"""What a network gives for the wanted part of a tile, from all that it must see, both (batch, 1, rows, columns)."""
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,14 @@ class SliceNetwork:
         raise NotImplementedError
 
     def ready(self, _shape: tuple[int, int], _seed: int, device: torch.device, dtype: torch.dtype, _fused: bool) -> Run:
-        """A copy of the network as a function of slices (batch, 1, rows, columns) and their tile, float32 in and out.
+        """A copy of the network as a function of tiles of slices (batch, 1, rows, columns), float32 in and out.
 
         :param shape: (rows, columns) of whole slices.
         :param seed: of what the network draws.
         :param fused: whether it may round differently in order to be faster.
         """
         whole = copy.deepcopy(self).eval().to(device, dtype)
-        return lambda x, _tile: whole(x.to(dtype)).float()
+        return lambda x, tile: whole(x.to(dtype)).float()[(..., *tile.inner)]
 
 
 class SliceInference:
@@ -308,7 +308,7 @@ class SliceInference:
             part = parts[number]
             for tile in self._tiles(allowed[part]):
                 where = (part, tile.rows, tile.columns)
-                output = self._output(hu[(part, *tile.wide)], tile)[(slice(None), *tile.inner)]
+                output = self._output(hu[(part, *tile.wide)], tile)
                 if self._config.output == "image":
                     change[where] = network_to_hu(output, self._config.hu_window).cpu().numpy() - hu[where]
                 else:
@@ -326,7 +326,7 @@ class SliceInference:
         return self._tiling.tiles(allowed.any(axis=0), self._most_voxels)
 
     def _output(self, hu: np.ndarray, tile: Tile) -> torch.Tensor:
-        """The network's output, float32 (slices, rows, columns), for what it must see of some slices."""
+        """The network's output for a tile, float32 (slices, rows, columns), from what it must see of some slices."""
         # A copy, since torch does not take read-only arrays.
         x = hu_to_network(torch.from_numpy(hu.copy()).to(self._device), self._config.hu_window).unsqueeze(1)
         if self._half:
