@@ -180,7 +180,7 @@ class Generator(SliceNetwork, nn.Module):
         return lambda x, tile: network.of_tile(x.to(dtype), shaped[(..., *tile.wide)], tile).float()
 
     def of_tile(self, x: torch.Tensor, shaped: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """What :meth:`with_shaped_noise` gives for the wanted part of a tile, in a quarter less time (default, LIDC-IDRI-0001).
+        """What :meth:`with_shaped_noise` gives for the wanted part of a tile, in a quarter less time.
 
         Each convolution leaves out the border that no layer after it looks at; what it puts out is the same.
         """

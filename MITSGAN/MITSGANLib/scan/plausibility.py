@@ -99,8 +99,8 @@ def _histogram(hu: np.ndarray) -> np.ndarray:
     """How many voxels have each of the 65536 HU values; slice by slice, as ``bincount`` needs 8 bytes a voxel."""
     counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
     for hu_of_slice in hu:
-        counts += np.bincount(hu_of_slice.ravel().astype(np.int64) - HU_MIN, minlength=counts.size)
-    return counts
+        counts += np.bincount(np.ascontiguousarray(hu_of_slice).view(np.uint16).ravel(), minlength=counts.size)
+    return np.roll(counts, -HU_MIN)  # as bits the negative ones come last
 
 
 def _refuse_other_units(lowest: int, highest: int) -> None:

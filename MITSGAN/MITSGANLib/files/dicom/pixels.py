@@ -64,7 +64,11 @@ def shown_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
 def count_clipped(stored: np.ndarray, frame: Frame) -> int:
     """The number of stored integers whose exact HU do not fit into int16."""
     clipped = _hu_of_words(frame.slope, frame.intercept, stored.dtype)[1]
-    return 0 if clipped is None else int(np.count_nonzero(clipped.take(stored.view(np.uint16))))
+    # HU rise or fall with what is stored, so that the ends tell whether there is anything to count.
+    ends = np.array([stored.min(initial=0), stored.max(initial=0)], stored.dtype).view(np.uint16)
+    if clipped is None or not clipped[ends].any():
+        return 0
+    return int(np.count_nonzero(clipped.take(stored.view(np.uint16))))
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from .headers import read_dataset
 from .pixels import count_clipped, decode_stored, shown_hu, to_int16_hu
 from .series import DicomSeries, Progress
 
+# Files of the series that was read last as they were then, and its stack. Who writes a scan mostly has just read it.
+_read_last: tuple[tuple[tuple, ...], Stack] | None = None
+
 
 def stack_series(series: DicomSeries) -> Stack:
     """The slices of a series in order, with the geometry and warnings that headers alone give.
@@ -27,6 +31,21 @@ def stack_series(series: DicomSeries) -> Stack:
     frames = [frame for header in series.images for frame in frames_of(header)]
     stack = stack_frames(frames)
     return dataclasses.replace(stack, warnings=(*stack.warnings, *header_warnings(series, frames)))
+
+
+def stack_of_last(files: Sequence[str]) -> Stack | None:
+    """The stack of the series that :func:`read_series` read last, if these are its files, and none changed since."""
+    last = _read_last
+    try:
+        return last[1] if last is not None and last[0] == _states(files) else None
+    except OSError:  # one is gone, which whoever reads it will say
+        return None
+
+
+def _states(files: Sequence[str]) -> tuple[tuple, ...]:
+    """What tells whether files are still what they were."""
+    found = ((file, Path(file).stat()) for file in files)
+    return tuple((file, state.st_ino, state.st_size, state.st_mtime_ns) for file, state in found)
 
 
 def read_series(series: DicomSeries, progress: Progress | None = None, source: str = "") -> CTVolume:
@@ -40,7 +59,10 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
     :raises InputError: the images form no regular stack, a file is damaged, or the values are not HU.
     :raises DependencyError: the pixels are compressed and the package for it is missing.
     """
+    global _read_last
     stack = stack_series(series)
+    files = tuple(str(path) for path in slices_by_file(stack.frames))
+    _read_last = (_states(files), stack)
     hu, clipped = None, 0
     for k, stored in _decoded(stack.frames, progress):
         if hu is None:  # once pixels were found to be as large as headers say
@@ -55,7 +77,7 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
         source=source,
         format="dicom",
         series_instance_uid=series.uid,
-        dicom_files=tuple(str(path) for path in slices_by_file(stack.frames)),
+        dicom_files=files,
         dicom_problem=series.writing_problem,
         padding_hu=padding_hu,
         warnings=(*warnings, *check_hounsfield(hu, padding_hu)),

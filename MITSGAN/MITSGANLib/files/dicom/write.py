@@ -21,7 +21,7 @@ from .frames import Frame, slices_by_file
 from .geometry import Stack
 from .headers import Header, damaged_file, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
 from .pixels import decode_stored, shown_hu, stored_for_hu
-from .read import stack_series
+from .read import stack_of_last, stack_series
 from .series import DicomSeries, Progress, list_files
 
 if TYPE_CHECKING:
@@ -139,8 +139,10 @@ def refuse_foreign_files(folder: Path) -> None:
 
 def _source_stack(volume: CTVolume) -> Stack:
     """The originals of a volume, checked to be the ones it was read from."""
-    headers = [_source_header(Path(file)) for file in volume.provenance.dicom_files]
-    stack = stack_series(DicomSeries(volume.provenance.series_instance_uid or "", tuple(headers)))
+    stack = stack_of_last(volume.provenance.dicom_files)
+    if stack is None:
+        headers = [_source_header(Path(file)) for file in volume.provenance.dicom_files]
+        stack = stack_series(DicomSeries(volume.provenance.series_instance_uid or "", tuple(headers)))
     original = CTVolume(
         np.broadcast_to(np.int16(0), stack.shape), stack.spacing, stack.origin, stack.direction, volume.provenance
     )
