@@ -23,6 +23,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from MITSGANLib.files.atomic import atomic_folder
 from MITSGANLib.files.dicom.references import LeftBehind, left_behind
 from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
-from MITSGANLib.protection.presets import SEARCH, is_blocker
-from MITSGANLib.protection.protector import protect
+from MITSGANLib.protection.presets import NO_MODEL, SEARCH, is_blocker
+from MITSGANLib.protection.protector import Protector, protect
+from MITSGANLib.runtime.devices import load_torch
 from MITSGANLib.runtime.memory import give_freed_memory_back
 from MITSGANLib.save_protected import Proofs, check_protected_output, save_protected
 from MITSGANLib.signature.signing import Signers
@@ -130,14 +132,30 @@ def _warn_of_blocking(options: argparse.Namespace, has_key: bool) -> None:
         note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
 
 
-def _protect_scan(options: argparse.Namespace) -> None:
+def _load_protector(options: argparse.Namespace) -> tuple[Protector, dict[str, Any], str]:
+    """The protector, its settings, and where it runs, in words."""
+    is_blocker(options.model)  # which refuses a name that is unknown, at once
+    if options.model != NO_MODEL:
+        load_torch()
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
     if options.model == SEARCH:
         proposer = dataclasses.replace(protector.proposer, minutes=options.minutes, state=options.keep_search)
         protector = dataclasses.replace(protector, proposer=proposer)
-    device = protector.place(options.device)
-    with progress_bar("Reading", "slice") as progress:
-        volume, found = load_with_surroundings(options.input, series=options.series, progress=progress)
+    return protector, settings, protector.place(options.device)
+
+
+def _protect_scan(options: argparse.Namespace) -> None:
+    with ThreadPoolExecutor(1, "MITSGAN protector") as pool:
+        loading = pool.submit(_load_protector, options)
+        with progress_bar("Reading", "slice") as progress:
+
+            def report(done: int, total: int) -> None:
+                if loading.done():
+                    loading.result()  # of a protector that cannot be had the user hears at once
+                progress(done, total)
+
+            volume, found = load_with_surroundings(options.input, series=options.series, progress=report)
+        protector, settings, device = loading.result()
     note_warnings(volume, protecting=True)
     beside = left_behind(found, volume.provenance.series_instance_uid) if found else ()
     del found
