@@ -168,6 +168,10 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> ResultSection:
         "lpips": (Column("LPIPS", "8 slices"), 3, ""),
     }
 
+    # LPIPS that nobody measured is no column; the notes say why.
+    if all(_whole_value(one.result, "lpips") is None for one in whole):
+        del columns["lpips"]
+
     def cell(name: str, key: str, digits: int) -> Cell:
         values = [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name]
         return mean_cell(values, digits, setup.seed)

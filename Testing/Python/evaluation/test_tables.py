@@ -116,6 +116,8 @@ class TestLayout:
         assert list(dict.fromkeys(row.labels[0] for row in table.rows)) == ["RMSE (HU)", "PSNR (dB)", "SSIM"]
         groups = list(dict.fromkeys(column.group for column in table.columns))
         assert groups == ["Real", "Tampered", "Paper, real", "Paper, tampered"]
+        (whole,) = sections["change"].tables
+        assert "LPIPS" not in {column.group for column in whole.columns}
 
     def test_cells_are_means_over_patients_with_intervals(self, sections):
         # Patient 1 has shifts 0 and 2, patient 2 has 0 and 4: means 1 and 2.
