@@ -171,20 +171,28 @@ class Surroundings:
 
     @classmethod
     def of(
-        cls, hu: np.ndarray, spacing_kji: Sequence[float], padding_hu: int | None = None, *, with_noise: bool = True
+        cls,
+        hu: np.ndarray,
+        spacing_kji: Sequence[float],
+        padding_hu: int | None = None,
+        *,
+        with_noise: bool = True,
+        all_body: bool = False,
     ) -> Surroundings:
         """Look at slices as they came.
 
         :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
         :param spacing_kji: mm along (slice, row, column).
         :param with_noise: whether a budget will want the noise, which takes most of the time.
+        :param all_body: whether to take every voxel for body, as in a cube of lung.
         """
-        mask = np.empty(hu.shape, bool)
+        mask = np.ones(hu.shape, bool)
         noise_hu, lungs_hu = (np.empty(hu.shape, np.float32) for _ in range(2)) if with_noise else (None, None)
 
         def look(k: int) -> None:
             plane = hu[k : k + 1]
-            mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
+            if not all_body:
+                mask[k] = body_mask(plane, padding_hu, spacing_kji)[0]
             if noise_hu is not None:
                 noise_hu[k] = hiding_noise(hu[k], local_noise(plane, spacing_kji, padding_hu).at()[0], mask[k])
                 lungs_hu[k] = hiding_noise_in_lungs(hu[k], noise_hu[k], mask[k], spacing_kji)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from MITSGANLib.budget.budget import Surroundings, apply_change
-from MITSGANLib.budget.noise import local_noise
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.judges.judge import Judge
@@ -351,7 +350,7 @@ def protected_voxels(
         return volume.with_hu(hu, step)
 
     def around(hu: np.ndarray) -> Surroundings:
-        return Surroundings(np.ones(hu.shape, bool), local_noise(hu, volume.spacing_kji).at(), None)
+        return Surroundings.of(hu, volume.spacing_kji, all_body=True)
 
     def allowed_in(slab: slice) -> np.ndarray:
         return around(volume.hu[slab]).allowed(volume.hu[slab], protector.budget)

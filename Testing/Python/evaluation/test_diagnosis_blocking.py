@@ -19,6 +19,7 @@ from MITSGANLib.judges.judge import load_judge
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.protection.protector import Protector
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.watermark.embedding import Watermark
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.commands.diagnose import nodules_to_plant
 from MITSGANTrainingLib.data.dataset import Dataset
@@ -89,7 +90,7 @@ def mark() -> Protector:
 
 @pytest.fixture(scope="module")
 def default() -> Protector:
-    return Protector("small", network(2), Budget(strength_hu=30.0, noise_share=0.5), digest="2")
+    return Protector("small", network(2), Budget(strength_hu=30.0, noise_share=0.5), digest="2", watermark=Watermark())
 
 
 @pytest.fixture(scope="module")
