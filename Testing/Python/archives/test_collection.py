@@ -713,13 +713,13 @@ class TestWorkers:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("how", "processes"), [(signal.SIGTERM, 2), (signal.SIGKILL, 1)])
-    def test_a_run_that_was_stopped_or_killed_continues(self, tmp_path, run, model, how, processes):
+    def test_a_run_that_was_stopped_or_killed_continues(self, tmp_path, run, how, processes):
         """Wherever the signal falls: whole series or none, and the next run does only the rest."""
         tree, out = tmp_path / "tree", tmp_path / "out"
         for number in range(24):
             series(number, prefix=f"n{number:02d}").write(tree / f"s{number % 3}")
         command = [sys.executable, "-m", "MITSGANTrainingLib.commandline", "protect", tree, out, "--collection"]
-        command = [*command, "--processes", str(processes), "--model", model, "--device", "cpu"]
+        command = [*command, "--processes", str(processes), "--model", "none", "--device", "cpu"]
         stopped = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while stopped.poll() is None and not list((out / RECORDS).glob("*.json")):
             time.sleep(0.01)
@@ -732,7 +732,7 @@ class TestWorkers:
             assert not list(out.rglob("*.partial"))
         whole = [name[: name.index("-")] for name in outputs(out) if ".partial" not in name]
         assert {whole.count(name) for name in whole} == {3}
-        report = run()
+        report = run(model="none")
         assert len(report.finished) == 24
         assert sum(earlier for _, earlier in report.finished) == finished
         assert outputs(out).keys() == contents(tree).keys()

@@ -200,7 +200,7 @@ class TestDocument:
         assert ("Key Object Selection Document" if tool == "dsrdump" else "KeyObjectSelectionDocument") in said
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("series", [(60,), (133,), (20, 17, 96), (600,)])
+    @pytest.mark.parametrize("series", [(60,), (133,), (20, 17, 96), (300,)])
     def test_dcmtk_accepts_many_instances(self, tmp_path, signers, series):
         """Its buffer of 16 KiB is full several times; see ``dcmtk_blocks``."""
         if shutil.which("dcmsign") is None:

@@ -62,7 +62,7 @@ def panel(standin, module, request, monkeypatch, on_its_grid):  # noqa: ARG001
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.PROGRESS_SECONDS", 0)
     # Nobody waits for answers that are there.
-    monkeypatch.setattr("MITSGANLib.runtime.background.INTERVAL_SECONDS", 0.002)
+    monkeypatch.setattr("MITSGANLib.runtime.background.INTERVAL_SECONDS", 0.005)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.inquiry.INTERVAL_MILLISECONDS", 2)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
     widget = standin.open_panel(module)

@@ -354,14 +354,21 @@ class _Loader(QUiLoader):
         return widget
 
 
-def load_ui(path):
-    """``slicer.util.loadUI``; connections to the scene are made by ``setMRMLScene`` of the top widget."""
+@functools.cache
+def _without_connections(path):
+    """A ``.ui`` file for Qt's loader, and the names of those to whom it connects the scene."""
     tree = ElementTree.parse(path)
     connections = tree.getroot().find("connections")
     receivers = [item.findtext("receiver") for item in connections.iter("connection")]
     tree.getroot().remove(connections)
+    return ElementTree.tostring(tree.getroot()), receivers
+
+
+def load_ui(path):
+    """``slicer.util.loadUI``; connections to the scene are made by ``setMRMLScene`` of the top widget."""
+    text, receivers = _without_connections(path)
     buffer = QtCore.QBuffer()
-    buffer.setData(ElementTree.tostring(tree.getroot()))
+    buffer.setData(text)
     buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
     loader = _Loader()
     top = loader.load(buffer)
