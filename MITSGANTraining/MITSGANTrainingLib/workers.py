@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from MITSGANLib.errors import CancelledError, DependencyError, InputError, MITSGANError, defect_text
 from MITSGANLib.files.dicom.headers import silence_pydicom
+from MITSGANLib.runtime.memory import keep_freed_memory
 from MITSGANLib.runtime.threads import usable_cores
 
 Item = TypeVar("Item")
@@ -121,6 +122,7 @@ def _over_one_pool(function: Callable, items: Iterable, processes: int, broken: 
 def _begin_process(threads: int) -> None:
     # Before torch is imported, which not every work needs.
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
