@@ -73,6 +73,10 @@ class OutputError(MITSGANError):
     exit_code = 4
 
 
+class NoSpaceError(OutputError):
+    """The disk is full or too small, whatever is written."""
+
+
 class ModelError(MITSGANError):
     """A model is unknown, incomplete, corrupt or of another architecture."""
 

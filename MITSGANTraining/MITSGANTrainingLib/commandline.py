@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -94,6 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(text, 1, options.verbose)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Drop what standard output does not take; Python would try again, and end with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(names: Iterable[str]) -> argparse.ArgumentParser:

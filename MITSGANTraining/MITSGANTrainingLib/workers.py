@@ -67,10 +67,11 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> ItemOutcome[Item
     except CancelledError:
         raise
     except Exception as error:  # noqa: BLE001 - one unreadable scan must not cost the others
-        return ItemOutcome(item, error=_reason(error))
+        return ItemOutcome(item, error=reason_of(error))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What to say of a failure, in a sentence."""
     return str(error) if isinstance(error, MITSGANError) else defect_text(error)
 
 
@@ -166,7 +167,7 @@ def _over_dask(function: Callable, items: list, scheduler: str) -> Iterator[Item
                     outcome = future.result()
                     outcome = ItemOutcome(item, outcome.result, outcome.error)
                 except Exception as error:  # noqa: BLE001 - a lost worker
-                    outcome = ItemOutcome(item, error=_reason(error))
+                    outcome = ItemOutcome(item, error=reason_of(error))
                 submit()
                 yield outcome
         finally:

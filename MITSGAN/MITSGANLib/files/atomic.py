@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import MAY_OVERWRITE, OutputError
+from ..errors import MAY_OVERWRITE, NoSpaceError, OutputError
 
 # Bytes; with what a temporary name adds, names have at most 255.
 _LONGEST_NAME = 235
@@ -70,7 +70,7 @@ def output_error(error: OSError, destination: Path) -> OutputError:
     while error.errno is None and isinstance(error.__cause__, OSError):
         error = error.__cause__
     if error.errno in _NO_SPACE:
-        return OutputError(
+        return NoSpaceError(
             "cannot be written: no space is left on the disk",
             path=destination,
             hint="free some space or choose another disk",
@@ -107,12 +107,12 @@ def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
 def require_space(place: Path, needed: int) -> None:
     """Refuse a disk that is too small.
 
-    :raises OutputError: the disk of a place, which need not exist yet, has less than ``needed`` bytes free.
+    :raises NoSpaceError: the disk of a place, which need not exist yet, has less than ``needed`` bytes free.
     """
     folder = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(
+        raise NoSpaceError(
             f"needs {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free on its disk",
             path=place,
             hint="free some space or choose another disk",

@@ -13,17 +13,16 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar
 
-from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.errors import CancelledError, InputError, NoSpaceError, OutputError
 from MITSGANLib.files.atomic import output_error, remove_leavings
 from MITSGANLib.protection.protector import Protector
 from MITSGANLib.save_protected import Proofs
 from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 
-from ..workers import run_all
+from ..workers import reason_of
 from .collection import CollectionConfig, ProtectionJob, ProtectionRecord, checked_collection, save_one
 from .inventory import Failure, FileFact, FolderStock, Inventory, StockedScan, take_stock
 from .trees import Record, Tell, claimed, record_path, relative_files
@@ -57,6 +56,7 @@ def watch(config: WatchConfig, tell: Tell, stopped: Callable[[float], bool]) -> 
         of the series under way nothing is delivered.
     :raises InputError: the folder is missing, or a key cannot be read.
     :raises OutputError: folders overlap, or the output holds something else or is in use by another watch.
+    :raises NoSpaceError: the disk is full. The series that could not be delivered stays where it is.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
     protection = checked_collection(config.protection)
@@ -156,10 +156,14 @@ class _Watch:
             self._fail(Failure(scan.source, reason, scan.uid, scan.files))
             return
         if not self._is_done(scan):
-            (outcome,) = run_all(methodcaller("run"), [job])
-            done = outcome.result
-            if done is None or done.record is None:
-                reason = outcome.error if done is None else f"It {done.reason}."
+            try:
+                done = job.run()
+                reason = "" if done.record else f"It {done.reason}."
+            except (CancelledError, NoSpaceError):  # of which the next series would fail, too
+                raise
+            except Exception as error:  # noqa: BLE001 - one unreadable series must not cost the others
+                reason = reason_of(error)
+            if reason:
                 self._fail(Failure(scan.source, reason, scan.uid, scan.files))
                 return
             if not done.earlier:

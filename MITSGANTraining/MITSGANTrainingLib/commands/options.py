@@ -202,7 +202,9 @@ def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise InputError(f"The result has a value that JSON cannot hold ({error}); report this.") from error
     if destination == "-":
-        sys.stdout.write(text)
+        with _written_to():
+            sys.stdout.write(text)
+            sys.stdout.flush()
         return
     with atomic_file(Path(destination), overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -261,7 +263,7 @@ def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], N
             raise output_error(error, Path(destination)) from error
 
         def tell(line: dict[str, Any]) -> None:
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError), _written_to(destination):
                 file.write(json.dumps(line, allow_nan=False) + "\n")
                 file.flush()
 
@@ -269,8 +271,25 @@ def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], N
 
 
 def say(text: str = "") -> None:
-    """A line of the result for people; standard output."""
-    print(text)
+    """A line of the result for people; standard output.
+
+    :raises OutputError: the disk behind it is full.
+    """
+    with _written_to():
+        print(text, flush=True)
+
+
+@contextmanager
+def _written_to(destination: str = "-") -> Iterator[None]:
+    """
+    :raises OutputError: in place of what writing to a file, or for "-" to standard output, raised.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # a reader that went away wants no more
+        raise
+    except OSError as error:
+        raise output_error(error, Path("standard output" if destination == "-" else destination)) from error
 
 
 def note(text: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from dicom_factory import PATIENT_NAME, CTSeries, ct_series, phantom_hu, write_structure_set
-from MITSGANLib.errors import InputError, OutputError
+from MITSGANLib.errors import InputError, NoSpaceError, OutputError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.signing_keys import new_signing_key, public_key_path, save_signing_key
 from MITSGANTrainingLib.archives import collection, watching
@@ -165,6 +165,20 @@ def test_late_images_are_no_series_of_their_own(watched, tmp_path):
         shutil.copy(file, watched.tree / "a")
     assert [line["outcome"] for line in watched.quiet(remove=True)] == ["delivered"]
     assert len(outputs(watched.out)) == 4
+
+
+def test_a_full_disk_ends_the_watch_and_is_no_fault_of_the_series(watched, monkeypatch):
+    series().write(watched.tree)
+    before = contents(watched.tree)
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(watched.tree)._replace(free=0)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(NoSpaceError, match="free"):
+            watched.quiet()
+    assert contents(watched.tree) == before
+    assert not outputs(watched.out)
+    assert not watched.failed.exists()
+    assert [line["outcome"] for line in watched.quiet()] == ["delivered"]
 
 
 @pytest.mark.parametrize("moment", ["protect", "save_protected"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import dicom_factory
@@ -435,6 +436,14 @@ class TestDemo:
 
 
 class TestEntryPoints:
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+    @pytest.mark.parametrize("words", [(), ("--json", "-")])
+    def test_standard_output_that_is_full_is_said(self, scan, words, monkeypatch, capsys):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert main(["info", str(scan), *words]) == OutputError.exit_code
+        assert "standard output cannot be written: no space is left" in capsys.readouterr().err
+
     def test_shipped_models_are_whole(self):
         """Every card reads, every file has its card's SHA-256, and all of it stays small."""
         total = attackers = 0

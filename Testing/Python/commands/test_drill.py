@@ -207,6 +207,19 @@ class TestScore:
         assert "no space is left" in said.err
         assert [path.name for path in tmp_path.iterdir()] == ["reader.csv"]
 
+    def test_stopping_leaves_nothing(self, drill, key, tmp_path, monkeypatch, capsys):
+        answers, record = tmp_path / "reader.csv", tmp_path / "score.json"
+        answers.write_text("scan,slice,row,column\n")
+
+        def stop(*_args: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("MITSGANLib.measure.drill.score", stop)
+        words = ["drill", "score", str(answers), str(drill / "case-1.answers"), "--key", str(key)]
+        assert main([*words, "--json", str(record)]) == 130
+        assert capsys.readouterr().out == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["reader.csv"]
+
     def test_the_wrong_key_tells_nothing(self, drill, tmp_path, capsys):
         other, answers = tmp_path / "other.key", tmp_path / "reader.csv"
         write_key_file(generate_key(), other)
