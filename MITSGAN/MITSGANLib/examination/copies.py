@@ -211,11 +211,15 @@ def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray,
     from scipy import ndimage
 
     mm = np.array(blocks.volume.spacing_kji)
-    shifts, which, counts = np.unique(second - first, axis=0, return_inverse=True, return_counts=True)
+    shifts = second - first
+    # As one number each: rows are compared one by one, with Python's lock, for seconds in a long scan.
+    _, rows, columns = fine.shape
+    numbers = (shifts[:, 0] * (2 * rows) + shifts[:, 1]) * (2 * columns) + shifts[:, 2]
+    _, one_of, which, counts = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
     order = [number for number in np.argsort(-counts)[:_MOST_SHIFTS] if counts[number] >= _PAIRS]
     found = []
     for number in order:
-        shift, places = shifts[number], first[which.ravel() == number]
+        shift, places = shifts[one_of[number]], first[which == number]
         low = places.min(axis=0)
         cells = np.floor((places - low) * mm / _CONFIRMED_MM).astype(int)
         here = np.zeros(cells.max(axis=0) + 1, int)

@@ -27,6 +27,7 @@ from ..judges.judge import Judge, Sight, build_network, load_judge
 from ..runtime.devices import resolve_device
 from ..runtime.threads import slabs
 from ..scan.cubes import CUBE_MM, Voxel, cube_shape, cube_start, rescale
+from ..scan.filters import enlarged
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
 from ..weights import MODELS_FOLDER, ModelCard, check_numbers, configuration, fill, half_precision
@@ -247,8 +248,7 @@ def judged_places(volume: CTVolume) -> np.ndarray:
     sampling = (volume.spacing_kji[0], volume.spacing_kji[1] * step, volume.spacing_kji[2] * step)
     near = ndimage.distance_transform_edt(~small, sampling) <= _CLOSING_MM
     inner = ndimage.distance_transform_edt(near, sampling) > _CLOSING_MM - _MARGIN_MM
-    places = inner | small
-    return places.repeat(step, axis=1)[:, : volume.shape[1]].repeat(step, axis=2)[:, :, : volume.shape[2]]
+    return enlarged(inner | small, step, volume.shape)
 
 
 def places_inside(shape: Sequence[int], spacing_kji: Sequence[float]) -> np.ndarray:

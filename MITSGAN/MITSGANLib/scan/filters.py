@@ -16,6 +16,21 @@ _AT_ONCE = 1 << 16  # values that stay in the cache
 _GAPS = (0, 1, 16)
 
 
+def enlarged(blocks: np.ndarray, edge: int, shape: Sequence[int]) -> np.ndarray:
+    """Each value as a square of so many voxels of its slice, without what is beyond the scan.
+
+    Slice by slice: ``ndarray.repeat`` keeps Python's lock, and an interface would stand still for all of a long scan.
+
+    :param blocks: (slices, block rows, block columns).
+    :param shape: (slices, rows, columns) of the result, of the same type.
+    """
+    found = np.empty(tuple(shape), blocks.dtype)
+    _, rows, columns = found.shape
+    for plane, of_slice in zip(found, blocks, strict=True):
+        plane[:] = of_slice.repeat(edge, axis=0)[:rows].repeat(edge, axis=1)[:, :columns]
+    return found
+
+
 def smooth(plane: np.ndarray, sigma: float, reach: float = 2.5) -> np.ndarray:
     """Gaussian of a slice (rows, columns), float32; to rounding what ``ndimage.gaussian_filter`` gives.
 

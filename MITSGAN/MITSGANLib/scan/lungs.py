@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import TargetError
+from .filters import enlarged
 from .volume import CTVolume
 
 LUNG_BELOW_HU = -500
@@ -22,7 +23,7 @@ def lung_mask(volume: CTVolume) -> np.ndarray:
 
     # Half resolution in the plane: a quarter of the time, and targets need no more.
     aerated = volume.hu[:, ::2, ::2] < LUNG_BELOW_HU
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(aerated.astype(np.uint8))))
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(aerated.view(np.uint8))))
     border = np.concatenate(
         [labels[:, edge, :].ravel() for edge in (0, -1)] + [labels[:, :, e].ravel() for e in (0, -1)]
     )
@@ -31,8 +32,7 @@ def lung_mask(volume: CTVolume) -> np.ndarray:
     keep = sizes * voxel_ml >= MINIMUM_LUNG_ML
     keep[np.unique(border)] = False
     keep[0] = False
-    lung = keep[labels]
-    return lung.repeat(2, axis=1)[:, : volume.shape[1]].repeat(2, axis=2)[:, :, : volume.shape[2]]
+    return enlarged(keep[labels], 2, volume.shape)
 
 
 def lung_positions(

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files.dicom.geometry import STRAIGHT_TOLERANCE_MM
 from ..files.volume_files import GEOMETRY_TOLERANCE_MM
 from ..scan.alignment import aligned
+from ..scan.filters import enlarged
 from ..scan.volume import CTVolume, ProcessingStep
 from .contents import ImageFile, ScanContents
 from .digests import IMAGE_KEYWORDS, SERIES_KEYWORDS, STUDY, TILE, HeaderKey, tile_digests
@@ -83,8 +84,7 @@ class Verification:
 
     def map_volume(self) -> CTVolume:
         """A label map of :data:`MAP_VALUES` in the signed geometry: what an overlay shows."""
-        _, rows, columns = self.manifest.shape
-        labels = self.tiles.repeat(TILE, axis=1).repeat(TILE, axis=2)[:, :rows, :columns]
+        labels = enlarged(self.tiles, TILE, self.manifest.shape)
         step = ProcessingStep(
             "tamper-map", "Map of what differs from the signed scan", {str(k): v for k, v in MAP_VALUES.items()}
         )
