@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 JUDGES = ("nodule-residual", "nodule-plain")
 """Whom the search asks. The third nodule judge and the forensic judge take no part, so that they can decide."""
 
-# With 1 judges saw the changed scan; such a search is not continued.
-_OBJECTIVE = 2
 _HALF_CUBE_MM = 16.0
 # A removal makes sense where something is to be removed; this many compact structures stand for nodules.
 _STRUCTURES = 24
@@ -62,6 +60,8 @@ class SearchConfig:
     :param block_mm: edge of the blocks of lung that are searched in turn.
     :param slower_mm: standard deviation of the Gaussian whose part is taken out; 6 mm takes what is slower than 20 mm.
     :param noise_hu: largest standard deviation of noise that is added to what attackers see, drawn for each place.
+    :param into_original: judges see what is painted in the original. Else they see it in the changed scan and are
+        blinded by it, which measures what a search can hide from them.
     :param half: networks compute in bfloat16, which takes two thirds of the time where a processor has it.
     """
 
@@ -71,6 +71,7 @@ class SearchConfig:
     block_mm: float = 32.0
     slower_mm: float = 6.0
     noise_hu: float = 4.0
+    into_original: bool = True
     half: bool = False
 
     def __post_init__(self) -> None:
@@ -253,7 +254,7 @@ class ChangeSearch:
 
         digest = hashlib.sha256(self._volume.hu.tobytes())
         digest.update(self._limit.cpu().numpy().tobytes())
-        digest.update(repr((_OBJECTIVE, self.config, self._seed, len(self.blocks))).encode())
+        digest.update(repr((self.config, self._seed, len(self.blocks))).encode())
         for one in (*self._attackers, *self._judges):
             digest.update(f"{one.name} {one.digest}".encode())
         return digest.hexdigest()
@@ -305,7 +306,7 @@ class ChangeSearch:
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.half):
                 cubes = outcomes(
                     [protected] * len(places),
-                    self._scan,
+                    [self._scan if self.config.into_original else protected] * len(places),
                     places,
                     self._volume.spacing_kji,
                     attacker,
@@ -396,20 +397,20 @@ class Search:
 
 def outcomes(
     scans: Sequence[PatchedScan],
-    original: torch.Tensor,
+    into: Sequence[torch.Tensor | PatchedScan],
     places: Sequence[Voxel],
     spacing_kji: Sequence[float],
     attacker: Attacker,
     noise_hu: float,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """What an attacker who reads protected scans paints, in the original: (places, 32, 32, 32) HU at 1 mm.
+    """What an attacker who reads protected scans paints, in other scans: (places, 32, 32, 32) HU at 1 mm.
 
-    Judges who see the protected scan as well are blinded by it: asked so, a search leaves the attacker as he is and the
+    Judges who see it in the protected scan are blinded by that: asked so, a search leaves the attacker as he is and the
     nodule where it is, and would hide a patient's own from software (docs/results/prevention.md). Differentiable.
 
     :param scans: for each place, the protected scan that the attacker reads.
-    :param original: HU (slices, rows, columns) of the scan that all of them come from.
+    :param into: for each place, the scan in HU (slices, rows, columns) that it is pasted into, such as the original.
     :param noise_hu: largest standard deviation of noise that is added to what the attacker sees.
     """
     import torch
@@ -426,9 +427,9 @@ def outcomes(
     sizes = torch.from_numpy(rng.uniform(0, noise_hu, len(places))).to(clean)
     forged = attacker.inpainter(clean + sizes.view(-1, 1, 1, 1) * noise)
     seen = []
-    for kji, start, cube in zip(places, starts, forged, strict=True):
-        patch = touch_up(original, kji, Patch(start, rescale(cube, shape)), attacker.action)
-        attacked = PatchedScan(original, patch.slices, patch.values)
+    for scan, kji, start, cube in zip(into, places, starts, forged, strict=True):
+        patch = touch_up(scan, kji, Patch(start, rescale(cube, shape)), attacker.action)
+        attacked = PatchedScan(scan, patch.slices, patch.values)
         seen.append(rescale(cut(attacked, start, shape), (CUBE_MM,) * 3))
     return torch.stack(seen).float()
 

@@ -113,7 +113,9 @@ class PreventionTask(SmallProtectorTask):
         voxels = self._voxels_of(scan)
         scans = [PatchedScan(voxels, box, hu) for box, hu in zip(boxes, protected, strict=True)]
         with torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.config.half):
-            cubes = outcomes(scans, voxels, places, scan.scan.spacing_kji, attacker, self.config.noise_hu, rng)
+            cubes = outcomes(
+                scans, [voxels] * len(places), places, scan.scan.spacing_kji, attacker, self.config.noise_hu, rng
+            )
             logit = torch.stack([judge.network(cubes) for judge in self._judges]).float().mean()
         return logit if attacker.action == "inject" else -logit
 

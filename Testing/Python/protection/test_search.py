@@ -102,6 +102,18 @@ def test_the_finding_becomes_less_likely_at_places_drawn_anew(make):
 
 
 @pytest.mark.slow
+def test_what_judges_see_beside_the_forgery_is_the_original_or_the_changed_scan(make):
+    """The same where nothing is changed yet; then each finds a change of its own."""
+    both = [make(dataclasses.replace(QUICK, noise_hu=0.0, into_original=one)) for one in (True, False)]
+    first, second = (search.sureness(search.blocks[0], np.random.default_rng(9)) for search in both)
+    assert first == pytest.approx(second, abs=1e-4)
+    for search in both:
+        search.run()
+    first, second = (search.change() for search in both)
+    assert np.abs(first - second).max() > 1
+
+
+@pytest.mark.slow
 def test_a_stopped_search_continues_as_if_it_had_not_stopped(make, tmp_path):
     whole = make()
     whole.run()
