@@ -39,10 +39,7 @@ class Proofs:
 def check_protected_output(
     volume: CTVolume, path: str | os.PathLike[str], proofs: Proofs, *, overwrite: bool = False
 ) -> None:
-    """Refuse at once, before long work, what :func:`save_protected` would refuse.
-
-    :raises OutputError, DependencyError: as :func:`save_protected`.
-    """
+    """Refuse at once, before long work, what :func:`save_protected` would refuse."""
     (check_output if proofs.key is None else check_sealed_output)(volume, path, overwrite=overwrite)
     if proofs.signers is not None and not is_dicom_output(path):
         refuse_existing_file(manifest_path(Path(path)), overwrite)

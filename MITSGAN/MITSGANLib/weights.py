@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError
+from .files.atomic import atomic_file
 from .runtime.resources import resources_folder
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> ModelCard:
     """Write tensors and card; both appear whole or not at all. Gives the card with its SHA-256 filled in."""
     import safetensors.torch
-
-    from .files.atomic import atomic_file
 
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())

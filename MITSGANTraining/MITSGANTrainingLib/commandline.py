@@ -24,7 +24,7 @@ from MITSGANLib.errors import CancelledError, MITSGANError, defect_text
 from MITSGANLib.files.dicom.headers import silence_pydicom
 from MITSGANLib.runtime.memory import keep_freed_memory
 
-from .commands.options import check_json, with_points
+from .commands.shared import check_json, with_points
 
 
 class _Commands(Mapping[str, ModuleType]):

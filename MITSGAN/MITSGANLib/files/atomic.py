@@ -87,19 +87,13 @@ def output_error(error: OSError, destination: Path) -> OutputError:
 
 
 def refuse_existing_file(destination: Path, overwrite: bool) -> None:
-    """Refuse at once, before long work, what :func:`atomic_file` would refuse for this place.
-
-    :raises OutputError: as :func:`atomic_file`.
-    """
+    """Refuse at once, before long work, what :func:`atomic_file` would refuse for this place."""
     with _temporary_sibling(destination, tentative=True):
         _refuse_file(destination, overwrite)
 
 
 def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
-    """Refuse at once, before long work, what :func:`atomic_folder` would refuse for this place.
-
-    :raises OutputError: as :func:`atomic_folder`.
-    """
+    """Refuse at once, before long work, what :func:`atomic_folder` would refuse for this place."""
     with _temporary_sibling(destination, tentative=True):
         _refuse_folder(destination, overwrite)
 

@@ -94,9 +94,7 @@ class NiftiForms:
 
 
 def read_forms(path: Path) -> NiftiForms:
-    """
-    :raises InputError: the header is damaged.
-    """
+    """:raises InputError: the header is damaged."""
     try:
         with _opened(path) as file:
             header = file.read(NIFTI1_SIZE)
@@ -188,9 +186,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _byte_order(header: bytes) -> str:
-    """
-    :raises ValueError: this is no NIfTI-1 header.
-    """
+    """:raises ValueError: this is no NIfTI-1 header."""
     for order in "<>":
         if struct.unpack_from(f"{order}i", header) == (NIFTI1_SIZE,):
             return order
@@ -255,9 +251,7 @@ def holds_voxels(path: Path, values: np.ndarray) -> bool:
 
 
 def _layout(header: bytes) -> _Layout:
-    """
-    :raises ValueError: this is no NIfTI header.
-    """
+    """:raises ValueError: this is no NIfTI header."""
     for byte_order in "<>":
         (size,) = struct.unpack_from(f"{byte_order}i", header)
         if size == NIFTI1_SIZE:

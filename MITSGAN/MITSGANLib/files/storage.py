@@ -139,10 +139,7 @@ def is_dicom_output(path: str | os.PathLike[str]) -> bool:
 
 
 def check_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse at once, before long work, what :func:`save_volume` would refuse for this volume and this destination.
-
-    :raises OutputError: as :func:`save_volume`.
-    """
+    """Refuse at once, before long work, what :func:`save_volume` would refuse for this volume and this destination."""
     if is_dicom_output(path):
         check_series_output(volume, path, overwrite=overwrite)
         needed = volume.hu.nbytes

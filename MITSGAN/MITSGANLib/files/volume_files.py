@@ -25,19 +25,8 @@ from ..errors import InputError, OtherKindError, OutputError, reading
 from ..runtime.progress import Progress
 from ..scan.plausibility import check_hounsfield, grid_warnings, to_hu
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume, ProcessingStep, Provenance, VolumeWarning
-from . import metaimage, nrrd
+from . import metaimage, nifti, nrrd
 from .atomic import atomic_file, refuse_existing_file
-from .nifti import (
-    NiftiForms,
-    check_forms,
-    check_nifti,
-    holds_voxels,
-    is_second_version,
-    is_straight,
-    read_forms,
-    slanted_axes,
-    write_forms,
-)
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -127,7 +116,7 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     reader = _reader(path)
     header = _header(path, reader)
     if format_of(path).name == "nifti":
-        check_nifti(path)
+        nifti.check_nifti(path)
     _require_whole(path, _voxel_bytes(reader))
     try:
         image = reader.Execute()
@@ -191,11 +180,7 @@ def write_file(
 
 
 def check_file_output(source: str | os.PathLike[str], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse at once what :func:`write_file` would refuse for the file's name or what is there.
-
-    :param source: the file that was read.
-    :raises OutputError: as :func:`write_file`.
-    """
+    """Refuse at once what :func:`write_file` would refuse for the file's name or what is there."""
     path = Path(path)
     if format_of(path) is None:
         raise OutputError("has no suffix of a supported format", path=path, hint=f"use one of {', '.join(SUFFIXES)}")
@@ -227,17 +212,15 @@ def _reader(path: Path) -> sitk.ImageFileReader:
         reader.ReadImageInformation()
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            raise slanted_axes(path) from error
-        if format_of(path).name == "nifti" and is_second_version(path):
+            raise nifti.slanted_axes(path) from error
+        if format_of(path).name == "nifti" and nifti.is_second_version(path):
             raise InputError("is NIfTI of the second version", path=path, hint="save it as NIfTI-1 or NRRD") from error
         raise damaged_file(path) from error
     return reader
 
 
 def _require_sound_header(path: Path) -> None:
-    """
-    :raises InputError: ITK would not survive the header, cannot unpack the voxels, or the file cannot be read.
-    """
+    """:raises InputError: ITK would not survive the header, cannot unpack the voxels, or the file cannot be read."""
     is_sound_header = {"nrrd": nrrd.is_sound_header, "metaimage": metaimage.is_sound_header}.get(format_of(path).name)
     with reading(path):
         is_sound = is_sound_header is None or is_sound_header(path)
@@ -254,9 +237,7 @@ def _require_sound_header(path: Path) -> None:
 
 
 def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
-    """
-    :raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them.
-    """
+    """:raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them."""
     held = sum(file.stat().st_size for file in (path, *data_files(path)))
     if _voxel_bytes(reader) > MOST_COMPRESSION * held:
         raise damaged_file(path)
@@ -303,10 +284,10 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
     metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    if not is_straight(direction):
-        raise slanted_axes(path)
+    if not nifti.is_straight(direction):
+        raise nifti.slanted_axes(path)
     if format_of(path).name == "nifti":
-        check_forms(path, tuple(size[::-1]), np.column_stack([direction * spacing, reader.GetOrigin()]))
+        nifti.check_forms(path, tuple(size[::-1]), np.column_stack([direction * spacing, reader.GetOrigin()]))
     warnings = grid_warnings(size[2], spacing)
     if _lacks_orientation(format_of(path), metadata):
         text = "The file does not say how the scan lies in the patient; left and right cannot be trusted."
@@ -384,9 +365,7 @@ def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, .
 
 
 def _step(values: Mapping[str, Any]) -> ProcessingStep:
-    """
-    :raises TypeError: the values are not those of a step.
-    """
+    """:raises TypeError: the values are not those of a step."""
     step = ProcessingStep(**values)
     texts = (step.kind, step.description, step.time)
     if not all(isinstance(text, str) for text in texts) or not isinstance(step.parameters, dict):
@@ -449,17 +428,17 @@ def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
         raise OutputError("is the source itself, which is never overwritten", path=path, hint="choose another name")
 
 
-def _forms_of_source(volume: CTVolume) -> NiftiForms | None:
+def _forms_of_source(volume: CTVolume) -> nifti.NiftiForms | None:
     """How the NIfTI file that a volume was read from says where it lies, for the copy to say the same."""
     source = Path(volume.provenance.source)
     if volume.provenance.format != "nifti" or not source.is_file():
         return None
     header = read_file_header(source)
     original = CTVolume(np.broadcast_to(np.int16(0), header.shape), header.spacing, header.origin, header.direction)
-    return read_forms(source) if volume.same_geometry(original, GEOMETRY_TOLERANCE_MM) else None
+    return nifti.read_forms(source) if volume.same_geometry(original, GEOMETRY_TOLERANCE_MM) else None
 
 
-def write_image(image: sitk.Image, temporary: Path, path: Path, forms: NiftiForms | None = None) -> None:
+def write_image(image: sitk.Image, temporary: Path, path: Path, forms: nifti.NiftiForms | None = None) -> None:
     """Write an image compressed, in the format of ``path``, to a place that is named as it.
 
     :param forms: of NIfTI, in place of those that ITK makes.
@@ -483,7 +462,7 @@ def write_image(image: sitk.Image, temporary: Path, path: Path, forms: NiftiForm
             "cannot be written", path=path, hint="check the free space on the disk and its permissions"
         ) from error
     if forms:
-        write_forms(written, forms)
+        nifti.write_forms(written, forms)
     if written != plain:
         _compress(written, plain)
     plain.rename(temporary)
@@ -507,7 +486,7 @@ def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
         reader = _reader(temporary)
         header = _header(temporary, reader)
         if format_of(path).name == "nifti":
-            is_same = header.shape == volume.shape and holds_voxels(temporary, volume.hu)
+            is_same = header.shape == volume.shape and nifti.holds_voxels(temporary, volume.hu)
         else:
             image = reader.Execute()  # kept in a name: the view does not keep it alive
             is_same = same_voxels(sitk.GetArrayViewFromImage(image), volume.hu)

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import weights
 from ..errors import InputError, ModelError
-from ..scan.cubes import Box
+from ..scan.cubes import Box, rescale
 from ..scan.volume import CTVolume
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ class Sight:
         if self.kind == "squares":
             return part
         import torch
-
-        from ..scan.cubes import rescale
 
         return rescale(torch.from_numpy(part), self.shape).float().numpy()
 

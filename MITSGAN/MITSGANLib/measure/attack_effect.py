@@ -19,8 +19,12 @@ import numpy as np
 from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import scan_noise
 from ..errors import InputError
+from ..judges.jury import Judgment, Jury, Seen
+from ..runtime.devices import resolve_device
 from ..runtime.progress import Progress
 from ..runtime.threads import side_by_side
+from ..scan.cubes import Box
+from ..scan.regions import Region
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import check_place
@@ -31,9 +35,6 @@ from .noise_controls import noise_in_boxes
 
 if TYPE_CHECKING:
     from ..attack.attacker import Attacker
-    from ..judges.jury import Judgment, Jury, Seen
-    from ..scan.cubes import Box
-    from ..scan.regions import Region
 
 CLEAN, PROTECTED, NOISE, INTO_ORIGINAL = "clean", "protected", "noise", "into original"
 
@@ -367,8 +368,6 @@ class _Judging:
 
     @classmethod
     def of(cls, source: CTVolume, attack: _Attack) -> _Judging:
-        from ..judges.jury import Jury
-
         jury = Jury.load()
         (clean,) = jury.look([source.hu], source.spacing_kji, attack.kji)
         return cls(jury, source.spacing_kji, attack, clean)
@@ -448,7 +447,6 @@ class _Controls:
         import torch
 
         from ..attack.attacker import attack_patch
-        from ..runtime.devices import resolve_device
 
         scans = [None if one is None else torch.from_numpy(one).to(resolve_device(self.device)) for one in (hu, read)]
         where, values = attack_patch(scans[0], self.attack.kji, self.source.spacing_kji, self.attacker, scans[1])

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..scan.cubes import Box
 from ..scan.volume import CTVolume, ProcessingStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from ..scan.cubes import Box
 
 NOISE_CONTROL = "noise-control"
 

@@ -109,8 +109,6 @@ def decode_change(
 ) -> Iterator[np.ndarray]:
     """The slices of the original, of the shape and type of ``protected``, from :func:`encode_change`'s description.
 
-    :param hu: as given there.
-    :param signs: as given there.
     :raises InputError: the description is of voxels of another shape.
     """
     facts, parts = unpack(description)

@@ -25,20 +25,19 @@ import numpy as np
 
 from ..errors import InputError
 from ..files.dicom.derive import keep_lossy_history
-from ..files.dicom.encoded import EncodedFile
+from ..files.dicom.encoded import EncodedFile, new_item
 from ..files.dicom.frames import Frame, frames_of
 from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_encoded, read_header
 from ..files.dicom.pixels import decode_stored, shown_hu
 from ..files.dicom.write import new_meta, pixel_changes
 from ..scan.volume import VolumeWarning
+from ..watermark.pattern import ScanSigns
 from .change import Slices, decode_change, encode_change
 from .known_signs import from_record, signs_of_slices
 from .packing import Reader, pack, unpack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-    from ..watermark.pattern import ScanSigns
 
 KIND = "dicom"
 
@@ -167,7 +166,6 @@ def correction_warnings(protected: Path, restored: bytes) -> tuple[VolumeWarning
 
 def _as_restored(path: Path) -> EncodedFile:
     """A file as it will be restored: itself, or the same uncompressed."""
-    from pydicom import Dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     file = read_encoded(path)
@@ -176,7 +174,7 @@ def _as_restored(path: Path) -> EncodedFile:
         return file
     buffer = BytesIO()
     with quiet_pydicom():
-        lossy = Dataset()
+        lossy = new_item()
         keep_lossy_history(file.dataset, lossy)
         changes = pixel_changes(file, decode_stored(file.dataset, path, unused_bits=True))
         changes |= {element.tag: element for element in lossy}

@@ -12,7 +12,7 @@ import lzma
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +21,10 @@ from ..files.nifti import NiftiForms, holds_voxels, read_forms
 from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, same_voxels, write_image
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
+from ..watermark.pattern import ScanSigns
 from .change import decode_change, encode_change
 from .known_signs import from_record, signs_of_slices
 from .packing import pack, unpack
-
-if TYPE_CHECKING:
-    from ..watermark.pattern import ScanSigns
 
 KIND = "volume"
 _NOT_EXACT = "The seal does not give the original exactly; report this, and keep the protected scan."

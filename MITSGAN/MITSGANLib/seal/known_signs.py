@@ -7,16 +7,14 @@ scan. The positions of the slices lie there too, so that they are the very same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..scan.volume import PROTECTION, CTVolume
+from ..watermark.embedding import recorded_watermark
+from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from .change import Slices
-
-if TYPE_CHECKING:
-    # Not at run time: the watermark takes its keys from this package.
-    from ..watermark.pattern import ScanSigns, WatermarkKey
 
 
 def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | None:
@@ -24,9 +22,6 @@ def signs_in(volume: CTVolume, key: WatermarkKey | None = None) -> ScanSigns | N
 
     :param key: of a watermark that is not the open one.
     """
-    from ..watermark.embedding import recorded_watermark
-    from ..watermark.pattern import OPEN_KEY, ScanSigns
-
     step = volume.provenance.last(PROTECTION)
     kind = step.parameters.get("watermark") if step else None
     used = {"open": OPEN_KEY, "keyed": key}.get(str(kind))
@@ -48,6 +43,4 @@ def signs_of_slices(watermark: ScanSigns | None, hu: Sequence[np.ndarray]) -> Se
 
 def from_record(record: Mapping[str, Any] | None) -> ScanSigns | None:
     """Signs of a record in the encrypted payload, which ``ScanSigns.to_dict`` made; None where it holds none."""
-    from ..watermark.pattern import ScanSigns
-
     return None if record is None else ScanSigns.from_dict(record)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import LEAVE_SEAL_OUT, LEAVE_SERIES_OUT, NAME_SEAL, InputError, OutputError, reading
 from ..files import volume_files
@@ -28,14 +28,12 @@ from ..files.storage import check_output, is_dicom_output
 from ..keys.key_files import Key, ScryptCost, require_cryptography
 from ..runtime.progress import Progress
 from ..scan.volume import CTVolume, VolumeWarning
+from ..watermark.pattern import ScanSigns, WatermarkKey
 from . import dicom_original, file_original
 from .container import close_container, open_container, read_identity
 from .dicom_original import StoredSeries
 from .file_original import StoredImage
 from .known_signs import signs_in
-
-if TYPE_CHECKING:
-    from ..watermark.pattern import ScanSigns, WatermarkKey
 
 SEAL_SUFFIX = ".seal"
 ENTRY = "seal"
@@ -105,10 +103,7 @@ def save_sealed(
 
 
 def check_sealed_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse at once, before long work, what :func:`save_sealed` would refuse for this volume and this destination.
-
-    :raises OutputError, DependencyError: as :func:`save_sealed`.
-    """
+    """Refuse at once, before long work, what :func:`save_sealed` would refuse for this volume and this destination."""
     require_cryptography()
     path = Path(path)
     check_output(volume, path, overwrite=overwrite)

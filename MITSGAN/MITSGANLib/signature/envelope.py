@@ -100,7 +100,6 @@ def encode_bytes(data: bytes) -> str:
 def decode_bytes(text: Any, length: int | None = None) -> bytes:
     """Bytes from base64.
 
-    :param length: how many bytes there must be.
     :raises ManifestError: no base64 in the form of :func:`encode_bytes`, or of another length.
     """
     try:

@@ -162,7 +162,6 @@ def sign_study(
 ) -> tuple[StudyManifest, Path]:
     """Sign a study. No file of it is changed.
 
-    :param path: the folder of one study.
     :param output: the file of the manifest; None puts it beside the study, as ``NAME.manifest.json``.
     :param pixels_only: cover pixels and geometry of CT alone, for copies that will be de-identified.
     :param progress: called as ``progress(done, total)`` in instances; may raise ``CancelledError``.

@@ -6,16 +6,18 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import slicer
 from slicer.i18n import tr as _
 
 from ..errors import MITSGANError, OutputError
+from ..files.dicom.derive import recorded_steps
+from ..files.dicom.frames import slices_by_file
+from ..files.dicom.headers import read_header
+from ..files.dicom.read import declared_padding_hu as declared
+from ..files.dicom.read import stack_series
+from ..files.dicom.series import DicomSeries
 from ..scan.volume import CTVolume
-
-if TYPE_CHECKING:
-    from ..files.dicom.series import DicomSeries
 
 # Slicer's DICOM module writes this attribute to every volume that it loads.
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
@@ -70,16 +72,10 @@ def declared_padding_hu(node: slicer.vtkMRMLScalarVolumeNode) -> int | None:
 
 @functools.lru_cache(maxsize=8)
 def _padding_of_files(files: tuple[Path, ...]) -> int | None:
-    from ..files.dicom.read import declared_padding_hu as declared
-    from ..files.dicom.read import stack_series
-
     return declared(stack_series(_series(files)).frames)
 
 
 def _series(files: Sequence[Path]) -> DicomSeries:
-    from ..files.dicom.headers import read_header
-    from ..files.dicom.series import DicomSeries
-
     headers = tuple(header for file in files if (header := read_header(file)))
     if not headers:
         raise OutputError(_("The original files are no DICOM images any more; import the series again."))
@@ -91,10 +87,6 @@ def with_dicom_source(volume: CTVolume, files: Sequence[Path]) -> CTVolume:
 
     :raises OutputError: when the files do not form the series that the volume shows.
     """
-    from ..files.dicom.derive import recorded_steps
-    from ..files.dicom.frames import slices_by_file
-    from ..files.dicom.read import stack_series
-
     original = _series(files)
     stack = stack_series(original)
     # Slicer may count slices from the other end than DICOM's normal does.

@@ -15,7 +15,17 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import CancelledError, InputError, MITSGANError, OutputError
+from ..examination import examiner
+from ..examination.signed import SIGNATURE, with_signatures
+from ..examination.verdict import ChangedPlace, Evidence, Outcome, Verdict
+from ..keys.key_files import Key
 from ..scan.volume import SIMULATED_ATTACK, CTVolume
+from ..signature.contents import read_contents_to_verify
+from ..signature.dicom.digital_signature import ImageSignatures, verify_images
+from ..signature.envelope import ManifestError
+from ..signature.verification import Verification, find_manifest, verify_scan
+from ..watermark.checking import check_watermark
+from ..watermark.pattern import OPEN_KEY, watermark_key
 from .change_map import (
     LEGEND_CHANGED,
     LEGEND_UNTOLD,
@@ -38,12 +48,6 @@ from .volumes import require_ct, require_in_scene, same_scan, scan_from_node, wa
 if TYPE_CHECKING:
     from vtk import vtkImageData
 
-    from ..examination.examiner import Examination
-    from ..examination.verdict import ChangedPlace, Verdict
-    from ..keys.key_files import Key
-    from ..signature.dicom.digital_signature import ImageSignatures
-    from ..signature.verification import Verification
-
 logger = logging.getLogger(__name__)
 
 # Half of what is between the lungs' middles; less is one lung alone.
@@ -55,7 +59,6 @@ class SignatureCheck:
     """What the signature of the files behind a volume says.
 
     :param verification: against the manifest; None where there is none.
-    :param signatures: DICOM's own.
     :param is_signer_known: whether a public key that was given is the signer's.
     :param is_altered: whether the manifest itself was altered.
     """
@@ -70,7 +73,6 @@ class SignatureCheck:
 class ExaminedVolume:
     """What was found in a volume.
 
-    :param verdict: of all evidence.
     :param is_keyed: whether the watermark that was looked for is that of a key, and not the open one.
     :param signed: None where the files carry no signature, or there are none.
     :param note: what kept the files' signature from being counted; empty when nothing.
@@ -78,7 +80,7 @@ class ExaminedVolume:
     :param asked: what was found at voxels that somebody asked about.
     """
 
-    examination: Examination
+    examination: examiner.Examination
     verdict: Verdict
     is_keyed: bool
     signed: SignatureCheck | None = None
@@ -159,11 +161,6 @@ def examine_node(
     scan, note = _files_of(node)
 
     def find(report: Any) -> ExaminedVolume:
-        from ..examination.examiner import examine
-        from ..examination.signed import with_signatures
-        from ..watermark.checking import check_watermark
-        from ..watermark.pattern import OPEN_KEY, watermark_key
-
         volume = require_ct(scanned)
         own = None
         if key is not None and kind != "open":
@@ -171,7 +168,9 @@ def examine_node(
             # A volume from a file or from DICOM may have either.
             if kind != "keyed" and not check_watermark(volume, own).is_found:
                 own = None
-        examination = examine(volume, key=own or OPEN_KEY, with_judge=are_installed(*NETWORKS), progress=report)
+        examination = examiner.examine(
+            volume, key=own or OPEN_KEY, with_judge=are_installed(*NETWORKS), progress=report
+        )
         finding = ExaminedVolume(examination, examination.verdict, own is not None, note=note)
         if scan is None:
             return finding
@@ -224,8 +223,6 @@ def show_finding(
 
 def _labels(finding: ExaminedVolume) -> CTVolume:
     """What was changed since the scan was signed; else what is listed as changed, and where nothing can be told."""
-    from ..examination.examiner import CHANGED
-
     if finding.changed_since_signing is not None:
         return finding.changed_since_signing.map_volume()
     examination = finding.examination
@@ -236,7 +233,7 @@ def _labels(finding: ExaminedVolume) -> CTVolume:
     for place in examination.places:
         half = np.maximum(np.array(place.size_mm) / 2 / examination.volume.spacing_kji, 1) + 1
         box = tuple(slice(max(0, int(at - n)), int(at + n) + 1) for at, n in zip(place.kji, half, strict=True))
-        labels[box][changed.hu[box] == CHANGED] = LEGEND_CHANGED
+        labels[box][changed.hu[box] == examiner.CHANGED] = LEGEND_CHANGED
     return dataclasses.replace(changed, hu=labels)
 
 
@@ -252,11 +249,6 @@ def _files_of(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[ScanOnDisk | None, 
 
 def _check_files(scan: ScanOnDisk, known: str | None) -> tuple[SignatureCheck | None, CTVolume | None]:
     """What the signature of files says, and the scan that they hold; None where there is no signature, or no scan."""
-    from ..signature.contents import read_contents_to_verify
-    from ..signature.dicom.digital_signature import verify_images
-    from ..signature.envelope import ManifestError
-    from ..signature.verification import find_manifest, verify_scan
-
     read = read_contents_to_verify(scan.path, scan.series)
     signatures = verify_images(read.files)
     try:
@@ -272,9 +264,6 @@ def _check_files(scan: ScanOnDisk, known: str | None) -> tuple[SignatureCheck | 
 
 def _with_altered(verdict: Verdict, signed: SignatureCheck) -> Verdict:
     """A manifest that was altered is a change, as a scan that does not fit it is."""
-    from ..examination.signed import SIGNATURE
-    from ..examination.verdict import Evidence, Outcome
-
     if not signed.is_altered:
         return verdict
     evidence = Evidence(SIGNATURE, "its signature was altered, or is of something else", 2.0)

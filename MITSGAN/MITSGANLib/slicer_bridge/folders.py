@@ -15,6 +15,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import DependencyError
+from ..files.dicom.derive import recorded_steps
+from ..files.dicom.headers import read_header
 from ..files.storage import load_volume
 from ..scan.volume import CTVolume
 from .operations import Compute, compute_here
@@ -94,9 +96,6 @@ def load_scan(
         volume = load_volume(path, series, report)
         if volume.provenance.steps or not volume.provenance.dicom_files:
             return volume
-        from ..files.dicom.derive import recorded_steps
-        from ..files.dicom.headers import read_header
-
         header = read_header(Path(volume.provenance.dicom_files[0]))
         provenance = dataclasses.replace(volume.provenance, steps=recorded_steps(header) if header else ())
         return dataclasses.replace(volume, provenance=provenance)

@@ -10,6 +10,9 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError, MITSGANError
+from ..files.dicom import derive
+from ..files.dicom.headers import read_dataset, read_header
+from ..files.dicom.private_block import get_entry
 from ..files.volume_files import SLICER_STEPS_FIELD, read_file_header, recorded_steps
 from ..scan.volume import ProcessingStep
 from ..signature.manifest import manifest_path
@@ -73,9 +76,6 @@ def _steps_on_disk(path: Path, _modified: int, is_dicom: bool) -> tuple[Processi
     try:
         if not is_dicom:
             return recorded_steps(read_file_header(path).metadata)[0]
-        from ..files.dicom import derive
-        from ..files.dicom.headers import read_header
-
         header = read_header(path)
         return derive.recorded_steps(header) if header else ()
     except MITSGANError:
@@ -85,9 +85,6 @@ def _steps_on_disk(path: Path, _modified: int, is_dicom: bool) -> tuple[Processi
 
 @functools.lru_cache(maxsize=32)
 def _is_signed_dicom(path: Path, _modified: int) -> bool:
-    from ..files.dicom.headers import read_dataset
-    from ..files.dicom.private_block import get_entry
-
     try:
         dataset = read_dataset(path)
         return "DigitalSignaturesSequence" in dataset or get_entry(dataset, "manifest") is not None

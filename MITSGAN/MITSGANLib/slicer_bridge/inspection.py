@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..budget.noise import scan_noise
 from ..errors import InputError
 from ..scan.volume import CTVolume
+from ..watermark.embedding import versions
+from ..watermark.sums import FOUND_SD, Reading, Sums
 from .volumes import require_ct
 
 # Of real scans, eight slices at 0.7 mm hold 150 standard deviations of the watermark; six are enough to find it.
@@ -52,9 +54,6 @@ def carries_open_watermark(scan: CTVolume) -> bool:
 
     :raises DependencyError: the package cryptography cannot be imported.
     """
-    from ..watermark.embedding import versions
-    from ..watermark.sums import FOUND_SD, Reading, Sums
-
     first = max(0, (scan.shape[0] - _SLICES_TO_READ) // 2)
     middle = dataclasses.replace(
         scan, hu=scan.hu[first : first + _SLICES_TO_READ].copy(), origin=tuple(scan.voxel_to_lps((first, 0, 0)))

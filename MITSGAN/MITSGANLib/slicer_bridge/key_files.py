@@ -11,16 +11,8 @@ from pathlib import Path
 from slicer.i18n import tr as _
 
 from ..errors import InputError, OutputError
+from ..keys import signing_keys
 from ..keys.key_files import Key, generate_key, passphrase_key, read_key_file, write_key_file
-from ..keys.signing_keys import (
-    fingerprint,
-    load_public_key,
-    load_signing_key,
-    new_signing_key,
-    raw_public_key,
-    read_pem,
-    save_signing_key,
-)
 from ..save_protected import Proofs
 from ..signature.signing import Signers
 from .privacy import paths_kept_from_log
@@ -45,8 +37,10 @@ def make_signing_key_file(path: Path) -> tuple[str, Path]:
     """
     with _key_path_kept(path):
         _refuse_existing(path)
-        key = new_signing_key()
-        return fingerprint(raw_public_key(key.public_key())), save_signing_key(key, path)
+        key = signing_keys.new_signing_key()
+        return signing_keys.fingerprint(signing_keys.raw_public_key(key.public_key())), signing_keys.save_signing_key(
+            key, path
+        )
 
 
 def key_identity(path: Path) -> str:
@@ -64,9 +58,9 @@ def signing_key_identity(path: Path) -> str | None:
     :raises InputError: it is no Ed25519 private key.
     """
     with _key_path_kept(path):
-        if b"ENCRYPTED" in read_pem(path):
+        if b"ENCRYPTED" in signing_keys.read_pem(path):
             return None
-        return fingerprint(raw_public_key(load_signing_key(path).public_key()))
+        return signing_keys.fingerprint(signing_keys.raw_public_key(signing_keys.load_signing_key(path).public_key()))
 
 
 def public_key_identity(path: Path) -> str:
@@ -75,7 +69,7 @@ def public_key_identity(path: Path) -> str:
     :raises InputError: it is no Ed25519 public key.
     """
     with _key_path_kept(path):
-        return fingerprint(raw_public_key(load_public_key(path)))
+        return signing_keys.fingerprint(signing_keys.raw_public_key(signing_keys.load_public_key(path)))
 
 
 def open_proofs(key_path: Path | None, signing_path: Path | None, passphrase: str) -> Proofs:
@@ -93,7 +87,7 @@ def open_proofs(key_path: Path | None, signing_path: Path | None, passphrase: st
             if not passphrase and signing_key_identity(signing_path) is None:
                 raise InputError(_("The signing key is locked; type its passphrase."))
             unlock = passphrase_key(passphrase).secret if passphrase else None
-            signers = Signers(load_signing_key(signing_path, unlock))
+            signers = Signers(signing_keys.load_signing_key(signing_path, unlock))
     return Proofs(key, signers)
 
 

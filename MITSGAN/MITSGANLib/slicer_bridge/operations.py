@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,23 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError
-from ..measure.attack_effect import ComparedPair
+from ..keys.key_files import Key
+from ..measure.attack_effect import ComparedPair, Effect, measure_effect
+from ..measure.lpips_distance import load_lpips
+from ..measure.metrics import compare
+from ..protection import protector
+from ..protection.protector import recorded_protector, seconds_to_protect, watermark_alone
+from ..runtime import devices
+from ..scan.phantom import sample_phantom
+from ..scan.targets import Target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
-from .comparison import ComparisonNodes, comparison_nodes
-from .differences import DEFAULT_THRESHOLD, differences
+from ..watermark.pattern import OPEN_KEY, watermark_key
+from .differences import DEFAULT_THRESHOLD, REFERENCES, Difference, difference_node, differences
 from .layout import VIEWS, set_window, show_in_ordinary_views
 from .packages import FIGURES, NETWORKS, are_installed
 from .privacy import path_kept_from_log
-from .tables import metrics_table
+from .tables import figures_table, metrics_table, rmse_chart
 from .volumes import (
     SOURCE_CHECKSUM_ATTRIBUTE,
     SYNTHETIC_ATTRIBUTE,
@@ -42,9 +51,6 @@ from .volumes import (
 
 if TYPE_CHECKING:
     from vtk import vtkImageData
-
-    from ..keys.key_files import Key
-    from ..measure.attack_effect import Effect
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +79,6 @@ def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slice
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
 
     def work(_report: Any) -> CTVolume:
-        from ..scan.phantom import sample_phantom
-
         return sample_phantom().volume
 
     node = node_from_volume(compute(work, progress), _("Synthetic thorax"))
@@ -89,15 +93,11 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
 
     :raises DependencyError: when the device is not there; nothing falls back silently.
     """
-    from ..runtime import devices
-
     devices.load_torch()
     where = devices.resolve_device(device)
     words = devices.describe_device(where)
     if volume is None:
         return words, None
-    from ..protection.protector import seconds_to_protect
-
     return words, seconds_to_protect(volume, model, where)
 
 
@@ -121,9 +121,6 @@ def protect_node(
     volume = scan_from_node(node)
 
     def work(report: Any) -> tuple[CTVolume, vtkImageData, str]:
-        # Imports torch, which the panel may have installed only now.
-        from ..protection import protector
-
         # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
         scan = require_ct(volume)
         protected = protector.protect(
@@ -151,9 +148,6 @@ def watermark_node(
     :param key: None for the open watermark, which anyone can find.
     :raises InputError: the node is no CT, or the key a passphrase.
     """
-    from ..protection.protector import watermark_alone
-    from ..watermark.pattern import OPEN_KEY, watermark_key
-
     name = _("{name} watermarked").format(name=node.GetName())
     protector = watermark_alone(OPEN_KEY if key is None else watermark_key(key))
     return protect_node(node, protector, name=name, progress=progress, compute=compute)
@@ -174,7 +168,6 @@ def attack_nodes(
     """New nodes with the attacked source and the attacked protected volume, both forged at the same voxel.
 
     :param ras: target in world coordinates (RAS, mm).
-    :param action: "inject" or "remove" a nodule.
     :param attacker: name of an installed attacker, a folder of attacker files, or an Attacker.
     :param replaces: results of an earlier attack, whose names those of this one take; remove them once they are no
         longer displayed.
@@ -212,10 +205,24 @@ def prepare_measuring() -> bool:
     """Import what :func:`compare_nodes` needs, which takes two seconds; whether it is installed."""
     if not are_installed(*NETWORKS, *FIGURES):
         return False
-    from ..measure.lpips_distance import load_lpips
-
     load_lpips()
     return True
+
+
+@dataclass(frozen=True)
+class ComparisonNodes:
+    """The nodes and figures of one comparison.
+
+    :param table: every metric with its definition.
+    :param figures: the few that answer the question, in plain words.
+    :param heatmaps: by view, see :data:`~MITSGANLib.slicer_bridge.differences.REFERENCES`.
+    """
+
+    table: slicer.vtkMRMLTableNode
+    figures: slicer.vtkMRMLTableNode
+    chart: slicer.vtkMRMLPlotChartNode
+    heatmaps: dict[str, slicer.vtkMRMLScalarVolumeNode]
+    effect: Effect
 
 
 def compare_nodes(
@@ -239,9 +246,6 @@ def compare_nodes(
     checksum = _recorded_checksum(protected_node)
 
     def work(report: Any) -> Any:
-        from ..measure.attack_effect import measure_effect
-        from ..measure.lpips_distance import load_lpips
-
         _require_unchanged(scans[0], checksum)
         volumes = [require_ct(scan) for scan in scans]
         effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
@@ -250,7 +254,33 @@ def compare_nodes(
     effect, shown = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
     require_in_scene(*nodes)
-    return comparison_nodes(effect, shown, dict(zip(VIEWS, nodes, strict=False)), threshold)
+    return _comparison(effect, shown, dict(zip(VIEWS, nodes, strict=False)), threshold)
+
+
+def _comparison(
+    effect: Effect,
+    shown: Mapping[str, Difference],
+    volumes: Mapping[str, slicer.vtkMRMLScalarVolumeNode],
+    threshold: float,
+) -> ComparisonNodes:
+    """Its nodes, made in the scene; differences and volumes go by the names of the views."""
+    heatmaps = {
+        view: difference_node(
+            difference,
+            _("{name} difference").format(name=volumes[view].GetName()),
+            volumes[REFERENCES[view]],
+            threshold=threshold,
+        )
+        for view, difference in shown.items()
+    }
+    name = volumes["source"].GetName()
+    return ComparisonNodes(
+        metrics_table(effect.findings, _("{name} metrics").format(name=name), effect.watermark),
+        figures_table(effect, _("{name} figures").format(name=name)),
+        rmse_chart(effect.rmse_by_slice, _("{name} change").format(name=name)),
+        heatmaps,
+        effect,
+    )
 
 
 def measure_nodes(
@@ -264,8 +294,6 @@ def measure_nodes(
     scans = scan_from_node(reference_node), scan_from_node(other_node)
 
     def work(report: Any) -> Any:
-        from ..measure.metrics import compare
-
         return compare(*map(require_ct, scans), windows=(LUNG, MEDIASTINUM), progress=report)
 
     comparison = compute(work, progress)
@@ -305,11 +333,8 @@ def save_report(
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
 
     def work(report: Any) -> None:
-        from ..protection.protector import recorded_protector
         from ..report import page as reports
         from ..report.demonstration import demonstrate
-        from ..runtime import devices
-        from ..scan.targets import Target
 
         _require_unchanged(scans[0], checksum)
         volume, protected = map(require_ct, scans)
@@ -352,9 +377,7 @@ def _recorded_checksum(protected_node: slicer.vtkMRMLScalarVolumeNode) -> str | 
 
 
 def _require_unchanged(scan: CTVolume, checksum: str | None) -> None:
-    """
-    :raises InputError: the scan's voxels are not those that the protected version was made from.
-    """
+    """:raises InputError: the scan's voxels are not those that the protected version was made from."""
     if checksum and _checksum(scan) != checksum:
         raise InputError(
             _(

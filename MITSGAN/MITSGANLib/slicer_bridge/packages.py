@@ -31,9 +31,7 @@ TORCH = "torch"
 class Package:
     """A package to install.
 
-    :param name: as the package index has it.
     :param megabytes: that are loaded with it, in round numbers.
-    :param purpose: what it is for.
     """
 
     name: str

@@ -9,6 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import InputError
+from ..files.dicom.headers import read_header
 from ..files.volume_files import format_of
 from .dicom_source import INSTANCES_ATTRIBUTE, dicom_files_of
 from .privacy import paths_kept_from_log
@@ -62,8 +63,6 @@ def scan_of_file(path: Path) -> ScanOnDisk:
     """The scan that a file is, or the DICOM series in its folder that it belongs to."""
     if format_of(path):
         return ScanOnDisk(path)
-    from ..files.dicom.headers import read_header
-
     with paths_kept_from_log({path: _("a file of the scan")}):
         header = read_header(path)
     return ScanOnDisk(path.parent, header.text("SeriesInstanceUID") if header else None)

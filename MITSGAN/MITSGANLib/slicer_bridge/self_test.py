@@ -21,34 +21,26 @@ from ..keys.key_files import Key, write_key_file
 from ..scan import phantom
 from ..scan.volume import CTVolume, ProcessingStep
 from ..scan.windows import LUNG
+from . import volumes
 from .key_files import make_key_file, make_signing_key_file, open_key, open_proofs
 from .layout import VIEWS, restore_layout, show_comparison
 from .packages import are_installed
 from .scan_on_disk import ScanOnDisk
-from .volumes import (
-    PROTECTED_ATTRIBUTE,
-    SIMULATED_ATTACK_ATTRIBUTE,
-    SIMULATED_ATTACK_MARK,
-    node_from_volume,
-    ras_from_voxel,
-    volume_from_node,
-    voxel_from_ras,
-)
 
 
 def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
     """Protection and attack keep the geometry, follow the transform and mark their results."""
     test.delayDisplay("Creating the phantom")
     case = phantom.thorax_phantom()
-    volume_node = node_from_volume(case.volume, "Phantom")
+    volume_node = volumes.node_from_volume(case.volume, "Phantom")
     transform_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     transform = vtk.vtkTransform()
     transform.Translate(10, -20, 30)
     transform.RotateZ(15)
     transform_node.SetMatrixTransformToParent(transform.GetMatrix())
     volume_node.SetAndObserveTransformNodeID(transform_node.GetID())
-    ras = ras_from_voxel(volume_node, case.nodule_kji)
-    test.assertEqual(voxel_from_ras(volume_node, ras), tuple(case.nodule_kji))
+    ras = volumes.ras_from_voxel(volume_node, case.nodule_kji)
+    test.assertEqual(volumes.voxel_from_ras(volume_node, ras), tuple(case.nodule_kji))
 
     if not are_installed("torch", "safetensors", "lpips"):
         test.delayDisplay("PyTorch or another package is not installed: only the geometry was tested")
@@ -58,22 +50,22 @@ def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
     progress = []
     protected_node = logic.protect(volume_node, progress=lambda done, total: progress.append((done, total)))
     test.assertEqual(progress[-1][0], progress[-1][1])
-    protected = volume_from_node(protected_node)
+    protected = volumes.volume_from_node(protected_node)
     test.assertTrue(protected.same_geometry(case.volume))
     test.assertFalse((protected.hu == case.volume.hu).all())
     test.assertIs(protected_node.GetParentTransformNode(), transform_node)
-    test.assertEqual(protected_node.GetAttribute(PROTECTED_ATTRIBUTE), "true")
-    test.assertIsNone(protected_node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE))
+    test.assertEqual(protected_node.GetAttribute(volumes.PROTECTED_ATTRIBUTE), "true")
+    test.assertIsNone(protected_node.GetAttribute(volumes.SIMULATED_ATTACK_ATTRIBUTE))
 
     test.delayDisplay("Simulating an attack")
     attacked_nodes = logic.simulateAttack(volume_node, protected_node, ras, "remove")
     for source_node, attacked_node in zip((volume_node, protected_node), attacked_nodes, strict=True):
-        attacked = volume_from_node(attacked_node)
+        attacked = volumes.volume_from_node(attacked_node)
         test.assertTrue(attacked.same_geometry(case.volume))
         test.assertTrue(attacked.provenance.is_simulated_attack)
-        test.assertFalse((attacked.hu == volume_from_node(source_node).hu).all())
-        test.assertEqual(attacked_node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE), "true")
-        test.assertIn(SIMULATED_ATTACK_MARK, attacked_node.GetName())
+        test.assertFalse((attacked.hu == volumes.volume_from_node(source_node).hu).all())
+        test.assertEqual(attacked_node.GetAttribute(volumes.SIMULATED_ATTACK_ATTRIBUTE), "true")
+        test.assertIn(volumes.SIMULATED_ATTACK_MARK, attacked_node.GetName())
 
     test.delayDisplay("Comparing the volumes")
     comparison = logic.compare(volume_node, protected_node, attacked_nodes, attacker="default")
@@ -112,8 +104,8 @@ def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
     hu = np.random.default_rng(0).integers(-1000, 400, (8, 64, 64)).astype(np.int16)
     original = CTVolume(hu, spacing=(5.0, 5.0, 2.5))
     protected = original.with_hu(hu + np.int16(1), ProcessingStep("protection", "self test"))
-    volume_node = node_from_volume(original, "Original")
-    protected_node = node_from_volume(protected, "Protected", volume_node)
+    volume_node = volumes.node_from_volume(original, "Original")
+    protected_node = volumes.node_from_volume(protected, "Protected", volume_node)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_key_file(folder / "self.key")
@@ -130,7 +122,7 @@ def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
 
         test.delayDisplay("Verifying")
         forged = read_file(path)
-        loaded_node = node_from_volume(forged, "Signed")
+        loaded_node = volumes.node_from_volume(forged, "Signed")
         loaded_node.AddDefaultStorageNode()
         loaded_node.GetStorageNode().SetFileName(str(path))
         finding = logic.examine(loaded_node, None, folder / "self.pub.pem")
@@ -155,20 +147,20 @@ def watermark_and_check(test: unittest.TestCase, logic: Any) -> None:
     test.delayDisplay("Watermarking")
     # The voxels of a clinical scan: those of the other phantom are too large for a watermark.
     case = phantom.thorax_phantom((12, 340, 404), (2.5, 0.9, 0.9), seed=5, noise_hu=24)
-    volume_node = node_from_volume(case.volume, "CT")
+    volume_node = volumes.node_from_volume(case.volume, "CT")
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "self.key"
         # Always the same key, so that this test always sees the same.
         write_key_file(Key(bytes(range(32))), path)
         key = open_key(path, "")
     marked_node = logic.watermark(volume_node, key)
-    test.assertEqual(marked_node.GetAttribute(PROTECTED_ATTRIBUTE), "true")
+    test.assertEqual(marked_node.GetAttribute(volumes.PROTECTED_ATTRIBUTE), "true")
 
     test.delayDisplay("Painting")
-    marked = volume_from_node(marked_node)
+    marked = volumes.volume_from_node(marked_node)
     hu, lung = marked.hu.copy(), (6, 146, 113)
     hu[1:11, 128:164, 95:131] = marked.hu[1:11, 136:172, 111:147]
-    painted_node = node_from_volume(marked.with_hu(hu), "Painted")
+    painted_node = volumes.node_from_volume(marked.with_hu(hu), "Painted")
 
     test.delayDisplay("Examining")
     intact = logic.examine(marked_node, key)

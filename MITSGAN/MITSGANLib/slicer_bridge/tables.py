@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import slicer
@@ -11,21 +10,9 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from ..measure.attack_effect import (
-    ATTACK_ON_PROTECTED_PAIR,
-    ATTACK_PAIR,
-    CLEAN,
-    INTO_ORIGINAL,
-    NOISE,
-    PROTECTED,
-    PROTECTION_PAIR,
-    ComparedPair,
-    Effect,
-)
+from ..measure import attack_effect
 from ..scan.windows import LUNG
-
-if TYPE_CHECKING:
-    from ..watermark.places import Place
+from ..watermark.places import Place
 
 COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
 FIGURE_COLUMNS = ("What", "Value", "Meaning")
@@ -35,7 +22,7 @@ _SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
 
 
 def metrics_table(
-    findings: Sequence[ComparedPair], name: str, watermark: Place | None = None
+    findings: Sequence[attack_effect.ComparedPair], name: str, watermark: Place | None = None
 ) -> slicer.vtkMRMLTableNode:
     """A new table node with one row for each metric of each finding; where there is no figure, the reason.
 
@@ -60,7 +47,7 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
     return slicer.mrmlScene.AddNode(node)
 
 
-def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
+def figures_table(effect: attack_effect.Effect, name: str) -> slicer.vtkMRMLTableNode:
     """A new table node of the few figures that answer what protection and attack did, in plain words."""
     whole = effect.protection
     rows = [
@@ -91,7 +78,7 @@ def figures_table(effect: Effect, name: str) -> slicer.vtkMRMLTableNode:
     return _text_table(FIGURE_COLUMNS, rows, name)
 
 
-def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
+def _attack_rows(effect: attack_effect.Effect) -> list[tuple[str, str, str]]:
     rows = [
         (
             _("The attack changed what it forged by"),
@@ -116,7 +103,8 @@ def _attack_rows(effect: Effect) -> list[tuple[str, str, str]]:
                 ),
             )
         )
-    arms = [effect.attack.succeeded(arm) for arm in (CLEAN, PROTECTED, INTO_ORIGINAL, NOISE)]
+    tried = (attack_effect.CLEAN, attack_effect.PROTECTED, attack_effect.INTO_ORIGINAL, attack_effect.NOISE)
+    arms = [effect.attack.succeeded(arm) for arm in tried]
     if None not in arms:
         (original, _one), (protected, _one), (painted, _one), (noisy, draws) = arms
         words = {0: _("fails"), 1: _("succeeds")}
@@ -188,7 +176,7 @@ def rmse_chart(rmse_by_slice: Mapping[str, Sequence[float]], name: str) -> slice
     most = max((value for values in rmse_by_slice.values() for value in values), default=0.0)
     chart.SetYAxisRangeAuto(False)
     chart.SetYAxisRange(0.0, _HEADROOM * most or 1.0)
-    names = {PROTECTION_PAIR: _("by the protection"), ATTACK_PAIR: _("by the attack")}
+    names = {attack_effect.PROTECTION_PAIR: _("by the protection"), attack_effect.ATTACK_PAIR: _("by the attack")}
     for index, title in enumerate(rmse_by_slice):
         series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", names.get(title, title))
         series.SetAndObserveTableNodeID(table.GetID())
@@ -209,7 +197,7 @@ def slice_of_point(series_node: slicer.vtkMRMLPlotSeriesNode, point: int) -> int
     return int(column.GetValue(point))
 
 
-def _rows(finding: ComparedPair) -> list[tuple[str, ...]]:
+def _rows(finding: attack_effect.ComparedPair) -> list[tuple[str, ...]]:
     comparison = finding.comparison
     return [
         (
@@ -237,7 +225,7 @@ def _watermark_rows(place: Place) -> list[tuple[str, ...]]:
         ("watermark expected", place.expected, "what would be "),
     )
     return [
-        (ATTACK_ON_PROTECTED_PAIR, where, name, _text(value), "sd", "", "", words + definition)
+        (attack_effect.ATTACK_ON_PROTECTED_PAIR, where, name, _text(value), "sd", "", "", words + definition)
         for name, value, words in figures
     ]
 

@@ -28,21 +28,8 @@ from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
 from MITSGANLib.signature.signing import Signers
 from MITSGANLib.watermark.pattern import watermark_key
 
+from . import trees
 from .inventory import ATTACK, PROTECTED, StockedScan, take_stock
-from .trees import (
-    Done,
-    Record,
-    ScanJob,
-    Stage,
-    Tell,
-    TreeConfig,
-    TreeReport,
-    checked,
-    found_series,
-    relative_files,
-    work_through,
-    write_together,
-)
 
 # A sealed scan takes some 5 % more than a plain, uncompressed one.
 _SEALED = 1.1
@@ -76,7 +63,7 @@ def load_settings(model: str, strength_hu: float | None = None, seed: int = 0, w
 
 
 @dataclass(frozen=True)
-class CollectionConfig(TreeConfig):
+class CollectionConfig(trees.TreeConfig):
     """What to protect, where to, and how.
 
     :param model: name or .safetensors file of a protector, or as in :func:`load_settings`.
@@ -148,7 +135,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtectionRecord(Record):
+class ProtectionRecord(trees.Record):
     """Record of a protected scan. ``settings`` are those of the protector, and which keys seal and sign."""
 
     slices: int
@@ -165,7 +152,7 @@ class ProtectionRecord(Record):
 
 
 @dataclass
-class ProtectionReport(TreeReport):
+class ProtectionReport(trees.TreeReport):
     """What became of everything in the tree."""
 
     @property
@@ -188,11 +175,10 @@ def measure_change(before: CTVolume, after: CTVolume) -> Change:
 
 
 def protect_collection(
-    config: CollectionConfig, stage: Stage | None = None, tell: Tell | None = None
+    config: CollectionConfig, stage: trees.Stage | None = None, tell: trees.Tell | None = None
 ) -> ProtectionReport:
     """Protect every CT scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage, tell: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, a key cannot be read, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
@@ -203,14 +189,14 @@ def protect_collection(
     protector, _, settings = config.load()
     if not config.scheduler:
         protector.place(config.device)  # refuses one that is not there
-    return work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
+    return trees.work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
 
 
 @dataclass(frozen=True)
-class ProtectionJob(ScanJob):
+class ProtectionJob(trees.ScanJob):
     """One scan to protect."""
 
-    record_type: ClassVar[type[Record]] = ProtectionRecord
+    record_type: ClassVar[type[trees.Record]] = ProtectionRecord
 
     config: CollectionConfig
 
@@ -218,7 +204,7 @@ class ProtectionJob(ScanJob):
     def expected_bytes(self) -> int:
         return math.ceil(self.scan.expected_bytes * (1 if self.config.key is None else _SEALED))
 
-    def work(self) -> Done:
+    def work(self) -> trees.Done:
         started = time.monotonic()
         config, scan = self.config, self.scan
         require_space(config.out, self.expected_bytes)
@@ -257,15 +243,17 @@ class ProtectionJob(ScanJob):
             target = config.out / scan.files[0]
             remove_leavings(target)
             save(target, overwrite=True)
-            return relative_files([target, *data_files(target), *proofs.companions(target)[0]], config.out), warnings
+            return trees.relative_files(
+                [target, *data_files(target), *proofs.companions(target)[0]], config.out
+            ), warnings
 
         def fill(folder: Path) -> list[Path]:
             save(folder / "new")
             # The writer names its files in slice order, the order of the originals.
             return sorted((folder / "new").iterdir())
 
-        written = relative_files(original.provenance.dicom_files, config.tree)
-        write_together(config.out, written, fill)
+        written = trees.relative_files(original.provenance.dicom_files, config.tree)
+        trees.write_together(config.out, written, fill)
         return written, warnings
 
 
@@ -280,7 +268,7 @@ def save_one(
 def _load(tree: Path, scan: StockedScan) -> CTVolume:
     if not scan.uid:
         return load_volume(tree / scan.files[0])
-    return read_series(found_series(tree, scan), source=str(tree / scan.source))
+    return read_series(trees.found_series(tree, scan), source=str(tree / scan.source))
 
 
 def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
@@ -300,6 +288,6 @@ def checked_collection(config: CollectionConfig) -> CollectionConfig:
     :raises OutputError: tree and output overlap, or the output holds something else.
     :raises InputError: a passphrase would have to be sent to a scheduler.
     """
-    config = checked(config)
+    config = trees.checked(config)
     is_file = config.model.endswith(".safetensors")
     return dataclasses.replace(config, model=str(Path(config.model).absolute())) if is_file else config

@@ -20,29 +20,16 @@ from MITSGANLib.signature.dicom.digital_signature import certificate_fingerprint
 from MITSGANLib.signature.manifest import manifest_path
 from MITSGANLib.signature.signing import Signers, sign_images, sign_scan
 
+from . import trees
 from .inventory import take_stock
 from .restoration import without_companions
-from .trees import (
-    Done,
-    Record,
-    ScanJob,
-    Stage,
-    Tell,
-    TreeConfig,
-    TreeReport,
-    checked,
-    found_series,
-    relative_files,
-    work_through,
-    write_together,
-)
 
 # A signed scan takes some 5 to 10 % more than it does without.
 _SIGNED = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigningConfig(TreeConfig):
+class SigningConfig(trees.TreeConfig):
     """What to sign, where to, and with which keys; each process reads their files itself.
 
     :param signing_key: file of an Ed25519 key.
@@ -66,7 +53,7 @@ class SigningConfig(TreeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigningRecord(Record):
+class SigningRecord(trees.Record):
     """Record of a signed scan; ``signed`` is when, ISO 8601."""
 
     slices: int
@@ -76,29 +63,30 @@ class SigningRecord(Record):
         return {**super().summary(), "slices": self.slices, "signed": self.signed}
 
 
-def sign_collection(config: SigningConfig, stage: Stage | None = None, tell: Tell | None = None) -> TreeReport:
+def sign_collection(
+    config: SigningConfig, stage: trees.Stage | None = None, tell: trees.Tell | None = None
+) -> trees.TreeReport:
     """Sign every CT scan of a tree into ``config.out``, and write the summary there.
 
-    :param stage, tell: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, a key cannot be read, a passphrase would have to be sent to a
         scheduler, or the Dask scheduler does not answer.
     :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
         too little space for all of it.
     """
-    report, config = TreeReport("sign", "Signing", "signed", "slices"), checked(config)
+    report, config = trees.TreeReport("sign", "Signing", "signed", "slices"), trees.checked(config)
     signers = config.signers()
     settings: dict[str, Any] = {"signed_by": fingerprint(raw_public_key(signers.key.public_key()))}
     if signers.dicom:
         settings["certificate"] = certificate_fingerprint(signers.dicom.certificate)
     stock = functools.partial(take_stock, protected=None)
-    return work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
+    return trees.work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
 
 
 @dataclass(frozen=True)
-class _Signing(ScanJob):
+class _Signing(trees.ScanJob):
     """One scan to sign."""
 
-    record_type: ClassVar[type[Record]] = SigningRecord
+    record_type: ClassVar[type[trees.Record]] = SigningRecord
 
     config: SigningConfig
 
@@ -106,7 +94,7 @@ class _Signing(ScanJob):
     def expected_bytes(self) -> int:
         return int(self.scan.size * _SIGNED)
 
-    def work(self) -> Done:
+    def work(self) -> trees.Done:
         require_space(self.config.out, self.expected_bytes)
         return self.finish(self._sign_series if self.scan.uid else self._sign_file, time.monotonic())
 
@@ -114,19 +102,19 @@ class _Signing(ScanJob):
         source, target = (folder / self.scan.files[0] for folder in (self.config.tree, self.config.out))
         remove_leavings(target)
         signed, _ = sign_scan(source, target, self.config.signers(), overwrite=True)
-        written = relative_files([target, manifest_path(target)], self.config.out)
+        written = trees.relative_files([target, manifest_path(target)], self.config.out)
         return written, {"slices": signed.manifest.shape[0], "signed": signed.manifest.created}
 
     def _sign_series(self) -> tuple[list[str], dict[str, Any]]:
         tree = self.config.tree
-        volume = read_series(found_series(tree, self.scan), source=str(tree / self.scan.source))
+        volume = read_series(trees.found_series(tree, self.scan), source=str(tree / self.scan.source))
         scan = contents_of(volume, tree / self.scan.source)
-        names, signed = relative_files(scan.files, tree), []
+        names, signed = trees.relative_files(scan.files, tree), []
 
         def fill(folder: Path) -> Sequence[Path]:
             places = {file: folder / f"{number:06d}" for number, file in enumerate(scan.files)}
             signed.append(sign_images(scan, self.config.signers(), places.__getitem__))
             return list(places.values())
 
-        write_together(self.config.out, names, fill)
+        trees.write_together(self.config.out, names, fill)
         return names, {"slices": volume.shape[0], "signed": signed[0].manifest.created}

@@ -383,7 +383,6 @@ def work_through(
     """Do all that is left to do in a tree into ``report``, and write the summary, whatever happens.
 
     :param config: as :func:`checked` gives it.
-    :param job: what is made of each scan.
     :param settings: what decides the output besides the scan.
     :param take_stock: gives what the tree holds, as :func:`inventory.take_stock` does.
     :param stage: gives the progress callable of a stage (called as ``progress(done, total)``) from its description and

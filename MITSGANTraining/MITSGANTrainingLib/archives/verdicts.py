@@ -153,7 +153,6 @@ class VerdictReport(TreeReport):
 def examine_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
     """Examine every CT scan of a tree, as ``signed.examine_contents`` does, and write what was found to ``config.out``.
 
-    :param stage, tell: as in ``trees.work_through``.
     :raises InputError: the tree is missing or empty, a key or a certificate cannot be read, or the Dask scheduler does
         not answer.
     :raises OutputError: the output overlaps the tree, holds something else, or is in use by another run.

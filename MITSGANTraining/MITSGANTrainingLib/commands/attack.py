@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from MITSGANLib.attack.installed import available_attackers
 from MITSGANLib.attack.regions import regions_at
@@ -20,50 +20,35 @@ from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.files.dicom.drill import Drill
 from MITSGANLib.files.dicom.write import check_series_output, write_series
 from MITSGANLib.files.storage import check_output, is_dicom_output, save_volume
+from MITSGANLib.keys.key_files import Key
+from MITSGANLib.measure.drill import SUFFIX, AnswerSheet, Forgery, seal_sheet
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.targets import ACTIONS
 from MITSGANLib.scan.volume import CTVolume
 
-from . import key_options
-from .options import (
-    add_attacker,
-    add_device,
-    add_input,
-    add_json,
-    add_overwrite,
-    add_series,
-    add_target,
-    answer,
-    note,
-    note_warnings,
-    read_scan,
-    target_voxel,
-)
-
-if TYPE_CHECKING:
-    from MITSGANLib.keys.key_files import Key
+from . import key_options, shared
 
 NO_ACTION = "none"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
+    shared.add_input(parser)
     parser.add_argument(
         "output", metavar="OUTPUT", help="a .nrrd, .nii, .nii.gz, .mha or .mhd file; DICOM with --drill"
     )
-    add_series(parser)
+    shared.add_series(parser)
     parser.add_argument(
         "--action", choices=(*ACTIONS, NO_ACTION), required=True, help="add or erase a nodule; none with --drill"
     )
-    add_target(parser, required=False)
+    shared.add_target(parser, required=False)
     names = ", ".join(available_attackers()) or "none installed"
-    add_attacker(parser, f"installed attacker ({names}) or a folder of one")
+    shared.add_attacker(parser, f"installed attacker ({names}) or a folder of one")
     parser.add_argument("--drill", action="store_true", help="write a DICOM series to practice on, and its answers")
     key_options.add_key(parser, "seal the answers of a drill with")
-    add_device(parser)
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -86,9 +71,9 @@ def run(options: argparse.Namespace) -> None:
         raise OutputError("A drill is a DICOM series; name a folder for it.")
     attacker = None if options.action == NO_ACTION else load_attacker(options.attacker, options.action)
     device = resolve_device(options.device)
-    volume = read_scan(options.input, options.series)
-    note_warnings(volume)
-    target = target_voxel(options, volume)
+    volume = shared.read_scan(options.input, options.series)
+    shared.note_warnings(volume)
+    target = shared.target_voxel(options, volume)
     if target is not None:
         check_target(volume, target)
     if options.drill:
@@ -97,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         check_output(volume, options.output, overwrite=options.overwrite)
     attacked, result = volume, {"output": options.output, "action": options.action}
     if attacker is not None:
-        note(f"Attacking with {attacker.name} ({options.action}) on {describe_device(device)}")
+        shared.note(f"Attacking with {attacker.name} ({options.action}) on {describe_device(device)}")
         attacked = simulate_attack(volume, target, options.action, attacker=attacker, device=options.device)
         change = compare(volume, attacked, region=regions_at(volume, target).middle)
         result |= {
@@ -116,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         _write_drill(attacked, result, options, key)
         return
     save_volume(attacked, options.output, overwrite=options.overwrite)
-    answer(
+    shared.answer(
         options,
         result,
         f"SIMULATED ATTACK ({options.action}) at slice {target[0]}, row {target[1]}, column {target[2]}: RMSE "
@@ -125,8 +110,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _sheet_path(options: argparse.Namespace) -> Path:
-    from MITSGANLib.measure.drill import SUFFIX
-
     output = Path(options.output).absolute()
     return output.with_name(output.name + SUFFIX)
 
@@ -140,8 +123,6 @@ def _check_drill(volume: CTVolume, options: argparse.Namespace) -> None:
 
 def _write_drill(attacked: CTVolume, result: dict[str, Any], options: argparse.Namespace, key: Key) -> None:
     """Write the series, and the answers beside it. Nothing that is said of it tells where."""
-    from MITSGANLib.measure.drill import AnswerSheet, Forgery, seal_sheet
-
     drill, sheet_path = Drill(), _sheet_path(options)
     forgeries = ()
     if options.action != NO_ACTION:
@@ -152,6 +133,8 @@ def _write_drill(attacked: CTVolume, result: dict[str, Any], options: argparse.N
     with atomic_file(sheet_path, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(seal_sheet(sheet, key))
         for warning in write_series(attacked, options.output, overwrite=options.overwrite, drill=drill):
-            note(f"warning: {warning}")
+            shared.note(f"warning: {warning}")
     result = {**result, "answers": str(sheet_path), "series_instance_uid": drill.series_uid}
-    answer(options, result, f"SIMULATED, for a drill. Wrote {options.output} and its sealed answers {sheet_path}")
+    shared.answer(
+        options, result, f"SIMULATED, for a drill. Wrote {options.output} and its sealed answers {sheet_path}"
+    )

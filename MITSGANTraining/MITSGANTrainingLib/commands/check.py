@@ -25,24 +25,7 @@ from MITSGANLib.watermark.embedding import recorded_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 from MITSGANLib.watermark.places import Place
 
-from .options import (
-    add_input,
-    add_json,
-    add_map,
-    add_overwrite,
-    add_series,
-    add_strength,
-    add_target,
-    add_watermark,
-    check_map,
-    note_warnings,
-    place_lines,
-    progress_bar,
-    read_scan,
-    say_result,
-    target_voxel,
-    write_json,
-)
+from . import shared
 
 ALTERED, NOT_FOUND = 7, 8
 
@@ -54,43 +37,43 @@ about, 8 no such watermark was found, or so little of it that nothing can be tol
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
-    add_input(parser)
-    add_series(parser)
-    add_watermark(parser)
+    shared.add_input(parser)
+    shared.add_series(parser)
+    shared.add_watermark(parser)
     parser.add_argument(
         "--model",
         help="the protector that it was protected with, as given to mitsgan protect (default: what the file says, as "
         "NRRD and MetaImage do, else default)",
     )
-    add_strength(parser, "the strength, likewise")
-    add_target(parser, required=False)
-    add_map(parser, ": 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...")
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_strength(parser, "the strength, likewise")
+    shared.add_target(parser, required=False)
+    shared.add_map(parser, ": 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...")
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    check_map(options)
+    shared.check_map(options)
     key = watermark_key(read_key_file(options.watermark)) if options.watermark else OPEN_KEY
     budget = _budget(options, key)
-    volume = read_scan(options.input, options.series)
-    note_warnings(volume)
-    kji = target_voxel(options, volume)
-    with progress_bar("Checking", "slice") as progress:
+    volume = shared.read_scan(options.input, options.series)
+    shared.note_warnings(volume)
+    kji = shared.target_voxel(options, volume)
+    with shared.progress_bar("Checking", "slice") as progress:
         check = check_watermark(volume, key, budget=budget, progress=progress)
     place = None if kji is None else check.at(kji)
     # Before anything is written: a full disk must not keep the verdict from anyone.
     is_known = budget is not None or recorded_watermark(volume) is not None
     made = "it was made" if is_known else "the default makes it"
-    say_result(options, *_lines(check, is_open=options.watermark is None, made=made))
+    shared.say_result(options, *_lines(check, is_open=options.watermark is None, made=made))
     if place is not None:
-        say_result(options, f"Voxel {kji}: {place.words}")
+        shared.say_result(options, f"Voxel {kji}: {place.words}")
     if options.map:
         write_file(check.class_volume(), options.map, overwrite=options.overwrite)
-        say_result(options, f"Wrote {options.map}")
+        shared.say_result(options, f"Wrote {options.map}")
     kind = "keyed" if options.watermark else "open"
     result = {"input": options.input, "watermark": kind, **check.to_dict(), "map": options.map}
-    write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
+    shared.write_json(options.json, result | ({} if place is None else {"place": place.to_dict()}))
     return exit_code(check, place)
 
 
@@ -142,4 +125,4 @@ def _lines(check: Check, *, is_open: bool, made: str) -> Iterator[str]:
         yield "No place stands out. A small nodule may not: ask about a place with --voxel."
         return
     yield f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:"
-    yield from place_lines(check.regions, lambda region: f"{max(region.share, 0):.0%} of it left")
+    yield from shared.place_lines(check.regions, lambda region: f"{max(region.share, 0):.0%} of it left")

@@ -18,43 +18,31 @@ from MITSGANLib.scan.regions import cube_around, square_around
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
-from .options import (
-    add_attacker,
-    add_device,
-    add_input,
-    add_json,
-    add_lpips,
-    add_target,
-    answer,
-    progress_bar,
-    read_scan,
-    say_result,
-    target_voxel,
-)
+from . import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "reference", "the scan to compare with")
-    add_input(parser, "other", "the scan to measure")
-    add_target(parser, required=False)
+    shared.add_input(parser, "reference", "the scan to compare with")
+    shared.add_input(parser, "other", "the scan to measure")
+    shared.add_target(parser, required=False)
     parser.add_argument(
         "--attacked",
         nargs=2,
         metavar=("REFERENCE", "OTHER"),
         help="the two scans after the same attack, as mitsgan attack wrote them: measures the attack, too",
     )
-    add_attacker(parser, "who attacked, for the noise control of --attacked (default: the default attacker)")
-    add_device(parser)
+    shared.add_attacker(parser, "who attacked, for the noise control of --attacked (default: the default attacker)")
+    shared.add_device(parser)
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write difference heatmaps as PNG into FOLDER")
-    add_lpips(parser)
-    add_json(parser)
+    shared.add_lpips(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    reference, other = read_scan(options.reference), read_scan(options.other)
+    reference, other = shared.read_scan(options.reference), shared.read_scan(options.other)
     lpips = load_lpips(options.lpips_weights, net=options.lpips_net)
-    target = target_voxel(options, reference)
-    with progress_bar("Comparing", "slice") as progress:
+    target = shared.target_voxel(options, reference)
+    with shared.progress_bar("Comparing", "slice") as progress:
         whole = compare_protection(reference, other, lpips, progress)
     result = {"reference": options.reference, "other": options.other, "whole": whole.to_dict()}
     square = None
@@ -64,26 +52,26 @@ def run(options: argparse.Namespace) -> None:
         for name, region in (("square", square), ("cube", cube)):
             measured = compare(reference, other, region=region, windows=(LUNG, MEDIASTINUM), lpips=lpips)
             result[name] = measured.to_dict()
-            say_result(options, *_lines(measured))
+            shared.say_result(options, *_lines(measured))
     effect = _attack_effect(options, reference, other, lpips) if options.attacked else None
     if effect:
         result["attack"] = effect.to_dict()
     if options.heatmaps:
         outline = Square(square.j0, square.j1, square.i0, square.i1) if square else None
-        with progress_bar("Drawing", "figure") as progress:
+        with shared.progress_bar("Drawing", "figure") as progress:
             files = save_heatmaps(
                 reference, other, Path(options.heatmaps), target_kji=target, square=outline, progress=progress
             )
         result["heatmaps"] = [str(file) for file in files]
     attack = [f"{effect.action} at {effect.kji}: {effect}"] if effect else []
-    answer(options, result, *_lines(whole), *attack, *(f"wrote {file}" for file in result.get("heatmaps", [])))
+    shared.answer(options, result, *_lines(whole), *attack, *(f"wrote {file}" for file in result.get("heatmaps", [])))
 
 
 def _attack_effect(
     options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: PerceptualDistance | LpipsUnavailable
 ) -> AttackEffect:
-    attacked = [read_scan(path) for path in options.attacked]
-    with progress_bar("Attacking noise", "step") as progress:
+    attacked = [shared.read_scan(path) for path in options.attacked]
+    with shared.progress_bar("Attacking noise", "step") as progress:
         return measure_attack(
             reference,
             other,

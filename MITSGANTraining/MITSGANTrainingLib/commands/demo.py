@@ -15,29 +15,14 @@ from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.phantom import thorax_phantom
-from MITSGANLib.scan.targets import ACTIONS
+from MITSGANLib.scan.targets import ACTIONS, Target, choose_targets
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.sample_scan import NAME, fetch_sample_scan
-from .options import (
-    StageBars,
-    add_attacker,
-    add_device,
-    add_json,
-    add_lpips,
-    add_series,
-    add_strength,
-    answer,
-    count,
-    note,
-    note_warnings,
-    read_scan,
-    write_json,
-)
+from . import shared
 
 if TYPE_CHECKING:
     from MITSGANLib.report.demonstration import Demonstration
-    from MITSGANLib.scan.targets import Target
 
 _ARMS = {
     "clean": "unprotected",
@@ -50,16 +35,16 @@ _ARMS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a scan of your own (default: LIDC-IDRI-0001)")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", default="mitsgan-demo", help="folder for the report")
-    add_series(parser)
+    shared.add_series(parser)
     parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
     parser.add_argument("--model", default="default", help="protector to use")
-    add_strength(parser)
-    add_attacker(parser, "attacker to use")
-    parser.add_argument("--targets", type=count, default=3, metavar="N", help="places per action (default: 3)")
+    shared.add_strength(parser)
+    shared.add_attacker(parser, "attacker to use")
+    parser.add_argument("--targets", type=shared.count, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the protection (default: 0)")
-    add_lpips(parser)
-    add_device(parser)
-    add_json(parser)
+    shared.add_lpips(parser)
+    shared.add_device(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -75,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
     attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
     device = describe_device(resolve_device(options.device))
     volume, title, targets = _scan(options)
-    note_warnings(volume, protecting=True)
-    note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
-    with StageBars(lambda stage: "target" if stage == "Attacking" else "slice") as bars:
+    shared.note_warnings(volume, protecting=True)
+    shared.note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
+    with shared.StageBars(lambda stage: "target" if stage == "Attacking" else "slice") as bars:
         result = demonstrate(
             volume,
             targets,
@@ -89,11 +74,11 @@ def run(options: argparse.Namespace) -> None:
             lpips_net=options.lpips_net,
             progress=bars.report,
         )
-    note("Drawing the report")
+    shared.note("Drawing the report")
     save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")
     record = {"scan": title, **result.to_dict()}
-    write_json(str(folder / "report.json"), record)
-    answer(options, record, *_lines(result), f"Wrote {report}")
+    shared.write_json(str(folder / "report.json"), record)
+    shared.answer(options, record, *_lines(result), f"Wrote {report}")
 
 
 def _lines(result: Demonstration) -> Iterator[str]:
@@ -119,19 +104,17 @@ def _lines(result: Demonstration) -> Iterator[str]:
 
 def _scan(options: argparse.Namespace) -> tuple[CTVolume, str, tuple[Target, ...]]:
     """The scan, its title without patient data, and where to attack it."""
-    from MITSGANLib.scan.targets import Target, choose_targets
-
     if options.input and not options.phantom:
-        volume = read_scan(options.input, options.series)
+        volume = shared.read_scan(options.input, options.series)
         return volume, Path(options.input).name, choose_targets(volume, options.targets, options.seed)
     if not options.phantom:
         try:
-            note(f"Fetching the public scan {NAME} (once; 35 MB)")
-            volume = read_scan(fetch_sample_scan())
+            shared.note(f"Fetching the public scan {NAME} (once; 35 MB)")
+            volume = shared.read_scan(fetch_sample_scan())
             title = f"{NAME} (LIDC-IDRI, TCIA, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)"
             return volume, title, choose_targets(volume, options.targets, options.seed)
         except InputError as error:
-            note(f"warning: {error} Using the synthetic phantom instead.")
+            shared.note(f"warning: {error} Using the synthetic phantom instead.")
     phantom = thorax_phantom(seed=options.seed)
     nodule = Target("remove", phantom.nodule_kji, "the phantom's nodule")
     inject = [t for t in choose_targets(phantom.volume, options.targets, options.seed) if t.action == "inject"]

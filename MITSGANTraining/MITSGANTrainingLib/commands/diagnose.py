@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_folder, refuse_existing_folder
+from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.judge import available_judges, load_judge
 from MITSGANLib.protection.presets import protector_path
+from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.weights import ModelCard
 
-from .options import add_device, add_overwrite, add_strength, count, note, progress_bar, say
+from . import shared
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="folder for the report")
     parser.add_argument("--model", default="miad-mark", help="the blocker: a protector, or a .safetensors file")
     parser.add_argument("--default", default="default", metavar="MODEL", help="the protection beside it")
-    add_strength(parser, "the blocker's largest change anywhere (default: the model's)")
+    shared.add_strength(parser, "the blocker's largest change anywhere (default: the model's)")
     parser.add_argument(
         "--judges",
         nargs="+",
@@ -50,24 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodules", default="", metavar="FILE.npz", help="more nodules of the dataset's patients, as in training"
     )
     parser.add_argument(
-        "--cubes", type=count, metavar="N", help="cubes with a nodule at most, and as many without (default: all)"
+        "--cubes",
+        type=shared.count,
+        metavar="N",
+        help="cubes with a nodule at most, and as many without (default: all)",
     )
     parser.add_argument("--scans", nargs="+", default=[], metavar="SCAN", help="whole scans to measure on, too")
     parser.add_argument(
-        "--places", type=count, default=10, metavar="N", help="nodules to plant into each (default: 10)"
+        "--places", type=shared.count, default=10, metavar="N", help="nodules to plant into each (default: 10)"
     )
-    parser.add_argument("--noise", type=count, default=3, metavar="N", help="draws of noise (default: 3)")
+    parser.add_argument("--noise", type=shared.count, default=3, metavar="N", help="draws of noise (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of places and of the blocker's search (default: 0)")
-    add_device(parser)
-    add_overwrite(parser)
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
-    from MITSGANLib.files.storage import load_volume
-    from MITSGANLib.judges.judge import available_judges, load_judge
-    from MITSGANLib.protection.protector import load_protector
-
     from ..data.dataset import Dataset
     from ..evaluation import diagnosis_blocking as study
     from ..evaluation.rendering import to_markdown
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
         network, _card = load_unblocker(options.unblocker)
         unblock = lambda hu: unblocked(hu, network)  # noqa: E731 - the network is bound here alone
     held_out = tuple(trained.get("held_out", ()))
-    note("Reading the dataset's validation side")
+    shared.note("Reading the dataset's validation side")
     data = Dataset.open(options.dataset)
     source = NoduleSource.of(data, "validation", CubeSampling().edge, NoduleSampling(options.nodules), held_out)
     cases = [study.cube_case(source.groups(), options.cubes)]
@@ -106,8 +108,8 @@ def run(options: argparse.Namespace) -> None:
             cases.append(study.scan_case(f"scan {number}", scan, nodules, options.places, options.seed))
     found = {}
     for case in cases:
-        note(f"Measuring on {case.name}")
-        with progress_bar("Blocking", "slice") as progress:
+        shared.note(f"Measuring on {case.name}")
+        with shared.progress_bar("Blocking", "slice") as progress:
             arms = study.make_arms(
                 case, blocker, default, unblock=unblock, draws=options.noise, device=options.device, progress=progress
             )
@@ -133,8 +135,8 @@ def run(options: argparse.Namespace) -> None:
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
         (folder / "diagnose.md").write_text(text, "utf-8")
-    say(text)
-    say(f"Wrote {options.output}")
+    shared.say(text)
+    shared.say(f"Wrote {options.output}")
 
 
 def nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:

@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import key_options
-from .options import add_json, answer
+from MITSGANLib.measure.drill import DrillScore, read_answers, read_sheet, score
 
-if TYPE_CHECKING:
-    from MITSGANLib.measure.drill import DrillScore
+from . import key_options, shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="how far an answer may lie from a forgery (default: 16, half of the cube that an attack replaces)",
     )
-    add_json(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from MITSGANLib.measure.drill import read_answers, read_sheet, score
-
     if not 0 < options.tolerance_mm < 1000:
         options.refuse("--tolerance-mm must be between 0 and 1000")
     key = key_options.key(options)
     sheets = [read_sheet(path, key) for path in options.sheets]
     result = score(sheets, read_answers(options.answers, sheets), options.tolerance_mm)
-    answer(options, result.to_dict(), *_lines(result))
+    shared.answer(options, result.to_dict(), *_lines(result))
 
 
 def _lines(result: DrillScore) -> Iterator[str]:

@@ -25,11 +25,11 @@ from MITSGANLib.measure.metrics import DATA_RANGE_HU
 from MITSGANLib.runtime.threads import usable_cores
 from MITSGANLib.scan.targets import ACTIONS
 
-from .options import StageBars, add_device, add_json, add_lpips, add_scans, answer, count, note
+from . import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_scans(parser)
+    shared.add_scans(parser)
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder for cache and results")
     parser.add_argument("--protectors", metavar="PROTECTOR", nargs="+", default=["default"], help="what to measure")
     parser.add_argument(
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--actions", metavar="ACTION,...", type=_actions, default=ACTIONS, help="inject, remove (default: both)"
     )
     places = parser.add_mutually_exclusive_group()
-    places.add_argument("--targets", type=count, default=5, metavar="N", help="places per action and scan (default: 5)")
+    places.add_argument(
+        "--targets", type=shared.count, default=5, metavar="N", help="places per action and scan (default: 5)"
+    )
     places.add_argument(
         "--targets-file", metavar="CSV", help="columns scan, action and k,j,i (slice, row, column) or x,y,z (LPS, mm)"
     )
@@ -84,18 +86,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HU",
         help="data range of PSNR and SSIM (default: 4096)",
     )
-    add_lpips(parser)
+    shared.add_lpips(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--processes",
-        type=count,
+        type=shared.count,
         default=1,
         metavar="N",
         help=f"on this machine, of {usable_cores()} cores (default: 1)",
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers see the same folders")
-    add_device(parser)
-    add_json(parser)
+    shared.add_device(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -111,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--seed must not be negative.")
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(EvaluationPlan)}
     plan = EvaluationPlan(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    with StageBars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as bars:
-        study = evaluate(plan, bars.report, lambda text: note(f"warning: {text}"))
-    answer(options, study.record, to_markdown("Evaluation", study.sections), f"Wrote {study.results}")
+    with shared.StageBars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as bars:
+        study = evaluate(plan, bars.report, lambda text: shared.note(f"warning: {text}"))
+    shared.answer(options, study.record, to_markdown("Evaluation", study.sections), f"Wrote {study.results}")
     if study.failures:
-        note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
+        shared.note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
         return InputError.exit_code
     return 0
 

@@ -25,23 +25,7 @@ from MITSGANLib.signature.manifest import read_manifest_file
 from MITSGANLib.signature.verification import find_manifest, verify_scan
 
 from ..archives.verdicts import EXAMINED, examine_collection
-from . import tree_options, verdict_options
-from .options import (
-    add_input,
-    add_json,
-    add_map,
-    add_overwrite,
-    add_series,
-    add_target,
-    add_watermark,
-    check_map,
-    note_warnings,
-    place_lines,
-    progress_bar,
-    say_result,
-    target_voxel,
-    write_json,
-)
+from . import shared, tree_options, verdict_options
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and every CT scan in it is examined.
@@ -60,38 +44,38 @@ cannot tell, or not at the place asked about, 3 not readable.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
-    add_input(parser)
+    shared.add_input(parser)
     verdict_options.add_results(parser)
-    add_series(parser)
-    add_watermark(parser)
+    shared.add_series(parser)
+    shared.add_watermark(parser)
     parser.add_argument("--manifest", metavar="FILE", type=Path, help="the manifest, where it lies elsewhere")
     verdict_options.add_trust(parser)
-    add_target(parser, required=False)
-    add_map(parser, ": 1 nothing found, 2 changed, 0 not in the lungs or cannot be told; .nrrd, .nii.gz ...")
+    shared.add_target(parser, required=False)
+    shared.add_map(parser, ": 1 nothing found, 2 changed, 0 not in the lungs or cannot be told; .nrrd, .nii.gz ...")
     parser.add_argument("--page", metavar="FILE", type=Path, help="write a page (HTML) with pictures of each place")
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
 def run(options: argparse.Namespace) -> int:
     if verdict_options.is_for_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
         return verdict_options.judge_collection(options, examine_collection, "places", "place")
-    check_map(options)
+    shared.check_map(options)
     if options.page:
         refuse_source(options.page, options.input)
         refuse_existing_file(options.page, options.overwrite)
     trust = verdict_options.trust(options)
-    with progress_bar("Reading", "slice") as progress:
+    with shared.progress_bar("Reading", "slice") as progress:
         scan = read_contents_to_verify(options.input, options.series, progress)
     signed = read_manifest_file(options.manifest) if options.manifest else find_manifest(scan)
     signatures = verify_images(scan.files, trust.certificates)
     verification = signed and verify_scan(scan, signed, headers=not options.deidentified)
     volume, kji = scan.volume, None
     if volume is not None:
-        note_warnings(volume)
-        kji = target_voxel(options, volume)
-    with progress_bar("Examining", "%") as progress:
+        shared.note_warnings(volume)
+        kji = shared.target_voxel(options, volume)
+    with shared.progress_bar("Examining", "%") as progress:
         verdict, examination = examine_contents(
             scan, verification, signatures, key=trust.key, trusted=trust.signers, progress=progress
         )
@@ -99,14 +83,14 @@ def run(options: argparse.Namespace) -> int:
     can_tell = place is None or examination.can_tell(kji)
     code = exit_code(verdict, place, can_tell)
     # Before anything is written: a full disk must not keep the verdict from anyone.
-    say_result(options, *_lines(verdict))
+    shared.say_result(options, *_lines(verdict))
     if place is not None:
         words = f"{place.words}." if can_tell or place.strength >= 1 else "cannot be told."
-        say_result(options, f"Voxel {kji}: {words}")
+        shared.say_result(options, f"Voxel {kji}: {words}")
     _write(options, examination, verdict)
     asked = {} if place is None else {"place": {**place.to_dict(), "can_tell": can_tell}}
     kind = "keyed" if options.watermark else "open"
-    write_json(options.json, {"input": options.input, "watermark": kind, **verdict.to_dict(), **asked})
+    shared.write_json(options.json, {"input": options.input, "watermark": kind, **verdict.to_dict(), **asked})
     return code
 
 
@@ -132,7 +116,7 @@ def _write(options: argparse.Namespace, examination: Examination | None, verdict
         name = Path(options.input).name.split(".")[0]
         save_examination(examination.volume, verdict, options.page, title=name)
     for written in filter(None, (options.map, options.page)):
-        say_result(options, f"Wrote {written}")
+        shared.say_result(options, f"Wrote {written}")
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
@@ -141,7 +125,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield f"  {reason}"
     if verdict.places:
         yield f"{len(verdict.places)} place{'s' if len(verdict.places) > 1 else ''}, the surest first:"
-    yield from place_lines(verdict.places, lambda place: place.words, "--json, --map or --page")
+    yield from shared.place_lines(verdict.places, lambda place: place.words, "--json, --map or --page")
     for one in verdict.evidence:
         yield f"{one.kind}: {one.text}."
     if verdict.told:

@@ -17,32 +17,22 @@ from MITSGANLib.protection.protector import Protector, protect
 
 from ..archives.collection import load_settings
 from ..evaluation.fidelity import Fidelity, FidelityFigure, LargestScale, largest_scale, measure_fidelity
-from .options import (
-    add_device,
-    add_json,
-    add_protector,
-    add_scans,
-    note,
-    note_warnings,
-    progress_bar,
-    say_result,
-    write_json,
-)
+from . import shared
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_scans(parser)
+    shared.add_scans(parser)
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
-    add_protector(parser)
+    shared.add_protector(parser)
     parser.add_argument(
         "--largest",
         action="store_true",
         help="also find by how much the change may be multiplied so that every slice keeps every limit",
     )
-    add_device(parser)
-    add_json(parser)
+    shared.add_device(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,13 +47,13 @@ def run(options: argparse.Namespace) -> int:
             if len(scans) == 1:
                 raise
             failed[scan] = str(error)
-            note(f"{scan}: {error}")
+            shared.note(f"{scan}: {error}")
             continue
-        say_result(options, *_lines(scan, *found[scan]))
+        shared.say_result(options, *_lines(scan, *found[scan]))
     verdicts = {scan: fidelity for scan, (fidelity, _scale) in found.items()}
     if len(found) > 1:
-        say_result(options, *_lines_of_all(verdicts))
-    write_json(
+        shared.say_result(options, *_lines_of_all(verdicts))
+    shared.write_json(
         options.json,
         {
             "model": protector.name,
@@ -83,16 +73,16 @@ def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> t
     # Imports what takes a while, and is not needed for --help.
     from ..evaluation.scans import ScanSource
 
-    with progress_bar("Reading", "slice") as progress:
+    with shared.progress_bar("Reading", "slice") as progress:
         original = ScanSource(scan, tuple(options.series)).load(progress)
-    note_warnings(original)
-    with progress_bar("Protecting", "slice") as progress:
+    shared.note_warnings(original)
+    with shared.progress_bar("Protecting", "slice") as progress:
         protected = protect(original, model=protector, device=options.device, progress=progress)
-    with progress_bar("Measuring", "slice") as progress:
+    with shared.progress_bar("Measuring", "slice") as progress:
         fidelity = measure_fidelity(original, protected, progress=progress)
     if not options.largest:
         return fidelity, None
-    with progress_bar("Scaling", "slice") as progress:
+    with shared.progress_bar("Scaling", "slice") as progress:
         return fidelity, largest_scale(original, protected.hu.astype("float32") - original.hu, progress=progress)
 
 

@@ -17,7 +17,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files.storage import SeriesSummary, describe
 from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 
-from .options import add_input, add_json, add_series, answer, progress_bar, read_scan
+from . import shared
 from .tree_options import counted
 
 # With so many series a summary comes first, and of each kind so many are listed, one line each.
@@ -25,13 +25,13 @@ MANY, LISTED = 20, 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
-    add_series(parser)
-    add_json(parser)
+    shared.add_input(parser)
+    shared.add_series(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with progress_bar("Scanning", "file") as progress:
+    with shared.progress_bar("Scanning", "file") as progress:
         summaries = describe(options.input, progress)
     usable = [summary for summary in summaries if summary.problem is None]
     wanted = [summary for summary in usable if options.series in (None, summary.series_instance_uid)]
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {"input": options.input, "series": [_series(summary) for summary in summaries]}
     loaded = None
     if len(wanted) == 1:
-        loaded = read_scan(options.input, wanted[0].series_instance_uid)
+        loaded = shared.read_scan(options.input, wanted[0].series_instance_uid)
         result["volume"] = _volume(loaded)
     many = len(summaries) >= MANY
     lines = list(_short(summaries) if many else _long(summaries, wanted, result, loaded))
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         lines += [f"Series {wanted[0].series_instance_uid}:", *_block(wanted[0], result["volume"], loaded)]
     if len(wanted) > 1:
         lines.append("Several usable series: name one with --series for its HU range and noise.")
-    answer(options, result, *lines)
+    shared.answer(options, result, *lines)
     # Of what is damaged no image could be counted; an MR, say, is no failure.
     return 0 if any(summary.image_count for summary in summaries) else InputError.exit_code
 

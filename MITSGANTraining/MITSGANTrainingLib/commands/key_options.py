@@ -11,7 +11,7 @@ from typing import Any
 from MITSGANLib.errors import InputError
 from MITSGANLib.keys.key_files import Key, is_private, passphrase_key, read_key_file
 
-from .options import note
+from . import shared
 
 
 def add_key(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
@@ -76,7 +76,7 @@ def key(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:
 def warn_of_readers(path: str | os.PathLike[str]) -> None:
     """One line where others than its owner may read the file of a secret key."""
     if not is_private(path):
-        note(f"warning: others may read the key file {path}; run: chmod 600 {path}")
+        shared.note(f"warning: others may read the key file {path}; run: chmod 600 {path}")
 
 
 def passphrase(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from MITSGANLib.keys.key_files import generate_key, require_cryptography, write_key_file
+from MITSGANLib.keys.signing_keys import new_signing_key, save_signing_key
 
-from . import key_options
-from .options import say
+from . import key_options, shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +31,12 @@ def run(options: argparse.Namespace) -> None:
         options.refuse("a passphrase locks signing keys; add --signing, or seal with the passphrase and without a file")
     key = generate_key()
     write_key_file(key, options.keyfile)
-    say(f"Wrote {options.keyfile} (key {key.id}). Keep a copy apart from the scans: without it there is no way back.")
+    shared.say(
+        f"Wrote {options.keyfile} (key {key.id}). Keep a copy apart from the scans: without it there is no way back."
+    )
 
 
 def _make_signing_key(options: argparse.Namespace) -> None:
-    from MITSGANLib.keys.signing_keys import new_signing_key, save_signing_key
-
     passphrase = key_options.passphrase(options, is_new=True)
     public = save_signing_key(new_signing_key(), Path(options.keyfile), passphrase.secret if passphrase else None)
-    say(f"Wrote {options.keyfile} (private) and {public} (public: give this one to those who verify).")
+    shared.say(f"Wrote {options.keyfile} (private) and {public} (public: give this one to those who verify).")

@@ -13,7 +13,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_json, count, note, progress_bar, say, write_json
+from MITSGANLib.runtime.threads import usable_cores
+
+from ..preparation.splitting import SplitOptions
+from . import shared
 
 if TYPE_CHECKING:
     from ..preparation.plan import Request
@@ -67,29 +70,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the positions (default: 0)")
     parser.add_argument("--keep-names", action="store_true", help="write patients' identifiers as they are")
     workers = parser.add_mutually_exclusive_group()
-    workers.add_argument("--processes", type=count, metavar="N", help="scans at a time (default: half the cores)")
+    workers.add_argument(
+        "--processes", type=shared.count, metavar="N", help="scans at a time (default: half the cores)"
+    )
     workers.add_argument("--scheduler", metavar="ADDRESS", help="spread scans over a Dask scheduler, tcp://HOST:PORT")
-    add_json(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from ..preparation.plan import make_plan
     from ..preparation.run import prepare
 
-    with progress_bar("Scanning", "folder") as progress:
+    with shared.progress_bar("Scanning", "folder") as progress:
         plan = make_plan(_request(options), progress)
-    with progress_bar("Preparing", "scan") as progress:
+    with shared.progress_bar("Preparing", "scan") as progress:
         report = prepare(plan, progress)
-    write_json(options.json, report.record)
+    shared.write_json(options.json, report.record)
     _tell(report, options)
 
 
 def _request(options: argparse.Namespace) -> Request:
-    from MITSGANLib.runtime.threads import usable_cores
-
     from ..preparation.cutting import PreparationOptions
     from ..preparation.plan import Request
-    from ..preparation.splitting import SplitOptions
 
     return Request(
         scans=tuple(options.scans),
@@ -111,12 +113,12 @@ def _request(options: argparse.Namespace) -> Request:
 def _tell(report: Report, options: argparse.Namespace) -> None:
     record = report.record
     for path, reason in report.skipped:
-        note(f"skipped {path}: {reason}")
+        shared.note(f"skipped {path}: {reason}")
     for entry in record["findings_left_out"]:
         scan = f" (scan {entry['scan']})" if entry["scan"] else ""
-        note(f"finding left out{scan}: {entry['finding']}: {entry['reason']}")
+        shared.note(f"finding left out{scan}: {entry['finding']}: {entry['reason']}")
     if record["findings_elsewhere"]:
-        note(f"{record['findings_elsewhere']} findings name none of these scans")
+        shared.note(f"{record['findings_elsewhere']} findings name none of these scans")
     if options.json != "-":
         _summarize(report, options.out)
 
@@ -128,14 +130,14 @@ def _summarize(report: Report, out: Path) -> None:
     for part in PARTS:
         members = set(split[part])
         counts = {role: Dataset(out, report.record).count(role, part) for role in ROLES}
-        say(
+        shared.say(
             f"{part}: {len(members)} patients, {sum(scan['patient'] in members for scan in scans)} scans, "
             f"{counts['injector']} injector and {counts['remover']} remover cubes"
         )
         for role, number in counts.items():
             if not number:
-                note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
-    say(
+                shared.note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
+    shared.say(
         f"Wrote {out}: {report.cut} scans cut, {report.reused} as they were, {len(report.skipped)} skipped, "
         f"{len(report.record['findings_left_out'])} findings left out"
     )

@@ -42,19 +42,7 @@ from MITSGANLib.signature.signing import Signers
 
 from ..archives.collection import CollectionConfig, ProtectionReport, load_settings, measure_change, protect_collection
 from ..archives.inventory import take_stock
-from . import key_options, tree_options
-from .options import (
-    add_device,
-    add_input,
-    add_json,
-    add_overwrite,
-    add_protector,
-    add_series,
-    answer,
-    note,
-    note_warnings,
-    progress_bar,
-)
+from . import key_options, shared, tree_options
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and OUTPUT becomes the same tree:
@@ -88,10 +76,10 @@ OUTPUT cannot be used or the disk is too small, 130 stopped.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
+    shared.add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    add_series(parser)
-    add_protector(parser)
+    shared.add_series(parser)
+    shared.add_protector(parser)
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     key_options.add_signing_key(parser)
     parser.add_argument(
@@ -103,9 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
     )
-    add_device(parser)
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -129,7 +117,7 @@ def _warn_of_blocking(options: argparse.Namespace, has_key: bool) -> None:
     """One line where the model is no protection but misleads software on purpose."""
     if is_blocker(options.model):
         advice = "" if has_key else "; use --key, so that the original can be restored"
-        note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
+        shared.note(f"warning: {options.model} is made to mislead diagnosis software, authorized or not{advice}")
 
 
 def _load_protector(options: argparse.Namespace) -> tuple[Protector, dict[str, Any], str]:
@@ -147,7 +135,7 @@ def _load_protector(options: argparse.Namespace) -> tuple[Protector, dict[str, A
 def _protect_scan(options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(1, "MITSGAN protector") as pool:
         loading = pool.submit(_load_protector, options)
-        with progress_bar("Reading", "slice") as progress:
+        with shared.progress_bar("Reading", "slice") as progress:
 
             def report(done: int, total: int) -> None:
                 if loading.done():
@@ -156,16 +144,16 @@ def _protect_scan(options: argparse.Namespace) -> None:
 
             volume, found = load_with_surroundings(options.input, series=options.series, progress=report)
         protector, settings, device = loading.result()
-    note_warnings(volume, protecting=True)
+    shared.note_warnings(volume, protecting=True)
     beside = left_behind(found, volume.provenance.series_instance_uid) if found else ()
     del found
     key = key_options.key(options, is_new=True)
     _warn_of_blocking(options, key is not None)
     proofs = Proofs(key, _signers(options))
     check_protected_output(volume, options.output, proofs, overwrite=options.overwrite)
-    note(f"Protecting {volume.shape[0]} slices with {protector.title} on {device}")
+    shared.note(f"Protecting {volume.shape[0]} slices with {protector.title} on {device}")
     started = time.monotonic()
-    with progress_bar("Protecting", "slice") as progress:
+    with shared.progress_bar("Protecting", "slice") as progress:
         protected = protect(volume, model=protector, device=options.device, progress=progress)
     seconds = time.monotonic() - started
     change, warnings = measure_change(volume, protected), volume.provenance.warnings
@@ -175,7 +163,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
     give_freed_memory_back()
     watermark = protector.watermark and protector.watermark.key
     with ExitStack() as stack:
-        saving = {"watermark": watermark, "progress": stack.enter_context(progress_bar("Writing", "slice"))}
+        saving = {"watermark": watermark, "progress": stack.enter_context(shared.progress_bar("Writing", "slice"))}
         if options.others == "copy":
             folder = stack.enter_context(atomic_folder(options.output, overwrite=options.overwrite))
             save_protected(protected, folder / "series", proofs, original, **saving)
@@ -196,7 +184,7 @@ def _protect_scan(options: argparse.Namespace) -> None:
         "left_behind": [{"modality": one.modality, "files": len(one.files), "refers": one.refers} for one in beside],
         "copied_files": copied,
     }
-    answer(
+    shared.answer(
         options,
         result,
         f"Protected {protected.shape[0]} slices in {seconds:.1f} s: RMSE {change.rmse_hu:.2f} HU, "
@@ -215,7 +203,7 @@ def _copy_others(tree: Path, folder: Path) -> int:
     for file in sorted(series.iterdir()):
         file.rename(folder / file.name)
     series.rmdir()
-    with progress_bar("Scanning", "file") as progress:
+    with shared.progress_bar("Scanning", "file") as progress:
         others = [file for other in take_stock(tree, progress).others if other.may_copy for file in other.files]
     for name in others:
         target = folder / name

@@ -14,8 +14,7 @@ from MITSGANLib.seal.sealing import restore
 
 from ..archives.restoration import restore_collection
 from ..archives.trees import TreeConfig
-from . import key_options, tree_options
-from .options import add_input, add_json, add_overwrite, add_series, answer, note, progress_bar
+from . import key_options, shared, tree_options
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, such as mitsgan protect --collection
@@ -39,13 +38,13 @@ disk is too small, 130 stopped.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, text="the protected scan")
+    shared.add_input(parser, text="the protected scan")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    add_series(parser)
+    shared.add_series(parser)
     key_options.add_key(parser, "restore with", required=True)
     parser.add_argument("--seal", metavar="FILE", help="the seal of a file (default: INPUT.seal)")
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _restore_scan(options: argparse.Namespace) -> None:
     key = key_options.key(options)
-    with progress_bar("Reading", "file") as progress:
+    with shared.progress_bar("Reading", "file") as progress:
         restored = restore(
             options.input,
             options.output,
@@ -70,10 +69,10 @@ def _restore_scan(options: argparse.Namespace) -> None:
             progress=progress,
         )
     for warning in restored.warnings:
-        note(f"warning: {warning}")
+        shared.note(f"warning: {warning}")
     files = tree_options.counted(restored.files, "file")
     text = f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}"
-    answer(options, {"output": options.output, **dataclasses.asdict(restored)}, text)
+    shared.answer(options, {"output": options.output, **dataclasses.asdict(restored)}, text)
 
 
 def _restore_collection(options: argparse.Namespace) -> int:

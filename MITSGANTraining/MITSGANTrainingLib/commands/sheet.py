@@ -8,33 +8,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER, actions_of
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
+from MITSGANLib.scan.targets import ACTIONS, choose_targets
+from MITSGANLib.weights import MODELS_FOLDER
 
-from .options import add_device, add_overwrite, add_scans, count, progress_bar, read_scan, say
+from ..evaluation.targets import read_targets
+from ..preparation.discovery import file_stem
+from . import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the sheet, a .png file")
-    add_scans(parser)
+    shared.add_scans(parser)
     parser.add_argument("--attackers", nargs="+", metavar="NAME", default=["default"], help="installed, or folders")
     parser.add_argument(
-        "--per-action", type=count, default=4, metavar="N", help="places of each scan and action (default: 4)"
+        "--per-action", type=shared.count, default=4, metavar="N", help="places of each scan and action (default: 4)"
     )
     parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places (default: 0)")
-    add_device(parser)
-    add_overwrite(parser)
+    shared.add_device(parser)
+    shared.add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from MITSGANLib.attack.attacker import load_attacker
-    from MITSGANLib.attack.installed import DEFAULT_ATTACKER, actions_of
-    from MITSGANLib.scan.targets import ACTIONS, choose_targets
-    from MITSGANLib.weights import MODELS_FOLDER
 
     from ..evaluation.sheet import draw_sheet, forge
-    from ..evaluation.targets import read_targets
-    from ..preparation.discovery import file_stem
 
     output = Path(options.output)
     refuse_existing_file(output, options.overwrite)
@@ -47,13 +47,13 @@ def run(options: argparse.Namespace) -> None:
     given = read_targets(options.targets, options.scans) if options.targets else {}
     rows: dict[tuple[str, str], list] = {}
     for path in options.scans:
-        scan = read_scan(path)
+        scan = shared.read_scan(path)
         if path in given:
             targets = [place.resolve(scan) for place in given[path]]
         else:
             targets = choose_targets(scan, options.per_action, options.seed)
         for name, pair in attackers:
-            with progress_bar(f"Attacks by {name}", "place") as progress:
+            with shared.progress_bar(f"Attacks by {name}", "place") as progress:
                 able = [target for target in targets if target.action in {one.action for one in pair}]
                 done = forge(scan, file_stem(Path(path).name), able, pair, device=options.device, progress=progress)
             for forgery in done:
@@ -64,4 +64,4 @@ def run(options: argparse.Namespace) -> None:
     )
     with atomic_file(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(picture)
-    say(f"wrote {output}")
+    shared.say(f"wrote {output}")

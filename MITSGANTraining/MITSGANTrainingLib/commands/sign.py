@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MITSGANLib.keys.signing_keys import load_signing_key
+from MITSGANLib.signature.dicom.digital_signature import DicomSigner, load_dicom_signer
+from MITSGANLib.signature.dicom.exam import sign_exam
 from MITSGANLib.signature.signing import Signers, sign_scan
+from MITSGANLib.signature.study import sign_study
 
 from ..archives.signing import SigningConfig, sign_collection
-from . import key_options, tree_options
-from .options import add_input, add_json, add_overwrite, add_series, answer, progress_bar
+from . import key_options, shared, tree_options
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from MITSGANLib.signature.dicom.digital_signature import DicomSigner
 
 _DICOM = """\
 The standard's own signatures (PS3.15). Other programs can check them, such as DCMTK's dcmsign.
@@ -43,9 +44,9 @@ or from an earlier run. Exit code: 0 all CT is signed, 3 some could not be.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
+    shared.add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder (DICOM) or a file for the signed copy")
-    add_series(parser)
+    shared.add_series(parser)
     parser.add_argument(
         "--key",
         metavar="FILE",
@@ -59,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one manifest of a study's pixels and geometry alone, for copies that will be de-identified",
     )
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS)
     group = parser.add_argument_group("DICOM signatures", _DICOM)
     group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
@@ -74,8 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from MITSGANLib.signature.dicom.digital_signature import load_dicom_signer
-
     if (options.dicom_key is None) != (options.certificate is None):
         options.refuse("--dicom-key and --certificate belong together; give both, or neither")
     if options.exam and not options.dicom_key:
@@ -105,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if is_study:
         _sign_study(options, key)
         return 0
-    with progress_bar("Signing", "slice") as progress:
+    with shared.progress_bar("Signing", "slice") as progress:
         signed, where = sign_scan(
             options.input,
             options.output,
@@ -124,7 +123,9 @@ def run(options: argparse.Namespace) -> int:
         "headers": manifest.headers is not None,
         "dicom_signatures": dicom is not None,
     }
-    answer(options, result, f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}")
+    shared.answer(
+        options, result, f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}"
+    )
     return 0
 
 
@@ -151,18 +152,14 @@ def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> i
 
 
 def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:
-    from MITSGANLib.signature.dicom.exam import sign_exam
-
-    with progress_bar("Signing", "instance") as progress:
+    with shared.progress_bar("Signing", "instance") as progress:
         where, count = sign_exam(options.input, options.output, signer, overwrite=options.overwrite, progress=progress)
     result = {"output": str(where), "instances": count}
-    answer(options, result, f"Signed an exam of {count} instances. Wrote {where}")
+    shared.answer(options, result, f"Signed an exam of {count} instances. Wrote {where}")
 
 
 def _sign_study(options: argparse.Namespace, key: Ed25519PrivateKey) -> None:
-    from MITSGANLib.signature.study import sign_study
-
-    with progress_bar("Signing", "instance") as progress:
+    with shared.progress_bar("Signing", "instance") as progress:
         manifest, where = sign_study(
             options.input,
             options.output,
@@ -174,4 +171,4 @@ def _sign_study(options: argparse.Namespace, key: Ed25519PrivateKey) -> None:
     counts = [len(instances) for instances in manifest.series]
     result = {"manifest": str(where), "signer": manifest.fingerprint, "covers": manifest.covers, "instances": counts}
     what = "slices, their pixels and geometry alone," if options.pixels_only else "instances"
-    answer(options, result, f"Signed {sum(counts)} {what} in {len(counts)} series. Wrote {where}")
+    shared.answer(options, result, f"Signed {sum(counts)} {what} in {len(counts)} series. Wrote {where}")

@@ -11,7 +11,7 @@ from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
-from .options import count, json_lines, note, progress_bar, say, write_json
+from . import shared
 
 _OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3
@@ -33,7 +33,7 @@ def add_collection(parser: argparse.ArgumentParser, text: str, *, makes_tree: bo
         help="write a line of JSON for each scan as soon as it is done, to FILE, or to standard output for -",
     )
     workers = group.add_mutually_exclusive_group()
-    workers.add_argument("--processes", type=count, metavar="N", help="scans at a time (default: 1)")
+    workers.add_argument("--processes", type=shared.count, metavar="N", help="scans at a time (default: 1)")
     workers.add_argument(
         "--scheduler", metavar="ADDRESS", help="spread over the workers of this Dask scheduler, tcp://HOST:PORT"
     )
@@ -79,19 +79,17 @@ def run_collection(
 ) -> int:
     """Work on a tree, write its result and say what became of it.
 
-    :param work: does it, and gives the report.
     :param words: gives ``counted_whole`` and ``details`` of :func:`say_report` from the report.
-    :returns: the exit code.
     """
     if options.json == "-" == options.json_lines:
         options.refuse("--json and --json-lines cannot both be standard output; name a file for one of them")
     try:
-        with json_lines(options.json_lines) as tell:
-            report = work(progress_bar, tell)
+        with shared.json_lines(options.json_lines) as tell:
+            report = work(shared.progress_bar, tell)
     except KeyboardInterrupt:
-        note("Finished scans are kept; the same command continues with the rest.")
+        shared.note("Finished scans are kept; the same command continues with the rest.")
         raise
-    write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
+    shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
     if "-" not in (options.json, options.json_lines):
         say_report(report, *words(report), options.output)
     return report.exit_code
@@ -105,24 +103,24 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
     """
     earlier = sum(was_earlier for _, was_earlier in report.finished)
     by_earlier_run = f", {earlier} of them by an earlier run" if earlier else ""
-    say(f"{report.verb.capitalize()} {counted(len(report.finished), 'scan')} ({counted_whole}){by_earlier_run}")
+    shared.say(f"{report.verb.capitalize()} {counted(len(report.finished), 'scan')} ({counted_whole}){by_earlier_run}")
     for line in details:
-        say(f"   {line}")
+        shared.say(f"   {line}")
     for reason, files in report.skipped_by_reason.most_common():
         sources = sorted(other.source for other, _ in report.skipped if other.reason == reason)
         named = f" ({printable(', '.join(sources))})" if len(sources) <= _NAMED else ""
-        say(f"   skipped  {counted(files, 'file')}: {printable(reason)}{named}")
+        shared.say(f"   skipped  {counted(files, 'file')}: {printable(reason)}{named}")
     copied = sum(len(other.files) for other, was_copied in report.skipped if was_copied)
     if copied:
-        say(f"   copied   {copied} of the skipped files, unchanged")
+        shared.say(f"   copied   {copied} of the skipped files, unchanged")
     for source in report.left_over[:_LISTED]:
-        say(f"   left     {printable(source)}: {report.verb} earlier, now not in the tree or not usable")
+        shared.say(f"   left     {printable(source)}: {report.verb} earlier, now not in the tree or not usable")
     for failure in sorted(report.failed, key=lambda one: one.source)[:_LISTED]:
-        say(f"   FAILED   {printable(failure.source)}: {printable(failure.reason)}")
+        shared.say(f"   FAILED   {printable(failure.source)}: {printable(failure.reason)}")
     if len(report.failed) > _LISTED:
-        say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
-    say(f"   time     {report.seconds:.1f} s")
-    say(f"Wrote {output}; the summary is {Path(output) / SUMMARY}")
+        shared.say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
+    shared.say(f"   time     {report.seconds:.1f} s")
+    shared.say(f"Wrote {output}; the summary is {Path(output) / SUMMARY}")
 
 
 def counted(number: int, noun: str) -> str:

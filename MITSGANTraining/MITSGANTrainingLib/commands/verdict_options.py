@@ -66,9 +66,7 @@ def judge_collection(
 ) -> int:
     """Judge a tree, write the results, and say how many scans got each verdict, and which are not as they should be.
 
-    :param judge: does it.
     :param kind, noun: what was found, as the records have it, and one of it.
-    :returns: the exit code.
     """
     config = VerdictConfig(
         **tree_options.tree_values(options),

@@ -26,19 +26,7 @@ from MITSGANLib.signature.study import StudyManifest, find_study_manifest, verif
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
 from ..archives.verdicts import CHANGED, VERDICTS, Trust, exam_code, study_code, verification_code, verify_collection
-from . import tree_options, verdict_options
-from .options import (
-    add_input,
-    add_json,
-    add_map,
-    add_overwrite,
-    add_series,
-    answer,
-    check_map,
-    progress_bar,
-    say_result,
-    write_json,
-)
+from . import shared, tree_options, verdict_options
 
 _MOST_TILES = 8
 
@@ -68,9 +56,9 @@ signed by an unknown key, 3 not signed, not readable, or the signature cannot be
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXIT_CODES
-    add_input(parser)
+    shared.add_input(parser)
     verdict_options.add_results(parser)
-    add_series(parser)
+    shared.add_series(parser)
     parser.add_argument(
         "--manifest",
         metavar="PATH",
@@ -78,16 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it, or the document of an exam",
     )
     verdict_options.add_trust(parser)
-    add_map(parser, " of what was changed: .nrrd, .nii.gz, .mha ...")
-    add_overwrite(parser)
-    add_json(parser)
+    shared.add_map(parser, " of what was changed: .nrrd, .nii.gz, .mha ...")
+    shared.add_overwrite(parser)
+    shared.add_json(parser)
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
 def run(options: argparse.Namespace) -> int:
     if verdict_options.is_for_collection(options, "series", "manifest", "map"):
         return verdict_options.judge_collection(options, verify_collection, "findings", "difference")
-    check_map(options)
+    shared.check_map(options)
     trust = verdict_options.trust(options)
     if study := _study_manifest(options):
         if options.map or options.deidentified:
@@ -103,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
                 "--certificate, or --series to verify the manifest of one series"
             )
         return _verify_exam(options, document, trust)
-    with progress_bar("Reading", "slice") as progress:
+    with shared.progress_bar("Reading", "slice") as progress:
         scan = read_contents_to_verify(options.input, options.series, progress)
     signatures = verify_images(scan.files, trust.certificates)
     signed = _manifest(options.manifest) if options.manifest else find_manifest(scan)
@@ -119,16 +107,16 @@ def run(options: argparse.Namespace) -> int:
         verification = dataclasses.replace(verification, notes=(*verification.notes, HEADERS_GONE))
     code = verification_code(verification, signatures, trust.signers)
     # Before anything is written: a full disk must not keep the verdict from anyone.
-    say_result(options, *_lines(verification, signatures, trust))
+    shared.say_result(options, *_lines(verification, signatures, trust))
     if options.map:
         write_file(verification.map_volume(), options.map, overwrite=options.overwrite)
-        say_result(options, f"Wrote {options.map}")
+        shared.say_result(options, f"Wrote {options.map}")
     manifest = verification and {
         **verification.to_dict(),
         "known_signer": verification.manifest.fingerprint in trust.signers,
     }
     result = {"input": options.input, "verdict": VERDICTS[code], "manifest": manifest}
-    write_json(options.json, {**result, "dicom_signatures": signatures.to_dict(), "map": options.map})
+    shared.write_json(options.json, {**result, "dicom_signatures": signatures.to_dict(), "map": options.map})
     return code
 
 
@@ -151,25 +139,25 @@ def _study_manifest(options: argparse.Namespace) -> StudyManifest | None:
 
 
 def _verify_study(options: argparse.Namespace, manifest: StudyManifest, trust: Trust) -> int:
-    with progress_bar("Reading", "instance") as progress:
+    with shared.progress_bar("Reading", "instance") as progress:
         verification = verify_study(options.input, manifest, progress)
     code = study_code(verification, trust.signers)
     verdict = "Intact" if verification.is_intact else "CHANGED since it was signed"
     title = f"{verdict}. The study was signed by {_signer(manifest, trust)}"
     result = {**verification.to_dict(), "known_signer": manifest.fingerprint in trust.signers}
     result = {"input": options.input, "verdict": VERDICTS[code], "study": result}
-    answer(options, result, title, *(f"  {line}" for line in verification.summary()))
+    shared.answer(options, result, title, *(f"  {line}" for line in verification.summary()))
     return code
 
 
 def _verify_exam(options: argparse.Namespace, document: Path, trust: Trust) -> int:
-    with progress_bar("Reading", "instance") as progress:
+    with shared.progress_bar("Reading", "instance") as progress:
         verification = verify_exam(options.input, document, trust.certificates, progress)
     code = exam_code(verification)
     verdict = "CHANGED since it was signed" if code == CHANGED else VERDICTS[code].capitalize()
     title = f"{verdict}. The exam's document is {verification.document}"
     result = {"input": options.input, "verdict": VERDICTS[code], "exam": verification.to_dict()}
-    answer(options, result, title, *(f"  {line}" for line in verification.summary()))
+    shared.answer(options, result, title, *(f"  {line}" for line in verification.summary()))
     return code
 
 

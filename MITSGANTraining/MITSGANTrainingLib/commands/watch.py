@@ -18,8 +18,7 @@ from typing import Any
 
 from ..archives.collection import CollectionConfig
 from ..archives.watching import WatchConfig, watch
-from . import key_options
-from .options import add_device, add_protector, json_lines, note, say
+from . import key_options, shared
 
 _EXIT_CODES = """\
 Exit code: 0 stopped by Ctrl-C or SIGTERM, 3 IN cannot be used, 4 OUT or the folder of failures
@@ -41,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--poll", metavar="SECONDS", type=_seconds, default=2.0, help="time between two looks (default: 2)"
     )
     parser.add_argument("--remove", action="store_true", help="remove the originals from IN once they are delivered")
-    add_protector(parser)
+    shared.add_protector(parser)
     key_options.add_key(parser, "seal what is delivered, so that it can be restored, with")
     key_options.add_signing_key(parser)
-    add_device(parser)
+    shared.add_device(parser)
     parser.add_argument(
         "--json-lines",
         metavar="FILE",
@@ -67,19 +66,21 @@ def run(options: argparse.Namespace) -> int:
     )
     failed = options.failed or Path(f"{options.output.rstrip('/')}-failed")
     config = WatchConfig(protection, failed, options.settle, options.poll, options.remove)
-    with json_lines(options.json_lines) as tell_line:
+    with shared.json_lines(options.json_lines) as tell_line:
 
         def tell(what: dict[str, Any]) -> None:
             if tell_line:
                 tell_line({"event": "scan", **what})
             if options.json_lines != "-":
-                say(f"{what['outcome']:<9}  {what['source']}  {what['series_instance_uid']}  {what.get('reason', '')}")
+                shared.say(
+                    f"{what['outcome']:<9}  {what['source']}  {what['series_instance_uid']}  {what.get('reason', '')}"
+                )
 
-        note(f"Watching {options.input}; Ctrl-C or SIGTERM ends it.")
+        shared.note(f"Watching {options.input}; Ctrl-C or SIGTERM ends it.")
         try:
             watch(config, tell, threading.Event().wait)
         except KeyboardInterrupt:
-            note("Stopped; nothing was left half written.")
+            shared.note("Stopped; nothing was left half written.")
     return 0
 
 

@@ -23,7 +23,6 @@ class Case:
 class MeasuredAttack:
     """What was measured at the targets of one scan, with one protection, by one attacker's action.
 
-    :param scan: its name in results.
     :param patient: number of the patient, from 1.
     :param result: as :mod:`measure` stored it.
     :param scene: number of the scan's scene, where it has several.

@@ -44,7 +44,6 @@ _ALPHA_KEYS = ("alpha", "paper_weight")
 class ProtectionArm:
     """One entry of ``--protectors``, checked.
 
-    :param name: what tables call it.
     :param source: name or path of the model; empty without one.
     :param amount_hu: strength or root mean square in HU; None for a model's own strength.
     :param steps: of signed gradients, or of a search in each block of lung.

@@ -87,7 +87,6 @@ def estimate(
 class PlaceFigure:
     """A figure over one patient's places, as it is when each place counts a number of times.
 
-    :param places: how many places have a value.
     :param of: weights (draws, places), which sum to the number of places, to figures (draws,).
     """
 

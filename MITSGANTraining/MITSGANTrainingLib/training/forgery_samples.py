@@ -44,7 +44,6 @@ class Variations:
     therefore depends on the scan; a judge that saw two scans takes their accident for the rule. The place is attacked
     in a part of the scan instead, whose borders, and with them the source of the noise, are drawn.
 
-    :param per_place: variations of each place.
     :param reach: fewest and most voxels that the part reaches from the place; the attacker's cube must fit.
     :param sharpness: largest share of the difference to a smoothed scan that is taken off (another kernel) or added.
     :param noise_hu: largest standard deviation of noise that is added, smoothed by up to 1 voxel.

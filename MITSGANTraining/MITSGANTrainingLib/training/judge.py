@@ -38,7 +38,6 @@ _ARCHITECTURES = ("plain", "residual", "planes", "squares")
 class JudgeConfig:
     """One judge and how it is trained. Exactly one of the tables of architectures and one of the questions is given.
 
-    :param name: of the judge.
     :param false_alarms: share of the validation samples whose answer is no that may reach the threshold.
     :param held_out: patients that are never used, not even for the threshold: results are reported on them.
     :param sources: where the data comes from and its licence, for the model card.

@@ -18,7 +18,6 @@ CLEAR_MM = 6  # a nodule that keeps so far from the middle is beside it
 class Group:
     """Views of one kind that are not trained on.
 
-    :param yes: the right answer.
     :param views: (n, slices, rows, columns) int16 HU.
     :param patients: (n,) whom each came from.
     """

@@ -30,7 +30,6 @@ class Recipe:
 
     :param name: the recipe file's stem.
     :param task: name of the task, which is its module in this package with "-" for "_".
-    :param config: the task's own configuration.
     """
 
     name: str

@@ -101,7 +101,7 @@ class TestVerify:
             raise OutputError("No space left on the disk for it.")
 
         change_one_voxel(signed)
-        monkeypatch.setattr(*((verify, "write_file") if failing == "map" else (verify, "write_json")), full)
+        monkeypatch.setattr(*((verify, "write_file") if failing == "map" else (verify.shared, "write_json")), full)
         written = ["--map", str(tmp_path / "map.nrrd"), "--json", str(tmp_path / "result.json")]
         assert main(["verify", str(signed), *written]) == 4
         assert capsys.readouterr().out.startswith("CHANGED")

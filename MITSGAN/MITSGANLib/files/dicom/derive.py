@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ... import __version__
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
 from .drill import SIMULATED, Drill, is_drill, mark_drill
-from .encoded import raw_element, raw_value
+from .encoded import new_item, raw_element, raw_value
 from .headers import ENHANCED_CT, Header, quiet_pydicom
 from .private_block import block_tags, remove_entries
 
@@ -79,12 +79,7 @@ class SourceImage:
 
     def reference(self) -> Dataset:
         """A new item of a sequence that refers to the image (PS3.3 table 10-11)."""
-        from pydicom import Dataset
-
-        item = Dataset()
-        item.ReferencedSOPClassUID = self.sop_class
-        item.ReferencedSOPInstanceUID = self.sop_instance
-        return item
+        return new_item(ReferencedSOPClassUID=self.sop_class, ReferencedSOPInstanceUID=self.sop_instance)
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,6 @@ def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Elem
     :returns: the new element for each tag, or None where it is to be left out.
     :raises Exception: an element that the new ones build on is damaged (as pydicom raises it).
     """
-    from pydicom import Dataset
     from pydicom.tag import Tag
     from pydicom.uid import generate_uid
 
@@ -135,8 +129,7 @@ def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Elem
         str(dataset.SeriesInstanceUID),
         str(dataset.StudyInstanceUID),
     )
-    new = Dataset()
-    new.SOPInstanceUID = generate_uid(prefix=None)
+    new = new_item(SOPInstanceUID=generate_uid(prefix=None))
     keep_lossy_history(dataset, new)
     _describe_series(dataset, new, derivation)
     _stamp(dataset, new, derivation.time)
@@ -259,19 +252,18 @@ def _in_zone_of(dataset: Dataset, time: datetime.datetime) -> datetime.datetime:
 
 def _add_equipment(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
     """Append one item for each step to Contributing Equipment (PS3.3 C.12.1.1.5)."""
-    from pydicom import Dataset
-
-    items = list(dataset.get("ContributingEquipmentSequence") or [])
-    for text, time in _contributions(derivation):
-        item = Dataset()
-        item.PurposeOfReferenceCodeSequence = [_code(MODIFYING_EQUIPMENT)]
-        item.Manufacturer = MANUFACTURER
-        item.ManufacturerModelName = MANUFACTURER
-        item.SoftwareVersions = __version__
-        item.ContributionDateTime = time.strftime(_MOMENT)
-        item.ContributionDescription = text[:SHORT_TEXT]
-        items.append(item)
-    new.ContributingEquipmentSequence = items
+    contributions = [
+        new_item(
+            PurposeOfReferenceCodeSequence=[_code(MODIFYING_EQUIPMENT)],
+            Manufacturer=MANUFACTURER,
+            ManufacturerModelName=MANUFACTURER,
+            SoftwareVersions=__version__,
+            ContributionDateTime=time.strftime(_MOMENT),
+            ContributionDescription=text[:SHORT_TEXT],
+        )
+        for text, time in _contributions(derivation)
+    ]
+    new.ContributingEquipmentSequence = [*(dataset.get("ContributingEquipmentSequence") or []), *contributions]
 
 
 def _contributions(derivation: Derivation) -> Iterator[tuple[str, datetime.datetime]]:
@@ -304,16 +296,14 @@ def _describe_derivation(dataset: Dataset, target: Dataset, derivation: Derivati
 
 def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation, source: SourceImage) -> None:
     """Enhanced CT: frame types, and a Derivation Image functional group for each frame (PS3.3 C.7.6.16.2.6)."""
-    from pydicom import Dataset
-
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [new_item()])[0]
     earlier = list(shared.pop("DerivationImageSequence").value) if "DerivationImageSequence" in shared else []
     groups = dataset.PerFrameFunctionalGroupsSequence
     for group in [shared, *groups]:
         for item in group.get("CTImageFrameTypeSequence") or []:
             _add(item, item, "FrameType", "CS", derived_type(raw_value(item.get_item("FrameType")), source.sop_class))
     for number, group in enumerate(groups, start=1):
-        item = Dataset()
+        item = new_item()
         reference = source.reference()
         reference.ReferencedFrameNumber = number
         item.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
@@ -326,14 +316,8 @@ def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation, sourc
 
 def _add_evidence(dataset: Dataset, new: Dataset, source: SourceImage) -> None:
     """Source Image Evidence, required where a functional group names a source image (PS3.3 C.8.15.2)."""
-    from pydicom import Dataset
-
-    series = Dataset()
-    series.SeriesInstanceUID = source.series
-    series.ReferencedSOPSequence = [source.reference()]
-    study = Dataset()
-    study.StudyInstanceUID = source.study
-    study.ReferencedSeriesSequence = [series]
+    series = new_item(SeriesInstanceUID=source.series, ReferencedSOPSequence=[source.reference()])
+    study = new_item(StudyInstanceUID=source.study, ReferencedSeriesSequence=[series])
     new.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
 
 
@@ -358,9 +342,5 @@ def _code(code: tuple[str, str]) -> Dataset:
     highdicom has such items, too. Its ContributingEquipment takes as many values as are set here: no line less, and a
     package more.
     """
-    from pydicom import Dataset
-
-    item = Dataset()
-    item.CodeValue, item.CodeMeaning = code
-    item.CodingSchemeDesignator = "DCM"
-    return item
+    value, meaning = code
+    return new_item(CodeValue=value, CodingSchemeDesignator="DCM", CodeMeaning=meaning)

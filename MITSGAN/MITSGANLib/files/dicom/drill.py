@@ -83,7 +83,6 @@ class Drill:
 def mark_drill(dataset: Dataset, new: Dataset, drill: Drill) -> list[int]:
     """Mark the header of a derived image.
 
-    :param dataset: the original's.
     :param new: the elements of the derived image that differ; changed in place.
     :returns: the tags to leave out.
     """

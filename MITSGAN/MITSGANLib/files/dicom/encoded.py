@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset, FileDataset
@@ -46,9 +46,7 @@ class EncodedFile:
 
     @classmethod
     def parse(cls, data: bytes) -> EncodedFile:
-        """
-        :raises Exception: the bytes are no DICOM or damaged; pydicom raises many types, none of them documented.
-        """
+        """:raises Exception: the bytes are no DICOM or damaged; pydicom raises many types, none of them documented."""
         from pydicom import FileDataset
         from pydicom.charset import convert_encodings, default_encoding
         from pydicom.filereader import data_element_generator
@@ -148,6 +146,16 @@ class EncodedFile:
         buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, is_little_endian
         write_data_element(buffer, element, self.dataset.original_character_set)
         yield buffer.getvalue()
+
+
+def new_item(**values: Any) -> Dataset:
+    """An item of a sequence, from its elements by keyword."""
+    from pydicom import Dataset
+
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
 
 
 def raw_value(element: Element | None) -> bytes:
@@ -251,8 +259,6 @@ def _is_padding(tag: int, vr: str | None, last: int) -> bool:
 
 
 def _require_whole(element: Element) -> None:
-    """
-    :raises EOFError: the file ends within the element.
-    """
+    """:raises EOFError: the file ends within the element."""
     if element.is_raw and element.length != UNDEFINED_LENGTH and len(element.value or b"") != element.length:
         raise EOFError("the last element is cut off")

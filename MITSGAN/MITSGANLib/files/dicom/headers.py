@@ -268,9 +268,7 @@ def read_encoded(path: Path) -> EncodedFile:
 
 @contextmanager
 def _failures_named(path: Path) -> Iterator[None]:
-    """
-    :raises InputError: in place of whatever reading raised, naming the file.
-    """
+    """:raises InputError: in place of whatever reading raised, naming the file."""
     try:
         yield
     except MemoryError:

@@ -85,10 +85,7 @@ def write_series(
 def check_series_output(
     volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False, is_drill: bool = False
 ) -> None:
-    """Refuse at once what :func:`write_series` would refuse for the volume's history or the folder's contents.
-
-    :raises OutputError: as :func:`write_series`.
-    """
+    """Refuse at once what :func:`write_series` would refuse for the volume's history or the folder's contents."""
     folder = Path(folder)
     _refuse_volume(volume.provenance, is_drill)
     _refuse_destination(folder, volume.provenance, overwrite)

@@ -138,9 +138,7 @@ def lay_out(
 
 
 def _evidence_chunks(evidence: ReferenceSizes, buffer: Buffer, extra: int) -> list[Chunk]:
-    """
-    :param extra: how many of the last references get a longer MAC, which moves all that follows.
-    """
+    """:param extra: how many of the last references get a longer MAC, which moves all that follows."""
     # An item, and a sequence with its end, around the references of a series.
     around = _TAG + _SEQUENCE_HEAD + _TAG + _HEAD
     # Within these the boundary has to come: the end, the UID of the study, and the tags of the next item.

@@ -20,17 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...files.dicom.encoded import new_item
 from ...files.dicom.headers import quiet_pydicom, read_dataset
 from ...keys.signing_keys import fingerprint, load_pem_private_key, read_pem
-from .byte_stream import (
-    PIXEL_DATA,
-    ByteStreamError,
-    byte_stream,
-    even,
-    is_signable,
-    mac_syntax,
-    require_same_encoding,
-)
+from . import byte_stream
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -230,16 +223,18 @@ def sign_dataset(
     from pydicom.uid import generate_uid
 
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-        raise ByteStreamError("A big-endian image cannot carry a DICOM signature; convert it to little-endian first.")
+        raise byte_stream.ByteStreamError(
+            "A big-endian image cannot carry a DICOM signature; convert it to little-endian first."
+        )
     wanted = {Tag(keyword) for keyword in keywords}
     tags = sorted(tag for tag in dataset.keys() if tag in wanted or tag.group in _OVERLAY_GROUPS)  # noqa: SIM118
     parameters, item = _new_items(dataset, time)
     item.DigitalSignatureUID = generate_uid(prefix=None)
-    tags = [tag for tag in tags if is_signable(dataset, tag)]
+    tags = [tag for tag in tags if byte_stream.is_signable(dataset, tag)]
     parameters.DataElementsSigned = tags
     mac = _mac(dataset, tags, item, "SHA256")
-    item.CertificateOfSigner = even(_der(signer.certificate))
-    item.Signature = even(_sign(signer, mac))
+    item.CertificateOfSigner = byte_stream.even(_der(signer.certificate))
+    item.Signature = byte_stream.even(_sign(signer, mac))
     dataset.MACParametersSequence = [*(dataset.get("MACParametersSequence") or []), parameters]
     dataset.DigitalSignaturesSequence = [*(dataset.get("DigitalSignaturesSequence") or []), item]
 
@@ -280,16 +275,11 @@ def certificate_fingerprint(certificate: Certificate) -> str:
 
 def _new_items(dataset: Dataset, time: datetime.datetime) -> tuple[Dataset, Dataset]:
     """The items of a new signature in MAC Parameters and Digital Signatures Sequence, as far as known before it."""
-    from pydicom import Dataset
-
     used = {int(item.MACIDNumber) for name in SIGNATURE_KEYWORDS for item in dataset.get(name) or []}
     number = next(number for number in range(1 << 16) if number not in used)
-    parameters, item = Dataset(), Dataset()
-    parameters.MACIDNumber = item.MACIDNumber = number
-    parameters.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
-    parameters.MACAlgorithm = "SHA256"
-    item.DigitalSignatureDateTime = time.strftime("%Y%m%d%H%M%S.%f%z")
-    item.CertificateType = CERTIFICATE_TYPE
+    syntax, moment = byte_stream.mac_syntax(dataset), time.strftime("%Y%m%d%H%M%S.%f%z")
+    parameters = new_item(MACIDNumber=number, MACCalculationTransferSyntaxUID=syntax, MACAlgorithm="SHA256")
+    item = new_item(MACIDNumber=number, DigitalSignatureDateTime=moment, CertificateType=CERTIFICATE_TYPE)
     return parameters, item
 
 
@@ -297,10 +287,10 @@ def _mac(dataset: Dataset, tags: Sequence[int], item: Dataset, algorithm: str) -
     from pydicom.tag import Tag
 
     digest = hashlib.new(MAC_ALGORITHMS[algorithm])
-    for piece in byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated):
+    for piece in byte_stream.byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated):
         digest.update(piece)
     left_out = {Tag(keyword) for keyword in _NOT_IN_MAC}
-    for piece in byte_stream(item, [tag for tag in item.keys() if tag not in left_out]):  # noqa: SIM118
+    for piece in byte_stream.byte_stream(item, [tag for tag in item.keys() if tag not in left_out]):  # noqa: SIM118
         digest.update(piece)
     return digest.digest()
 
@@ -330,7 +320,7 @@ def _judge(
         raise InputError(f"It uses {algorithm}, which is not accepted here; sign with SHA256 or longer.") from error
     if item.CertificateType != CERTIFICATE_TYPE:
         raise InputError(f"Its certificate is of type {_text(item, 'CertificateType')}, not {CERTIFICATE_TYPE}.")
-    require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
+    byte_stream.require_same_encoding(dataset, chosen.MACCalculationTransferSyntaxUID)
     certificate = load_der_x509_certificate(_der_sequence(item.CertificateOfSigner))
     tags = signed_tags(chosen)
     report = SignatureReport(
@@ -340,7 +330,7 @@ def _judge(
         subject=_printable(certificate.subject.rfc4514_string()),
         fingerprint=certificate_fingerprint(certificate),
         trusted=_is_trusted(certificate, trusted, str(item.DigitalSignatureDateTime)),
-        covers_pixels=PIXEL_DATA in tags and PIXEL_DATA in dataset,
+        covers_pixels=byte_stream.PIXEL_DATA in tags and byte_stream.PIXEL_DATA in dataset,
         covers_references=REFERENCES in tags and REFERENCES in dataset,
     )
     try:
@@ -386,9 +376,7 @@ def _check(certificate: Certificate, signature: bytes, mac: bytes, algorithm: st
 
 
 def _check_rsa(key: RSAPublicKey, signature: bytes, mac: bytes, algorithm: str) -> None:
-    """
-    :raises InvalidSignature: the signature is not of this MAC.
-    """
+    """:raises InvalidSignature: the signature is not of this MAC."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding, utils

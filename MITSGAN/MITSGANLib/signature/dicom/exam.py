@@ -23,21 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, OutputError
 from ...files.atomic import atomic_file, refuse_existing_file
+from ...files.dicom.encoded import new_item
 from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
 from ...files.dicom.series import DicomScan, scan_dicom
 from ...runtime.progress import Progress
+from . import digital_signature
 from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even, is_signable, mac_syntax, require_same_encoding
 from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, ReferenceSizes, lay_out, size_of
-from .digital_signature import (
-    MAC_ALGORITHMS,
-    REFERENCES,
-    SIGNATURE_KEYWORDS,
-    DicomSigner,
-    SignatureReport,
-    sign_dataset,
-    signed_tags,
-    verify_dataset,
-)
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -87,7 +79,7 @@ class ExamVerification:
     """
 
     document: Path
-    signatures: tuple[SignatureReport, ...]
+    signatures: tuple[digital_signature.SignatureReport, ...]
     intact: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -175,14 +167,13 @@ def read_exam(path: str | os.PathLike[str], progress: Progress | None = None) ->
 def sign_exam(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str] | None,
-    signer: DicomSigner,
+    signer: digital_signature.DicomSigner,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Path, int]:
     """Sign a study as a whole. No file of it is changed.
 
-    :param path: the folder of one study.
     :param output: the file of the document; None puts it into the study, as :data:`DOCUMENT_NAME`.
     :param progress: called as ``progress(done, total)`` in instances; may raise ``CancelledError``.
     :returns: where the document was written, and how many instances it refers to.
@@ -203,7 +194,7 @@ def sign_exam(
         raise OutputError("is an image of the exam", path=output, hint="choose another name")
     refuse_existing_file(output, overwrite)
     document = _document(exam, datetime.datetime.now().astimezone(), progress)
-    sign_dataset(document, signer, datetime.datetime.now(datetime.UTC), public_tags(document))
+    digital_signature.sign_dataset(document, signer, datetime.datetime.now(datetime.UTC), public_tags(document))
     with atomic_file(output, overwrite=overwrite) as temporary, quiet_pydicom():
         document.save_as(temporary, enforce_file_format=True)
     return output, len(exam.instances)
@@ -232,7 +223,7 @@ def verify_exam(
     :raises InputError: the document cannot be read, or names no instance.
     """
     dataset = read_dataset(document)
-    signatures = verify_dataset(dataset, trusted)
+    signatures = digital_signature.verify_dataset(dataset, trusted)
     with quiet_pydicom():
         try:
             references = list(_references(dataset))
@@ -314,7 +305,7 @@ def _order(header: Header) -> tuple[float, Path]:
 
 def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) -> Dataset:
     """The document, not signed yet."""
-    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     first = next(header for header in exam.instances if header.is_ct_image)
@@ -331,22 +322,18 @@ def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) ->
     document.ContentTime = document.InstanceCreationTime = time.strftime("%H%M%S")
     document.ReferencedPerformedProcedureStepSequence = []
     document.ValueType, document.ContinuityOfContent = "CONTAINER", "SEPARATE"
-    document.ConceptNameCodeSequence = [Dataset()]
-    code = document.ConceptNameCodeSequence[0]
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = TITLE
-    document.ContentTemplateSequence = [Dataset()]
-    document.ContentTemplateSequence[0].MappingResource = "DCMR"
-    document.ContentTemplateSequence[0].TemplateIdentifier = "2010"
+    value, scheme, meaning = TITLE
+    document.ConceptNameCodeSequence = [new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
+    document.ContentTemplateSequence = [new_item(MappingResource="DCMR", TemplateIdentifier="2010")]
     evidence, content = [], []
     for header in exam.instances:
         if progress:
             progress(len(evidence), len(exam.instances))
         evidence.append(_ReferenceItem(header, *_mac_items(header.path)))
-        item = Dataset()
-        item.RelationshipType = "CONTAINS"
-        item.ValueType = "IMAGE" if header.text("Rows") else "COMPOSITE"
-        item.ReferencedSOPSequence = [_reference(header)]
-        content.append(item)
+        kind = "IMAGE" if header.text("Rows") else "COMPOSITE"
+        content.append(
+            new_item(RelationshipType="CONTAINS", ValueType=kind, ReferencedSOPSequence=[_reference(header)])
+        )
     _add_references(document, exam, evidence, content)
     return document
 
@@ -368,7 +355,6 @@ def _add_references(
     document: Dataset, exam: Exam, evidence: Sequence[_ReferenceItem], content: Sequence[Dataset]
 ) -> None:
     """Add the references to a document, in an order that DCMTK can check; see ``dcmtk_blocks``."""
-    from pydicom import Dataset
     from pydicom.uid import generate_uid
 
     counts = [len(headers) for headers in exam.series]
@@ -378,10 +364,10 @@ def _add_references(
     uids = [headers[0].text("SeriesInstanceUID") for headers in exam.series]
     observations = [generate_uid(prefix=None) for _ in content]
     buffer = Buffer()
-    buffer.elements(document, [tag for tag in public_tags(document) if tag < REFERENCES])
+    buffer.elements(document, [tag for tag in public_tags(document) if tag < digital_signature.REFERENCES])
 
     def pass_between(buffer: Buffer) -> None:
-        buffer.elements(document, [tag for tag in public_tags(document) if tag > REFERENCES])
+        buffer.elements(document, [tag for tag in public_tags(document) if tag > digital_signature.REFERENCES])
         buffer.begin()
 
     chunks, lengthened = lay_out(
@@ -407,22 +393,20 @@ def _add_references(
     document.ContentSequence = list(content)
     document.CurrentRequestedProcedureEvidenceSequence = []
     for chunk in chunks:
-        study = Dataset()
-        study.StudyInstanceUID = document.StudyInstanceUID
-        study.ReferencedSeriesSequence = []
-        for indices in chunk.series:
-            series = Dataset()
-            series.SeriesInstanceUID = uids[series_of[indices[0]]]
-            series.ReferencedSOPSequence = [evidence[k].item(longer=k in chunk.longer) for k in indices]
-            study.ReferencedSeriesSequence.append(series)
+        all_series = [
+            new_item(
+                SeriesInstanceUID=uids[series_of[indices[0]]],
+                ReferencedSOPSequence=[evidence[k].item(longer=k in chunk.longer) for k in indices],
+            )
+            for indices in chunk.series
+        ]
+        study = new_item(StudyInstanceUID=document.StudyInstanceUID, ReferencedSeriesSequence=all_series)
         document.CurrentRequestedProcedureEvidenceSequence.append(study)
 
 
 def _shared(path: Path) -> Dataset:
     """What the document says of patient and study, as an image does."""
-    from pydicom import Dataset
-
-    shared = Dataset()
+    shared = new_item()
     with quiet_pydicom():
         image = read_dataset(path)
         try:
@@ -437,11 +421,9 @@ def _shared(path: Path) -> Dataset:
 
 
 def _reference(header: Header, mac: Dataset | None = None) -> Dataset:
-    from pydicom import Dataset
-
-    item = Dataset()
-    item.ReferencedSOPClassUID = header.text("SOPClassUID")
-    item.ReferencedSOPInstanceUID = header.text("SOPInstanceUID")
+    item = new_item(
+        ReferencedSOPClassUID=header.text("SOPClassUID"), ReferencedSOPInstanceUID=header.text("SOPInstanceUID")
+    )
     if mac is not None:
         item.ReferencedSOPInstanceMACSequence = [mac]
     return item
@@ -452,28 +434,23 @@ def _mac_items(path: Path) -> list[Dataset]:
 
     :raises ByteStreamError: the file is big-endian.
     """
-    from pydicom import Dataset
-
     with quiet_pydicom():
         dataset = read_dataset(path)
         if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
             raise ByteStreamError("is big-endian", path=path, hint="convert it to little-endian first")
-        tags, items = public_tags(dataset), []
-        for algorithm, mac in zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True):
-            item = Dataset()
-            item.MACCalculationTransferSyntaxUID = mac_syntax(dataset)
-            item.MACAlgorithm = algorithm
-            item.DataElementsSigned = tags
-            item.MAC = mac
-            items.append(item)
-    return items
+        tags, syntax = public_tags(dataset), mac_syntax(dataset)
+        macs = zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True)
+        return [
+            new_item(MACCalculationTransferSyntaxUID=syntax, MACAlgorithm=name, DataElementsSigned=tags, MAC=mac)
+            for name, mac in macs
+        ]
 
 
 def public_tags(dataset: Dataset) -> list[int]:
     """The elements that a MAC covers, in their order: all public ones that it may."""
     from pydicom.tag import Tag
 
-    left_out = {Tag(keyword) for keyword in SIGNATURE_KEYWORDS}
+    left_out = {Tag(keyword) for keyword in digital_signature.SIGNATURE_KEYWORDS}
     return [
         tag
         for tag in sorted(dataset.keys())
@@ -486,7 +463,7 @@ def public_tags(dataset: Dataset) -> list[int]:
 
 
 def _macs(dataset: Dataset, tags: Sequence[int], algorithms: Sequence[str]) -> list[bytes]:
-    digests = [hashlib.new(MAC_ALGORITHMS[algorithm]) for algorithm in algorithms]
+    digests = [hashlib.new(digital_signature.MAC_ALGORITHMS[algorithm]) for algorithm in algorithms]
     for piece in byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated):
         for digest in digests:
             digest.update(piece)
@@ -517,10 +494,10 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
         try:
             (item,) = reference.ReferencedSOPInstanceMACSequence
             require_same_encoding(dataset, item.MACCalculationTransferSyntaxUID)
-            tags = set(signed_tags(item))
+            tags = set(digital_signature.signed_tags(item))
             if PIXEL_DATA in dataset and PIXEL_DATA not in tags:
                 return "unchecked"
-            (mac,) = _macs(dataset, signed_tags(item), [str(item.MACAlgorithm)])
+            (mac,) = _macs(dataset, digital_signature.signed_tags(item), [str(item.MACAlgorithm)])
             if not hmac.compare_digest(mac, bytes(item.MAC)):
                 return "changed"
         except MemoryError:
@@ -531,5 +508,5 @@ def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
     return "intact"
 
 
-def _covers(report: SignatureReport) -> bool:
+def _covers(report: digital_signature.SignatureReport) -> bool:
     return report.status == "valid" and report.covers_references

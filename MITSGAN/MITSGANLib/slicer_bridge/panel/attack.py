@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 from ...attack.installed import available_attackers
+from .. import targets
 from ..layout import prepare_view, show_in_ordinary_views
 from ..operations import prepare_measuring
 from ..packages import KEYS, NETWORKS
-from ..targets import (
-    interaction_node,
-    is_placing,
-    keep_last_point,
-    new_target_list,
-    start_placing,
-    stop_placing,
-    target_events,
-    target_from_markups,
-)
 from ..volumes import remove_result
 from . import sentences
+from .compare import CompareSection
+from .examine import ExamineSection
 from .shared import Panel, Section, select
-
-if TYPE_CHECKING:
-    from .compare import CompareSection
-    from .examine import ExamineSection
-
 
 _VIEWS_MILLISECONDS = 200
 _REST_MILLISECONDS = 100
@@ -98,21 +86,21 @@ class AttackSection(Section):
         """Let clicks in views do what they did before, and observe no target any more."""
         self._views_timer.stop()
         self._rest_timer.stop()
-        stop_placing(self._observed)
+        targets.stop_placing(self._observed)
         self._observe(None)
 
     def place_target(self) -> None:
         """Wait for one click in a slice view; do so no longer when that is under way."""
         parameters = self._panel.parameters
-        if is_placing(parameters.targetPoint):
-            stop_placing(parameters.targetPoint)
+        if targets.is_placing(parameters.targetPoint):
+            targets.stop_placing(parameters.targetPoint)
             return
         if not parameters.targetPoint:
-            parameters.targetPoint = new_target_list()
-        observer, interaction = self._panel.observer, interaction_node()
+            parameters.targetPoint = targets.new_target_list()
+        observer, interaction = self._panel.observer, targets.interaction_node()
         if not observer.hasObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed):
             observer.addObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed)
-        start_placing(parameters.targetPoint)
+        targets.start_placing(parameters.targetPoint)
 
     def choose_attacker_folder(self) -> None:
         """Let the user choose a folder of attacker files."""
@@ -129,7 +117,7 @@ class AttackSection(Section):
         source, protected = panel.logic.simulateAttack(
             parameters.sourceVolume,
             parameters.protectedVolume,
-            target_from_markups(parameters.targetPoint),
+            targets.target_from_markups(parameters.targetPoint),
             parameters.action,
             parameters.attacker,
             device=parameters.device,
@@ -176,7 +164,7 @@ class AttackSection(Section):
         if target is self._observed:
             return
         observations = [(slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self._on_target_placed)]
-        observations += [(event, self._on_target_moves) for event in target_events()]
+        observations += [(event, self._on_target_moves) for event in targets.target_events()]
         for event, method in observations:
             if self._observed:
                 self._panel.observer.removeObserver(self._observed, event, method)
@@ -190,7 +178,7 @@ class AttackSection(Section):
 
     def _keep_last_target(self) -> None:
         if self._observed and not self._panel.is_closed:
-            keep_last_point(self._observed)
+            targets.keep_last_point(self._observed)
             self._on_target_changed()
 
     def _on_target_moves(self, _caller: Any = None, _event: Any = None) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import slicer
 import vtk
 from slicer.i18n import tr as _
 
 from ...files import atomic
+from ...measure.attack_effect import Effect
 from ...scan.windows import BONE, LUNG, MEDIASTINUM, Window
-from ..comparison import ComparisonNodes
 from ..layout import (
     comparison_is_shown,
     layout_before_comparison,
@@ -21,15 +21,13 @@ from ..layout import (
     set_window,
     show_heatmaps,
 )
+from ..operations import ComparisonNodes
 from ..privacy import path_kept_from_log
 from ..tables import table_text
 from ..volumes import remove_result, results_of, source_of
 from . import sentences
 from .comparison_view import ComparisonView, volumes_of
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from ...measure.attack_effect import Effect
 
 _FLICKER_MILLISECONDS = 500
 

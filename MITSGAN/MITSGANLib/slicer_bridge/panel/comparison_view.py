@@ -12,18 +12,9 @@ from slicer.i18n import tr as _
 
 from ...errors import TargetError
 from ...scan.windows import LUNG
+from .. import layout
 from ..captions import Caption, ColorKey, write_caption
 from ..differences import difference_range, set_difference_threshold
-from ..layout import (
-    VIEWS,
-    composites,
-    jump_to_slice,
-    keep_out_of_comparison,
-    plot_view_node,
-    show_comparison,
-    show_heatmaps,
-    show_volume,
-)
 from ..tables import slice_of_point
 from ..targets import target_from_markups
 from ..volumes import SIMULATED_ATTACK_COLOR, is_simulated_attack
@@ -67,7 +58,6 @@ class ComparisonView:
 
     :param get_parameters: gives the module's parameter node, or None while the panel shows none.
     :param observer: see :class:`~MITSGANLib.slicer_bridge.panel.shared.Panel`.
-    :param flicker_button: checked while the view flickers.
     :param flicker_timer: a stopped timer, whose time-out calls :meth:`flicker`.
     """
 
@@ -91,7 +81,7 @@ class ComparisonView:
             ras = target_from_markups(parameters.targetPoint)
         except TargetError:
             ras = None
-        show_comparison(
+        layout.show_comparison(
             volumes_of(parameters),
             heatmaps=heatmaps_of(parameters),
             target_ras=ras,
@@ -103,7 +93,7 @@ class ComparisonView:
             # The scene was closed while the views were drawn.
             return
         if parameters.targetPoint:
-            keep_out_of_comparison(parameters.targetPoint.GetDisplayNode())
+            layout.keep_out_of_comparison(parameters.targetPoint.GetDisplayNode())
         self.refresh()
 
     def refresh(self) -> None:
@@ -116,8 +106,8 @@ class ComparisonView:
             set_difference_threshold(node, parameters.heatmapThresholdPercent / 100)
         # Colors of one volume over the other would hide what flicker is to show.
         visible = parameters.showHeatmaps and not self._button.checked
-        show_heatmaps(heatmaps, visible=visible, opacity=parameters.heatmapOpacity)
-        for _view, composite in composites():
+        layout.show_heatmaps(heatmaps, visible=visible, opacity=parameters.heatmapOpacity)
+        for _view, composite in layout.composites():
             if not self._observer.hasObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions):
                 self._observer.addObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions)
         self._write_captions()
@@ -135,7 +125,7 @@ class ComparisonView:
         if parameters:
             self._shows_first = not self._shows_first
             first, second = pair
-            show_volume(second, volumes_of(parameters)[first if self._shows_first else second])
+            layout.show_volume(second, volumes_of(parameters)[first if self._shows_first else second])
 
     def end_flicker(self) -> None:
         """Stop the timer and put back what each view shows."""
@@ -143,7 +133,7 @@ class ComparisonView:
         parameters = self._get_parameters()
         if parameters:
             for view, node in volumes_of(parameters).items():
-                show_volume(view, node)
+                layout.show_volume(view, node)
         self.refresh()
 
     def stop_flicker(self) -> None:
@@ -170,7 +160,7 @@ class ComparisonView:
             return
         series = slicer.mrmlScene.GetNodeByID(self._clicked_series)
         if series:
-            jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
+            layout.jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
 
     def _write_captions(self, caller: Any = None, _event: Any = None) -> None:
         """Say in each image what it shows, which flicker and the user change; in that of a composite that changed."""
@@ -179,12 +169,12 @@ class ComparisonView:
             return
         volumes, heatmaps = volumes_of(parameters), heatmaps_of(parameters)
         titles = {node.GetID(): _titles()[view] for view, node in volumes.items() if node}
-        for view, composite in composites():
+        for view, composite in layout.composites():
             if caller is not None and caller is not composite:
                 continue
             node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
             if node is None:
-                write_caption(VIEWS[view].tag, Caption(_("{title}: none yet").format(title=_titles()[view])))
+                write_caption(layout.VIEWS[view].tag, Caption(_("{title}: none yet").format(title=_titles()[view])))
                 continue
             text, key = titles.get(node.GetID(), node.GetName()), None
             heatmap = heatmaps.get(view)
@@ -194,7 +184,7 @@ class ComparisonView:
                 text = "\n".join((text, _("in color: changed more than {threshold:g} HU").format(threshold=threshold)))
                 key = ColorKey(limit, heatmap.GetDisplayNode().GetColorNode().GetLookupTable())
             color = _ATTACKED_COLOR if is_simulated_attack(node) else _COLOR
-            write_caption(VIEWS[view].tag, Caption(text, color, key))
+            write_caption(layout.VIEWS[view].tag, Caption(text, color, key))
 
     def _connect_plot(self) -> None:
         # The plot's widget exists once the layout has been shown.
@@ -203,7 +193,7 @@ class ComparisonView:
             return
         for index in range(manager.plotViewCount):
             widget = manager.plotWidget(index)
-            if widget.mrmlPlotViewNode() is plot_view_node():
+            if widget.mrmlPlotViewNode() is layout.plot_view_node():
                 self._plot_view = widget.plotView()
                 self._plot_view.connect(_PLOT_SIGNAL, self.on_points_selected)
 

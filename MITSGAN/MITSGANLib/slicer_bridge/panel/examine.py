@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 from slicer.i18n import tr as _
@@ -16,19 +16,16 @@ from ..packages import KEYS
 from ..targets import has_target, target_from_markups
 from ..volumes import ras_from_voxel, remove_result, source_of, voxel_from_ras
 from . import sentences
+from .compare import CompareSection
+from .keys import KeysSection
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .compare import CompareSection
-    from .keys import KeysSection
-    from .volume import VolumeSection
+from .volume import VolumeSection
 
 
 class ExamineSection(Section):
     """Examines, and shows the finding for as long as the volume that it is about is the displayed one.
 
     :param volume: knows when the displayed volume is another.
-    :param keys: opens keys.
     :param compare: flickers no more once a map is shown.
     """
 

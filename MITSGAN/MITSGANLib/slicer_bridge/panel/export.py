@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
@@ -13,17 +12,14 @@ from ..packages import FIGURES, KEYS, NETWORKS, PAGE
 from ..reports import remember_report
 from ..targets import target_from_markups
 from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
+from .compare import CompareSection
+from .keys import KeysSection
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .compare import CompareSection
-    from .keys import KeysSection
 
 
 class ExportSection(Section):
     """Writes DICOM, files and the report.
 
-    :param keys: seals and signs.
     :param compare: has measured what the report shows, or has not.
     """
 

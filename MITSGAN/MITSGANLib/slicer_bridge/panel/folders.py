@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -12,11 +12,9 @@ from slicer.i18n import tr as _
 
 from ..folders import EXAMINE, PROTECT, FolderJob, Told
 from ..packages import COLLECTIONS, KEYS, NETWORKS
+from .keys import KeysSection
 from .protect import WATERMARK
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .keys import KeysSection
 
 _MILLISECONDS = 300
 _PATIENCE_MILLISECONDS = 5000
@@ -24,10 +22,7 @@ _ERROR_SHOWN = 300
 
 
 class FoldersSection(Section):
-    """Starts a command, follows it, ends it on request, and opens the scan of a line.
-
-    :param keys: seals, signs and knows signers.
-    """
+    """Starts a command, follows it, ends it on request, and opens the scan of a line."""
 
     def __init__(self, panel: Panel, keys: KeysSection) -> None:
         super().__init__(panel)

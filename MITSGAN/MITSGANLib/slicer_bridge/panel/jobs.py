@@ -24,7 +24,6 @@ class JobRunner:
     """Runs the heavy work of a panel in the background while the application stays responsive.
 
     :param status_label: where results and errors are left to be read.
-    :param on_change: called when a job starts or ends.
     """
 
     def __init__(self, status_label: Any, on_change: Callable[[], None]) -> None:

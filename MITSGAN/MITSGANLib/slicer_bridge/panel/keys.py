@@ -16,24 +16,14 @@ from slicer.i18n import tr as _
 from ...errors import InputError
 from ...keys.key_files import Key, is_private
 from ...save_protected import Proofs
-from ..key_files import (
-    key_identity,
-    make_key_file,
-    make_signing_key_file,
-    open_key,
-    open_proofs,
-    public_key_identity,
-    signing_key_identity,
-)
+from .. import key_files
+from ..packages import KEYS
 from . import sentences
 from .shared import Panel, Section
 
 
 class ChosenPath:
-    """A file or folder that the user chose: its name in a read-only line edit, its path in the tool tip.
-
-    :param forget_button: forgets the choice.
-    """
+    """A file or folder that the user chose: its name in a read-only line edit, its path in the tool tip."""
 
     def __init__(self, panel: Panel, line_edit: Any, forget_button: Any) -> None:
         self._panel, self._line_edit = panel, line_edit
@@ -112,22 +102,22 @@ class KeysSection(Section):
         """
         if not self.has_key and self._signing.path is None:
             return None
-        self._panel.ensure_key_packages()
-        return open_proofs(self._key.path, self._signing.path, self._take_passphrase())
+        self._panel.ensure_packages(*KEYS)
+        return key_files.open_proofs(self._key.path, self._signing.path, self._take_passphrase())
 
     def open_key(self) -> Key:
         """The key to restore with, that of the file or else of the passphrase, which is forgotten.
 
         :raises InputError: as :meth:`open_proofs`.
         """
-        return open_key(self._key.path, self._take_passphrase())
+        return key_files.open_key(self._key.path, self._take_passphrase())
 
     def open_key_file(self) -> Key:
         """The key of the file, for a watermark; a passphrase will not do.
 
         :raises InputError: it is no key file any more.
         """
-        return open_key(self._key.path, "")
+        return key_files.open_key(self._key.path, "")
 
     def options_to_examine(self) -> tuple[str, ...]:
         """The chosen keys, as the command ``examine`` takes them."""
@@ -140,7 +130,7 @@ class KeysSection(Section):
         :param with_watermark: whether the key is also that of a watermark.
         :raises InputError: the signing key is locked: the command cannot ask for its passphrase.
         """
-        if self._signing.path is not None and signing_key_identity(self._signing.path) is None:
+        if self._signing.path is not None and key_files.signing_key_identity(self._signing.path) is None:
             raise InputError(_("For whole folders choose a signing key without a passphrase."))
         key = self._key.path
         chosen = (("--key", key), ("--watermark", key if with_watermark else None), ("--sign", self._signing.path))
@@ -149,17 +139,17 @@ class KeysSection(Section):
     def choose_key_file(self) -> None:
         """Let the user choose a key file."""
         path = self._panel.ask_for_file(_("Key file"), _("Key files") + " (*.key);;" + _("All files") + " (*)")
-        self._choose(self._key, path, key_identity, _("Failed to read the key file."))
+        self._choose(self._key, path, key_files.key_identity, _("Failed to read the key file."))
 
     def choose_signing_key(self) -> None:
         """Let the user choose a signing key."""
         path = self._panel.ask_for_file(_("Signing key"), self._pem_files)
-        self._choose(self._signing, path, signing_key_identity, _("Failed to read the signing key."))
+        self._choose(self._signing, path, key_files.signing_key_identity, _("Failed to read the signing key."))
 
     def choose_public_key(self) -> None:
         """Let the user choose the public key of a signer."""
         path = self._panel.ask_for_file(_("Public key"), self._pem_files)
-        self._choose(self._public, path, public_key_identity, _("Failed to read the public key."))
+        self._choose(self._public, path, key_files.public_key_identity, _("Failed to read the public key."))
 
     def make_key_file(self) -> None:
         """Make a key file and use it."""
@@ -167,8 +157,8 @@ class KeysSection(Section):
         if path is None:
             return
         with self._panel.trying(_("Failed to make the key file.")):
-            self._panel.ensure_key_packages()
-            self._key.choose(path, make_key_file(path))
+            self._panel.ensure_packages(*KEYS)
+            self._key.choose(path, key_files.make_key_file(path))
             self._panel.jobs.say(
                 _("Made the key file. Keep a copy of it apart from the scans: without it there is no way back.")
             )
@@ -179,8 +169,8 @@ class KeysSection(Section):
         if path is None:
             return
         with self._panel.trying(_("Failed to make the signing key.")):
-            self._panel.ensure_key_packages()
-            identity, public = make_signing_key_file(path)
+            self._panel.ensure_packages(*KEYS)
+            identity, public = key_files.make_signing_key_file(path)
             self._signing.choose(path, identity)
             self._public.choose(public, identity)
             self._panel.jobs.say(
@@ -203,7 +193,7 @@ class KeysSection(Section):
         if path is None:
             return
         with self._panel.trying(failure):
-            self._panel.ensure_key_packages()
+            self._panel.ensure_packages(*KEYS)
             chosen.choose(path, identify(path))
             is_open = chosen is not self._public and not is_private(path)
             self._panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")

@@ -34,7 +34,6 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Build the panel, which ``setup`` does when the user opens the module for the first time.
 
         :param uiFile: among the module's resources.
-        :param makePanel, makeLogic: see :class:`Panel`.
         """
         ScriptedLoadableModuleWidget.setup(self)
         top = slicer.util.loadUI(self.resourcePath(uiFile))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -15,13 +15,11 @@ from ..layout import show_in_ordinary_views
 from ..packages import KEYS, NETWORKS, are_installed
 from ..volumes import is_protected, scan_from_node
 from . import sentences
+from .compare import CompareSection
+from .examine import ExamineSection
+from .keys import KeysSection
 from .shared import Panel, Section, select
-
-if TYPE_CHECKING:
-    from .compare import CompareSection
-    from .examine import ExamineSection
-    from .keys import KeysSection
-    from .volume import VolumeSection
+from .volume import VolumeSection
 
 WATERMARK = "watermark"
 """The watermark among the names of models, as the parameter node has it."""
@@ -32,7 +30,6 @@ class ProtectSection(Section):
 
     :param volume: knows when the source is another.
     :param compare: shows results, which are of the last protection.
-    :param keys: has the key of a watermark.
     :param examine: shows what was found, which is of what was displayed before.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
@@ -13,17 +12,12 @@ from ..history import steps_of
 from ..packages import KEYS
 from ..scan_on_disk import ScanOnDisk, may_be_on_disk, scan_of_file, scan_of_node
 from . import sentences
+from .keys import KeysSection
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .keys import KeysSection
 
 
 class RestoreSection(Section):
-    """Gives back the original of the displayed volume's files, or of others.
-
-    :param keys: opens the key.
-    """
+    """Gives back the original of the displayed volume's files, or of others."""
 
     def __init__(self, panel: Panel, keys: KeysSection) -> None:
         super().__init__(panel)

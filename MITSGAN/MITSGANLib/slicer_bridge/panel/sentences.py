@@ -7,26 +7,24 @@ import enum
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from ...errors import MITSGANError
+from ...examination.verdict import ChangedPlace, Outcome
+from ...measure.attack_effect import Effect
 from ...protection.presets import preset_of
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
+from ...seal.sealing import Restored
+from ...watermark.places import Place
+from ...weights import ModelCard
+from ..examine import ExaminedVolume
 from ..history import carries_signature, place_of_attack, steps_of
 from ..inspection import Inspection
 from ..targets import has_target, is_placing, is_too_large, target_from_markups, target_problem
 from ..volumes import SIMULATED_ATTACK_COLOR, voxel_from_ras
-
-if TYPE_CHECKING:
-    from ...examination.verdict import ChangedPlace
-    from ...measure.attack_effect import Effect
-    from ...seal.sealing import Restored
-    from ...watermark.places import Place
-    from ...weights import ModelCard
-    from ..examine import ExaminedVolume
 
 _FINGERPRINT_SHOWN = 16
 _DIGITS_OF_DAY = 10
@@ -206,8 +204,6 @@ def _about_attack(step: ProcessingStep, finding: ExaminedVolume | None) -> State
 
 
 def _about_found(finding: ExaminedVolume, protection: ProcessingStep | None) -> StateWords:
-    from ...examination.verdict import Outcome
-
     verdict = finding.verdict
     if verdict.outcome is Outcome.CHANGED:
         if not verdict.places:
@@ -263,8 +259,6 @@ def about_finding(finding: ExaminedVolume, target: Voxel | None) -> str:
 
     :param target: voxel (slice, row, column) that the user asks about; None for none.
     """
-    from ...examination.verdict import Outcome
-
     verdict = finding.verdict
     count = len(verdict.places)
     head = {

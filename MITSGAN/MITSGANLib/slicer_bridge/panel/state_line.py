@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -10,10 +10,8 @@ import slicer
 from ..layout import go_to
 from ..volumes import ras_from_voxel
 from . import sentences
+from .examine import ExamineSection
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .examine import ExamineSection
 
 _PALETTE_SIGNAL = "paletteChanged(QPalette)"
 # Readable on a light and on a dark window: the color is that of the bar, and a veil of it over the window's own.

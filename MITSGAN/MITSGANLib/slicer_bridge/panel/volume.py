@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -12,25 +12,14 @@ from slicer.i18n import tr as _
 
 from ...errors import InputError, MITSGANError
 from ...scan.windows import LUNG
+from .. import volumes
 from ..history import steps_of
 from ..inspection import Inspection, carries_open_watermark, inspect_scan
 from ..layout import displayed_volume, ordinary_composites, set_window, show_in_ordinary_views
 from ..packages import KEYS, are_installed
-from ..volumes import (
-    DIFFERENCE_ATTRIBUTE,
-    first_scan,
-    is_protected,
-    is_scan,
-    is_simulated_attack,
-    origin_of,
-    scan_from_node,
-    source_of,
-)
 from . import sentences
+from .compare import CompareSection
 from .shared import Panel, Section
-
-if TYPE_CHECKING:
-    from .compare import CompareSection
 
 
 class VolumeSection(Section):
@@ -91,7 +80,7 @@ class VolumeSection(Section):
         self._observe_views()
         self._follow()
         if not parameters.volume:
-            parameters.volume = first_scan()
+            parameters.volume = volumes.first_scan()
 
     def scene_closed(self) -> None:
         """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
@@ -125,14 +114,14 @@ class VolumeSection(Section):
         """
         inquiry, question = self._panel.inquiry, ("inspection", *identity)
         known = inquiry.answer(question)
-        if known is None and node.GetID() not in self._seen and source_of(node):
-            known = inquiry.answer(("inspection", *_identity(source_of(node))))
+        if known is None and node.GetID() not in self._seen and volumes.source_of(node):
+            known = inquiry.answer(("inspection", *_identity(volumes.source_of(node))))
             if known is not None:
                 inquiry.remember(question, known)
         self._seen.add(node.GetID())
         if known is None:
             try:
-                scan = scan_from_node(node)
+                scan = volumes.scan_from_node(node)
             except InputError as error:
                 return Inspection(problem=str(error))
             known = inquiry.ask(question, lambda: inspect_scan(scan))
@@ -148,7 +137,7 @@ class VolumeSection(Section):
             try:
                 if steps_of(node) or not are_installed(*KEYS):
                     return None
-                scan = scan_from_node(node)
+                scan = volumes.scan_from_node(node)
             except MITSGANError:
                 return None
             answer = inquiry.ask(question, lambda: carries_open_watermark(scan))
@@ -156,15 +145,17 @@ class VolumeSection(Section):
 
     def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Select the scan that a volume is or was made from, and its protected version that belongs to this volume."""
-        parameters, origin = self._panel.parameters, origin_of(node)
+        parameters, origin = self._panel.parameters, volumes.origin_of(node)
         if parameters.sourceVolume is not origin:
             had_one = parameters.sourceVolume is not None
             parameters.sourceVolume = origin
             if had_one:
                 self._compare.follow(origin)
         protected = node
-        while protected is not origin and (is_simulated_attack(protected) or not is_protected(protected)):
-            protected = source_of(protected)
+        while protected is not origin and (
+            volumes.is_simulated_attack(protected) or not volumes.is_protected(protected)
+        ):
+            protected = volumes.source_of(protected)
         if protected is not origin and protected is not parameters.protectedVolume:
             parameters.protectedVolume = protected
             parameters.sourceAttacked = parameters.protectedAttacked = None
@@ -189,7 +180,11 @@ class VolumeSection(Section):
         if self._panel.is_closed or not parameters or slicer.mrmlScene.IsBatchProcessing():
             return
         shown = displayed_volume()
-        if shown is not None and shown is not parameters.volume and not shown.GetAttribute(DIFFERENCE_ATTRIBUTE):
+        if (
+            shown is not None
+            and shown is not parameters.volume
+            and not shown.GetAttribute(volumes.DIFFERENCE_ATTRIBUTE)
+        ):
             # Of a color image or a label map nothing can be said, and nothing may be said of another volume.
             parameters.volume = shown if shown.GetClassName() == "vtkMRMLScalarVolumeNode" else None
 
@@ -204,7 +199,7 @@ class VolumeSection(Section):
 
     def _select_added(self, node_id: str) -> None:
         panel, node = self._panel, slicer.mrmlScene.GetNodeByID(node_id)
-        if not panel.is_closed and panel.parameters and not panel.parameters.volume and node and is_scan(node):
+        if not panel.is_closed and panel.parameters and not panel.parameters.volume and node and volumes.is_scan(node):
             panel.parameters.volume = node
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
