@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from MITSGANLib.errors import DependencyError, ModelError
@@ -35,16 +35,11 @@ from .inventory import ATTACK, PROTECTED, StockedScan, take_stock
 _SEALED = 1.1
 
 
-class Loaded(NamedTuple):
-    """A protector that is ready to run, and what decides its output besides the scan, JSON-ready."""
-
-    protector: Protector
-    settings: dict[str, Any]
-
-
 @functools.lru_cache(maxsize=1)
-def load_settings(model: str, strength_hu: float | None = None, seed: int = 0, watermark: Path | None = None) -> Loaded:
-    """Load a protector, once in each process.
+def load_settings(
+    model: str, strength_hu: float | None = None, seed: int = 0, watermark: Path | None = None
+) -> tuple[Protector, dict[str, Any]]:
+    """A protector that is ready to run, loaded once in each process; and what decides its output besides the scan.
 
     :param model: a protector as :func:`~MITSGANLib.protection.protector.load_protector` takes it.
     :param watermark: key file, in place of the open watermark's key. Its identity, which says nothing about its secret,
@@ -59,7 +54,7 @@ def load_settings(model: str, strength_hu: float | None = None, seed: int = 0, w
         settings |= {"model_sha256": ready.digest, "seed": ready.seed, "budget": ready.budget.to_dict()}
     if ready.watermark:
         settings["watermark"] = {"key": key.id if key else "open", "budget": ready.watermark.budget.to_dict()}
-    return Loaded(ready, settings)
+    return ready, settings
 
 
 @dataclass(frozen=True)

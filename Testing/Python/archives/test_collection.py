@@ -408,9 +408,8 @@ class TestFailures:
         assert "fewer processes" in failure.reason
 
     def test_a_worker_with_another_model_is_refused(self, tmp_path, run, model, monkeypatch):
-        here = load_settings(model)
-        there = here._replace(settings={**here.settings, "model_sha256": "0" * 64})
-        loaded = iter([here, there])
+        protector, settings = load_settings(model)
+        loaded = iter([(protector, settings), (protector, {**settings, "model_sha256": "0" * 64})])
         monkeypatch.setattr(collection, "load_settings", lambda *_: next(loaded))
         series().write(tmp_path / "tree")
         assert "differs on this machine" in run().failed[0].reason
