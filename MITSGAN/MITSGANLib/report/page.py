@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -23,10 +24,11 @@ from ..measure.attack_effect import (
     ForgeryEffect,
 )
 from ..measure.metrics import Metric
+from ..scan.regions import Region
 from ..scan.windows import LUNG
 from .demonstration import Demonstration, TargetResult
 from .html import PagePicture, PageTable, render_page, save_page
-from .pictures import Square, difference_overlay, render_slice, rmse_bars
+from .pictures import difference_overlay, render_slice, rmse_bars
 
 _ZOOM_MM = 64.0
 # Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
@@ -199,8 +201,7 @@ def _rmse_figure(demo: Demonstration) -> PagePicture:
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     k, j, i = result.target.kji
     verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
-    at = result.effect.places.square
-    square = Square(at.j0, at.j1, at.i0, at.i1)
+    square = result.effect.places.square
     view = _view(demo, picture_inches=_SMALL_INCHES)
     zoom, inner = _zoom(demo, result)
     slices, images = result.slices, []
@@ -254,7 +255,7 @@ def _view(demo: Demonstration, **size: float) -> dict[str, Any]:
     return {"spacing": (spacing[1], spacing[2]), "direction": demo.clean.direction, "window": LUNG, **size}
 
 
-def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice], Square]:
+def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice], Region]:
     """Rows and columns of 64 mm around the target, and the attacked square within them."""
     _, rows, columns = demo.clean.shape
     _, row_mm, column_mm = demo.clean.spacing_kji
@@ -262,7 +263,8 @@ def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice
     j0, i0 = max(round(j - _ZOOM_MM / 2 / row_mm), 0), max(round(i - _ZOOM_MM / 2 / column_mm), 0)
     j1, i1 = min(round(j + _ZOOM_MM / 2 / row_mm), rows), min(round(i + _ZOOM_MM / 2 / column_mm), columns)
     s = result.effect.places.square
-    return (slice(j0, j1), slice(i0, i1)), Square(s.j0 - j0, s.j1 - j0, s.i0 - i0, s.i1 - i0)
+    inner = dataclasses.replace(s, j0=s.j0 - j0, j1=s.j1 - j0, i0=s.i0 - i0, i1=s.i1 - i0)
+    return (slice(j0, j1), slice(i0, i1)), inner
 
 
 def _difference(slices: dict[str, np.ndarray], a: str, b: str) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files.atomic import atomic_file
+from ..scan.regions import Region
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, Window
 
@@ -25,16 +26,6 @@ _BACKGROUND, _FOREGROUND, _MARK = "black", "#e8e8e8", "#6cff6c"
 _PICTURE_INCHES, _DPI = 6.4, 120
 # Anatomy under a difference is dimmed: colors over white soft tissue would be too pale to read off the color bar.
 _DIMMED_WHITE = 380
-
-
-@dataclass(frozen=True)
-class Square:
-    """A square or other rectangle of a slice: rows j0..j1-1, columns i0..i1-1 (half-open voxel bounds)."""
-
-    j0: int
-    j1: int
-    i0: int
-    i1: int
 
 
 def window_image(slice_hu: np.ndarray, window: Window = LUNG) -> np.ndarray:
@@ -49,7 +40,7 @@ def render_slice(
     title: str = "",
     spacing: tuple[float, float] = (1.0, 1.0),
     direction: np.ndarray | None = None,
-    square: Square | None = None,
+    square: Region | None = None,
     crosshair: tuple[float, float] | None = None,
     picture_inches: float = _PICTURE_INCHES,
 ) -> bytes:
@@ -57,7 +48,7 @@ def render_slice(
 
     :param spacing: mm along (row index, column index).
     :param direction: 3x3 as in :class:`CTVolume`; None for axis-aligned LPS.
-    :param square: outlined.
+    :param square: outlined; its slices do not matter.
     :param crosshair: (row, column), marked with a cross that leaves the middle free.
     :param picture_inches: longer edge at 120 dots per inch; smaller pictures have larger text beside them.
     """
@@ -79,7 +70,7 @@ def difference_overlay(
     title: str = "",
     spacing: tuple[float, float] = (1.0, 1.0),
     direction: np.ndarray | None = None,
-    square: Square | None = None,
+    square: Region | None = None,
     crosshair: tuple[float, float] | None = None,
     picture_inches: float = _PICTURE_INCHES,
 ) -> bytes:
@@ -109,7 +100,7 @@ def difference_overlay(
 def render_square(
     reference_slice: np.ndarray,
     other_slice: np.ndarray,
-    square: Square,
+    square: Region,
     *,
     limit_hu: float | None = None,
     window: Window = LUNG,
@@ -123,8 +114,8 @@ def render_square(
     Parameters as in :func:`difference_overlay`; ``titles`` name the first two pictures.
     """
     reference_slice, _ = _difference(reference_slice, other_slice)
-    index = np.s_[square.j0 : square.j1, square.i0 : square.i1]
-    first, second = reference_slice[index], np.asarray(other_slice)[index]
+    _, *index = square.index
+    first, second = reference_slice[*index], np.asarray(other_slice)[*index]
     if 0 in first.shape:
         raise InputError("The square lies outside the slice; choose it within the scan.")
     first, difference = _difference(first, second)
@@ -175,7 +166,7 @@ def save_heatmaps(
     folder: Path,
     *,
     target_kji: tuple[int, int, int] | None = None,
-    square: Square | None = None,
+    square: Region | None = None,
     evenly_spaced: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
@@ -411,7 +402,7 @@ def _color_bar(figure: Any, axes: Any, image: Any, kind: str, limit: float, diff
 
 
 def _mark(
-    axes: Any, view: Orientation, shape: tuple[int, ...], square: Square | None, crosshair: tuple[float, float] | None
+    axes: Any, view: Orientation, shape: tuple[int, ...], square: Region | None, crosshair: tuple[float, float] | None
 ) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke

@@ -13,7 +13,7 @@ from pathlib import Path
 from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import Comparison, PerceptualDistance, compare
-from MITSGANLib.report.pictures import Square, save_heatmaps
+from MITSGANLib.report.pictures import save_heatmaps
 from MITSGANLib.scan.regions import cube_around, square_around
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
@@ -57,10 +57,9 @@ def run(options: argparse.Namespace) -> None:
     if effect:
         result["attack"] = effect.to_dict()
     if options.heatmaps:
-        outline = Square(square.j0, square.j1, square.i0, square.i1) if square else None
         with shared.progress_bar("Drawing", "figure") as progress:
             files = save_heatmaps(
-                reference, other, Path(options.heatmaps), target_kji=target, square=outline, progress=progress
+                reference, other, Path(options.heatmaps), target_kji=target, square=square, progress=progress
             )
         result["heatmaps"] = [str(file) for file in files]
     attack = [f"{effect.action} at {effect.kji}: {effect}"] if effect else []

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.report.pictures import (
-    Square,
     color_limit,
     difference_overlay,
     render_slice,
@@ -15,6 +14,7 @@ from MITSGANLib.report.pictures import (
     save_heatmaps,
     window_image,
 )
+from MITSGANLib.scan.regions import Region
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM, Window
 from PIL import Image
@@ -98,7 +98,7 @@ def test_stands_as_radiologists_expect(direction, bright):
         (np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), (20, 31 - 10)),
     ],
 )
-@pytest.mark.parametrize("mark", [{"crosshair": (10, 20)}, {"square": Square(8, 13, 18, 23)}])
+@pytest.mark.parametrize("mark", [{"crosshair": (10, 20)}, {"square": Region(0, 1, 8, 13, 18, 23)}])
 def test_marks_follow_the_turned_picture(direction, place, mark):
     pixels = decode(render_slice(np.full((32, 32), -1350, np.int16), direction=direction, **mark))
     j, i = np.nonzero(pixels[..., 1] - pixels[..., 0] > 0.3)
@@ -166,7 +166,9 @@ def test_square_shows_the_cut_out_part():
     reference = np.full((64, 64), -900, np.int16)
     other = reference.copy()
     other[20:30, 30:40] = 150
-    pixels = decode(render_square(reference, other, Square(20, 30, 30, 40), limit_hu=100, titles=("before", "after")))
+    pixels = decode(
+        render_square(reference, other, Region(0, 1, 20, 30, 30, 40), limit_hu=100, titles=("before", "after"))
+    )
     middle = pixels[108:-14]
     panels = [middle[60:150, start + 60 : start + 150].mean(axis=(0, 1)) for start in (14, 410, 806)]
     assert panels[0] == pytest.approx([0.302, 0.302, 0.302], abs=0.01)
@@ -174,11 +176,11 @@ def test_square_shows_the_cut_out_part():
     assert panels[2][0] > panels[2][2] + 0.3
 
 
-@pytest.mark.parametrize("square", [Square(70, 80, 0, 5), Square(5, 5, 0, 5)])
-def test_square_outside_is_refused(square):
+@pytest.mark.parametrize(("bounds", "problem"), [((70, 80, 0, 5), "outside"), ((5, 5, 0, 5), "bounds")])
+def test_square_outside_is_refused(bounds, problem):
     hu = np.zeros((64, 64), np.int16)
-    with pytest.raises(InputError, match="outside"):
-        render_square(hu, hu, square)
+    with pytest.raises(InputError, match=problem):
+        render_square(hu, hu, Region(0, 1, *bounds))
 
 
 def test_wrong_slices_and_kinds_are_refused():
@@ -221,7 +223,7 @@ def test_files_of_a_comparison(tmp_path):
         other,
         tmp_path / "new" / "maps",
         target_kji=(4, 12, 10),
-        square=Square(8, 16, 6, 14),
+        square=Region(0, 1, 8, 16, 6, 14),
         evenly_spaced=2,
         progress=lambda done, total: calls.append((done, total)),
     )
@@ -248,7 +250,7 @@ def test_existing_files_are_replaced(tmp_path):
 def test_simulated_attack_is_named_in_every_picture(tmp_path):
     reference, other = volumes()
     attacked = other.with_hu(other.hu, ProcessingStep(SIMULATED_ATTACK, "injection"))
-    for path in save_heatmaps(reference, attacked, tmp_path, target_kji=(4, 12, 10), square=Square(8, 16, 6, 14)):
+    for path in save_heatmaps(reference, attacked, tmp_path, target_kji=(4, 12, 10), square=Region(0, 1, 8, 16, 6, 14)):
         assert Image.open(path).info["Title"].startswith("SIMULATED ATTACK")
 
 
