@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import types
@@ -17,6 +18,15 @@ from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.scan.phantom import Phantom, thorax_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+# While all test files are imported there is no garbage, and to look for it would take a third of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but never look at what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 # No example is too slow: on a busy machine any may take longer than Hypothesis allows by default.

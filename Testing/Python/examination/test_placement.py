@@ -26,7 +26,7 @@ Voxel = tuple[int, int, int]
 
 @pytest.fixture(scope="module")
 def scan() -> CTVolume:
-    return thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=20.0).volume
+    return thorax_phantom(shape=(28, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=20.0).volume
 
 
 @pytest.fixture(scope="module")

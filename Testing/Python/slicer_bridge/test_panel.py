@@ -1238,7 +1238,7 @@ def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
 
 @pytest.mark.slow
 def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, real_ct, tmp_path):
-    """Forty slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
+    """Thirty slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
     import json
 
     from MITSGANLib.attack.installed import available_attackers
@@ -1251,9 +1251,9 @@ def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, rea
     nodule = findings["LIDC-IDRI-0002"]["nodules"][0]
     k, j, i = (round(nodule[axis]) for axis in ("slice", "row", "column"))
     whole = read_file(real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd")
-    first = k - 20
+    first = k - 15
     volume = dataclasses.replace(
-        whole, hu=whole.hu[first : first + 40], origin=tuple(whole.voxel_to_lps((first, 0, 0)))
+        whole, hu=whole.hu[first : first + 30], origin=tuple(whole.voxel_to_lps((first, 0, 0)))
     )
     panel = standin.open_panel(module)
     pictures = Pictures(panel, Path(os.environ.get("MITSGAN_PANEL_PICTURES") or tmp_path))
