@@ -105,6 +105,7 @@ class TestSign:
 
 
 class TestVerify:
+    @pytest.mark.slow
     def test_an_untouched_tree(self, tree, key, tmp_path, capsys):
         public = public_key_path(key)
         code, rows = judged("verify", tree, tmp_path / "results", "--public-key", public)
@@ -115,6 +116,7 @@ class TestVerify:
         code, rows = judged("verify", tree, tmp_path / "results")
         assert (code, {row["verdict"] for row in rows.values()}) == (8, {"intact, unknown signer"})
 
+    @pytest.mark.slow
     def test_what_was_changed_is_named_and_the_worst_is_the_exit_code(self, tree, key, tmp_path, capsys):
         public, results = public_key_path(key), tmp_path / "results"
         assert judged("verify", tree, results, "--public-key", public)[0] == 0

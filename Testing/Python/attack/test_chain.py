@@ -53,6 +53,7 @@ def network() -> VividGenerator:
 
 
 class TestAgainstThePublishedPipeline:
+    @pytest.mark.slow
     @pytest.mark.parametrize("action", ["inject", "remove"])
     @pytest.mark.parametrize(
         ("spacing", "center"),

@@ -72,6 +72,7 @@ class TestNetworks:
         shell = mask_center(torch.ones_like(x)) > 0
         assert (x.grad[shell] != 0).float().mean() > 0.9
 
+    @pytest.mark.slow
     def test_the_half_precision_file_gives_the_same_attack(self, network, tmp_path, phantom):
         equalization = Equalization.from_cubes(phantom.volume.hu[None])
         loaded = load_attacker(write(tmp_path, network, equalization), "inject")

@@ -411,6 +411,7 @@ def test_bound_holds_for_any_noise(hu, change, mask, strength, share, noise):
     assert np.array_equal(allowed, both)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(voxels, changes, hnp.arrays(np.int16, (2, 3, 4), elements=st.integers(0, 32767)))
 def test_bound_holds_for_any_allowance_and_voxel(hu, change, allowed):

@@ -63,6 +63,7 @@ def test_no_script_is_the_module_file_of_a_file_system_without_case():
     assert len(names) == len(set(names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words"),
     [("run_mitsgan.py", ["info"]), ("protect.py", []), ("train.py", []), ("evaluate.py", [])],

@@ -526,6 +526,7 @@ class TestFileRefusals:
         out.with_name("out.nrrd.seal").unlink()
         self.refused(out, "name the file of the seal")
 
+    @pytest.mark.slow
     def test_every_byte_of_a_seal(self, out, monkeypatch):
         """Flipped, in turn; the scan is read once, so that this takes seconds."""
         seal, protected = out.with_name("out.nrrd.seal"), load_volume(out)
@@ -709,6 +710,7 @@ class TestCollections:
         assert "3 of them by an earlier run" in capsys.readouterr().out
         assert (tree / "key").read_text().split()[1].encode() not in b"".join(contents(tree / "out").values())
 
+    @pytest.mark.slow
     def test_another_key_or_none_does_it_again(self, tree, model):
         shutil.rmtree(tree / "in" / "a")
         assert self.run(tree, model) == 0

@@ -287,6 +287,7 @@ class TestProtect:
         assert main(["restore", out, str(tmp_path / "restored"), *seal]) == 0
         assert (load_volume(tmp_path / "restored").hu == load_volume(scan).hu).all()
 
+    @pytest.mark.slow
     def test_what_is_replaced_leaves_neither_its_seal_nor_its_manifest(self, thorax, key, tmp_path):
         """They would make an alarm of the new file."""
         assert main(["keygen", str(tmp_path / "seal.key")]) == 0

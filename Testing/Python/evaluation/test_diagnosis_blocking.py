@@ -114,6 +114,7 @@ class TestPlaces:
         assert fewer.patients.tolist() == ["a", "c", "d", "a"]
         assert cube_case(groups, 9).yes.sum() == 3
 
+    @pytest.mark.slow
     def test_each_place_is_the_middle_of_its_cube(self, case, groups, judges):
         view = judges[0].view
         expected = groups[0].views[1][8:40, 8:40, 8:40]
@@ -128,6 +129,7 @@ class TestPlaces:
         with pytest.raises(InputError, match="prepare more"):
             cube_case(groups[kept])
 
+    @pytest.mark.slow
     def test_nodules_are_planted_into_scans_far_from_the_other_places(self, phantom):
         nodules = Nodules(balls(2, 0), np.zeros((2, 3)), np.full(2, 5.0), np.array(["a", "b"]))
         found = scan_case("scan 1", phantom.volume, nodules, 2, seed=0)
@@ -143,6 +145,7 @@ class TestPlaces:
                 assert found.volume.hu[kji] == phantom.volume.hu[kji]
 
 
+@pytest.mark.slow
 class TestArms:
     def test_the_key_gives_back_every_voxel(self, arms):
         assert np.array_equal(arms[RESTORED][0].hu, arms[CLEAN][0].hu)

@@ -101,6 +101,7 @@ class TestAttack:
         assert (scan.numpy() == volume.hu).all()
 
 
+@pytest.mark.slow
 class TestResults:
     def test_every_arm_is_measured_at_every_target(self, finished):
         found = finished.record["measurements"]

@@ -73,6 +73,7 @@ class TestVerdicts:
         assert seen[-1] == (100, 100)
         assert seen == sorted(seen)
 
+    @pytest.mark.slow
     def test_flat_paint_is_listed_by_the_noise_it_lacks_without_any_watermark(self, painted, place):
         verdict = painted.verdict
         assert verdict.outcome is Outcome.CHANGED
@@ -81,11 +82,13 @@ class TestVerdicts:
         assert "noise missing" in {one.kind for one in nearest.evidence}
         assert painted.at(place).strength >= 1
 
+    @pytest.mark.slow
     def test_removals_by_ct_gan_are_excluded_where_its_noise_source_was_sought(self, painted):
         verdict = painted.verdict
         kinds = verdict.excluded if painted.touch_up_sought else verdict.not_excluded
         assert any("CT-GAN" in kind for kind in kinds)
 
+    @pytest.mark.slow
     def test_a_map_shows_the_paint(self, painted, place):
         labels = painted.class_volume()
         assert labels.hu[place] == CHANGED
@@ -131,6 +134,7 @@ class TestVerdicts:
         other = dataclasses.replace(OPEN_KEY, secret=bytes(32))
         assert examine(scan, key=other, with_judge=False).verdict.outcome is Outcome.CANNOT_TELL
 
+    @pytest.mark.slow
     def test_a_voxel_outside_is_refused(self, painted):
         with pytest.raises(TargetError):
             painted.at((0, 0, 10_000))

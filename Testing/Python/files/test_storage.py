@@ -40,6 +40,7 @@ def test_series_is_for_folders(tmp_path):
         load_volume(tmp_path / "scan.nrrd", series="1.2.3")
 
 
+@pytest.mark.slow
 def test_a_folder_may_have_any_name(tmp_path):
     ct_series().write(tmp_path / "source.nrrd")
     volume = load_volume(tmp_path / "source.nrrd")

@@ -79,6 +79,7 @@ def test_attack_and_control(volumes, untrained_attackers):
     assert seen == sorted(seen)
 
 
+@pytest.mark.slow
 def test_judges_say_whether_an_attack_succeeds(volumes, untrained_attackers):
     """Each arm as the jury sees it, and a draw of noise as often as there are draws."""
     source, _protected, *attacked = volumes

@@ -252,6 +252,7 @@ class TestReadyCubes:
 
 
 class TestPrepare:
+    @pytest.mark.slow
     def test_from_files_and_a_table_to_a_dataset(self, scans, table, tmp_path, phantom, capsys):
         out = tmp_path / "out"
         assert prepare(scans, out, table, "--keep-names") == 0
@@ -374,6 +375,7 @@ class TestPrepare:
         assert "Cid" not in (tmp_path / "out" / "dataset.json").read_text()
         capsys.readouterr()
 
+    @pytest.mark.slow
     def test_a_side_without_cubes_is_said(self, scans, tmp_path, phantom, capsys):
         k, j, i = phantom.nodule_kji
         table = write_table(tmp_path / "t.csv", f"Ann,{i},{j},{k},14")

@@ -127,6 +127,7 @@ class TestEffect:
         assert beyond(mark, hu) < 0
         assert beyond(mark, hu + change_of(hu, mark)) > beyond(mark, hu) + 1
 
+    @pytest.mark.slow
     def test_noise_of_the_same_size_does_not_do_it(self):
         mark = tiny_mark(passes=8)
         hu = cube()

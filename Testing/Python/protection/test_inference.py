@@ -243,6 +243,7 @@ class TestHalfPrecision:
         made = SliceInference(network, (64, 64), device=CPU, strength_hu=strength)
         assert made.precision == expected
 
+    @pytest.mark.slow
     def test_an_image_generator_stays_with_float32(self):
         """Half precision knows a slice only to 1 or 2 HU, so it cannot be within 1 HU."""
         assert SliceInference(trained_like(CONFIGS["paper"]), (64, 64), device=CPU).precision == "float32"

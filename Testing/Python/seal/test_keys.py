@@ -69,6 +69,7 @@ class TestFiles:
 
 
 class TestSecrecy:
+    @pytest.mark.slow
     @given(st.binary(min_size=32, max_size=32))
     def test_no_text_of_a_key_shows_it(self, secret):
         key = Key(secret)

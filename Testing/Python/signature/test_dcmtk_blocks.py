@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from MITSGANLib.signature.dicom.dcmtk_blocks import BLOCK, Buffer, Chunk, ReferenceSizes, lay_out, size_of
@@ -54,6 +55,7 @@ def write_chunk(stream: Stream, chunk: Chunk, evidence: ReferenceSizes) -> None:
     stream.element(evidence.study_uid)
 
 
+@pytest.mark.slow
 @given(
     counts=st.lists(st.integers(1, 90), min_size=1, max_size=5),
     sizes=st.lists(st.integers(120, 300).map(lambda half: 2 * half), min_size=1, max_size=5),

@@ -64,6 +64,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 ATTACK = "simulated attack"
 
 
+@pytest.mark.slow
 def test_a_result_is_inspected_only_once_it_changes(panel, scan, monkeypatch):
     source = add_scan(panel, scan.volume)
     inspected = []
@@ -239,6 +240,7 @@ def test_without_a_target_whole_slices_are_shown(panel, scan):
             break  # the views of attacked volumes are empty
 
 
+@pytest.mark.slow
 def test_a_maximized_view_does_not_hide_the_comparison(loaded, scan):
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     layout.AddMaximizedViewNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode"))
@@ -405,6 +407,7 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     assert slices_shown(loaded) == {3}
 
 
+@pytest.mark.slow
 def test_flicker_alternates_and_restores(loaded, scan):
     parameters = attack(loaded, scan)
     view = composites()["protected"]
@@ -437,6 +440,7 @@ def test_the_table_is_copied_and_saved(loaded, scan, standin, tmp_path):
     assert {row[2] for row in rows[1:]} >= {"rmse", "psnr", "ssim", "max_abs_difference", "mean_bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["protect", "attack", "compare"])
 def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
     ui = loaded.ui
@@ -470,6 +474,7 @@ def test_a_double_click_does_not_cancel(loaded, monkeypatch):
     assert loaded._parameterNode.protectedVolume is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["attack", "compare"])
 def test_another_frame_of_the_scan_is_neither_attacked_nor_compared(loaded, scan, step):
     ui = loaded.ui
@@ -486,6 +491,7 @@ def test_another_frame_of_the_scan_is_neither_attacked_nor_compared(loaded, scan
     assert loaded._parameterNode.sourceAttacked is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["source", "protected"])
 def test_deleting_its_volume_ends_the_work(loaded, name):
     ui = loaded.ui
@@ -515,6 +521,7 @@ def test_quitting_cancels(loaded, standin):
     assert node_names() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["protect", "attack", "compare"])
 def test_work_goes_on_while_another_module_is_open(loaded, scan, standin, step):
     ui = loaded.ui
@@ -594,6 +601,7 @@ def test_closing_the_scene_stops_the_work(loaded, standin):
     assert loaded._parameterNode.volume is loaded._parameterNode.sourceVolume is None
 
 
+@pytest.mark.slow
 def test_closing_the_scene_leaves_no_empty_views(loaded, scan):
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
@@ -648,6 +656,7 @@ def test_bad_targets_are_explained_before_anything_is_pressed(loaded, scan):
     assert ui.simulateAttackButton.enabled
 
 
+@pytest.mark.slow
 def test_a_target_in_air_is_explained_before_anything_is_pressed(loaded, scan):
     node = loaded._parameterNode.sourceVolume
     hu(node)[:, 40:] = -1000
@@ -1118,6 +1127,7 @@ def test_another_source_does_not_keep_the_results_of_the_first(loaded, scan):
     assert parameters.protectedVolume is protected
 
 
+@pytest.mark.slow
 def test_export_explains_why_not(loaded, scan):
     parameters = attack(loaded, scan)
     assert not loaded.ui.exportDicomButton.enabled

@@ -134,6 +134,7 @@ class TestState:
         )
         wait_until(lambda: "Cannot be told" in panel.ui.stateLabel.text)
 
+    @pytest.mark.slow
     def test_a_scan_a_protected_and_an_attacked_one(self, loaded, scan):
         ui = loaded.ui
         assert ui.stateLabel.text == "<b>No record of protection</b>"
@@ -196,6 +197,7 @@ class TestState:
         assert not panel.ui.protectButton.enabled
         assert "protected already" in panel.ui.protectButton.toolTip
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".mha"])
     def test_a_file_tells_that_it_is_simulated(self, panel, ct, tmp_path, suffix):
         step = ProcessingStep(SIMULATED_ATTACK, "SIMULATED ATTACK")

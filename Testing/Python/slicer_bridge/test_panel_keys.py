@@ -369,6 +369,7 @@ class TestDicom:
         panel.ui.protectButton.click()
         return paths
 
+    @pytest.mark.slow
     def test_an_export_is_sealed_and_signed_and_comes_back_byte_for_byte(
         self, panel, dialogs, from_database, key_file, signing, folder, standin
     ):

@@ -51,6 +51,7 @@ def extension(monkeypatch, absent):
     return asked
 
 
+@pytest.mark.slow
 def test_the_question_names_what_is_missing_why_and_how_large(loaded, standin, absent, extension):
     absent.update({"torch", "safetensors", "cryptography", "lpips"})
     standin.message_box.press = "Install"
@@ -91,6 +92,7 @@ def test_declined_packages_are_no_error(loaded, standin, absent):
     assert node_names() == before
 
 
+@pytest.mark.slow
 def test_an_attack_has_no_other_way_and_measuring_asks_for_its_own(loaded, scan, standin, absent, extension):
     attack(loaded, scan)
     absent.update({"torch", "safetensors", "lpips"})

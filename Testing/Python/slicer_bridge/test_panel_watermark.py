@@ -92,6 +92,7 @@ def axial_heights() -> list[float]:
 
 
 class TestProtect:
+    @pytest.mark.slow
     def test_it_takes_the_key_that_is_chosen_and_else_the_open_one(self, panel, dialogs, key_file, ct):
         ui = panel.ui
         add_scan(panel, ct)
@@ -144,6 +145,7 @@ class TestProtect:
         assert keyed._parameterNode.volume is node
         assert "Created CT watermarked" in ui.statusLabel.text
 
+    @pytest.mark.slow
     def test_it_is_exported_but_not_reported_on(self, keyed, dialogs, ct, marked, folder, standin):
         ui = keyed.ui
         add_scan(keyed, ct)

@@ -110,6 +110,7 @@ class TestObjective:
         flowing = (gradients[True] - gradients[False]).abs()
         assert flowing.max() > 0.01 * gradients[False].abs().max()
 
+    @pytest.mark.slow
     def test_gradient_is_that_of_the_loss(self, bench):
         """A step of at most 1 HU along it changes the loss by what it says."""
         made = bench.task()

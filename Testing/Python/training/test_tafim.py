@@ -90,6 +90,7 @@ class TestObjective:
         assert made.model.perturbation.grad.abs().sum() > 0
         assert all(torch.isfinite(p.grad).all() for p in made.model.parameters())
 
+    @pytest.mark.slow
     def test_change_is_whole_hu_within_the_budget(self, bench):
         made = bench.task()
         samples, window = made.draw(Step(0, 0, 2)), made.config.model.hu_window
