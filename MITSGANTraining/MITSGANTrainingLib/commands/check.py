@@ -1,13 +1,14 @@
-"""Tell where a protected scan was painted over since, by its watermark.
+"""Tell where a protected scan was painted over since, by its watermark alone.
 
-Without --watermark this looks for the open watermark, which "mitsgan protect" leaves by default. It shows what was
-painted by those who do not know of it. A watermark with a key of its own cannot be renewed without the key: name the
-key file that the scan was protected with.
+"mitsgan examine" weighs this together with all other evidence. Here the watermark is measured by itself, also outside
+of the lungs. Without --watermark this looks for the open watermark, which "mitsgan protect" leaves by default. It shows
+what was painted by those who do not know of it. A watermark with a key of its own cannot be renewed without the key:
+name the key file that the scan was protected with.
 
-The watermark lies in the voxels themselves. So a copy may be in any format, without headers, or in part; its rows,
-columns and position must be those of the original. Ask about a place with --voxel: a small nodule may show only there.
-After lossy compression nothing can be listed at all. "mitsgan verify" is stricter: it finds every change, but only
-against what was signed. What the watermark misses: docs/research/watermark.md.
+The watermark lies in the voxels themselves. So a copy may be in any format, without headers, or in part. Where nothing
+is found on its own grid, likely ones are tried: flipped, permuted, cropped, resampled in the plane. Ask about a place
+with --voxel: a small nodule may show only there. After lossy compression no place can be listed. "mitsgan verify" is
+stricter: it finds every change, but only against what was signed. What the watermark misses: docs/research/watermark.md.
 """
 
 from __future__ import annotations
