@@ -148,7 +148,7 @@ def _noise_center(shape: Sequence[int]) -> list[int]:
 
 
 def _overlay(region: torch.Tensor, start: Sequence[int], patch: Patch, scan: Sequence[int]) -> torch.Tensor:
-    """``region``, which begins at voxel ``start``, with the part of ``patch`` that lies in both region and scan."""
+    """``region``, from voxel ``start`` on, with the part of ``patch`` that lies in it and in the scan."""
     low = np.maximum.reduce([np.asarray(start), np.asarray(patch.start), np.zeros(3, dtype=int)])
     high = np.minimum.reduce([np.add(start, region.shape), np.add(patch.start, patch.values.shape), np.asarray(scan)])
     result = region.clone()

@@ -128,7 +128,7 @@ def _large_parts(blocks: np.ndarray, block_mm: float) -> np.ndarray:
 
 
 def _enclosed(body: np.ndarray, padding: np.ndarray, air: np.ndarray, block_mm: float) -> np.ndarray:
-    """Blocks that the body encloses within their slice: lungs, gas, also a lung that the picture's border cuts open."""
+    """Blocks that the body encloses within their slice: lungs and gas, also a lung cut open by the border."""
     from scipy import ndimage
 
     cross = _in_plane_cross()

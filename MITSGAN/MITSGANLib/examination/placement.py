@@ -48,7 +48,7 @@ class Placement:
         return cls(copy, turned, np.rint(to_turned), "axes permuted")
 
     def on(self, regridding: Regridding) -> Placement:
-        """On the grid that the signs lie on, in the slices that the copy holds.
+        """The copy on the grid of the signs, in the slices that it holds.
 
         :param regridding: of what is examined so far; exact.
         """

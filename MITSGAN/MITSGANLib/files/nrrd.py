@@ -88,7 +88,7 @@ def encoding(path: Path) -> str:
 
 
 def is_whole(path: Path, data: Sequence[Path], size: int) -> bool:
-    """Whether voxels that gzip compressed are sound, of which ITK takes what there is, damaged or not.
+    """Whether voxels compressed by gzip are sound. ITK would take what there is, damaged or not.
 
     :param path: a file with a sound header.
     :param data: the files with the voxels of a detached header.
@@ -142,7 +142,7 @@ def _keep_rules(lines: list[str]) -> bool:
 
 
 def _fields(lines: list[str]) -> Iterator[tuple[str | None, str]]:
-    """Names and texts of the fields; a name of None for a line that is neither that, nor a comment or an entry."""
+    """Names and texts of the fields. The name is None for a line that is no field, comment or entry."""
     for line in lines:
         if any(ord(character) < 32 and character != "\t" for character in line):
             yield None, line

@@ -1,1 +1,1 @@
-"""Key files: those that hide and those that sign."""
+"""Key files, to seal with and to sign with."""

@@ -322,7 +322,7 @@ def threshold_logit(judge: Judge) -> float:
 
 @dataclass(frozen=True)
 class Turn:
-    """A place that is to be turned: a nodule, to the judges, that is to be hidden, or else a false one to be made."""
+    """A place where the judges are to be misled: a nodule to hide, or a false one to make."""
 
     kji: Voxel
     hides: bool

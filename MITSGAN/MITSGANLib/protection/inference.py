@@ -50,7 +50,7 @@ Run = Callable[["torch.Tensor", "Tile"], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a slice: ``rows`` and ``columns`` that are wanted, and the ``wide`` ones that the network must see."""
+    """A part of a slice: the wanted ``rows`` and ``columns``, and the ``wide`` ones that the network must see."""
 
     rows: slice
     columns: slice

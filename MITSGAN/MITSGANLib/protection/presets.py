@@ -77,7 +77,7 @@ def choices() -> dict[str, ModelCard]:
 
 
 def choice(name: str) -> str:
-    """The name under which :func:`choices` lists a protector: the preset that it is as it was made, or its own."""
+    """The name of a protector in :func:`choices`: its preset's where it is unchanged, else its own."""
     return next((preset for preset, made in PRESETS.items() if made == Preset(name)), name)
 
 

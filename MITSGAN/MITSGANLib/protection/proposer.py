@@ -21,7 +21,7 @@ AllowedIn = Callable[[slice], np.ndarray]
 """Gives the largest change in HU at each voxel of a slab of slices, int16 (slices, rows, columns)."""
 
 BLOCKER_CLASS = "DecisionMark"
-"""Class of a protector that is no network, but searches its change with the judges that its file holds."""
+"""Class of a protector without a network: it searches its change with the judges in its file."""
 
 BLOCKER_KIND = "mark against diagnosis networks"
 """Kind of a protector that misleads diagnosis networks on purpose; whoever uses one has to be told."""

@@ -237,7 +237,7 @@ class _Limits:
 
 
 def _rising(progress: Progress | None) -> Callable[[int, int], None]:
-    """Progress that never falls: after a search has told its own, the slabs that follow have nothing to add."""
+    """Progress that never falls: a search tells its own, and the slabs after it have nothing to add."""
     most = 0
 
     def report(done: int, total: int) -> None:

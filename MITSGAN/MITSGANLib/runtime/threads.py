@@ -58,7 +58,7 @@ def usable_cores() -> int:
 
 
 class _Torch:
-    """The number of torch's threads, one in each thread that begins while somebody needs that."""
+    """The number of torch's threads: one in each new thread, while somebody needs that."""
 
     def __init__(self) -> None:
         self._lock, self._holders, self._before = threading.Lock(), 0, 1

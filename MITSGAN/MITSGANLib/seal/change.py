@@ -48,7 +48,7 @@ _LZMA = {
 
 
 class Slices(Sequence[np.ndarray]):
-    """Slices that are made when they are asked for, so that only the last one is in memory.
+    """Slices made when they are asked for: only the last one is in memory.
 
     :param make: gives slice ``k`` of ``count``, (rows, columns).
     """

@@ -145,7 +145,7 @@ def is_same(volume: CTVolume, sealed: Mapping[str, Any]) -> bool:
 
 
 def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSigns | None = None) -> bytes:
-    """The payload that turns ``protected`` back into ``original``, which is of the same shape.
+    """The payload that turns ``protected`` back into ``original``, of the same shape.
 
     :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
     """

@@ -222,7 +222,7 @@ def _single(frame: Frame, stored: np.ndarray) -> CTVolume:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Foreign bytes go through pydicom and decoders, which raise whatever they like; here that means damage.
+    """Take whatever pydicom and decoders raise at foreign bytes as damage.
 
     :raises InputError: anything that is not an error of ours, or of this computer.
     """

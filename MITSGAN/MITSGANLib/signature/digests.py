@@ -1,4 +1,4 @@
-"""Digests of what a signature over a scan must hold fast: the HU of every tile, and the headers that say whose it is.
+"""Digests of what a signature holds fast: the HU of every tile, and the headers that say whose scan it is.
 
 Every manifest has a random salt of its own that keys all digests. So equal tiles, and equal patients, look unlike in
 two manifests, and tables of digests prepared beforehand are useless.

@@ -107,7 +107,7 @@ class Verification:
 
 
 def manifest_within(scan: ScanContents) -> SignedManifest | None:
-    """The manifest that the DICOM files of a scan carry, of those shares that are as signed; None if there is none.
+    """The manifest in a scan's DICOM files, from the shares that are as signed; None if there is none.
 
     Where files carry shares of several manifests, most of them decide; the others are then slices of another scan.
 

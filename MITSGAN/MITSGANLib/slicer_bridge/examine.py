@@ -263,7 +263,7 @@ def _check_files(scan: ScanOnDisk, known: str | None) -> tuple[SignatureCheck | 
 
 
 def _with_altered(verdict: Verdict, signed: SignatureCheck) -> Verdict:
-    """A manifest that was altered is a change, as a scan that does not fit it is."""
+    """An altered manifest is a change, and so is a scan that does not fit its manifest."""
     if not signed.is_altered:
         return verdict
     evidence = Evidence(SIGNATURE, "its signature was altered, or is of something else", 2.0)

@@ -169,7 +169,7 @@ def comparison_is_shown() -> bool:
 
 
 def layout_before_comparison() -> int | None:
-    """The number of the layout that was shown before the comparison; None while that is not shown."""
+    """The number of the layout before the comparison; None while no comparison is shown."""
     if not comparison_is_shown():
         return None
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")

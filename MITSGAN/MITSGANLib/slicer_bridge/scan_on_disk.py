@@ -60,7 +60,7 @@ def scan_of_node(node: slicer.vtkMRMLScalarVolumeNode) -> ScanOnDisk:
 
 
 def scan_of_file(path: Path) -> ScanOnDisk:
-    """The scan that a file is, or the DICOM series in its folder that it belongs to."""
+    """The scan of a file: the file itself, or the DICOM series in its folder that it is part of."""
     if format_of(path):
         return ScanOnDisk(path)
     with paths_kept_from_log({path: _("a file of the scan")}):

@@ -32,7 +32,7 @@ UNKNOWN, MARKED, ALTERED = range(3)
 WINDOWS_MM = (9.0, 14.0, 20.0)
 """Edges of the windows in which a loss is sought."""
 SIGMAS_MM = (4.0, 6.0, 8.0)
-"""Of Gaussian surroundings in the lungs, which tell more of a watermark of which little is left."""
+"""Widths of Gaussian surroundings in the lungs. Wide ones tell more where little of a watermark is left."""
 # A window tells where so many standard deviations are expected, and misses the watermark below both of these.
 _TELLING, _MISSING_SD, _MISSING_SHARE = 8.0, 4.0, 0.3
 # Lossy compression takes more from smooth tissue than from the rest, and nobody can tell that from forgery: 5:1

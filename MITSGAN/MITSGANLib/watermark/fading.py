@@ -40,7 +40,7 @@ class Fading:
 
 
 def faded(reading: Reading) -> tuple[Reading, float] | None:
-    """The same with the filter that fits the copy, and with more noise where that makes more sense of it.
+    """The same with the filter that fits the copy, and with more noise where that explains the copy better.
 
     :return: and the share of the signs that is left as they were put in; None where nothing of the watermark is.
     """

@@ -165,7 +165,7 @@ def block_sums(plane: np.ndarray, edge: int) -> np.ndarray:
 
 
 def tile_levels(plane: np.ndarray, margin_hu: float | np.ndarray = LEVEL_MARGIN_HU) -> tuple[np.ndarray, np.ndarray]:
-    """Level of each tile, and which tiles are so near to a step that theirs is not sure.
+    """Level of each tile, and which tiles lie so near to a step that their level is not sure.
 
     :param plane: HU (rows, columns), along growing LPS.
     :param margin_hu: how near that is, of all tiles or of each.

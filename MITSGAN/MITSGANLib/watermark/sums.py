@@ -33,7 +33,7 @@ BLOCK = 4
 """Edge in voxels of the blocks that evidence is added up from."""
 
 SURROUNDING_MM = 60.0
-"""The strength of the watermark that is left (lossy compression takes a part) is that of so wide a surrounding."""
+"""Width of the surrounding that the watermark's remaining strength is measured in: compression takes a part."""
 
 FOUND_SD = 6.0
 """What stands out by more carries the watermark: by chance once in 500 million scans."""

@@ -119,7 +119,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class FileFact:
-    """A file as the file system knows it: its time of change, and that of its entry, which nobody can set back."""
+    """A file as the file system knows it: when it was changed, and when its entry was, which nobody can set back."""
 
     path: str
     size: int

@@ -106,7 +106,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """The record in a file; None where there is none that this version can read, so that the scan is redone."""
+        """The record in a file; None where this version can read none, and the scan is done again."""
         try:
             record = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
             # What is written down as an output may be removed later, so it must lie in the output.
@@ -137,7 +137,7 @@ class Record:
 
     @property
     def outcome(self) -> str:
-        """What became of the scan, where that is more than that it was worked on."""
+        """What became of the scan, beyond that it was worked on."""
         return ""
 
     def summary(self) -> dict[str, Any]:
@@ -726,7 +726,7 @@ def _mark(out: Path, command: str) -> None:
 
 @contextmanager
 def _passing_on_sigterm() -> Iterator[None]:
-    """SIGTERM also reaches the processes that work for this one, which else would first finish their scans."""
+    """Pass SIGTERM on to the processes that work for this one: else they would finish their scans first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -747,14 +747,14 @@ def _passing_on_sigterm() -> Iterator[None]:
 
 
 def _left_over(records: dict[str, Record], scans: Sequence[StockedScan]) -> list[str]:
-    """Sources of recorded scans that are not among the scans, and none of whose files a scan will write."""
+    """Sources of recorded scans that are gone, where no scan will write any of their files."""
     keys = {scan.key for scan in scans}
     written = {file for scan in scans for file in scan.files}
     return [r.source for key, r in records.items() if key not in keys and written.isdisjoint(r.outputs)]
 
 
 def _expected_bytes(jobs: Sequence[Job], config: TreeConfig) -> int:
-    """Space that the jobs will take: all that is new, and the largest of each process while it replaces another."""
+    """Bytes that the jobs will take: all that is new, and for each process the largest that replaces another."""
     new, sizes = 0, [0]
     for job in jobs:
         sizes.append(job.expected_bytes)

@@ -8,7 +8,7 @@ name the key file that the scan was protected with.
 The watermark lies in the voxels themselves. So a copy may be in any format, without headers, or in part. Where nothing
 is found on its own grid, likely ones are tried: flipped, permuted, cropped, resampled in the plane. Ask about a place
 with --voxel: a small nodule may show only there. After lossy compression no place can be listed. "mitsgan verify" is
-stricter: it finds every change, but only against what was signed. What the watermark misses: docs/research/watermark.md.
+stricter: it finds every change, but only against what was signed. What this misses: docs/research/watermark.md.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _volume(volume: CTVolume) -> dict[str, Any]:
 def _long(
     summaries: Sequence[SeriesSummary], wanted: Sequence[SeriesSummary], result: dict[str, Any], loaded: CTVolume | None
 ) -> Iterator[str]:
-    """Some lines for each series; all that is known of the one that was loaded."""
+    """Some lines for each series, and all that is known of the loaded one."""
     for number, summary in enumerate(summaries, start=1):
         kernel = f", kernel {summary.kernel}" if summary.kernel else ""
         yield (

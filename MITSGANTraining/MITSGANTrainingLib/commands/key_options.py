@@ -1,4 +1,4 @@
-"""Command-line options that name a key. The secret itself is never an argument, which other users of a machine see."""
+"""Command-line options that name a key. The secret itself is never an argument: other users of a machine see those."""
 
 from __future__ import annotations
 

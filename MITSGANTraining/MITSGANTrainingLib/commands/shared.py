@@ -298,7 +298,7 @@ def note(text: str) -> None:
 
 
 def note_warnings(volume: CTVolume, *, protecting: bool = False) -> None:
-    """Every warning of a volume that was read; those of protecting only where that is done."""
+    """Every warning of a volume; those about protecting only where a command protects."""
     for warning in volume.provenance.warnings:
         if protecting or not warning.of_protecting:
             note(f"warning: {warning}")

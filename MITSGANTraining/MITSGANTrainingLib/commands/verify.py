@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _exam_document(options: argparse.Namespace) -> Path | None:
-    """The document that signs the whole study, where that is what is to be verified."""
+    """The document that signs the whole study, if that is to be verified."""
     if options.series or not Path(options.input).is_dir():
         return None
     if options.manifest is None:

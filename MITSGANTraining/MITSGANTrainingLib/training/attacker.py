@@ -1,4 +1,4 @@
-"""Training of CT-GAN's injector and remover: a 3-D pix2pix that completes a cube whose middle is masked.
+"""Training of CT-GAN's injector and remover: a 3-D pix2pix that completes a cube with a masked middle.
 
 Source: Mirsky et al., USENIX Security 2019, section 5; what the paper leaves open is as in the public code.
 """

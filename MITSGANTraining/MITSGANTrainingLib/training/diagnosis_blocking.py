@@ -67,7 +67,7 @@ class CubeSampling:
 
 @dataclass(frozen=True)
 class GridDraw:
-    """A cube, the grid that it lies on, which is one for all that are drawn together, and the seed of its search."""
+    """A cube, its grid (the same for all cubes drawn together), and the seed of its search."""
 
     cube: CubeDraw
     spacing_kji: tuple[float, float, float]
@@ -107,7 +107,7 @@ def blocked_cube(
     seed: int,
     device: str = "auto",
 ) -> np.ndarray:
-    """A cube, all of which counts as body, changed by a blocker that does not know which 32 mm a judge will look at.
+    """A cube, all of it body, changed by a blocker that does not know which 32 mm a judge will look at.
 
     :param hu: int16 (slices, rows, columns), at least 32 mm along each axis.
     """

@@ -284,7 +284,7 @@ def forged_views(
 
 
 def _nodules(data: Dataset, part: Part, config: ForgerySampling, held_out: Sequence[str], seed: int) -> Nodules | None:
-    """A nodule for each place that gets one, or None: all that can be removed in turn, in an order that is drawn."""
+    """A nodule for each place, or None: all removable ones in turn, in a drawn order."""
     if not config.nodules or not config.nodule_places:
         return None
     found = split_nodules(training_nodules(data.folder / config.nodules), data, held_out)[part]

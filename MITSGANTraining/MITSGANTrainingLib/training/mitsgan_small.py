@@ -61,7 +61,7 @@ class SmallProtectorConfig(ProtectorConfig):
 
 @dataclass(frozen=True)
 class DrawnPlace:
-    """Where a sample attacks, and the seed of the noise that the generator gets, which a step's samples share."""
+    """Where a sample attacks, and the seed of the generator's noise, which a step's samples share."""
 
     scan: int
     kji: tuple[int, int, int]

@@ -212,7 +212,7 @@ class TeamBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class TeamDropout(nn.Module):
-    """Dropout whose mask is drawn for the whole batch, in each process alike, so that shares get what it gives."""
+    """Dropout with one mask for the whole batch, drawn alike in each process; each share takes its part."""
 
     def __init__(self, p: float, team: Team) -> None:
         super().__init__()

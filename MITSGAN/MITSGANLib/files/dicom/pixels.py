@@ -125,7 +125,7 @@ def _better(low: np.ndarray, high: np.ndarray, hu: np.ndarray, original: np.ndar
 
 
 def _not_decoded(dataset: Dataset, path: Path) -> InputError:
-    """Say that compressed pixels are damaged, or of a kind that the decoders do not know: nobody can tell which."""
+    """Say that compressed pixels are damaged, or of an unknown kind: nobody can tell which."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return damaged_file(path)
@@ -138,7 +138,7 @@ def _not_decoded(dataset: Dataset, path: Path) -> InputError:
 
 
 def _plugin(dataset: Dataset) -> str:
-    """The plugin that decodes; empty where any may. GDCM, whose library ends the process at some damage, comes last."""
+    """The plugin that decodes; empty where any may. GDCM comes last: some damage makes it end the process."""
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID

@@ -103,7 +103,7 @@ def _element_bytes(dataset: Dataset, tag: int, encapsulated: bool) -> Iterator[b
 
 
 def _vr(dataset: Dataset, tag: int) -> str:
-    """The VR that an element has in explicit encoding; UN where that is unknown."""
+    """The VR of an element in explicit encoding; UN where it is unknown."""
     from pydicom.datadict import dictionary_VR
 
     element = dataset.get_item(tag)
@@ -136,7 +136,7 @@ def _stored(element: RawDataElement, vr: str) -> bytes:
 
 
 def _encoded(element: DataElement, vr: str, dataset: Dataset) -> bytes:
-    """The value of an element that pydicom has decoded, or that was set, as it will be written."""
+    """The value of a decoded or set element, as it will be written."""
     from pydicom.charset import convert_encodings
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_data_element

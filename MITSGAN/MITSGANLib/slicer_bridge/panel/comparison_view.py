@@ -163,7 +163,7 @@ class ComparisonView:
             layout.jump_to_slice(parameters.sourceVolume, slice_of_point(series, points[0]))
 
     def _write_captions(self, caller: Any = None, _event: Any = None) -> None:
-        """Say in each image what it shows, which flicker and the user change; in that of a composite that changed."""
+        """Say in each image what it shows. Flicker and the user change that, each in one image."""
         parameters = self._get_parameters()
         if not parameters:
             return

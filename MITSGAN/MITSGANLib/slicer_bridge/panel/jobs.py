@@ -67,7 +67,7 @@ class JobRunner:
         return run_in_background(work, progress, self._keep_alive)
 
     def say(self, text: str) -> None:
-        """Show a result in the status line, and for a while in that of the application, which is always in sight."""
+        """Show a result in the status line, and for a while in the application's, which is always in sight."""
         if not self._closed:
             self._status_label.styleSheet = ""
             self._status_label.text = text

@@ -90,7 +90,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.onReload(self)
 
     def onSceneStartClose(self, _caller: Any, _event: Any) -> None:
-        """Let go of the parameter node, which is about to be reset, and of work on nodes that are about to go."""
+        """Let go of the parameter node before it is reset, and of work on nodes before they go."""
         self.panel.jobs.cancel(_("Canceled: the scene was closed."))
         self.exit()
         self.panel.scene_closes()

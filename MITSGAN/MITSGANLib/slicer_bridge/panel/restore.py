@@ -36,7 +36,7 @@ class RestoreSection(Section):
         panel.show_text(ui.keysResultLabel, "")
 
     def scene_closes(self) -> None:
-        """Forget what was restored, which may be of a patient whose scene goes."""
+        """Forget what was restored. It may be of a patient, and the scene is closed."""
         self._panel.show_text(self._panel.ui.keysResultLabel, "")
 
     def restore(self, progress: Callable[..., None], what: tuple[ScanOnDisk, Path, str]) -> None:

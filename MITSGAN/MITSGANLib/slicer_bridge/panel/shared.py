@@ -73,7 +73,7 @@ class Section:
 
 
 class Panel:
-    """Widgets, logic, the job that runs, the parameter node that is shown, and whether its source looks like CT.
+    """Widgets, logic, the running job, the parameter node, and whether its source looks like CT.
 
     :param ui: the widgets of the ``.ui`` by name.
     :param window: parent of timers and dialogs.

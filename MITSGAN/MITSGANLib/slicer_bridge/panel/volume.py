@@ -144,7 +144,7 @@ class VolumeSection(Section):
         return None if isinstance(answer, Exception) else answer
 
     def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
-        """Select the scan that a volume is or was made from, and its protected version that belongs to this volume."""
+        """Select a volume's source, which may be itself, and the protected version that belongs to it."""
         parameters, origin = self._panel.parameters, volumes.origin_of(node)
         if parameters.sourceVolume is not origin:
             had_one = parameters.sourceVolume is not None
@@ -190,7 +190,7 @@ class VolumeSection(Section):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_node_added(self, scene: Any, _event: Any, node: Any) -> None:
-        """Select a scan that is loaded while none is selected, and follow views that are new."""
+        """Select a scan as it is loaded, if none is selected, and follow new views."""
         if node.IsA("vtkMRMLSliceCompositeNode"):
             self._observe_views()
         if node.IsA("vtkMRMLScalarVolumeNode") and not scene.IsBatchProcessing():
