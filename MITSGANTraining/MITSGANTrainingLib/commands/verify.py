@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
@@ -146,7 +146,7 @@ def _verify_study(options: argparse.Namespace, manifest: StudyManifest, trust: T
     title = f"{verdict}. The study was signed by {_signer(manifest, trust)}"
     result = {**verification.to_dict(), "known_signer": manifest.fingerprint in trust.signers}
     result = {"input": options.input, "verdict": VERDICTS[code], "study": result}
-    shared.answer(options, result, title, *(f"  {line}" for line in verification.summary()))
+    shared.answer(options, result, title, *_summary(verification.summary()))
     return code
 
 
@@ -157,8 +157,14 @@ def _verify_exam(options: argparse.Namespace, document: Path, trust: Trust) -> i
     verdict = "CHANGED since it was signed" if code == CHANGED else VERDICTS[code].capitalize()
     title = f"{verdict}. The exam's document is {verification.document}"
     result = {"input": options.input, "verdict": VERDICTS[code], "exam": verification.to_dict()}
-    shared.answer(options, result, title, *(f"  {line}" for line in verification.summary()))
+    shared.answer(options, result, title, *_summary(verification.summary()))
     return code
+
+
+def _summary(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines)
+    if any(line.endswith(" more") for line in lines):
+        yield "  --json lists all"
 
 
 def _manifest(path: Path) -> SignedManifest:

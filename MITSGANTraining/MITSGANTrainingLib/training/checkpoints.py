@@ -21,6 +21,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     :raises OutputError: when the disk does not take it; the previous checkpoint stays.
     """
+    # Not atomic_file, which moves an older file away first: killed in between, it would leave neither.
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

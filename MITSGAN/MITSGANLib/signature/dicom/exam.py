@@ -295,7 +295,7 @@ def is_exam_document(path: Path) -> bool:
 
 def some_names(names: Sequence[str]) -> list[str]:
     """The first names, and how many more there are."""
-    more = [f"and {len(names) - _MOST_NAMES} more; --json lists all"] if len(names) > _MOST_NAMES else []
+    more = [f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
     return [*names[:_MOST_NAMES], *more]
 
 
