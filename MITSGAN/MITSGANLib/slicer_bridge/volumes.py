@@ -86,14 +86,6 @@ def _own_voxels(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     )
 
 
-def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
-    """:func:`scan_from_node` and :func:`require_ct` in one, for work that needs HU of a patient.
-
-    :raises InputError: with the reason, in the words that the readers of files use.
-    """
-    return require_ct(scan_from_node(node))
-
-
 def scan_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     """What may be a CT scan, in no time; :func:`require_ct` copies its voxels, and tells whether it is one.
 

@@ -42,7 +42,6 @@ from MITSGANLib.slicer_bridge.volumes import (
     SIMULATED_ATTACK_ATTRIBUTE,
     SIMULATED_ATTACK_COLOR,
     STEPS_ATTRIBUTE,
-    ct_from_node,
     first_scan,
     is_simulated_attack,
     node_from_volume,
@@ -445,7 +444,7 @@ def test_difference_is_signed_cut_to_the_change_and_stays_in_place(volume):
     assert array[1, 1, 2] == 50
     np.testing.assert_allclose(ras_from_voxel(shown, (0, 0, 0)), ras_from_voxel(node, (1, 2, 3)))
     with pytest.raises(InputError, match="difference map"):
-        ct_from_node(shown)
+        scan_from_node(shown)
 
 
 def difference_of(hu, limit_hu):

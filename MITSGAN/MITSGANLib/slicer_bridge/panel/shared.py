@@ -338,10 +338,6 @@ class Panel:
         install(lacking, self._resource_path("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
         return answer is InstallChoice.ALL
 
-    def ensure_key_packages(self) -> None:
-        """Offer to install what keys and signatures need."""
-        self.ensure_packages(*KEYS)
-
     def ask_for_file(self, title: str, kinds: str) -> Path | None:
         """A file that exists; None when the user closes the dialog."""
         return _path(qt.QFileDialog.getOpenFileName(self.window, title, "", kinds))
