@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from MITSGANLib.attack.attacker import check_target, load_attacker
 from MITSGANLib.errors import TargetError
-from MITSGANLib.examination.copies import touch_up_edge
 from MITSGANLib.examination.examiner import Examination, examine
+from MITSGANLib.examination.touch_up import touch_up_edge
 from MITSGANLib.examination.verdict import ChangedPlace
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.jury import Jury

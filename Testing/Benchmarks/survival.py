@@ -27,7 +27,7 @@ import torch
 from MITSGANLib.attack.attacker import load_attacker
 from MITSGANLib.errors import DependencyError
 from MITSGANLib.examination import examiner
-from MITSGANLib.examination.copies import touch_up_edge
+from MITSGANLib.examination.touch_up import touch_up_edge
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions

@@ -88,6 +88,12 @@ class Blocks:
         """Mean of each block of a slice (rows, columns) as it is stored, float32 (block rows, block columns)."""
         return (block_sums(self.grid.turned(plane), BLOCK) / BLOCK**2).astype(np.float32)
 
+    def most(self, plane: np.ndarray) -> np.ndarray:
+        """Largest value of each block of a slice (rows, columns) as it is stored, (block rows, block columns)."""
+        rows, columns = self.shape[1:]
+        whole = self.grid.turned(plane)[: rows * BLOCK, : columns * BLOCK]
+        return whole.reshape(rows, BLOCK, columns, BLOCK).max(axis=(1, 3))
+
     def in_boxes(self, values: np.ndarray, edge_mm: float) -> np.ndarray:
         """Sum over a cube of this edge around each block."""
         return sum_in_boxes(values, edge_mm, self.mm)

@@ -5,8 +5,7 @@ anything smooth that is added, so the signs of 6x6 voxels make a number that a c
 numbers of the lungs finds the pairs, and several pairs that lie equally far apart make a copy. A correlation of the
 noise itself at both places then has to confirm it.
 
-CT-GAN copies noise from one fixed place of every scan onto what it paints. That place is sought everywhere by itself:
-it names the tool, and shows where little of its noise is left.
+The noise that CT-GAN copies has a search of its own: :mod:`.touch_up`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attack.regions import NOISE_SOURCE, TOUCH_UP_FACTOR
-from ..runtime.threads import map_slices, usable_threads
-from ..scan.filters import box_means
+from ..runtime.threads import map_slices
 from .blocks import Blocks
 
 FOUND_SD = 11.0
@@ -33,10 +30,7 @@ _STRAIGHT, _STRAIGHT_MM = 2, 6.0  # voxels of a shift along the slices alone, an
 _CONFIRMED_MM = 9.0
 _CLIP_SD = 3.0
 _QUIET = 0.4  # of the usual noise; what is flat has the signs of its rounding
-_TOUCH_UP_MM = (10.0, 20.0, 36.0)
-_TOUCH_UP_SD = 8.0
 _SHARP_SD = 6.0  # what is alike in anatomy, or of a fixed pattern, is so over some voxels
-_FEW_VOXELS = 150
 
 
 @dataclass(frozen=True)
@@ -73,99 +67,6 @@ def find_copies(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[Cop
     mm = np.array(blocks.volume.spacing_kji)
     far = np.linalg.norm((second - first) * mm, axis=1) > _NEAR_MM
     return _clusters(blocks, fine, usual, first[far], second[far])
-
-
-def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[Copy] | None:
-    """Places that carry the noise of CT-GAN's fixed source, the surest first; None where the source has no lung.
-
-    :param fine: of :func:`.noise.residual`.
-    :param lungs: bool (slices, block rows, block columns).
-    """
-    from scipy import fft
-
-    volume = blocks.volume
-    mm = np.array(volume.spacing_kji)
-    center = np.array([int(size * share) for size, share in zip(volume.shape, NOISE_SOURCE, strict=True)])
-    edge = touch_up_edge(volume.spacing_kji)
-    mask = blocks.voxels(lungs).astype(bool)
-    low, high = _bounds(mask, center, edge)
-    box = tuple(map(slice, low, high))
-    noise = _normalized(fine[box])
-    noise[~mask[box]] = 0
-    usable = noise * (volume.hu[box] < -800)
-    shape = tuple(fft.next_fast_len(int(size), real=True) for size in noise.shape)
-    workers = usable_threads()
-    spectrum = fft.rfftn(noise, shape, workers=workers)
-    middle = center - low
-    found: list[Copy] = []
-    any_template = False
-    for size_mm in _TOUCH_UP_MM:
-        half = np.minimum(np.maximum(np.round(size_mm / 2 / mm), 1), edge // 2).astype(int)
-        start = np.maximum(middle - half, 0)
-        template = usable[tuple(slice(a, b) for a, b in zip(start, middle + half + 1, strict=True))]
-        if np.count_nonzero(template) < _FEW_VOXELS:
-            continue
-        any_template = True
-        of_template = fft.rfftn(template, shape, workers=workers)
-        both = fft.irfftn(spectrum * of_template.conj(), shape, workers=workers)
-        both = np.roll(both, tuple(middle - start), (0, 1, 2))[tuple(map(slice, noise.shape))]
-        both /= np.sqrt(np.sum(template**2))
-        inside = mask[box]
-        both /= max(1.0, 1.48 * float(np.median(np.abs(both[::2, ::3, ::3][inside[::2, ::3, ::3]]))))
-        both[~inside] = 0
-        near = np.maximum(np.round(_NEAR_MM * 1.5 / mm), 1).astype(int)
-        both[tuple(slice(max(0, a - n), a + n + 1) for a, n in zip(middle, near, strict=True))] = 0
-        while True:
-            peak = np.array(np.unravel_index(int(both.argmax()), both.shape))
-            sd = float(both[tuple(peak)])
-            if sd < _TOUCH_UP_SD:
-                break
-            is_sharp = sd - _beside(both[peak[0]], peak[1:]) >= _SHARP_SD
-            both[tuple(slice(max(0, a - n), a + n + 1) for a, n in zip(peak, near, strict=True))] = 0
-            kji, source = (tuple(int(i) for i in at) for at in (peak + low, center))
-            if is_sharp:
-                found.append(Copy(kji, source, sd, (size_mm,) * 3, by_touch_up=True))
-    return _apart(found, mm) if any_template else None
-
-
-def touch_up_edge(spacing_kji: Sequence[float]) -> int:
-    """Voxels along every axis that CT-GAN's touch-up changes: as many along thick slices as along the finest axis."""
-    from ..scan.cubes import cube_shape
-
-    return int(max(cube_shape(spacing_kji)) * TOUCH_UP_FACTOR)
-
-
-def _beside(plane: np.ndarray, at: Sequence[int]) -> float:
-    """The largest value 3 or 4 voxels from a place of a slice, where noise has nothing in common any more."""
-    low = [max(0, index - 4) for index in at]
-    part = plane[low[0] : at[0] + 5, low[1] : at[1] + 5].copy()
-    part[max(0, at[0] - 2) - low[0] : at[0] + 3 - low[0], max(0, at[1] - 2) - low[1] : at[1] + 3 - low[1]] = -np.inf
-    return float(part.max())
-
-
-def _normalized(fine: np.ndarray) -> np.ndarray:
-    """In standard deviations of each slice's neighborhood, clipped, so that no edge decides."""
-    found = np.empty_like(fine)
-
-    def normalize(k: int) -> None:
-        plane = fine[k]
-        limit = _CLIP_SD * 1.48 * max(float(np.median(np.abs(plane))), 0.1)
-        power = box_means(np.clip(plane, -4 * limit, 4 * limit) ** 2, 15)
-        np.clip(plane / np.sqrt(power + 0.1), -_CLIP_SD, _CLIP_SD, out=found[k])
-
-    map_slices(normalize, len(fine))
-    return found
-
-
-def _bounds(mask: np.ndarray, center: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Box around a mask and the source; the lowest voxel, and the one after the highest."""
-    low, high = [], []
-    for axis in range(3):
-        at = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        ends = [at[0], at[-1] + 1] if at.size else [center[axis], center[axis] + 1]
-        low.append(max(0, min(ends[0], center[axis] - edge // 2)))
-        high.append(min(mask.shape[axis], max(ends[1], center[axis] + edge // 2 + 1)))
-    return np.array(low), np.array(high)
 
 
 def _numbers(fine: np.ndarray, mask: np.ndarray, quiet: float) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +140,7 @@ def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray,
             if sd >= FOUND_SD and not _is_upright(fine, usual, middle, shift, mm, sd):
                 ends = (tuple(int(i) for i in at) for at in (middle, middle + shift))
                 found.append(Copy(*ends, sd, tuple(round(float(edge), 1) for edge in size)))
-    return _apart(found, mm)
+    return apart(found, mm)
 
 
 def _correlation(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray) -> float:
@@ -265,7 +166,7 @@ def _is_upright(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarr
     return sd - max(_correlation(fine, usual, kji, one, mm) for one in beside) < _SHARP_SD
 
 
-def _apart(copies: Sequence[Copy], mm: np.ndarray) -> list[Copy]:
+def apart(copies: Sequence[Copy], mm: np.ndarray) -> list[Copy]:
     """The surest of those at about the same place, the surest first."""
     kept: list[Copy] = []
     for copy in sorted(copies, key=lambda copy: -copy.sd):

@@ -20,7 +20,7 @@ from ..watermark.embedding import recorded_watermark
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
 from .blocks import AT_PLEURA, Blocks
-from .copies import Copy, find_copies, find_touch_up, touch_up_edge
+from .copies import Copy, find_copies
 from .noise import fine_kernel, noise_map, residual
 from .placement import Placement
 from .suspicion import (
@@ -38,6 +38,7 @@ from .suspicion import (
     of_watermark,
     together,
 )
+from .touch_up import TouchUp, find_touch_up, touch_up_edge
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
 from .whitened import Whitened, whiten
 
@@ -53,7 +54,7 @@ MOST_OF_THE_LUNGS = 0.5
 _WHOLE_GAIN = 0.6
 _SMALLEST_MM3 = 50.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
-_COPY_SD, _DEGRADED_SD, _DEGRADED_COPY_SD = 11.0, 12.0, 15.0
+_COPY_SD, _DEGRADED_COPY_SD = 11.0, 15.0
 # The judge is asked where evidence alone does not suffice, and beside other places of the same scan.
 _WORTH_ASKING, _MOST_ASKED, _COMPARED = 0.75, 30, 60
 _WORTH_SAYING = 0.5  # of what counts
@@ -90,7 +91,7 @@ class Examination:
     :param suspicions: each kind of evidence in every block.
     :param mark: the watermark, over the whole scan.
     :param copies: of tissue, and of CT-GAN's noise.
-    :param touch_up_sought: whether CT-GAN's noise source lies in lung, so that it could be sought.
+    :param touch_up: where CT-GAN's noise is; None where its source holds no lung, so that it could not be sought.
     """
 
     placement: Placement
@@ -99,7 +100,7 @@ class Examination:
     suspicions: tuple[Suspicion, ...]
     mark: _Mark
     copies: tuple[Copy, ...]
-    touch_up_sought: bool
+    touch_up: TouchUp | None
     with_judge: bool
     places: tuple[ChangedPlace, ...]
     verdict: Verdict
@@ -131,8 +132,9 @@ class Examination:
         """
         if not self.volume.contains(kji):
             raise TargetError(f"Voxel {kji} lies outside the scan of {self.volume.shape} voxels; choose another.")
-        volume, kji = self.blocks.volume, self.placement.inside(kji)
-        box = _box_around(self.blocks, kji, (2 * NEAR_MM,) * 3)
+        blocks, kji = self.blocks, self.placement.inside(kji)
+        volume = blocks.volume
+        box = _box_around(blocks, kji, (2 * NEAR_MM,) * 3)
         near = together([dataclasses.replace(one, score=one.score[box]) for one in self.suspicions])
         most = np.unravel_index(int(near.argmax()), near.shape)
         tops = [(one.kind, float(one.score[box][most])) for one in self.suspicions]
@@ -145,6 +147,10 @@ class Examination:
             if _within(kji, copy, volume.spacing_kji):
                 evidence.append(_of_copy(copy, self.placement))
                 source = copy.source_kji
+        touched = self.touch_up
+        if touched is not None and (sd := float(touched.dense_sd[blocks.block_of(kji)])) >= touched.asked_sd:
+            evidence.append(_of_dense_touch_up(sd, touched, self.placement))
+            source = source or touched.source_kji
         if self.with_judge:
             score = float(_judge().score(volume, [kji])[0])
             if score >= self.judge_limit:
@@ -212,19 +218,18 @@ def examine(
     told.at(60)
     copies = find_copies(blocks, fine, lungs) if lungs.any() else []
     told.at(80)
-    touched = find_touch_up(blocks, fine, lungs) if lungs.any() else None
+    touched = find_touch_up(blocks, fine, lungs, is_lossy=mark.is_degraded) if lungs.any() else None
     told.at(95)
     del fine
     # Lossy compression repeats itself, and more so in one place than in another.
-    sure = [one for one in touched or [] if one.sd >= (_DEGRADED_SD if mark.is_degraded else 0)]
     copies = [one for one in copies if one.sd >= (_DEGRADED_COPY_SD if mark.is_degraded else 0)]
-    found = _explained(copies, sure, blocks.volume)
+    found = _explained(copies, touched.copies if touched else (), blocks.volume)
     with_judge = with_judge and bool(lungs.any())
     # Lossy compression changes noise everywhere, and the judge takes much of that for forged.
     places = _places(placement, blocks, suspicions, found, with_judge and not mark.is_degraded)
     told.at(100)
     verdict = _verdict(volume, lungs, suspicions, mark, touched is not None, places, key)
-    rest = (tuple(suspicions), mark, tuple(found), touched is not None, with_judge, places, verdict)
+    rest = (tuple(suspicions), mark, tuple(found), touched, with_judge, places, verdict)
     return Examination(placement, blocks, lungs, *rest)
 
 
@@ -429,6 +434,15 @@ def _of_copy(copy: Copy, placement: Placement) -> Evidence:
         return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
     return Evidence(
         COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD
+    )
+
+
+def _of_dense_touch_up(sd: float, touched: TouchUp, placement: Placement) -> Evidence:
+    where = f"from voxel {placement.outside(touched.source_kji)}, {sd:.1f} standard deviations above chance"
+    return Evidence(
+        TOUCH_UP,
+        f"what is dense there has the noise of the place CT-GAN copies noise from: {where}",
+        sd / touched.asked_sd,
     )
 
 

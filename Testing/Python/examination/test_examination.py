@@ -85,7 +85,7 @@ class TestVerdicts:
     @pytest.mark.slow
     def test_removals_by_ct_gan_are_excluded_where_its_noise_source_was_sought(self, painted):
         verdict = painted.verdict
-        kinds = verdict.excluded if painted.touch_up_sought else verdict.not_excluded
+        kinds = verdict.excluded if painted.touch_up is not None else verdict.not_excluded
         assert any("CT-GAN" in kind for kind in kinds)
 
     @pytest.mark.slow
