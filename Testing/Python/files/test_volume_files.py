@@ -407,7 +407,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, suffix):
 
 @pytest.mark.slow
 def test_real_nrrd_is_read_exactly(real_ct):
-    path = real_ct / "nrrd" / "LIDC-IDRI-0002.nrrd"
+    path = real_ct / "nrrd" / "LIDC-IDRI-0293-lungs.nrrd"
     volume = read_file(path)
     image = sitk.ReadImage(path)
     np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
