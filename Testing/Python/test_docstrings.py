@@ -30,7 +30,9 @@ class Docstrings:
         trees = {name: ast.parse(source) for name, source in files.items()}
         classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
         self._bases = {node.name: _bases(node) for node in classes}
-        self._documented = {node.name: {f.name for f in _functions(node) if ast.get_docstring(f)} for node in classes}
+        self._documented = {
+            node.name: {f.name for f in _functions(node) if ast.get_docstring(f, clean=False)} for node in classes
+        }
         self._protocols = {name for name, bases in self._bases.items() if "Protocol" in bases}
         for self._file, tree in trees.items():
             self._examine(tree, [])
@@ -44,10 +46,10 @@ class Docstrings:
                     self._within(child, [*names, child.name])
 
     def _examine(self, node: ast.Module | ast.ClassDef | ast.FunctionDef, names: list[str]) -> None:
-        place, text = f"{self._file} {'.'.join(names)}".rstrip(), ast.get_docstring(node)
+        place, text = f"{self._file} {'.'.join(names)}".rstrip(), ast.get_docstring(node, clean=False)
         if text is None and not self._inherits(names):
             self.missing.append(place)
-        elif text is not None and text.startswith("Of "):
+        elif text is not None and text.lstrip().startswith("Of "):
             self.begins_with_of.append(place)
 
     def _inherits(self, names: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,11 +57,11 @@ def modules(library: str) -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path, known: set[str]) -> set[str]:
+def imports(name: str, path: Path, known: set[str], tree: ast.Module) -> set[str]:
     """The modules of its own library that a module imports, at any place in it."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -70,6 +71,14 @@ def imports(name: str, path: Path, known: set[str]) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found & known - {name}
+
+
+@functools.cache
+def read(library: str) -> tuple[dict[str, set[str]], dict[str, list[str]]]:
+    """What each module of a library imports of it, and the modules that define each public class, by its name."""
+    known = modules(library)
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in known.items()}
+    return {name: imports(name, known[name], set(known), tree) for name, tree in trees.items()}, classes(trees)
 
 
 def room(module: str) -> str | None:
@@ -83,43 +92,42 @@ class TestLayout:
     def test_every_room_has_its_layer(self, library):
         assert {room(name) for name in modules(library)} - {None} == set(LAYERS[library])
 
-    @pytest.mark.slow
     def test_no_arrow_points_upward(self, library):
-        known, level = modules(library), {name: number for number, name in enumerate(LAYERS[library])}
+        level = {name: number for number, name in enumerate(LAYERS[library])}
         upward = [
             f"{name} imports {other}"
-            for name, path in known.items()
-            for other in imports(name, path, set(known))
+            for name, others in read(library)[0].items()
+            for other in others
             if room(name) and room(other) and level[room(other)] > level[room(name)]
         ]
         assert upward == []
 
     def test_there_is_no_circle(self, library):
-        known = modules(library)
-        graph = {name: imports(name, path, set(known)) for name, path in known.items()}
         try:
-            TopologicalSorter(graph).prepare()
+            TopologicalSorter(read(library)[0]).prepare()
         except CycleError as error:
             pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-def classes(files: dict[str, str]) -> dict[str, list[str]]:
-    """The modules that define each public class, by its name; ``files`` are sources by module."""
+def classes(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """The modules that define each public class, by its name."""
     found: dict[str, list[str]] = {}
-    for name, source in files.items():
-        for node in ast.parse(source).body:
+    for name, tree in trees.items():
+        for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(name)
     return found
 
 
 def test_no_two_classes_have_the_same_name():
-    files = {name: path.read_text("utf-8") for library in LIBRARIES for name, path in modules(library).items()}
-    assert {name: places for name, places in classes(files).items() if len(places) > 1} == {}
+    places = [(name, place) for library in LIBRARIES for name, found in read(library)[1].items() for place in found]
+    names = [name for name, _ in places]
+    assert [(name, place) for name, place in places if names.count(name) > 1] == []
 
 
 def test_a_name_of_two_classes_would_be_seen():
-    assert classes({"a": "class B: pass", "c": "class B: pass\nclass _D: pass"}) == {"B": ["a", "c"]}
+    sources = {"a": "class B: pass", "c": "class B: pass\nclass _D: pass"}
+    assert classes({name: ast.parse(source) for name, source in sources.items()}) == {"B": ["a", "c"]}
 
 
 def test_a_circle_and_an_upward_arrow_would_be_seen(tmp_path):
@@ -127,7 +135,11 @@ def test_a_circle_and_an_upward_arrow_would_be_seen(tmp_path):
     path = tmp_path / "upper.py"
     path.write_text("from .lower import a\ndef f():\n    from lib.room import other\n    from . import third\n")
     known = {"lib.upper", "lib.lower", "lib.room.other", "lib.third", "lib.fourth"}
-    assert imports("lib.upper", path, known) == {"lib.lower", "lib.room.other", "lib.third"}
+    assert imports("lib.upper", path, known, ast.parse(path.read_text())) == {
+        "lib.lower",
+        "lib.room.other",
+        "lib.third",
+    }
 
 
 # What make test-fast runs

@@ -164,13 +164,15 @@ class TestVerify:
 class TestStudies:
     """Studies that are signed as a whole, beside a series that is signed alone."""
 
-    @pytest.fixture
-    def signer(self, tmp_path) -> tuple[Path, Path]:
-        return make_signer(tmp_path, "signer", ec.generate_private_key(ec.SECP256R1()))
+    @pytest.fixture(scope="class")
+    @classmethod
+    def signer(cls, tmp_path_factory) -> tuple[Path, Path]:
+        return make_signer(tmp_path_factory.mktemp("signer"), "signer", ec.generate_private_key(ec.SECP256R1()))
 
-    @pytest.fixture
-    def studies(self, signed, signer, key, tmp_path) -> Path:
-        tree = tmp_path / "studies"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def untouched(cls, signed, signer, key, tmp_path_factory) -> Path:
+        tree = tmp_path_factory.mktemp("untouched")
         for number, name in enumerate(("exam", "archive/1", "study", "pixels")):
             ct_series(phantom_hu(SHAPE, number), spacing=SPACING).write(tree / name)
         options = ["--dicom-key", str(signer[0]), "--certificate", str(signer[1])]
@@ -182,6 +184,10 @@ class TestStudies:
             assert main(["sign", str(tree / name), option, "--key", str(key)]) == 0
         shutil.copytree(signed / "cd", tree / "alone")
         return tree
+
+    @pytest.fixture
+    def studies(self, untouched, tmp_path) -> Path:
+        return shutil.copytree(untouched, tmp_path / "studies")
 
     @pytest.fixture
     def verified(self, studies, signer, key, tmp_path):

@@ -253,11 +253,17 @@ class TestDicom:
 
 
 class TestDicomRefusals:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def untouched(cls, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("untouched")
+        ct_series().write(folder / "in")
+        sealed(folder / "in", folder / "out")
+        return folder
+
     @pytest.fixture
-    def out(self, tmp_path) -> Path:
-        ct_series().write(tmp_path / "in")
-        sealed(tmp_path / "in", tmp_path / "out")
-        return tmp_path / "out"
+    def out(self, untouched, tmp_path) -> Path:
+        return shutil.copytree(untouched, tmp_path, dirs_exist_ok=True) / "out"
 
     def refused(self, out: Path, words: str | None, key: Key = KEY) -> None:
         before = contents(out.parent)

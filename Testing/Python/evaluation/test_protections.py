@@ -113,6 +113,7 @@ def test_signed_gradients_change_the_target_alone(phantom, untrained_attackers):
     assert np.abs(far * phantom.volume.spacing_kji).max() <= 17
 
 
+@pytest.mark.slow
 def test_a_search_stays_around_the_targets_and_within_the_noise(phantom, untrained_attackers):
     (kji,) = lung_positions(phantom.volume, 1, 0)
     protection = read_protection("search:1@60", 0)

@@ -51,7 +51,7 @@ def measured(patient: int, protection: str, shifts: tuple[float, ...], absent: d
     return MeasuredAttack(f"scan {patient}", patient, protection, "them", "inject", result)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def setup() -> Setup:
     return Setup(
         protections=tuple(ProtectionArm("network", name, 0, alpha=0.4) for name in NAMES),
@@ -66,7 +66,7 @@ def setup() -> Setup:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sections(setup):
     attacks = [measured(patient, name, (0.0, 2.0 * patient)) for name in NAMES for patient in (1, 2)]
     figures = {"rmse": 5.0, "rmse_worst_slice": 7.0, "psnr_worst_slice": 55.0, "mean_bias_worst_slice": -0.5}
@@ -180,8 +180,9 @@ class TestLayout:
 
 
 class TestSuccess:
-    @pytest.fixture
-    def table(self, setup):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def table(cls, setup):
         judges = {q: {"name": q, "sha256": "0" * 64, "threshold": 0.5} for q in ("nodule", "forgery")}
         attacks = [measured(patient, name, (0.0,) * 6) for name in NAMES for patient in (1, 2)]
         for found in attacks:

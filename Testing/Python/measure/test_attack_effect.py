@@ -93,6 +93,7 @@ def test_judges_say_whether_an_attack_succeeds(volumes, untrained_attackers):
     assert set(effect.to_dict()["verdicts"]) == {CLEAN, PROTECTED, INTO_ORIGINAL, NOISE}
 
 
+@pytest.mark.slow
 def test_what_an_unchanged_scan_leads_him_to_is_the_attack_on_the_original(volumes, untrained_attackers):
     """Read and pasted into are the same scan then; and what he reads decides what he paints."""
     source, protected, attacked, attacked_protected = volumes

@@ -543,6 +543,7 @@ def test_work_goes_on_while_another_module_is_open(loaded, scan, standin, step):
     assert button.enabled
 
 
+@pytest.mark.slow
 def test_choices_wait_for_the_work_on_them(loaded, scan):
     ui = loaded.ui
     other = node_from_volume(scan.volume, "Other CT")
@@ -1098,6 +1099,7 @@ def test_a_volume_that_is_loaded_while_none_is_selected_is_selected(panel, scan)
     assert panel._parameterNode.sourceVolume is node
 
 
+@pytest.mark.slow
 def test_a_fresh_protection_removes_the_map_of_the_last_check(loaded, scan):
     labels = dataclasses.replace(scan.volume, hu=np.ones_like(scan.volume.hu))
     loaded._parameterNode.changeMap = change_map_node(labels, None, examination_legend())

@@ -229,6 +229,7 @@ class TestState:
         assert not panel.ui.examineButton.enabled
 
 
+@pytest.mark.slow
 class TestExamine:
     def test_it_needs_a_volume(self, panel):
         assert not panel.ui.examineButton.enabled
@@ -372,6 +373,7 @@ class TestExamine:
         assert "Nothing found" in ui.stateLabel.text
 
 
+@pytest.mark.slow
 class TestSignature:
     @pytest.fixture
     def signed(self, scan, tmp_path, signing) -> Path:

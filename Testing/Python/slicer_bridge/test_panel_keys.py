@@ -390,6 +390,7 @@ class TestDicom:
         panel.ui.restoreButton.click()
         assert (folder / "export-restored-2").is_dir(), "nothing is replaced"
 
+    @pytest.mark.slow
     def test_a_volume_from_the_database_is_found_among_other_series(self, panel, dialogs, key_file, folder, standin):
         paths = sealed_series(folder, key_file)
         for path in (folder / "sealed").iterdir():

@@ -135,6 +135,7 @@ class TestSamples:
 
 
 class TestMark:
+    @pytest.mark.slow
     def test_train_py_makes_a_protector_that_says_what_it_is(self, trained):
         protector = load_protector(trained / "protectors" / "tiny-mark.safetensors")
         assert protector.budget.strength_hu == 300
@@ -147,18 +148,21 @@ class TestMark:
         assert {"mine right clean", "mine right blocked", "rmse_hu"} == set(card.figures)
         assert str(trained.parent) not in json.dumps(card.to_json())
 
+    @pytest.mark.slow
     def test_its_judges_are_those_of_the_recipe(self, trained):
         (judge,), expected = tiny_judges(trained), load_judge("mine", trained)
         cubes = np.random.default_rng(0).normal(-700, 200, (2, 32, 32, 32)).astype(np.float32)
         assert np.array_equal(judge.score_views(cubes), expected.score_views(cubes))
         assert (judge.threshold, judge.digest) == (expected.threshold, expected.digest)
 
+    @pytest.mark.slow
     def test_its_figures_are_of_cubes_that_it_misleads(self, trained):
         figures = ModelCard.read(trained / "protectors" / "tiny-mark.json").figures
         assert figures["mine right clean"] == 1
         assert figures["mine right blocked"] < 1
         assert figures["rmse_hu"] > 10
 
+    @pytest.mark.slow
     def test_there_are_no_weights_to_begin_with(self, train, trained, capsys):
         start = ["--start-from", str(trained / "protectors" / "tiny-mark.safetensors")]
         assert train(MARK, *start) == InputError.exit_code
