@@ -24,6 +24,7 @@ _ZOOM_MM = 64.0
 _CELL, _CONTEXT, _LABEL, _GAP, _TOP, _BAR = 1.7, 3.5, 0.35, 0.08, 0.95, 0.9  # inches
 _CAPTION = 0.3
 _DPI = 150
+_LETTERS_AN_INCH = 15  # of text of 8 points, at most
 LINE_COLOR = "#3ddc5a"
 _CONTROLS = {GAUSSIAN: "Gaussian noise", CT_LIKE: "CT-like noise"}
 
@@ -101,7 +102,8 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
     image: Any = None
     for number, (example, row) in enumerate(zip(examples, differences, strict=True)):
         top = _TOP + number * (size + _CAPTION)
-        label(figure, 0.45 * _LABEL, top + size / 2, example.title)
+        # The longest name would run into the next row's.
+        label(figure, 0.45 * _LABEL, top + size / 2, textwrap.fill(example.title, int(_LETTERS_AN_INCH * size)))
         for column, (arm, difference) in enumerate(zip(arms, row, strict=True)):
             left = _LABEL + column * (size + _GAP)
             axes = axes_at(figure, left, top, size, size)
@@ -157,7 +159,7 @@ def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure
     """An empty figure of so many inches, with its title and what is shown above."""
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=12, va="top")
-    columns = max(60, int(width * 15))
+    columns = max(60, int(width * _LETTERS_AN_INCH))
     figure.text(0.1 / width, 1 - 0.36 / height, textwrap.fill(subtitle, columns), fontsize=8, va="top", color="#444444")
     return figure
 
