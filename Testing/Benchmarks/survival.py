@@ -3,10 +3,11 @@
     python Testing/Benchmarks/survival.py RECORDS --scans SCAN...
     python Testing/Benchmarks/survival.py RECORDS
 
-The second prints what was measured. Each scan is protected with the default, then forged by a network: removals at
-compact bright structures, injections in the lungs, all 64 mm apart along some axis and in one copy. That copy goes
+The second prints what was measured. Each scan is protected with the default, then forged by networks in turn: removals
+at compact bright structures, injections in the lungs, all 64 mm apart along some axis and in one copy. That copy goes
 through each entry of ``Testing/Python/copy_suite.py``'s ``COPIES``, loses all records, and is examined. *Found*,
 *listed* and *false* are those of ``reveal.py``; alarms are counted at lung places outside the reach of every forgery.
+Injections count a second time where they *succeed*: past the nodule and forensic judges, before the copy was made.
 A control was never protected: how often is a watermark recognized in it? ``--quick`` leaves out the search for copied
 tissue, CT-GAN's noise source and the forensic judge, which take half of the time and which grids do not concern.
 """
@@ -19,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from MITSGANLib.errors import DependencyError
 from MITSGANLib.examination import examiner
 from MITSGANLib.examination.touch_up import touch_up_edge
 from MITSGANLib.files.storage import load_volume
+from MITSGANLib.judges.jury import Jury
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
@@ -47,22 +50,43 @@ _ASKED = 60
 Voxel = tuple[int, int, int]
 
 
-def forged(volume: CTVolume, by: str, places: int) -> tuple[CTVolume, dict[str, list[Voxel]]]:
-    """The scan after attacks, and where: half of the places that there is room for are removals."""
+@dataclass(frozen=True)
+class Target:
+    """A forgery: by whom, and whether it gets past the judges; None for removals, which are not asked about."""
+
+    action: str
+    kji: Voxel
+    by: str
+    success: bool | None
+
+
+def forged(volume: CTVolume, attackers: Sequence[str], places: dict[str, int]) -> tuple[CTVolume, list[Target]]:
+    """The scan after attacks, and where: so many of each action, as far as there is room for them, in turn."""
     candidates = {"remove": bright(volume, 40), "inject": lung_positions(volume, 400, SEED + 3)}
-    chosen: dict[str, list[Voxel]] = {action: [] for action in ACTIONS}
-    for _ in range(places):
+    chosen: list[tuple[str, Voxel]] = []
+    for number in range(max(places.values())):
         for action in ACTIONS:
-            taken = [kji for of_action in chosen.values() for kji in of_action]
-            fitting = spread(volume, [*taken, *candidates[action]], NETWORKS_APART_MM, len(taken) + 1)
-            chosen[action] += fitting[len(taken) :]
-    scan, hu = torch.from_numpy(volume.hu.copy()), volume.hu.copy()
-    for action, targets in chosen.items():
-        attacker = load_attacker(by, action)
-        for kji in targets:
-            where, values = attack_patch(scan, kji, volume.spacing_kji, attacker)
-            hu[where] = values
-    return volume.with_hu(hu), chosen
+            if number < places[action]:
+                taken = [kji for _, kji in chosen]
+                fitting = spread(volume, [*taken, *candidates[action]], NETWORKS_APART_MM, len(taken) + 1)
+                chosen += [(action, kji) for kji in fitting[len(taken) :]]
+    scan, hu, jury = torch.from_numpy(volume.hu.copy()), volume.hu.copy(), Jury.load()
+    by = [attackers[number % len(attackers)] for number in range(len(chosen))]
+    for (action, kji), name in zip(chosen, by, strict=True):
+        where, values = attack_patch(scan, kji, volume.spacing_kji, load_attacker(name, action))
+        hu[where] = values
+    after = volume.with_hu(hu)
+
+    def succeeds(action: str, kji: Voxel) -> bool | None:
+        if action == "remove":
+            return None
+        box = jury.box(volume.shape, volume.spacing_kji, kji)
+        inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
+        was, is_now = jury.look([one.hu[box] for one in (volume, after)], volume.spacing_kji, inside)
+        return jury.verdict(action, was, is_now).succeeded
+
+    targets = [Target(action, kji, name, succeeds(action, kji)) for (action, kji), name in zip(chosen, by, strict=True)]
+    return after, targets
 
 
 def without_copies() -> None:
@@ -71,14 +95,13 @@ def without_copies() -> None:
     examiner.find_touch_up = lambda *_: None
 
 
-def look(scan: CTVolume, copy: Copy, forgeries: dict[str, list[Voxel]], *, with_judge: bool) -> list[dict[str, Any]]:
+def look(scan: CTVolume, copy: Copy, forgeries: Sequence[Target], *, with_judge: bool) -> list[dict[str, Any]]:
     """Examine a copy of a forged scan; a line for the copy, and one for each forgery."""
     half = touch_up_edge(scan.spacing_kji) // 2 + 5
     reach = half + 10 / np.array(scan.spacing_kji)
-    all_forged = [kji for targets in forgeries.values() for kji in targets]
 
     def is_near(kji: Voxel) -> bool:
-        return any((np.abs(np.subtract(kji, other)) <= reach).all() for other in all_forged)
+        return any((np.abs(np.subtract(kji, other.kji)) <= reach).all() for other in forgeries)
 
     began = time.perf_counter()
     examination = examiner.examine(copy.volume, with_judge=with_judge)
@@ -103,26 +126,29 @@ def look(scan: CTVolume, copy: Copy, forgeries: dict[str, list[Voxel]], *, with_
             "seconds": round(seconds, 1),
         }
     ]
-    for action, targets in forgeries.items():
-        for kji in targets:
-            at = copy.place(kji)
-            listed = [one for one in verdict.places if holds(one, at, spacing)]
-            found = bool(listed) or (copy.volume.contains(at) and examination.at(at).strength >= 1)
-            evidence = sorted({one.kind for place in listed for one in place.evidence if one.strength >= 1})
-            lines.append({"kind": action, "found": found, "listed": bool(listed), "evidence": evidence})
+    for target in forgeries:
+        at = copy.place(target.kji)
+        listed = [one for one in verdict.places if holds(one, at, spacing)]
+        found = bool(listed) or (copy.volume.contains(at) and examination.at(at).strength >= 1)
+        evidence = sorted({one.kind for place in listed for one in place.evidence if one.strength >= 1})
+        shown = {"found": found, "listed": bool(listed), "evidence": evidence}
+        lines.append({"kind": target.action, "by": target.by, "success": target.success, **shown})
     return lines
 
 
-def study(records: Path, name: str, volume: CTVolume, by: str, places: int, *, with_judge: bool) -> None:
+def study(records: Path, name: str, volume: CTVolume, options: argparse.Namespace) -> None:
     """Measure a scan, copy after copy, unless it was measured before."""
-    jobs = [copy for copy in (*COPIES, *CONTROLS) if not _path(records, name, copy).exists()]
+    wanted = options.copies or (*COPIES, *CONTROLS)
+    jobs = [copy for copy in wanted if not _path(records, name, copy).exists()]
     if not jobs:
         return
-    attacked, targets = forged(protect(volume, model=load_protector("default"), device="cpu"), by, places)
+    places = {"remove": options.places if options.removals is None else options.removals, "inject": options.places}
+    marked = protect(volume, model=load_protector("default"), device="cpu")
+    attacked, targets = forged(marked, options.attackers, places)
     for copy in jobs:
         try:
             if copy in COPIES:
-                lines = look(attacked, COPIES[copy](attacked), targets, with_judge=with_judge)
+                lines = look(attacked, COPIES[copy](attacked), targets, with_judge=not options.quick)
             else:
                 check = check_watermark(CONTROLS[copy](volume).volume)
                 lines = [{"kind": "copy", "recognized": check.is_found, "sd": check.sd, "grid": check.regridding}]
@@ -137,9 +163,9 @@ def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown."""
     yield (
         "| copy | watermark recognized | stands out by, sd | removals: found, listed, % | injections: found, listed, % "
-        "| alarms at untouched lung | false places | verdicts | seconds |"
+        "| of these succeed: found, listed, % | alarms at untouched lung | false places | verdicts | seconds |"
     )
-    yield "|" + " --- |" * 9
+    yield "|" + " --- |" * 10
     for copy in (*COPIES, *CONTROLS):
         of_copy = [line for line in lines if line["copy"] == copy]
         whole = [line for line in of_copy if line["kind"] == "copy"]
@@ -148,9 +174,10 @@ def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         known = f"{sum(line['recognized'] for line in whole)} of {len(whole)}"
         sds = ", ".join(f"{line['sd']:.0f}" for line in whole)
         if copy in CONTROLS:
-            yield f"| {copy} | {known} | {sds} | - | - | - | - | - | - |"
+            yield f"| {copy} | {known} | {sds} | - | - | - | - | - | - | - |"
             continue
-        shares = [_share([line for line in of_copy if line["kind"] == action]) for action in ACTIONS]
+        groups = [[line for line in of_copy if line["kind"] == action] for action in ACTIONS]
+        shares = [_share(group) for group in (*groups, [line for line in groups[-1] if line.get("success")])]
         alarms = f"{sum(line['alarms'] for line in whole)} of {sum(line['asked'] for line in whole)}"
         false = sum(len(line["false"]) for line in whole)
         verdicts = ", ".join(line["verdict"] for line in whole)
@@ -178,8 +205,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", metavar="RECORDS", type=Path)
     parser.add_argument("--scans", nargs="*", default=[], metavar="SCAN")
-    parser.add_argument("--attacker", default="ctgan-small")
+    parser.add_argument("--attackers", nargs="+", default=["ctgan-small"], help="in turn")
     parser.add_argument("--places", type=int, default=4, help="of each action, as far as there is room")
+    parser.add_argument("--removals", type=int, help="where there shall be fewer of them")
+    parser.add_argument("--copies", nargs="*", choices=(*COPIES, *CONTROLS), metavar="COPY", help="default: all")
     parser.add_argument("--slices", type=int, help="of the middle of each scan alone, for a quicker look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
@@ -192,12 +221,11 @@ def main() -> None:
         path, _, uid = scan.partition("@")
         name = Path(path).name.split(".")[0] + (f"-{uid[-4:]}" if uid else "")
         volume = _middle(load_volume(path, uid or None), options.slices)
-        study(options.records, name, volume, options.attacker, options.places, with_judge=not options.quick)
+        study(options.records, name, volume, options)
     print(*table(read(options.records)), sep="\n")
 
 
 def _middle(volume: CTVolume, slices: int | None) -> CTVolume:
-
     first = 0 if slices is None else max(0, (volume.shape[0] - slices) // 2)
     part = volume.hu[first : None if slices is None else first + slices]
     return dataclasses.replace(volume, hu=part, origin=tuple(volume.voxel_to_lps((first, 0, 0))))

@@ -15,7 +15,7 @@ from ..judges.judge import DEFAULT_JUDGES, Judge, load_judge
 from ..scan.filters import correlate
 from ..scan.lungs import lung_positions
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, Provenance
-from ..watermark.checking import Check, check_watermark, is_marked, likely_watermark
+from ..watermark.checking import Check, check_on, find_grid, likely_watermark, shows
 from ..watermark.embedding import recorded_watermark
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
 from ..watermark.sums import FOUND_SD
@@ -243,23 +243,21 @@ def _placed(
 ) -> tuple[Placement, Blocks, Whitened | None, Check | None]:
     """How a copy is examined, and its signs: a check of them where too much is lost, or none are there."""
     placement = Placement.upright(volume)
-    if placement.examined is not volume and is_marked(volume, key):
+    if placement.examined is not volume and shows(volume, likely_watermark(volume, key)):
         placement = Placement.as_stored(volume)
+    watermark = likely_watermark(placement.examined, key)
     told.at(5)
-
-    def look() -> tuple[Blocks, Whitened | None, Check | None]:
-        blocks = Blocks.of(placement.examined)
-        whitened = whiten(blocks, likely_watermark(placement.examined, key))
-        if whitened is not None and whitened.gain >= _WHOLE_GAIN:
-            return blocks, whitened, None
-        told.at(20)
-        check = check_watermark(placement.examined, key, progress=lambda done, of: told.at(20 + 20 * done // of))
-        return blocks, whitened, check
-
-    blocks, whitened, check = look()
-    if check is not None and check.regridded is not None and check.regridded.is_exact:
-        placement = placement.on(check.regridded)
-        blocks, whitened, check = look()
+    grid = find_grid(placement.examined, watermark, lambda *_: told.at(10))
+    if grid is not None and grid.is_exact:
+        placement, grid = placement.on(grid), None
+        watermark = likely_watermark(placement.examined, key)
+    told.at(15)
+    blocks = Blocks.of(placement.examined)
+    whitened = whiten(blocks, watermark)
+    if whitened is not None and whitened.gain >= _WHOLE_GAIN:
+        return placement, blocks, whitened, None
+    told.at(20)
+    check = check_on(placement.examined, watermark, grid, lambda done, of: told.at(20 + 20 * done // of))
     return placement, blocks, whitened, check
 
 

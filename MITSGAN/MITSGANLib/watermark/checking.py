@@ -171,20 +171,44 @@ def check_watermark(
     :raises DependencyError: the package cryptography cannot be imported.
     """
     used = likely_watermark(volume, key, budget)
-    check = _check(volume, used, progress)
-    if check.is_found:
-        return check
+    return check_on(volume, used, find_grid(volume, used, progress), progress)
 
-    # A progress that was told of all slices stays there.
-    def finished(*_: int) -> None:
+
+def find_grid(volume: CTVolume, watermark: Watermark, progress: Progress | None = None) -> Regridding | None:
+    """The grid on which a copy carries its signs, where that is not its own; None where it is, or none is found.
+
+    The search takes seconds, up to a minute. Only copies pay for it whose middle slices hold nothing of the watermark.
+
+    :param watermark: of :func:`likely_watermark`; where the copy does not say which it is, older signs are sought, too.
+    :param progress: called with (0, all slices) now and then; may raise ``CancelledError``.
+    """
+    if shows(volume, watermark):
+        return None
+    is_told = recorded_watermark(volume, watermark.key) is not None
+    others = () if is_told else tuple(one.key for one in versions(watermark.key))
+
+    def alive() -> None:
         if progress:
-            progress(volume.shape[0], volume.shape[0])
+            progress(0, volume.shape[0])
 
-    regridding = find_regridding(volume, used.key, used.budget, finished)
+    return find_regridding(volume, (watermark.key, *others), watermark.budget, alive)
+
+
+def check_on(
+    volume: CTVolume, watermark: Watermark, regridding: Regridding | None, progress: Progress | None = None
+) -> Check:
+    """Look for a watermark everywhere, on the grid that its signs were found on or else on the scan's own.
+
+    :param regridding: of :func:`find_grid`.
+    :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
+    """
     if regridding is None:
-        return check
-    moved = _check(regridding.moved(volume), used, finished, is_moved=True)
-    return _seen_in(volume, moved, regridding) if moved.is_found else check
+        return _check(volume, watermark, progress)
+    moved = regridding.moved(volume)
+    is_usual = watermark.budget in [one.budget for one in versions(watermark.key)]
+    own = likely_watermark(moved, watermark.key, None if is_usual else watermark.budget)
+    check = _check(moved, own, progress, is_moved=True)
+    return _seen_in(volume, check, regridding) if check.is_found else _check(volume, watermark, None)
 
 
 def likely_watermark(volume: CTVolume, key: WatermarkKey = OPEN_KEY, budget: Budget | None = None) -> Watermark:
@@ -214,13 +238,13 @@ def likely_watermark(volume: CTVolume, key: WatermarkKey = OPEN_KEY, budget: Bud
     return max(candidates, key=explained)
 
 
-def is_marked(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> bool:
-    """Whether some slices in the middle carry the key's watermark, on the volume's own grid; takes a second.
+def shows(volume: CTVolume, watermark: Watermark) -> bool:
+    """Whether some slices in the middle hold anything of a watermark, on the volume's own grid; takes a second or two.
 
-    :raises DependencyError: the package cryptography cannot be imported.
+    What was compressed or smoothed holds it faded.
     """
-    likely = likely_watermark(volume, key)
-    return Sums.of(Reading.of(_some_slices(volume), likely.key, likely.budget)).sd >= FOUND_SD
+    reading = Reading.of(_some_slices(volume), watermark.key, watermark.budget)
+    return Sums.of(reading).sd >= FOUND_SD or faded(with_lost_padding(reading)) is not None
 
 
 def _some_slices(volume: CTVolume) -> CTVolume:

@@ -116,16 +116,21 @@ def recorded_grid(volume: CTVolume) -> CTVolume | None:
 
 
 def find_regridding(
-    volume: CTVolume, key: WatermarkKey, budget: Budget, alive: Callable[[], None] = lambda: None
+    volume: CTVolume, keys: Sequence[WatermarkKey], budget: Budget, alive: Callable[[], None] = lambda: None
 ) -> Regridding | None:
     """Find the grid at which a copy carries the signs; None where it does at none that is tried.
 
+    :param keys: of each version of the signs that may be there, the likeliest first; another one's are not sought where
+        rows and columns were cut off, as that takes tens of thousands of tries.
     :param budget: that the watermark was put in with.
     :param alive: called at each try; may raise ``CancelledError``. All tries together may take a minute.
     """
     upright = aligned(volume, np.eye(3))
     rearranged = between(volume, upright)
-    probe = _Probe.of(upright, key, budget, alive)
+    by_version: dict[int, WatermarkKey] = {}
+    for key in keys:
+        by_version.setdefault(key.version, key)
+    probe = _Probe.of(upright, tuple(by_version.values()), budget, alive)
     if probe is None:
         return None
     tries: list[Callable[[], Iterator[_Try]]] = [
@@ -212,24 +217,27 @@ def _other_slices(upright: CTVolume) -> Iterator[_Try]:
 class _Probe:
     """A few slices of an upright copy, with what each voxel tells if its sign is +1.
 
+    :param keys: of :func:`find_regridding`, one of a version.
     :param numbers: of the slices.
     :param planes: float32 (row, column) in HU, and the products of :meth:`~.sums.Reading.unsigned`.
     :param alive: of :func:`find_regridding`.
     """
 
     volume: CTVolume
-    key: WatermarkKey
+    keys: tuple[WatermarkKey, ...]
     numbers: tuple[int, ...]
     planes: tuple[tuple[np.ndarray, np.ndarray], ...]
     alive: Callable[[], None]
 
     @classmethod
-    def of(cls, volume: CTVolume, key: WatermarkKey, budget: Budget, alive: Callable[[], None]) -> _Probe | None:
+    def of(
+        cls, volume: CTVolume, keys: tuple[WatermarkKey, ...], budget: Budget, alive: Callable[[], None]
+    ) -> _Probe | None:
         """Those of the slices that tell most; None where none tells anything."""
         count = volume.shape[0]
         some = np.unique(np.linspace(0, count - 1, _LOOKED_AT + 2).astype(int)[1:-1]).tolist()
         few = dataclasses.replace(volume, hu=volume.hu[some])
-        reading = dataclasses.replace(Reading.of(few, key, budget), fading=_LEFT)
+        reading = dataclasses.replace(Reading.of(few, keys[0], budget), fading=_LEFT)
         found = []
         for number, k in enumerate(some):
             plane, product = reading.unsigned(number)
@@ -240,23 +248,25 @@ class _Probe:
             return None
         best = sorted(found, key=lambda one: -one[0])[:_SLICES]
         planes = tuple((hu, product) for _, _, hu, product in best)
-        return cls(volume, key, tuple(k for _, k, _, _ in best), planes, alive)
+        return cls(volume, keys, tuple(k for _, k, _, _ in best), planes, alive)
 
     def sd(self, attempt: _Try, slices: int = _SLICES) -> float:
-        """By how many standard deviations signs stand out in a try."""
+        """By how many standard deviations signs stand out in a try, of the version that does so most."""
         self.alive()
         grid = Grid.of(attempt.grid)
-        total = squares = 0.0
+        total, squares = np.zeros((2, len(self.keys)))
         turn, shift = attempt.to_grid[1:3, 1:3], attempt.to_grid[1:3, 3]
         for k, (plane, product) in list(zip(self.numbers, self.planes, strict=True))[:slices]:
             place = grid.place(0)
             at = attempt.to_grid[0, 0] * k + attempt.to_grid[0, 3]
             depth = grid.first_depth + at * grid.step_depth
             hu, values = (_in_plane(part, turn, shift, attempt.grid.shape[1:]) for part in (plane, product))
-            tiles = _Tiles.of(hu, values, 0, 0, _TILES, self.key.version)
-            one, many = tiles.correlation(grid_secret(self.key, place), depth, hu.shape, 0, 0)
-            total, squares = total + one, squares + many
-        return total / max(squares, 1e-12) ** 0.5
+            for number, key in enumerate(self.keys):
+                tiles = _Tiles.of(hu, values, 0, 0, _TILES, key.version)
+                one, many = tiles.correlation(grid_secret(key, place), depth, hu.shape, 0, 0)
+                total[number] += one
+                squares[number] += many
+        return float((total / np.sqrt(np.maximum(squares, 1e-12))).max())
 
     def other_slices(self) -> _Try | None:
         """Slices left out at an end, and the header not told."""
@@ -266,7 +276,7 @@ class _Probe:
     def cropped(self) -> _Try | None:
         """Rows or columns cut off, told in the header or not."""
         rows, columns = self.volume.shape[1:]
-        k, (plane, product) = self.numbers[0], self.planes[0]
+        k, (plane, product), key = self.numbers[0], self.planes[0], self.keys[0]
         of_alignment: dict[tuple[int, int], _Tiles] = {}
         left = _MOST_CROPS
         for edge in _EDGES:
@@ -280,15 +290,15 @@ class _Probe:
             grid = Grid.of(_empty(shape, self.volume.spacing, self.volume.origin, self.volume.direction))
             depth = grid.first_depth + k * grid.step_depth
             steps = _steps(self.volume)
-            kept = grid_secret(self.key, grid.place(0))
+            kept = grid_secret(key, grid.place(0))
             for row, column in offsets:
                 self.alive()
                 part = (-row % TILE, -column % TILE)
                 if part not in of_alignment:
-                    of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES, self.key.version)
+                    of_alignment[part] = _Tiles.of(plane, product, *part, _FEW_TILES, key.version)
                 tiles = of_alignment[part]
                 moved = dataclasses.replace(grid, in_plane=grid.in_plane - row * steps[0] - column * steps[1])
-                told = [grid_secret(self.key, place) for place in moved.places(0)]
+                told = [grid_secret(key, place) for place in moved.places(0)]
                 for secret in (*told, kept):
                     total, squares = tiles.correlation(secret, depth, (edge, edge), row, column)
                     if total < _PROMISING_SD * squares**0.5:

@@ -17,6 +17,7 @@ from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep, Provenance
 from MITSGANLib.watermark.checking import Check, check_watermark
+from MITSGANLib.watermark.embedding import versions
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey
 from MITSGANLib.watermark.regridding import GRID_FIELD, Regridding, find_regridding, grid_record, recorded_grid
 from scipy import ndimage
@@ -61,7 +62,7 @@ def cut(volume: CTVolume, low: tuple[int, int, int], high: tuple[int, int, int],
 )
 def test_the_grid_of_the_marked_scan_is_found(marked, name, words):
     copy = copy_suite.COPIES[name](marked)
-    found = find_regridding(copy.volume, OPEN_KEY, WATERMARK_BUDGET)
+    found = find_regridding(copy.volume, [OPEN_KEY], WATERMARK_BUDGET)
     assert found is not None
     assert words in found.words
     for kji in ((2, 50, 150), (6, 200, 77)):
@@ -70,6 +71,18 @@ def test_the_grid_of_the_marked_scan_is_found(marked, name, words):
         assert at[1:3] == pytest.approx(kji[1:], abs=0.6)
     if found.is_exact:
         assert np.array_equal(found.moved(copy.volume).hu, marked.hu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("watermark", versions()[1:], ids=lambda one: f"version {one.version}")
+def test_older_signs_are_sought_on_other_grids_too(scan, watermark):
+    protected = protect(scan, model=watermark_alone(watermark.key, watermark.budget))
+    copy = copy_suite.COPIES["flipped, untold"](dataclasses.replace(protected, provenance=Provenance()))
+    check = check_watermark(copy.volume)
+    assert check.is_found
+    assert check.regridding == "flipped left to right"
+    own = check_watermark(protected)
+    assert check.gain == pytest.approx(own.gain, abs=0.02)
 
 
 @pytest.mark.slow
@@ -99,7 +112,7 @@ def test_what_was_painted_before_cropping_and_flipping_is_missed(marked):
 
 @pytest.mark.slow
 def test_at_none_of_the_grids_nothing_is_found_where_nothing_was_put(scan):
-    assert find_regridding(cut(scan, (0, 5, 3), (0, 2, 7), is_told=True), OPEN_KEY, WATERMARK_BUDGET) is None
+    assert find_regridding(cut(scan, (0, 5, 3), (0, 2, 7), is_told=True), [OPEN_KEY], WATERMARK_BUDGET) is None
 
 
 @pytest.mark.slow
@@ -113,7 +126,7 @@ def test_a_recorded_grid_is_tried_first(scan, tmp_path):
     check = check_watermark(copy)
     assert check.is_found
     nameless = dataclasses.replace(copy, provenance=Provenance())
-    assert find_regridding(nameless, OPEN_KEY, WATERMARK_BUDGET) is None
+    assert find_regridding(nameless, [OPEN_KEY], WATERMARK_BUDGET) is None
 
 
 @pytest.mark.parametrize(
@@ -170,4 +183,4 @@ def test_a_search_can_be_canceled_at_any_try(scan):
             raise CancelledError("stopped")
 
     with pytest.raises(CancelledError):
-        find_regridding(scan, WatermarkKey(bytes(32)), WATERMARK_BUDGET, stop_soon)
+        find_regridding(scan, [WatermarkKey(bytes(32))], WATERMARK_BUDGET, stop_soon)
