@@ -286,7 +286,7 @@ def test_a_changed_voxel_of_a_file_is_found(folder, tmp_path):
         read_contents_to_verify(tmp_path / "scan.nrrd"),
         read_manifest_file(VECTORS / folder / "scan.nrrd.manifest.json"),
     )
-    assert [finding.kind for finding in found.findings] == ["voxels"]
+    assert [one.kind for one in found.discrepancies] == ["voxels"]
     assert list(found.changed_boxes()) == [(1, slice(32, 64), slice(0, 32))]
 
 
@@ -301,7 +301,7 @@ def test_a_changed_voxel_of_dicom_is_found(folder, tmp_path):
     dataset.save_as(path)
     scan = read_contents_to_verify(tmp_path / "series")
     found = verify_scan(scan, find_manifest(scan))
-    assert [finding.kind for finding in found.findings] == ["voxels"]
+    assert [one.kind for one in found.discrepancies] == ["voxels"]
     assert list(found.changed_boxes()) == [(2, slice(0, 32), slice(0, 32))]
 
 

@@ -42,7 +42,7 @@ def with_signatures(
         known = verification.manifest.fingerprint in trusted
         signer = "by a signer you trust" if known else "by an unknown signer"
         if is_changed:
-            kinds = sorted({one.kind for one in verification.findings})
+            kinds = sorted({one.kind for one in verification.discrepancies})
             text = f"it is not what was signed {signer}: {', '.join(kinds) or 'voxels'}"
             evidence.append(Evidence(SIGNATURE, text, 2.0))
             places = _changed_tiles(verification, volume)

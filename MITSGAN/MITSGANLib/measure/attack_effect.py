@@ -214,7 +214,7 @@ class Effect:
     attack: AttackEffect | None = None
 
     @property
-    def findings(self) -> tuple[ComparedPair, ...]:
+    def comparisons(self) -> tuple[ComparedPair, ...]:
         """All comparisons: the protection of the whole scan first, then those at the target."""
         return (ComparedPair(PROTECTION_PAIR, self.protection), *(self.attack.pairs if self.attack else ()))
 

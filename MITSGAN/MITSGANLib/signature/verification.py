@@ -63,14 +63,14 @@ class Verification:
     """
 
     manifest: Manifest
-    findings: tuple[Discrepancy, ...]
+    discrepancies: tuple[Discrepancy, ...]
     tiles: np.ndarray
     notes: tuple[str, ...] = field(default=())
 
     @property
     def is_intact(self) -> bool:
         """Whether nothing differs from what was signed."""
-        return not self.findings and not self.tiles.any()
+        return not self.discrepancies and not self.tiles.any()
 
     def changed_boxes(self) -> Iterator[tuple[int, slice, slice]]:
         """(slice, rows, columns) of every changed tile."""
@@ -96,7 +96,7 @@ class Verification:
             "intact": self.is_intact,
             "signed": self.manifest.created,
             "signer": self.manifest.fingerprint,
-            "findings": [finding.to_dict() for finding in self.findings],
+            "findings": [one.to_dict() for one in self.discrepancies],
             "changed_tiles": [
                 {"slice": k, "rows": [rows.start, rows.stop], "columns": [columns.start, columns.stop]}
                 for k, rows, columns in self.changed_boxes()
@@ -146,36 +146,36 @@ def verify_scan(scan: ScanContents, signed: SignedManifest, *, headers: bool = T
     :raises InputError: the slices form no volume, and the manifest is of a grid turned against theirs.
     """
     manifest = signed.manifest
-    findings, notes, tiles = [], [], np.full(manifest.tiles, INTACT, np.uint8)
+    discrepancies, notes, tiles = [], [], np.full(manifest.tiles, INTACT, np.uint8)
     placed, geometry = _place(scan, signed)
-    findings += geometry
+    discrepancies += geometry
     if placed and all(one.tiles is None for one in placed):
         tiles[:] = MISSING_SLICE
     else:
-        findings += _compare_slices([one for one in placed if one.tiles is not None], signed, tiles)
+        discrepancies += _compare_slices([one for one in placed if one.tiles is not None], signed, tiles)
     if scan.unreadable:
         text = f"{len(scan.unreadable)} files are damaged and cannot be read, such as {scan.unreadable[0].name}."
-        findings.append(Discrepancy("file-unreadable", text))
+        discrepancies.append(Discrepancy("file-unreadable", text))
     if manifest.headers is None:
         notes.append("Headers were not compared: the manifest covers none.")
     elif scan.format != "dicom":
         notes.append("Headers (patient, study, series) were not compared: this format has none.")
     elif headers:
-        findings += _compare_headers(placed, signed)
+        discrepancies += _compare_headers(placed, signed)
     else:
         notes.append("Headers were not compared, as asked.")
     if scan.format == "nifti":
         notes.append("NIfTI keeps geometry in 32-bit numbers; it was compared to 0.01 mm.")
-    if scan.problem and not findings:
-        findings.append(Discrepancy("no-volume", scan.problem))
-    return Verification(manifest, tuple(findings), tiles, tuple(notes))
+    if scan.problem and not discrepancies:
+        discrepancies.append(Discrepancy("no-volume", scan.problem))
+    return Verification(manifest, tuple(discrepancies), tiles, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
     """A slice of the scan and the place ``k`` where it should be, None for one too many.
 
-    ``tiles`` are its digests, None where its size is not the signed one, which is a finding of its own.
+    ``tiles`` are its digests, None where its size is not the signed one, which is a discrepancy of its own.
     """
 
     k: int | None
@@ -262,7 +262,7 @@ def _place_heap(scan: ScanContents, manifest: Manifest) -> tuple[list[_Placed], 
             scaled.append(k)
         if np.linalg.norm(one.voxel_to_lps((0, 0, 0)) - whole.voxel_to_lps((k, 0, 0))) > STRAIGHT_TOLERANCE_MM:
             moved.append(k)
-    findings = [
+    discrepancies = [
         Discrepancy(kind, f"{text} in {_numbers(slices)}.", tuple(slices))
         for kind, text, slices in (
             ("orientation", "Image Orientation was changed", slanted),
@@ -273,8 +273,8 @@ def _place_heap(scan: ScanContents, manifest: Manifest) -> tuple[list[_Placed], 
     ]
     if sized:
         text = f"{len(sized)} {_plural(len(sized), 'slice')} of another size than signed."
-        findings.append(Discrepancy("size", text, tuple(sorted(k for k in sized if k is not None))))
-    return placed, findings
+        discrepancies.append(Discrepancy("size", text, tuple(sorted(k for k in sized if k is not None))))
+    return placed, discrepancies
 
 
 def _matches(placed: Iterable[_Placed], signed: SignedManifest) -> int:

@@ -275,7 +275,7 @@ def _comparison(
     }
     name = volumes["source"].GetName()
     return ComparisonNodes(
-        metrics_table(effect.findings, _("{name} metrics").format(name=name), effect.watermark),
+        metrics_table(effect.comparisons, _("{name} metrics").format(name=name), effect.watermark),
         figures_table(effect, _("{name} figures").format(name=name)),
         rmse_chart(effect.rmse_by_slice, _("{name} change").format(name=name)),
         heatmaps,

@@ -22,13 +22,13 @@ _SERIES_COLORS = ((0.10, 0.45, 0.85), (0.85, 0.35, 0.0), (0.45, 0.65, 0.15))
 
 
 def metrics_table(
-    findings: Sequence[attack_effect.ComparedPair], name: str, watermark: Place | None = None
+    pairs: Sequence[attack_effect.ComparedPair], name: str, watermark: Place | None = None
 ) -> slicer.vtkMRMLTableNode:
-    """A new table node with one row for each metric of each finding; where there is no figure, the reason.
+    """A new table node with one row for each metric of each pair; where there is no figure, the reason.
 
     :param watermark: what is left of it at the target after the attack, for two rows more.
     """
-    rows = [row for finding in findings for row in _rows(finding)]
+    rows = [row for pair in pairs for row in _rows(pair)]
     rows += _watermark_rows(watermark) if watermark else []
     return _text_table(COLUMNS, rows, name)
 
@@ -197,11 +197,11 @@ def slice_of_point(series_node: slicer.vtkMRMLPlotSeriesNode, point: int) -> int
     return int(column.GetValue(point))
 
 
-def _rows(finding: attack_effect.ComparedPair) -> list[tuple[str, ...]]:
-    comparison = finding.comparison
+def _rows(pair: attack_effect.ComparedPair) -> list[tuple[str, ...]]:
+    comparison = pair.comparison
     return [
         (
-            finding.compared,
+            pair.compared,
             comparison.region.name,
             metric.name,
             _text(metric.value),

@@ -193,8 +193,8 @@ def _lines(verification: Verification | None, signatures: ImageSignatures, trust
             yield f"Intact{', ' if is_known else ', but '}signed by {signer}."
         else:
             yield f"CHANGED since it was signed by {signer} (slices count from 0):"
-        for finding in verification.findings:
-            yield f"  {finding.kind:<17} {finding.text}"
+        for one in verification.discrepancies:
+            yield f"  {one.kind:<17} {one.text}"
         yield from _tile_lines(verification)
         for note in verification.notes:
             yield f"  note              {note}"

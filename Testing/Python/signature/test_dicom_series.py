@@ -85,7 +85,7 @@ def verify(folder: Path, **options: object) -> Verification:
 
 
 def kinds(verification: Verification) -> list[str]:
-    return [finding.kind for finding in verification.findings]
+    return [one.kind for one in verification.discrepancies]
 
 
 def set_value(keyword: str, value: object) -> Edit:
@@ -192,13 +192,13 @@ class TestTampering:
             files[k].unlink()
         verification = verify(signed)
         assert kinds(verification) == ["slice-missing"]
-        assert verification.findings[0].slices == gone
+        assert verification.discrepancies[0].slices == gone
 
     def test_slice_duplicated(self, signed):
         shutil.copy(in_slice_order(signed)[2], signed / "copy.dcm")
         verification = verify(signed)
         assert kinds(verification) == ["slice-duplicated"]
-        assert verification.findings[0].slices == (2,)
+        assert verification.discrepancies[0].slices == (2,)
 
     @pytest.mark.parametrize("keywords", [("PixelData",), ("ImagePositionPatient", "InstanceNumber", "SOPInstanceUID")])
     def test_slices_swapped(self, signed, keywords):
@@ -238,7 +238,7 @@ class TestTampering:
         shutil.copy(in_slice_order(tmp_path / "foreign")[2], in_slice_order(copy)[2])
         verification = verify_scan(read_contents_to_verify(copy), read_manifest_file(manifest_path(original)))
         assert kinds(verification) == ["slice-replaced", "header"]
-        assert verification.findings[1].slices == (2,)
+        assert verification.discrepancies[1].slices == (2,)
 
     @pytest.mark.parametrize(
         ("keyword", "value", "kind"),
@@ -265,19 +265,19 @@ class TestTampering:
         if kind == "header":
             assert kinds(verification) == ["header"]
             assert verify(signed, headers=False).is_intact
-            assert "Another" not in verification.findings[0].text
+            assert "Another" not in verification.discrepancies[0].text
 
     def test_patient_edited_in_one_image(self, signed):
         edit(signed, set_value("PatientID", "43"), (4,))
-        (finding,) = verify(signed).findings
-        assert (finding.kind, finding.slices) == ("header", (4,))
-        assert "PatientID" in finding.text
+        (one,) = verify(signed).discrepancies
+        assert (one.kind, one.slices) == ("header", (4,))
+        assert "PatientID" in one.text
 
     def test_padding_declared_over_tissue(self, signed):
         edit(signed, lambda dataset, _k: dataset.add_new("PixelPaddingRangeLimit", "SS", 1100), (1,))
-        (finding,) = verify(signed).findings
-        assert (finding.kind, finding.slices) == ("header", (1,))
-        assert "PixelPaddingRangeLimit" in finding.text
+        (one,) = verify(signed).discrepancies
+        assert (one.kind, one.slices) == ("header", (1,))
+        assert "PixelPaddingRangeLimit" in one.text
 
     def test_position_edited(self, signed):
         def move(dataset: Dataset, _k: int) -> None:
@@ -292,7 +292,7 @@ class TestTampering:
         edit(signed, set_value("ImageOrientationPatient", ["1", "0", "0", "0", "0.999", "0.0447"]), (3,))
         verification = verify(signed)
         assert kinds(verification) == ["orientation", "spacing"]
-        assert [finding.slices for finding in verification.findings] == [(3,), (1,)]
+        assert [one.slices for one in verification.discrepancies] == [(3,), (1,)]
 
     @pytest.mark.parametrize("shift_mm", [0.15, -0.4])
     def test_one_slice_moved_a_little(self, signed, shift_mm):
@@ -301,8 +301,8 @@ class TestTampering:
             dataset.ImagePositionPatient = [x, y, float(z) + shift_mm]
 
         edit(signed, move, (2,))
-        (finding,) = verify(signed).findings
-        assert (finding.kind, finding.slices) == ("position", (2,))
+        (one,) = verify(signed).discrepancies
+        assert (one.kind, one.slices) == ("position", (2,))
 
     @pytest.mark.parametrize("slices", [(1,), (0, 1, 2, 3, 4)])
     def test_slices_cropped(self, signed, slices):

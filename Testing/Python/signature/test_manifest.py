@@ -77,7 +77,7 @@ def check(volume: CTVolume, signed: SignedManifest, images: tuple[ImageFile, ...
 
 
 def kinds(verification: Verification) -> list[str]:
-    return [finding.kind for finding in verification.findings]
+    return [one.kind for one in verification.discrepancies]
 
 
 def headers_of(slices: int) -> list[dict[str, str]]:
@@ -335,13 +335,13 @@ class TestVoxels:
     def test_swapped_slices(self):
         verification = check(WHOLE.with_hu(WHOLE.hu[[0, 3, 2, 1, 4]]), SIGNED)
         assert kinds(verification) == ["slices-swapped"]
-        assert verification.findings[0].slices == (1, 3)
+        assert verification.discrepancies[0].slices == (1, 3)
         assert set(verification.tiles[[1, 3]].ravel()) == {WRONG_SLICE}
 
     def test_a_slice_in_place_of_another(self):
         verification = check(WHOLE.with_hu(WHOLE.hu[[0, 1, 4, 3, 4]]), SIGNED)
         assert kinds(verification) == ["slice-misplaced"]
-        assert "2 shows slice 4" in verification.findings[0].text
+        assert "2 shows slice 4" in verification.discrepancies[0].text
 
     def test_an_attack_by_ct_gan_is_found_where_it_was(self, phantom, untrained_attackers):
         volume = phantom.volume
@@ -370,7 +370,7 @@ class TestVoxels:
         cut = CTVolume(WHOLE.hu[kept], WHOLE.spacing, tuple(origin))
         verification = check(cut, SIGNED)
         assert kinds(verification) == ["slice-missing"]
-        assert verification.findings[0].slices == (gone,)
+        assert verification.discrepancies[0].slices == (gone,)
         assert set(verification.tiles[gone].ravel()) == {MISSING_SLICE}
 
     def test_a_slice_twice(self):
@@ -454,7 +454,7 @@ class TestGeometry:
         with tempfile.TemporaryDirectory() as folder:
             save_volume(volume, Path(folder) / f"scan{suffix}")
             verification = verify_scan(read_contents_to_verify(Path(folder) / f"scan{suffix}"), signed)
-        assert verification.is_intact, verification.findings
+        assert verification.is_intact, verification.discrepancies
 
 
 class TestHeaders:
@@ -473,15 +473,15 @@ class TestHeaders:
         for one in edited if k is None else [edited[k]]:
             one[keyword] = value
         verification = check(WHOLE, self.SIGNED, images_of(edited))
-        (finding,) = verification.findings
-        assert finding.kind == "header"
+        (one,) = verification.discrepancies
+        assert one.kind == "header"
         if keyword in IMAGE_KEYWORDS:
-            assert "ImageType" in finding.text
+            assert "ImageType" in one.text
         else:
-            assert keyword in finding.text.replace("Study Instance UID", STUDY)
+            assert keyword in one.text.replace("Study Instance UID", STUDY)
         if k is not None:
-            assert finding.slices == (k,)
-        assert value not in finding.text
+            assert one.slices == (k,)
+        assert value not in one.text
 
     def test_deidentified_on_purpose(self):
         edited = [one | {"PatientName": "Anonymous"} for one in self.HEADERS]
