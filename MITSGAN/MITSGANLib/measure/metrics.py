@@ -52,6 +52,9 @@ class WorstTile:
     value: float
 
 
+_OfSlice = tuple[float, WorstTile | None]  # mean SSIM of a slice, and its worst tile where something differs
+
+
 @dataclass(frozen=True)
 class Metric:
     """One figure with its definition.
@@ -170,7 +173,7 @@ def compare(
     def both(k: int) -> tuple[np.ndarray, np.ndarray]:
         return tuple(_finite(hu[k, region.j0 : region.j1, region.i0 : region.i1]) for hu in (first, second))
 
-    def look(index: int) -> tuple[float, float, float, list[_SliceSsim | None], float | None]:
+    def look(index: int) -> tuple[float, float, float, list[_OfSlice | None], float | None]:
         a, b = both(slices[index])
         difference = b - a
         local = [series.of_slice(slices[index], a, b) for series in ssim_series]
@@ -293,14 +296,6 @@ def _smooth(plane: np.ndarray) -> np.ndarray:
     return plane
 
 
-@dataclass(frozen=True)
-class _SliceSsim:
-    """SSIM of one slice; without a worst tile where nothing differs."""
-
-    mean: float
-    worst_tile: WorstTile | None = None
-
-
 class _SsimSeries:
     """Collects SSIM slice by slice: of HU as they are, or of the picture that a window shows."""
 
@@ -315,25 +310,26 @@ class _SsimSeries:
                 f"{_SSIM_WINDOW}x{_SSIM_WINDOW} window of SSIM"
             )
 
-    def of_slice(self, k: int, reference: np.ndarray, other: np.ndarray) -> _SliceSsim | None:
-        """SSIM of one slice (rows, columns), changing nothing here; None where there is none."""
+    def of_slice(self, k: int, reference: np.ndarray, other: np.ndarray) -> _OfSlice | None:
+        """Mean SSIM and worst tile of one slice (rows, columns), changing nothing here; None where there is none."""
         if self.reason:
             return None
         if self.window:
             # From black, as in a picture: SSIM compares means by their ratio, which makes no sense around 0 HU.
             reference, other = (self.window.clipped(hu) - self.window.low for hu in (reference, other))
         if np.array_equal(reference, other):
-            return _SliceSsim(1.0)
+            return 1.0, None
         local = _ssim_where_different(reference, other, self.data_range)
-        return _SliceSsim(float(np.mean(local, dtype=np.float64)), self._worst_tile_of(k, local))
+        return float(np.mean(local, dtype=np.float64)), self._worst_tile_of(k, local)
 
-    def add(self, found: _SliceSsim | None) -> None:
+    def add(self, found: _OfSlice | None) -> None:
         """The next slice."""
         if found is None:
             return
-        self.values.append(found.mean)
-        if found.worst_tile and (self.worst_tile is None or found.worst_tile.value < self.worst_tile.value):
-            self.worst_tile = found.worst_tile
+        mean, tile = found
+        self.values.append(mean)
+        if tile and (self.worst_tile is None or tile.value < self.worst_tile.value):
+            self.worst_tile = tile
 
     def _worst_tile_of(self, k: int, local: np.ndarray) -> WorstTile:
         means, rows, columns = tile_means(local)

@@ -121,15 +121,6 @@ class ExamVerification:
         return {**dataclasses.asdict(self), "document": str(self.document)}
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """One instance in a document: its place there, and the item that refers to it."""
-
-    place: str
-    uid: str
-    item: Dataset
-
-
 def read_exam(path: str | os.PathLike[str], progress: Progress | None = None) -> Exam:
     """Find the one study of a folder.
 
@@ -242,15 +233,15 @@ def verify_exam(
     found: dict[str, list[str]] = defaultdict(list)
     uncovered: set[str] = set()
 
-    for done, reference in enumerate(references):
+    for done, (place, uid, item) in enumerate(references):
         if progress:
             progress(done, len(references))
-        candidates = by_uid.pop(reference.uid, []) if reference.uid else []
+        candidates = by_uid.pop(uid, []) if uid else []
         if not candidates:
-            found["missing"].append(reference.place)
+            found["missing"].append(place)
             continue
         # Of several under one UID the one that was signed is the instance, and the others are extra.
-        kinds = {file: _compare(file, reference.item, uncovered) for file in candidates}
+        kinds = {file: _compare(file, item, uncovered) for file in candidates}
         best = min(candidates, key=lambda file: ("intact", "unchecked", "changed").index(kinds[file]))
         found[kinds[best]].append(scan.name(best))
         found["extra"] += [scan.name(file) for file in candidates if file != best]
@@ -329,7 +320,7 @@ def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) ->
     for header in exam.instances:
         if progress:
             progress(len(evidence), len(exam.instances))
-        evidence.append(_ReferenceItem(header, *_mac_items(header.path)))
+        evidence.append([_reference(header, mac) for mac in _mac_items(header.path)])
         kind = "IMAGE" if header.text("Rows") else "COMPOSITE"
         content.append(
             new_item(RelationshipType="CONTAINS", ValueType=kind, ReferencedSOPSequence=[_reference(header)])
@@ -338,28 +329,18 @@ def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) ->
     return document
 
 
-@dataclass(frozen=True)
-class _ReferenceItem:
-    """An instance with its MAC, and with a longer one."""
-
-    header: Header
-    mac: Dataset
-    longer: Dataset
-
-    def item(self, longer: bool = False) -> Dataset:
-        """The item of Referenced SOP Sequence."""
-        return _reference(self.header, self.longer if longer else self.mac)
-
-
 def _add_references(
-    document: Dataset, exam: Exam, evidence: Sequence[_ReferenceItem], content: Sequence[Dataset]
+    document: Dataset, exam: Exam, evidence: Sequence[Sequence[Dataset]], content: Sequence[Dataset]
 ) -> None:
-    """Add the references to a document, in an order that DCMTK can check; see ``dcmtk_blocks``."""
+    """Add the references to a document, in an order that DCMTK can check; see ``dcmtk_blocks``.
+
+    :param evidence: of each instance an item with its MAC, and one with a longer MAC.
+    """
     from pydicom.uid import generate_uid
 
     counts = [len(headers) for headers in exam.series]
     firsts = [sum(counts[:number]) for number in range(len(counts))]
-    sizes = [ITEM_BYTES + size_of(one.item()) for one in evidence]
+    sizes = [ITEM_BYTES + size_of(plain) for plain, _longer in evidence]
     series_of = [number for number, count in enumerate(counts) for _ in range(count)]
     uids = [headers[0].text("SeriesInstanceUID") for headers in exam.series]
     observations = [generate_uid(prefix=None) for _ in content]
@@ -375,7 +356,7 @@ def _add_references(
             [sizes[first : first + count] for first, count in zip(firsts, counts, strict=True)],
             [len(even(uid.encode())) for uid in uids],
             len(even(str(document.StudyInstanceUID).encode())),
-            size_of(evidence[0].item(longer=True)) - size_of(evidence[0].item()),
+            size_of(evidence[0][1]) - size_of(evidence[0][0]),
         ),
         [
             (
@@ -396,7 +377,7 @@ def _add_references(
         all_series = [
             new_item(
                 SeriesInstanceUID=uids[series_of[indices[0]]],
-                ReferencedSOPSequence=[evidence[k].item(longer=k in chunk.longer) for k in indices],
+                ReferencedSOPSequence=[evidence[k][1 if k in chunk.longer else 0] for k in indices],
             )
             for indices in chunk.series
         ]
@@ -470,8 +451,8 @@ def _macs(dataset: Dataset, tags: Sequence[int], algorithms: Sequence[str]) -> l
     return [digest.digest() for digest in digests]
 
 
-def _references(document: Dataset) -> Iterator[_Reference]:
-    """The instances of a document; a series may be spread over several items."""
+def _references(document: Dataset) -> Iterator[tuple[str, str, Dataset]]:
+    """Of each instance of a document its place there, its UID and the item; a series may be spread over several."""
     by_series: dict[str, list[Dataset]] = defaultdict(list)
     for study in document.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
@@ -479,7 +460,7 @@ def _references(document: Dataset) -> Iterator[_Reference]:
     for number, items in enumerate(by_series.values(), 1):
         for k, item in enumerate(items, 1):
             place = f"instance {k} of {len(items)} in series {number} of the document"
-            yield _Reference(place, str(item.ReferencedSOPInstanceUID), item)
+            yield place, str(item.ReferencedSOPInstanceUID), item
 
 
 def _compare(file: Path, reference: Dataset, uncovered: set[str]) -> str:
