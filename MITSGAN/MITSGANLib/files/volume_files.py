@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,8 +350,7 @@ def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, .
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()
     try:
-        text = metadata.get(STEPS_FIELD) or metadata.get(SLICER_STEPS_FIELD, "[]")
-        steps = tuple(_step(values) for values in json.loads(text))
+        steps = steps_from_text(metadata.get(STEPS_FIELD) or metadata.get(SLICER_STEPS_FIELD, "[]"))
     except (RecursionError, TypeError, ValueError):
         text = "The processing history in the file's header cannot be read; parts of it are unknown."
         warnings = (VolumeWarning("unreadable-history", text),)
@@ -362,6 +361,25 @@ def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, .
     elif not steps and descrip.startswith(PROTECTED_MARK):
         steps = (ProcessingStep(PROTECTION, descrip, time=""),)
     return steps, warnings
+
+
+def steps_to_text(steps: Iterable[ProcessingStep]) -> str:
+    """Processing steps as JSON: NumPy numbers and arrays as numbers and lists, anything else as its text."""
+    return json.dumps(
+        [
+            {"kind": step.kind, "description": step.description, "parameters": dict(step.parameters), "time": step.time}
+            for step in steps
+        ],
+        default=lambda value: value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value),
+    )
+
+
+def steps_from_text(text: str) -> tuple[ProcessingStep, ...]:
+    """The steps of :func:`steps_to_text`.
+
+    :raises RecursionError, TypeError, ValueError: the text is none of it.
+    """
+    return tuple(_step(values) for values in json.loads(text))
 
 
 def _step(values: Mapping[str, Any]) -> ProcessingStep:
@@ -394,19 +412,10 @@ def _fields(provenance: Provenance, file_format: FileFormat) -> dict[str, str]:
     if provenance.is_simulated_attack:
         fields[NOTICE_FIELD] = f"{NOTICE} by MITSGAN {__version__}. Not a patient's scan."
     if provenance.steps:
-        steps = [
-            {"kind": step.kind, "description": step.description, "parameters": dict(step.parameters), "time": step.time}
-            for step in provenance.steps
-        ]
-        fields[STEPS_FIELD] = json.dumps(steps, default=_plain)
+        fields[STEPS_FIELD] = steps_to_text(provenance.steps)
     if provenance.padding_hu is not None:
         fields[PADDING_FIELD] = str(provenance.padding_hu)
     return fields
-
-
-def _plain(value: object) -> object:
-    """NumPy numbers and arrays as JSON, anything else as text."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def _descrip(provenance: Provenance) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import slicer
@@ -13,7 +12,7 @@ from ..errors import InputError, MITSGANError
 from ..files.dicom import derive
 from ..files.dicom.headers import read_dataset, read_header
 from ..files.dicom.private_block import get_entry
-from ..files.volume_files import SLICER_STEPS_FIELD, read_file_header, recorded_steps
+from ..files.volume_files import SLICER_STEPS_FIELD, read_file_header, recorded_steps, steps_from_text
 from ..scan.volume import ProcessingStep
 from ..signature.manifest import manifest_path
 from .dicom_source import first_dicom_file
@@ -52,14 +51,19 @@ def carries_signature(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
 @functools.lru_cache(maxsize=32)
 def _steps_of_text(text: str) -> tuple[ProcessingStep, ...]:
     try:
-        return tuple(ProcessingStep(**step) for step in json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            _(
-                "What the attribute {attribute} of the volume says about its origin cannot be read; start again from "
-                "the original scan."
-            ).format(attribute=STEPS_ATTRIBUTE)
-        ) from error
+        return steps_from_text(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise unreadable(STEPS_ATTRIBUTE) from error
+
+
+def unreadable(attribute: str) -> InputError:
+    """The error about an attribute of a volume that tells where it comes from, and does not make sense."""
+    return InputError(
+        _(
+            "What the attribute {attribute} of the volume says about its origin cannot be read; start again from the "
+            "original scan."
+        ).format(attribute=attribute)
+    )
 
 
 def _on_disk(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[Path | None, bool]:

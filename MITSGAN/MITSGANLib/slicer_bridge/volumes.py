@@ -8,9 +8,7 @@ world coordinates, where the user clicks, are at the far end of the chain.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import slicer
@@ -19,7 +17,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from ..errors import CancelledError, InputError, TargetError
-from ..files.volume_files import SLICER_PADDING_FIELD
+from ..files.volume_files import SLICER_PADDING_FIELD, steps_to_text
 from ..scan import plausibility
 from ..scan.volume import (
     HU_MAX,
@@ -32,7 +30,7 @@ from ..scan.volume import (
     lps_from_ras,
 )
 from .dicom_source import declared_padding_hu
-from .history import STEPS_ATTRIBUTE, steps_of
+from .history import STEPS_ATTRIBUTE, steps_of, unreadable
 
 PADDING_ATTRIBUTE = SLICER_PADDING_FIELD
 PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
@@ -206,14 +204,12 @@ def first_scan() -> slicer.vtkMRMLScalarVolumeNode | None:
     return next(filter(is_scan, slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")), None)
 
 
-def results_of(
-    node: slicer.vtkMRMLScalarVolumeNode, attribute: str = PROTECTED_ATTRIBUTE
-) -> list[slicer.vtkMRMLScalarVolumeNode]:
-    """Nodes that were computed from ``node`` directly and carry ``attribute``, oldest first."""
+def results_of(node: slicer.vtkMRMLScalarVolumeNode) -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """Protected volumes that were computed from ``node`` directly, oldest first."""
     return [
         other
         for other in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-        if other.GetAttribute(attribute) == "true" and source_of(other) is node
+        if other.GetAttribute(PROTECTED_ATTRIBUTE) == "true" and source_of(other) is node
     ]
 
 
@@ -374,7 +370,7 @@ def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
     try:
         padding_hu = int(padding) if padding else declared_padding_hu(node)
     except ValueError as error:
-        raise _unreadable(PADDING_ATTRIBUTE) from error
+        raise unreadable(PADDING_ATTRIBUTE) from error
     return Provenance(
         source=node.GetName() or "",
         format="MRML",
@@ -385,38 +381,15 @@ def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
     )
 
 
-def _unreadable(attribute: str) -> InputError:
-    return InputError(
-        _(
-            "What the attribute {attribute} of the volume says about its origin cannot be read; start again from the "
-            "original scan."
-        ).format(attribute=attribute)
-    )
-
-
 def _write_provenance(node: slicer.vtkMRMLScalarVolumeNode, provenance: Provenance) -> None:
     if provenance.steps:
-        steps = [
-            {
-                "kind": step.kind,
-                "description": step.description,
-                "parameters": dict(step.parameters),
-                "time": step.time,
-            }
-            for step in provenance.steps
-        ]
-        node.SetAttribute(STEPS_ATTRIBUTE, json.dumps(steps, default=_plain))
+        node.SetAttribute(STEPS_ATTRIBUTE, steps_to_text(provenance.steps))
     if provenance.padding_hu is not None:
         node.SetAttribute(PADDING_ATTRIBUTE, str(provenance.padding_hu))
     # These two repeat what the steps say in a form that node selectors can filter by and a person can read.
     for kind, attribute in ((PROTECTION, PROTECTED_ATTRIBUTE), (SIMULATED_ATTACK, SIMULATED_ATTACK_ATTRIBUTE)):
         if provenance.last(kind):
             node.SetAttribute(attribute, "true")
-
-
-def _plain(value: Any) -> Any:
-    """What ``json`` cannot write itself: numpy numbers and arrays as numbers and lists, anything else as its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _series_instance_uid(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:

@@ -6,7 +6,7 @@ Places are seeded, not picked: random lung voxels to inject at, the most nodule-
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from MITSGANLib.attack.attacker import Attacker, simulate_attack
 from MITSGANLib.report.pictures import Orientation, window_image
+from MITSGANLib.runtime.progress import Progress, counted
 from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
@@ -61,7 +62,7 @@ def forge(
     attackers: Sequence[Attacker],
     *,
     device: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[PicturedForgery]:
     """Attack the scan at each target on its own, with the attacker of the target's action.
 
@@ -70,9 +71,7 @@ def forge(
     """
     by_action = {attacker.action: attacker for attacker in attackers}
     forgeries = []
-    for number, target in enumerate(targets):
-        if progress:
-            progress(number, len(targets))
+    for target in counted(targets, progress):
         attacked = simulate_attack(scan, target.kji, target.action, attacker=by_action[target.action], device=device)
         k, j, i = target.kji
         z_mm, row_mm, column_mm = (float(mm) for mm in scan.spacing_kji)
@@ -87,8 +86,6 @@ def forge(
                 f"{name}\nslice {k}",
             )
         )
-    if progress:
-        progress(len(targets), len(targets))
     return forgeries
 
 

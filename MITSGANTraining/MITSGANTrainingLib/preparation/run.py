@@ -15,6 +15,7 @@ from MITSGANLib import __version__
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, atomic_folder
+from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.volume import PROTECTION, CTVolume
 
 from ..data.dataset import CUBES_FOLDER, DATASET_FILE, FORMAT_VERSION, PARTS, ROLES
@@ -22,7 +23,7 @@ from ..workers import run_all
 from .cutting import Cutting, cut_samples
 from .discovery import DiscoveredScan
 from .findings import Located, locate_all
-from .plan import PreparationPlan, Progress, ScanTask, nothing_usable, short_digest
+from .plan import PreparationPlan, ScanTask, nothing_usable, short_digest
 from .ready import ReadyCubes
 
 

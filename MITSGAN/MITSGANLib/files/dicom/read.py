@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...runtime.progress import Progress
 from ...scan.plausibility import check_hounsfield, clipped_warning
 from ...scan.volume import CTVolume, Provenance, VolumeWarning
 from .checks import header_warnings, require_one_origin
@@ -16,7 +17,7 @@ from .frames import Frame, frames_of, slices_by_file
 from .geometry import Stack, stack_frames
 from .headers import read_dataset
 from .pixels import count_clipped, decode_stored, shown_hu, to_int16_hu
-from .series import DicomSeries, Progress
+from .series import DicomSeries
 
 # Files of the series that was read last as they were then, and its stack. Who writes a scan mostly has just read it.
 _read_last: tuple[tuple[tuple, ...], Stack] | None = None

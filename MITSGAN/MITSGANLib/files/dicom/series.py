@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...errors import CHOOSE_SERIES, InputError
-from ...runtime.progress import Progress
+from ...runtime.progress import Progress, counted
 from .headers import CT_STORAGE, Header, damaged_file, holds_nothing, read_header, require_pydicom
 
 # PS3.3 C.11.1.1.2: the other defined terms (optical density, effective atomic number ...) are no Hounsfield units.
@@ -166,9 +166,7 @@ def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = No
     without_series: list[Path] = []
     others: list[Header] = []
     unread: dict[Path, list[Path]] = {}
-    for done, file in enumerate(files):
-        if progress:
-            progress(done, len(files))
+    for file in counted(files, progress):
         try:
             header = read_header(file)
         except InputError as error:
@@ -184,8 +182,6 @@ def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = No
             damaged[file] = damaged_file(file)
         else:
             others.append(header)
-    if progress:
-        progress(len(files), len(files))
     series = [DicomSeries(uid, tuple(headers), _lost_slices(headers, unread)) for uid, headers in by_uid.items()]
     series.sort(key=lambda one: (one.number, one.uid))
     all_unread = tuple(file for found in unread.values() for file in found)

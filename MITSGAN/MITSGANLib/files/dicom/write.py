@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import OutputError
+from ...runtime.progress import Progress
 from ...scan.volume import CTVolume, Provenance, VolumeWarning
 from ..atomic import atomic_folder, refuse_existing_folder
 from .derive import Derivation, derived_elements
@@ -22,7 +23,7 @@ from .geometry import Stack
 from .headers import Header, damaged_file, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
 from .pixels import decode_stored, shown_hu, stored_for_hu
 from .read import stack_of_last, stack_series
-from .series import DicomSeries, Progress, list_files
+from .series import DicomSeries, list_files
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileMetaDataset

@@ -26,7 +26,7 @@ from ...files.atomic import atomic_file, refuse_existing_file
 from ...files.dicom.encoded import new_item
 from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
 from ...files.dicom.series import DicomScan, scan_dicom
-from ...runtime.progress import Progress
+from ...runtime.progress import Progress, counted
 from . import digital_signature
 from .byte_stream import PIXEL_DATA, ByteStreamError, byte_stream, even, is_signable, mac_syntax, require_same_encoding
 from .dcmtk_blocks import ITEM_BYTES, SEQUENCE_BYTES, Buffer, ReferenceSizes, lay_out, size_of
@@ -135,7 +135,8 @@ def read_exam(path: str | os.PathLike[str], progress: Progress | None = None) ->
             "lacks a Series Instance UID, so no document can refer to it", path=file, hint="take it out of the folder"
         )
     documents = exam_documents(scan)
-    series = [tuple(sorted((h for h in one.headers if h.path not in documents), key=_order)) for one in scan.series]
+    images = [[header for header in one.headers if header.path not in documents] for one in scan.series]
+    series = [tuple(sorted(one, key=lambda header: (header.number("InstanceNumber"), header.path))) for one in images]
     exam = Exam(scan.path, tuple(filter(None, series)), documents)
     if not any(header.is_ct_image for header in exam.instances):
         raise InputError("holds no CT image", path=scan.path, hint="give the folder of a CT study")
@@ -233,9 +234,7 @@ def verify_exam(
     found: dict[str, list[str]] = defaultdict(list)
     uncovered: set[str] = set()
 
-    for done, (place, uid, item) in enumerate(references):
-        if progress:
-            progress(done, len(references))
+    for place, uid, item in counted(references, progress):
         candidates = by_uid.pop(uid, []) if uid else []
         if not candidates:
             found["missing"].append(place)
@@ -245,8 +244,6 @@ def verify_exam(
         best = min(candidates, key=lambda file: ("intact", "unchecked", "changed").index(kinds[file]))
         found[kinds[best]].append(scan.name(best))
         found["extra"] += [scan.name(file) for file in candidates if file != best]
-    if progress:
-        progress(len(references), len(references))
     found["extra"] += [scan.name(file) for left in by_uid.values() for file in left]
     notes = []
     if found["unchecked"]:
@@ -290,10 +287,6 @@ def some_names(names: Sequence[str]) -> list[str]:
     return [*names[:_MOST_NAMES], *more]
 
 
-def _order(header: Header) -> tuple[float, Path]:
-    return header.number("InstanceNumber"), header.path
-
-
 def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) -> Dataset:
     """The document, not signed yet."""
     from pydicom.dataset import FileMetaDataset
@@ -317,9 +310,7 @@ def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) ->
     document.ConceptNameCodeSequence = [new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
     document.ContentTemplateSequence = [new_item(MappingResource="DCMR", TemplateIdentifier="2010")]
     evidence, content = [], []
-    for header in exam.instances:
-        if progress:
-            progress(len(evidence), len(exam.instances))
+    for header in counted(exam.instances, progress):
         evidence.append([_reference(header, mac) for mac in _mac_items(header.path)])
         kind = "IMAGE" if header.text("Rows") else "COMPOSITE"
         content.append(

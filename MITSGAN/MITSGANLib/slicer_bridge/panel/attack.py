@@ -40,7 +40,7 @@ class AttackSection(Section):
         for name in available_attackers():
             ui.attackerComboBox.addItem(name, name)
         panel.set_icon(ui.placeTargetButton, "Target")
-        ui.attackerComboBox.connect("currentIndexChanged(int)", self._on_attacker_changed)
+        panel.bind(ui.attackerComboBox, "attacker")
         ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
         ui.placeTargetButton.connect("clicked()", self.place_target)
         ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
@@ -150,10 +150,6 @@ class AttackSection(Section):
     def _prepare_view(self) -> None:
         if not slicer.app.layoutManager() or not prepare_view():
             self._views_timer.stop()
-
-    def _on_attacker_changed(self, index: int) -> None:
-        if self._panel.parameters and index >= 0:
-            self._panel.parameters.attacker = self._panel.ui.attackerComboBox.itemData(index)
 
     def _on_inject_toggled(self, inject: bool) -> None:
         if self._panel.parameters:

@@ -53,8 +53,8 @@ class ProtectSection(Section):
         devices.append((_("Apple GPU"), "mps") if sys.platform == "darwin" else (_("NVIDIA GPU"), "cuda"))
         for text, device in devices:
             ui.deviceComboBox.addItem(text, device)
-        ui.modelComboBox.connect("currentIndexChanged(int)", self._on_model_changed)
-        ui.deviceComboBox.connect("currentIndexChanged(int)", self._on_device_changed)
+        panel.bind(ui.modelComboBox, "model")
+        panel.bind(ui.deviceComboBox, "device")
         ui.advancedCollapsibleButton.connect("contentsCollapsed(bool)", self._on_advanced_folded)
         panel.add_control(ui.modelComboBox, waits=True)
         panel.add_control(ui.strengthSpinBox, ui.deviceComboBox, missing=self._missing_network, waits=True)
@@ -134,14 +134,6 @@ class ProtectSection(Section):
         return panel.logic.protect(
             source, parameters.model, parameters.strengthHU or None, device=parameters.device, progress=progress
         )
-
-    def _on_model_changed(self, index: int) -> None:
-        if self._panel.parameters and index >= 0:
-            self._panel.parameters.model = self._panel.ui.modelComboBox.itemData(index)
-
-    def _on_device_changed(self, index: int) -> None:
-        if self._panel.parameters and index >= 0:
-            self._panel.parameters.device = self._panel.ui.deviceComboBox.itemData(index)
 
     def _on_advanced_folded(self, _folded: bool) -> None:
         if self._panel.parameters and not self._panel.is_closed:

@@ -318,6 +318,15 @@ class Panel:
 
         qt.QTimer.singleShot(_SETTLED_MILLISECONDS[-1], scroll)
 
+    def bind(self, combo_box: Any, parameter: str) -> None:
+        """Let the choice in a combo box, the data of its item, be the value of a parameter."""
+
+        def take(index: int) -> None:
+            if self.parameters and index >= 0:
+                setattr(self.parameters, parameter, combo_box.itemData(index))
+
+        combo_box.connect("currentIndexChanged(int)", take)
+
     def ensure_packages(self, *names: str, has_other_way: bool = False) -> bool:
         """Offer to install what is missing; whether all is there now.
 
