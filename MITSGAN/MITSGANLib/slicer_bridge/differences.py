@@ -112,7 +112,8 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold: fl
         slicer.mrmlScene.AddNode(colors)
     # Each color that is set makes all displays follow. A scene file keeps the attribute but not the colors of a node
     # that is hidden from editors; the brightest of a table without colors is black.
-    if colors.GetAttribute(_THRESHOLD_ATTRIBUTE) != shown or not any(_color(colors, _COLORS - 1)):
+    brightest = colors.GetLookupTable().GetTableValue(_COLORS - 1)[:3]
+    if colors.GetAttribute(_THRESHOLD_ATTRIBUTE) != shown or not any(brightest):
         with slicer.util.NodeModify(colors):
             colors.SetAttribute(_THRESHOLD_ATTRIBUTE, shown)
             colors.GetLookupTable().SetRange(-limit, limit)
@@ -152,10 +153,6 @@ def _difference(reference: CTVolume, other: CTVolume) -> CTVolume:
         # The marks of an attack stay with what is computed from it; identifiers of the source do not matter here.
         dataclasses.replace(other.provenance, padding_hu=None),
     )
-
-
-def _color(colors: slicer.vtkMRMLColorTableNode, index: int) -> tuple[float, ...]:
-    return colors.GetLookupTable().GetTableValue(index)[:3]
 
 
 def _rgba(limit: float, threshold_hu: float) -> list[tuple[float, ...]]:

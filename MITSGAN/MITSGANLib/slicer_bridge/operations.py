@@ -194,11 +194,11 @@ def attack_nodes(
     for node in filter(None, replaces):
         node.SetName(_("{name} before").format(name=node.GetName()))
     name = _("{name} nodule injected by {by}") if action == "inject" else _("{name} nodule removed by {by}")
-    source_attacked, protected_attacked = (
-        node_from_volume(attacked, name.format(name=node.GetName(), by=_attacker_name(attacked)), node, image)
-        for (attacked, image), node in zip(results, (source_node, protected_node), strict=True)
-    )
-    return source_attacked, protected_attacked
+    nodes = []
+    for (attacked, image), node in zip(results, (source_node, protected_node), strict=True):
+        by = attacked.provenance.last(SIMULATED_ATTACK).parameters["attacker"]
+        nodes.append(node_from_volume(attacked, name.format(name=node.GetName(), by=by), node, image))
+    return tuple(nodes)
 
 
 def prepare_measuring() -> bool:
@@ -355,10 +355,6 @@ def save_report(
     with path_kept_from_log(path):
         compute(work, progress)
     logger.info("MITSGAN wrote a report on %s", source_node.GetID())
-
-
-def _attacker_name(attacked: CTVolume) -> str:
-    return str(attacked.provenance.last(SIMULATED_ATTACK).parameters["attacker"])
 
 
 def _attacker(attacker: Any, action: str) -> Any:

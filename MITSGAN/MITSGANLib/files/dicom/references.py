@@ -46,10 +46,11 @@ def left_behind(scan: DicomScan, uid: str) -> tuple[LeftBehind, ...]:
     for header in others:
         by_modality[header.text("Modality") or "unknown"].append(header)
     names = _names(chosen)
-    found = [
-        LeftBehind(modality, tuple(header.path for header in headers), modality in REFERRING and _refer(headers, names))
-        for modality, headers in by_modality.items()
-    ]
+    found = []
+    for modality, headers in by_modality.items():
+        files = tuple(header.path for header in headers)
+        refers = modality in REFERRING and any(not names.isdisjoint(_uids(file)) for file in files)
+        found.append(LeftBehind(modality, files, refers))
     return tuple(sorted(found, key=lambda one: (not one.refers, one.modality)))
 
 
@@ -57,10 +58,6 @@ def _names(series: DicomSeries) -> frozenset[bytes]:
     """The UIDs by which an object may refer to a series."""
     keywords = ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
     return frozenset(header.text(word).encode() for header in series.images for word in keywords) - {b""}
-
-
-def _refer(headers: Iterable[Header], names: frozenset[bytes]) -> bool:
-    return any(not names.isdisjoint(_uids(header.path)) for header in headers)
 
 
 def _uids(path: Path) -> Iterable[bytes]:
