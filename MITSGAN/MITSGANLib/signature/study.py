@@ -29,7 +29,7 @@ from ..files.dicom.headers import Header, quiet_pydicom, read_dataset
 from ..files.dicom.pixels import decode_stored
 from ..files.dicom.series import DicomScan, image_problem
 from ..keys.signing_keys import fingerprint, raw_public_key
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, counted
 from .contents import loose_slices
 from .dicom.byte_stream import PIXEL_DATA, byte_stream
 from .dicom.exam import exam_documents, public_tags, read_exam, scan_study, some_names
@@ -327,13 +327,10 @@ def _verify_pixels(
     progress: Progress | None,
 ) -> StudyVerification:
     """Slices are found by what they show and where, whatever their series: a de-identified copy has other UIDs."""
-    total, done, other = sum(map(len, groups)), 0, 0
+    other = 0
     unreadable = [scan.name(file) for file in scan.damaged]
     left: dict[bytes, list[tuple[bytes, str]]] = defaultdict(list)
-    for header in (header for headers in groups for header in headers):
-        if progress:
-            progress(done, total)
-        done += 1
+    for header in counted([header for headers in groups for header in headers], progress):
         try:
             slices = list(_slices(header, manifest.salt))
         except InputError:
