@@ -133,7 +133,10 @@ class _Source:
         half = np.full(3, self.edge // 2)
         if size_mm is not None:
             half = np.minimum(np.maximum(np.round(size_mm / 2 / np.array(self.mm)), 1), half).astype(int)
-        return tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(self.kji, half, strict=True))
+        return tuple(
+            slice(max(0, at - n), min(at + n + 1, size))
+            for at, n, size in zip(self.kji, half, self.mask.shape, strict=True)
+        )
 
     @property
     def mm(self) -> tuple[float, float, float]:

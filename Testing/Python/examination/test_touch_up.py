@@ -59,6 +59,12 @@ def test_in_an_untouched_scan_there_is_none(scan):
     assert alarms(scan, found) < 0.005
 
 
+@pytest.mark.parametrize("slices", [6, 12, 13])
+def test_few_slices_end_within_what_is_copied(scan, slices):
+    part = dataclasses.replace(scan, hu=scan.hu[20 - slices // 2 :][:slices])
+    assert not sought(part).copies
+
+
 def test_an_added_nodule_is_listed_where_it_is_with_the_source_of_its_noise(injected, place):
     (copy,) = sought(injected).copies
     assert copy.by_touch_up
