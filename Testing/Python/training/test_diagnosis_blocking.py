@@ -246,6 +246,7 @@ class TestUnmark:
         assert same(*(torch.load(path, weights_only=True) for path in works))
         assert (tmp_path / "models" / "unmarkers" / "tiny-unmark.safetensors").read_bytes() == whole
 
+    @pytest.mark.slow
     def test_train_py_makes_a_removal_network_that_loads(self, trained):
         network, card = load_unblocker(trained / "unmarkers" / "tiny-unmark.safetensors")
         marked = np.full((3, 21, 34), -800, np.int16)
@@ -254,6 +255,7 @@ class TestUnmark:
             card.training["inputs"]["tiny-mark"] == load_protector(trained / "protectors/tiny-mark.safetensors").digest
         )
 
+    @pytest.mark.slow
     def test_another_kind_of_model_is_refused(self, trained):
         with pytest.raises(ModelError, match="not a remover of marks"):
             load_unblocker(trained / "protectors" / "tiny-mark.safetensors")
