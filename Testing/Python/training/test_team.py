@@ -28,7 +28,7 @@ dropout = 0.25
 [augmentation]
 variants = 2
 [training]
-steps = 3
+steps = 2
 batch_size = 4
 validate_every = 2
 """
