@@ -61,6 +61,8 @@ def panel(standin, module, request, monkeypatch, on_its_grid):  # noqa: ARG001
     # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.PROGRESS_SECONDS", 0)
+    # Noise is drawn twice, not five times: half of what measuring takes.
+    monkeypatch.setattr("MITSGANLib.measure.attack_effect.NOISE_SEEDS", (0, 1))
     # Nobody waits for answers that are there.
     monkeypatch.setattr("MITSGANLib.runtime.background.INTERVAL_SECONDS", 0.005)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.inquiry.INTERVAL_MILLISECONDS", 2)
