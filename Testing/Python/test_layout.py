@@ -109,6 +109,14 @@ class TestLayout:
             pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
+def test_tests_mirror_the_packages():
+    tests = {path.name for path in Path(__file__).parent.iterdir() if any(path.glob("**/test_*.py"))}
+    packages = {
+        room for library, layers in LAYERS.items() for room in layers if (LIBRARIES[library] / library / room).is_dir()
+    }
+    assert packages - tests == set()
+
+
 def classes(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
     """The modules that define each public class, by its name."""
     found: dict[str, list[str]] = {}
