@@ -275,7 +275,7 @@ def layers(secret: GridSecret, depth: float, shape: Sequence[int]) -> np.ndarray
     :param depth: of the slice, in layers.
     :param shape: (tile rows, tile columns).
     """
-    limits = np.frombuffer(_keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)
+    limits = np.frombuffer(keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)
     return np.floor(depth + limits.reshape(tuple(shape)) / 256).astype(np.int64)
 
 
@@ -304,13 +304,13 @@ def signs_of_tiles(
     :param tiles: their numbers in the slice, row after row.
     :param shape: (tile rows, tile columns) of the slice.
     """
-    limits = np.frombuffer(_keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
+    limits = np.frombuffer(keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
     of_tile = np.floor(depth + limits / 256).astype(np.int64)
     packed = np.empty((len(tiles), _TILE_BYTES), np.uint8)
     for layer in np.unique(of_tile):
         of_layer = derive(secret.secret, None, struct.pack("<q", int(layer)))
         here = np.flatnonzero(of_tile == layer)
-        packed[here] = _keystream_of_tiles(of_layer, levels[here], tiles[here])
+        packed[here] = keystream_of_tiles(of_layer, levels[here], tiles[here])
     found = 2 * np.unpackbits(packed, axis=1).view(np.int8) - 1
     if secret.version == UNCHECKERED:
         return found
@@ -318,7 +318,8 @@ def signs_of_tiles(
     return (cells.repeat(_CELL, axis=1).repeat(_CELL, axis=2) * _CHECKERS).reshape(len(tiles), TILE * TILE)
 
 
-def _keystream(key: bytes, level: int, size: int) -> bytes:
+def keystream(key: bytes, level: int, size: int) -> bytes:
+    """So many bytes of a level's own keystream, of AES in counter mode."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     # Counters of two levels are 2**64 blocks apart.
@@ -326,8 +327,8 @@ def _keystream(key: bytes, level: int, size: int) -> bytes:
     return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(bytes(size))
 
 
-def _keystream_of_tiles(key: bytes, levels: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """The part of its own level's :func:`_keystream` where each tile lies: uint8 (tiles, bytes).
+def keystream_of_tiles(key: bytes, levels: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """The part of its own level's :func:`keystream` where each tile lies: uint8 (tiles, bytes).
 
     Counter mode encrypts counters one by one, so the blocks wanted are encrypted alone: a slice of LIDC-IDRI-0001 takes
     its tiles from 68 keystreams, each of which is as long as all of its tiles together.

@@ -362,7 +362,7 @@ def test_a_second_comparison_replaces_the_first(loaded, scan):
     assert len(snapshot()) == len(before)
 
 
-def select_points(panel, points_by_series):
+def select_points(points_by_series):
     """Tell of the selected points of each line, as Slicer's plot does."""
     ids, selections = vtk.vtkStringArray(), vtk.vtkCollection()
     for series, selected in points_by_series.items():
@@ -371,7 +371,10 @@ def select_points(panel, points_by_series):
         for point in selected:
             points.InsertNextValue(point)
         selections.AddItem(points)
-    panel.panel.compare.view._plot_view.slot(ids, selections)
+    manager = slicer.app.layoutManager()
+    views = [manager.plotWidget(number).plotView() for number in range(manager.plotViewCount)]
+    (slot,) = filter(None, (view.slot for view in views))
+    slot(ids, selections)
 
 
 def slices_shown(panel):
@@ -389,21 +392,21 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     parameters = attack(loaded, scan)
     loaded.ui.compareButton.click()
     first, second = (parameters.rmseChart.GetNthPlotSeriesNode(index) for index in range(2))
-    select_points(loaded, {first: [7]})
+    select_points({first: [7]})
     assert slices_shown(loaded) == {7}
     # Each click comes with the points that were selected before it, then with the new one among those of other lines.
-    select_points(loaded, {first: [7]})
-    select_points(loaded, {first: [7], second: [11]})
+    select_points({first: [7]})
+    select_points({first: [7], second: [11]})
     assert slices_shown(loaded) == {11}
-    select_points(loaded, {first: [7], second: [11]})
-    select_points(loaded, {first: [3], second: [11]})
+    select_points({first: [7], second: [11]})
+    select_points({first: [3], second: [11]})
     assert slices_shown(loaded) == {3}
     loaded.panel.compare.show()
-    select_points(loaded, {first: [3], second: [11]})
+    select_points({first: [3], second: [11]})
     assert slices_shown(loaded) == {3}, "the same point again"
-    select_points(loaded, {})
+    select_points({})
     slicer.mrmlScene.RemoveNode(first)
-    select_points(loaded, {})
+    select_points({})
     assert slices_shown(loaded) == {3}
 
 

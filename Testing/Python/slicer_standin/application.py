@@ -24,6 +24,7 @@ class _PlotView:
     """Keeps the slot that a module connects, so that a test can click a point."""
 
     _SIGNAL = "dataSelected(vtkStringArray*,vtkCollection*)"
+    slot = None
 
     def connect(self, signal, slot):
         assert signal.replace(" ", "") == self._SIGNAL

@@ -31,10 +31,10 @@ from MITSGANLib.watermark.pattern import (
     GridSecret,
     ScanSigns,
     SlicePlace,
-    _keystream,
-    _keystream_of_tiles,
     block_sums,
     grid_secret,
+    keystream,
+    keystream_of_tiles,
     layers,
     of_signs,
     products_of_tiles,
@@ -124,8 +124,8 @@ class TestPattern:
     @settings(max_examples=30, deadline=None)
     def test_signs_of_a_tile_are_where_it_lies_in_the_keystream_of_its_level(self, levels, key):
         tiles = np.arange(len(levels))[::-1].copy()
-        found = _keystream_of_tiles(key, np.array(levels, np.int32), tiles)
-        whole = [_keystream(key, level, 8 * len(levels)) for level in levels]
+        found = keystream_of_tiles(key, np.array(levels, np.int32), tiles)
+        whole = [keystream(key, level, 8 * len(levels)) for level in levels]
         assert [row.tobytes() for row in found] == [of[8 * t : 8 * t + 8] for of, t in zip(whole, tiles, strict=True)]
 
     @given(st.binary(min_size=32, max_size=32), st.integers(-20, 60))
