@@ -1,5 +1,5 @@
 # `make demo` protects and attacks a real chest CT and writes a report; `make test` passes the tests, and `make test-fast`
-# those that take less than 0.4 s each. All set up .venv themselves. PYTHON may name another interpreter (3.11 or later).
+# those that take less than 0.25 s each. All set up .venv themselves. PYTHON may name another interpreter (3.11 or later).
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -128,6 +128,7 @@ def test_edits_of_headers_that_identify_or_place_the_scan_are_named(clinic, copy
     assert "Another" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keyword", "is_covered"), [("WindowCenter", False), ("ImageComments", True)])
 def test_of_other_headers_dicoms_own_signature_covers_some(clinic, tmp_path, keyword, is_covered):
     key, day = ec.generate_private_key(ec.SECP256R1()), datetime.timedelta(days=1)
@@ -146,6 +147,7 @@ def test_of_other_headers_dicoms_own_signature_covers_some(clinic, tmp_path, key
     assert verify(tmp_path / "signed", clinic) == INTACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carries", ["nothing", "its own manifest", "the manifest of the patient's scan"])
 def test_another_scan_under_this_patients_name_is_found(clinic, tmp_path, carries):
     series(seed=5).write(tmp_path / "replay")
@@ -176,6 +178,7 @@ def test_a_replay_of_a_whole_signed_scan_is_not_found(clinic, tmp_path):
     assert verify(signed, clinic) == INTACT
 
 
+@pytest.mark.slow
 def test_tampering_before_protection_is_signed_and_restored_as_it_is(clinic, tmp_path):
     forged = phantom_hu(SHAPE)
     forged[1, 10:16, 10:16] = 60

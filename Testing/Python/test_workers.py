@@ -50,6 +50,7 @@ def test_a_dask_scheduler_gives_the_same():
     assert sorted(found, key=lambda row: row[0]) == EXPECTED
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr("MITSGANTrainingLib.workers.CONNECT_SECONDS", 1)

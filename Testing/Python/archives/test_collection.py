@@ -93,6 +93,7 @@ def summary(out: Path) -> dict:
 
 
 class TestSameTree:
+    @pytest.mark.slow
     def test_protected_images_take_the_places_of_their_originals(self, tmp_path, run):
         tree, out = tmp_path / "tree", tmp_path / "out"
         first, second = series(1, prefix="a"), series(2, prefix="b", order=(2, 0, 1))
@@ -536,6 +537,7 @@ class TestResume:
         assert report.left_over == ["s0"]
         assert len(list((tmp_path / "out" / "s0").iterdir())) == 3
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tree")
     def test_a_record_cannot_remove_files_elsewhere(self, tmp_path, run):
         run()
@@ -575,6 +577,7 @@ class TestResume:
         assert outputs(out).keys() == contents(tree).keys()
         assert summary(out)["complete"] is True
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tree")
     def test_outputs_of_a_run_that_did_not_write_them_down_do_not_count(self, tmp_path, run, monkeypatch):
         run()
@@ -669,6 +672,7 @@ class TestRefusals:
 
 
 class TestChange:
+    @pytest.mark.slow
     @given(st.data())
     def test_parts_pool_to_the_whole(self, data):
         shape = data.draw(st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(1, 4)))

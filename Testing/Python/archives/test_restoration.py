@@ -85,6 +85,7 @@ def run(protected: Path, **changes: object) -> TreeReport:
     return restore_collection(TreeConfig(**config))
 
 
+@pytest.mark.slow
 def test_the_tree_comes_back_byte_for_byte(tree, protected):
     assert outputs(protected) != outputs(tree)
     before = outputs(protected)
@@ -106,6 +107,7 @@ def test_the_tree_comes_back_byte_for_byte(tree, protected):
     assert summary["counts"]["copied_files"] == 2
 
 
+@pytest.mark.slow
 def test_others_are_listed_and_seals_never_copied(protected):
     report = run(protected, others="skip")
     reasons = {other.source: other.reason for other, _ in report.skipped}
@@ -133,6 +135,7 @@ def test_what_is_not_protected_is_skipped_or_copied(tmp_path):
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_each_is_named_and_the_rest_goes_on(self, protected, tmp_path, model):
         (protected / "files" / "scan.nrrd.seal").unlink()
         edited = protected / "p1" / "mixed" / "b-001"
@@ -165,6 +168,7 @@ class TestFailures:
         assert not any(name.startswith(("other-key", "no-key", "cd", "files/scan.nrrd", "p1/mixed/b")) for name in back)
         assert not list((tmp_path / "back").rglob("*.partial"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("first", ["protect", "restore"])
     def test_the_output_of_the_other_command_is_refused(self, protected, tree, model, first):
         if first == "protect":
@@ -222,6 +226,7 @@ class TestResume:
         monkeypatch.setattr(restoration, "restore", restore)
         return done
 
+    @pytest.mark.slow
     def test_finished_scans_are_left_and_missing_ones_done(self, protected, restored):
         run(protected)
         back = protected.parent / "back"
@@ -237,6 +242,7 @@ class TestResume:
         assert outputs(back).keys() == before.keys()
         assert outputs(back)["cd/b/middle"] == before["cd/b/middle"]
 
+    @pytest.mark.slow
     def test_stopping_leaves_whole_scans_and_nothing_half_done(self, protected, tree, monkeypatch):
         original, calls = write_record, []
 
@@ -279,6 +285,7 @@ def test_any_tree_comes_back(tmp_path_factory, model, folders):
     assert all(back[name] == original[name] for name in original if not name.endswith(".nrrd"))
 
 
+@pytest.mark.slow
 def test_jobs_can_be_sent_to_other_processes(protected, tmp_path, monkeypatch):
     def elsewhere(function, jobs, **_options):
         for job in jobs:
@@ -297,6 +304,7 @@ class TestCommand:
         write_key_file(KEY, tmp_path / "clinic.key")
         return tmp_path / "clinic.key"
 
+    @pytest.mark.slow
     def test_it_says_what_it_did(self, protected, tmp_path, keyfile, capsys):
         arguments = ["restore", str(protected), str(tmp_path / "back"), "--collection", "--key", str(keyfile)]
         assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
@@ -362,6 +370,7 @@ class TestSigned:
         assert not report.failed
         assert outputs(tmp_path / "back")["cd/b/middle"] == outputs(tree)["cd/b/middle"]
 
+    @pytest.mark.slow
     def test_another_signer_redoes_all(self, tmp_path, model, signing):
         series().write(tmp_path / "tree")
         config = CollectionConfig(tree=tmp_path / "tree", out=tmp_path / "out", model=model, device="cpu")

@@ -74,6 +74,7 @@ class TestSign:
             assert after.SOPInstanceUID == before.SOPInstanceUID
             assert after.PixelData == before.PixelData
 
+    @pytest.mark.slow
     def test_a_second_run_signs_only_what_changed(self, originals, key, tmp_path):
         tree, out = Path(shutil.copytree(originals, tmp_path / "tree")), tmp_path / "out"
         arguments = ["sign", str(tree), str(out), "--collection", "--key", str(key)]
@@ -199,6 +200,7 @@ class TestStudies:
 
         return verify
 
+    @pytest.mark.slow
     def test_untouched_each_is_one_row(self, verified, tmp_path):
         expected = dict.fromkeys(("exam", "archive", "study", "pixels", "alone"), "intact")
         assert verified() == (0, expected)
@@ -206,6 +208,7 @@ class TestStudies:
         summary = json.loads((tmp_path / "results" / SUMMARY).read_text())
         assert summary["counts"] == summary["counts"] | {"verified": 9, "verified_by_an_earlier_run": 9, "failed": 0}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["exam", "archive", "study", "pixels"])
     @pytest.mark.parametrize("change", ["missing", "extra"])
     def test_a_missing_and_an_added_slice_show(self, studies, verified, tmp_path, name, change):
@@ -225,6 +228,7 @@ class TestStudies:
         assert [one["kind"] for one in row["findings"]] == [change]
         assert row["intact"] == (2 if change == "missing" else 3)
 
+    @pytest.mark.slow
     def test_without_its_document_a_study_is_not_signed_any_more(self, studies, verified, tmp_path):
         assert verified()[0] == 0
         (studies / "exam" / "signed-exam.dcm").unlink()
@@ -240,6 +244,7 @@ class TestStudies:
         (failure,) = json.loads((tmp_path / "results" / SUMMARY).read_text())["failed"]
         assert failure["source"] == "study"
 
+    @pytest.mark.slow
     def test_an_unknown_signer_is_told(self, studies, tmp_path):
         code, rows = judged("verify", studies, tmp_path / "results")
         assert code == 8

@@ -152,6 +152,7 @@ def trained_like_generator() -> CTGANGenerator:
 
 
 class TestPublishedFiles:
+    @pytest.mark.slow
     @pytest.mark.parametrize("nested", [True, False])
     def test_keras_weights_give_the_same_output(self, tmp_path, trained_like_generator, nested):
         write_keras_file(tmp_path / "G_model.h5", trained_like_generator, nested)
@@ -210,6 +211,7 @@ class TestPublishedFiles:
         with pytest.raises(ModelError, match="do not fit"):
             load_keras_generator(path)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("damage", ["not hdf5", "discriminator", "wrong shape"])
     def test_other_files_are_refused(self, tmp_path, trained_like_generator, damage):
         path = tmp_path / "G_model.h5"
@@ -239,6 +241,7 @@ class TestPublishedFiles:
         values = table.to_network(torch.tensor(hu, dtype=torch.float64)).numpy()
         assert values == pytest.approx(expected, abs=6e-4)
 
+    @pytest.mark.slow
     def test_a_folder_of_published_files_attacks(self, tmp_path, phantom, trained_like_generator, untrained_attackers):
         table = untrained_attackers["inject"].inpainter.equalization
         for name in ("INJ", "REM"):

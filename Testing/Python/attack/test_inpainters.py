@@ -66,6 +66,7 @@ class TestNetworks:
         with torch.no_grad():
             assert torch.allclose(network(x)[1:2], network(x[1:2]), atol=1e-5)
 
+    @pytest.mark.slow
     def test_the_shell_decides_what_is_painted_and_a_gradient_reaches_all_of_it(self, network):
         x = cubes(1).requires_grad_()
         network(x)[MIDDLE].square().sum().backward()

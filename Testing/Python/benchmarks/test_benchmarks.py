@@ -76,6 +76,7 @@ class TestSubjects:
         volume = benchmarks.subjects.scan_or_phantom(tmp_path / "none", EDGE)
         assert volume.shape[1:] == (EDGE, EDGE)
 
+    @pytest.mark.slow
     def test_naive_change_is_the_networks_answer_for_each_slice(self, benchmarks):
         subjects = benchmarks.subjects
         volume = subjects.scan_or_phantom(None, EDGE)
@@ -102,6 +103,7 @@ class TestMemory:
         with pytest.raises(RuntimeError, match="no such"):
             benchmarks.whole_scan.run_code("raise SystemExit('no such')", [], 1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", [".nrrd", ".nii", ""])
     def test_synthetic_scans_are_read_as_they_were_meant(self, benchmarks, tmp_path, suffix):
         path = benchmarks.memory.write_scan(tmp_path / f"scan{suffix}", 30, 32)

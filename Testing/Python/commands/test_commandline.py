@@ -106,6 +106,7 @@ class TestInfo:
         assert "not usable" in other
         assert "derived" not in text
 
+    @pytest.mark.slow
     def test_many_series_begin_with_a_summary(self, tmp_path, capsys):
         for k in range(23):
             dicom_factory.ct_series(dicom_factory.phantom_hu((2, 12, 10)), description=f"d{k}").write(tmp_path / str(k))
@@ -124,6 +125,7 @@ class TestInfo:
 
 
 class TestProtect:
+    @pytest.mark.slow
     def test_file_to_file(self, scan, tmp_path, phantom, capsys):
         out, record = tmp_path / "out.nrrd", tmp_path / "record.json"
         assert main(["protect", str(scan), str(out), "--strength-hu", "7", "--json", str(record)]) == 0
@@ -393,6 +395,7 @@ class TestCompare:
         names = [line.split()[0] for line in text.partition("whole volume")[2].splitlines() if line.startswith("  ")]
         assert sorted(names) == sorted(result["whole"]["metrics"]), "each figure is printed once"
 
+    @pytest.mark.slow
     def test_another_geometry_is_refused(self, scan, tmp_path, phantom, capsys):
         from dataclasses import replace
 

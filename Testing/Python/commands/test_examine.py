@@ -74,6 +74,7 @@ def test_an_untouched_copy_has_nothing_found(files, capsys):
     assert "Verdict: nothing found." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_told_it_does_not_end_as_if_all_were_well(files, capsys):
     assert examine(files / "water.nrrd") == CANNOT_TELL
     assert "no lungs" in capsys.readouterr().out

@@ -704,6 +704,7 @@ class TestCollections:
     def run(self, tree: Path, model: str, *more: str) -> int:
         return main(["protect", str(tree / "in"), str(tree / "out"), "--collection", "--model", model, *more])
 
+    @pytest.mark.slow
     def test_sealed_and_restored(self, tree, model, capsys):
         assert self.run(tree, model, "--key", str(tree / "key")) == 0
         restore(tree / "out" / "a" / "series", tree / "back", KEY)
@@ -742,6 +743,7 @@ class TestCollections:
         assert "key file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposed", ["-xe", "-xi", "-xb"])
 def test_through_an_archive(tmp_path, proposed):
     """DCMTK's storescu sends a sealed series to storescp on loopback, in three transfer syntaxes."""

@@ -269,6 +269,7 @@ class TestSign:
 
 
 class TestProtect:
+    @pytest.mark.slow
     def test_sealed_signed_verified_and_restored(self, thorax, key, public, tmp_path):
         assert main(["keygen", str(tmp_path / "seal.key")]) == 0
         out = tmp_path / "protected.nrrd"
@@ -279,6 +280,7 @@ class TestProtect:
         assert main(["restore", str(out), str(tmp_path / "restored.nrrd"), "--key", str(tmp_path / "seal.key")]) == 0
         assert (load_volume(tmp_path / "restored.nrrd").hu == load_volume(thorax).hu).all()
 
+    @pytest.mark.slow
     def test_dicom_sealed_then_signed_can_still_be_restored(self, scan, key, public, tmp_path):
         assert main(["keygen", str(tmp_path / "seal.key")]) == 0
         out, seal = str(tmp_path / "protected"), ["--key", str(tmp_path / "seal.key")]
@@ -306,6 +308,7 @@ class TestProtect:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_dicom_signatures_alone(scan, tmp_path, key, public, capsys):
     """What verify says of DICOM's own signatures, beside a manifest and without one."""

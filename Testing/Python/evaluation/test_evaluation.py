@@ -76,6 +76,7 @@ def measurements(record: dict) -> list[dict]:
 
 
 class TestAttack:
+    @pytest.mark.slow
     @pytest.mark.parametrize("action", ["inject", "remove"])
     def test_the_patch_is_all_that_the_whole_attack_changes(self, untrained_attackers, action):
         """Far from the place that the touch-up copies noise from, upon it, and at the least distance to the border."""
@@ -94,6 +95,7 @@ class TestAttack:
             for box in (middle.index, np.s_[kji[0] : kji[0] + 1, 0:128, 0:128], np.s_[0:28, 0:3, 0:3]):
                 assert (attacked.part(box) == whole[box]).all()
 
+    @pytest.mark.slow
     def test_the_scan_is_left_alone(self, untrained_attackers):
         volume = small_scan()
         scan = torch.from_numpy(np.array(volume.hu))

@@ -135,6 +135,7 @@ class TestJpeg2000:
 
 
 class TestLargestScale:
+    @pytest.mark.slow
     def test_keeps_all_limits_and_a_little_more_does_not(self, scan, change):
         change = change.astype(np.float64)
         found = largest_scale(scan, change)

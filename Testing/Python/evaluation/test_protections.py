@@ -36,6 +36,7 @@ def test_forms(word, kind, amount, steps):
     assert found.budget.get("strength_hu", amount) == (amount or 30)
 
 
+@pytest.mark.slow
 def test_none_is_the_watermark_alone(phantom):
     found, weaker = read_protection("none", 0), read_protection("none@6", 0)
     assert (found.name, weaker.name, found.alpha) == ("watermark", "watermark@6", None)

@@ -22,6 +22,7 @@ observations = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(found=observations, within=st.sampled_from(["mean", "median"]), random=st.randoms())
 def test_interval_holds_the_value_within_the_data_whatever_the_order(found, within, random):

@@ -152,6 +152,7 @@ class TestPlaces:
         assert all(target.action == "remove" for scene in others for target in scene.targets)
         assert "planted" in others[0].targets[0].reason
 
+    @pytest.mark.slow
     def test_without_nodules_structures_of_the_scan_are_removed(self, folder):
         subject = inspect(self.inspection(folder, nodules=None))
         (scene,) = subject.scenes

@@ -378,6 +378,7 @@ def test_progress_reports_and_cancels(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["scan.nrrd"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="file size limits are POSIX")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_full_disk_leaves_the_old_file(tmp_path, suffix):

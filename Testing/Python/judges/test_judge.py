@@ -296,6 +296,7 @@ class TestPlanting:
 
 
 class TestCurves:
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
     def test_the_area_counts_pairs(self, yes, no):

@@ -113,6 +113,7 @@ def test_success_is_counted_where_there_was_something_to_reach():
     assert [effect.succeeded(arm) for arm in (CLEAN, PROTECTED, NOISE)] == [None, None, (1, 2)]
 
 
+@pytest.mark.slow
 def test_the_control_is_attacked_as_the_scan_is(volumes, untrained_attackers):
     """The attack copies noise from a fixed place of the scan: of a part of it, it would be another place."""
     source, protected, attacked, _ = volumes

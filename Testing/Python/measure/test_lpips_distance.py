@@ -236,6 +236,7 @@ def test_arrays_of_a_package_give_what_torchvisions_file_gives(alexnet, tmp_path
     assert network.distance(first, second) == load_lpips(file, net="alex").distance(first, second) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("carried")
 def test_network_that_was_asked_for_is_used_or_none():
     assert "AlexNet" in load_lpips(net="alex").description
@@ -250,6 +251,7 @@ def test_weights_of_torchvision_come_before_a_package(weights, monkeypatch):
     assert "SqueezeNet" in load_lpips().description
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("carried")
 def test_smallest_picture_is_measured_by_alexnet():
     assert load_lpips().distance(*pictures(size=24)) > 0

@@ -134,6 +134,7 @@ class TestCtLikeNoise:
         assert moved.any()
         assert not (moved & ~reach).any()
 
+    @pytest.mark.slow
     def test_it_looks_like_the_scans_noise_and_the_other_control_does_not(self, phantom, protected, noise):
         white = equal_rmse_noise(phantom.volume, protected, seed=1)
         colored, plain = (neighbor_correlation(scan.hu.astype(float) - phantom.volume.hu) for scan in (noise, white))

@@ -183,6 +183,7 @@ names = st.text("abcdef", min_size=1, max_size=3)
 
 
 class TestSplit:
+    @pytest.mark.slow
     @given(st.lists(st.sets(names, max_size=12), min_size=1, max_size=3), st.floats(0.05, 0.95), st.integers(0, 9))
     def test_every_patient_is_on_one_side_and_both_sides_have_each_kind(self, groups, share, seed):
         everyone = set().union(*groups)

@@ -364,6 +364,7 @@ class TestPrepare:
         assert "No lung" in skipped["scans/Abdomen.nrrd"]
         assert "2 skipped" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_ready_cubes_are_split_with_the_patients_of_the_scans(self, scans, table, tmp_path, capsys):
         TestReadyCubes().write(tmp_path / "ready.npz", patient=np.array(["Ann", "Bob", "Dee", "Eve"]))
         more = ["--cubes", str(tmp_path / "ready.npz"), "--hold-out", "Bob", "Dee", "--keep-names", "--exclude", "Cid"]

@@ -82,6 +82,7 @@ class TestBound:
         assert outside.any()
         assert (protected.hu[outside] == phantom.volume.hu[outside]).all()
 
+    @pytest.mark.slow
     def test_padding_stays(self):
         from MITSGANLib.scan.phantom import thorax_phantom
 
@@ -127,6 +128,7 @@ class TestDeterminism:
         assert (again.hu == protected.hu).all()
         assert (other.hu != protected.hu).any()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch_size", [1, 7, 100])
     def test_batch_size_does_not_matter(self, phantom, protected, batch_size):
         result = protect(phantom.volume, model=untrained(strength_hu=12.0), batch_size=batch_size)
@@ -159,6 +161,7 @@ class TestDeterminism:
 
 
 class TestFailure:
+    @pytest.mark.slow
     def test_memory_that_is_too_small_for_a_batch_gives_the_same_voxels(self, phantom, protected, monkeypatch):
         run = inference.SliceInference.change_at_once
 
@@ -194,6 +197,7 @@ class TestFailure:
             protect(phantom.volume, model=untrained(), batch_size=4, progress=cancel)
         assert seen == [(4, phantom.volume.shape[0])]
 
+    @pytest.mark.slow
     def test_progress_reaches_the_end(self, phantom):
         seen = []
         protect(phantom.volume, model=untrained(), batch_size=20, progress=lambda *step: seen.append(step))

@@ -22,6 +22,7 @@ def slices(count: int, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 
 class TestShape:
+    @pytest.mark.slow
     @settings(max_examples=30, deadline=None)
     @given(rows=st.integers(1, 60), columns=st.integers(1, 60))
     def test_any_slice_gives_a_share_for_each_voxel(self, tafim, rows, columns):

@@ -145,6 +145,7 @@ def test_absolute_colors_do_not_tell_sign_but_size():
     assert top_left.mean() > top_right.mean() > bottom_left.mean()
 
 
+@pytest.mark.slow
 def test_color_range_is_part_of_the_picture():
     hu = np.full((32, 32), -900, np.int16)
     narrow, wide = (decode(difference_overlay(hu, hu + np.int16(5), limit_hu=limit)) for limit in (5, 50))
@@ -162,6 +163,7 @@ def test_color_limit_is_a_round_number_that_ignores_outliers():
     assert color_limit(np.full((4, 4), 0.004)) == pytest.approx(0.005)
 
 
+@pytest.mark.slow
 def test_square_shows_the_cut_out_part():
     reference = np.full((64, 64), -900, np.int16)
     other = reference.copy()
@@ -238,6 +240,7 @@ def test_files_of_a_comparison(tmp_path):
     assert "largest RMSE" in Image.open(paths[4]).info["Title"]
 
 
+@pytest.mark.slow
 def test_existing_files_are_replaced(tmp_path):
     reference, other = volumes()
     (tmp_path / "overview.png").write_text("old")

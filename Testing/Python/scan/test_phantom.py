@@ -11,6 +11,7 @@ def phantom():
     return thorax_phantom(SMALL, seed=3)
 
 
+@pytest.mark.slow
 def test_same_seed_same_voxels(phantom):
     again = thorax_phantom(SMALL, seed=3)
     assert np.array_equal(phantom.volume.hu, again.volume.hu)
@@ -24,6 +25,7 @@ def test_says_that_it_is_synthetic(phantom):
     assert "synthetic" in SOURCE
 
 
+@pytest.mark.slow
 def test_geometry_spans_a_thorax_around_the_origin(phantom):
     volume = phantom.volume
     assert np.array(volume.spacing_kji) * SMALL == pytest.approx([240, 360, 360])
@@ -33,6 +35,7 @@ def test_geometry_spans_a_thorax_around_the_origin(phantom):
     assert coarse.volume.spacing == (8.5, 8.0, 20.0)
 
 
+@pytest.mark.slow
 def test_nodule_is_where_it_says_and_nowhere_else():
     with_nodule, without = thorax_phantom(SMALL, noise_hu=0), thorax_phantom(SMALL, noise_hu=0, nodule=False)
     k, j, i = with_nodule.nodule_kji
@@ -56,6 +59,7 @@ def test_nodule_has_the_volume_of_its_diameter(diameter_mm):
     assert added == pytest.approx(np.pi / 6 * diameter_mm**3, rel=0.15)
 
 
+@pytest.mark.slow
 def test_noise_is_added_alone_and_correlated():
     quiet, noisy = thorax_phantom(SMALL, noise_hu=0).volume.hu, thorax_phantom(SMALL, noise_hu=15).volume.hu
     tissue = (quiet > -500) & (quiet < 500)

@@ -55,6 +55,7 @@ def test_exact_for_bounded_changes(seed, bound):
     np.testing.assert_array_equal(restored(original, protected, protected), original)
 
 
+@pytest.mark.slow
 def test_stripes_through_slices_take_a_fraction_of_a_bit(phantom):
     """What shipped protectors do: about the same stripes in all slices, as strong as the tissue allows."""
     hu = phantom.volume.hu

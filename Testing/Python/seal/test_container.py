@@ -70,6 +70,7 @@ def test_wrong_keys():
         open_container(closed("passphrase"), KEYS["file"])
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=100))
 def test_any_bytes_are_refused(data):
     for candidate in (data, MARK + data, MARK + len(data).to_bytes(4, "big") + data + bytes(16)):

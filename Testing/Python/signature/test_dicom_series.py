@@ -324,6 +324,7 @@ class TestTampering:
         dataset.save_as(file)
         assert "size" in kinds(verify(signed))
 
+    @pytest.mark.slow
     def test_cut_along_another_axis_under_another_name(self, signed, tmp_path):
         """The same voxels at the same places, but other images: of another patient, say."""
         manifest = manifest_within(read_contents_to_verify(signed))

@@ -387,6 +387,7 @@ class TestCommands:
     def words(self, signers) -> list[str]:
         return ["--exam", "--dicom-key", str(signers["rsa"][0]), "--certificate", str(signers["rsa"][1])]
 
+    @pytest.mark.slow
     def test_round_trip(self, study, signers, words, capsys):
         assert main(["sign", str(study), *words]) == 0
         assert "7 instances" in capsys.readouterr().out

@@ -401,6 +401,7 @@ class TestGeometry:
     def test_an_edit_is_named(self, edit, kind):
         assert kinds(check(dataclasses.replace(WHOLE, **edit), SIGNED)) == [kind]
 
+    @pytest.mark.slow
     @given(
         axis=st.integers(0, 2),
         what=st.sampled_from(["spacing", "position", "orientation"]),

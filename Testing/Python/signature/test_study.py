@@ -370,6 +370,7 @@ class TestDeidentified:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_sign_and_verify(self, study, keys, tmp_path, capsys):
         assert main(["sign", str(study), "--study", "--key", str(tmp_path / "site.pem")]) == 0
         assert "7 instances in 3 series" in capsys.readouterr().out

@@ -195,6 +195,7 @@ def test_comparison_shows_four_linked_views_at_the_target(loaded, scan):
     assert layout.GetViewArrangement() == before
 
 
+@pytest.mark.slow
 def test_side_by_side_is_always_there(loaded, standin):
     assert not loaded.ui.centerButton.enabled, "there is nothing beside the scan yet"
     layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
@@ -467,6 +468,7 @@ def test_cancel_leaves_the_scene_as_it_was(loaded, scan, standin, step):
     assert not bar.isVisible()
 
 
+@pytest.mark.slow
 def test_a_double_click_does_not_cancel(loaded, monkeypatch):
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", PATIENCE_SECONDS)
     ui = loaded.ui
@@ -595,6 +597,7 @@ def test_only_one_job_at_a_time(loaded):
     assert names == {"CT protected difference"}
 
 
+@pytest.mark.slow
 def test_closing_the_scene_stops_the_work(loaded, standin):
     ui = loaded.ui
     ui.protectProgressBar.valueChanged.connect(lambda done: done and slicer.mrmlScene.Clear(False))
@@ -615,6 +618,7 @@ def test_closing_the_scene_leaves_no_empty_views(loaded, scan):
     assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
 
 
+@pytest.mark.slow
 def test_placing_points_of_another_list_is_not_ours(loaded, scan, standin):
     loaded.ui.protectButton.click()
     place_target(loaded, scan.nodule_kji)
@@ -646,6 +650,7 @@ def test_what_is_no_ct_is_explained_and_not_processed(panel, pictures, values, r
     pictures.take("error")
 
 
+@pytest.mark.slow
 def test_bad_targets_are_explained_before_anything_is_pressed(loaded, scan):
     ui = loaded.ui
     ui.protectButton.click()
@@ -776,6 +781,7 @@ def test_reload_brings_in_the_library_anew(loaded, monkeypatch):
     again.cleanup()
 
 
+@pytest.mark.slow
 def test_reload_after_a_set_up_that_failed(standin, module, monkeypatch):
     """A reload is what the author of the mistake will press."""
     with monkeypatch.context() as context:
@@ -803,6 +809,7 @@ def test_reload_waits_for_work_in_progress(loaded):
     assert "Cancel" in ui.statusLabel.text
 
 
+@pytest.mark.slow
 def test_a_missing_device_is_an_error_in_words(loaded, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded.ui.deviceComboBox.setCurrentIndex(loaded.ui.deviceComboBox.findData("cuda"))
@@ -987,6 +994,7 @@ def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin,
     assert looked == {name: {False} for name in looked}
 
 
+@pytest.mark.slow
 def test_no_window_is_sought_for_the_voxels_of_a_result(loaded):
     """The histogram of a whole scan takes longer than all else that happens to a result."""
     source = loaded._parameterNode.sourceVolume
@@ -1045,6 +1053,7 @@ def test_results_are_known_by_the_volume_that_is_displayed(loaded, scan):
     assert "is not in the scene" in loaded.ui.simulateAttackButton.toolTip
 
 
+@pytest.mark.slow
 def test_what_was_made_of_the_selected_volume_stays_displayed(loaded, standin):
     loaded.ui.protectButton.click()
     protected = loaded._parameterNode.protectedVolume

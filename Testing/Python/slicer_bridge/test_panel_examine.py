@@ -188,6 +188,7 @@ class TestState:
         add_scan(panel, scan.volume.with_hu(scan.volume.hu, step))
         assert "<b>Protected (default)</b> by MITSGAN, 2026-01-02" in panel.ui.stateLabel.text
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".mha"])
     def test_a_file_tells_that_it_was_protected(self, panel, marked, tmp_path, suffix):
         write_file(marked, tmp_path / f"scan{suffix}")
@@ -207,6 +208,7 @@ class TestState:
         with pytest.raises(Exception, match="never exported as DICOM"):
             panel.logic.exportDicom(node, tmp_path / "out")
 
+    @pytest.mark.slow
     def test_a_series_tells_how_it_was_protected(self, panel, standin, tmp_path):
         ct_series(phantom_hu((6, 64, 64))).write(tmp_path / "in")
         original = read_series(choose_series(scan_dicom(tmp_path / "in")))

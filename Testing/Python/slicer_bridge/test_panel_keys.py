@@ -152,11 +152,13 @@ class TestKeyFiles:
 
 
 class TestFileExport:
+    @pytest.mark.slow
     def test_without_keys_it_is_a_plain_file(self, export, protected, folder):
         path = export(folder / "out.nrrd")
         np.testing.assert_array_equal(read_file(path).hu, hu(protected))
         assert [file.name for file in folder.iterdir()] == ["out.nrrd"]
 
+    @pytest.mark.slow
     def test_sealed_and_signed_it_restores_and_verifies(self, export, key_file, signing, folder, scan, standin):
         path = export(folder / "out.nrrd", key_file, signing[0])
         names = sorted(file.name for file in folder.iterdir())
@@ -167,6 +169,7 @@ class TestFileExport:
         assert back.same_geometry(scan.volume)
         assert standin.errors == []
 
+    @pytest.mark.slow
     def test_a_replaced_file_leaves_neither_its_seal_nor_its_manifest(self, export, panel, key_file, signing, folder):
         """They would make an alarm of the new file."""
         path = export(folder / "out.nrrd", key_file, signing[0])
@@ -200,12 +203,14 @@ class TestFileExport:
         click_failing(panel.ui.exportFileButton, "never replaced")
         assert (folder / "scan.nrrd").read_bytes() == before
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("protected")
     def test_a_name_without_a_known_suffix_is_explained(self, panel, dialogs, folder):
         dialogs.answers = [folder / "out.png"]
         click_failing(panel.ui.exportFileButton, "ends in .nrrd")
         assert list(folder.iterdir()) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["writing", "sealing"])
     @pytest.mark.usefixtures("protected")
     def test_canceled_it_leaves_nothing(self, panel, dialogs, key_file, folder, monkeypatch, moment):
@@ -245,6 +250,7 @@ def store(node, path: Path) -> None:
 
 
 class TestRestore:
+    @pytest.mark.slow
     def test_the_original_comes_back_beside_and_into_the_scene(self, panel, dialogs, export, key_file, folder, scan):
         path = export(folder / "out.nrrd", key_file)
         suggested = folder / "out-restored.nrrd"
@@ -258,6 +264,7 @@ class TestRestore:
         np.testing.assert_array_equal(hu(node), scan.volume.hu)
         assert panel.ui.statusLabel.text.startswith("Wrote")
 
+    @pytest.mark.slow
     def test_a_volume_loaded_from_a_sealed_file_needs_no_choice(self, panel, dialogs, export, key_file, folder, scan):
         path = export(folder / "out.nrrd", key_file)
         slicer.mrmlScene.Clear(False)
@@ -269,6 +276,7 @@ class TestRestore:
         np.testing.assert_array_equal(read_file(folder / "back.nrrd").hu, scan.volume.hu)
         assert "CT back from the archive restored" in node_names()
 
+    @pytest.mark.slow
     def test_a_key_is_needed_and_the_right_one(self, panel, dialogs, export, key_file, folder, standin, tmp_path):
         path = export(folder / "out.nrrd", key_file)
         panel.ui.forgetKeyButton.click()
@@ -283,6 +291,7 @@ class TestRestore:
         assert snapshot() == nodes
         assert PATIENT not in "".join(standin.errors)
 
+    @pytest.mark.slow
     def test_a_missing_seal_is_named_without_the_patient(self, panel, dialogs, export, key_file, folder, standin):
         path = export(folder / "out.nrrd", key_file)
         Path(f"{path}.seal").unlink()
@@ -431,6 +440,7 @@ class TestDicom:
 
 
 class TestSecrets:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("protected")
     def test_a_locked_signing_key_asks_for_its_passphrase(self, panel, dialogs, folder, tmp_path):
         private = tmp_path / "locked.pem"
@@ -493,6 +503,7 @@ def test_restoring_says_what_is_missing(panel):
     assert "Choose the key file" in panel.ui.restoreButton.toolTip
 
 
+@pytest.mark.slow
 def test_choices_wait_for_the_work(panel, export, key_file, folder):
     enabled = []
 
@@ -508,6 +519,7 @@ def test_choices_wait_for_the_work(panel, export, key_file, folder):
     assert panel.ui.keyFileButton.enabled
 
 
+@pytest.mark.slow
 def test_pictures_of_the_section(panel, dialogs, export, key_file, signing, folder, pictures):
     export(folder / "out.nrrd", key_file, signing[0])
     choose(panel, dialogs, "publicKey", signing[1])

@@ -69,6 +69,7 @@ def test_the_question_names_what_is_missing_why_and_how_large(loaded, standin, a
     assert len(standin.message_box.asked) == 1, "once"
 
 
+@pytest.mark.slow
 def test_without_pytorch_there_is_the_watermark(loaded, standin, absent):
     absent.update({"torch", "safetensors", "cryptography"})
     standin.message_box.press = "Only watermark"
@@ -142,6 +143,7 @@ def test_without_the_extension_the_user_learns_where_pytorch_comes_from(loaded, 
     assert "work without" in loaded.ui.statusLabel.text
 
 
+@pytest.mark.slow
 def test_the_cpu_can_be_forced(loaded, standin, absent, extension):
     absent.update({"torch"})
     loaded.ui.deviceComboBox.setCurrentIndex(loaded.ui.deviceComboBox.findData("cpu"))

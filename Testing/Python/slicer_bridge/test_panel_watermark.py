@@ -113,6 +113,7 @@ class TestProtect:
         ui.modelComboBox.setCurrentIndex(0)
         assert ui.strengthSpinBox.enabled
 
+    @pytest.mark.slow
     def test_the_device_is_told_again_for_a_model(self, panel, ct):
         add_scan(panel, ct)
         choose_watermark(panel)
@@ -122,6 +123,7 @@ class TestProtect:
         choose_watermark(panel)
         assert "no network" in panel.ui.deviceDescriptionLabel.text
 
+    @pytest.mark.slow
     def test_the_result_is_a_protected_volume(self, keyed, ct, marked, standin):
         ui, progress = keyed.ui, []
         source = add_scan(keyed, ct)
@@ -160,6 +162,7 @@ class TestProtect:
         assert standin.errors == []
         np.testing.assert_array_equal(read_file(folder / "out.nrrd").hu, marked.hu)
 
+    @pytest.mark.slow
     def test_canceled_it_leaves_nothing(self, keyed, ct):
         ui = keyed.ui
         add_scan(keyed, ct)
@@ -228,6 +231,7 @@ class TestOpen:
         assert "watermark expected" in text
 
 
+@pytest.mark.slow
 def test_pictures_of_the_sections(keyed, ct, pictures):
     add_scan(keyed, ct)
     choose_watermark(keyed)

@@ -49,6 +49,7 @@ class TestDraws:
         assert first != second
         assert first != other
 
+    @pytest.mark.slow
     @given(number=st.integers(0, 10**6), seed=st.integers(0, 10**6))
     def test_a_step_draws_the_same_again(self, number, seed):
         step = Step(number, seed, 1)

@@ -216,6 +216,7 @@ class TestNodules:
         assert training | validation == {"patient-0", "patient-2", *"bcdefghij"}
         assert len(validation) == 3, "patient-2 and a fifth of the nine that the dataset does not name"
 
+    @pytest.mark.slow
     def test_what_is_held_out_is_never_seen(self, data, tmp_path):
         held_out = ["patient-1", "a", "b"]
         task = task_of(NODULE, data, tmp_path, {"held_out": held_out})

@@ -126,6 +126,7 @@ class TestObjective:
         # The cube has 13 x 11 x 11 voxels at 2.5 x 2.8 x 2.8 mm, and the slab 13 slices of 128x128.
         assert slices == pytest.approx(square * 11 * 11 / 128 / 128, rel=1e-5)
 
+    @pytest.mark.slow
     def test_attackers_stay_as_they_are(self, bench, untrained_attackers):
         attackers = list(untrained_attackers.values())
         made = bench.task(against=attackers)
@@ -136,6 +137,7 @@ class TestObjective:
         after = [p for attacker in attackers for p in attacker.inpainter.generator.parameters()]
         assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
+    @pytest.mark.slow
     def test_a_pass_shows_as_many_slices_as_there_are(self, bench):
         assert bench.task(slices=16).samples_per_epoch == 3
         assert bench.task(slices=4).samples_per_epoch == 12

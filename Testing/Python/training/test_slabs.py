@@ -70,6 +70,7 @@ class TestSlabs:
         assert all(len({slab.scan for slab in slabs}) == 1 for slabs in draws)
         assert {slabs[0].scan for slabs in draws} == {0, 1}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("noise_share", "largest"), [(None, range(18, 19)), (0.4, range(4, 18))])
     def test_allowed_change_is_that_of_the_whole_scan(self, prepared, noise_share, largest):
         scan = SlabScan(prepared, 4, 48, 0.0)

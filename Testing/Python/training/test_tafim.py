@@ -82,6 +82,7 @@ class TestTraining:
 
 
 class TestObjective:
+    @pytest.mark.slow
     def test_gradient_reaches_the_global_perturbation_and_every_weight(self, bench):
         made = bench.task(**{"compression.share": 1.0})
         networks = {name: learner.module for name, learner in made.learners.items()}

@@ -204,6 +204,7 @@ class TestAttackers:
             errors.append(card.figures["l1_input_units"])
         assert errors[1] < 0.9 * errors[0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", ["batch_norm=false", "skips=false", "adversarial=false"])
     def test_other_in_painters_are_made_and_load_as_what_they_are(self, injector, train, tmp_path, change):
         assert train(injector, "--steps", "2", "--set", change) == 0
@@ -228,6 +229,7 @@ class TestAttackers:
         assert train(injector, "--set", "l1_weight=50.0") == InputError.exit_code
         assert "l1_weight is 100.0 in the checkpoint and 50.0 in the recipe" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_what_only_the_card_tells_may_change(self, injector, train, tmp_path):
         assert train(injector, "--steps", "1") == 0
         assert train(injector, "--steps", "2", "--set", "name=other", "--set", "sources=a collection, CC BY 4.0") == 0
@@ -307,6 +309,7 @@ class TestSmallProtector:
         assert not still, "the loss does not reach these weights"
         assert all(p.grad is None for attacker in attackers for p in attacker.inpainter.generator.parameters())
 
+    @pytest.mark.slow
     def test_sample_images_are_images(self, protector, tmp_path, data):
         task = self.task(protector, tmp_path, data)
         task.generator.eval()
@@ -407,6 +410,7 @@ class TestRecipes:
         with pytest.raises(InputError, match="did you mean 'injector'"):
             load_recipe("injecter")
 
+    @pytest.mark.slow
     @given(st.integers(1, 10**6), st.floats(1e-9, 1e3), st.floats(0, 1), st.sampled_from(["random", "published"]))
     def test_changes_reach_the_configuration(self, filters, rate, dropout, kind):
         texts = (

@@ -175,6 +175,7 @@ def test_every_voxel_of_a_copy_goes_where_the_matrix_says(shape, axes, flips, sh
     assert (left == -1025).all()
 
 
+@pytest.mark.slow
 def test_a_search_can_be_canceled_at_any_try(scan):
     tries = iter(range(3))
 

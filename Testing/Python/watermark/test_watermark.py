@@ -138,6 +138,7 @@ class TestPattern:
         assert (cells[:, 0, :, 0] == cells[:, 1, :, 1]).all()
         assert not np.array_equal(found, signs(GridSecret(secret, UNCHECKERED), 0.0, levels, (24, 32)))
 
+    @pytest.mark.slow
     @given(
         arrays(np.float32, (2, 19, 22), elements=st.floats(-8, 8, width=16)), st.sampled_from([VERSION, UNCHECKERED])
     )
@@ -215,6 +216,7 @@ class TestPattern:
 
 
 class TestEmbedding:
+    @pytest.mark.slow
     @given(
         arrays(np.int16, (2, 40, 48), elements=st.integers(-1024, 3071)),
         st.floats(0, 60),
@@ -401,6 +403,7 @@ class TestCheck:
         assert found["found"] is True
         assert found["regions"] == []
 
+    @pytest.mark.slow
     @given(arrays(np.int16, (2, 16, 24), elements=st.integers(-3024, 3071)))
     @settings(max_examples=15, deadline=None)
     def test_any_voxels_can_be_checked(self, hu):

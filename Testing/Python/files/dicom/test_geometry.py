@@ -40,6 +40,7 @@ def frames_at(heights: list[float], **options: object) -> list[Frame]:
     return [frame((0.0, 0.0, height), number, **options) for number, height in enumerate(heights)]
 
 
+@pytest.mark.slow
 @given(
     rotation=st.tuples(*[st.floats(-180, 180)] * 3),
     order=st.permutations(range(6)),
@@ -132,6 +133,7 @@ def test_odd_but_usable_stacks_give_warnings(heights, thickness, names):
         assert stack.spacing[2] == thickness
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(rotation=st.tuples(*[st.floats(-180, 180)] * 3), order=st.permutations(range(5)))
 def test_oblique_series_in_any_file_order(tmp_path_factory, rotation, order):

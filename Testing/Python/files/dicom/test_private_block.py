@@ -166,6 +166,7 @@ class TestShares:
         order = random.sample(range(count), count)
         assert join_shares([shares[index] for index in order]) == (data, order)
 
+    @pytest.mark.slow
     @given(st.binary(min_size=1, max_size=40), st.integers(1, 5), st.data())
     def test_a_flipped_bit_is_noticed(self, data, count, draw):
         shares = cut_shares(data, count)
