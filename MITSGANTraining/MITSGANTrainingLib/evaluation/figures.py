@@ -103,7 +103,8 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
     for number, (example, row) in enumerate(zip(examples, differences, strict=True)):
         top = _TOP + number * (size + _CAPTION)
         # The longest name would run into the next row's.
-        label(figure, 0.45 * _LABEL, top + size / 2, textwrap.fill(example.title, int(_LETTERS_AN_INCH * size)))
+        name = textwrap.fill(example.title, int(_LETTERS_AN_INCH * size), break_on_hyphens=False)
+        label(figure, 0.45 * _LABEL, top + size / 2, name)
         for column, (arm, difference) in enumerate(zip(arms, row, strict=True)):
             left = _LABEL + column * (size + _GAP)
             axes = axes_at(figure, left, top, size, size)
