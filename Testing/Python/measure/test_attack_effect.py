@@ -45,7 +45,7 @@ def volumes(phantom, untrained_attackers):
 def test_protection_alone(volumes):
     seen = []
     result = measure_effect(*volumes[:2], progress=lambda *step: seen.append(step))
-    assert [finding.compared for finding in result.findings] == [PROTECTION_PAIR]
+    assert [finding.compared for finding in result.comparisons] == [PROTECTION_PAIR]
     assert result.noise_sd_hu == scan_noise(volumes[0].hu, volumes[0].spacing_kji).sd_hu
     assert result.protection.rmse.value == pytest.approx(2.0)
     assert result.rmse_by_slice == {PROTECTION_PAIR: pytest.approx((2.0,) * 16)}
@@ -59,7 +59,7 @@ def test_attack_and_control(volumes, untrained_attackers):
     attacker = untrained_attackers["remove"]
     result = measure_effect(*volumes, attacker=attacker, device="cpu", progress=lambda *s: seen.append(s))
     source, _protected, attacked, attacked_protected = (volume.hu.astype(float) for volume in volumes)
-    middle = next(f.comparison.region for f in result.findings if f.comparison.region.name == MIDDLE).index
+    middle = next(f.comparison.region for f in result.comparisons if f.comparison.region.name == MIDDLE).index
     own = np.sqrt(np.mean((attacked - source)[middle] ** 2))
     moved = np.sqrt(np.mean((attacked_protected - attacked)[middle] ** 2))
     assert result.attack_rmse_hu == pytest.approx(own)
