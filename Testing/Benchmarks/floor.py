@@ -1,4 +1,4 @@
-"""What a network costs at least: floating-point operations and bytes, counted by hooks while it runs."""
+"""What a network costs at least: floating-point operations and bytes, counted while it runs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def counted() -> Iterator[Cost]:
     """Count every convolution that runs within the block, in whatever network."""
     cost, lock = Cost(), threading.Lock()  # slices run side by side
 
-    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            weight = module.weight
-            with lock:
-                cost.flop += 2 * output.numel() * weight[0].numel()
-                cost.bytes += sum(t.numel() * t.element_size() for t in (inputs[0], weight, output))
+    convolve = nn.functional.conv2d
 
-    hook = nn.modules.module.register_module_forward_hook(count)
+    def count(values: torch.Tensor, weight: torch.Tensor, *others: object, **options: object) -> torch.Tensor:
+        output = convolve(values, weight, *others, **options)
+        with lock:
+            cost.flop += 2 * output.numel() * weight[0].numel()
+            cost.bytes += sum(t.numel() * t.element_size() for t in (values, weight, output))
+        return output
+
+    nn.functional.conv2d = count  # which nn.Conv2d calls, too
     try:
         yield cost
     finally:
-        hook.remove()
+        nn.functional.conv2d = convolve

@@ -131,7 +131,7 @@ def allowed_change(
     np.minimum(allowed, _share_of(noise_hu, hu.shape, budget.noise_share), out=allowed)
     if budget.in_lungs is not None:
         within = dataclasses.replace(budget, soft_tissue=budget.in_lungs)
-        more = np.where(mask, _allowed_table(within, padding_hu)[hu.view(np.uint16)], np.int16(0))
+        more = np.where(mask, _allowed_table(within, padding_hu).take(hu.view(np.uint16)), np.int16(0))
         np.maximum(allowed, np.minimum(more, _share_of(lungs_hu, hu.shape, budget.noise_share)), out=allowed)
     return allowed
 
