@@ -10,6 +10,7 @@ import forgeries
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_factory import ct_series, phantom_hu
 from MITSGANLib.files.storage import save_volume
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.protection.protector import protect, watermark_alone
@@ -154,3 +155,37 @@ def test_bad_input_is_refused_before_the_work_and_nothing_is_overwritten(files, 
     monkeypatch.chdir(files)
     assert examine(*words) == code
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+@pytest.mark.parametrize(("damage", "told"), [("cut", "damaged or incomplete"), ("missing", "1 slice is missing")])
+def test_a_truncated_series_is_refused_with_what_is_wrong(tmp_path, capsys, damage, told):
+    files = ct_series(phantom_hu((6, 40, 70)), spacing=(6.0, 8.0, 2.5)).write(tmp_path / "copy")
+    whole = files[3].read_bytes()
+    files[3].unlink()
+    if damage == "cut":
+        files[3].write_bytes(whole[: len(whole) // 2])
+    assert examine(tmp_path / "copy", "--map", tmp_path / "map.nrrd") == REFUSED
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["an edit", "another signer"])
+def test_a_forged_manifest_does_not_make_a_changed_copy_genuine(files, tmp_path, capsys, by):
+    for name in ("sign", "forger"):
+        assert main(["keygen", "--signing", str(tmp_path / f"{name}.pem")]) == 0
+    key = tmp_path / ("sign.pem" if by == "an edit" else "forger.pem")
+    assert main(["sign", str(files / "painted.nrrd"), str(tmp_path / "signed.nrrd"), "--key", str(key)]) == 0
+    manifest = tmp_path / "signed.nrrd.manifest.json"
+    if by == "an edit":
+        record = json.loads(manifest.read_text())
+        record["envelope"]["payload"] = f"A{record['envelope']['payload'][1:]}"
+        manifest.write_text(json.dumps(record))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    trust = ("--public-key", tmp_path / "sign.pub.pem")
+    assert examine(files / "painted.nrrd", "--manifest", manifest, *trust) == CHANGED
+    said = "".join(capsys.readouterr())
+    assert ("damaged" if by == "an edit" else "by an unknown signer") in said
+    assert "intact" not in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
