@@ -218,7 +218,8 @@ def examine(
     told.at(60)
     copies = find_copies(blocks, fine, lungs) if lungs.any() else []
     told.at(80)
-    touched = find_touch_up(blocks, fine, lungs, is_lossy=mark.is_degraded) if lungs.any() else None
+    is_lossy = mark.is_degraded if mark.is_found else None
+    touched = find_touch_up(blocks, fine, lungs, is_lossy=is_lossy) if lungs.any() else None
     told.at(95)
     del fine
     # Lossy compression repeats itself, and more so in one place than in another.
@@ -429,7 +430,7 @@ def _place(
 def _of_copy(copy: Copy, placement: Placement) -> Evidence:
     figures = f"from voxel {placement.outside(copy.source_kji)}, {copy.sd:.0f} standard deviations above chance"
     if copy.by_touch_up:
-        return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 8.0)
+        return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 7.0)
     return Evidence(
         COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD
     )

@@ -38,7 +38,7 @@ _BAND_VOXELS = 0.7  # what is finer than this Gaussian is compared
 _LEAST_SQUARES = 10.0  # in so little tissue nothing is alike by chance alone
 # Untouched LIDC-IDRI-0028, LIDC-IDRI-0306 and Lung_Dx-A0001 (B), protected or not, reach 4.6, 6.1 and 5.9, and after
 # 10:1 JPEG 2000 4.8, 6.0 and 7.3. In 0.1 % of their places there is 1.2 to 1.35 times what a tenth of them has.
-_ADDED_SD, _ADDED_IN_LOSSY_SD = 8.0, 9.5
+_ADDED_SD, _ADDED_IN_LOSSY_SD = 7.0, 8.0
 _ASKED_SD, _ASKED_PERCENTILE, _ASKED_TIMES = 4.8, 90, 1.35
 _SHARP, _UNSHARP_SD = 0.6, 4.0
 
@@ -60,12 +60,14 @@ class TouchUp:
     asked_sd: float
 
 
-def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray, *, is_lossy: bool = False) -> TouchUp | None:
+def find_touch_up(
+    blocks: Blocks, fine: np.ndarray, lungs: np.ndarray, *, is_lossy: bool | None = None
+) -> TouchUp | None:
     """Look everywhere for the noise of CT-GAN's fixed source; None where the source has no lung.
 
     :param fine: of :func:`.noise.residual`.
     :param lungs: bool (slices, block rows, block columns).
-    :param is_lossy: whether the copy was compressed or smoothed.
+    :param is_lossy: whether the copy was compressed or smoothed; None where nothing tells.
     """
     from scipy import ndimage
 
@@ -80,7 +82,7 @@ def find_touch_up(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray, *, is_los
         return ndimage.maximum_filter(values, [2 * max(1, round(reach_mm / edge)) + 1 for edge in blocks.mm])
 
     wide = _Source.of(blocks, most_within(lungs, _AROUND_LUNGS_MM))
-    added, dense_sd = _in_dense_tissue(wide, _ADDED_IN_LOSSY_SD if is_lossy else _ADDED_SD)
+    added, dense_sd = _in_dense_tissue(wide, _ADDED_SD if is_lossy is False else _ADDED_IN_LOSSY_SD)
     near = most_within(dense_sd, NEAR_MM)
     asked_sd = max(_ASKED_SD, _ASKED_TIMES * float(np.percentile(near[lungs], _ASKED_PERCENTILE)))
     listed = apart([*removed, *added], np.array(blocks.volume.spacing_kji))
