@@ -179,7 +179,12 @@ class AttackEffect:
 
     @property
     def _success(self) -> str:
-        arms = {"unprotected": CLEAN, "protected": PROTECTED, "with noise": NOISE, INTO_ORIGINAL: INTO_ORIGINAL}
+        arms = {
+            "unprotected": CLEAN,
+            "protected": PROTECTED,
+            "with noise": NOISE,
+            "put into the original": INTO_ORIGINAL,
+        }
         found = {words: pair for words, arm in arms.items() if (pair := self.succeeded(arm))}
         counts = ", ".join(f"{words} {hits} of {count}" for words, (hits, count) in found.items())
         return f"; for the judges it succeeds {counts}" if counts else ""
