@@ -64,11 +64,20 @@ def test_lungs_are_sought_in_slices_across_the_body_wherever_these_are_stored(sc
     tells_of(examination, copy.volume, copy.place(place))
 
 
+@pytest.fixture(scope="module")
+def marked(scan: CTVolume) -> CTVolume:
+    return protect(scan, model=watermark_alone(OPEN_KEY))
+
+
+@pytest.fixture(scope="module")
+def own(marked: CTVolume) -> Examination:
+    """What is found on its own grid."""
+    return examine(dataclasses.replace(marked, provenance=Provenance()), with_judge=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["axes permuted", "flipped, untold"])
-def test_signs_on_another_grid_are_read_as_well_as_on_their_own(scan, place, name):
-    marked = protect(scan, model=watermark_alone(OPEN_KEY))
-    own = examine(dataclasses.replace(marked, provenance=Provenance()), with_judge=False)
+def test_signs_on_another_grid_are_read_as_well_as_on_their_own(marked, own, place, name):
     copy = copy_suite.COPIES[name](painted(marked, place))
     examination = examine(copy.volume, with_judge=False)
     tells_of(examination, copy.volume, copy.place(place))
