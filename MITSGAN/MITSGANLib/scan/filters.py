@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..runtime.threads import map_slices, slabs, usable_threads
-
 _AT_ONCE = 1 << 16  # values that stay in the cache
 # Beyond the end of each row, and after the last row of each slice, so that neither lie a power of two apart.
 _GAPS = (0, 1, 16)
@@ -106,27 +104,7 @@ def box_means(
 
     apart, found = (_rows_apart(values.shape, values.dtype) for _ in range(2))
     apart[...] = values
-    if values.ndim < 3:  # one of many slices, which are filtered side by side
-        return ndimage.uniform_filter(apart, size, mode=beyond, output=found)
-    for axis, edge in enumerate((size,) * values.ndim if isinstance(size, int) else size):
-        if edge > 1:
-            _means_along(apart, edge, axis, found, beyond)
-            apart, found = found, apart
-    return apart
-
-
-def _means_along(values: np.ndarray, size: int, axis: int, found: np.ndarray, beyond: str) -> None:
-    """Means along one axis, lines side by side: each of them comes out the same wherever it is done."""
-    from scipy import ndimage
-
-    across = 1 if axis == 0 else 0
-    parts = slabs(values.shape[across], max(1, -(-values.shape[across] // usable_threads())))
-
-    def filter_part(number: int) -> None:
-        part = (slice(None),) * across + (parts[number],)
-        ndimage.uniform_filter1d(values[part], size, axis, found[part], beyond)
-
-    map_slices(filter_part, len(parts))
+    return ndimage.uniform_filter(apart, size, mode=beyond, output=found)
 
 
 def _rows_apart(shape: tuple[int, ...], kind: Any) -> np.ndarray:

@@ -9,9 +9,7 @@ that, and says so. Places are sought in the lungs. "Nothing found" is never "gen
 from __future__ import annotations
 
 import argparse
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
@@ -21,7 +19,6 @@ from MITSGANLib.examination.verdict import ChangedPlace, Outcome, Verdict
 from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.files.volume_files import refuse_source, write_file
 from MITSGANLib.report.examination_page import save_examination
-from MITSGANLib.runtime.devices import load_torch
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.dicom.digital_signature import verify_images
 from MITSGANLib.signature.manifest import read_manifest_file
@@ -61,11 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
-def _load_torch() -> None:
-    with suppress(Exception):  # the judge will meet it again, and say it
-        load_torch()
-
-
 def run(options: argparse.Namespace) -> int:
     if verdict_options.is_for_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
         return verdict_options.judge_collection(options, examine_collection, "places", "place")
@@ -83,8 +75,6 @@ def run(options: argparse.Namespace) -> int:
     if volume is not None:
         shared.note_warnings(volume)
         kji = shared.target_voxel(options, volume)
-        # The judge of what is found needs it in the end.
-        threading.Thread(target=_load_torch, name="MITSGAN torch").start()
     with shared.progress_bar("Examining", "%") as progress:
         verdict, examination = examine_contents(
             scan, verification, signatures, key=trust.key, trusted=trust.signers, progress=progress
