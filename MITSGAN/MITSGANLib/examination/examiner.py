@@ -219,7 +219,7 @@ def examine(
     copies = find_copies(blocks, fine, lungs) if lungs.any() else []
     told.at(80)
     is_lossy = mark.is_degraded if mark.is_found else None
-    touched = find_touch_up(blocks, fine, lungs, is_lossy=is_lossy) if lungs.any() else None
+    touched = find_touch_up(blocks, fine, kernel, lungs, is_lossy=is_lossy) if lungs.any() else None
     told.at(95)
     del fine
     # Lossy compression repeats itself, and more so in one place than in another.

@@ -9,14 +9,14 @@ looked at by itself, and coarser than elsewhere, since that outlives compression
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..attack.regions import NOISE_SOURCE, TOUCH_UP_FACTOR
 from ..runtime.threads import map_slices, usable_threads
-from ..scan.filters import box_means, smooth
+from ..scan.filters import box_means, correlate, smooth
 from ..scan.hounsfield import LOWEST_HU
 from .blocks import Blocks
 from .copies import Copy, apart
@@ -36,8 +36,8 @@ _SIGMA_MM, _REACH = 7.5, 2.0
 _AROUND_LUNGS_MM = 8.0  # nodules at the pleura count as outside
 _BAND_VOXELS = 0.7  # what is finer than this Gaussian is compared
 _LEAST_SQUARES = 10.0  # in so little tissue nothing is alike by chance alone
-# Untouched LIDC-IDRI-0028, LIDC-IDRI-0306 and Lung_Dx-A0001 (B), protected or not, reach 4.6, 6.1 and 5.9, and after
-# 10:1 JPEG 2000 4.8, 6.0 and 7.3. In 0.1 % of their places there is 1.2 to 1.35 times what a tenth of them has.
+# Untouched LIDC-IDRI-0028, LIDC-IDRI-0306 and Lung_Dx-A0001 (B), protected or not, reach 6.1, 6.0 and 6.0, and after
+# 10:1 JPEG 2000 6.8, 5.8 and 7.3. 0.2 % of their places or fewer have 1.35 times what a tenth of them has.
 _ADDED_SD, _ADDED_IN_LOSSY_SD = 7.0, 8.0
 _ASKED_SD, _ASKED_PERCENTILE, _ASKED_TIMES = 4.8, 90, 1.35
 _SHARP, _UNSHARP_SD = 0.6, 4.0
@@ -61,11 +61,12 @@ class TouchUp:
 
 
 def find_touch_up(
-    blocks: Blocks, fine: np.ndarray, lungs: np.ndarray, *, is_lossy: bool | None = None
+    blocks: Blocks, fine: np.ndarray, kernel: np.ndarray, lungs: np.ndarray, *, is_lossy: bool | None = None
 ) -> TouchUp | None:
     """Look everywhere for the noise of CT-GAN's fixed source; None where the source has no lung.
 
     :param fine: of :func:`.noise.residual`.
+    :param kernel: that gave it, of :func:`.noise.fine_kernel`.
     :param lungs: bool (slices, block rows, block columns).
     :param is_lossy: whether the copy was compressed or smoothed; None where nothing tells.
     """
@@ -82,7 +83,7 @@ def find_touch_up(
         return ndimage.maximum_filter(values, [2 * max(1, round(reach_mm / edge)) + 1 for edge in blocks.mm])
 
     wide = _Source.of(blocks, most_within(lungs, _AROUND_LUNGS_MM))
-    added, dense_sd = _in_dense_tissue(wide, _ADDED_SD if is_lossy is False else _ADDED_IN_LOSSY_SD)
+    added, dense_sd = _in_dense_tissue(wide, fine, kernel, _ADDED_SD if is_lossy is False else _ADDED_IN_LOSSY_SD)
     near = most_within(dense_sd, NEAR_MM)
     asked_sd = max(_ASKED_SD, _ASKED_TIMES * float(np.percentile(near[lungs], _ASKED_PERCENTILE)))
     listed = apart([*removed, *added], np.array(blocks.volume.spacing_kji))
@@ -201,43 +202,39 @@ def _in_all_tissue(source: _Source, fine: np.ndarray, least_sd: float) -> list[C
     return found if any_template else None
 
 
-def _in_dense_tissue(source: _Source, least_sd: float) -> tuple[list[Copy], np.ndarray]:
-    """Where what is denser than lung has the source's noise, as injections leave it; and how much of it, by block."""
-    from scipy import fft
+def _in_dense_tissue(
+    source: _Source, fine: np.ndarray, kernel: np.ndarray, least_sd: float
+) -> tuple[list[Copy], np.ndarray]:
+    """Where what is denser than lung has the source's noise, as injections leave it; and how much of it, by block.
 
+    In two bands: ``fine``, which tells most as long as nothing was compressed, and one that outlives compression.
+    """
     blocks = source.blocks
-    hu = blocks.volume.hu[source.box]
-    inside = source.mask[source.box]
+    hu = np.maximum(blocks.volume.hu[source.box], LOWEST_HU)
 
-    def look(k: int) -> np.ndarray:
-        plane = np.maximum(hu[k], LOWEST_HU).astype(np.float32)
-        dense = (smooth(plane, _DENSE_VOXELS) - _DENSE_HU) / _DENSE_WIDTH_HU
-        return _normal(plane - smooth(plane, _BAND_VOXELS)) * inside[k] / (1 + np.exp(-dense.clip(-30, 30)))
+    def weigh(k: int) -> np.ndarray:
+        dense = (smooth(hu[k].astype(np.float32), _DENSE_VOXELS) - _DENSE_HU) / _DENSE_WIDTH_HU
+        return source.mask[source.box][k] / (1 + np.exp(-dense.clip(-30, 30)))
 
-    values = np.stack(map_slices(look, len(hu)))
-    template = _template(source)
-    shape = tuple(fft.next_fast_len(int(size), real=True) for size in values.shape)
+    def band(k: int) -> np.ndarray:
+        plane = hu[k].astype(np.float32)
+        return plane - smooth(plane, _BAND_VOXELS)
 
-    def like(values: np.ndarray, template: np.ndarray) -> np.ndarray:
-        spectrum = fft.rfftn(values, shape, workers=usable_threads())
-        spectrum *= fft.rfftn(template, shape, workers=usable_threads()).conj()
-        whole = fft.irfftn(spectrum, shape, workers=usable_threads())
-        before = source.before(source.box_around(2 * _REACH * _SIGMA_MM))
-        return np.roll(whole, before, (0, 1, 2))[tuple(map(slice, values.shape))]
-
-    sd, squares = like(values, template), like(np.square(values), np.square(template))
-    told = inside & (squares > _LEAST_SQUARES)
-    sd = np.where(told, sd / np.sqrt(np.maximum(squares, _LEAST_SQUARES)), 0)
-    if told.any():
-        sd /= max(1.0, 1.48 * float(np.median(np.abs(sd[told][::5]))))
+    weights = np.stack(map_slices(weigh, len(hu)))
+    part = source.box_around(2 * _REACH * _SIGMA_MM)
+    noise = np.maximum(blocks.volume.hu[part], LOWEST_HU).astype(np.float32)
+    noise[noise >= _LUNG_HU] = noise[noise < _LUNG_HU].mean()
+    sd = _alike(source, weights, band, np.stack([plane - smooth(plane, _BAND_VOXELS) for plane in noise]))
+    finest = np.stack([correlate(plane, kernel) for plane in noise])
+    np.maximum(sd, _alike(source, weights, lambda k: fine[source.box][k], finest), out=sd)
     sd[source.near(source.kji - source.low)] = 0
     _keep_sharp(sd)
     size_mm = (2 * _SIGMA_MM,) * 3
     found = [dataclasses.replace(copy, size_mm=size_mm) for copy, _ in source.peaks(sd.copy(), least_sd)]
     of_blocks = np.zeros(blocks.shape, np.float32)
     plane = np.zeros(blocks.volume.shape[1:], np.float32)
-    for k, part in enumerate(sd, start=int(source.low[0])):
-        plane[source.box[1:]] = part
+    for k, values in enumerate(sd, start=int(source.low[0])):
+        plane[source.box[1:]] = values
         of_blocks[k] = blocks.most(plane)
     return found, of_blocks
 
@@ -257,19 +254,39 @@ def _keep_sharp(sd: np.ndarray) -> None:
     sd[tuple(index[blunt] for index in at)] = _UNSHARP_SD
 
 
-def _template(source: _Source) -> np.ndarray:
-    """What CT-GAN copies, in the band that is compared, weighted by a Gaussian; float32."""
+def _alike(source: _Source, weights: np.ndarray, band: Callable[[int], np.ndarray], noise: np.ndarray) -> np.ndarray:
+    """By how many standard deviations the surroundings of each voxel of the box are like the source, float32.
+
+    :param weights: of each voxel of the box.
+    :param band: what is compared of a slice of the box.
+    :param noise: the same of what lies within some standard deviations of :data:`_SIGMA_MM` of the source.
+    """
+    from scipy import fft
+
     part = source.box_around(2 * _REACH * _SIGMA_MM)
-    hu = np.maximum(source.blocks.volume.hu[part], LOWEST_HU).astype(np.float32)
-    is_noise = hu < _LUNG_HU
-    hu[~is_noise] = hu[is_noise].mean()
-    band = np.stack([plane - smooth(plane, _BAND_VOXELS) for plane in hu])
-    band = np.clip(band / (1.25 * float(np.abs(band[is_noise]).mean()) + 0.1), -_CLIP_SD, _CLIP_SD)
+    is_noise = source.blocks.volume.hu[part] < _LUNG_HU
+    template = np.clip(noise / (1.25 * float(np.abs(noise[is_noise]).mean()) + 0.1), -_CLIP_SD, _CLIP_SD)
     axes = np.meshgrid(
         *(np.arange(one.start, one.stop) - at for one, at in zip(part, source.kji, strict=True)), indexing="ij"
     )
     away = sum(np.square(axis * mm) for axis, mm in zip(axes, source.mm, strict=True)) / _SIGMA_MM**2
-    return (band * np.exp(-0.5 * away) * (away < _REACH**2)).astype(np.float32)
+    template = (template * np.exp(-0.5 * away) * (away < _REACH**2)).astype(np.float32)
+    values = np.stack(map_slices(lambda k: _normal(band(k)) * weights[k], len(weights)))
+    shape = tuple(fft.next_fast_len(int(size), real=True) for size in values.shape)
+
+    def summed(values: np.ndarray, template: np.ndarray) -> np.ndarray:
+        spectrum = fft.rfftn(values, shape, workers=usable_threads())
+        spectrum *= fft.rfftn(template, shape, workers=usable_threads()).conj()
+        whole = fft.irfftn(spectrum, shape, workers=usable_threads())
+        return np.roll(whole, source.before(part), (0, 1, 2))[tuple(map(slice, values.shape))]
+
+    sd = summed(values, template)
+    squares = summed(np.square(values, out=values), np.square(template))
+    told = source.mask[source.box] & (squares > _LEAST_SQUARES)
+    sd = np.where(told, sd / np.sqrt(np.maximum(squares, _LEAST_SQUARES)), 0)
+    if told.any():
+        sd /= max(1.0, 1.48 * float(np.median(np.abs(sd[told][::5]))))
+    return sd
 
 
 def _normal(band: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
 from MITSGANLib.examination.blocks import Blocks
 from MITSGANLib.examination.examiner import TOUCH_UP, examine
-from MITSGANLib.examination.noise import residual
+from MITSGANLib.examination.noise import fine_kernel, residual
 from MITSGANLib.examination.touch_up import TouchUp, find_touch_up
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 def sought(volume: CTVolume, *, is_lossy: bool = False) -> TouchUp | None:
     blocks = Blocks.of(volume)
-    return find_touch_up(blocks, residual(volume), blocks.lungs(), is_lossy=is_lossy)
+    kernel = fine_kernel(volume)
+    return find_touch_up(blocks, residual(volume, kernel), kernel, blocks.lungs(), is_lossy=is_lossy)
 
 
 @pytest.fixture(scope="module")
