@@ -148,8 +148,8 @@ class Examination:
                 evidence.append(_of_copy(copy, self.placement))
                 source = copy.source_kji
         touched = self.touch_up
-        if touched is not None and (sd := float(touched.dense_sd[blocks.block_of(kji)])) >= touched.asked_sd:
-            evidence.append(_of_dense_touch_up(sd, touched, self.placement))
+        if touched is not None and (dense := float(touched.dense[blocks.block_of(kji)])) >= 1:
+            evidence.append(_of_dense_touch_up(dense, touched.source_kji, self.placement))
             source = source or touched.source_kji
         if self.with_judge:
             score = float(_judge().score(volume, [kji])[0])
@@ -430,19 +430,15 @@ def _place(
 def _of_copy(copy: Copy, placement: Placement) -> Evidence:
     figures = f"from voxel {placement.outside(copy.source_kji)}, {copy.sd:.0f} standard deviations above chance"
     if copy.by_touch_up:
-        return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 7.0)
+        return Evidence(TOUCH_UP, f"its noise is that of the place CT-GAN copies noise from: {figures}", copy.sd / 7.5)
     return Evidence(
         COPY, f"its noise is a copy: {figures}; or that is the copy and this the source", copy.sd / _COPY_SD
     )
 
 
-def _of_dense_touch_up(sd: float, touched: TouchUp, placement: Placement) -> Evidence:
-    where = f"from voxel {placement.outside(touched.source_kji)}, {sd:.1f} standard deviations above chance"
-    return Evidence(
-        TOUCH_UP,
-        f"what is dense there has the noise of the place CT-GAN copies noise from: {where}",
-        sd / touched.asked_sd,
-    )
+def _of_dense_touch_up(times: float, source: Voxel, placement: Placement) -> Evidence:
+    noise = f"the noise of the place CT-GAN copies noise from, voxel {placement.outside(source)}"
+    return Evidence(TOUCH_UP, f"what is dense there has {noise} ({times:.1f} times what counts)", times)
 
 
 def _of_judge(score: float, limit: float) -> Evidence:
