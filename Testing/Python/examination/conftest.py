@@ -15,7 +15,7 @@ from scipy import ndimage
 @pytest.fixture(scope="session")
 def scan() -> CTVolume:
     """Noise of a soft kernel and of slices that overlap: smooth along all axes."""
-    bare = thorax_phantom(shape=(28, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=0.0).volume
+    bare = thorax_phantom(shape=(40, 200, 200), spacing_kji=(3.0, 1.5, 1.5), seed=3, noise_hu=0.0).volume
     noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(bare.shape), (0.7, 1.0, 1.0))
     return bare.with_hu(np.clip(np.rint(bare.hu + 20 * noise / noise.std()), -1024, 3071).astype(np.int16))
 
