@@ -100,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _let_go_of_output() -> None:
     """Drop what standard output does not take; Python would try again, and end with an exit code of its own."""
+    if sys.stdout is None:  # closed before Python began
+        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -447,6 +447,12 @@ class TestEntryPoints:
             assert main(["info", str(scan), *words]) == OutputError.exit_code
         assert "standard output cannot be written: no space is left" in capsys.readouterr().err
 
+    def test_a_process_without_standard_output_does_its_work(self, scan, tmp_path, monkeypatch):
+        """As under a supervisor that closes it, or with ``>&-``."""
+        monkeypatch.setattr(sys, "stdout", None)
+        assert main(["info", str(scan), "--json", str(tmp_path / "info.json")]) == 0
+        assert json.loads((tmp_path / "info.json").read_text())["series"]
+
     def test_shipped_models_are_whole(self):
         """Every card reads, every file has its card's SHA-256, and all of it stays small."""
         total = attackers = 0
