@@ -224,6 +224,8 @@ def _in_dense_tissue(
     weights = np.stack(map_slices(weigh, len(hu)))
     part = source.box_around(2 * _REACH * _SIGMA_MM)
     noise = np.maximum(blocks.volume.hu[part], LOWEST_HU).astype(np.float32)
+    if not (noise < _LUNG_HU).any():  # lung lies farther from its middle alone
+        return [], []
     noise[noise >= _LUNG_HU] = noise[noise < _LUNG_HU].mean()
     finest = np.stack([correlate(plane, kernel) for plane in noise])
     bands = [

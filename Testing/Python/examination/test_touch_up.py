@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import copy_suite
 import numpy as np
 import pytest
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
+from MITSGANLib.attack.regions import NOISE_SOURCE
 from MITSGANLib.examination.blocks import Blocks
 from MITSGANLib.examination.examiner import TOUCH_UP, examine
 from MITSGANLib.examination.noise import fine_kernel, residual
@@ -98,6 +100,17 @@ def test_it_outlives_lossy_compression(scan, injected, place):
     found = lossy(injected)
     assert found.dense[Blocks.of(injected).block_of(place)] >= 1
     assert not lossy(scan).copies
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_with_lung_only_at_the_border_of_its_source_dense_tissue_tells_nothing():
+    scan = thorax_phantom((120, 256, 256), spacing_kji=(1.25, 1.3, 1.3)).volume
+    hu, reach_mm = scan.hu.copy(), 16.0
+    middle = [int(size * share) for size, share in zip(hu.shape, NOISE_SOURCE, strict=True)]
+    reach = [math.ceil(reach_mm / edge) for edge in scan.spacing_kji]
+    box = tuple(slice(at - n, at + n + 1) for at, n in zip(middle, reach, strict=True))
+    hu[box] = np.maximum(hu[box], -700)
+    assert not sought(dataclasses.replace(scan, hu=hu)).dense.any()
 
 
 def test_without_lung_at_its_source_it_is_not_sought(scan):
