@@ -92,7 +92,7 @@ def forged(volume: CTVolume, attackers: Sequence[str], places: dict[str, int]) -
 def without_copies() -> None:
     """Let no examination of this process search for copied tissue."""
     examiner.find_copies = lambda *_: []
-    examiner.find_touch_up = lambda *_: None
+    examiner.find_touch_up = lambda *_, **__: None
 
 
 def look(scan: CTVolume, copy: Copy, forgeries: Sequence[Target], *, with_judge: bool) -> list[dict[str, Any]]:

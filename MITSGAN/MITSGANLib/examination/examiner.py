@@ -40,7 +40,7 @@ from .suspicion import (
 )
 from .touch_up import TouchUp, find_touch_up, touch_up_edge
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict, Voxel
-from .whitened import Whitened, whiten
+from .whitened import WHOLE_GAIN, Whitened, whiten
 
 Progress = Callable[[int, int], None]
 
@@ -50,8 +50,6 @@ UNTOLD, TOLD, CHANGED = range(3)
 COPY, TOUCH_UP, JUDGE = "copied tissue", "CT-GAN's noise source", "forensic judge"
 
 MOST_OF_THE_LUNGS = 0.5
-# With less of the watermark left in the lungs, the scan as a whole is asked what became of it.
-_WHOLE_GAIN = 0.6
 _SMALLEST_MM3 = 50.0
 _EDGE_SCORE = 0.7  # from here on blocks belong to a place that is listed
 _COPY_SD, _DEGRADED_COPY_SD = 11.0, 15.0
@@ -255,8 +253,8 @@ def _placed(
     told.at(15)
     blocks = Blocks.of(placement.examined)
     whitened = whiten(blocks, watermark)
-    if whitened is not None and whitened.gain >= _WHOLE_GAIN:
-        return placement, blocks, whitened, None
+    if whitened is not None and (gain := whitened.gain_of_marked) >= WHOLE_GAIN:
+        return placement, blocks, dataclasses.replace(whitened, gain=gain), None
     told.at(20)
     check = check_on(placement.examined, watermark, grid, lambda done, of: told.at(20 + 20 * done // of))
     return placement, blocks, whitened, check

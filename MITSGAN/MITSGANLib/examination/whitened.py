@@ -11,6 +11,7 @@ Arrays of blocks are those of :mod:`.blocks`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ _LEAST_VARIANCE, _LEAST_SHARE = 0.1, 0.3  # HU squared; of what is usual in a sl
 _LUNG_BELOW_HU = -500.0
 _LEVEL_HU, _LEVEL_SHARE = 1.0, 0.4  # signs move the mean of a tile, by chance up to this share of their height
 _LEAST_FINE_HU = 0.1  # before logarithms
+_BARE_SHARE, _FEW_SLICES = 0.2, 3  # of the watermark that a slice should hold; slices that say what became of a scan
+
+
+WHOLE_GAIN = 0.6
+"""With less of the watermark left in the lungs, the scan as a whole is asked what became of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +83,29 @@ class Whitened:
     sd: float
     spread: float
     marks: np.ndarray
+
+    @functools.cached_property
+    def is_bare(self) -> np.ndarray:
+        """Slices that clearly hold no watermark where others do, bool: these were put in.
+
+        Compression and smoothing leave about as much in each slice.
+        """
+        held, full, squares = (values.sum(axis=(1, 2)) for values in (self.held, self.full, self.squares))
+        is_telling = full >= FOUND_SD * np.sqrt(squares.clip(_LEAST_VARIANCE))
+        is_bare = is_telling & (held < _BARE_SHARE * full)
+        is_marked = is_telling & ~is_bare
+        if min(np.count_nonzero(is_bare), np.count_nonzero(is_marked)) < _FEW_SLICES:
+            return np.zeros_like(is_bare)
+        left = held[is_marked].sum() / full[is_marked].sum()
+        return is_bare & (left >= WHOLE_GAIN)
+
+    @property
+    def gain_of_marked(self) -> float:
+        """The gain, without slices that were put in."""
+        if not self.is_bare.any():
+            return self.gain
+        held, full = (values[~self.is_bare].sum() for values in (self.held, self.full))
+        return float(np.clip(held / full, self.gain, 1))
 
 
 @dataclass(frozen=True, eq=False)

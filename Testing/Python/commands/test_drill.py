@@ -214,7 +214,7 @@ class TestScore:
         def stop(*_args: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("MITSGANLib.measure.drill.score", stop)
+        monkeypatch.setattr("MITSGANTrainingLib.commands.drill.score", stop)
         words = ["drill", "score", str(answers), str(drill / "case-1.answers"), "--key", str(key)]
         assert main([*words, "--json", str(record)]) == 130
         assert capsys.readouterr().out == ""

@@ -72,6 +72,20 @@ def test_an_untouched_copy_is_no_alarm(untouched):
     assert not untouched.verdict.reasons
 
 
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_slices_of_the_scan_before_it_was_protected_are_no_compression(scan, marked, share):
+    count = scan.shape[0]
+    first = round((1 - share) * count)
+    hu = marked.hu.copy()
+    hu[first:] = scan.hu[first:]
+    verdict = looked_at(marked.with_hu(hu)).verdict
+    assert verdict.outcome is Outcome.CHANGED
+    assert not any("compression" in one.text for one in verdict.evidence)
+    reached = [one for one in verdict.places if one.kji[0] + one.size_mm[0] / 2 / scan.spacing_kji[0] > first]
+    assert reached == list(verdict.places)
+    assert max(one.size_mm[0] for one in reached) > 0.5 * share * count * scan.spacing_kji[0]
+
+
 def test_what_a_network_erases_is_an_alarm_where_one_asks(marked, place):
     forged = simulate_attack(marked, place, "remove", attacker=load_attacker("ctgan-small", "remove"))
     assert looked_at(forged).at(place).strength >= 1
@@ -136,8 +150,9 @@ def test_what_was_painted_before_smoothing_lacks_more_of_the_watermark(marked, p
     assert examination.mark.is_degraded
     watermark = next(one for one in examination.suspicions if one.kind == "watermark")
     here = watermark.score[examination.block_of(place)]
-    assert here > 1
+    assert here > 0.65
     assert here > 1.5 * np.percentile(watermark.score[examination.lungs], 99)
+    assert examination.at(place).strength >= 1
 
 
 def test_what_lies_outside_the_lungs_is_not_sought(untouched, place):

@@ -1255,7 +1255,7 @@ def test_the_tutorials_python_works(capsys, monkeypatch, phantom):
     code = text.partition("```python\n")[2].partition("```")[0]
     k, j, i = phantom.nodule_kji
     assert "(26, 146, 314)" in code
-    monkeypatch.setattr("MITSGANLib.scan.phantom.sample_phantom", lambda: phantom)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.operations.sample_phantom", lambda: phantom)
     exec(code.replace("(26, 146, 314)", f"({k}, {j}, {i})"), {})  # noqa: S102
     assert "in-painted middle" in capsys.readouterr().out
 

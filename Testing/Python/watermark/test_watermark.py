@@ -436,7 +436,7 @@ class TestDemonstration:
         attacker = untrained_attackers["remove"]
         monkeypatch.setattr("MITSGANLib.attack.attacker.load_attacker", lambda *_: attacker)
         monkeypatch.setattr(
-            "MITSGANLib.scan.targets.choose_targets", lambda *_: (Target("remove", lung, "in the lung"),)
+            "MITSGANTrainingLib.commands.demo.choose_targets", lambda *_: (Target("remove", lung, "in the lung"),)
         )
         save_volume(scan, tmp_path / "scan.nrrd")
         words = ["demo", tmp_path / "scan.nrrd", tmp_path / "report", "--model", "none", "--device", "cpu"]
