@@ -133,7 +133,7 @@ class _Source:
         return cls(blocks, mask, kji, edge, np.array(low), tuple(map(slice, low, high)))
 
     def box_around(self, size_mm: float | None = None) -> tuple[slice, slice, slice]:
-        """Of the scan: all that is copied, or less."""
+        """The part of the scan that is copied: all of it, or less."""
         half = np.full(3, self.edge // 2)
         if size_mm is not None:
             half = np.minimum(np.maximum(np.round(size_mm / 2 / np.array(self.mm)), 1), half).astype(int)

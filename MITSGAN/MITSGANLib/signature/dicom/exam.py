@@ -443,7 +443,7 @@ def _macs(dataset: Dataset, tags: Sequence[int], algorithms: Sequence[str]) -> l
 
 
 def _references(document: Dataset) -> Iterator[tuple[str, str, Dataset]]:
-    """Of each instance of a document its place there, its UID and the item; a series may be spread over several."""
+    """Each instance of a document: its place there, its UID and the item. A series may be spread over several."""
     by_series: dict[str, list[Dataset]] = defaultdict(list)
     for study in document.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
