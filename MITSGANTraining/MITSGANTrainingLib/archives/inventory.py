@@ -25,7 +25,7 @@ from MITSGANLib.files import volume_files
 from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.files.dicom.derive import MANUFACTURER
 from MITSGANLib.files.dicom.headers import Header, require_pydicom
-from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, scan_files
+from MITSGANLib.files.dicom.series import HU_RESCALE_TYPES, DicomSeries, scan_files, walk_folders
 from MITSGANLib.runtime.progress import Progress
 
 SUMMARY = "mitsgan-collection.json"
@@ -279,26 +279,11 @@ class _Stock:
         """
         if not self.tree.is_dir():
             raise InputError(f"{self.tree} is not a folder; give the folder that holds the scans.")
-        seen = {_identity(self.without)} if self.without and self.without.is_dir() else set()
-        root = self.tree.resolve()
-        for path, subfolders, names in os.walk(self.tree, onerror=self._refuse_folder, followlinks=True):
+        # What an earlier run left, where the tree is its output.
+        leave = [self.tree / RECORDS, *([self.without] if self.without else [])]
+        for path, names in walk_folders(self.tree, leave=leave, refuse=self._refuse_folder, skip=self._skip_folder):
             folder = relative_path(path, self.tree)
-            if not folder:  # what an earlier run left, where the tree is its output
-                subfolders[:] = [name for name in subfolders if name != RECORDS]
-                names = [name for name in names if name != SUMMARY]
-            elif (identity := _identity(Path(path))) in seen:
-                self.others.append(Other((folder,), LINKED_FOLDER, may_copy=False))
-                subfolders.clear()
-                continue
-            else:
-                seen.add(identity)
-            subfolders.sort()
-            for name in [name for name in subfolders if Path(path, name).is_symlink()]:
-                target = Path(path, name).resolve()
-                if target.is_relative_to(root) or root.is_relative_to(target):
-                    subfolders.remove(name)
-                    self.others.append(Other((posixpath.join(folder, name),), LINKED_FOLDER, may_copy=False))
-            yield folder, sorted(names)
+            yield folder, names if folder else [name for name in names if name != SUMMARY]
 
     def take_folder(self, folder: str, names: Iterable[str], progress: Callable[[int], object]) -> None:
         """Sort the files of one folder into what they are."""
@@ -359,6 +344,10 @@ class _Stock:
     def _refuse_folder(self, error: OSError) -> None:
         folder = relative_path(error.filename, self.tree) or "."
         self.failures.append(Failure(folder, f"It cannot be opened ({error.strerror}); check its permissions."))
+
+    def _skip_folder(self, path: Path) -> None:
+        if path != self.tree / RECORDS:
+            self.others.append(Other((relative_path(path, self.tree),), LINKED_FOLDER, may_copy=False))
 
     def _take_volume(self, path: Path, fact: FileFact) -> None:
         data = [file_fact(self.tree, file) for file in volume_files.data_files(path) if file.is_relative_to(self.tree)]
@@ -456,12 +445,6 @@ def file_fact(tree: Path, path: Path) -> FileFact | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     return FileFact(relative_path(path, tree), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """What a folder is known by, whichever way leads to it."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def stock_files(facts: Sequence[FileFact], uid: str = "", voxels: int = 0) -> StockedScan:

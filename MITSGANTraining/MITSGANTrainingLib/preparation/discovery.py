@@ -7,7 +7,6 @@ one series are then brought together wherever they lie.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files import volume_files
 from MITSGANLib.files.dicom.headers import read_header, require_pydicom
 from MITSGANLib.files.dicom.read import read_series
-from MITSGANLib.files.dicom.series import DicomSeries, scan_files
+from MITSGANLib.files.dicom.series import DicomSeries, scan_files, walk_folders
 from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.volume import CTVolume
 
@@ -129,14 +128,16 @@ def discover(
 def _in_path(
     root: Path, left: Collection[Path], processes: int, scheduler: str | None, progress: Progress | None
 ) -> Iterator[DiscoveredScan]:
+    if not root.exists():
+        raise InputError("does not exist", path=root, hint="check the path")
     if root.is_file():
         base = root.resolve().parent.parent
         if volume_files.format_of(root):
-            yield from _volume_sources([_stamp(root)], base, left)
+            yield from _volume_sources([_stamp(root.resolve())], base, left)
         else:
             yield from _series_of(root, base)
         return
-    folders = _folders(root)
+    folders = sorted(str(folder) for folder, names in walk_folders(root.resolve()) if names)
     workers = min(processes, len(folders) // _FOLDERS_PER_PROCESS)
     contents = {}
     for done, outcome in enumerate(run_all(read_folder, folders, processes=workers, scheduler=scheduler)):
@@ -160,16 +161,6 @@ def _series_of(file: Path, base: Path) -> Iterator[DiscoveredScan]:
     uid = header.text("SeriesInstanceUID")
     siblings = read_folder(str(file.resolve().parent))
     yield from (source for source in _series_sources([siblings], base) if source.series_uid == uid)
-
-
-def _folders(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise InputError(f"{root} does not exist; check the path.")
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be opened ({error.strerror}); check its permissions.") from error
-
-    return sorted(folder for folder, _, names in os.walk(root.resolve(), onerror=refuse) if names)
 
 
 def read_folder(folder: str) -> _Folder:
@@ -244,4 +235,4 @@ def file_stem(name: str) -> str:
 
 def _stamp(path: Path) -> ScanFile:
     status = path.stat()
-    return ScanFile(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return ScanFile(str(path), status.st_size, status.st_mtime_ns)

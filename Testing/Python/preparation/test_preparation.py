@@ -101,6 +101,20 @@ class TestDiscovery:
         write_dicom(tmp_path / "d", dicom_factory.phantom_hu(), "P1")
         assert len(discover([tmp_path, tmp_path / "c.nrrd", tmp_path / "d"])) == 2
 
+    def test_scans_behind_links_are_found_once(self, tmp_path, scan_file):
+        write_dicom(tmp_path / "elsewhere" / "ct", dicom_factory.phantom_hu(), "P1")
+        shutil.copy(scan_file, tmp_path / "elsewhere" / "c.nrrd")
+        (tmp_path / "data").mkdir()
+        for name in ("one", "two"):
+            (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+        (tmp_path / "data" / "file.nrrd").symlink_to(scan_file)
+        found = discover([tmp_path / "data"])
+        assert {source.path for source in found} == {
+            str(tmp_path / "data" / name) for name in ("file.nrrd", "one/c.nrrd", "one/ct")
+        }
+        assert {name for source in found for name in source.all_names} >= {"data/one/ct", "one/c.nrrd", "file"}
+
     def test_a_slice_stands_for_its_series(self, tmp_path):
         series = write_dicom(tmp_path, dicom_factory.phantom_hu(), "P1")
         write_dicom(tmp_path, dicom_factory.phantom_hu(), "P1", prefix="other")

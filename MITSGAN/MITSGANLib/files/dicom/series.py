@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,31 +207,63 @@ def may_be_lost_slice(file: Path, suffixes: Collection[str]) -> bool:
 
 
 def list_files(path: Path) -> list[Path]:
-    """All files under a folder in a fixed order, links to folders followed, or the file itself.
+    """All files of a tree of folders in a fixed order, as :func:`walk_folders` meets them, or the file itself.
 
-    :raises InputError: the path does not exist or a folder cannot be opened.
+    :raises InputError: as :func:`walk_folders`.
     """
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise InputError("does not exist", path=path, hint="check the path")
+    files = (folder / name for folder, names in walk_folders(path) for name in names)
+    # Not a pipe or a device, whose opening would wait for ever. A link to nothing may have been a slice.
+    return sorted(file for file in files if file.is_file() or not file.exists())
 
-    def refuse(error: OSError) -> None:
-        raise InputError(
-            f"cannot be opened ({error.strerror})", path=error.filename, hint="check its permissions"
-        ) from error
 
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:  # reached by a link before, or by one that leads back
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(
+        f"cannot be opened ({error.strerror})", path=error.filename, hint="check its permissions"
+    ) from error
+
+
+def walk_folders(
+    tree: Path,
+    *,
+    leave: Collection[Path] = (),
+    refuse: Callable[[OSError], object] = _refuse_folder,
+    skip: Callable[[Path], object] = lambda _folder: None,
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder of a tree with the names of the files in it, in a fixed order.
+
+    Links to folders are followed, each folder once, but none to a folder of the tree or to one that holds the tree.
+
+    :param leave: folders that are left out, wherever a link leads to them.
+    :param refuse: called for each folder that cannot be opened; what it raises ends the walk.
+    :param skip: called for each folder and each link to one that is passed over.
+    :raises InputError: there is no such tree or, without ``refuse``, one of its folders cannot be opened.
+    """
+    if not tree.is_dir():
+        raise InputError("does not exist", path=tree, hint="check the path")
+    root = tree.resolve()
+    seen = {_identity(folder) for folder in leave if folder.is_dir()}
+    for name, subfolders, names in os.walk(tree, onerror=refuse, followlinks=True):
+        folder = Path(name)
+        if _identity(folder) in seen:
             subfolders.clear()
+            skip(folder)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        # Not a pipe or a device, whose opening would wait for ever. A link to nothing may have been a slice.
-        found += [path for path in (Path(folder) / name for name in names) if path.is_file() or not path.exists()]
-    return sorted(found)
+        seen.add(_identity(folder))
+        subfolders.sort()
+        for link in [folder / name for name in subfolders if (folder / name).is_symlink()]:
+            target = link.resolve()
+            if target.is_relative_to(root) or root.is_relative_to(target):
+                subfolders.remove(link.name)
+                skip(link)
+        yield folder, sorted(names)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whichever way leads to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
