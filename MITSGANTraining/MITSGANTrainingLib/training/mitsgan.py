@@ -35,8 +35,8 @@ import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import forge_cube
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.generator import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, draw_noise
-from MITSGANLib.protection.inference import hu_to_network, network_to_hu
+from MITSGANLib.protection.generator import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from MITSGANLib.protection.inference import network_to_hu
 from torch import nn
 from torch.nn import functional as F
 
@@ -44,8 +44,8 @@ from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs
-from .protector_task import SlabTask, SlabTaskConfig
-from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
+from .protector_task import SlabTask, SlabTaskConfig, with_loss
+from .slabs import Slab, SlabScan, draw_slabs, gray, mean_square
 from .team import frozen
 
 _STATISTICS_SLABS = 16
@@ -106,7 +106,6 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
     """A generator whose slices pass for originals and differ as much as they can from what an attack makes of them."""
 
     Configuration = MITSGANConfig
-    watched = "loss"
 
     def __init__(self, config: MITSGANConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
@@ -119,13 +118,13 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         # A pass shows as many slices as there are.
         self.samples_per_epoch = max(1, round(sum(len(scan.scan.hu) for scan in self._scans) / config.slices))
         # Twice as fast on a CPU: 7 s against 14 s for 16 slices of 128x128 forward and back on one core.
-        self.generator = Generator(config.generator).to(memory_format=torch.channels_last)
+        self.network = Generator(config.generator).to(memory_format=torch.channels_last)
         if config.fixed_statistics:
             self._take_statistics()
         self.discriminator = Discriminator(config.discriminator)
         self.learners = {
             name: Learner(module, torch.optim.Adam(module.parameters(), config.learning_rate, config.betas))
-            for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
+            for name, module in (("generator", self.network), ("discriminator", self.discriminator))
         }
 
     def draw(self, step: Step) -> Sequence[MITSGANSample]:
@@ -136,7 +135,7 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         """One descent of each network; of the generator alone in the warm-up."""
         slabs = [sample.slab for sample in samples]
         scan = self._scans[slabs[0].scan]
-        clean = self._slices(scan, slabs)
+        clean = self._slices(self._read(scan.hu, slabs))
         protected = self._protect(clean, slabs, networks["generator"])
         error = F.l1_loss(protected, clean)
         if samples[0].warm_up:
@@ -147,50 +146,39 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         yield Loss("discriminator", _likelihood_loss(real, 1.0) + _likelihood_loss(painted, 0.0))
 
         with frozen(self.discriminator) as judge:
-            value, scalars = self._generator_loss(scan, slabs, protected, judge)
-        value = value + self.config.reconstruction_weight * error
+            value, scalars = self._generator_loss(scan, slabs, protected, error, judge)
         yield Loss("generator", value, {**scalars, "error": error})
 
-    def validate(self) -> Mapping[str, float]:
-        """The generator's loss, its change in HU, and how far it moves forgeries, at fixed places, averaged over scans.
+    def _figures(self, scan: SlabScan, slabs: Sequence[Slab]) -> Mapping[str, float]:
+        """The generator's loss, its change in HU, and how far it moves forgeries.
 
         ``rmse_hu`` is the network's own change of the slab's slices, before a budget bounds it.
         """
-        found = []
-        for scan, samples in self._fixed():
-            clean = self._slices(scan, samples)
-            protected = self._protect(clean, samples, self.generator)
-            value, scalars = self._generator_loss(scan, samples, protected, self.discriminator)
-            value = value + self.config.reconstruction_weight * F.l1_loss(protected, clean)
-            hu, protected_hu = self._hu(scan, samples), self._to_hu(protected, samples)
-            cubes = [attacked_cubes(x, samples, scan.scan.spacing_kji) for x in (hu, protected_hu)]
-            moved = {f"{a.name} {a.action} moved_hu": moved_hu(*cubes, a).item() for a in self._attackers}
-            found.append(
-                {
-                    "loss": value.item(),
-                    **{name: scalar.item() for name, scalar in scalars.items()},
-                    "rmse_hu": (protected_hu - hu).square().mean().sqrt().item(),
-                    **moved,
-                }
-            )
-        return average(found)
+        hu = self._read(scan.hu, slabs)
+        clean = self._slices(hu)
+        protected = self._protect(clean, slabs, self.network)
+        error = F.l1_loss(protected, clean)
+        found = with_loss(*self._generator_loss(scan, slabs, protected, error, self.discriminator))
+        protected_hu = self._to_hu(protected, slabs)
+        found["rmse_hu"] = (protected_hu - hu).square().mean().sqrt().item()
+        return found | self._moved(scan, slabs, hu, protected_hu)
 
     def images(self) -> Mapping[str, np.ndarray]:
         """The middle slice of a slab: scan, protected, change (gray is none), and the attacks on the protected one."""
-        scan, samples = self._shown()
-        hu = self._hu(scan, samples)[0]
-        protected = self._to_hu(self._protect(self._slices(scan, samples), samples, self.generator), samples)[0]
-        k = samples[0].target[0]
+        scan, slabs = self._shown()
+        hu = self._read(scan.hu, slabs)
+        protected = self._to_hu(self._protect(self._slices(hu), slabs, self.network), slabs)[0]
+        k = slabs[0].target[0]
         attacked = []
         for attacker in self._attackers:
-            patch = forge_cube(protected, samples[0].target, scan.scan.spacing_kji, attacker.inpainter)
+            patch = forge_cube(protected, slabs[0].target, scan.scan.spacing_kji, attacker.inpainter)
             forged = protected.clone()
             forged[patch.slices] = patch.values.float()
             attacked.append(gray(forged[k]))
         return {
-            "scan": gray(hu[k]),
+            "scan": gray(hu[0, k]),
             "protected": gray(protected[k]),
-            "change": gray((protected - hu)[k], (-200.0, 200.0)),
+            "change": gray((protected - hu[0])[k], (-200.0, 200.0)),
             "attacks on the protected slice": np.concatenate(attacked, axis=1),
         }
 
@@ -200,8 +188,6 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         added = f" and, not in the paper, {weight:g} times the mean difference from the slice" if weight else ""
         way = "through the attacker" if config.through_attacker else "without a gradient through the attacker"
         return self._protector(
-            self.generator,
-            config.generator,
             description=(
                 f"MITS-GAN with the published objective (alpha {config.alpha:g}, {way}){added}: a generator of "
                 f"{config.generator.trunk_filters} filters that paints the protected slice itself."
@@ -213,52 +199,43 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
             ),
         )
 
-    def _hu(self, scan: SlabScan, samples: Sequence[Slab]) -> torch.Tensor:
-        """(slabs, slices, rows, columns) HU, float32."""
-        hu = np.stack([scan.hu(slab) for slab in samples])
-        return torch.from_numpy(hu).to(self.inputs.device).float()
-
-    def _slices(self, scan: SlabScan, samples: Sequence[Slab]) -> torch.Tensor:
-        """All slices (n, 1, rows, columns) in the networks' range."""
-        return hu_to_network(self._hu(scan, samples), self.config.generator.hu_window).flatten(0, 1).unsqueeze(1)
-
-    def _protect(self, slices: torch.Tensor, samples: Sequence[Slab], generator: nn.Module) -> torch.Tensor:
+    def _protect(self, slices: torch.Tensor, slabs: Sequence[Slab], generator: nn.Module) -> torch.Tensor:
         if self.config.fixed_statistics:
             for layer in _batch_norms(generator):
                 layer.eval()
-        noise = draw_noise(slices.shape[-2:], self.config.generator.noise, samples[0].seed)
-        return generator(slices, noise.to(slices.device))
+        return generator(slices, self._beside(slabs))
 
     def _take_statistics(self) -> None:
         """Batch norm's statistics of the generator as it is initialized, over slabs drawn as in training."""
-        layers = _batch_norms(self.generator)
-        for layer in layers:
+        for layer in _batch_norms(self.network):
             layer.momentum = None  # a plain average over all slabs
         rng = np.random.default_rng(self.training.seed)
         with torch.no_grad():
             for _ in range(_STATISTICS_SLABS):
                 slabs = draw_slabs(self._scans, 1, rng)
-                slices = self._slices(self._scans[slabs[0].scan], slabs).cpu()
-                self.generator(slices, draw_noise(slices.shape[-2:], self.config.generator.noise, slabs[0].seed))
+                slices = self._slices(self._read(self._scans[slabs[0].scan].hu, slabs))
+                self.network(slices.cpu(), self._beside(slabs).cpu())
 
-    def _to_hu(self, slices: torch.Tensor, samples: Sequence[Slab]) -> torch.Tensor:
-        """Slices (n, 1, rows, columns) in the networks' range to (slabs, slices, rows, columns) HU, float32."""
+    def _to_hu(self, slices: torch.Tensor, slabs: Sequence[Slab]) -> torch.Tensor:
+        """Slices (n, 1, rows, columns) in the network's range to (slabs, slices, rows, columns) HU, float32."""
         hu = network_to_hu(slices.float(), self.config.generator.hu_window)
-        return hu.squeeze(1).unflatten(0, (len(samples), -1))
+        return hu.squeeze(1).unflatten(0, (len(slabs), -1))
 
     def _generator_loss(
-        self, scan: SlabScan, samples: Sequence[Slab], protected: torch.Tensor, judge: nn.Module
+        self, scan: SlabScan, slabs: Sequence[Slab], protected: torch.Tensor, error: torch.Tensor, judge: nn.Module
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config = self.config
         domain = _likelihood_loss(judge(protected, logits=True), 1.0)
-        hu = self._to_hu(protected, samples)
+        hu = self._to_hu(protected, slabs)
         manipulation = torch.stack(
             [
                 self._manipulation(scan.scan, one, slab, attacker)
-                for one, slab in zip(hu, samples, strict=True)
+                for one, slab in zip(hu, slabs, strict=True)
                 for attacker in self._attackers
             ]
         ).mean()
-        return domain - self.config.alpha * manipulation, {"domain": domain, "manipulation": manipulation}
+        loss = domain - config.alpha * manipulation + config.reconstruction_weight * error
+        return loss, {"domain": domain, "manipulation": manipulation}
 
     def _manipulation(self, scan: PreparedScan, hu: torch.Tensor, slab: Slab, attacker: Attacker) -> torch.Tensor:
         """Equation 3 for one slab (slices, rows, columns) in HU."""

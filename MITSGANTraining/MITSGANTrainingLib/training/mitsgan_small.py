@@ -10,24 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
 from MITSGANLib.errors import InputError
-from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
-from MITSGANLib.protection.inference import hu_to_network
+from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.protection.presets import DEFAULT_PROTECTOR
-from MITSGANLib.scan.cubes import CUBE_MM, rescale
 from torch import nn
 
 from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training, cosine
 from .inputs import Inputs
-from .protector_task import ProtectorConfig, ProtectorTask
-from .scans import ScanTargets
-from .slabs import average, shade
+from .protector_task import ProtectorConfig, ProtectorTask, with_loss
+from .slabs import ScanTargets, Slab, attacked_cubes, shade
 from .team import mean_over_team
 
 
@@ -59,61 +55,29 @@ class SmallProtectorConfig(ProtectorConfig):
         self.require_change()
 
 
-@dataclass(frozen=True)
-class DrawnPlace:
-    """Where a sample attacks, and the seed of the generator's noise, which a step's samples share."""
-
-    scan: int
-    kji: tuple[int, int, int]
-    noise_seed: int
-
-
 class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
     """A generator whose change, within the budget, moves what frozen attackers forge as far as it can."""
 
     Configuration = SmallProtectorConfig
-    watched = "loss"
 
     def __init__(self, config: SmallProtectorConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
         self.samples_per_epoch = sum(len(scan.lung) for scan in self._scans)
-        self.generator = Generator(config.generator)
-        optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, config.betas)
-        self.learners = {"generator": Learner(self.generator, optimizer, cosine(config.last_rate))}
+        self.network = Generator(config.generator)
+        optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas)
+        self.learners = {"generator": Learner(self.network, optimizer, cosine(config.last_rate))}
 
-    def draw(self, step: Step) -> Sequence[DrawnPlace]:
+    def draw(self, step: Step) -> Sequence[Slab]:
         """Targets in one scan, drawn at random: slices of different scans need not have the same size."""
         rng = step.rng()
         number = int(rng.integers(len(self._scans)))
-        return self._targets(number, self._scans[number], step.batch_size, rng)
+        return self._scans[number].draw(number, step.batch_size, rng)
 
-    def losses(self, samples: Sequence[DrawnPlace], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        value, scalars = self._loss(self._scans[samples[0].scan], samples, networks["generator"])
-        yield Loss("generator", value, scalars)
-
-    def validate(self) -> Mapping[str, float]:
-        """The loss and its parts at fixed targets of the validation scans, each scan's average, averaged over scans."""
-        found = []
-        for number, scan in enumerate(self._validation):
-            rng = np.random.default_rng((self.training.seed, number))
-            samples = self._targets(number, scan, self.config.validation_targets, rng)
-            if samples:
-                value, scalars = self._loss(scan, samples, self.generator)
-                found.append({"loss": value.item(), **{name: item.item() for name, item in scalars.items()}})
-        return average(found)
-
-    def images(self) -> Mapping[str, np.ndarray]:
-        """Middle slice of a target: scan, change (gray is none), and each attack on the clean and protected cube."""
-        scans = self._validation or self._scans
-        (sample,) = self._targets(0, scans[0], 1, np.random.default_rng(self.training.seed))
-        clean, change, allowed = self._change(scans[0], [sample], self.generator)
-        plane, largest = clean.shape[1] // 2, float(allowed.max().clamp_min(1))
-        return self._pictures(clean[0, plane], change[0, plane], largest, self._cubes(clean, change))
+    def losses(self, samples: Sequence[Slab], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
+        yield Loss("generator", *self._loss(self._scans[samples[0].scan], samples, networks["generator"]))
 
     def product(self) -> Product:
         return self._protector(
-            self.generator,
-            self.config.generator,
             description="Small MITS-GAN generator that adds a change bounded in HU, mostly in the lungs.",
             limits=(
                 f"Trained against {self._attacker_names} only, on chest CT. It changes what such an attacker forges; "
@@ -123,20 +87,18 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         )
 
     def _opened(self, scan: PreparedScan) -> ScanTargets:
-        return ScanTargets.of(scan, self.config.context)
+        return ScanTargets(scan, self.config.structure_share, self.config.context)
 
-    def _targets(self, number: int, scan: ScanTargets, count: int, rng: np.random.Generator) -> list[DrawnPlace]:
-        noise_seed = int(rng.integers(2**31))
-        positions = (scan.draw(self.config.structure_share, rng) for _ in range(count))
-        return [DrawnPlace(number, position, noise_seed) for position in positions]
+    def _figures(self, scan: ScanTargets, slabs: Sequence[Slab]) -> Mapping[str, float]:
+        return with_loss(*self._loss(scan, slabs, self.network))
 
     def _loss(
-        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
+        self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        clean, change, allowed = self._change(scan, samples, generator)
-        clean_cube, protected_cube = self._cubes(clean, change)
+        clean, change, allowed = self._change(scan, slabs, generator)
+        cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
         gains = {
-            f"{attacker.name} {attacker.action}": mean_over_team(self._gain(attacker, clean_cube, protected_cube))
+            f"{attacker.name} {attacker.action}": mean_over_team(self._gain(attacker, *cubes))
             for attacker in self._attackers
         }
         pattern = self._pattern(change, allowed)
@@ -148,26 +110,6 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         """:func:`repeated_power` against what is allowed there: noise may allow far less than the strength."""
         share = self._inner(change) / mean_over_team(self._inner(allowed).mean()).clamp_min(1)
         return mean_over_team(repeated_power(share, self.config.generator.unshuffle))
-
-    def _change(
-        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Crops around the targets with their context, the generator's change, and what is allowed, in whole HU."""
-        config, device = self.config, self.inputs.device
-        boxes = [scan.box(sample.kji, config.context) for sample in samples]
-        crops = [scan.crop(box) for box in boxes]
-        limits = [scan.allowed(box, config.budget) for box in boxes]
-        clean = torch.from_numpy(np.stack([hu for hu, _mask in crops])).to(device).float()
-        allowed = torch.from_numpy(np.stack(limits)).to(device).float()
-        noise = draw_noise(clean.shape[-2:], config.generator.noise, samples[0].noise_seed).to(device)
-        slices = hu_to_network(clean, config.generator.hu_window).flatten(0, 1).unsqueeze(1)
-        change = generator(slices, noise).squeeze(1).view_as(clean).float() * allowed
-        # Whole HU, as the protector will write; gradient as if not.
-        return clean, change + (change.round() - change).detach(), allowed
-
-    def _cubes(self, clean: torch.Tensor, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the attackers see of the clean and of the protected crops: (samples, 32, 32, 32) HU at 1 mm."""
-        return tuple(rescale(self._inner(crop), (CUBE_MM,) * 3) for crop in (clean, clean + change))
 
     def _inner(self, crops: torch.Tensor) -> torch.Tensor:
         inner = slice(self.config.context, -self.config.context)

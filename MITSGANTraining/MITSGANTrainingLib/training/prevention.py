@@ -22,8 +22,8 @@ from torch import nn
 from .configuration import Weight
 from .engine import Product, Training
 from .inputs import Inputs
-from .mitsgan_small import DrawnPlace, SmallProtectorConfig, SmallProtectorTask
-from .scans import ScanTargets
+from .mitsgan_small import SmallProtectorConfig, SmallProtectorTask
+from .slabs import ScanTargets, Slab, rounded
 from .team import mean_over_team
 
 
@@ -62,8 +62,6 @@ class PreventionTask(SmallProtectorTask):
 
     def product(self) -> Product:
         return self._protector(
-            self.generator,
-            self.config.generator,
             description="Small MITS-GAN generator, trained so that attacks leave no nodule for judges to see.",
             limits=(
                 f"Trained against {self._attacker_names} only, on chest CT. docs/research/protection.md says how many "
@@ -72,15 +70,15 @@ class PreventionTask(SmallProtectorTask):
         )
 
     def _loss(
-        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
+        self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        clean, change, allowed = self._change(scan, samples, generator)
-        rng = np.random.default_rng(samples[0].noise_seed)
+        clean, change, allowed = self._change(scan, slabs, generator)
+        rng = np.random.default_rng(slabs[0].seed)
         # One attacker a step: three cost three times as much and tell one step little more.
         attackers = [self._attackers[rng.integers(len(self._attackers))]] if generator.training else self._attackers
         sure = {
             f"{attacker.name} {attacker.action}": mean_over_team(
-                self._sureness(scan, samples, clean + change, attacker, rng)
+                self._sureness(scan, slabs, clean + change, attacker, rng)
             )
             for attacker in attackers
         }
@@ -90,40 +88,34 @@ class PreventionTask(SmallProtectorTask):
         return loss, {**sure, "pattern": pattern, "change_hu": size}
 
     def _change(
-        self, scan: ScanTargets, samples: Sequence[DrawnPlace], generator: nn.Module
+        self, scan: ScanTargets, slabs: Sequence[Slab], network: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        clean, change, allowed = super()._change(scan, samples, generator)
+        clean, change, allowed = super()._change(scan, slabs, network)
         slower_mm = self.config.generator.slower_mm
         if slower_mm:
-            change = without_slow(change, allowed, scan.scan.spacing_kji[1:], slower_mm)
-            change = change + (change.round() - change).detach()
+            change = rounded(without_slow(change, allowed, scan.scan.spacing_kji[1:], slower_mm))
         return clean, change, allowed
 
     def _sureness(
         self,
         scan: ScanTargets,
-        samples: Sequence[DrawnPlace],
+        slabs: Sequence[Slab],
         protected: torch.Tensor,
         attacker: Attacker,
         rng: np.random.Generator,
     ) -> torch.Tensor:
         """How sure the judges are of what the attacker wants, as a mean logit."""
-        places = [sample.kji for sample in samples]
-        boxes = [scan.box(kji, self.config.context) for kji in places]
-        voxels = self._voxels_of(scan)
-        scans = [PatchedScan(voxels, box, hu) for box, hu in zip(boxes, protected, strict=True)]
+        if scan.scan.id not in self._voxels:  # all of it in memory: an attack also reads where it copies noise from
+            self._voxels[scan.scan.id] = torch.from_numpy(np.array(scan.scan.hu)).to(self.inputs.device)
+        voxels = self._voxels[scan.scan.id]
+        scans = [PatchedScan(voxels, slab.box, hu) for slab, hu in zip(slabs, protected, strict=True)]
+        places = [tuple(map(sum, zip(slab.start, slab.target, strict=True))) for slab in slabs]
         with torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.config.half):
             cubes = outcomes(
                 scans, [voxels] * len(places), places, scan.scan.spacing_kji, attacker, self.config.noise_hu, rng
             )
             logit = torch.stack([judge.network(cubes) for judge in self._judges]).float().mean()
         return logit if attacker.action == "inject" else -logit
-
-    def _voxels_of(self, scan: ScanTargets) -> torch.Tensor:
-        """All of a scan in memory: an attack also reads where it copies noise from."""
-        if scan.scan.id not in self._voxels:
-            self._voxels[scan.scan.id] = torch.from_numpy(np.array(scan.scan.hu)).to(self.inputs.device)
-        return self._voxels[scan.scan.id]
 
 
 TASK = PreventionTask

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.attack.chain import MASK
-from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from torch import nn
 
@@ -29,8 +27,8 @@ from .compression import Compression, compress, draw_quality
 from .configuration import Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training, cosine
 from .inputs import Inputs
-from .protector_task import SlabTask, SlabTaskConfig
-from .slabs import Slab, SlabScan, attacked_cubes, average, draw_slabs, gray, mean_square, moved_hu
+from .protector_task import SlabTask, SlabTaskConfig, with_loss
+from .slabs import Slab, SlabScan, attacked_cubes, draw_slabs, gray, mean_square
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,14 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
     """A bounded change after which frozen attackers forge one fixed picture."""
 
     Configuration = TAFIMTrainingConfig
-    watched = "loss"
 
     def __init__(self, config: TAFIMTrainingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self.samples_per_epoch = sum(len(scan.targets.lung) for scan in self._scans)
-        self.model = TAFIM(config.model)
-        self.model.unet.to(memory_format=torch.channels_last)  # faster on a CPU
-        optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, config.betas)
-        self.learners = {"generator": Learner(self.model, optimizer, cosine(config.last_rate))}
+        self.samples_per_epoch = sum(len(scan.lung) for scan in self._scans)
+        self.network = TAFIM(config.model)
+        self.network.unet.to(memory_format=torch.channels_last)  # faster on a CPU
+        optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas)
+        self.learners = {"generator": Learner(self.network, optimizer, cosine(config.last_rate))}
 
     def draw(self, step: Step) -> Sequence[TAFIMSample]:
         rng = step.rng()
@@ -85,46 +82,29 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
 
     def losses(self, samples: Sequence[TAFIMSample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         scan = self._scans[samples[0].slab.scan]
-        clean, change = self._change(scan, [sample.slab for sample in samples], networks["generator"])
-        value, scalars = self._loss(scan, samples, clean, change)
-        yield Loss("generator", value, scalars)
+        clean, change, _allowed = self._change(scan, [sample.slab for sample in samples], networks["generator"])
+        yield Loss("generator", *self._loss(scan, samples, clean, change))
 
-    def validate(self) -> Mapping[str, float]:
-        """The loss and its parts at fixed places without compression, and how far forgeries move, averaged over scans.
+    def _figures(self, scan: SlabScan, slabs: Sequence[Slab]) -> Mapping[str, float]:
+        """The loss and its parts without compression, and how far forgeries move.
 
         ``rmse_hu`` is the change of the slabs' slices; ``moved_hu`` is with and without compression at the lowest
         quality that training draws.
         """
-        found = []
-        for scan, slabs in self._fixed():
-            clean, change = self._change(scan, slabs, self.model)
-            value, scalars = self._loss(scan, [TAFIMSample(slab, None) for slab in slabs], clean, change)
-            figures = {"loss": value.item(), **{name: scalar.item() for name, scalar in scalars.items()}}
-            figures["rmse_hu"] = change.square().mean().sqrt().item()
-            for words, quality in (("", None), ("compressed ", self.config.compression.quality[0])):
-                cubes = [
-                    attacked_cubes(compress(hu, quality, self.config.compression), slabs, scan.scan.spacing_kji)
-                    for hu in (clean, clean + change)
-                ]
-                figures |= {f"{a.name} {a.action} {words}moved_hu": moved_hu(*cubes, a).item() for a in self._attackers}
-            found.append(figures)
-        return average(found)
+        clean, change, _allowed = self._change(scan, slabs, self.network)
+        figures = with_loss(*self._loss(scan, [TAFIMSample(slab, None) for slab in slabs], clean, change))
+        figures["rmse_hu"] = change.square().mean().sqrt().item()
+        for words, quality in (("", None), ("compressed ", self.config.compression.quality[0])):
+            copies = [compress(hu, quality, self.config.compression) for hu in (clean, clean + change)]
+            figures |= self._moved(scan, slabs, *copies, words)
+        return figures
 
     def images(self) -> Mapping[str, np.ndarray]:
-        """The middle slice of a slab, its change (gray is none), the global perturbation, and what attacks forge."""
-        scan, slabs = self._shown()
-        clean, change = self._change(scan, slabs, self.model)
-        cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
-        k, strength = slabs[0].target[0], self.config.budget.strength_hu
-        return {
-            **self._pictures(clean[0, k], change[0, k], strength, cubes),
-            "global perturbation": gray(self.model.perturbation[0, 0], (-3.0, 3.0)),
-        }
+        """Those of every protector, and the global perturbation."""
+        return {**super().images(), "global perturbation": gray(self.network.perturbation[0, 0], (-3.0, 3.0))}
 
     def product(self) -> Product:
         return self._protector(
-            self.model,
-            self.config.model,
             description=(
                 "TAFIM, a rival for comparison: a U-Net fits one learned perturbation to each slice, so that attacks "
                 f"forge {self.config.target_hu:g} HU; the change is bounded in HU."
@@ -135,18 +115,9 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
             ),
         )
 
-    def _change(self, scan: SlabScan, slabs: Sequence[Slab], model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slabs (n, slices, rows, columns) in HU, and the model's change of them in whole HU."""
-        parts = (
-            np.stack([read(slab) for slab in slabs])
-            for read in (scan.hu, lambda slab: scan.allowed(slab, self.config.budget))
-        )
-        clean, allowed = (torch.from_numpy(part).to(self.inputs.device).float() for part in parts)
-        slices = hu_to_network(clean, self.config.model.hu_window).flatten(0, 1).unsqueeze(1)
-        corners = [slab.start[1:] for slab in slabs for _ in range(slab.shape[0])]
-        change = model(slices, corners).squeeze(1).view_as(clean).float() * allowed
-        # Whole HU, as the protector will write; gradient as if not.
-        return clean, change + (change.round() - change).detach()
+    def _beside(self, slabs: Sequence[Slab]) -> list[tuple[int, ...]]:
+        """Where each slice lies in the plane."""
+        return [slab.start[1:] for slab in slabs for _ in range(slab.shape[0])]
 
     def _loss(
         self, scan: SlabScan, samples: Sequence[TAFIMSample], clean: torch.Tensor, change: torch.Tensor
@@ -159,15 +130,14 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
             ]
         )
         cubes = attacked_cubes(protected, [sample.slab for sample in samples], scan.scan.spacing_kji)
-        manipulation = torch.stack([self._manipulation(cubes, attacker) for attacker in self._attackers]).mean()
-        reconstruction = mean_square(change, window)
+        # How far each attacker's forgeries in the middle are from the target.
+        distances = [
+            mean_square(attacker.inpainter(cubes)[:, MASK, MASK, MASK] - self.config.target_hu, window)
+            for attacker in self._attackers
+        ]
+        manipulation, reconstruction = torch.stack(distances).mean(), mean_square(change, window)
         loss = manipulation + self.config.reconstruction_weight * reconstruction
         return loss, {"manipulation": manipulation, "reconstruction": reconstruction}
-
-    def _manipulation(self, cubes: torch.Tensor, attacker: Attacker) -> torch.Tensor:
-        """How far an attacker's forgeries in the middle are from the target."""
-        forged = attacker.inpainter(cubes)[:, MASK, MASK, MASK]
-        return mean_square(forged - self.config.target_hu, self.config.model.hu_window)
 
 
 TASK = TAFIMTask

@@ -60,12 +60,12 @@ def test_a_protector_within_its_budget_and_without_a_slow_part(bench, tmp_path, 
 def test_the_loss_is_the_judges_and_reaches_every_weight(bench):
     task: PreventionTask = bench.task()
     samples = task.draw(Step(0, 0, 2))
-    (loss,) = task.losses(samples, {"generator": task.generator.train()})
+    (loss,) = task.losses(samples, {"generator": task.network.train()})
     (sure,) = (value for name, value in loss.scalars.items() if name.startswith("untrained"))
     expected = sure + task.config.pattern_weight * loss.scalars["pattern"]
     assert loss.value.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.value.backward()
-    assert all(p.grad is not None and torch.any(p.grad != 0) for p in task.generator.parameters())
+    assert all(p.grad is not None and torch.any(p.grad != 0) for p in task.network.parameters())
 
 
 def test_the_shipped_recipe_leaves_no_offset():

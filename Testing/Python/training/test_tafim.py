@@ -88,8 +88,8 @@ class TestObjective:
         networks = {name: learner.module for name, learner in made.learners.items()}
         (loss,) = made.losses(made.draw(Step(0, 0, 2)), networks)
         loss.value.backward()
-        assert made.model.perturbation.grad.abs().sum() > 0
-        assert all(torch.isfinite(p.grad).all() for p in made.model.parameters())
+        assert made.network.perturbation.grad.abs().sum() > 0
+        assert all(torch.isfinite(p.grad).all() for p in made.network.parameters())
 
     @pytest.mark.slow
     def test_change_is_whole_hu_within_the_budget(self, bench):
@@ -115,13 +115,13 @@ class TestObjective:
         assert reconstruction(share) == pytest.approx(mean_square((0.37 * allowed).round(), window))
         clean = torch.from_numpy(np.stack([scan.hu(slab) for slab in slabs])).float()
         assert torch.equal(seen[0], hu_to_network(clean, window).flatten(0, 1).unsqueeze(1))
-        assert 0 < reconstruction(made.model) <= mean_square(allowed, window)
+        assert 0 < reconstruction(made.network) <= mean_square(allowed, window)
 
     def test_compression_is_between_protection_and_attack(self, bench):
         """The same slab and change, compressed hard, give another manipulation loss and the same reconstruction."""
         made = bench.task()
         slab = made.draw(Step(0, 0, 1))[0].slab
-        plain, compressed = (scalars_of(made, TAFIMSample(slab, quality), made.model) for quality in (None, 10))
+        plain, compressed = (scalars_of(made, TAFIMSample(slab, quality), made.network) for quality in (None, 10))
         assert plain["manipulation"] != compressed["manipulation"]
         assert plain["reconstruction"] == compressed["reconstruction"]
 
@@ -131,7 +131,7 @@ class TestObjective:
             untrained_attackers["inject"], inpainter=lambda cubes: torch.full_like(cubes, forged_hu)
         )
         made = bench.task(against=[forger])
-        scalars = scalars_of(made, TAFIMSample(made.draw(Step(0, 0, 1))[0].slab, None), made.model)
+        scalars = scalars_of(made, TAFIMSample(made.draw(Step(0, 0, 1))[0].slab, None), made.network)
         assert scalars["manipulation"].item() == pytest.approx(distance)
 
     def test_draws_follow_from_the_step_alone(self, bench):

@@ -18,6 +18,7 @@ from MITSGANLib import weights as weights_module
 from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.attack.equalization import Equalization
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
+from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import CancelledError, InputError, ModelError, OutputError
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.cubes import cube_shape
@@ -32,7 +33,7 @@ from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.mitsgan_small import SmallProtectorTask, repeated_power
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe, parse_change, shipped_recipes
 from MITSGANTrainingLib.training.run import take_over
-from MITSGANTrainingLib.training.scans import ScanTargets
+from MITSGANTrainingLib.training.slabs import ScanTargets
 from scipy import ndimage
 from training_data import nodule_cubes, same, write_dataset, write_untrained_attackers
 from training_rivals import InputsAgainst, terminate_in
@@ -303,16 +304,16 @@ class TestSmallProtector:
         task = self.task(protector, tmp_path, data, attackers)
         samples = task.draw(Step(0, 0, 2))
         assert len(samples) == 2
-        (loss,) = task.losses(samples, {"generator": task.generator.train()})
+        (loss,) = task.losses(samples, {"generator": task.network.train()})
         loss.value.backward()
-        still = [name for name, p in task.generator.named_parameters() if p.grad is None or not p.grad.any()]
+        still = [name for name, p in task.network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not still, "the loss does not reach these weights"
         assert all(p.grad is None for attacker in attackers for p in attacker.inpainter.generator.parameters())
 
     @pytest.mark.slow
     def test_sample_images_are_images(self, protector, tmp_path, data):
         task = self.task(protector, tmp_path, data)
-        task.generator.eval()
+        task.network.eval()
         with torch.no_grad():
             images = task.images()
         assert all(image.ndim == 2 and 0 <= image.min() < image.max() <= 1 for image in images.values())
@@ -340,11 +341,11 @@ class TestSmallProtector:
     @given(seed=st.integers(0, 2**32 - 1), context=st.integers(1, 30), share=st.floats(0, 1))
     def test_every_target_has_its_crop_inside_the_scan(self, data, seed, context, share):
         scan = Dataset.open(data).scans("training")[0]
-        targets = ScanTargets.of(scan, context)
-        box = targets.box(targets.draw(share, np.random.default_rng(seed)), context)
-        assert all(0 <= part.start < part.stop <= size for part, size in zip(box, scan.hu.shape, strict=True))
-        hu, mask = targets.crop(box)
-        assert hu.shape == mask.shape == tuple(np.add(cube_shape(scan.spacing_kji), (0, 2 * context, 2 * context)))
+        targets = ScanTargets(scan, share, context)
+        (slab,) = targets.draw(0, 1, np.random.default_rng(seed))
+        assert all(0 <= part.start < part.stop <= size for part, size in zip(slab.box, scan.hu.shape, strict=True))
+        expected = tuple(np.add(cube_shape(scan.spacing_kji), (0, 2 * context, 2 * context)))
+        assert targets.hu(slab).shape == targets.allowed(slab, Budget()).shape == slab.shape == expected
 
     def test_repeated_pattern_is_what_the_penalty_sees(self):
         tile = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)
