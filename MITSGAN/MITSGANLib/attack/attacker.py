@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ModelError
 from ..runtime.devices import resolve_device
-from ..scan.cubes import Box, cube_shape, cube_start, intersection, within
+from ..scan.cubes import Box, box_at, cube_shape, cube_start, intersection, whole, within
 from ..scan.targets import ACTIONS, Action, check_target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
 from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
@@ -151,11 +151,10 @@ class AttackedScan:
         return part
 
 
-def tampered_box(volume: CTVolume, kji: Sequence[int]) -> tuple[slice, slice, slice]:
+def tampered_box(volume: CTVolume, kji: Sequence[int]) -> Box:
     """The 32 mm cube around the target that the generator replaces, clipped to the scan (slices, rows, columns)."""
     shape = cube_shape(volume.spacing_kji)
-    start = cube_start(kji, shape)
-    return tuple(slice(max(a, 0), min(a + n, size)) for a, n, size in zip(start, shape, volume.shape, strict=True))
+    return intersection(box_at(cube_start(kji, shape), shape), whole(volume.shape))
 
 
 def build_generator(config: Any) -> tuple[str, torch.nn.Module]:

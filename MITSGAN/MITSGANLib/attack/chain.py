@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..scan.cubes import CUBE_MM, Box, Patch, box_slices, cube_shape, cube_start, cut, overlap, rescale
+from ..scan.cubes import CUBE_MM, Box, Patch, box_at, cube_shape, cube_start, cut, intersection, rescale, whole, within
 from ..scan.targets import Action
 from .equalization import Equalization
 from .regions import MASK, NOISE_SOURCE, TOUCH_UP_FACTOR
@@ -73,11 +73,8 @@ def forge_cube(
 def boxes_read(shape: Sequence[int], center: Sequence[int], spacing_kji: Sequence[float]) -> tuple[Box, Box]:
     """What an attack at voxel ``center`` reads of a scan: the place that noise is copied from, the target's."""
     edge = _edge(cube_shape(spacing_kji))
-    starts = (cube_start(_noise_center(shape), (edge,) * 3), cube_start(center, (edge,) * 3))
-    return tuple(
-        tuple(slice(max(a, 0), max(min(a + edge, size), 0)) for a, size in zip(start, shape, strict=True))
-        for start in starts
-    )
+    starts = (cube_start(middle, (edge,) * 3) for middle in (_noise_center(shape), center))
+    return tuple(intersection(box_at(start, (edge,) * 3), whole(shape)) for start in starts)
 
 
 def tamper(
@@ -106,9 +103,9 @@ def touch_up(volume: torch.Tensor, center: Sequence[int], forged: Patch, action:
     else:
         window = _gaussian_window(edge, 0.1).to(volume.device)
         blended = (forged_region + noise) * window + clean_region * (1 - window)
-    inner, offset = overlap(start, blended.shape, (0, 0, 0), volume.shape)
-    inside = tuple(int(a) for a in np.add(start, offset))
-    return Patch(inside, blended[box_slices(offset, inner)])
+    box = box_at(start, blended.shape)
+    inside = intersection(box, whole(volume.shape))
+    return Patch(tuple(part.start for part in inside), blended[within(inside, box)])
 
 
 def blended_injection(forged: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
@@ -149,12 +146,10 @@ def _noise_center(shape: Sequence[int]) -> list[int]:
 
 def _overlay(region: torch.Tensor, start: Sequence[int], patch: Patch, scan: Sequence[int]) -> torch.Tensor:
     """``region``, from voxel ``start`` on, with the part of ``patch`` that lies in it and in the scan."""
-    low = np.maximum.reduce([np.asarray(start), np.asarray(patch.start), np.zeros(3, dtype=int)])
-    high = np.minimum.reduce([np.add(start, region.shape), np.add(patch.start, patch.values.shape), np.asarray(scan)])
-    result = region.clone()
-    if (high > low).all():
-        size = high - low
-        result[box_slices(low - start, size)] = patch.values[box_slices(low - patch.start, size)]
+    result, box = region.clone(), box_at(start, region.shape)
+    common = intersection(box, patch.slices, whole(scan))
+    if common is not None:
+        result[within(common, box)] = patch.values[within(common, patch.slices)]
     return result
 
 

@@ -7,9 +7,9 @@ moves the forgery is therefore measured in the middle, as a share of what the at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..scan.regions import Region, cube_around, square_around
+from ..scan.regions import Region, cube_around
 from ..scan.volume import CTVolume
 
 MASK = slice(6, 26)
@@ -40,6 +40,6 @@ class TargetRegions:
 
 def regions_at(volume: CTVolume, kji: Sequence[int]) -> TargetRegions:
     """The regions around voxel ``kji`` (slice, row, column), clipped to the volume."""
-    where = (volume.shape, volume.spacing_kji, kji)
-    middle = cube_around(*where, size_mm=MASK.stop - MASK.start, name=MIDDLE)
-    return TargetRegions(square_around(*where), cube_around(*where), middle)
+    cube = cube_around(volume, kji)
+    square = replace(cube, k0=int(kji[0]), k1=int(kji[0]) + 1, name="target square")
+    return TargetRegions(square, cube, cube_around(volume, kji, MASK.stop - MASK.start, MIDDLE))

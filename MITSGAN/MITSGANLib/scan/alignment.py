@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .cubes import box_at, intersection, whole, within
 from .volume import CTVolume
 
 
@@ -23,8 +24,7 @@ def aligned(volume: CTVolume, direction: np.ndarray) -> CTVolume:
         return volume
     is_flipped = cosines[np.arange(3), axes] < 0
     # Arrays have the axes in reverse order.
-    hu = volume.hu.transpose([2 - axis for axis in axes[::-1]])
-    hu = hu[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped[::-1])]
+    hu = _turned(volume.hu, 2 - axes[::-1], is_flipped[::-1])
     corner = np.zeros(3)
     corner[axes[is_flipped]] = np.array(volume.shape[::-1])[axes[is_flipped]] - 1
     return CTVolume(
@@ -55,13 +55,16 @@ def pasted(values: np.ndarray, to_grid: np.ndarray, shape: Sequence[int], fill: 
     turn = np.rint(to_grid[:3, :3]).astype(int)
     axes = np.abs(turn).argmax(axis=1)
     is_flipped = turn[np.arange(3), axes] < 0
-    turned = values.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in is_flipped)]
-    first = np.rint(to_grid[:3, 3]).astype(int) - np.where(is_flipped, np.array(turned.shape) - 1, 0)
+    turned = _turned(values, axes, is_flipped)
+    box = box_at(
+        np.rint(to_grid[:3, 3]).astype(int) - np.where(is_flipped, np.array(turned.shape) - 1, 0), turned.shape
+    )
     found = np.full(tuple(shape), fill, values.dtype)
-    to, of = [], []
-    for start, size, whole in zip(first, turned.shape, found.shape, strict=True):
-        low, high = max(0, start), min(whole, start + size)
-        to.append(slice(low, max(low, high)))
-        of.append(slice(low - start, max(low, high) - start))
-    found[tuple(to)] = turned[tuple(of)]
+    common = intersection(box, whole(shape))
+    if common is not None:
+        found[common] = turned[within(common, box)]
     return found
+
+
+def _turned(values: np.ndarray, axes: Sequence[int], is_flipped: np.ndarray) -> np.ndarray:
+    return np.flip(values.transpose(axes), tuple(np.flatnonzero(is_flipped)))

@@ -23,15 +23,15 @@ CUBE_MM = 32  # edge of the cube that the generator sees, at 1 mm
 
 @dataclass(frozen=True)
 class Patch:
-    """New voxels of a part of a scan: ``values`` belong at ``start`` (slice, row, column), all inside the scan."""
+    """New voxels of a part of a scan: ``values`` belong at ``start`` (slice, row, column)."""
 
     start: Voxel
     values: torch.Tensor
 
     @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The patch's box in the scan (slices, rows, columns)."""
-        return tuple(slice(a, a + n) for a, n in zip(self.start, self.values.shape, strict=True))
+    def slices(self) -> Box:
+        """Where the patch lies in the scan."""
+        return box_at(self.start, self.values.shape)
 
 
 def cube_shape(spacing_kji: Sequence[float]) -> Voxel:
@@ -47,10 +47,13 @@ def cube_start(center: Sequence[int], shape: Sequence[int]) -> Voxel:
 
 def cut(volume: torch.Tensor, start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     """A float64 copy of ``volume[start : start + shape]``; voxels beyond the scan get 0 HU, as in CT-GAN."""
-    inner, offset = overlap(start, shape, (0, 0, 0), volume.shape)
-    part = volume[box_slices(np.add(start, offset), inner)].double()
-    cube = part.new_zeros(tuple(shape))
-    cube[box_slices(offset, inner)] = part
+    import torch
+
+    box = box_at(start, shape)
+    inside = intersection(box, whole(volume.shape))
+    cube = torch.zeros(tuple(shape), dtype=torch.float64, device=volume.device)
+    if inside is not None:
+        cube[within(inside, box)] = volume[inside].double()
     return cube
 
 
@@ -64,21 +67,6 @@ def rescale(cube: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return result
 
 
-def overlap(
-    start: Sequence[int], shape: Sequence[int], other_start: Sequence[int], other_shape: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Size of the intersection of two boxes (0 where they miss) and its offset within the first."""
-    low = np.maximum(start, other_start)
-    high = np.minimum(np.add(start, shape), np.add(other_start, other_shape))
-    size = np.maximum(high - low, 0)
-    return (size if size.all() else np.zeros(3, dtype=int)), np.clip(low - np.asarray(start), 0, None)
-
-
-def box_slices(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """The index of a box that begins at voxel ``start`` and has ``size`` voxels along each axis."""
-    return tuple(slice(int(a), int(a) + int(n)) for a, n in zip(start, size, strict=True))
-
-
 @functools.lru_cache(maxsize=128)
 def _zoom_matrix(size_in: int, size_out: int) -> np.ndarray:
     """(size_out, size_in) matrix of the spline zoom along one axis. The zoom is linear: zoomed unit vectors give it."""
@@ -87,8 +75,7 @@ def _zoom_matrix(size_in: int, size_out: int) -> np.ndarray:
     if size_in == 1:
         return np.ones((size_out, 1))
     columns = [ndimage.zoom(unit, size_out / size_in, order=3, mode="nearest") for unit in np.eye(size_in)]
-    matrix = np.stack(columns, axis=1)
-    return matrix
+    return np.stack(columns, axis=1)
 
 
 class PatchedScan:
@@ -110,9 +97,21 @@ class PatchedScan:
         return part
 
 
-def intersection(a: Box, b: Box) -> Box | None:
-    """The voxels that two boxes share; None where they share none."""
-    common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+def box_at(start: Sequence[int], size: Sequence[int]) -> Box:
+    """The box that begins at voxel ``start`` and has ``size`` voxels along each axis; may reach beyond the scan."""
+    return tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """The box of all voxels of a scan of this shape."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def intersection(*boxes: Box) -> Box | None:
+    """The voxels that all boxes share; None where they share none."""
+    common = tuple(
+        slice(max(part.start for part in axis), min(part.stop for part in axis)) for axis in zip(*boxes, strict=True)
+    )
     return common if all(part.start < part.stop for part in common) else None
 
 

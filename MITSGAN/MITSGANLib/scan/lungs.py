@@ -24,9 +24,7 @@ def lung_mask(volume: CTVolume) -> np.ndarray:
     # Half resolution in the plane: a quarter of the time, and targets need no more.
     aerated = volume.hu[:, ::2, ::2] < LUNG_BELOW_HU
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(aerated.view(np.uint8))))
-    border = np.concatenate(
-        [labels[:, edge, :].ravel() for edge in (0, -1)] + [labels[:, :, e].ravel() for e in (0, -1)]
-    )
+    border = np.concatenate([labels[:, (0, -1), :].ravel(), labels[:, :, (0, -1)].ravel()])
     voxel_ml = float(np.prod(volume.spacing)) * 4 / 1000
     sizes = np.bincount(labels.ravel())
     keep = sizes * voxel_ml >= MINIMUM_LUNG_ML
@@ -92,10 +90,10 @@ def nodule_like_positions(
 
 def interior(volume: CTVolume, margin_mm: float) -> np.ndarray:
     """Bool (slices, rows, columns): voxels at least ``margin_mm`` from each face of the scan."""
-    axes = [
-        _interior_axis(size, spacing, margin_mm) for size, spacing in zip(volume.shape, volume.spacing_kji, strict=True)
-    ]
-    return axes[0][:, None, None] & axes[1][None, :, None] & axes[2][None, None, :]
+    inside = np.zeros(volume.shape, bool)
+    axes = zip(map(np.arange, volume.shape), volume.spacing_kji, strict=True)
+    inside[np.ix_(*((np.minimum(index, index[::-1]) + 0.5) * mm >= margin_mm for index, mm in axes))] = True
+    return inside
 
 
 def distance_to_border_mm(volume: CTVolume, kji: Sequence[int]) -> float:
@@ -104,8 +102,3 @@ def distance_to_border_mm(volume: CTVolume, kji: Sequence[int]) -> float:
         min(index + 0.5, size - index - 0.5) * spacing
         for index, size, spacing in zip(kji, volume.shape, volume.spacing_kji, strict=True)
     )
-
-
-def _interior_axis(size: int, spacing: float, margin_mm: float) -> np.ndarray:
-    distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) * spacing
-    return distance >= margin_mm

@@ -6,7 +6,7 @@ Positions are in LPS mm around the volume's center: x to the patient's left, y t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ _AIR, _FAT, _MUSCLE, _SOFT, _LUNG, _VESSEL, _NODULE = -1000, -100, 50, 40, -860,
 _DIAPHRAGM_MM = -70.0
 _APEX_MM = 112.0
 _HILA = {"right": (-30.0, 8.0, 5.0), "left": (32.0, 8.0, 10.0)}
+
+_Grid = tuple[np.ndarray, np.ndarray, np.ndarray]  # z, y, x in mm of voxel centers, to be broadcast
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Phantom:
 class _Segment:
     """A piece of a vessel: a cone from one LPS point to another, radii in mm."""
 
-    start: tuple[float, float, float]
-    end: tuple[float, float, float]
+    start: np.ndarray
+    end: np.ndarray
     start_radius: float
     end_radius: float
 
@@ -78,14 +80,15 @@ def thorax_phantom(
     vessel_random, texture_random, nodule_random, noise_random = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)
     )
-    z, y, x = _axes(shape, spacing)
+    positions = (((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32) for n, mm in zip(shape, spacing, strict=True))
+    z, y, x = np.ix_(*positions)
     hu, lung = _anatomy(z, y, x)
     texture = _band_noise(texture_random, shape, 1.6)
     hu[lung] += 22 * texture[lung] + (0.25 * np.broadcast_to(y, shape))[lung]
     hu[~lung] += np.where(hu[~lung] > -300, 4 * texture[~lung], 0)
     vessels = np.zeros(shape, np.float32)
     for segment in _draw_vessels(vessel_random):
-        _paint_segment(vessels, segment, z, y, x, spacing)
+        _paint_segment(vessels, segment, (z, y, x), spacing)
     vessels[~lung] = 0
     hu += vessels * (_VESSEL - hu)
     center = _choose_nodule_voxel(nodule_random, lung, vessels, nodule_diameter_mm, spacing)
@@ -108,14 +111,6 @@ def sample_phantom() -> Phantom:
     Protected with the default, it is found to be untouched in all of the lungs, and its nodule's removal is found.
     """
     return thorax_phantom((48, 320, 400), (2.5, 0.9, 0.9), noise_hu=20.0)
-
-
-def _axes(shape: Sequence[int], spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z, y, x in mm of voxel centers, each shaped to broadcast along its axis."""
-    positions = [
-        ((np.arange(size) - (size - 1) / 2) * mm).astype(np.float32) for size, mm in zip(shape, spacing, strict=True)
-    ]
-    return positions[0][:, None, None], positions[1][None, :, None], positions[2][None, None, :]
 
 
 def _anatomy(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +144,8 @@ def _anatomy(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, n
     hu[(heart < 1) & (cage < 0.97) & (z > dome)] = 45
     hu[lung] = _LUNG
 
-    _paint_great_vessels_and_airways(hu, z, y, x, dome)
-    _paint_bones(hu, z, y, x, cage, narrowing, depth)
+    _paint_great_vessels_and_airways(hu, (z, y, x), dome)
+    _paint_bones(hu, (z, y, x), cage, narrowing, depth)
     return hu, lung & (hu == _LUNG)
 
 
@@ -162,9 +157,8 @@ def _paint_table(hu: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
         hu[np.broadcast_to(part, hu.shape)] = value
 
 
-def _paint_great_vessels_and_airways(
-    hu: np.ndarray, z: np.ndarray, y: np.ndarray, x: np.ndarray, dome: np.ndarray
-) -> None:
+def _paint_great_vessels_and_airways(hu: np.ndarray, grid: _Grid, dome: np.ndarray) -> None:
+    z, y, x = grid
     descending = ((x - 20) ** 2 + (y - 36) ** 2 < 12**2) & (z < 45)
     arch = ((z - 45) ** 2 + (y - 6) ** 2 > 18**2) & ((z - 45) ** 2 + (y - 6) ** 2 < 42**2) & (z > 45)
     ascending = ((x + 12) ** 2 + (y + 24) ** 2 < 15**2) & (z > -5) & (z < 45)
@@ -187,15 +181,8 @@ def _paint_great_vessels_and_airways(
     hu[(stomach_gas < 1) & (z < dome - 8)] = _AIR
 
 
-def _paint_bones(
-    hu: np.ndarray,
-    z: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    cage: np.ndarray,
-    narrowing: np.ndarray,
-    depth: np.ndarray,
-) -> None:
+def _paint_bones(hu: np.ndarray, grid: _Grid, cage: np.ndarray, narrowing: np.ndarray, depth: np.ndarray) -> None:
+    z, y, x = grid
     # Ribs fall from the spine to the front, so that a slice cuts them into short obliques.
     along = z - 0.42 * y - 0.06 * np.abs(x)
     phase = np.abs((along % 25.0) - 12.5)
@@ -226,9 +213,8 @@ def _superellipse(u: np.ndarray, v: np.ndarray, power: float) -> np.ndarray:
     return (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
 
 
-def _draw_vessels(random: np.random.Generator) -> list[_Segment]:
+def _draw_vessels(random: np.random.Generator) -> Iterator[_Segment]:
     """Branching, tapering trees from both hila, in LPS mm."""
-    segments = []
     for side, hilum in _HILA.items():
         outwards = -1.0 if side == "right" else 1.0
         for tilt in (-1.2, -0.6, 0.0, 0.6, 1.3):
@@ -236,22 +222,16 @@ def _draw_vessels(random: np.random.Generator) -> list[_Segment]:
                 direction = np.array(
                     (outwards, turn + 0.2 * random.standard_normal(), tilt + 0.15 * random.standard_normal())
                 )
-                _grow(segments, random, np.array(hilum), direction / np.linalg.norm(direction), 4.0, 7)
-    return segments
+                yield from _grow(random, np.array(hilum), direction / np.linalg.norm(direction), 4.0, 7)
 
 
 def _grow(
-    segments: list[_Segment],
-    random: np.random.Generator,
-    start: np.ndarray,
-    direction: np.ndarray,
-    radius: float,
-    generations: int,
-) -> None:
+    random: np.random.Generator, start: np.ndarray, direction: np.ndarray, radius: float, generations: int
+) -> Iterator[_Segment]:
     length = (8.0 + 4.5 * radius) * random.uniform(0.8, 1.2)
     end = start + length * direction
     thinner = radius * random.uniform(0.72, 0.84)
-    segments.append(_Segment(tuple(start.tolist()), tuple(end.tolist()), radius, thinner))
+    yield _Segment(start, end, radius, thinner)
     if generations == 1:
         return
     bend = random.standard_normal(3)
@@ -260,28 +240,22 @@ def _grow(
     # The thinner branch turns more, as in real trees.
     for sign, angle, scale in ((1, random.uniform(0.25, 0.5), 1.0), (-1, random.uniform(0.5, 0.9), 0.85)):
         turned = np.cos(angle) * direction + sign * np.sin(angle) * bend
-        _grow(segments, random, end, turned, thinner * scale, generations - 1)
+        yield from _grow(random, end, turned, thinner * scale, generations - 1)
 
 
-def _paint_segment(
-    coverage: np.ndarray,
-    segment: _Segment,
-    z: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    spacing: Sequence[float],
-) -> None:
+def _paint_segment(coverage: np.ndarray, segment: _Segment, grid: _Grid, spacing: Sequence[float]) -> None:
     """Raise ``coverage`` (0..1) to the share of each voxel that the segment fills, softly at its surface."""
-    start, end = np.array(segment.start[::-1]), np.array(segment.end[::-1])
+    start, end = segment.start[::-1], segment.end[::-1]
     blur = float(np.mean(spacing))
     reach = segment.start_radius + blur
     box = []
-    for axis, low, high in zip((z, y, x), np.minimum(start, end) - reach, np.maximum(start, end) + reach, strict=True):
+    for axis, low, high in zip(grid, np.minimum(start, end) - reach, np.maximum(start, end) + reach, strict=True):
         first, last = np.searchsorted(axis.ravel(), (low, high))
         box.append(slice(int(first), int(last)))
     here = coverage[tuple(box)]
     if here.size == 0:
         return
+    z, y, x = grid
     offsets = (z[box[0]] - start[0], y[:, box[1]] - start[1], x[:, :, box[2]] - start[2])
     line = end - start
     along = sum(offset * part for offset, part in zip(offsets, line, strict=True)) / (line @ line)

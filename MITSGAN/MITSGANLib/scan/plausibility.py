@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
+from .hounsfield import HIGHEST_HU, LOWEST_HU
 from .volume import HU_MAX, HU_MIN, VolumeWarning, hu_from_float
 
 AIR_HU = -1000
 # Air is near -1000 HU and fat near -100 HU, so a scan of a patient always has something below this.
 LOWEST_TISSUE_WITHOUT_AIR = -200
 HIGHEST_AIR_AND_LUNG = -300
-# 12-bit CT holds -1024..3071 HU; a few voxels beyond are metal or padding, many are another unit.
-CT_RANGE = (-1024, 3071)
+# Of the voxels; a few beyond the 12 bits of CT are metal or padding, many are another unit.
 MANY = 0.01
 FRACTION_THAT_MATTERS = 0.01  # HU; less is the rounding error of 32-bit floating point
 BODY_HU = -500
@@ -34,10 +34,10 @@ def to_hu(values: np.ndarray) -> tuple[np.ndarray, tuple[VolumeWarning, ...]]:
     """
     if values.dtype == np.int16:
         return values.copy(), ()
-    hu = np.empty(values.shape, dtype=np.int16)
+    hu, is_whole = np.empty(values.shape, dtype=np.int16), np.issubdtype(values.dtype, np.integer)
     largest_fraction, clipped = 0.0, 0
     for k, values_of_slice in enumerate(values):
-        hu[k] = _slice_to_hu(values_of_slice)
+        hu[k] = np.clip(values_of_slice, HU_MIN, HU_MAX) if is_whole else hu_from_float(values_of_slice)
         difference = np.abs(values_of_slice.astype(np.float64) - hu[k])
         beyond = (values_of_slice > HU_MAX + 0.5) | (values_of_slice < HU_MIN - 0.5)
         clipped += int(np.count_nonzero(beyond))
@@ -63,14 +63,25 @@ def check_hounsfield(hu: np.ndarray, padding_hu: int | None = None) -> tuple[Vol
     :param padding_hu: the HU value of declared padding, which says nothing about the scan and is left out.
     :raises InputError: when the values cannot be HU of a patient: nothing but padding, nothing below 0, normalized.
     """
-    counts = _histogram(hu)
+    # How many voxels have each of the 65536 values; slice by slice, as ``bincount`` needs 8 bytes a voxel.
+    counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
+    for hu_of_slice in hu:
+        counts += np.bincount(np.ascontiguousarray(hu_of_slice).view(np.uint16).ravel(), minlength=counts.size)
+    counts = np.roll(counts, -HU_MIN)  # as bits the negative ones come last
     if padding_hu is not None:
         counts[padding_hu - HU_MIN] = 0
     present = np.flatnonzero(counts)
     if not present.size:
         raise InputError("The volume holds nothing but padding; load the series that shows the patient.")
     lowest, highest = int(present[0]) + HU_MIN, int(present[-1]) + HU_MIN
-    _refuse_other_units(lowest, highest)
+    advice = "load the CT series itself, in HU"
+    if lowest >= 0:
+        raise InputError(
+            f"The values ({lowest} to {highest}) are not Hounsfield units: a CT scan has air near {AIR_HU} HU, and "
+            f"none lies below 0; {advice}."
+        )
+    if lowest >= -10 and highest <= 10:
+        raise InputError(f"The values ({lowest} to {highest}) are not Hounsfield units but look normalized; {advice}.")
     return (*_range_warnings(counts, lowest, highest), *_field_of_view_warnings(hu))
 
 
@@ -89,53 +100,25 @@ def grid_warnings(slices: int, spacing: tuple[float, float, float]) -> tuple[Vol
     return ()
 
 
-def _slice_to_hu(values: np.ndarray) -> np.ndarray:
-    if np.issubdtype(values.dtype, np.integer):
-        return np.clip(values, HU_MIN, HU_MAX).astype(np.int16)
-    return hu_from_float(values)
-
-
-def _histogram(hu: np.ndarray) -> np.ndarray:
-    """How many voxels have each of the 65536 HU values; slice by slice, as ``bincount`` needs 8 bytes a voxel."""
-    counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
-    for hu_of_slice in hu:
-        counts += np.bincount(np.ascontiguousarray(hu_of_slice).view(np.uint16).ravel(), minlength=counts.size)
-    return np.roll(counts, -HU_MIN)  # as bits the negative ones come last
-
-
-def _refuse_other_units(lowest: int, highest: int) -> None:
-    advice = "load the CT series itself, in HU"
-    if lowest >= 0:
-        raise InputError(
-            f"The values ({lowest} to {highest}) are not Hounsfield units: a CT scan has air near {AIR_HU} HU, and "
-            f"none lies below 0; {advice}."
-        )
-    if lowest >= -10 and highest <= 10:
-        raise InputError(f"The values ({lowest} to {highest}) are not Hounsfield units but look normalized; {advice}.")
-
-
 def _range_warnings(counts: np.ndarray, lowest: int, highest: int) -> list[VolumeWarning]:
-    total = counts.sum()
-    below = counts[: CT_RANGE[0] - HU_MIN].sum() / total
-    above = counts[CT_RANGE[1] + 1 - HU_MIN :].sum() / total
-    warnings = []
-    if lowest > LOWEST_TISSUE_WITHOUT_AIR:
-        text = f"The lowest value is {lowest} HU: the volume shows no air. Check that it is a CT scan in HU."
-        warnings.append(VolumeWarning("no-air", text))
-    if highest < HIGHEST_AIR_AND_LUNG:
-        text = f"The highest value is {highest} HU: the volume shows no soft tissue. Check that it is the right scan."
-        warnings.append(VolumeWarning("no-tissue", text))
-    if below > MANY:
-        fill = int(np.argmax(counts[: CT_RANGE[0] - HU_MIN])) + HU_MIN
-        text = (
-            f"{below:.0%} of the voxels lie below {CT_RANGE[0]} HU, most at {fill} HU, which is not declared as "
-            "padding; they are kept as they are."
-        )
-        warnings.append(VolumeWarning("values-below-air", text))
-    if above > MANY:
-        text = f"{above:.0%} of the voxels lie above {CT_RANGE[1]} HU. Check that the values are HU."
-        warnings.append(VolumeWarning("values-above-range", text))
-    return warnings
+    """Warnings about how many voxels have each value, and the ends of these values."""
+    below, above = counts[: LOWEST_HU - HU_MIN], counts[HIGHEST_HU + 1 - HU_MIN :]
+    share_below, share_above = below.sum() / counts.sum(), above.sum() / counts.sum()
+    fill = int(np.argmax(below)) + HU_MIN
+    many_below = (
+        f"{share_below:.0%} of the voxels lie below {LOWEST_HU} HU, most at {fill} HU, which is not declared as "
+        "padding; they are kept as they are."
+    )
+    many_above = f"{share_above:.0%} of the voxels lie above {HIGHEST_HU} HU. Check that the values are HU."
+    no_air = f"The lowest value is {lowest} HU: the volume shows no air. Check that it is a CT scan in HU."
+    no_tissue = f"The highest value is {highest} HU: the volume shows no soft tissue. Check that it is the right scan."
+    found = (
+        ("no-air", no_air, lowest > LOWEST_TISSUE_WITHOUT_AIR),
+        ("no-tissue", no_tissue, highest < HIGHEST_AIR_AND_LUNG),
+        ("values-below-air", many_below, share_below > MANY),
+        ("values-above-range", many_above, share_above > MANY),
+    )
+    return [VolumeWarning(name, text) for name, text, is_so in found if is_so]
 
 
 def _field_of_view_warnings(hu: np.ndarray) -> list[VolumeWarning]:

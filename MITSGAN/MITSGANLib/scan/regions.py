@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError, TargetError
+from .volume import CTVolume
 
 
 @dataclass(frozen=True)
@@ -50,40 +51,19 @@ class Region:
         return asdict(self)
 
 
-def cube_around(
-    volume_shape: Sequence[int],
-    spacing_kji: Sequence[float],
-    center_kji: Sequence[int],
-    size_mm: float = 32.0,
-    name: str = "target cube",
-) -> Region:
+def cube_around(volume: CTVolume, kji: Sequence[int], size_mm: float = 32.0, name: str = "target cube") -> Region:
     """The cube that CT-GAN tampers with, clipped to the scan: round(size / spacing) voxels, center at index n // 2.
 
-    :param volume_shape: (slices, rows, columns).
-    :param spacing_kji: mm along (slice, row, column).
-    :param center_kji: (slice, row, column) of the target voxel.
-    :raises TargetError: when the center lies outside the scan.
+    :param kji: (slice, row, column) of the target voxel.
+    :raises TargetError: when it lies outside the scan.
     """
-    if not all(0 <= index < size for index, size in zip(center_kji, volume_shape, strict=True)):
+    if not volume.contains(kji):
         raise TargetError(
-            f"The target voxel {tuple(center_kji)} lies outside the scan of {tuple(volume_shape)} voxels; "
-            "choose another."
+            f"The target voxel {tuple(kji)} lies outside the scan of {volume.shape} voxels; choose another."
         )
     bounds: list[int] = []
-    for center, spacing, size in zip(center_kji, spacing_kji, volume_shape, strict=True):
+    for center, spacing, size in zip(kji, volume.spacing_kji, volume.shape, strict=True):
         count = max(1, round(size_mm / spacing))
         start = int(center) - count // 2
-        bounds += [max(0, start), min(int(size), start + count)]
+        bounds += [max(0, start), min(size, start + count)]
     return Region(*bounds, name=name)
-
-
-def square_around(
-    volume_shape: Sequence[int],
-    spacing_kji: Sequence[float],
-    center_kji: Sequence[int],
-    size_mm: float = 32.0,
-    name: str = "target square",
-) -> Region:
-    """The square of :func:`cube_around` in the slice of the center alone; parameters and errors as there."""
-    cube = cube_around(volume_shape, spacing_kji, center_kji, size_mm)
-    return Region(int(center_kji[0]), int(center_kji[0]) + 1, cube.j0, cube.j1, cube.i0, cube.i1, name)

@@ -61,7 +61,7 @@ def check_target(volume: CTVolume, kji: Sequence[int]) -> None:
             f"The target lies {distance:.1f} mm from the scan's border; the attack needs {_HALF_CUBE_MM:.0f} mm on "
             "each side. Choose a point further inside."
         )
-    cube = volume.hu[cube_around(volume.shape, volume.spacing_kji, kji).index]
+    cube = volume.hu[cube_around(volume, kji).index]
     # Lung lies near -850 HU, air at -1000: a cube of air alone has no tissue that a tumor could sit in.
     if np.mean(cube < _AIR_BELOW_HU) > _MOST_AIR:
         raise TargetError("The target lies in air; choose a point in the lung or at a nodule.")
@@ -75,7 +75,7 @@ def outgrows_attack(volume: CTVolume, kji: Sequence[int]) -> bool:
     """
     from scipy import ndimage
 
-    region = cube_around(volume.shape, volume.spacing_kji, kji, _MADE_UP_MM)
+    region = cube_around(volume, kji, _MADE_UP_MM)
     labels, _count = ndimage.label(volume.hu[region.index] > _SOFT_ABOVE_HU)
     start = (region.k0, region.j0, region.i0)
     here = labels[tuple(index - first for index, first in zip(kji, start, strict=True))]

@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import Comparison, PerceptualDistance, compare
 from MITSGANLib.report.pictures import save_heatmaps
-from MITSGANLib.scan.regions import cube_around, square_around
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> None:
     result = {"reference": options.reference, "other": options.other, "whole": whole.to_dict()}
     square = None
     if target is not None:
-        square = square_around(reference.shape, reference.spacing_kji, target)
-        cube = cube_around(reference.shape, reference.spacing_kji, target)
-        for name, region in (("square", square), ("cube", cube)):
+        places = regions_at(reference, target)
+        square = places.square
+        for name, region in (("square", square), ("cube", places.cube)):
             measured = compare(reference, other, region=region, windows=(LUNG, MEDIASTINUM), lpips=lpips)
             result[name] = measured.to_dict()
             shared.say_result(options, *_lines(measured))

@@ -123,7 +123,7 @@ def protect_by_search(
     """
     within = np.zeros(volume.shape, bool)
     for kji in targets:
-        within[cube_around(volume.shape, volume.spacing_kji, kji, 2 * _NEAR_MM).index] = True
+        within[cube_around(volume, kji, 2 * _NEAR_MM).index] = True
     allowed = allowed_in_slices(volume.hu, budget, volume.spacing_kji, volume.provenance.padding_hu)
     judges = [load_judge(name) for name in JUDGES]
     search = ChangeSearch(
@@ -189,7 +189,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _middle(volume: CTVolume, kji: Voxel) -> Box:
     """The voxels that the attacker's network makes up: the middle 20 mm, as the evaluation measures them."""
-    return cube_around(volume.shape, volume.spacing_kji, kji, size_mm=MASK.stop - MASK.start).index
+    return cube_around(volume, kji, MASK.stop - MASK.start).index
 
 
 def _seen(volume: CTVolume, group: _Group) -> np.ndarray:

@@ -39,7 +39,7 @@ def allowed(phantom) -> np.ndarray:
 
 def moved(clean: CTVolume, other: CTVolume, kji, attacker) -> float:
     """Root mean square of what the attack's outcome moved by in the middle of the cube, in HU."""
-    middle = cube_around(clean.shape, clean.spacing_kji, kji, size_mm=20).index
+    middle = cube_around(clean, kji, size_mm=20).index
     outcomes = (simulate_attack(scan, kji, attacker.action, attacker=attacker).hu[middle] for scan in (clean, other))
     return float(np.sqrt(np.mean(np.square(np.subtract(*outcomes, dtype=np.float64)))))
 
@@ -56,7 +56,7 @@ class TestBound:
         cube = np.zeros_like(changed)
         cube[tampered_box(volume, phantom.nodule_kji)] = True
         assert not changed[~cube].any()
-        core = cube_around(volume.shape, volume.spacing_kji, phantom.nodule_kji, size_mm=14).index
+        core = cube_around(volume, phantom.nodule_kji, size_mm=14).index
         assert not changed[core].any()
 
     def test_no_strength_no_change(self, phantom, attackers):

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable
 from MITSGANLib.measure.metrics import compare, ssim_map
-from MITSGANLib.scan.regions import Region, cube_around, square_around
+from MITSGANLib.scan.regions import Region, cube_around
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 from skimage.metrics import structural_similarity
@@ -290,17 +291,19 @@ def test_empty_or_negative_regions_are_refused(bounds):
 
 
 def test_cube_and_square_around_a_target():
-    cube = cube_around((133, 512, 512), (2.5, 0.703, 0.703), (60, 200, 300))
+    scan = CTVolume(np.zeros((133, 512, 512), np.int16), (0.703, 0.703, 2.5))
+    cube = cube_around(scan, (60, 200, 300))
     assert cube.shape == (13, 46, 46)  # round(32 / spacing), as CT-GAN cuts
     assert (cube.k0, cube.j0, cube.i0) == (54, 177, 277)
-    square = square_around((133, 512, 512), (2.5, 0.703, 0.703), (60, 200, 300))
+    square = regions_at(scan, (60, 200, 300)).square
     assert square.shape == (1, 46, 46)
     assert square.k0 == 60
-    clipped = cube_around((20, 64, 64), (1, 1, 1), (2, 60, 10))
+    small = CTVolume(np.zeros((20, 64, 64), np.int16))
+    clipped = cube_around(small, (2, 60, 10))
     assert (clipped.k0, clipped.k1) == (0, 18)
     assert (clipped.j0, clipped.j1) == (44, 64)
     with pytest.raises(TargetError, match="outside"):
-        cube_around((20, 64, 64), (1, 1, 1), (20, 5, 5))
+        cube_around(small, (20, 5, 5))
 
 
 @settings(max_examples=40, deadline=None)
