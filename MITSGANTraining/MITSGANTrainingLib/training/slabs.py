@@ -18,7 +18,7 @@ from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, allowed_change
 from MITSGANLib.budget.noise import LocalNoise, local_noise
 from MITSGANLib.errors import InputError
-from MITSGANLib.scan.cubes import CUBE_MM, Box, Voxel, box_slices, cube_shape, cube_start, rescale
+from MITSGANLib.scan.cubes import CUBE_MM, Box, Voxel, box_at, cube_shape, cube_start, rescale
 from MITSGANLib.scan.windows import LUNG
 
 from ..data.dataset import PreparedScan
@@ -46,7 +46,7 @@ class Slab:
     @property
     def box(self) -> Box:
         """Index of the slab in its scan."""
-        return box_slices(self.start, self.shape)
+        return box_at(self.start, self.shape)
 
 
 class ScanTargets:
@@ -161,7 +161,7 @@ def attacked_cubes(hu: torch.Tensor, slabs: Sequence[Slab], spacing_kji: Sequenc
     :param hu: (slabs, slices, rows, columns) HU.
     """
     shape = cube_shape(spacing_kji)
-    boxes = (box_slices(cube_start(slab.target, shape), shape) for slab in slabs)
+    boxes = (box_at(cube_start(slab.target, shape), shape) for slab in slabs)
     return rescale(torch.stack([one[box] for one, box in zip(hu, boxes, strict=True)]), (CUBE_MM,) * 3)
 
 
