@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import check_target, load_attacker
+from MITSGANLib.attack.attacker import attack_patch, check_target, load_attacker
 from MITSGANLib.errors import TargetError
 from MITSGANLib.examination.examiner import Examination, examine
 from MITSGANLib.examination.touch_up import touch_up_edge
@@ -42,7 +42,6 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.data.nodules import Nodules
-from MITSGANTrainingLib.evaluation.measure import attack_patch
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import load_attacker
+from MITSGANLib.attack.attacker import attack_patch, load_attacker
 from MITSGANLib.errors import DependencyError
 from MITSGANLib.examination import examiner
 from MITSGANLib.examination.touch_up import touch_up_edge
@@ -36,7 +36,6 @@ from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import check_watermark
-from MITSGANTrainingLib.evaluation.measure import attack_patch
 from reveal import NETWORKS_APART_MM, SEED, bright, ends, holds, read, spread
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))

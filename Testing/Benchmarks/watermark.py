@@ -34,8 +34,8 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 from MITSGANLib.watermark.pattern import WatermarkKey, watermark_key
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
+from MITSGANTrainingLib.evaluation.measure import CHECKED_APART_MM
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, apart, draw_scenes, planted
-from MITSGANTrainingLib.evaluation.watermark_check import APART_MM
 from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
 
@@ -161,7 +161,7 @@ class Bench:
                 rows = {copy: Row() for copy in copies}
                 attacker = load_attacker(by, action)
                 for clean, own, places in of_action:
-                    for group in apart(places, own.spacing_kji, APART_MM):
+                    for group in apart(places, own.spacing_kji, CHECKED_APART_MM):
                         self._add(rows, clean, own, attacker, group, untouched)
                 for copy, row in rows.items():
                     print(f"| {name} | {action}, `{by}` | {copy} | " + " | ".join(row.cells()) + " |", flush=True)
@@ -181,7 +181,7 @@ class Bench:
         quiet = [
             kji
             for kji in untouched
-            if all(np.abs(np.subtract(kji, other) * spacing).max() >= APART_MM / 2 for other in group)
+            if all(np.abs(np.subtract(kji, other) * spacing).max() >= CHECKED_APART_MM / 2 for other in group)
         ]
         for copy, row in rows.items():
             shown = attacked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,12 @@ from . import notes
 from .cache import Cache
 from .figures import Example, attacks_figure, changes_figure
 from .layout import ResultSection
-from .measure import (
-    AttackerChoice,
-    MeasuringJob,
-    MeasuringTask,
-    Settings,
-    attack_key,
-    measure,
-    picture_key,
-    protected_key,
-)
-from .outcomes import Case, MeasuredAttack, Setup, WholeScan
+from .measure import AttackerChoice, MeasuringJob, MeasuringTask, Settings, measure
+from .outcomes import MeasuredAttack, Setup, WholeScan
 from .planting import SYNTHETIC, NoduleFile
 from .protections import ProtectionArm, read_protections
 from .results import REPORT, to_record, write_results
-from .scans import ScanRequest, ScanSource, Subject, inspect, scan_names
+from .scans import Case, ScanRequest, ScanSource, inspect, scan_names
 from .tables import build_sections
 from .targets import read_targets
 
@@ -124,118 +115,70 @@ def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note 
     attackers = _attackers(plan)
     settings, lpips, jury = _settings(plan, tell)
     cases, failures = _cases(plan, settings.nodules, report, tell)
-    bench = _Bench(
-        tuple(cases), protections, _tasks(cases, attackers, plan), settings, Cache(plan.output.resolve() / CACHE)
-    )
-    attacked, broken = _measure(bench, plan, report, tell)
+    tasks, cache = _tasks(cases, attackers, plan), Cache(plan.output.resolve() / CACHE)
+    jobs = [MeasuringJob(case, arm, tasks[case.name], settings, cache) for case in cases for arm in protections]
+    attacked, broken = _measure(jobs, plan, report, tell)
     failures += broken
-    attacks, whole = bench.collect()
+    jobs.sort(key=lambda job: protections.index(job.protection))
+    attacks, whole = _collect(jobs)
     if not attacks:
         raise _nothing_measured(failures)
     measured = {one.protection for one in attacks}
     setup = Setup(
         protections=protections,
-        attackers=tuple(attacker.name for attacker in attackers),
+        attackers=attackers,
         actions=plan.actions,
         sweep=tuple((name, words) for name, words in sweep if name in measured),
-        data_range_hu=plan.data_range_hu,
-        seed=plan.seed,
+        settings=settings,
         lpips=lpips,
-        patients=len({one.patient for one in attacks}),
-        scans=len({one.scan for one in attacks}),
-        failures=tuple(map(str, failures)),
         judges=jury.describe() if jury else None,
-        nodules=settings.nodules.describe() if settings.nodules else None,
+        failures=tuple(map(str, failures)),
     )
     sections = build_sections(attacks, whole, setup)
-    record = to_record(setup, settings, cases, attackers, attacks, whole, sections)
-    write_results(plan.output / RESULTS, sections, bench.figures(), record)
+    record = to_record(setup, cases, attacks, whole, sections)
+    figures = _figures([job for job in jobs if job.protection.name in measured])
+    write_results(plan.output / RESULTS, sections, figures, record)
     return Evaluation(sections, record, tuple(failures), plan.output / RESULTS, attacked)
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """Everything that is measured with everything: what is still to do, and what the cache holds of it.
+def _collect(jobs: Sequence[MeasuringJob]) -> tuple[list[MeasuredAttack], list[WholeScan]]:
+    """All that is measured, in the order of the jobs and their attacks."""
+    attacks: list[MeasuredAttack] = []
+    whole: dict[tuple[str, str], WholeScan] = {}
+    for job, task in [(each, task) for each in jobs for task in each.tasks]:
+        found = job.result(task)
+        if found is None:
+            continue
+        (result, changed), scan, words = found, (job.case.name, job.case.patient), job.protection.name
+        attacks.append(MeasuredAttack(*scan, words, task.attacker.name, task.action, result, task.scene))
+        if job.protection.knows_the_attack:
+            words += f" ({task.action} by {task.attacker.name})"
+        whole[job.case.name, words] = WholeScan(*scan, words, changed)
+    return attacks, list(whole.values())
 
-    :param tasks: of each scan, by its digest.
-    """
 
-    cases: tuple[Case, ...]
-    protections: tuple[ProtectionArm, ...]
-    tasks: Mapping[str, tuple[MeasuringTask, ...]]
-    settings: Settings
-    cache: Cache
-
-    def jobs(self) -> Iterator[MeasuringJob]:
-        """What the cache lacks, one job for each scan and protection."""
-        for case in self.cases:
-            digest, source = case.subject.digest, case.subject.source
-            for protection in self.protections:
-                lacking = tuple(task for task in self.tasks[digest] if not self._is_done(digest, protection, task))
-                if lacking:
-                    yield MeasuringJob(case.name, source, digest, protection, lacking, self.settings, self.cache.folder)
-
-    def collect(self) -> tuple[list[MeasuredAttack], list[WholeScan]]:
-        """All that is measured, in the order of protections, scans and attacks."""
-        attacks: list[MeasuredAttack] = []
-        whole: dict[tuple[str, str], WholeScan] = {}
-        for protection in self.protections:
-            for case in self.cases:
-                for task in self.tasks[case.subject.digest]:
-                    place = (case.subject.digest, protection, task, self.settings)
-                    result, changed = (self.cache.load(key(*place)) for key in (attack_key, protected_key))
-                    if result is None or changed is None:
-                        continue
-                    words = protection.name
-                    scene = next(n for n, scene in enumerate(case.subject.scenes) if scene.plants == task.plants)
-                    attack = (task.attacker.name, task.action)
-                    attacks.append(MeasuredAttack(case.name, case.patient, words, *attack, result, scene))
-                    if protection.knows_the_attack:
-                        words += f" ({task.action} by {task.attacker.name})"
-                    whole[case.name, words] = WholeScan(case.name, case.patient, words, changed)
-        return attacks, list(whole.values())
-
-    def figures(self) -> dict[str, tuple[Figure, str]]:
-        """Figures and captions by file name, as far as their slices are there."""
-        found: dict[str, tuple[Figure, str]] = {}
-        by_attacker: dict[str, list[Example]] = {}
-        for attacker, example in self._examples():
-            by_attacker.setdefault(attacker, []).append(example)
-        for attacker, examples in by_attacker.items():
-            caption = f"Figure 6: simulated attacks by {attacker}; targets drawn by seed, not chosen."
-            found[f"figure-6-{attacker}"] = (attacks_figure(examples, attacker), caption)
-        for attacker, examples in list(by_attacker.items())[:1]:
-            caption = "Figure 7: what protection changes in the slices of the same targets."
-            if any(protection.knows_the_attack for protection in self.protections):
-                caption += f" Signed gradients and searches against {attacker}."
-            found["figure-7"] = (changes_figure(examples), caption)
-        return found
-
-    def _is_done(self, digest: str, protection: ProtectionArm, task: MeasuringTask) -> bool:
-        place = (digest, protection, task, self.settings)
-        return (
-            self.cache.load(attack_key(*place)) is not None
-            and self.cache.load(protected_key(*place)) is not None
-            and all(self.cache.load_arrays(picture_key(*place, index)) is not None for index in task.pictured)
-        )
-
-    def _examples(self) -> Iterator[tuple[str, Example]]:
-        """Pictured targets with their attacker, actions one after the other; all with the same protections."""
-        measured = {one.protection for one in self.collect()[0]}
-        shown = [protection for protection in self.protections if protection.name in measured]
-        tasks = [(case, task) for case in self.cases for task in self.tasks[case.subject.digest]]
-        for case, task in sorted(tasks, key=lambda pair: pair[1].action):
-            for index in task.pictured:
-                slices = {
-                    protection.name: self.cache.load_arrays(
-                        picture_key(case.subject.digest, protection, task, self.settings, index)
-                    )
-                    for protection in shown
-                }
-                if all(slices.values()):
-                    what = "planted nodule, " if task.plants else ""
-                    title = f"{task.action}, {what}{case.name}, slice {task.targets[index].kji[0]}"
-                    yield task.attacker.name, Example(title, slices)
+def _figures(jobs: Sequence[MeasuringJob]) -> dict[str, tuple[Figure, str]]:
+    """Figures and captions by file name, as far as their slices are there with the protections of all jobs."""
+    by_attacker: dict[str, list[Example]] = {}
+    tasks = [(job, task) for job in jobs if job.protection == jobs[0].protection for task in job.tasks]
+    for first, task in sorted(tasks, key=lambda pair: pair[1].action):
+        of_case = [job for job in jobs if job.case == first.case]
+        for index in task.pictured:
+            slices = {job.protection.name: job.cache.load_arrays(job.picture_key(task, index)) for job in of_case}
+            if all(slices.values()):
+                what = "planted nodule, " if task.plants else ""
+                title = f"{task.action}, {what}{first.case.name}, slice {task.targets[index].kji[0]}"
+                by_attacker.setdefault(task.attacker.name, []).append(Example(title, slices))
+    found: dict[str, tuple[Figure, str]] = {}
+    for attacker, examples in by_attacker.items():
+        caption = f"Figure 6: simulated attacks by {attacker}; targets drawn by seed, not chosen."
+        found[f"figure-6-{attacker}"] = (attacks_figure(examples, attacker), caption)
+    for attacker, examples in list(by_attacker.items())[:1]:
+        caption = "Figure 7: what protection changes in the slices of the same targets."
+        if any(job.protection.knows_the_attack for job in jobs):
+            caption += f" Signed gradients and searches against {attacker}."
+        found["figure-7"] = (changes_figure(examples), caption)
+    return found
 
 
 def _check_output(output: Path) -> None:
@@ -356,26 +299,22 @@ def _cases(
     for outcome in run_all(inspect, wanted, processes=plan.processes, scheduler=plan.scheduler):
         outcomes[outcome.item.source.path] = outcome
         report("Reading", len(outcomes), len(wanted))
-    paths = [inspection.source.path for inspection in wanted]
-    subjects: list[Subject | None] = [outcomes[path].result for path in paths]
-    digests = [subject.digest if subject else "unread" for subject in subjects]
-    names = scan_names(paths, digests, own_names=plan.own_names)
+    paths = [request.source.path for request in wanted]
+    digests = [outcomes[path].result.digest if outcomes[path].result else "unread" for path in paths]
     patients: dict[str, int] = {}
     cases: list[Case] = []
     failures: list[NotMeasured] = []
-    for path, name, subject in zip(paths, names, subjects, strict=True):
-        if subject is None:
-            failures.append(NotMeasured(name, "", outcomes[path].error))
-        elif any(subject.digest == case.subject.digest for case in cases):
-            failures.append(
-                NotMeasured(name, "", f"{path} holds the same voxels as another scan given; leave one out.")
-            )
-        else:
-            cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
-            for target, reason in subject.skipped:
-                tell(f"{name}: {target.action} at {target.kji} is left out. {reason}")
-    for failure in failures:
-        tell(f"{failure}: {failure.reason}")
+    for path, name in zip(paths, scan_names(paths, digests, own_names=plan.own_names), strict=True):
+        subject, problem = outcomes[path].result, outcomes[path].error
+        if subject and any(subject.digest == case.subject.digest for case in cases):
+            problem = f"{path} holds the same voxels as another scan given; leave one out."
+        if problem:
+            failures.append(NotMeasured(name, "", problem))
+            tell(f"{name}: {problem}")
+            continue
+        cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
+        for target, reason in subject.skipped:
+            tell(f"{name}: {target.action} at {target.kji} is left out. {reason}")
     if not cases:
         raise _nothing_measured(failures)
     return cases, failures
@@ -384,11 +323,21 @@ def _cases(
 def _tasks(
     cases: Sequence[Case], attackers: Sequence[AttackerChoice], plan: EvaluationPlan
 ) -> dict[str, tuple[MeasuringTask, ...]]:
+    """What is done to each case, by its name."""
     pictured = _pictured(cases, plan)
+
+    def shown(*scene: str | int, count: int) -> tuple[int, ...]:
+        return tuple(n for n in range(count) if (*scene, n) in pictured)
+
     return {
-        case.subject.digest: tuple(
+        case.name: tuple(
             MeasuringTask(
-                attacker, action, targets, pictured.get((case.subject.digest, action, number), ()), scene.plants
+                attacker,
+                action,
+                targets,
+                number,
+                scene.plants,
+                shown(case.subject.digest, action, number, count=len(targets)),
             )
             for attacker in attackers
             for action in plan.actions
@@ -399,40 +348,41 @@ def _tasks(
     }
 
 
-def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> dict[tuple[str, str, int], tuple[int, ...]]:
-    """Which targets of which scan, action and scene the figures show: drawn by lot, so that nobody favored them.
+def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> set[tuple[str | int, ...]]:
+    """Scan, action, scene and number of the targets in figures: drawn by lot, so that nobody favored them.
 
     A lot depends on seed, scan and target alone: another scan may take a place, but moves no other lot.
     """
-    chosen: dict[tuple[str, str, int], tuple[int, ...]] = {}
+
+    def lot(place: tuple[str | int, ...]) -> str:
+        return hashlib.sha256(" ".join(map(str, (plan.seed, *place))).encode()).hexdigest()
+
+    chosen: set[tuple[str | int, ...]] = set()
     for action in plan.actions:
-        lots = sorted(
-            (
-                hashlib.sha256(f"{plan.seed} {case.subject.digest} {action} {scene} {n}".encode()).hexdigest(),
-                (case.subject.digest, action, scene),
-                n,
-            )
+        places = [
+            (case.subject.digest, action, scene, n)
             for case in cases
             for scene, found in enumerate(case.subject.scenes)
             for n in range(sum(target.action == action for target in found.targets))
-        )
-        for _, key, n in lots[: plan.pictures]:
-            chosen[key] = tuple(sorted((*chosen.get(key, ()), n)))
+        ]
+        chosen.update(sorted(places, key=lot)[: plan.pictures])
     return chosen
 
 
-def _measure(bench: _Bench, plan: EvaluationPlan, report: Progress, tell: Note) -> tuple[int, list[NotMeasured]]:
+def _measure(
+    jobs: Sequence[MeasuringJob], plan: EvaluationPlan, report: Progress, tell: Note
+) -> tuple[int, list[NotMeasured]]:
     """Do what the cache lacks; how many targets were attacked, and what failed."""
-    jobs = list(bench.jobs())
+    todo = [job for job in (job.lacking() for job in jobs) if job.tasks]
     attacked, failures = 0, []
-    report("Measuring", 0, len(jobs))
-    outcomes = run_all(measure, jobs, processes=plan.processes, scheduler=plan.scheduler)
+    report("Measuring", 0, len(todo))
+    outcomes = run_all(measure, todo, processes=plan.processes, scheduler=plan.scheduler)
     for done, outcome in enumerate(outcomes, start=1):
         attacked += outcome.result or 0
         if outcome.error:
-            failures.append(NotMeasured(outcome.item.name, outcome.item.protection.name, outcome.error))
+            failures.append(NotMeasured(outcome.item.case.name, outcome.item.protection.name, outcome.error))
             tell(f"{failures[-1]}: {outcome.error}")
-        report("Measuring", done, len(jobs))
+        report("Measuring", done, len(todo))
     return attacked, failures
 
 

@@ -1,22 +1,12 @@
-"""Tables as text and numbers alone, which ``rendering`` turns into files, and how measurements become cells."""
+"""Tables as text and numbers alone, which ``rendering`` turns into files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from . import notes
-from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
-from .outcomes import MeasuredAttack
-from .statistics import Estimate, Observation, estimate
+from .statistics import Estimate
 
-ROWS = {
-    PROTECTED: "protected",
-    GAUSSIAN: "Gaussian noise instead",
-    CT_LIKE: "CT-like noise instead",
-    CLEAN: "unprotected",
-}
 NONE = "–"
 
 
@@ -71,51 +61,13 @@ class ResultSection:
     tables: tuple[Table, ...]
 
 
-def observations(
-    attacks: Iterable[MeasuredAttack], protection: str | None, value: Callable[[Mapping[str, Any]], float | None]
-) -> list[Observation]:
-    """One value for each target; of one protection, or of all attacks for None."""
-    return [
-        Observation(one.patient, value(record))
-        for one in attacks
-        if protection in (None, one.protection)
-        for record in one.result["targets"]
-    ]
-
-
-def mean_cell(
-    observations: Sequence[Observation],
-    digits: int,
-    seed: int,
-    within: Literal["mean", "median"] = "mean",
-    factor: float = 1.0,
-) -> Cell:
-    """The mean over patients with its interval, times ``factor``; arguments as of :func:`.estimate`."""
-    scaled = [Observation(o.patient, None if o.value is None else factor * o.value) for o in observations]
-    return cell_of(estimate(scaled, within=within, seed=seed), digits)
-
-
 def cell_of(found: Estimate, digits: int) -> Cell:
-    """A figure with its interval."""
+    """A figure with its interval, with so many decimals."""
+
+    def written(value: float) -> str:
+        return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
+
     if found.value is None:
         return Cell(estimate=found)
-    text = number(found.value, digits)
-    if found.low is not None:
-        text += f" [{number(found.low, digits)}, {number(found.high, digits)}]"
-    return Cell(text, found)
-
-
-def number(value: float, digits: int) -> str:
-    """A figure with so many decimals."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 turns -0.00 into 0.00
-
-
-def unprotected(attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
-    """Each scan's scene once: the attack on the clean scan is the same with whatever protection it stands beside."""
-    return list({(one.scan, one.scene): one for one in attacks}.values())
-
-
-def attack_words(pair: tuple[str, str], attacks: Sequence[MeasuredAttack]) -> str:
-    """For captions: the attack and at how many places."""
-    places = sum(len(found.result["targets"]) for found in unprotected(attacks))
-    return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"
+    interval = "" if found.low is None else f" [{written(found.low)}, {written(found.high)}]"
+    return Cell(written(found.value) + interval, found)

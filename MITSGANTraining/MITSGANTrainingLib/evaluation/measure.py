@@ -1,8 +1,7 @@
 """One scan, one protection, any attackers: all arms at all targets, measured. Runs in worker processes.
 
 Arms are ``clean``, ``protected`` and its two controls of equal RMSE, ``gaussian`` and ``ct-like``; each is compared
-with the clean scan as it is and after the attack. The attack reads the target's cube and the place that the touch-up
-copies noise from, and nothing else, so the scan is neither copied nor rewritten for it.
+with the clean scan as it is and after the attack.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,25 +23,25 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.attack_effect import CLEAN, PROTECTED, compare_whole, forgery_effect
 from MITSGANLib.measure.lpips_distance import load_lpips
-from MITSGANLib.measure.metrics import Comparison, compare
+from MITSGANLib.measure.metrics import compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
-from MITSGANLib.scan.cubes import Box
-from MITSGANLib.scan.regions import Region
+from MITSGANLib.scan.cubes import Box, Voxel
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
 
 from .cache import MEASUREMENT, Cache
 from .ct_noise import equal_rmse_ct_noise, measure_texture
-from .planting import NoduleFile, Plant, planted
+from .planting import NoduleFile, Plant, apart, planted
 from .protections import ProtectionArm
-from .scans import ScanSource, content_digest
-from .watermark_check import CheckedPlaces, check_places
+from .scans import Case, content_digest
 
 GAUSSIAN, CT_LIKE = "gaussian", "ct-like"
 ARMS = (PROTECTED, GAUSSIAN, CT_LIKE)
 METRICS = ("rmse", "psnr", "lpips", "ssim")
+CHECKED_APART_MM = 64.0
+"""How far places are from each other that are forged in one copy: none is in another's surroundings."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,7 @@ class Settings:
 class MeasuringTask:
     """One attacker's action on one scan with one protection.
 
+    :param scene: number of the scan's scene.
     :param plants: nodules that are put into the scan before anything else.
     :param pictured: which of the targets leave their slices for the figures.
     """
@@ -119,21 +118,58 @@ class MeasuringTask:
     attacker: AttackerChoice
     action: str
     targets: tuple[Target, ...]
-    pictured: tuple[int, ...] = ()
+    scene: int = 0
     plants: tuple[Plant, ...] = ()
+    pictured: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class MeasuringJob:
-    """What one worker does at a time: a scan with one protection, for all that is still to measure."""
+    """A scan with one protection and all attacks on it: what one worker does at a time, where the cache lacks it."""
 
-    name: str
-    source: ScanSource
-    digest: str
+    case: Case
     protection: ProtectionArm
     tasks: tuple[MeasuringTask, ...]
     settings: Settings
-    cache: Path
+    cache: Cache
+
+    def whole_key(self, task: MeasuringTask) -> dict[str, Any]:
+        """Cache key of a whole protected scan's figures; nothing is planted unless protection knows the attack."""
+        return self._key("whole scan", task if self.protection.knows_the_attack else None)
+
+    def attack_key(self, task: MeasuringTask) -> dict[str, Any]:
+        """Cache key of the figures at a task's targets."""
+        return self._key("targets", task)
+
+    def picture_key(self, task: MeasuringTask, index: int) -> dict[str, Any]:
+        """Cache key of the slices at one target."""
+        return self._key("slices", task) | {"pictured": list(task.targets[index].kji)}
+
+    def _key(self, what: str, task: MeasuringTask | None) -> dict[str, Any]:
+        digest, settings = self.case.subject.digest, self.settings
+        key = {"what": what, "scan": digest, "protection": self.protection.identity(), **settings.identity()}
+        if task is None:
+            return key
+        nodules = settings.nodules.digest if settings.nodules and task.plants else None
+        return key | {
+            "attacker_sha256": task.attacker.digests[task.action],
+            "action": task.action,
+            "targets": [list(target.kji) for target in task.targets],
+            "planted": [nodules, [dataclasses.asdict(plant) for plant in task.plants]],
+        }
+
+    def result(self, task: MeasuringTask) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Figures at a task's targets and of the whole protected scan; None where one of them is not measured yet."""
+        found = tuple(self.cache.load(key) for key in (self.attack_key(task), self.whole_key(task)))
+        return None if None in found else found
+
+    def lacking(self) -> MeasuringJob:
+        """This job with the tasks that are not done."""
+        return dataclasses.replace(self, tasks=tuple(task for task in self.tasks if not self._is_done(task)))
+
+    def _is_done(self, task: MeasuringTask) -> bool:
+        pictures = (self.cache.load_arrays(self.picture_key(task, index)) for index in task.pictured)
+        return self.result(task) is not None and all(pictures)
 
     @property
     def groups(self) -> tuple[tuple[MeasuringTask, ...], ...]:
@@ -146,65 +182,30 @@ class MeasuringJob:
         return tuple(map(tuple, by_plants.values()))
 
 
-def protected_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
-    """Cache key of a whole protected scan's figures, without anything planted unless protection knows the attack."""
-    key = {"what": "whole scan", "scan": digest, "protection": protection.identity(), **settings.identity()}
-    return key | _attack(task, settings) if protection.knows_the_attack else key
-
-
-def attack_key(digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings) -> dict[str, Any]:
-    """Cache key of the figures at a task's targets."""
-    key = {"what": "targets", "scan": digest, "protection": protection.identity(), **settings.identity()}
-    return key | _attack(task, settings)
-
-
-def picture_key(
-    digest: str, protection: ProtectionArm, task: MeasuringTask, settings: Settings, index: int
-) -> dict[str, Any]:
-    """Cache key of the slices at one target."""
-    return attack_key(digest, protection, task, settings) | {
-        "what": "slices",
-        "pictured": list(task.targets[index].kji),
-    }
-
-
-def _attack(task: MeasuringTask, settings: Settings) -> dict[str, Any]:
-    nodules = settings.nodules.digest if settings.nodules and task.plants else None
-    return {
-        "attacker_sha256": task.attacker.digests[task.action],
-        "action": task.action,
-        "targets": [list(target.kji) for target in task.targets],
-        "planted": [nodules, [dataclasses.asdict(plant) for plant in task.plants]],
-    }
-
-
 def measure(job: MeasuringJob) -> int:
     """Measure what the cache lacks of a job and put it there; gives the number of targets attacked.
 
     :raises MITSGANError: when the scan, a model or the cache cannot be used; what was finished before stays.
     """
-    if job.settings.measurement != MEASUREMENT:
+    settings, source = job.settings, job.case.subject.source
+    if settings.measurement != MEASUREMENT:
         raise InputError("This process runs another version of the evaluation; install one version, and run again.")
-    cache, attacked = Cache(job.cache), 0
-    volume = job.source.load()
-    if content_digest(volume) != job.digest:
-        raise InputError(f"{job.source.path} has changed since the evaluation began; run it again.")
-    lpips = load_lpips(job.settings.lpips_weights, str(resolve_device(job.settings.device)), job.settings.lpips_net)
-    jury = job.settings.load_jury()
+    volume, attacked = source.load(), 0
+    if content_digest(volume) != job.case.subject.digest:
+        raise InputError(f"{source.path} has changed since the evaluation began; run it again.")
+    lpips = load_lpips(settings.lpips_weights, str(resolve_device(settings.device)), settings.lpips_net)
+    jury = settings.load_jury()
     for tasks in job.groups:
-        arms = _Arms(_before(volume, tasks[0], job.settings), job, tasks[0])
-        key = protected_key(job.digest, job.protection, tasks[0], job.settings)
-        if cache.load(key) is None:
-            bare = not tasks[0].plants or job.protection.knows_the_attack
-            cache.store(key, _whole_scan(arms if bare else _Arms(volume, job, tasks[0]), lpips))
-        for task in tasks:
-            attacked += _run_task(arms, task, cache, lpips, jury)
+        task = tasks[0]
+        before = planted(volume, task.plants, settings.nodules.read()) if task.plants and settings.nodules else volume
+        arms = _Arms(before, job, task)
+        key = job.whole_key(task)
+        if job.cache.load(key) is None:
+            bare = not task.plants or job.protection.knows_the_attack
+            job.cache.store(key, _whole_scan(arms if bare else _Arms(volume, job, task), lpips))
+        for one in tasks:
+            attacked += _run_task(arms, one, lpips, jury)
     return attacked
-
-
-def _before(volume: CTVolume, task: MeasuringTask, settings: Settings) -> CTVolume:
-    """The scan as it is before protection."""
-    return planted(volume, task.plants, settings.nodules.read()) if task.plants and settings.nodules else volume
 
 
 class _Arms:
@@ -260,37 +261,28 @@ def _loaded_jury(sources: tuple[str, ...], device: str) -> Jury:
     return Jury.load(sources).to(device)
 
 
-def _run_task(arms: _Arms, task: MeasuringTask, cache: Cache, lpips: Any, jury: Jury | None) -> int:
+def _run_task(arms: _Arms, task: MeasuringTask, lpips: Any, jury: Jury | None) -> int:
+    """Attack and measure at all targets, or where a picture is lacking; how many they were."""
     job = arms.job
-    place = (job.digest, job.protection, task, job.settings)
-    key = attack_key(*place)
-    measured = cache.load(key) is not None
-    pictured = [n for n in task.pictured if cache.load_arrays(picture_key(*place, n)) is None]
+    measured = job.cache.load(job.attack_key(task)) is not None
+    pictured = [n for n in task.pictured if job.cache.load_arrays(job.picture_key(task, n)) is None]
     attacker = _attacker(task.attacker.source, task.action)
     started, records = time.monotonic(), []
-    todo = range(len(task.targets)) if not measured else pictured
-    checked: dict[tuple[int, int, int], CheckedPlaces] = {}
-    if not measured and jury and arms.intact:
-        scan, spacing_kji = arms.tensors[PROTECTED], arms.clean.spacing_kji
-        checked = check_places(
-            arms.protected,
-            arms.intact,
-            [target.kji for target in task.targets],
-            lambda kji: attack_patch(scan, kji, spacing_kji, attacker),
-        )
+    checked = _checked(arms, task, attacker) if not measured and jury and arms.intact else {}
+    todo = pictured if measured else range(len(task.targets))
     for index in todo:
         target = task.targets[index]
-        attacked = {
-            arm: AttackedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, arms.clean.spacing_kji, attacker))
-            for arm, scan in arms.tensors.items()
-        }
+        attack = _Attack(arms, target, attacker)
         if not measured:
-            records.append(_at_target(arms, attacked, target, lpips, jury, checked.get(target.kji)))
+            verdicts = attack.verdicts(jury) if jury else None
+            if target.kji in checked:
+                verdicts[PROTECTED] |= checked[target.kji]
+            records.append({**attack.figures(lpips), "judged": verdicts})
         if index in pictured:
-            cache.store_arrays(picture_key(*place, index), _slices(arms, attacked, target))
+            job.cache.store_arrays(job.picture_key(task, index), attack.slices())
     if not measured:
-        cache.store(
-            key,
+        job.cache.store(
+            job.attack_key(task),
             {
                 "targets": records,
                 "absent": arms.absent,
@@ -301,92 +293,106 @@ def _run_task(arms: _Arms, task: MeasuringTask, cache: Cache, lpips: Any, jury: 
     return len(todo)
 
 
-def _slices(arms: _Arms, attacked: Mapping[str, AttackedScan], target: Target) -> dict[str, np.ndarray]:
-    """The target's slice (rows, columns) int16 of each arm, before and after the attack, and where it is."""
-    k = target.kji[0]
-    box = _slice_box(arms.clean, k)
-    before = {arm: volume.hu[k] for arm, volume in arms.volumes.items()}
-    after = {f"{arm} attacked": scan.part(box)[0] for arm, scan in attacked.items()}
-    square = regions_at(arms.clean, target.kji).square
-    return {
-        **before,
-        **after,
-        "square": np.array([square.j0, square.j1, square.i0, square.i1]),
-        "kji": np.array(target.kji),
-        "spacing_kji": np.array(arms.clean.spacing_kji),
-        "direction": arms.clean.direction,
-    }
+def _checked(arms: _Arms, task: MeasuringTask, attacker: Attacker) -> dict[Voxel, dict[str, bool]]:
+    """Whether ``mitsgan check`` misses the open watermark at each target, after the attack (found) and before (alarm).
 
-
-def _at_target(
-    arms: _Arms,
-    attacked: Mapping[str, AttackedScan],
-    target: Target,
-    lpips: Any,
-    jury: Jury | None,
-    checked: CheckedPlaces | None,
-) -> dict[str, Any]:
-    clean = arms.clean
-    places = regions_at(clean, target.kji)
-    box = _slice_box(clean, target.kji[0])
-    square = np.s_[:, places.square.j0 : places.square.j1, places.square.i0 : places.square.i1]
-    reference = clean.hu[box]
-    images = {arm: volume.hu[box] for arm, volume in arms.volumes.items() if arm != CLEAN}
-    images |= {f"{arm} attacked": scan.part(box) for arm, scan in attacked.items()}
-    measure_pair = functools.partial(compare, data_range=arms.job.settings.data_range_hu, lpips=lpips, per_slice=False)
-    return {
-        "action": target.action,
-        "kji": list(target.kji),
-        "reason": target.reason,
-        "against_clean": {
-            name: {
-                "slice": _values(measure_pair(reference, image)),
-                "square": _values(measure_pair(reference[square], image[square])),
-            }
-            for name, image in images.items()
-        },
-        "forgery": _forgery(arms, attacked, places.middle),
-        "judged": _judged(arms, attacked, target, jury, checked) if jury else None,
-    }
-
-
-def _judged(
-    arms: _Arms, attacked: Mapping[str, AttackedScan], target: Target, jury: Jury, checked: CheckedPlaces | None
-) -> dict[str, dict[str, float | bool | None]]:
-    """The verdict on each arm, as :meth:`~.jury.Verdict.to_dict` has it; of a watermark, the check as well."""
-    spacing_kji = arms.clean.spacing_kji
-    box = jury.box(arms.clean.shape, spacing_kji, target.kji)
-    inside = tuple(k - part.start for k, part in zip(target.kji, box, strict=True))
-    names = list(arms.volumes)
-    parts = [arms.volumes[arm].hu[box] for arm in names] + [attacked[arm].part(box) for arm in names]
-    sights = jury.look(parts, spacing_kji, inside)
-    before, after = (dict(zip(names, half, strict=True)) for half in (sights[: len(names)], sights[len(names) :]))
-    verdicts = {
-        arm: jury.verdict(target.action, before[arm], after[arm], clean=before[CLEAN]).to_dict() for arm in names
-    }
-    if checked:
-        verdicts[PROTECTED] |= checked.to_dict()
-    return verdicts
-
-
-def _forgery(arms: _Arms, attacked: Mapping[str, AttackedScan], middle: Region) -> dict[str, dict[str, float | None]]:
-    """For each arm, in the middle that the attacker's network makes up, all in HU but the share.
-
-    ``own``: how far the attack moves the arm itself; ``moved``: how far its outcome is from the outcome on the clean
-    scan; ``share``: that as a share of what the attack moves on the clean scan.
+    Each check looks at a whole copy of the scan, as a user's does.
     """
-    before = {arm: volume.hu[middle.index] for arm, volume in arms.volumes.items()}
-    after = {arm: scan.part(middle.index) for arm, scan in attacked.items()}
-    plain = functools.partial(compare, per_slice=False)
-    effect = forgery_effect(before[CLEAN], after, plain)
-    return {CLEAN: {"own": effect.own.rmse.value}} | {
-        arm: {
-            "own": plain(before[arm], after[arm]).rmse.value,
-            "moved": moved.rmse.value,
-            "share": effect.share(arm),
+    found, marked = {}, arms.protected
+    places = list(dict.fromkeys(target.kji for target in task.targets))
+    for group in apart(places, marked.spacing_kji, CHECKED_APART_MM):
+        hu = marked.hu.copy()
+        for kji in group:
+            where, values = attack_patch(arms.tensors[PROTECTED], kji, marked.spacing_kji, attacker)
+            hu[where] = values
+        check = check_watermark(marked.with_hu(hu))
+        for kji in group:
+            missing = {"found": check.at(kji).is_missing, "alarm": arms.intact.at(kji).is_missing}
+            found[kji] = {f"check_{key}": value for key, value in missing.items()}
+    return found
+
+
+class _Attack:
+    """One attack on every arm at one target.
+
+    It reads the target's cube and the place that the touch-up copies noise from, and nothing else, so no scan is copied
+    for it.
+    """
+
+    def __init__(self, arms: _Arms, target: Target, attacker: Attacker) -> None:
+        self.arms, self.target, self.clean = arms, target, arms.clean
+        self.attacked = {
+            arm: AttackedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, self.clean.spacing_kji, attacker))
+            for arm, scan in arms.tensors.items()
         }
-        for arm, moved in effect.moved.items()
-    }
+        k, (_, rows, columns) = target.kji[0], self.clean.shape
+        self.whole_slice = (slice(k, k + 1), slice(0, rows), slice(0, columns))
+        self.places = regions_at(self.clean, target.kji)
+
+    def images(self, box: Box) -> dict[str, np.ndarray]:
+        """A part of every arm as it is, by the arm's name, and of every arm after the attack, in the same order."""
+        before = {arm: volume.hu[box] for arm, volume in self.arms.volumes.items()}
+        return before | {f"{arm} attacked": scan.part(box) for arm, scan in self.attacked.items()}
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """The target's slice (rows, columns) int16 in every image, and where it is."""
+        square = self.places.square
+        return {
+            **{name: image[0] for name, image in self.images(self.whole_slice).items()},
+            "square": np.array([square.j0, square.j1, square.i0, square.i1]),
+            "kji": np.array(self.target.kji),
+            "spacing_kji": np.array(self.clean.spacing_kji),
+            "direction": self.clean.direction,
+        }
+
+    def figures(self, lpips: Any) -> dict[str, Any]:
+        """All that is measured at the target but the verdicts."""
+        options = {"data_range": self.arms.job.settings.data_range_hu, "lpips": lpips, "per_slice": False}
+        against_clean: dict[str, dict[str, Any]] = {}
+        for region, box in {"slice": self.whole_slice, "square": self.places.square.index}.items():
+            images = self.images(box)
+            clean = images.pop(CLEAN)
+            for name, image in images.items():
+                metrics = compare(clean, image, **options).metrics
+                against_clean.setdefault(name, {})[region] = {metric: metrics[metric].value for metric in METRICS}
+        return {
+            "action": self.target.action,
+            "kji": list(self.target.kji),
+            "reason": self.target.reason,
+            "against_clean": against_clean,
+            "forgery": self._forgery(),
+        }
+
+    def _forgery(self) -> dict[str, dict[str, float | None]]:
+        """For each arm, in the middle that the attacker's network makes up, all in HU but the share.
+
+        ``own``: how far the attack moves the arm itself; ``moved``: how far its outcome is from the outcome on the
+        clean scan; ``share``: that as a share of what the attack moves on the clean scan.
+        """
+        images = self.images(self.places.middle.index)
+        after = {arm: images[f"{arm} attacked"] for arm in self.attacked}
+        plain = functools.partial(compare, per_slice=False)
+        effect = forgery_effect(images[CLEAN], after, plain)
+        return {CLEAN: {"own": effect.own.rmse.value}} | {
+            arm: {
+                "own": plain(images[arm], after[arm]).rmse.value,
+                "moved": moved.rmse.value,
+                "share": effect.share(arm),
+            }
+            for arm, moved in effect.moved.items()
+        }
+
+    def verdicts(self, jury: Jury) -> dict[str, dict[str, float | bool | None]]:
+        """The verdict on each arm, as :meth:`~.jury.Judgment.to_dict` has it."""
+        spacing_kji, kji = self.clean.spacing_kji, self.target.kji
+        box = jury.box(self.clean.shape, spacing_kji, kji)
+        inside = tuple(k - part.start for k, part in zip(kji, box, strict=True))
+        sights = jury.look(list(self.images(box).values()), spacing_kji, inside)
+        half = len(self.attacked)
+        return {
+            arm: jury.verdict(self.target.action, before, after, clean=sights[0]).to_dict()
+            for arm, before, after in zip(self.attacked, sights[:half], sights[half:], strict=True)
+        }
 
 
 def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
@@ -405,11 +411,3 @@ def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
         "noise_hu": estimate_noise(clean.hu, clean.spacing_kji).sd_hu,
         "seconds": round(arms.seconds, 2),
     }
-
-
-def _slice_box(volume: CTVolume, k: int) -> Box:
-    return slice(k, k + 1), slice(0, volume.shape[1]), slice(0, volume.shape[2])
-
-
-def _values(comparison: Comparison) -> dict[str, float | None]:
-    return {name: comparison.metrics[name].value for name in METRICS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .outcomes import Setup
+from .outcomes import MeasuredAttack, Setup
 from .statistics import CONFIDENCE, RESAMPLES
 
 IMAGE = "Ours: the whole slice of the target, all of its voxels, compared with the clean slice."
@@ -58,7 +58,7 @@ NO_JUDGES = (
     "--judges."
 )
 PLANTED = (
-    "Removals: {count} nodules ({kind}) are planted in turn at seeded places of healthy lung, so "
+    "Removals: {nodules} nodules ({kind}) are planted in turn at seeded places of healthy lung, so "
     "that there is something to remove; clean, protected and noisy scans all have them. In a removal, clean means the "
     "scan with the planted nodule before protection."
 )
@@ -93,30 +93,31 @@ KINDS = {
 NO_LPIPS = "not measured: no network's ImageNet weights are on this machine, or a package that LPIPS needs is missing."
 
 
-def common_notes(setup: Setup, absences: Sequence[str]) -> tuple[str, ...]:
-    """What holds for all tables: data range, averages, controls, LPIPS, and what is missing.
-
-    :param absences: protections without a noise control, with the reason.
-    """
-    counted = f"{count(setup.scans, 'scan')} of {count(setup.patients, 'patient')}"
-    if setup.patients < 2:
+def common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
+    """What holds for all tables: data range, averages, controls, LPIPS, and what is missing."""
+    patients = len({one.patient for one in attacks})
+    counted = f"{count(len({one.scan for one in attacks}), 'scan')} of {count(patients, 'patient')}"
+    if patients < 2:
         spread = f"{counted}: there is no confidence interval, which takes at least two patients."
     else:
         spread = (
             f"{counted}; each figure is the mean over patients of each one's own, in brackets its {CONFIDENCE:.0%} "
-            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.seed})."
+            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.settings.seed})."
         )
-        if setup.patients < 10:
+        if patients < 10:
             spread += " With so few patients the interval is too narrow."
     notes = [
-        f"PSNR and SSIM with a data range of {setup.data_range_hu:g} HU. {spread}",
+        f"PSNR and SSIM with a data range of {setup.settings.data_range_hu:g} HU. {spread}",
         CONTROLS,
         f"LPIPS: {setup.lpips}",
     ]
-    if setup.nodules and "remove" in setup.actions:
-        notes.append(PLANTED.format(count=setup.nodules["nodules"], kind=setup.nodules["kind"]))
+    if setup.planted and "remove" in setup.actions:
+        notes.append(PLANTED.format_map(setup.planted))
     kinds = {protection.kind for protection in setup.protections}
     notes += [text for kind, text in KINDS.items() if kind in kinds]
+    absences = dict.fromkeys(
+        f"{one.protection} ({reason.rstrip('.')})" for one in attacks for reason in one.result["absent"].values()
+    )
     if absences:
         notes.append(f"Without one or both noise controls: {'; '.join(absences)}.")
     if setup.failures:

@@ -6,17 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .measure import AttackerChoice, Settings
 from .protections import ProtectionArm
-from .scans import Subject
-
-
-@dataclass(frozen=True)
-class Case:
-    """A scan to measure, under the name and the patient's number that results use."""
-
-    name: str
-    patient: int
-    subject: Subject
 
 
 @dataclass(frozen=True)
@@ -54,18 +45,19 @@ class Setup:
     :param sweep: protections of Table 3, with what its columns are called.
     :param lpips: the network that measured LPIPS, or why it was not measured.
     :param judges: as :meth:`~.jury.Jury.describe` says it; None where success is not measured.
-    :param nodules: planted for removals, as :meth:`~.planting.NoduleFile.describe` says it; None where none are.
+    :param failures: what could not be measured.
     """
 
     protections: tuple[ProtectionArm, ...]
-    attackers: tuple[str, ...]
+    attackers: tuple[AttackerChoice, ...]
     actions: tuple[str, ...]
     sweep: tuple[tuple[str, str], ...]
-    data_range_hu: float
-    seed: int
+    settings: Settings
     lpips: str
-    patients: int
-    scans: int
-    failures: tuple[str, ...] = ()
     judges: Mapping[str, Any] | None = None
-    nodules: Mapping[str, Any] | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def planted(self) -> dict[str, Any] | None:
+        """Nodules planted for removals, as :meth:`~.planting.NoduleFile.describe` says it; None where none are."""
+        return self.settings.nodules.describe() if self.settings.nodules else None

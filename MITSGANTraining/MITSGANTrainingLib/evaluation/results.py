@@ -20,9 +20,9 @@ from MITSGANLib.files.atomic import atomic_folder
 from ..training.run import commit
 from .figures import as_png, as_svg
 from .layout import ResultSection
-from .measure import AttackerChoice, Settings
-from .outcomes import Case, MeasuredAttack, Setup, WholeScan
+from .outcomes import MeasuredAttack, Setup, WholeScan
 from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
+from .scans import Case
 
 REPORT = "evaluation.json"
 _MEASUREMENT_COLUMNS = (
@@ -33,14 +33,13 @@ _MEASUREMENT_COLUMNS = (
 
 def to_record(
     setup: Setup,
-    settings: Settings,
     cases: Sequence[Case],
-    attackers: Sequence[AttackerChoice],
     attacks: Sequence[MeasuredAttack],
     whole: Sequence[WholeScan],
     sections: Sequence[ResultSection],
 ) -> dict[str, Any]:
     """Everything as JSON: what it was measured with, every target, every table with its definitions."""
+    settings = setup.settings
     return {
         "made_by": {
             "mitsgan": __version__,
@@ -56,7 +55,7 @@ def to_record(
             "lpips": setup.lpips,
             "device": settings.device,
             "judges": dict(setup.judges) if setup.judges else None,
-            "planted": dict(setup.nodules) if setup.nodules else None,
+            "planted": setup.planted,
         },
         "scans": [
             {
@@ -80,7 +79,7 @@ def to_record(
         ],
         "failures": list(setup.failures),
         "protections": [protection.describe() for protection in setup.protections],
-        "attackers": [{"name": a.name, "sha256": dict(a.digests)} for a in attackers],
+        "attackers": [{"name": a.name, "sha256": dict(a.digests)} for a in setup.attackers],
         "whole_scans": [_flat(one) for one in whole],
         "measurements": [_flat(one) for one in attacks],
         "sections": [_plain(section) for section in sections],

@@ -86,6 +86,15 @@ class Subject:
         return tuple(target for scene in self.scenes for target in scene.targets)
 
 
+@dataclass(frozen=True)
+class Case:
+    """A scan to measure, under the name and the patient's number that results use."""
+
+    name: str
+    patient: int
+    subject: Subject
+
+
 def inspect(wanted: ScanRequest) -> Subject:
     """Read a scan, identify it and settle its targets.
 

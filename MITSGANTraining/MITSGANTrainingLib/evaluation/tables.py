@@ -5,81 +5,108 @@ A section holds the tables of one kind (one for each attacker and action) and sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from . import notes, paper
-from .layout import (
-    NONE,
-    ROWS,
-    Cell,
-    Column,
-    ResultSection,
-    Row,
-    Table,
-    attack_words,
-    mean_cell,
-    observations,
-    unprotected,
-)
+from .layout import NONE, Cell, Column, ResultSection, Row, Table, cell_of
 from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED
 from .outcomes import MeasuredAttack, Setup, WholeScan
-from .statistics import Estimate, Observation
-from .success_table import success_section
+from .statistics import (
+    CONFIDENCE,
+    PLACE_RESAMPLES,
+    Estimate,
+    Observation,
+    PlaceFigure,
+    area_of_places,
+    estimate,
+    estimate_by_place,
+    share_of_places,
+)
 
-Names = Sequence[tuple[str, str]]
+Pair = tuple[str, str]  # attacker and action
+Value = Callable[[Mapping[str, Any]], float | None]  # of what was measured at one target, or of its verdicts by arm
 
+_ROWS = {
+    PROTECTED: "protected",
+    GAUSSIAN: "Gaussian noise instead",
+    CT_LIKE: "CT-like noise instead",
+    CLEAN: "unprotected",
+}
 _METRIC_WORDS = {"rmse": "RMSE (HU)", "psnr": "PSNR (dB)", "lpips": "LPIPS", "ssim": "SSIM"}
 _DIGITS = {"rmse": 2, "psnr": 2, "lpips": 3, "ssim": 4}
+_FORGERY_COLUMNS = (
+    Column("RMSE (HU)", "attack's own change"),
+    Column("RMSE (HU)", "forgery moved"),
+    Column("Share (%)", "forgery moved"),
+    Column("Share, protection minus", "Gaussian noise"),
+    Column("Share, protection minus", "CT-like noise"),
+)
+_SUCCESS_COLUMNS = (
+    Column("Forgery (%)", "moved"),
+    Column("Forensic judge", "AUC"),
+    Column("Forensic judge (%)", "attacked, found"),
+    Column("Forensic judge (%)", "untouched, alarm"),
+    Column("Watermark check (%)", "attacked, found"),
+    Column("Watermark check (%)", "untouched, alarm"),
+    Column("Nodule judge (%)", "finding reached"),
+    Column("Success (%)", "past the judges"),
+    Column("Success (%)", "past all checks"),
+    Column("Success (%)", "minus unprotected"),
+    Column("Places", "that count"),
+)
 
 
 def build_sections(
     attacks: Sequence[MeasuredAttack], whole: Sequence[WholeScan], setup: Setup
 ) -> tuple[ResultSection, ...]:
     """All sections: the scan's own change, the paper's Tables 1 to 3, how far the forgery moved, and success."""
-    pairs = [(attacker, action) for attacker in setup.attackers for action in setup.actions]
-    by_pair = {pair: [f for f in attacks if (f.attacker, f.action) == pair] for pair in pairs}
+    pairs = [(attacker.name, action) for attacker in setup.attackers for action in setup.actions]
+    reached = {pair: [one for one in attacks if (one.attacker, one.action) == pair] for pair in pairs}
     measured = {one.protection for one in attacks}
     names = [protection.name for protection in setup.protections if protection.name in measured]
-    plain = tuple((name, name) for name in names)
-    reached = {pair: found for pair, found in by_pair.items() if found}
+    plain = [(name, name) for name in names]
 
-    def images(number: int, protections: Names) -> tuple[Table, ...]:
-        return tuple(_image_table(number, pair, found, protections, setup) for pair, found in reached.items())
+    def tables(draw: Callable[..., Table], *options: Any) -> tuple[Table, ...]:
+        return tuple(draw(pair, found, setup, *options) for pair, found in reached.items() if found)
 
-    sweep = (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,)
     return (
-        ResultSection("common", "What holds for all tables", notes.common_notes(setup, _absences(attacks)), ()),
+        ResultSection("common", "What holds for all tables", notes.common_notes(setup, attacks), ()),
         _change_section(whole, setup),
-        ResultSection("table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), images(1, plain)),
-        ResultSection("table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), images(2, plain)),
+        ResultSection(
+            "table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), tables(_image_table, 1, plain)
+        ),
+        ResultSection(
+            "table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), tables(_image_table, 2, plain)
+        ),
         ResultSection(
             "table-3",
             "Table 3: the weight alpha of the paper's term",
-            sweep,
-            images(3, setup.sweep) if setup.sweep else (),
+            (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,),
+            tables(_image_table, 3, setup.sweep) if setup.sweep else (),
         ),
         ResultSection(
             "forgery",
             "How far the forgery moved",
             (notes.FORGERY, notes.FORGERY_STATISTICS),
-            tuple(_forgery_table(pair, found, names, setup) for pair, found in reached.items()),
+            tables(_forgery_table, names),
         ),
-        success_section(by_pair, names, setup),
+        ResultSection(
+            "table-4",
+            "Table 4: visibility and success",
+            _success_notes(setup),
+            tables(_success_table, names) if setup.judges else (),
+        ),
     )
-
-
-def _absences(attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
-    """Which protections lack a control in a scan, and why."""
-    lacking = dict.fromkeys(
-        (one.protection, reason.rstrip(".")) for one in attacks for reason in one.result["absent"].values()
-    )
-    return tuple(f"{protection} ({reason})" for protection, reason in lacking)
 
 
 def _image_table(
-    number: int, pair: tuple[str, str], attacks: Sequence[MeasuredAttack], names: Names, setup: Setup
+    pair: Pair,
+    attacks: Sequence[MeasuredAttack],
+    setup: Setup,
+    number: int,
+    names: Sequence[tuple[str, str]],
 ) -> Table:
     """The paper's Table 1, 2 or 3; ``names`` are protections with what their columns are called."""
     region = "slice" if number == 1 else "square"
@@ -90,14 +117,17 @@ def _image_table(
         if number == 3
         else [Column(f"Paper, {'real' if n < 2 else 'tampered'}", name) for n, name in enumerate(paper.COLUMNS)]
     )
+
+    def cell(name: str, image: str, metric: str) -> Cell:
+        def value(record: Mapping[str, Any]) -> float | None:
+            return record["against_clean"].get(image, {}).get(region, {}).get(metric)
+
+        return _mean_cell(_observed(_of(name, attacks), value), _DIGITS[metric], setup.settings.seed)
+
     rows = []
     for metric in METRICS:
-        for arm, words in ROWS.items():
-            cells = [
-                mean_cell(_image_values(attacks, name, image.format(arm), region, metric), _DIGITS[metric], setup.seed)
-                for image in images.values()
-                for name, _ in names
-            ]
+        for arm, words in _ROWS.items():
+            cells = [cell(name, image.format(arm), metric) for image in images.values() for name, _ in names]
             # LPIPS that nobody measured is no row; the notes say why.
             if metric == "lpips" and all(cell.text == NONE for cell in cells):
                 continue
@@ -107,51 +137,106 @@ def _image_table(
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
     return Table(
         f"table-{number}-{pair[0]}-{pair[1]}",
-        f"{where}; {attack_words(pair, attacks)}; data range {setup.data_range_hu:g} HU",
+        f"{where}; {_attack_words(pair, attacks)}; data range {setup.settings.data_range_hu:g} HU",
         ("Metric", "Image compared with the real one"),
         (*(Column(group, words) for group in images for _, words in names), *theirs),
         tuple(rows),
     )
 
 
-def _forgery_table(
-    pair: tuple[str, str], attacks: Sequence[MeasuredAttack], names: Sequence[str], setup: Setup
-) -> Table:
-    columns = (
-        Column("RMSE (HU)", "attack's own change"),
-        Column("RMSE (HU)", "forgery moved"),
-        Column("Share (%)", "forgery moved"),
-        Column("Share, protection minus", "Gaussian noise"),
-        Column("Share, protection minus", "CT-like noise"),
-    )
-    value = partial(mean_cell, seed=setup.seed)
-    percent = partial(value, digits=1, within="median", factor=100.0)
+def _forgery_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, names: Sequence[str]) -> Table:
+    mean = partial(_mean_cell, digits=1, seed=setup.settings.seed)
+    percent = partial(mean, within="median", factor=100.0)
 
-    def figure(name: str, arm: str, key: str) -> list[Observation]:
-        return observations(attacks, name, lambda record: record["forgery"].get(arm, {}).get(key))
+    def cells(found: Sequence[MeasuredAttack], arm: str) -> tuple[Cell, ...]:
+        def figure(key: str) -> list[Observation]:
+            return _observed(found, lambda record: record["forgery"].get(arm, {}).get(key))
 
-    def lead(name: str, arm: str) -> list[Observation]:
-        def difference(record: Mapping[str, Any]) -> float | None:
-            ours, control = (record["forgery"].get(each, {}).get("share") for each in (PROTECTED, arm))
-            return None if ours is None or control is None else ours - control
+        def lead(control: str) -> list[Observation]:
+            def difference(record: Mapping[str, Any]) -> float | None:
+                return _less(*(record["forgery"].get(each, {}).get("share") for each in (PROTECTED, control)))
 
-        return observations(attacks, name, difference)
+            return _observed(found, difference)
 
-    own = observations(unprotected(attacks), None, lambda record: record["forgery"][CLEAN]["own"])
-    rows = [Row(("none", ROWS[CLEAN]), (value(own, 1), *[Cell()] * 4))]
-    for name in names:
-        for arm in ARMS:
-            leads = [percent(lead(name, control)) if arm == PROTECTED else Cell() for control in (GAUSSIAN, CT_LIKE)]
-            measured = [value(figure(name, arm, key), 1) for key in ("own", "moved")]
-            row = Row((name, ROWS[arm]), (*measured, percent(figure(name, arm, "share")), *leads))
-            if any(cell.text != NONE for cell in row.cells):
-                rows.append(row)
+        leads = [percent(lead(control)) if arm == PROTECTED else Cell() for control in (GAUSSIAN, CT_LIKE)]
+        return mean(figure("own")), mean(figure("moved")), percent(figure("share")), *leads
+
+    own = _observed(_unprotected(attacks), lambda record: record["forgery"][CLEAN]["own"])
+    unprotected = Row(("none", _ROWS[CLEAN]), (mean(own), *[Cell()] * 4))
     return Table(
         f"forgery-{pair[0]}-{pair[1]}",
-        f"middle 20 mm of the attacked cube; {attack_words(pair, attacks)}",
+        f"middle 20 mm of the attacked cube; {_attack_words(pair, attacks)}",
         ("Protection", "Image"),
-        columns,
-        tuple(rows),
+        _FORGERY_COLUMNS,
+        (unprotected, *_rows_of_arms(attacks, names, cells)),
+    )
+
+
+def _success_notes(setup: Setup) -> tuple[str, ...]:
+    """What Table 4 means, or how to get it where nothing judged."""
+    if not setup.judges:
+        return (notes.NO_JUDGES,)
+    judges = ", ".join(
+        f"{question} judge '{judge['name']}' (threshold {judge['threshold']:.3f}, SHA-256 {judge['sha256'][:8]})"
+        for question, judge in setup.judges.items()
+    )
+    interval = notes.SUCCESS_INTERVAL.format(confidence=CONFIDENCE, resamples=PLACE_RESAMPLES, seed=setup.settings.seed)
+    return notes.SUCCESS, notes.SUCCESS_COUNT, f"Judges: {judges}. {interval}"
+
+
+def _success_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, names: Sequence[str]) -> Table:
+    cells = partial(_success_cells, seed=setup.settings.seed)
+    unprotected = Row(("none", _ROWS[CLEAN]), cells(_unprotected(attacks), CLEAN))
+    return Table(
+        f"table-4-{pair[0]}-{pair[1]}",
+        f"32 mm cube and the slices around its middle; {_attack_words(pair, attacks)}",
+        ("Protection", "Image"),
+        _SUCCESS_COLUMNS,
+        (unprotected, *_rows_of_arms(attacks, names, cells)),
+    )
+
+
+def _success_cells(attacks: Sequence[MeasuredAttack], arm: str, seed: int) -> tuple[Cell, ...]:
+    """How far the attack on an arm shows, and whether it succeeds, as the judges see it."""
+    places: dict[int, list[Mapping[str, Any]]] = {}  # by patient, of each place the verdicts by arm
+    for one in attacks:
+        judged = [record["judged"] for record in one.result["targets"]]
+        places.setdefault(one.patient, []).extend(place for place in judged if place and arm in place)
+
+    def by_place(figure: Callable[[Sequence[Mapping[str, Any]]], PlaceFigure], digits: int, factor: float) -> Cell:
+        found = estimate_by_place({patient: figure(own) for patient, own in places.items()}, seed)
+        return cell_of(found.times(factor), digits)
+
+    def percent(value: Value) -> Cell:
+        return by_place(lambda own: share_of_places([value(place) for place in own]), 1, 100.0)
+
+    def area(own: Sequence[Mapping[str, Any]]) -> PlaceFigure:
+        return area_of_places(*([place[arm][f"forgery_{when}"] for place in own] for when in ("after", "before")))
+
+    def by_check(key: str) -> Cell:
+        checked = any(key in place[arm] for own in places.values() for place in own)
+        return percent(lambda place: float(place[arm][key])) if checked else Cell()
+
+    def counted(verdict: Mapping[str, Any], key: str) -> float | None:
+        return float(verdict[key]) if verdict["possible"] else None
+
+    def past_all(verdict: Mapping[str, Any]) -> float | None:
+        return 0.0 if verdict.get("check_found", False) and verdict["possible"] else counted(verdict, "succeeded")
+
+    moved = _observed(attacks, lambda record: record["forgery"].get(arm, {}).get("share"))
+    count = sum(place[arm]["possible"] for own in places.values() for place in own)
+    return (
+        _mean_cell(moved, 1, seed, within="median", factor=100.0),
+        by_place(area, 2, 1.0),
+        percent(lambda place: float(not place[arm]["unnoticed"])),
+        percent(lambda place: float(place[arm]["alarm"])),
+        by_check("check_found"),
+        by_check("check_alarm"),
+        percent(lambda place: counted(place[arm], "achieved")),
+        percent(lambda place: counted(place[arm], "succeeded")),
+        percent(lambda place: past_all(place[arm])),
+        percent(lambda place: _less(past_all(place[arm]), past_all(place[CLEAN]))) if arm != CLEAN else Cell(),
+        Cell(str(count)) if any(places.values()) else Cell(),
     )
 
 
@@ -167,31 +252,29 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> ResultSection:
         "ssim_mediastinum_worst_tile": (Column("SSIM, worst tile", "mediastinal window"), 3, "≥ 0.98"),
         "lpips": (Column("LPIPS", "8 slices"), 3, ""),
     }
-
     # LPIPS that nobody measured is no column; the notes say why.
     if all(_whole_value(one.result, "lpips") is None for one in whole):
         del columns["lpips"]
 
     def cell(name: str, key: str, digits: int) -> Cell:
         values = [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name]
-        return mean_cell(values, digits, setup.seed)
+        return _mean_cell(values, digits, setup.settings.seed)
 
     rows = [
         Row((name,), tuple(cell(name, key, digits) for key, (_, digits, _) in columns.items()))
         for name in dict.fromkeys(w.protection for w in whole)
     ]
     limits = Row(("our limit for what cannot be seen",), tuple(Cell(limit or NONE) for _, _, limit in columns.values()))
-    key = "change"
     table = Table(
-        key,
-        f"whole volume, all slices; data range {setup.data_range_hu:g} HU",
+        "change",
+        f"whole volume, all slices; data range {setup.settings.data_range_hu:g} HU",
         ("Protection",),
         tuple(column for column, _, _ in columns.values()),
         (*rows, limits),
     )
     nearby = any(protection.knows_the_attack for protection in setup.protections)
     explained = (notes.CHANGE, notes.CHANGE_NEARBY) if nearby else (notes.CHANGE,)
-    return ResultSection(key, "What protection changes in the scan", explained, (table,) if rows else ())
+    return ResultSection("change", "What protection changes in the scan", explained, (table,) if rows else ())
 
 
 def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
@@ -202,9 +285,47 @@ def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
     return abs(value) if key.startswith("mean_bias") and value is not None else value
 
 
-def _image_values(
-    attacks: Sequence[MeasuredAttack], protection: str, image: str, region: str, metric: str
-) -> list[Observation]:
-    return observations(
-        attacks, protection, lambda record: record["against_clean"].get(image, {}).get(region, {}).get(metric)
-    )
+def _rows_of_arms(
+    attacks: Sequence[MeasuredAttack],
+    names: Sequence[str],
+    cells: Callable[[Sequence[MeasuredAttack], str], tuple[Cell, ...]],
+) -> list[Row]:
+    """A row for each protection and arm that has a figure."""
+    rows = [Row((name, _ROWS[arm]), cells(_of(name, attacks), arm)) for name in names for arm in ARMS]
+    return [row for row in rows if any(cell.text != NONE for cell in row.cells)]
+
+
+def _of(protection: str, attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
+    return [one for one in attacks if one.protection == protection]
+
+
+def _unprotected(attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
+    """Each scan's scene once: the attack on the clean scan is the same with whatever protection it stands beside."""
+    return list({(one.scan, one.scene): one for one in attacks}.values())
+
+
+def _attack_words(pair: Pair, attacks: Sequence[MeasuredAttack]) -> str:
+    """For captions: the attack and at how many places."""
+    places = sum(len(found.result["targets"]) for found in _unprotected(attacks))
+    return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"
+
+
+def _less(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def _observed(attacks: Sequence[MeasuredAttack], value: Value) -> list[Observation]:
+    """One value for each target."""
+    return [Observation(one.patient, value(record)) for one in attacks for record in one.result["targets"]]
+
+
+def _mean_cell(
+    observations: Sequence[Observation],
+    digits: int,
+    seed: int,
+    within: Literal["mean", "median"] = "mean",
+    factor: float = 1.0,
+) -> Cell:
+    """The mean over patients with its interval, times ``factor``; arguments as of :func:`.estimate`."""
+    scaled = [Observation(o.patient, None if o.value is None else factor * o.value) for o in observations]
+    return cell_of(estimate(scaled, within=within, seed=seed), digits)

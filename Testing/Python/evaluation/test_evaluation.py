@@ -29,7 +29,7 @@ from MITSGANTrainingLib.evaluation.cache import MEASUREMENT, Cache
 from MITSGANTrainingLib.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from MITSGANTrainingLib.evaluation.measure import ARMS, MeasuringJob, Settings
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm, read_protections
-from MITSGANTrainingLib.evaluation.scans import ScanRequest, ScanSource, inspect, scan_names
+from MITSGANTrainingLib.evaluation.scans import Case, ScanRequest, ScanSource, inspect, scan_names
 from MITSGANTrainingLib.evaluation.targets import GivenTarget
 from training_data import write_untrained_attackers
 
@@ -331,15 +331,8 @@ class TestFailures:
     def test_a_worker_refuses_what_is_not_the_job(self, world, tmp_path, digest, measurement, words):
         subject = inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), None, 1, 0))
         (protection,) = read_protections([str(world.protector)], 0)
-        job = MeasuringJob(
-            "scan 1",
-            subject.source,
-            digest or subject.digest,
-            protection,
-            (),
-            Settings(measurement=measurement),
-            tmp_path,
-        )
+        case = Case("scan 1", 1, dataclasses.replace(subject, digest=digest or subject.digest))
+        job = MeasuringJob(case, protection, (), Settings(measurement=measurement), Cache(tmp_path))
         assert pickle.loads(pickle.dumps(job)) == job
         with pytest.raises(InputError, match=words):
             measuring.measure(job)

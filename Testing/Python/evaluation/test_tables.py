@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from MITSGANTrainingLib.evaluation import paper
 from MITSGANTrainingLib.evaluation.figures import Example, as_png, as_svg, attacks_figure, changes_figure
+from MITSGANTrainingLib.evaluation.measure import AttackerChoice, Settings
 from MITSGANTrainingLib.evaluation.outcomes import MeasuredAttack, Setup, WholeScan
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm
 from MITSGANTrainingLib.evaluation.rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
@@ -55,14 +56,11 @@ def measured(patient: int, protection: str, shifts: tuple[float, ...], absent: d
 def setup() -> Setup:
     return Setup(
         protections=tuple(ProtectionArm("network", name, 0, alpha=0.4) for name in NAMES),
-        attackers=("them",),
+        attackers=(AttackerChoice("them", "", {}),),
         actions=("inject", "remove"),
         sweep=((NAMES[0], "alpha 0.4"),),
-        data_range_hu=4096.0,
-        seed=0,
+        settings=Settings(),
         lpips="not measured: no weights.",
-        patients=2,
-        scans=2,
     )
 
 
@@ -154,8 +152,7 @@ class TestLayout:
         assert "≤ 8" in rows["our limit for what cannot be seen"]
 
     def test_one_patient_has_no_interval_and_the_notes_say_so(self, setup):
-        alone = dataclasses.replace(setup, patients=1, scans=1)
-        found = {s.key: s for s in build_sections([measured(1, NAMES[0], (0.0,))], [], alone)}
+        found = {s.key: s for s in build_sections([measured(1, NAMES[0], (0.0,))], [], setup)}
         assert cell(found["table-1"], ("RMSE (HU)", "protected"), ("Real", NAMES[0])) == "10.00"
         assert any("no confidence interval" in note for note in found["common"].notes)
         assert len(found["table-1"].tables[0].columns) == 6, "a protection without measurements has no columns"
