@@ -53,6 +53,6 @@ def measure_measuring(volume: CTVolume, repeats: int, model: str = "default") ->
         "ssim_cpu_s": {name: times[name].cpu_s for name in SSIM_WAYS},
         "ssim_ratio": times[SSIM_WAYS[0]].cpu_s / times[SSIM_WAYS[1]].cpu_s,
         "has_lpips": not isinstance(lpips, LpipsUnavailable),
-        "noise_draws": len(effect.control_shares),
+        "noise_draws": len(effect.attack.forgery.noise_shares),
         "stages": {name: {"wall_s": wall, "cpu_s": cpu} for name, (wall, cpu) in stages.seconds.items()},
     }

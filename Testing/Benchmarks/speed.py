@@ -10,6 +10,7 @@ import torch
 from floor import counted
 from MITSGANLib.budget.budget import Surroundings, allowed_in_slices, apply_change
 from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.proposer import Execution
 from MITSGANLib.protection.protector import Protector, load_protector
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.embedding import Watermark
@@ -93,14 +94,8 @@ def _naive(protector: Protector) -> Change:
 
 
 def _ours(protector: Protector, volume: CTVolume, *, fused: bool | None = None) -> Change:
-    return SliceInference(
-        protector.proposer,
-        volume.shape[1:],
-        device=torch.device("cpu"),
-        seed=protector.seed,
-        strength_hu=protector.budget.strength_hu,
-        fused=fused,
-    ).change
+    execution = Execution(protector.seed, protector.budget.strength_hu, device="cpu")
+    return SliceInference(protector.proposer, volume.shape[1:], execution, fused=fused).change
 
 
 def _marking(watermark: Watermark, volume: CTVolume, slab: slice) -> Case:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from MITSGANLib.budget.budget import Surroundings, apply_change
 from MITSGANLib.files.storage import load_volume, save_volume
 from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.proposer import Execution
 from MITSGANLib.protection.protector import load_protector
 from MITSGANLib.watermark.pattern import ScanSigns
 from timing import Stages
@@ -94,7 +94,7 @@ def measure_stages(scan: Path, model: str = "default") -> dict[str, object]:
     with stages.stage("read"):
         volume = load_volume(scan)
     with stages.stage("network"):
-        network = SliceInference(protector.proposer, volume.shape[1:], device=torch.device("cpu"))
+        network = SliceInference(protector.proposer, volume.shape[1:], Execution(device="cpu"))
     protected = np.empty_like(volume.hu)
     signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
     for start in range(0, volume.shape[0], network.batch_size):

@@ -9,12 +9,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from MITSGANLib.attack.attacker import simulate_attack, tampered_box
 from MITSGANLib.budget.body import body_mask, lung_share
 from MITSGANLib.budget.budget import allowed_in_slices, apply_change
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.inference import SliceInference
+from MITSGANLib.protection.proposer import Execution
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.runtime import devices
 from MITSGANLib.scan.lungs import lung_mask, nodule_like_positions
@@ -76,14 +76,8 @@ def test_half_precision_moves_the_default_by_at_most_1_hu(scan, monkeypatch):
     allowed = allowed_in_slices(hu, ready.budget, scan.spacing_kji)
     found = {}
     for precision in ("auto", "float32"):
-        network = SliceInference(
-            ready.proposer,
-            hu.shape[1:],
-            device=torch.device("cpu"),
-            strength_hu=ready.budget.strength_hu,
-            precision=precision,
-            fused=True,
-        )
+        execution = Execution(strength_hu=ready.budget.strength_hu, device="cpu", precision=precision)
+        network = SliceInference(ready.proposer, hu.shape[1:], execution, fused=True)
         found[network.precision] = apply_change(hu, network.change(hu, allowed), allowed).astype(int)
     assert np.abs(found["float32"] - hu).max() >= 2
     assert np.abs(found["half"] - found["float32"]).max() <= 1

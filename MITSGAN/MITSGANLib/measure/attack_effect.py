@@ -19,11 +19,10 @@ import numpy as np
 from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import scan_noise
 from ..errors import InputError
-from ..judges.jury import Judgment, Jury, Seen
+from ..judges.jury import Judgment, Jury
 from ..runtime.devices import resolve_device
 from ..runtime.progress import Progress
 from ..runtime.threads import side_by_side
-from ..scan.cubes import Box
 from ..scan.regions import Region
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
@@ -172,22 +171,19 @@ class AttackEffect:
             else ""
         )
         own, moved = self.forgery.own.rmse.value, self.forgery.share(PROTECTED)
+        words = {
+            CLEAN: "unprotected",
+            PROTECTED: "protected",
+            NOISE: "with noise",
+            INTO_ORIGINAL: "put into the original",
+        }
+        succeeded = {arm: pair for arm in words if (pair := self.succeeded(arm))}
+        counts = ", ".join(f"{words[arm]} {hits} of {count}" for arm, (hits, count) in succeeded.items())
         return (
             f"the attack changed its middle 20 mm by RMSE {own:.1f} HU; of that the forgery was moved "
-            f"{0 if moved is None else moved:.1%} by protection{noise}{self._success}"
+            f"{0 if moved is None else moved:.1%} by protection{noise}"
+            f"{f'; for the judges it succeeds {counts}' if counts else ''}"
         )
-
-    @property
-    def _success(self) -> str:
-        arms = {
-            "unprotected": CLEAN,
-            "protected": PROTECTED,
-            "with noise": NOISE,
-            "put into the original": INTO_ORIGINAL,
-        }
-        found = {words: pair for words, arm in arms.items() if (pair := self.succeeded(arm))}
-        counts = ", ".join(f"{words} {hits} of {count}" for words, (hits, count) in found.items())
-        return f"; for the judges it succeeds {counts}" if counts else ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, every figure with its definition."""
@@ -222,26 +218,6 @@ class Effect:
     def comparisons(self) -> tuple[ComparedPair, ...]:
         """All comparisons: the protection of the whole scan first, then those at the target."""
         return (ComparedPair(PROTECTION_PAIR, self.protection), *(self.attack.pairs if self.attack else ()))
-
-    @property
-    def attack_rmse_hu(self) -> float | None:
-        """How much the attack on the source changed the 20 mm that the attacker made up; None without an attack."""
-        return self.attack and self.attack.forgery.own.rmse.value
-
-    @property
-    def forgery_share(self) -> float | None:
-        """How far protection moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self.attack and self.attack.forgery.share(PROTECTED)
-
-    @property
-    def control_share(self) -> float | None:
-        """How far noise of the protection's RMSE moved the forgery, as a share of :attr:`attack_rmse_hu`."""
-        return self.attack and self.attack.forgery.share(NOISE)
-
-    @property
-    def control_shares(self) -> tuple[float, ...]:
-        """The same of each draw of the noise, the smallest first."""
-        return self.attack.forgery.noise_shares if self.attack else ()
 
     @property
     def watermark(self) -> Place | None:
@@ -316,16 +292,18 @@ def measure_attack(
     if attack != _attack_of(protected_attacked):
         raise InputError("The two attacked volumes differ in target or action; attack both again at the same point.")
     report = progress or (lambda _done, _total: None)
-    places = regions_at(source, attack.kji)
+    places, spacing = regions_at(source, attack.kji), source.spacing_kji
     pairs = (
         (PROTECTION_PAIR, source, protected),
         (ATTACK_PAIR, source, source_attacked),
         (ATTACK_ON_PROTECTED_PAIR, protected, protected_attacked),
         (FORGERY_PAIR, source_attacked, protected_attacked),
     )
-    judging = attacker and _Judging.of(source, attack)
-    controls = _Controls.of(source, protected, attack, attacker, device)
-    is_marked = key is not None or _has_open_watermark(protected)
+    jury = Jury.load() if attacker else None
+    clean = jury and jury.look([source.hu], spacing, attack.kji)[0]
+    ready = _control_attacker(attack, attacker)
+    recorded = protected.provenance.last(PROTECTION)
+    is_marked = key is not None or (recorded is not None and recorded.parameters.get("watermark") == "open")
 
     def look_for_mark() -> Place | None:
         return check_place(protected_attacked, attack.kji, key or OPEN_KEY) if is_marked else None
@@ -333,14 +311,31 @@ def measure_attack(
     def compare_in(compared: str, reference: CTVolume, other: CTVolume, region: Region) -> ComparedPair:
         return ComparedPair(compared, compare(reference, other, region=region, lpips=lpips))
 
+    def judged(hu: np.ndarray) -> Judgment:
+        return jury.verdict(attack.action, clean, jury.look([hu], spacing, attack.kji)[0])
+
+    def attacked(hu: np.ndarray, read: np.ndarray | None = None) -> np.ndarray:
+        import torch
+
+        from ..attack.attacker import attack_patch
+
+        scans = [None if one is None else torch.from_numpy(one).to(resolve_device(device)) for one in (hu, read)]
+        where, values = attack_patch(scans[0], attack.kji, spacing, ready, scans[1])
+        hu[where] = values
+        return hu
+
     def draw(seed: int) -> tuple[Comparison, Judgment, np.ndarray]:
-        noise = controls.noise(seed)
+        from ..attack.chain import boxes_read
+
+        # In all that the attack reads: it copies noise from a fixed place of the whole scan.
+        boxes = boxes_read(source.shape, attack.kji, spacing)
+        noise = attacked(noise_in_boxes(source, protected, boxes, seed))
         moved = compare(source_attacked.hu, noise, region=places.middle)
-        return moved, judging.verdict(noise), noise[attack.kji[0]].copy()
+        return moved, judged(noise), noise[attack.kji[0]].copy()
 
     # The longest first, side by side on the cores.
     tasks: list[Callable[[], Any]] = [look_for_mark]
-    tasks += [partial(draw, seed) for seed in NOISE_SEEDS if controls]
+    tasks += [partial(draw, seed) for seed in NOISE_SEEDS if ready]
     tasks += [partial(compare_in, *pair, region) for pair in pairs for region in (places.square, places.middle)]
     results = []
     for result in side_by_side(lambda number: tasks[number](), len(tasks)):
@@ -351,41 +346,15 @@ def measure_attack(
     moved = tuple(comparison for comparison, _verdict, _slice in draws)
     found += [ComparedPair(f"{CONTROL_PAIR}, draw {number}", draw) for number, draw in enumerate(moved, start=1)]
     verdicts = {}
-    if judging:
-        verdicts = {CLEAN: (judging.verdict(source_attacked.hu),), PROTECTED: (judging.verdict(protected_attacked.hu),)}
-    if controls:
-        verdicts[INTO_ORIGINAL] = (judging.verdict(controls.into_original()),)
+    if jury:
+        verdicts = {CLEAN: (judged(source_attacked.hu),), PROTECTED: (judged(protected_attacked.hu),)}
+    if ready:
+        verdicts[INTO_ORIGINAL] = (judged(attacked(source.hu.copy(), protected.hu.copy())),)
         verdicts[NOISE] = tuple(verdict for _comparison, verdict, _slice in draws)
     report(_ATTACK_STEPS, _ATTACK_STEPS)
     forgery = ForgeryEffect(in_middle[ATTACK_PAIR], {PROTECTED: in_middle[FORGERY_PAIR]}, moved)
     noise_slice = draws[0][2] if draws else None
     return AttackEffect(attack.kji, attack.action, places, tuple(found), forgery, noise_slice, place, verdicts)
-
-
-@dataclass(frozen=True)
-class _Judging:
-    """The default judges, who have seen the place before the attack."""
-
-    jury: Jury
-    spacing_kji: tuple[float, float, float]
-    attack: _Attack
-    clean: Seen
-
-    @classmethod
-    def of(cls, source: CTVolume, attack: _Attack) -> _Judging:
-        jury = Jury.load()
-        (clean,) = jury.look([source.hu], source.spacing_kji, attack.kji)
-        return cls(jury, source.spacing_kji, attack, clean)
-
-    def verdict(self, attacked: np.ndarray) -> Judgment:
-        """What the judges say of an attacked scan (slices, rows, columns) in HU."""
-        (after,) = self.jury.look([attacked], self.spacing_kji, self.attack.kji)
-        return self.jury.verdict(self.attack.action, self.clean, after)
-
-
-def _has_open_watermark(volume: CTVolume) -> bool:
-    step = volume.provenance.last(PROTECTION)
-    return step is not None and step.parameters.get("watermark") == "open"
 
 
 @dataclass(frozen=True)
@@ -408,55 +377,14 @@ def _attack_of(volume: CTVolume) -> _Attack:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Controls:
-    """Attacked noise of the protection's RMSE, and the original with what is painted from the protected scan."""
+def _control_attacker(attack: _Attack, attacker: str | Path | Attacker | None) -> Attacker | None:
+    """The attacker, loaded; None when it is not who attacked: another one would make another forgery, no control."""
+    if attacker is None:
+        return None
+    from ..attack.attacker import Attacker, load_attacker
 
-    source: CTVolume
-    protected: CTVolume
-    attack: _Attack
-    attacker: Attacker
-    device: str
-    boxes: tuple[Box, ...]
-
-    @classmethod
-    def of(
-        cls,
-        source: CTVolume,
-        protected: CTVolume,
-        attack: _Attack,
-        attacker: str | Path | Attacker | None,
-        device: str,
-    ) -> _Controls | None:
-        """None when that attacker is not at hand: another one would make another forgery, not a control of this."""
-        from ..attack.attacker import Attacker, load_attacker
-        from ..attack.chain import boxes_read
-
-        if attacker is None:
-            return None
-        ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
-        if (ready.action, ready.digest) != (attack.action, attack.attacker_sha256):
-            return None
-        boxes = boxes_read(source.shape, attack.kji, source.spacing_kji)
-        return cls(source, protected, attack, ready, device, boxes)
-
-    def noise(self, seed: int) -> np.ndarray:
-        """A draw of the noise in all that the attack reads, attacked: int16 HU (slices, rows, columns)."""
-        return self._attacked(noise_in_boxes(self.source, self.protected, self.boxes, seed))
-
-    def into_original(self) -> np.ndarray:
-        """The original with what the attacker paints when he reads the protected scan; int16 HU, as above."""
-        return self._attacked(self.source.hu.copy(), self.protected.hu.copy())
-
-    def _attacked(self, hu: np.ndarray, read: np.ndarray | None = None) -> np.ndarray:
-        import torch
-
-        from ..attack.attacker import attack_patch
-
-        scans = [None if one is None else torch.from_numpy(one).to(resolve_device(self.device)) for one in (hu, read)]
-        where, values = attack_patch(scans[0], self.attack.kji, self.source.spacing_kji, self.attacker, scans[1])
-        hu[where] = values
-        return hu
+    ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
+    return ready if (ready.action, ready.digest) == (attack.action, attack.attacker_sha256) else None
 
 
 def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:

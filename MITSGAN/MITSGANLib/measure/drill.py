@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -121,12 +122,10 @@ def share(part: int, whole: int) -> tuple[float, float, float] | None:
     """A share with the exact interval of Clopper and Pearson at :data:`CONFIDENCE`; None of nothing."""
     if not whole:
         return None
-    from scipy.stats import beta
+    from scipy.stats import binomtest
 
-    tail = (1 - CONFIDENCE) / 2
-    low = float(beta.ppf(tail, part, whole - part + 1)) if part else 0.0
-    high = float(beta.ppf(1 - tail, part + 1, whole - part)) if part < whole else 1.0
-    return part / whole, low, high
+    interval = binomtest(part, whole).proportion_ci(CONFIDENCE, method="exact")
+    return part / whole, float(interval.low), float(interval.high)
 
 
 def seal_sheet(sheet: AnswerSheet, key: Key) -> bytes:
@@ -179,17 +178,11 @@ def score(sheets: Sequence[AnswerSheet], answers: Iterable[Answer], tolerance_mm
         given[answer.scan].append(answer)
     distances, false_positives, named, right = [], 0, 0, 0
     for sheet in sheets:
-        left, hidden = list(given[sheet.series_uid]), list(sheet.forgeries)
-        pairs = sorted(
-            (
-                (math.dist(one.lps_mm, answer.lps_mm), i, k)
-                for i, one in enumerate(hidden)
-                for k, answer in enumerate(left)
-            ),
-        )
+        left, hidden = given[sheet.series_uid], sheet.forgeries
+        pairs = itertools.product(range(len(hidden)), range(len(left)))
         taken: set[int] = set()
         found: set[int] = set()
-        for distance, i, k in pairs:
+        for distance, i, k in sorted((math.dist(hidden[i].lps_mm, left[k].lps_mm), i, k) for i, k in pairs):
             if distance > tolerance_mm or i in found or k in taken:
                 continue
             found.add(i)

@@ -11,16 +11,17 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
 from ..runtime.threads import each_slice
+from ..scan.filters import weigh
 from ..scan.regions import Region
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, Window
-from .lpips_distance import LpipsUnavailable
+from .lpips_distance import Lpips, LpipsUnavailable
 
 DATA_RANGE_HU = 4096.0
 
@@ -112,15 +113,6 @@ class Comparison:
         }
 
 
-class PerceptualDistance(Protocol):
-    """What :func:`compare` needs of LPIPS; :class:`MITSGANLib.measure.lpips_distance.Lpips` is one."""
-
-    description: str
-
-    def distance(self, reference: np.ndarray, other: np.ndarray) -> float:
-        """Distance of two pictures (rows, columns) with values in -1..1."""
-
-
 def compare(
     reference: np.ndarray | CTVolume,
     other: np.ndarray | CTVolume,
@@ -128,7 +120,7 @@ def compare(
     region: Region | None = None,
     data_range: float = DATA_RANGE_HU,
     windows: Sequence[Window] = (),
-    lpips: PerceptualDistance | LpipsUnavailable | None = None,
+    lpips: Lpips | LpipsUnavailable | None = None,
     lpips_slices: Literal["all"] | Sequence[int] = "all",
     lpips_window: Window = LUNG,
     per_slice: bool = True,
@@ -164,35 +156,27 @@ def compare(
     if any(stop > size for stop, size in zip((region.k1, region.j1, region.i1), first.shape, strict=True)):
         raise InputError(f"The {region.name} leaves the volume of {first.shape} voxels; choose it within the scan.")
 
-    slices = tuple(range(region.k0, region.k1))
+    slices, in_plane = tuple(range(region.k0, region.k1)), region.index[1:]
     measured = _slices_for_lpips(lpips, lpips_slices, slices, region)
-    ssim_series = [_SsimSeries(region, None, data_range)]
-    ssim_series += [_SsimSeries(region, window, window.width) for window in windows]
-    square_sum, difference_sum, largest, distances = [], [], [], []
+    ssim_series = [_Ssim(region, window, window.width if window else data_range) for window in (None, *windows)]
 
-    def both(k: int) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(_finite(hu[k, region.j0 : region.j1, region.i0 : region.i1]) for hu in (first, second))
-
-    def look(index: int) -> tuple[float, float, float, list[_OfSlice | None], float | None]:
-        a, b = both(slices[index])
-        difference = b - a
-        local = [series.of_slice(slices[index], a, b) for series in ssim_series]
-        distance = None
-        if slices[index] in measured:
+    def look(index: int) -> tuple[float, float, float, float | None, list[_OfSlice | None]]:
+        k = slices[index]
+        a, b = (hu[k, *in_plane].astype(np.float64) for hu in (first, second))
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise InputError("A volume holds NaN or infinite values; repair it before comparing.")
+        difference, distance = b - a, None
+        if k in measured:
             distance = lpips.distance(lpips_window.scaled(a) * 2 - 1, lpips_window.scaled(b) * 2 - 1)
         sums = (np.sum(difference * difference), difference.sum(), np.abs(difference).max())
-        return *map(float, sums), local, distance
+        return *map(float, sums), distance, [series.of_slice(k, a, b) for series in ssim_series]
 
-    for done, (squares, total, most, of_slice, distance) in enumerate(each_slice(look, len(slices))):
-        square_sum.append(squares)
-        difference_sum.append(total)
-        largest.append(most)
-        for series, found in zip(ssim_series, of_slice, strict=True):
-            series.add(found)
-        if distance is not None:
-            distances.append(distance)
+    seen = []
+    for found in each_slice(look, len(slices)):
+        seen.append(found)
         if progress:
-            progress(done + 1, len(slices))
+            progress(len(seen), len(slices))
+    square_sum, difference_sum, largest, distances, local = zip(*seen, strict=True)
 
     voxels = region.shape[1] * region.shape[2]
     rmse = [math.sqrt(total / voxels) for total in square_sum]
@@ -209,19 +193,23 @@ def compare(
 
     metric = partial(_metric, keep=per_slice)
     of_all = partial(metric, slices)
+    ssim = [
+        series.metric([of_slice[n] for of_slice in local], slices, where, metric)
+        for n, series in enumerate(ssim_series)
+    ]
     return Comparison(
         shape=first.shape,
         region=region,
         data_range_hu=float(data_range),
         rmse=of_all(rmse, abs, "rmse", "HU", root, volume_rmse),
         psnr=of_all(psnr, operator.neg, "psnr", "dB", ratio, _psnr(volume_rmse, data_range), reason=identical),
-        ssim=_ssim_metric(ssim_series[0], slices, where, metric),
+        ssim=ssim[0],
         lpips=_lpips_metric(lpips, measured, distances, lpips_window, where, region, metric),
         max_abs_difference=of_all(
             largest, abs, "max_abs_difference", "HU", f"largest absolute difference of a voxel in {where}", max(largest)
         ),
         mean_bias=of_all(bias, abs, "mean_bias", "HU", mean, volume_bias),
-        windowed_ssim=tuple(_ssim_metric(series, slices, where, metric) for series in ssim_series[1:]),
+        windowed_ssim=tuple(ssim[1:]),
     )
 
 
@@ -283,35 +271,28 @@ def _ssim_where_different(reference: np.ndarray, other: np.ndarray, data_range: 
 
 def _smooth(plane: np.ndarray) -> np.ndarray:
     """Mean within the Gaussian window of SSIM, where that lies within the slice."""
-    for axis in (1, 0):
-        size = plane.shape[axis] - 2 * _SSIM_RADIUS
-        shifted = [plane[:, t : t + size] if axis else plane[t : t + size] for t in range(_SSIM_WINDOW)]
-        mean = shifted[_SSIM_RADIUS] * _SSIM_WEIGHTS[0]
-        pair = np.empty_like(mean)
-        for t, weight in enumerate(_SSIM_WEIGHTS[1:], start=1):
-            np.add(shifted[_SSIM_RADIUS - t], shifted[_SSIM_RADIUS + t], out=pair)
-            pair *= weight
-            mean += pair
-        plane = mean
-    return plane
+    return weigh(weigh(plane, _SSIM_WEIGHTS, 1, None), _SSIM_WEIGHTS, 0, None)
 
 
-class _SsimSeries:
-    """Collects SSIM slice by slice: of HU as they are, or of the picture that a window shows."""
+@dataclass(frozen=True)
+class _Ssim:
+    """SSIM slice by slice: of HU as they are, or of the picture that a window shows."""
 
-    def __init__(self, region: Region, window: Window | None, data_range: float) -> None:
-        self.region, self.window, self.data_range = region, window, float(data_range)
-        self.values: list[float] = []
-        self.worst_tile: WorstTile | None = None
-        self.reason = None
-        if min(region.shape[1:]) < _SSIM_WINDOW:
-            self.reason = (
-                f"the region's slices of {region.shape[1]}x{region.shape[2]} voxels are smaller than the "
-                f"{_SSIM_WINDOW}x{_SSIM_WINDOW} window of SSIM"
-            )
+    region: Region
+    window: Window | None
+    data_range: float
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is none."""
+        rows, columns = self.region.shape[1:]
+        if min(rows, columns) >= _SSIM_WINDOW:
+            return None
+        window = f"{_SSIM_WINDOW}x{_SSIM_WINDOW}"
+        return f"the region's slices of {rows}x{columns} voxels are smaller than the {window} window of SSIM"
 
     def of_slice(self, k: int, reference: np.ndarray, other: np.ndarray) -> _OfSlice | None:
-        """Mean SSIM and worst tile of one slice (rows, columns), changing nothing here; None where there is none."""
+        """Mean SSIM and worst tile of one slice (rows, columns); None where there is none."""
         if self.reason:
             return None
         if self.window:
@@ -320,23 +301,34 @@ class _SsimSeries:
         if np.array_equal(reference, other):
             return 1.0, None
         local = _ssim_where_different(reference, other, self.data_range)
-        return float(np.mean(local, dtype=np.float64)), self._worst_tile_of(k, local)
-
-    def add(self, found: _OfSlice | None) -> None:
-        """The next slice."""
-        if found is None:
-            return
-        mean, tile = found
-        self.values.append(mean)
-        if tile and (self.worst_tile is None or tile.value < self.worst_tile.value):
-            self.worst_tile = tile
-
-    def _worst_tile_of(self, k: int, local: np.ndarray) -> WorstTile:
         means, rows, columns = tile_means(local)
         j, i = np.unravel_index(np.argmin(means), means.shape)
         j0, i0 = self.region.j0 + _SSIM_RADIUS, self.region.i0 + _SSIM_RADIUS
         bounds = (int(j0 + rows[j]), int(j0 + rows[j + 1]), int(i0 + columns[i]), int(i0 + columns[i + 1]))
-        return WorstTile(Region(k, k + 1, *bounds, name="tile"), float(means[j, i]))
+        tile = WorstTile(Region(k, k + 1, *bounds, name="tile"), float(means[j, i]))
+        return float(np.mean(local, dtype=np.float64)), tile
+
+    def metric(
+        self, found: Sequence[_OfSlice | None], slices: tuple[int, ...], where: str, metric: Callable[..., Metric]
+    ) -> Metric:
+        """The figure from what was found in the slices."""
+        values = [one[0] for one in found if one]
+        shown = f" of the picture in the {self.window}, black being 0" if self.window else ""
+        return metric(
+            () if self.reason else slices,
+            values,
+            operator.neg,
+            f"ssim_{self.window.name}" if self.window else "ssim",
+            "1",
+            f"mean over slices of {where} of the mean local SSIM{shown}: Gaussian window with sigma "
+            f"{_SSIM_SIGMA:g} voxels ({_SSIM_WINDOW}x{_SSIM_WINDOW}), K1 {_SSIM_K1:g}, K2 {_SSIM_K2:g}, population "
+            f"covariance, data range {self.data_range:g} HU, without the {_SSIM_RADIUS} outermost voxels; worst tile: "
+            f"lowest mean over {TILE_VOXELS}x{TILE_VOXELS} voxels or a little more, null where there is no difference",
+            float(np.mean(values)) if values else None,
+            worst_tile=min((one[1] for one in found if one and one[1]), key=lambda tile: tile.value, default=None),
+            window=self.window,
+            reason=self.reason,
+        )
 
 
 def tile_means(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -347,26 +339,6 @@ def tile_means(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = (np.linspace(0, size, max(1, size // TILE_VOXELS) + 1).astype(int) for size in local.shape)
     sums = np.add.reduceat(np.add.reduceat(local, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
     return sums / np.outer(np.diff(rows), np.diff(columns)), rows, columns
-
-
-def _ssim_metric(series: _SsimSeries, slices: tuple[int, ...], where: str, metric: Callable[..., Metric]) -> Metric:
-    window = series.window
-    shown = f" of the picture in the {window}, black being 0" if window else ""
-    return metric(
-        () if series.reason else slices,
-        series.values,
-        operator.neg,
-        f"ssim_{window.name}" if window else "ssim",
-        "1",
-        f"mean over slices of {where} of the mean local SSIM{shown}: Gaussian window with sigma "
-        f"{_SSIM_SIGMA:g} voxels ({_SSIM_WINDOW}x{_SSIM_WINDOW}), K1 {_SSIM_K1:g}, K2 {_SSIM_K2:g}, population "
-        f"covariance, data range {series.data_range:g} HU, without the {_SSIM_RADIUS} outermost voxels; worst tile: "
-        f"lowest mean over {TILE_VOXELS}x{TILE_VOXELS} voxels or a little more, null where there is no difference",
-        float(np.mean(series.values)) if series.values else None,
-        worst_tile=series.worst_tile,
-        window=window,
-        reason=series.reason,
-    )
 
 
 def _slices_for_lpips(lpips: Any, wanted: Any, slices: tuple[int, ...], region: Region) -> tuple[int, ...]:
@@ -382,9 +354,9 @@ def _slices_for_lpips(lpips: Any, wanted: Any, slices: tuple[int, ...], region: 
 
 
 def _lpips_metric(
-    lpips: PerceptualDistance | LpipsUnavailable | None,
+    lpips: Lpips | LpipsUnavailable | None,
     measured: tuple[int, ...],
-    distances: list[float],
+    found: Sequence[float | None],
     window: Window,
     where: str,
     region: Region,
@@ -401,6 +373,7 @@ def _lpips_metric(
         )
     else:
         reason = None if measured else "no slice was asked for"
+    distances = [distance for distance in found if distance is not None]
     network = "" if reason else f" ({lpips.description})"
     return metric(
         measured,
@@ -426,10 +399,3 @@ def _hu_of(volume: np.ndarray | CTVolume) -> np.ndarray:
     if hu.ndim != 3 or 0 in hu.shape or hu.dtype.kind not in "iuf":
         raise InputError(f"A CT must be a non-empty numeric array (slice, row, column), not {hu.dtype} of {hu.shape}.")
     return hu
-
-
-def _finite(plane: np.ndarray) -> np.ndarray:
-    values = plane.astype(np.float64)
-    if not np.all(np.isfinite(values)):
-        raise InputError("A volume holds NaN or infinite values; repair it before comparing.")
-    return values

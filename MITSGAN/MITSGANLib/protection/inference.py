@@ -11,7 +11,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from ..errors import CHOOSE_CPU, DependencyError
 from ..runtime import devices
 from ..runtime.threads import map_slices, slabs
-from ..scan.cubes import within
+from ..scan.cubes import Box, whole, within
 from ..scan.volume import CTVolume
 from .proposer import AllowedIn, Execution, Proposal
 
@@ -53,33 +53,20 @@ Run = Callable[["torch.Tensor", "Tile"], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a slice: the wanted ``rows`` and ``columns``, and the ``wide`` ones that the network must see."""
+    """A part of a slice: the ``wanted`` rows and columns, and the ``wide`` ones that the network must see."""
 
-    rows: slice
-    columns: slice
-    wide_rows: slice
-    wide_columns: slice
-
-    @classmethod
-    def whole(cls, shape: Sequence[int]) -> Tile:
-        """All of a slice (rows, columns)."""
-        rows, columns = (slice(0, size) for size in shape)
-        return cls(rows, columns, rows, columns)
+    wanted: Box
+    wide: Box
 
     @property
     def size(self) -> int:
         """Voxels that the network must see."""
-        return (self.wide_rows.stop - self.wide_rows.start) * (self.wide_columns.stop - self.wide_columns.start)
+        return math.prod(part.stop - part.start for part in self.wide)
 
     @property
-    def wide(self) -> tuple[slice, slice]:
-        """Rows and columns that the network must see, in the slice."""
-        return self.wide_rows, self.wide_columns
-
-    @property
-    def inner(self) -> tuple[slice, slice]:
+    def inner(self) -> Box:
         """The wanted part within the wide one."""
-        return within((self.rows, self.columns), self.wide)
+        return within(self.wanted, self.wide)
 
 
 @dataclass(frozen=True)
@@ -109,7 +96,7 @@ class Tiling:
         if not rows.size:
             return []
         if self.margin is None or min(shape) < self.least_edge:
-            return [Tile.whole(shape)]
+            return [Tile(whole(shape), whole(shape))]
         top, bottom = int(rows[0]), int(rows[-1]) + 1
         most_bands = 1 if math.isinf(most_voxels) else max(1, (bottom - top) * 2 // self.least_edge)
         plans = []
@@ -121,23 +108,22 @@ class Tiling:
                 columns = np.flatnonzero(needed[first:last].any(axis=0))
                 if columns.size:
                     across = slice(int(columns[0]), int(columns[-1]) + 1)
-                    plan += self._divided(slice(first, last), across, shape, most_voxels)
+                    plan += self._divided((slice(first, last), across), shape, most_voxels)
             plans.append(plan)
         return min(plans, key=lambda plan: sum(tile.size for tile in plan))
 
-    def _divided(self, rows: slice, columns: slice, shape: tuple[int, int], most_voxels: float) -> list[Tile]:
+    def _divided(self, wanted: Box, shape: tuple[int, int], most_voxels: float) -> list[Tile]:
         """A rectangle as one tile, or as halves of its longer side while that is too large."""
-        tile = Tile(rows, columns, self._widened(rows, shape[0]), self._widened(columns, shape[1]))
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        if tile.size <= most_voxels or max(height, width) <= self.least_edge:
+        tile = Tile(wanted, tuple(map(self._widened, wanted, shape)))
+        edges = [part.stop - part.start for part in wanted]
+        if tile.size <= most_voxels or max(edges) <= self.least_edge:
             return [tile]
-        if height > width:
-            middle = self._aligned_up(rows.start + height // 2, shape[0])
-            halves = ((slice(rows.start, middle), columns), (slice(middle, rows.stop), columns))
-        else:
-            middle = self._aligned_up(columns.start + width // 2, shape[1])
-            halves = ((rows, slice(columns.start, middle)), (rows, slice(middle, columns.stop)))
-        return [tile for half in halves for tile in self._divided(*half, shape, most_voxels)]
+        axis = int(edges[0] <= edges[1])
+        long = wanted[axis]
+        middle = self._aligned_up(long.start + edges[axis] // 2, shape[axis])
+        halves = (slice(long.start, middle), slice(middle, long.stop))
+        boxes = ((*wanted[:axis], half, *wanted[axis + 1 :]) for half in halves)
+        return [tile for box in boxes for tile in self._divided(box, shape, most_voxels)]
 
     def _widened(self, part: slice, size: int) -> slice:
         """The part with its margin, at multiples, as long as many others, and no shorter than ``least_edge``."""
@@ -164,16 +150,6 @@ def network_to_hu(values: torch.Tensor, window: tuple[float, float]) -> torch.Te
     return (values + 1) * ((high - low) / 2) + low
 
 
-def _map_single_threaded(function: Callable[[int], None], slices: int) -> None:
-    """``function(k)`` for each slice, several at a time, each by one of torch's threads."""
-
-    def infer(k: int) -> None:
-        with torch.inference_mode():
-            function(k)
-
-    map_slices(infer, slices)
-
-
 class SliceNetwork:
     """What makes a network that looks at single slices a :class:`~.proposer.Proposer`."""
 
@@ -182,15 +158,8 @@ class SliceNetwork:
 
         :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for a slice.
         """
-        network = SliceInference(
-            self,
-            volume.shape[1:],
-            device=devices.resolve_device(execution.device),
-            seed=execution.seed,
-            strength_hu=execution.strength_hu,
-            precision=execution.precision,
-            batch_size=execution.batch_size,
-        )
+        network = SliceInference(self, volume.shape[1:], execution)
+        # The number of slices at a time may change with each slab.
         start = 0
         while start < volume.shape[0]:
             slab = slice(start, min(start + network.batch_size, volume.shape[0]))
@@ -222,28 +191,17 @@ class SliceInference:
 
     :param network: MITS-GAN's generator, or TAFIM; it stays as it is.
     :param shape: (rows, columns) of the slices.
-    :param seed: of the noise that a generator shapes, once for all slices.
-    :param strength_hu: the largest change there will be, by which half precision is judged.
-    :param precision: "float32", "half" (on a GPU only), or "auto": half on a GPU where a probe shows that it moves what
-        this network proposes by well below 1 HU, else float32.
-    :param batch_size: slices at a time; None finds it, on a GPU from the free memory.
+    :param execution: its precision "auto" is half on a GPU where a probe shows that it moves what this network proposes
+        by well below 1 HU at its strength, else float32. Its batch size is found on a GPU from the free memory.
     :param fused: fold batch norm into convolutions; None does so on a GPU alone, since it costs the identity of bits.
-    :raises DependencyError: for half precision without a GPU.
+    :raises DependencyError: when the device is not there, or for half precision without a GPU.
     """
 
     def __init__(
-        self,
-        network: SliceNetwork,
-        shape: tuple[int, int],
-        *,
-        device: torch.device,
-        seed: int = 0,
-        strength_hu: float = math.inf,
-        precision: str = "auto",
-        batch_size: int | None = None,
-        fused: bool | None = None,
+        self, network: SliceNetwork, shape: tuple[int, int], execution: Execution, *, fused: bool | None = None
     ) -> None:
-        self._device, self._config, self._shape = device, network.config, shape
+        self._device = device = devices.resolve_device(execution.device)
+        self._config, self._shape = network.config, shape
         self._on_gpu = device.type == "cuda"
         self._tiling = network.tiling()
         layer_bytes, least_edge = self._tiling.layer_bytes, self._tiling.least_edge
@@ -251,14 +209,14 @@ class SliceInference:
         fits = min(shape) >= least_edge and 2 * layer_bytes * math.prod(shape) <= CPU_LAYER_BYTES
         self._side_by_side = fits and not self._on_gpu
         self._most_voxels = math.inf if self._on_gpu else CPU_LAYER_BYTES / layer_bytes
-        self.finds_batch = batch_size is None and self._on_gpu
-        self.batch_size = batch_size or (1 if self._on_gpu else max(_CPU_BATCH, torch.get_num_threads()))
+        self.finds_batch = execution.batch_size is None and self._on_gpu
+        self.batch_size = execution.batch_size or (1 if self._on_gpu else max(_CPU_BATCH, torch.get_num_threads()))
         fused = self._on_gpu if fused is None else fused
-        self._exact = network.ready(shape, seed, device, torch.float32, fused)
+        self._exact = network.ready(shape, execution.seed, device, torch.float32, fused)
         self._half: Run | None = None
-        if devices.may_use_half(precision, device):
-            self._half = network.ready(shape, seed, device, torch.float16, fused)
-            if precision == "auto" and not self._half_error_hu(strength_hu) <= _HALF_TOLERANCE_HU:
+        if devices.may_use_half(execution.precision, device):
+            self._half = network.ready(shape, execution.seed, device, torch.float16, fused)
+            if execution.precision == "auto" and not self._half_error_hu(execution.strength_hu) <= _HALF_TOLERANCE_HU:
                 self._half = None
 
     @property
@@ -277,8 +235,7 @@ class SliceInference:
         :raises DependencyError: when the GPU's memory is too small for a single slice.
         """
         try:
-            with torch.inference_mode():
-                return self._change_finding_batch(hu, allowed) if self.finds_batch else self.change_at_once(hu, allowed)
+            return self._change_finding_batch(hu, allowed) if self.finds_batch else self.change_at_once(hu, allowed)
         except torch.cuda.OutOfMemoryError:
             # Tried again outside of this block: the error holds on to the memory of what failed.
             slices = len(hu)
@@ -286,7 +243,8 @@ class SliceInference:
             raise DependencyError(
                 "The GPU's memory is too small for a single slice, or other programs use it", hint=CHOOSE_CPU
             )
-        devices.release_memory(self._device)
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
         self.batch_size, self.finds_batch = -(-slices // 2), False
         logger.info("The GPU's memory is too small for %d slices at a time; trying %d.", slices, self.batch_size)
         parts = slabs(slices, self.batch_size)
@@ -295,12 +253,16 @@ class SliceInference:
     def _change_finding_batch(self, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """:meth:`change_at_once`, from whose need of memory follows how many slices there may be next time."""
         tiles = self._tiles(allowed)
-        before = devices.start_of_peak(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
         change = self.change_at_once(hu, allowed)
         if tiles:
             seen = max(tile.size for tile in tiles) * len(hu)
-            slice_bytes = (devices.peak_memory(self._device) - before) / seen * math.prod(self._shape)
-            fitting = int(_GPU_SHARE * devices.free_memory(self._device) / max(1.0, slice_bytes))
+            slice_bytes = (torch.cuda.max_memory_allocated(self._device) - before) / seen * math.prod(self._shape)
+            # Free bytes, and those that torch keeps without using them.
+            kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            free = torch.cuda.mem_get_info(self._device)[0] + kept
+            fitting = int(_GPU_SHARE * free / max(1.0, slice_bytes))
             self.batch_size, self.finds_batch = max(1, min(GPU_BATCH, fitting)), False
         return change
 
@@ -309,18 +271,19 @@ class SliceInference:
         change = np.zeros(hu.shape, np.float32)
         parts = slabs(len(hu), len(hu) if self._on_gpu else 1)
 
+        @torch.inference_mode()
         def fill(number: int) -> None:
             part = parts[number]
             for tile in self._tiles(allowed[part]):
-                where = (part, tile.rows, tile.columns)
+                where = (part, *tile.wanted)
                 output = self._output(hu[(part, *tile.wide)], tile)
                 if self._config.output == "image":
                     change[where] = network_to_hu(output, self._config.hu_window).cpu().numpy() - hu[where]
                 else:
                     change[where] = output.cpu().numpy() * allowed[where]
 
-        if self._side_by_side and len(parts) > 1:
-            _map_single_threaded(fill, len(parts))
+        if self._side_by_side:
+            map_slices(fill, len(parts))
         else:
             for number in range(len(parts)):
                 fill(number)
@@ -350,7 +313,7 @@ class SliceInference:
         ramp = torch.linspace(-1, 1, math.prod(self._shape)).reshape(self._shape)
         noise = torch.rand(self._shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         x = torch.stack([noise, ramp]).unsqueeze(1).to(self._device)
-        tile = Tile.whole(self._shape)
+        tile = Tile(whole(self._shape), whole(self._shape))
         with torch.inference_mode():
             error = (self._half(x, tile) - self._exact(x, tile)).abs().max().item()
         return error * ((high - low) / 2 if self._config.output == "image" else strength_hu)

@@ -191,18 +191,16 @@ def demonstrate(
                     for scan in (volume, protected)
                 ]
             with _timer(seconds, "metrics at the targets"):
+                key = mark.key if mark else None
                 effect = measure_attack(
-                    volume,
-                    protected,
-                    *attacked,
-                    attacker=attacker,
-                    device=device,
-                    lpips=lpips,
-                    key=mark.key if mark else None,
+                    volume, protected, *attacked, attacker=attacker, device=device, lpips=lpips, key=key
                 )
         with _timer(seconds, "watermark before the attacks"):
             before = check_place(protected, target.kji, mark.key) if mark else None
-        results.append(TargetResult(target, _slices(volume, protected, *attacked, effect), effect, before))
+        arms = ("clean", "protected", "clean attacked", "protected attacked")
+        scans = zip(arms, (volume, protected, *attacked), strict=True)
+        slices = {arm: scan.hu[target.kji[0]].copy() for arm, scan in scans} | {"noise attacked": effect.noise_slice}
+        results.append(TargetResult(target, slices, effect, before))
     report("Attacking", len(targets), len(targets))
 
     if measured:
@@ -213,21 +211,6 @@ def demonstrate(
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )
-
-
-def _slices(
-    clean: CTVolume, protected: CTVolume, attacked: CTVolume, protected_attacked: CTVolume, effect: AttackEffect
-) -> dict[str, np.ndarray]:
-    scans = {
-        "clean": clean,
-        "protected": protected,
-        "clean attacked": attacked,
-        "protected attacked": protected_attacked,
-    }
-    return {
-        **{name: scan.hu[effect.kji[0]].copy() for name, scan in scans.items()},
-        "noise attacked": effect.noise_slice,
-    }
 
 
 def _median(values: Sequence[float | None]) -> float | None:

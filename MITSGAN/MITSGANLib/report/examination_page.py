@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..examination.verdict import ChangedPlace, Verdict, Voxel
 from ..scan.volume import CTVolume
-from ..scan.windows import LUNG, MEDIASTINUM
+from ..scan.windows import LUNG, MEDIASTINUM, Window
 from .html import PagePicture, render_page, save_page
-from .pictures import render_slice
+from .pictures import Look, render_slice
 
 _EDGE_MM = 64.0
 _INCHES = 3.2
@@ -45,17 +45,12 @@ def _figures(volume: CTVolume, place: ChangedPlace) -> list[PagePicture]:
     return found
 
 
-def _figure(volume: CTVolume, kji: Voxel, caption: str, window: object) -> PagePicture:
-    k = min(max(kji[0], 0), volume.shape[0] - 1)
-    low = [max(0, int(at - _EDGE_MM / 2 / mm)) for at, mm in zip(kji[1:], volume.spacing_kji[1:], strict=True)]
-    high = [int(at + _EDGE_MM / 2 / mm) + 1 for at, mm in zip(kji[1:], volume.spacing_kji[1:], strict=True)]
-    png = render_slice(
-        volume.hu[k, low[0] : high[0], low[1] : high[1]],
-        window=window,
-        title=f"slice {k}",
-        spacing=volume.spacing_kji[1:],
-        direction=volume.direction,
-        crosshair=(kji[1] - low[0], kji[2] - low[1]),
-        picture_inches=_INCHES,
-    )
-    return PagePicture(png, f"{caption}: slice {k}, 64 mm")
+def _figure(volume: CTVolume, kji: Voxel, caption: str, window: Window) -> PagePicture:
+    k, in_plane, mm = min(max(kji[0], 0), volume.shape[0] - 1), kji[1:], volume.spacing_kji[1:]
+    box = [
+        slice(max(0, int(a - _EDGE_MM / 2 / n)), int(a + _EDGE_MM / 2 / n) + 1)
+        for a, n in zip(in_plane, mm, strict=True)
+    ]
+    crosshair = tuple(at - part.start for at, part in zip(in_plane, box, strict=True))
+    look = Look(f"slice {k}", window, mm, volume.direction, crosshair=crosshair, picture_inches=_INCHES)
+    return PagePicture(render_slice(volume.hu[k, *box], look), f"{caption}: slice {k}, 64 mm")

@@ -25,10 +25,9 @@ from ..measure.attack_effect import (
 )
 from ..measure.metrics import Metric
 from ..scan.regions import Region
-from ..scan.windows import LUNG
 from .demonstration import Demonstration, TargetResult
 from .html import PagePicture, PageTable, render_page, save_page
-from .pictures import difference_overlay, render_slice, rmse_bars
+from .pictures import Look, difference_overlay, render_slice, rmse_bars
 
 _ZOOM_MM = 64.0
 # Four pictures or three heatmaps stand in a row; drawn at that size their text stays readable and the page small.
@@ -47,8 +46,6 @@ _ARM_TITLES = {
     "protected attacked": "Protected, attacked",
     "noise attacked": "Noise, attacked",
 }
-
-
 _BLINDED = (
     "Where it fails on the protected scan, and what is painted from that succeeds in the original, protection misled "
     "the judges and prevented nothing"
@@ -116,13 +113,16 @@ def _summary(demo: Demonstration) -> str:
 
 def _whole_table(demo: Demonstration) -> PageTable:
     rows = [
-        (_metric_name(name, metric), _with_worst(metric))
+        (_metric_name(name, metric), _value(metric) + _worst(metric))
         for name, metric in demo.whole.metrics.items()
         if metric.value is not None
     ]
     if demo.noise_estimate.sd_hu:
         rows.append(("RMSE / scan noise", f"{demo.whole.rmse.value / demo.noise_estimate.sd_hu:.2f}"))
-    return PageTable(("Metric (worst slice)", "Protected"), tuple(rows), tuple(_reasons([demo.whole])))
+    reasons = sorted(
+        {f"{_metric_name(m.name, m)}: {m.reason}." for m in demo.whole.metrics.values() if m.value is None}
+    )
+    return PageTable(("Metric (worst slice)", "Protected"), tuple(rows), tuple(reasons))
 
 
 def _effect_table(demo: Demonstration) -> PageTable:
@@ -171,69 +171,53 @@ def _watermark_cells(result: TargetResult) -> tuple[str, str]:
 
 
 def _whole_figures(demo: Demonstration) -> list[PagePicture]:
-    rmse = demo.whole.rmse
-    worst = rmse.worst_slice.slice
-    view = _view(demo)
+    worst = demo.whole.rmse.worst_slice.slice
+    clean, protected = demo.clean.hu[worst], demo.protected.hu[worst]
+    shown = render_slice(protected, _look(demo, title=f"Protected, slice {worst}"))
+    change = difference_overlay(clean, protected, _look(demo, title=f"Protected − clean, slice {worst}"))
     return [
-        PagePicture(
-            render_slice(demo.protected.hu[worst], title=f"Protected, slice {worst}", **view),
-            "The slice that the protection changed most",
-        ),
-        PagePicture(
-            difference_overlay(
-                demo.clean.hu[worst], demo.protected.hu[worst], title=f"Protected − clean, slice {worst}", **view
-            ),
-            "Signed change in HU over the clean slice",
-        ),
+        PagePicture(shown, "The slice that the protection changed most"),
+        PagePicture(change, "Signed change in HU over the clean slice"),
     ]
 
 
 def _rmse_figure(demo: Demonstration) -> PagePicture:
     rmse = demo.whole.rmse
-    bars = rmse_bars(
-        [value or 0.0 for value in rmse.per_slice],
-        marked=[rmse.worst_slice.slice],
-        title="RMSE of the protection by slice",
-    )
+    values, worst = [value or 0.0 for value in rmse.per_slice], rmse.worst_slice.slice
+    bars = rmse_bars(values, marked=[worst], title="RMSE of the protection by slice")
     return PagePicture(bars, "RMSE in HU of every slice; the worst one is marked")
 
 
 def _target(demo: Demonstration, result: TargetResult) -> dict[str, Any]:
     k, j, i = result.target.kji
     verb = "Inject a nodule" if result.target.action == "inject" else "Remove a structure"
-    square = result.effect.places.square
-    view = _view(demo, picture_inches=_SMALL_INCHES)
     zoom, inner = _zoom(demo, result)
-    slices, images = result.slices, []
-    for arm in ("clean", "protected", "clean attacked", "protected attacked"):
-        png = render_slice(slices[arm], title=_ARM_TITLES[arm], square=square, **view)
-        images.append(PagePicture(png, _label(arm)))
-    squares = [
-        PagePicture(render_slice(slices[arm][zoom], title=_ARM_TITLES[arm], square=inner, **view), _label(arm))
-        for arm in ("clean", "clean attacked", "protected attacked", "noise attacked")
-    ]
+    slices = result.slices
+
+    def picture(arm: str, part: tuple[slice, ...], square: Region) -> PagePicture:
+        look = _look(demo, title=_ARM_TITLES[arm], square=square, picture_inches=_SMALL_INCHES)
+        words = "Simulated attack, not a patient's image" if arm.endswith("attacked") else ""
+        return PagePicture(render_slice(slices[arm][part], look), words)
+
+    def difference(one: str, other: str) -> bytes:
+        title = f"{_ARM_TITLES[other]} − {_ARM_TITLES[one].lower()}"
+        look = _look(demo, title=title, square=inner, picture_inches=_HEATMAP_INCHES)
+        return difference_overlay(slices[one][zoom], slices[other][zoom], look, limit_hu=round(limit, -1))
+
     pairs = (
         ("clean", "clean attacked", "What the attack changes on the clean scan"),
         ("clean attacked", "protected attacked", "How protection changes the forgery"),
         ("clean attacked", "noise attacked", "How noise of equal RMSE changes the forgery"),
     )
-    limit = max(10.0, float(np.percentile(np.abs(_difference(slices, "clean", "clean attacked")[zoom]), 99.5)))
-    heatmaps = [
-        PagePicture(
-            difference_overlay(
-                slices[a][zoom], slices[b][zoom], title=f"{_ARM_TITLES[b]} − {_ARM_TITLES[a].lower()}",
-                limit_hu=round(limit, -1), square=inner, **_view(demo, picture_inches=_HEATMAP_INCHES),
-            ),
-            caption,
-        )
-        for a, b, caption in pairs
-    ]  # fmt: skip
+    change = np.subtract(slices["clean attacked"][zoom], slices["clean"][zoom], dtype=np.float32)
+    limit = max(10.0, float(np.percentile(np.abs(change), 99.5)))
+    whole, square = ("clean", "protected", "clean attacked", "protected attacked"), result.effect.places.square
     return {
         "title": f"{verb} at slice {k}, row {j}, column {i}",
         "reason": f"Why here: {result.target.reason}.",
-        "slices": images,
-        "squares": squares,
-        "heatmaps": heatmaps,
+        "slices": [picture(arm, (), square) for arm in whole],
+        "squares": [picture(arm, zoom, inner) for arm in (whole[0], *whole[2:], "noise attacked")],
+        "heatmaps": [PagePicture(difference(one, other), caption) for one, other, caption in pairs],
         "table": _pairs_table(result),
     }
 
@@ -250,29 +234,18 @@ def _pairs_table(result: TargetResult) -> PageTable:
     return PageTable(("In the middle 20 mm", *_PAIR_TITLES.values()), tuple(rows))
 
 
-def _view(demo: Demonstration, **size: float) -> dict[str, Any]:
-    spacing = demo.clean.spacing_kji
-    return {"spacing": (spacing[1], spacing[2]), "direction": demo.clean.direction, "window": LUNG, **size}
+def _look(demo: Demonstration, **rest: Any) -> Look:
+    return Look(spacing=demo.clean.spacing_kji[1:], direction=demo.clean.direction, **rest)
 
 
 def _zoom(demo: Demonstration, result: TargetResult) -> tuple[tuple[slice, slice], Region]:
     """Rows and columns of 64 mm around the target, and the attacked square within them."""
-    _, rows, columns = demo.clean.shape
-    _, row_mm, column_mm = demo.clean.spacing_kji
-    _, j, i = result.target.kji
-    j0, i0 = max(round(j - _ZOOM_MM / 2 / row_mm), 0), max(round(i - _ZOOM_MM / 2 / column_mm), 0)
-    j1, i1 = min(round(j + _ZOOM_MM / 2 / row_mm), rows), min(round(i + _ZOOM_MM / 2 / column_mm), columns)
-    s = result.effect.places.square
-    inner = dataclasses.replace(s, j0=s.j0 - j0, j1=s.j1 - j0, i0=s.i0 - i0, i1=s.i1 - i0)
-    return (slice(j0, j1), slice(i0, i1)), inner
-
-
-def _difference(slices: dict[str, np.ndarray], a: str, b: str) -> np.ndarray:
-    return np.subtract(slices[b], slices[a], dtype=np.float32)
-
-
-def _label(arm: str) -> str:
-    return "Simulated attack, not a patient's image" if arm.endswith("attacked") else ""
+    rows, columns = (
+        slice(max(round(at - _ZOOM_MM / 2 / mm), 0), min(round(at + _ZOOM_MM / 2 / mm), size))
+        for at, mm, size in zip(result.target.kji[1:], demo.clean.spacing_kji[1:], demo.clean.shape[1:], strict=True)
+    )
+    s, j, i = result.effect.places.square, rows.start, columns.start
+    return (rows, columns), dataclasses.replace(s, j0=s.j0 - j, j1=s.j1 - j, i0=s.i0 - i, i1=s.i1 - i)
 
 
 def _metric_name(name: str, metric: Metric) -> str:
@@ -293,9 +266,9 @@ def _value(metric: Metric) -> str:
     return "–" if metric.value is None else _number(metric.value, metric.name)
 
 
-def _with_worst(metric: Metric) -> str:
+def _worst(metric: Metric) -> str:
     worst = metric.worst_slice
-    return _value(metric) + (f" ({_number(worst.value, metric.name)} in {worst.slice})" if worst else "")
+    return f" ({_number(worst.value, metric.name)} in {worst.slice})" if worst else ""
 
 
 def _number(value: float, name: str) -> str:
@@ -305,14 +278,6 @@ def _number(value: float, name: str) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
-
-
-def _reasons(comparisons: Any) -> list[str]:
-    """Why figures are missing, each reason once."""
-    reasons = {
-        f"{_metric_name(m.name, m)}: {m.reason}." for c in comparisons for m in c.metrics.values() if m.value is None
-    }
-    return sorted(reasons)
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, Window
 
 _BACKGROUND, _FOREGROUND, _MARK = "black", "#e8e8e8", "#6cff6c"
-_PICTURE_INCHES, _DPI = 6.4, 120
+_DPI = 120
 # Anatomy under a difference is dimmed: colors over white soft tissue would be too pale to read off the color bar.
 _DIMMED_WHITE = 380
 
@@ -33,18 +33,9 @@ def window_image(slice_hu: np.ndarray, window: Window = LUNG) -> np.ndarray:
     return np.rint(window.scaled(slice_hu) * 255).astype(np.uint8)
 
 
-def render_slice(
-    slice_hu: np.ndarray,
-    *,
-    window: Window = LUNG,
-    title: str = "",
-    spacing: tuple[float, float] = (1.0, 1.0),
-    direction: np.ndarray | None = None,
-    square: Region | None = None,
-    crosshair: tuple[float, float] | None = None,
-    picture_inches: float = _PICTURE_INCHES,
-) -> bytes:
-    """PNG of a slice.
+@dataclass(frozen=True)
+class Look:
+    """How a slice is shown.
 
     :param spacing: mm along (row index, column index).
     :param direction: 3x3 as in :class:`CTVolume`; None for axis-aligned LPS.
@@ -52,27 +43,32 @@ def render_slice(
     :param crosshair: (row, column), marked with a cross that leaves the middle free.
     :param picture_inches: longer edge at 120 dots per inch; smaller pictures have larger text beside them.
     """
-    slice_hu = _as_slice(slice_hu)
-    view = Orientation.of(direction)
-    figure, axes, _ = _figure(view.size_mm(slice_hu.shape, spacing), title, str(window), picture_inches)
-    _show(axes, view, window_image(slice_hu, window), spacing, cmap="gray", vmin=0, vmax=255)
-    _mark(axes, view, slice_hu.shape, square, crosshair)
-    return _png(figure, title)
+
+    title: str = ""
+    window: Window = LUNG
+    spacing: tuple[float, float] = (1.0, 1.0)
+    direction: np.ndarray | None = None
+    square: Region | None = None
+    crosshair: tuple[float, float] | None = None
+    picture_inches: float = 6.4
+
+
+def render_slice(slice_hu: np.ndarray, look: Look = Look()) -> bytes:
+    """PNG of a slice."""
+    slice_hu, view = _as_slice(slice_hu), Orientation.of(look.direction)
+    figure, axes, _ = _figure(look, view.size_mm(slice_hu.shape, look.spacing), str(look.window))
+    _show_slice(axes, view, slice_hu, look)
+    _mark(axes, view, slice_hu.shape, look)
+    return _png(figure, look.title)
 
 
 def difference_overlay(
     reference_slice: np.ndarray,
     other_slice: np.ndarray,
+    look: Look = Look(),
     *,
     kind: Literal["signed", "absolute"] = "signed",
     limit_hu: float | None = None,
-    window: Window = LUNG,
-    title: str = "",
-    spacing: tuple[float, float] = (1.0, 1.0),
-    direction: np.ndarray | None = None,
-    square: Region | None = None,
-    crosshair: tuple[float, float] | None = None,
-    picture_inches: float = _PICTURE_INCHES,
 ) -> bytes:
     """PNG of other minus reference in color over the reference slice, with a color bar in HU.
 
@@ -80,34 +76,26 @@ def difference_overlay(
 
     :param limit_hu: difference with the full color; from :func:`color_limit` when None.
     :raises InputError: when the slices differ in shape, or ``kind`` is unknown.
-
-    Other parameters as in :func:`render_slice`.
     """
     reference_slice, difference = _difference(reference_slice, other_slice)
-    limit = limit_hu or color_limit(difference)
-    view = Orientation.of(direction)
-    subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
-    figure, axes, bar_axes = _figure(
-        view.size_mm(reference_slice.shape, spacing), title, subtitle, picture_inches, bar=True
-    )
-    _show(axes, view, window_image(reference_slice, window), spacing, cmap="gray", vmin=0, vmax=_DIMMED_WHITE)
-    image = _show_difference(axes, view, difference, spacing, kind, limit)
+    limit, view = limit_hu or color_limit(difference), Orientation.of(look.direction)
+    size_mm = view.size_mm(reference_slice.shape, look.spacing)
+    figure, axes, bar_axes = _figure(look, size_mm, _size_in_words(difference, look), bar=True)
+    _show_slice(axes, view, reference_slice, look, white=_DIMMED_WHITE)
+    image = _show_difference(axes, view, difference, look.spacing, kind, limit)
     _color_bar(figure, bar_axes, image, kind, limit, difference)
-    _mark(axes, view, reference_slice.shape, square, crosshair)
-    return _png(figure, title)
+    _mark(axes, view, reference_slice.shape, look)
+    return _png(figure, look.title)
 
 
 def render_square(
     reference_slice: np.ndarray,
     other_slice: np.ndarray,
     square: Region,
+    look: Look = Look(),
     *,
     limit_hu: float | None = None,
-    window: Window = LUNG,
     titles: tuple[str, str] = ("reference", "other"),
-    title: str = "",
-    spacing: tuple[float, float] = (1.0, 1.0),
-    direction: np.ndarray | None = None,
 ) -> bytes:
     """PNG of a square of a slice, enlarged: reference, other, and the signed difference with its color bar in HU.
 
@@ -119,19 +107,21 @@ def render_square(
     if 0 in first.shape:
         raise InputError("The square lies outside the slice; choose it within the scan.")
     first, difference = _difference(first, second)
-    limit = limit_hu or color_limit(difference)
-    view = Orientation.of(direction)
-    subtitle = f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {window}"
-    height, width = view.size_mm(first.shape, spacing)
-    figure, panels, bar_axes = _row_of_panels(3, height / width, title, subtitle)
+    limit, view = limit_hu or color_limit(difference), Orientation.of(look.direction)
+    height_mm, width_mm = view.size_mm(first.shape, look.spacing)
+    width, margin, gap, top, right = 3.2, 0.12, 0.1, 0.9, 1.0
+    height = width * height_mm / width_mm
+    figure = _canvas(margin + 3 * (width + gap) + right, height + top + margin)
+    _headline(figure, look.title, _size_in_words(difference, look), margin)
+    panels = [_axes(figure, margin + index * (width + gap), margin, width, height) for index in range(3)]
+    bar_axes = _axes(figure, margin + 3 * (width + gap) + 0.05, margin + 0.05 * height, 0.16, 0.9 * height)
     whites = (255, 255, _DIMMED_WHITE)
     for axes, values, name, white in zip(panels, (first, second, first), (*titles, "difference"), whites, strict=True):
-        picture = window_image(values, window)
-        _show(axes, view, picture, spacing, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
+        _show_slice(axes, view, values, look, white, interpolation="nearest")
         axes.set_title(name, color=_FOREGROUND, fontsize=10)
-    image = _show_difference(panels[2], view, difference, spacing, "signed", limit, interpolation="nearest")
+    image = _show_difference(panels[2], view, difference, look.spacing, "signed", limit, interpolation="nearest")
     _color_bar(figure, bar_axes, image, "signed", limit, difference)
-    return _png(figure, title)
+    return _png(figure, look.title)
 
 
 def rmse_bars(rmse_per_slice: Sequence[float], *, marked: Sequence[int] = (), title: str = "") -> bytes:
@@ -191,38 +181,29 @@ def save_heatmaps(
             f"The target voxel {target_kji} lies outside the scan of {reference.shape} voxels; choose another."
         )
     slices = reference.shape[0]
-    rmse, along_slices, along_rows = _difference_summary(reference.hu, other.hu)
-    worst = int(np.argmax(rmse))
-    shown = {int(k) for k in np.linspace(0, slices - 1, evenly_spaced + 2).round()[1:-1]} | {worst}
+    found = _Differences.of(reference.hu, other.hu)
+    shown = {int(k) for k in np.linspace(0, slices - 1, evenly_spaced + 2).round()[1:-1]} | {found.worst}
     if target_kji is not None:
         shown.add(int(target_kji[0]))
-    limit = color_limit(along_slices)
+    limit = color_limit(found.along_slices)
     warning = "SIMULATED ATTACK. " if other.provenance.is_simulated_attack else ""
-
+    title = f"{warning}Largest |difference|"
     pictures: dict[str, Callable[[], bytes]] = {
-        "overview.png": lambda: _overview(
-            reference, rmse, along_slices, along_rows, limit, sorted(shown), worst, f"{warning}Largest |difference|"
-        )
+        "overview.png": lambda: _overview(reference, found, limit, sorted(shown), title)
     }
     digits = len(str(slices - 1))
     for k in sorted(shown):
         at_target = target_kji is not None and k == int(target_kji[0])
-        note = ", largest RMSE" if k == worst else ""
-        common = {
-            "limit_hu": limit,
-            "title": f"{warning}Slice {k}{note}{', target' if at_target else ''}",
-            "spacing": reference.spacing_kji[1:],
-            "direction": reference.direction,
-        }
-        marks = {"square": square, "crosshair": tuple(target_kji[1:])} if at_target else {}
+        notes = f"{', largest RMSE' if k == found.worst else ''}{', target' if at_target else ''}"
+        both = reference.hu[k], other.hu[k]
+        look = Look(f"{warning}Slice {k}{notes}", spacing=reference.spacing_kji[1:], direction=reference.direction)
+        marked = replace(look, square=square, crosshair=tuple(target_kji[1:])) if at_target else look
         for kind in ("signed", "absolute"):
             pictures[f"slice-{k:0{digits}d}-{kind}.png"] = partial(
-                difference_overlay, reference.hu[k], other.hu[k], kind=kind, **common, **marks
+                difference_overlay, *both, marked, kind=kind, limit_hu=limit
             )
         if at_target and square is not None:
-            pictures[f"square-{k:0{digits}d}.png"] = partial(
-                render_square, reference.hu[k], other.hu[k], square, **common
-            )
+            pictures[f"square-{k:0{digits}d}.png"] = partial(render_square, *both, square, look, limit_hu=limit)
 
     paths = []
     for done, (name, picture) in enumerate(pictures.items()):
@@ -292,32 +273,18 @@ def _axes(figure: Any, left: float, bottom: float, width: float, height: float, 
     return figure.add_axes(box, **options)
 
 
-def _figure(
-    size_mm: tuple[float, float], title: str, subtitle: str, inches: float = _PICTURE_INCHES, bar: bool = False
-) -> tuple[Any, Any, Any]:
+def _figure(look: Look, size_mm: tuple[float, float], subtitle: str, bar: bool = False) -> tuple[Any, Any, Any]:
     """Figure, axes of a picture of this (height, width), and axes of the color bar."""
     height_mm, width_mm = size_mm
-    scale = inches / max(height_mm, width_mm)
+    scale = look.picture_inches / max(height_mm, width_mm)
     # A narrow picture still needs room for the text above it.
-    height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, inches))
+    height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, look.picture_inches))
     top, margin, right = 0.62, 0.12, 1.0 if bar else 0.12
     figure = _canvas(width + margin + right, height + top + margin)
     axes = _axes(figure, margin, margin, width, height, facecolor=_BACKGROUND)
-    _headline(figure, title, subtitle, margin)
+    _headline(figure, look.title, subtitle, margin)
     bar_axes = _axes(figure, margin + width + 0.15, margin + 0.1 * height, 0.16, 0.8 * height) if bar else None
     return figure, axes, bar_axes
-
-
-def _row_of_panels(count: int, height_to_width: float, title: str, subtitle: str) -> tuple[Any, list[Any], Any]:
-    """Figure, axes of pictures side by side, and axes of their color bar."""
-    width = 3.2
-    height = width * height_to_width
-    top, margin, gap, right = 0.9, 0.12, 0.1, 1.0
-    figure = _canvas(margin + count * (width + gap) + right, height + top + margin)
-    _headline(figure, title, subtitle, margin)
-    panels = [_axes(figure, margin + index * (width + gap), margin, width, height) for index in range(count)]
-    left = margin + count * (width + gap) + 0.05
-    return figure, panels, _axes(figure, left, margin + 0.05 * height, 0.16, 0.9 * height)
 
 
 def _headline(figure: Any, title: str, subtitle: str, left: float) -> None:
@@ -340,6 +307,10 @@ def _show(axes: Any, view: Orientation, values: np.ndarray, spacing: tuple[float
         text = axes.text(x, y, letter, transform=axes.transAxes, color=_FOREGROUND, ha=horizontal, va=vertical)
         text.set_path_effects([withStroke(linewidth=2.5, foreground=_BACKGROUND)])
     return image
+
+
+def _show_slice(axes: Any, view: Orientation, hu: np.ndarray, look: Look, white: float = 255, **options: Any) -> None:
+    _show(axes, view, window_image(hu, look.window), look.spacing, cmap="gray", vmin=0, vmax=white, **options)
 
 
 def _show_difference(
@@ -401,20 +372,18 @@ def _color_bar(figure: Any, axes: Any, image: Any, kind: str, limit: float, diff
     bar.outline.set_edgecolor("#808080")
 
 
-def _mark(
-    axes: Any, view: Orientation, shape: tuple[int, ...], square: Region | None, crosshair: tuple[float, float] | None
-) -> None:
+def _mark(axes: Any, view: Orientation, shape: tuple[int, ...], look: Look) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
     style = {"linewidth": 1.2, "path_effects": [withStroke(linewidth=2.6, foreground=_BACKGROUND)]}
-    if square is not None:
-        x0, y0 = view.point(square.j0 - 0.5, square.i0 - 0.5, shape)
-        x1, y1 = view.point(square.j1 - 0.5, square.i1 - 0.5, shape)
+    if look.square is not None:
+        x0, y0 = view.point(look.square.j0 - 0.5, look.square.i0 - 0.5, shape)
+        x1, y1 = view.point(look.square.j1 - 0.5, look.square.i1 - 0.5, shape)
         corner = (min(x0, x1), min(y0, y1))
         axes.add_patch(Rectangle(corner, abs(x1 - x0), abs(y1 - y0), fill=False, edgecolor=_MARK, **style))
-    if crosshair is not None:
-        x, y = view.point(*crosshair, shape)
+    if look.crosshair is not None:
+        x, y = view.point(*look.crosshair, shape)
         gap, end = 0.012 * max(shape), 0.045 * max(shape)
         for sign in (-1, 1):
             axes.plot([x + sign * gap, x + sign * end], [y, y], color=_MARK, **style)
@@ -427,15 +396,8 @@ def _draw_bars(axes: Any, values: Sequence[float], marked: Sequence[int]) -> Non
     axes.set_facecolor(_BACKGROUND)
     axes.bar(index, values, color=colors, width=0.85)
     for k in marked:
-        axes.annotate(
-            str(k),
-            (k, values[k]),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color=_MARK,
-            fontsize=8,
-            ha="center",
-        )
+        style = {"xytext": (0, 2), "textcoords": "offset points", "color": _MARK, "fontsize": 8, "ha": "center"}
+        axes.annotate(str(k), (k, values[k]), **style)
     axes.margins(x=0.01, y=0.15)
     axes.set_xlabel("slice", color=_FOREGROUND, fontsize=9)
     axes.set_ylabel("RMSE (HU)", color=_FOREGROUND, fontsize=9)
@@ -444,28 +406,19 @@ def _draw_bars(axes: Any, values: Sequence[float], marked: Sequence[int]) -> Non
         side.set_color("#606060")
 
 
-def _overview(
-    reference: CTVolume,
-    rmse: np.ndarray,
-    along_slices: np.ndarray,
-    along_rows: np.ndarray,
-    limit: float,
-    shown: Sequence[int],
-    worst: int,
-    title: str,
-) -> bytes:
+def _overview(reference: CTVolume, found: _Differences, limit: float, shown: Sequence[int], title: str) -> bytes:
     """Two projections of the largest |difference| side by side at the same scale, and a bar for each slice's RMSE."""
     spacing_k, spacing_j, spacing_i = reference.spacing_kji
     views = (Orientation.of(reference.direction), Orientation.of(reference.direction, horizontal=0, vertical=2))
-    projections = (along_slices, along_rows)
+    projections = (found.along_slices, found.along_rows)
     spacings = ((spacing_j, spacing_i), (spacing_k, spacing_i))
     sizes = [view.size_mm(values.shape, s) for view, values, s in zip(views, projections, spacings, strict=True)]
     scale = 9.0 / (sizes[0][1] + sizes[1][1])
     picture_height = min(max(size[0] for size in sizes) * scale, 7.0)
     margin, gap, right, top, bars = 0.6, 0.25, 1.0, 0.95, 2.0
     figure = _canvas(margin + 9.0 + gap + right, top + picture_height + bars)
-    subtitle = f"over all slices and over all rows; slice {worst} has the largest RMSE, {rmse[worst]:.3g} HU"
-    _headline(figure, title, subtitle, margin)
+    largest = f"slice {found.worst} has the largest RMSE, {found.rmse[found.worst]:.3g} HU"
+    _headline(figure, title, f"over all slices and over all rows; {largest}", margin)
     left = margin
     for view, values, spacing, size in zip(views, projections, spacings, sizes, strict=True):
         width = size[1] * scale
@@ -473,22 +426,33 @@ def _overview(
         image = _show_difference(axes, view, values, spacing, "absolute", limit)
         left += width + gap
     bar_axes = _axes(figure, left, bars + 0.05 * picture_height, 0.16, 0.9 * picture_height)
-    _color_bar(figure, bar_axes, image, "absolute", limit, along_slices)
-    bars_axes = _axes(figure, margin, 0.5, 9.2, 1.3)
-    _draw_bars(bars_axes, rmse, shown)
+    _color_bar(figure, bar_axes, image, "absolute", limit, found.along_slices)
+    _draw_bars(_axes(figure, margin, 0.5, 9.2, 1.3), found.rmse, shown)
     return _png(figure, title)
 
 
-def _difference_summary(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Differences:
     """RMSE of each slice; largest |difference| along slices (rows, columns) and along rows (slices, columns)."""
-    slices, rows, columns = first.shape
-    rmse, along_slices, along_rows = np.zeros(slices), np.zeros((rows, columns)), np.zeros((slices, columns))
-    for k in range(slices):
-        magnitude = np.abs(second[k].astype(np.float64) - first[k])
-        rmse[k] = _rms(magnitude)
-        np.maximum(along_slices, magnitude, out=along_slices)
-        along_rows[k] = magnitude.max(axis=0)
-    return rmse, along_slices, along_rows
+
+    rmse: np.ndarray
+    along_slices: np.ndarray
+    along_rows: np.ndarray
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray) -> _Differences:
+        slices, rows, columns = first.shape
+        found = cls(np.zeros(slices), np.zeros((rows, columns)), np.zeros((slices, columns)))
+        for k in range(slices):
+            magnitude = np.abs(second[k].astype(np.float64) - first[k])
+            found.rmse[k] = _rms(magnitude)
+            np.maximum(found.along_slices, magnitude, out=found.along_slices)
+            found.along_rows[k] = magnitude.max(axis=0)
+        return found
+
+    @property
+    def worst(self) -> int:
+        return int(np.argmax(self.rmse))
 
 
 def _difference(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -496,6 +460,10 @@ def _difference(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, n
     if reference.shape != other.shape:
         raise InputError(f"The two slices differ in shape: {reference.shape} and {other.shape}; they must be equal.")
     return reference, other.astype(np.float64) - reference
+
+
+def _size_in_words(difference: np.ndarray, look: Look) -> str:
+    return f"RMSE {_rms(difference):.3g} HU, max |difference| {np.abs(difference).max():.4g} HU; {look.window}"
 
 
 def _rms(values: np.ndarray) -> float:

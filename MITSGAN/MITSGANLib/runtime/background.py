@@ -77,37 +77,27 @@ def run_in_background(
         reports.put(arguments)
 
     task = BackgroundTask(lambda: work(report))
-    try:
-        return _wait(task, reports, stop, progress, keep_alive)
-    finally:
-        task.abandon()
-
-
-def _wait(
-    task: BackgroundTask,
-    reports: queue.SimpleQueue[tuple],
-    stop: threading.Event,
-    progress: Callable[..., None] | None,
-    keep_alive: Callable[[], None],
-) -> Any:
     cancelled: CancelledError | None = None
     ended = False
-    while not ended:
-        # Asked before the reports are taken, so that none that came before the end is lost.
-        ended = task.wait(INTERVAL_SECONDS)
-        latest = None
-        while not reports.empty():
-            latest = reports.get()
-        try:
-            if latest and progress and cancelled is None:
-                progress(*latest)
-            keep_alive()
-        except CancelledError as error:
-            cancelled = cancelled or error
-            stop.set()
-        except BaseException:
-            stop.set()
-            raise
+    try:
+        while not ended:
+            # Asked before the reports are taken, so that none that came before the end is lost.
+            ended = task.wait(INTERVAL_SECONDS)
+            latest = None
+            while not reports.empty():
+                latest = reports.get()
+            try:
+                if latest and progress and cancelled is None:
+                    progress(*latest)
+                keep_alive()
+            except CancelledError as error:
+                cancelled = cancelled or error
+                stop.set()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        task.abandon()
     if cancelled is not None:
         raise cancelled
     return task.result()

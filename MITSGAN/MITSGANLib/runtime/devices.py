@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "half")
 
-
 # The bulk of what is loaded: a quarter of a second of one core, and gigabytes from a disk.
 _TORCH_LIBRARIES = ("libtorch_cpu.so", "libtorch_cuda.so")
 
@@ -92,34 +91,3 @@ def may_use_half(precision: str, device: torch.device) -> bool:
     if precision == "half" and device.type != "cuda":
         raise DependencyError("Half precision needs an NVIDIA GPU; choose float32, or leave the choice open.")
     return precision != "float32" and device.type == "cuda"
-
-
-def start_of_peak(device: torch.device) -> int:
-    """Bytes that torch holds on a GPU now; :func:`peak_memory` counts from here."""
-    import torch
-
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that torch has held on a GPU since :func:`start_of_peak`."""
-    import torch
-
-    return torch.cuda.max_memory_allocated(device)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that torch can still get on a GPU: free ones, and those that it keeps without using them."""
-    import torch
-
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what torch keeps of a GPU's memory without using it."""
-    import torch
-
-    with torch.cuda.device(device):
-        torch.cuda.empty_cache()

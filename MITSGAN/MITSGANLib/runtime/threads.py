@@ -15,28 +15,38 @@ T = TypeVar("T")
 _AT_ONCE = 16
 
 
-class _Garbage:
-    """Python's collection of garbage, off while somebody needs that."""
+class _Paused:
+    """Something of the whole process that stands still while anybody needs that.
 
-    def __init__(self) -> None:
-        self._lock, self._holders, self._was_enabled = threading.Lock(), 0, False
+    :param pause: makes it so, and gives what it was before.
+    :param resume: takes that, and puts it back.
+    """
+
+    def __init__(self, pause: Callable[[], int], resume: Callable[[int], None]) -> None:
+        self._pause, self._resume = pause, resume
+        self._lock, self._holders, self._before = threading.Lock(), 0, 0
 
     def pause(self) -> None:
         with self._lock:
             if not self._holders:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
+                self._before = self._pause()
             self._holders += 1
 
     def resume(self) -> None:
         with self._lock:
             self._holders -= 1
-            if not self._holders and self._was_enabled:
-                gc.enable()
+            if not self._holders:
+                self._resume(self._before)
 
 
-garbage = _Garbage()
-"""One for the whole process. A thread might collect an object of the interface, which must not end there."""
+def _collect_no_garbage() -> bool:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    return was_enabled
+
+
+garbage = _Paused(_collect_no_garbage, lambda was_enabled: was_enabled and gc.enable())
+"""Collecting it: a thread might collect an object of the interface, which must not end there."""
 
 
 def usable_threads() -> int:
@@ -57,32 +67,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-class _Torch:
-    """The number of torch's threads: one in each new thread, while somebody needs that."""
-
-    def __init__(self) -> None:
-        self._lock, self._holders, self._before = threading.Lock(), 0, 1
-
-    @staticmethod
-    def alone() -> None:
-        """Compute in this thread alone, and in those that begin later; torch's own would wait for each other."""
-        if hasattr(sys.modules.get("torch"), "set_num_threads"):
-            sys.modules["torch"].set_num_threads(1)
-
-    def pause(self) -> None:
-        with self._lock:
-            if not self._holders:
-                self._before = usable_threads()
-            self._holders += 1
-
-    def resume(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            if not self._holders and hasattr(sys.modules.get("torch"), "set_num_threads"):
-                sys.modules["torch"].set_num_threads(self._before)
+def _give_torch(threads: int) -> None:
+    """Let torch, where it is loaded, use so many threads in this thread and in those that begin later."""
+    if hasattr(sys.modules.get("torch"), "set_num_threads"):
+        sys.modules["torch"].set_num_threads(threads)
 
 
-_torch = _Torch()
+# Each thread that works on slices gives it one as it begins: torch's own would wait for each other.
+_torch = _Paused(usable_threads, _give_torch)
 
 
 def map_slices(function: Callable[[int], T], slices: int) -> list[T]:
@@ -102,7 +94,7 @@ def side_by_side(function: Callable[[int], T], count: int) -> Iterator[T]:
     garbage.pause()
     _torch.pause()
     try:
-        with ThreadPoolExecutor(threads, "MITSGAN slices", initializer=_torch.alone) as pool:
+        with ThreadPoolExecutor(threads, "MITSGAN slices", _give_torch, (1,)) as pool:
             yield from pool.map(function, range(count))
     finally:
         _torch.resume()

@@ -45,21 +45,21 @@ def smooth(plane: np.ndarray, sigma: float, reach: float = 2.5) -> np.ndarray:
 
 
 def weigh(
-    values: np.ndarray, weights: np.ndarray, axis: int, beyond: Literal["symmetric", "constant"] = "constant"
+    values: np.ndarray, weights: np.ndarray, axis: int, beyond: Literal["symmetric", "constant"] | None = "constant"
 ) -> np.ndarray:
     """Sums along an axis with weights that are the same on both sides, float32; to rounding ``ndimage.correlate1d``.
 
     :param weights: in the middle, beside it, and so on.
-    :param beyond: NumPy's name of what lies beyond the border: the values reflected, or 0.
+    :param beyond: NumPy's name of what lies beyond the border: the values reflected, or 0. None gives the sums of what
+        lies within alone, which are fewer.
     """
-    weights, reach = weights.astype(np.float32), len(weights) - 1
-    wide = np.pad(
-        values.astype(np.float32, copy=False), [(reach * (one == axis),) * 2 for one in range(values.ndim)], mode=beyond
-    )
-    total = np.empty(values.shape, np.float32)
-    rows = max(1, _AT_ONCE * len(values) // max(1, values.size))
-    pair = np.empty((rows, *values.shape[1:]), np.float32)
-    for first in range(0, len(values), rows):
+    weights, reach, wide = weights.astype(np.float32), len(weights) - 1, values.astype(np.float32, copy=False)
+    if beyond is not None:
+        wide = np.pad(wide, [(reach * (one == axis),) * 2 for one in range(values.ndim)], mode=beyond)
+    total = np.empty([size - 2 * reach * (one == axis) for one, size in enumerate(wide.shape)], np.float32)
+    rows = max(1, _AT_ONCE * len(total) // max(1, total.size))
+    pair = np.empty((rows, *total.shape[1:]), np.float32)
+    for first in range(0, len(total), rows):
         here = total[first : first + rows]
         both = pair[: len(here)]
         start = [first, *(0,) * (values.ndim - 1)]

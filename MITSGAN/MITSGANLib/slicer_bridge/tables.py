@@ -73,38 +73,37 @@ def figures_table(effect: attack_effect.Effect, name: str) -> slicer.vtkMRMLTabl
                 _("1 is the same (SSIM, lung window)"),
             )
         )
-    if effect.attack_rmse_hu:
-        rows += _attack_rows(effect)
+    if effect.attack and effect.attack.forgery.own.rmse.value:
+        rows += _attack_rows(effect.attack)
     return _text_table(FIGURE_COLUMNS, rows, name)
 
 
-def _attack_rows(effect: attack_effect.Effect) -> list[tuple[str, str, str]]:
+def _attack_rows(effect: attack_effect.AttackEffect) -> list[tuple[str, str, str]]:
+    forgery, shares = effect.forgery, effect.forgery.noise_shares
     rows = [
         (
             _("The attack changed what it forged by"),
-            _("{attack:.0f} HU").format(attack=effect.attack_rmse_hu),
+            _("{attack:.0f} HU").format(attack=forgery.own.rmse.value),
             _("in the 20 mm that the network makes up"),
         ),
         (
             _("Protection moved the forgery by"),
-            _("{share:.1%}").format(share=effect.forgery_share),
+            _("{share:.1%}").format(share=forgery.share(attack_effect.PROTECTED)),
             _("of the attack's own change"),
         ),
     ]
-    if effect.control_share is not None:
+    if shares:
         rows.append(
             (
                 _("Noise of the same size moved it by"),
-                _("{share:.1%}").format(share=effect.control_share),
+                _("{share:.1%}").format(share=forgery.share(attack_effect.NOISE)),
                 _("from {low:.1%} to {high:.1%} in {count} draws").format(
-                    low=effect.control_shares[0],
-                    high=effect.control_shares[-1],
-                    count=len(effect.control_shares),
+                    low=shares[0], high=shares[-1], count=len(shares)
                 ),
             )
         )
     tried = (attack_effect.CLEAN, attack_effect.PROTECTED, attack_effect.INTO_ORIGINAL, attack_effect.NOISE)
-    arms = [effect.attack.succeeded(arm) for arm in tried]
+    arms = [effect.succeeded(arm) for arm in tried]
     if None not in arms:
         (original, _one), (protected, _one), (painted, _one), (noisy, draws) = arms
         words = {0: _("fails"), 1: _("succeeds")}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
-from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
-from MITSGANLib.measure.metrics import Comparison, PerceptualDistance, compare
+from MITSGANLib.measure.lpips_distance import Lpips, LpipsUnavailable, load_lpips
+from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.report.pictures import save_heatmaps
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _attack_effect(
-    options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: PerceptualDistance | LpipsUnavailable
+    options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: Lpips | LpipsUnavailable
 ) -> AttackEffect:
     attacked = [shared.read_scan(path) for path in options.attacked]
     with shared.progress_bar("Attacking noise", "step") as progress:

@@ -49,7 +49,7 @@ def test_protection_alone(volumes):
     assert result.noise_sd_hu == scan_noise(volumes[0].hu, volumes[0].spacing_kji).sd_hu
     assert result.protection.rmse.value == pytest.approx(2.0)
     assert result.rmse_by_slice == {PROTECTION_PAIR: pytest.approx((2.0,) * 16)}
-    assert (result.attack_rmse_hu, result.forgery_share, result.control_share) == (None, None, None)
+    assert result.attack is None
     assert seen[-1] == (16, 16)
 
 
@@ -62,16 +62,16 @@ def test_attack_and_control(volumes, untrained_attackers):
     middle = next(f.comparison.region for f in result.comparisons if f.comparison.region.name == MIDDLE).index
     own = np.sqrt(np.mean((attacked - source)[middle] ** 2))
     moved = np.sqrt(np.mean((attacked_protected - attacked)[middle] ** 2))
-    assert result.attack_rmse_hu == pytest.approx(own)
-    assert result.forgery_share == pytest.approx(moved / own)
-    # Networks round by machine.
-    assert (result.attack_rmse_hu, result.forgery_share) == pytest.approx((344.539, 0.0160613), rel=0.01)
-    shares = result.control_shares
+    forgery = result.attack.forgery
+    figures = forgery.own.rmse.value, forgery.share(PROTECTED)
+    assert figures == pytest.approx((own, moved / own))
+    assert figures == pytest.approx((344.539, 0.0160613), rel=0.01), "networks round by machine"
+    shares = forgery.noise_shares
     assert len(shares) == len(NOISE_SEEDS) > 2
-    assert shares[0] < result.control_share < shares[-1], "draws differ"
-    assert result.control_share == np.median(shares)
+    assert shares[0] < forgery.share(NOISE) < shares[-1], "draws differ"
+    assert forgery.share(NOISE) == np.median(shares)
     again = measure_effect(*volumes, attacker=attacker, device="cpu")
-    assert again.control_shares == shares, "seeded"
+    assert again.attack.forgery.noise_shares == shares, "seeded"
     expected = [np.sqrt(np.mean((attacked - source)[k] ** 2)) for k in range(16)]
     assert result.rmse_by_slice[ATTACK_PAIR] == pytest.approx(expected, rel=1e-5)
     assert seen[-1] == (16 + 15, 16 + 15), "slices, and steps of the attack"
@@ -120,7 +120,7 @@ def test_the_control_is_attacked_as_the_scan_is(volumes, untrained_attackers):
     unprotected = measure_effect(
         source, source, attacked, attacked, attacker=untrained_attackers["remove"], device="cpu"
     )
-    assert unprotected.control_shares == (0.0,) * len(NOISE_SEEDS), "noise of no RMSE changes nothing"
+    assert unprotected.attack.forgery.noise_shares == (0.0,) * len(NOISE_SEEDS), "noise of no RMSE changes nothing"
     whole = equal_rmse_noise(source, protected)
     boxes = boxes_read(source.shape, attacked.provenance.steps[-1].parameters["target_kji"], source.spacing_kji)
     noise = noise_in_boxes(source, protected, boxes)
@@ -152,7 +152,7 @@ def test_an_attack_reads_these_boxes_alone(volumes, untrained_attackers, read):
 def test_another_attacker_makes_no_control(volumes, untrained_attackers):
     other = dataclasses.replace(untrained_attackers["remove"], digest="1" * 64)
     for attacker in (None, other):
-        assert measure_effect(*volumes, attacker=attacker, device="cpu").control_share is None
+        assert measure_effect(*volumes, attacker=attacker, device="cpu").attack.forgery.share(NOISE) is None
 
 
 def test_attacks_at_different_places_are_refused(volumes, untrained_attackers):

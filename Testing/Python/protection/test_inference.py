@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,11 @@ from hypothesis import strategies as st
 from MITSGANLib.errors import CHOOSE_CPU, DependencyError
 from MITSGANLib.protection import inference
 from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
-from MITSGANLib.protection.inference import SliceInference, Tile, Tiling, hu_to_network, network_to_hu
+from MITSGANLib.protection.inference import SliceInference, SliceNetwork, Tile, Tiling, hu_to_network, network_to_hu
+from MITSGANLib.protection.proposer import Execution
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.runtime import devices
 
-CPU = torch.device("cpu")
 CONFIGS = {
     "paper": GeneratorConfig(trunk_filters=16),
     "public code": GeneratorConfig(16, noise_kernel=1, noise="uniform", first_batch_norm=False, last_kernel=1),
@@ -30,6 +33,10 @@ def trained_like(config: GeneratorConfig) -> Generator:
     for _ in range(3):
         network(torch.rand(1, 1, 32, 32) * 2 - 1, torch.randn(1, 1, 32, 32))
     return network.eval()
+
+
+def on_cpu(network: SliceNetwork, shape: tuple[int, int], *, fused: bool | None = None, **how: Any) -> SliceInference:
+    return SliceInference(network, shape, Execution(device="cpu", **how), fused=fused)
 
 
 def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
@@ -70,8 +77,8 @@ class TestTiles:
     def test_cover_every_needed_voxel_once_with_their_margin(self, needed, multiple, folds, most):
         margin, covered = folds * multiple, np.zeros(needed.shape, int)
         for tile in Tiling(margin, 0.0, multiple).tiles(needed, most):
-            covered[tile.rows, tile.columns] += 1
-            for part, wide, size in zip((tile.rows, tile.columns), tile.wide, needed.shape, strict=True):
+            covered[tile.wanted] += 1
+            for part, wide, size in zip(tile.wanted, tile.wide, needed.shape, strict=True):
                 assert 0 <= wide.start <= max(0, part.start // multiple * multiple - margin)
                 assert min(size, -(-part.stop // multiple) * multiple + margin) <= wide.stop <= size
                 assert wide.start % multiple == 0
@@ -105,7 +112,7 @@ class TestIdentity:
         network = trained_like(CONFIGS[name])
         hu = scan((2, 290, 287))
         allowed = allowed_in(hu, rows, columns)
-        change = SliceInference(network, hu.shape[1:], device=CPU).change(hu, allowed)
+        change = on_cpu(network, hu.shape[1:]).change(hu, allowed)
         expected = whole_change(network, hu, allowed)
         difference = np.abs(change - expected)[:, rows, columns]
         assert difference.max() <= 4 * np.spacing(np.float32(np.abs(expected).max()))
@@ -116,7 +123,7 @@ class TestIdentity:
     def test_small_and_narrow_slices_are_computed_whole(self, shape):
         network, hu = trained_like(CONFIGS["paper"]), scan((3, *shape))
         part = (slice(None), slice(5, 9), slice(7, 20))
-        change = SliceInference(network, shape, device=CPU).change(hu, allowed_in(hu, *part[1:]))
+        change = on_cpu(network, shape).change(hu, allowed_in(hu, *part[1:]))
         assert np.array_equal(change[part], whole_change(network, hu, np.ones_like(hu))[part])
 
     @pytest.mark.parametrize("name", CONFIGS)
@@ -124,15 +131,15 @@ class TestIdentity:
         network = trained_like(CONFIGS[name])
         hu = scan((1, 140, 130))
         allowed = allowed_in(hu, slice(None), slice(None))
-        change = SliceInference(network, hu.shape[1:], device=CPU, fused=True).change(hu, allowed)
+        change = on_cpu(network, hu.shape[1:], fused=True).change(hu, allowed)
         difference = np.abs(change - whole_change(network, hu, allowed))
         assert 0 < difference.max() < 0.05
 
     def test_batches_give_what_single_slices_give(self):
         network, hu = trained_like(CONFIGS["folded"]), scan((5, 160, 150))
         allowed = allowed_in(hu, slice(10, 140), slice(10, 140))
-        together = SliceInference(network, hu.shape[1:], device=CPU)
-        alone = SliceInference(network, hu.shape[1:], device=CPU, batch_size=1)
+        together = on_cpu(network, hu.shape[1:])
+        alone = on_cpu(network, hu.shape[1:], batch_size=1)
         expected = np.concatenate([alone.change(hu[k : k + 1], allowed[k : k + 1]) for k in range(5)])
         assert np.array_equal(together.change(hu, allowed), expected)
 
@@ -144,7 +151,7 @@ class TestIdentity:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             try:
-                found.append(SliceInference(network, hu.shape[1:], device=CPU).change(hu, allowed))
+                found.append(on_cpu(network, hu.shape[1:]).change(hu, allowed))
                 assert torch.get_num_threads() == threads
             finally:
                 torch.set_num_threads(before)
@@ -154,7 +161,7 @@ class TestIdentity:
     def test_the_network_itself_stays_as_it_is(self):
         network, hu = trained_like(CONFIGS["paper"]), scan((1, 64, 64))
         before = {name: values.clone() for name, values in network.state_dict().items()}
-        SliceInference(network, hu.shape[1:], device=CPU, fused=True).change(hu, np.ones_like(hu))
+        on_cpu(network, hu.shape[1:], fused=True).change(hu, np.ones_like(hu))
         after = network.state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -164,7 +171,7 @@ class TestIdentity:
         torch.manual_seed(0)
         network, hu = TAFIM(TAFIMConfig(base_filters=2, levels=2, tile=48)).eval(), scan((2, 60, 50))
         allowed = allowed_in(hu, slice(20, 30), slice(20, 30))
-        change = SliceInference(network, hu.shape[1:], device=CPU).change(hu, allowed)
+        change = on_cpu(network, hu.shape[1:]).change(hu, allowed)
         with torch.no_grad():
             x = hu_to_network(torch.from_numpy(hu), network.config.hu_window).unsqueeze(1)
             expected = network(x).squeeze(1).numpy() * allowed
@@ -178,11 +185,10 @@ class TestMemory:
     @pytest.fixture
     def ready(self, monkeypatch):
         """``ready(fitting)`` is an inference on which more slices than ``fitting`` at a time are too many."""
-        released = []
-        monkeypatch.setattr(devices, "release_memory", released.append)
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
 
         def make(fitting: int, batch_size: int | None = 8) -> tuple[SliceInference, list[int]]:
-            made = SliceInference(trained_like(CONFIGS["folded"]), (64, 64), device=CPU, batch_size=batch_size)
+            made = on_cpu(trained_like(CONFIGS["folded"]), (64, 64), batch_size=batch_size)
             tried, run = [], made.change_at_once
 
             def limited(hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -219,11 +225,11 @@ class TestMemory:
     @pytest.mark.parametrize(("free", "expected"), [(10**12, inference.GPU_BATCH), (1_000_000, 7), (10, 1)])
     def test_the_first_batch_tells_how_many_fit(self, monkeypatch, free, expected):
         hu = scan((1, 64, 64))
-        made = SliceInference(trained_like(CONFIGS["folded"]), (64, 64), device=CPU)
+        made = on_cpu(trained_like(CONFIGS["folded"]), (64, 64))
         made.finds_batch, made.batch_size = True, 1
-        monkeypatch.setattr(devices, "start_of_peak", lambda _device: 50_000)
-        monkeypatch.setattr(devices, "peak_memory", lambda _device: 150_000)
-        monkeypatch.setattr(devices, "free_memory", lambda _device: free)
+        says = {"memory_allocated": 50_000, "memory_reserved": 50_000, "max_memory_allocated": 150_000}
+        for name, answer in (says | {"mem_get_info": (free, 10**12), "reset_peak_memory_stats": None}).items():
+            monkeypatch.setattr(torch.cuda, name, lambda _device, answer=answer: answer)
         made.change(hu, np.zeros_like(hu))
         assert made.batch_size == 1, "a slice without a body tells nothing"
         made.change(hu, np.ones_like(hu))
@@ -240,20 +246,19 @@ class TestHalfPrecision:
     @pytest.mark.parametrize(("strength", "expected"), [(18.0, "half"), (4000.0, "float32")])
     def test_chosen_where_the_probe_finds_it_safe(self, strength, expected):
         network = trained_like(CONFIGS["folded"])
-        made = SliceInference(network, (64, 64), device=CPU, strength_hu=strength)
+        made = on_cpu(network, (64, 64), strength_hu=strength)
         assert made.precision == expected
 
     @pytest.mark.slow
     def test_an_image_generator_stays_with_float32(self):
         """Half precision knows a slice only to 1 or 2 HU, so it cannot be within 1 HU."""
-        assert SliceInference(trained_like(CONFIGS["paper"]), (64, 64), device=CPU).precision == "float32"
+        assert on_cpu(trained_like(CONFIGS["paper"]), (64, 64)).precision == "float32"
 
     def test_results_are_within_1_hu_of_float32(self):
         network, hu = trained_like(CONFIGS["folded"]), scan((2, 64, 64))
         allowed = allowed_in(hu, slice(None), slice(None), change=18)
         half, full = (
-            SliceInference(network, (64, 64), device=CPU, strength_hu=18.0, precision=precision)
-            for precision in ("half", "float32")
+            on_cpu(network, (64, 64), strength_hu=18.0, precision=precision) for precision in ("half", "float32")
         )
         difference = np.abs(half.change(hu, allowed) - full.change(hu, allowed))
         assert 0 < difference.max() < 1
@@ -264,17 +269,15 @@ class TestHalfPrecision:
         network.trunk[2].running_var.mul_(1e12)
         network.trunk[2].running_mean.mul_(1e6)
         allowed = np.full(hu.shape, 18, np.int16)
-        half, full = (
-            SliceInference(network, (64, 64), device=CPU, precision=precision) for precision in ("half", "float32")
-        )
+        half, full = (on_cpu(network, (64, 64), precision=precision) for precision in ("half", "float32"))
         assert half.precision == "half"
         assert np.array_equal(half.change(hu, allowed), full.change(hu, allowed))
-        assert SliceInference(network, (64, 64), device=CPU, strength_hu=1.0).precision == "float32"
+        assert on_cpu(network, (64, 64), strength_hu=1.0).precision == "float32"
 
 
 def test_a_tile_knows_its_wanted_part():
-    tile = Tile(slice(10, 20), slice(30, 50), slice(2, 28), slice(22, 58))
+    tile = Tile((slice(10, 20), slice(30, 50)), (slice(2, 28), slice(22, 58)))
     assert tile.size == 26 * 36
     assert tile.inner == (slice(8, 18), slice(8, 28))
     picture = np.arange(60 * 60).reshape(60, 60)
-    assert np.array_equal(picture[tile.wide][tile.inner], picture[tile.rows, tile.columns])
+    assert np.array_equal(picture[tile.wide][tile.inner], picture[tile.wanted])

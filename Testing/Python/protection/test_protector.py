@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ from MITSGANLib.protection.presets import (
 )
 from MITSGANLib.protection.protector import Protector, load_protector, protect, watermark_alone
 from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
-from MITSGANLib.runtime import devices
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, Provenance
 from MITSGANLib.watermark.embedding import Watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY
@@ -171,7 +171,7 @@ class TestFailure:
             return run(network, hu, allowed)
 
         monkeypatch.setattr(inference.SliceInference, "change_at_once", limited)
-        monkeypatch.setattr(devices, "release_memory", lambda _device: None)
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
         seen = []
         result = protect(
             phantom.volume,

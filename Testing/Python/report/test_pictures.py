@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.report.pictures import (
+    Look,
     color_limit,
     difference_overlay,
     render_slice,
@@ -82,7 +83,7 @@ def test_window_without_width_is_refused(width):
     ],
 )
 def test_stands_as_radiologists_expect(direction, bright):
-    levels = [color.mean() for color in quarters(picture_of(render_slice(marked_corner(), direction=direction)))]
+    levels = [color.mean() for color in quarters(picture_of(render_slice(marked_corner(), Look(direction=direction))))]
     assert int(np.argmax(levels)) == bright
     _, _, second, first = sorted(levels)
     assert first > 0.9
@@ -100,14 +101,14 @@ def test_stands_as_radiologists_expect(direction, bright):
 )
 @pytest.mark.parametrize("mark", [{"crosshair": (10, 20)}, {"square": Region(0, 1, 8, 13, 18, 23)}])
 def test_marks_follow_the_turned_picture(direction, place, mark):
-    pixels = decode(render_slice(np.full((32, 32), -1350, np.int16), direction=direction, **mark))
+    pixels = decode(render_slice(np.full((32, 32), -1350, np.int16), Look(direction=direction, **mark)))
     j, i = np.nonzero(pixels[..., 1] - pixels[..., 0] > 0.3)
     middle = ((j.min() + j.max()) / 2 - HEADLINE_PIXELS, (i.min() + i.max()) / 2 - MARGIN_PIXELS)
     assert middle == pytest.approx([(index + 0.5) * 768 / 32 for index in place], abs=2)
 
 
 def test_aspect_follows_the_spacing():
-    pixels = decode(render_slice(np.full((32, 32), 150, np.int16), spacing=(0.5, 1.0)))[HEADLINE_PIXELS:]
+    pixels = decode(render_slice(np.full((32, 32), 150, np.int16), Look(spacing=(0.5, 1.0))))[HEADLINE_PIXELS:]
     white = pixels.min(axis=2) > 0.9
     rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
     assert np.ptp(columns) / np.ptp(rows) == pytest.approx(2, abs=0.02)

@@ -14,7 +14,7 @@ from slicer.i18n import tr as _
 
 from ...errors import MITSGANError
 from ...examination.verdict import ChangedPlace, Outcome
-from ...measure.attack_effect import Effect
+from ...measure.attack_effect import NOISE, PROTECTED, Effect
 from ...protection.presets import preset_of
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
 from ...seal.sealing import Restored
@@ -384,16 +384,15 @@ def about_effect(effect: Effect) -> str:
             rmse=rmse.value, of_noise=of_noise, k=rmse.worst_slice.slice, worst=rmse.worst_slice.value
         )
     ]
-    if effect.attack_rmse_hu:
-        sentences.append(
-            _("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=effect.attack_rmse_hu)
-        )
-        sentences.append(_("Protection moved the forgery by {share:.1%} of that.").format(share=effect.forgery_share))
-        if effect.control_share is not None:
-            shares = effect.control_shares
+    forgery = effect.attack and effect.attack.forgery
+    if forgery and forgery.own.rmse.value:
+        attack, moved, shares = forgery.own.rmse.value, forgery.share(PROTECTED), forgery.noise_shares
+        sentences.append(_("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=attack))
+        sentences.append(_("Protection moved the forgery by {share:.1%} of that.").format(share=moved))
+        if shares:
             words = _("Noise of the same RMSE moved it by {share:.1%} ({low:.1%} to {high:.1%} in {count} draws).")
             sentences.append(
-                words.format(share=effect.control_share, low=shares[0], high=shares[-1], count=len(shares))
+                words.format(share=forgery.share(NOISE), low=shares[0], high=shares[-1], count=len(shares))
             )
     if effect.watermark is not None:
         sentences.append(about_forgery(effect.watermark))
