@@ -140,21 +140,21 @@ def configuration(kind: type, card: ModelCard) -> Any:
     :raises ModelError: when the card names other fields, or numbers that no architecture has.
     """
     try:
-        values = card.architecture["config"]
-        check_numbers(values)
-        return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        return configured(kind, card.architecture["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"Model '{card.name}' has an architecture this version does not know ({error}).") from error
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Refuse numbers that no architecture has: of such a width or depth even the attempt takes memory or hours.
+def configured(kind: type, values: Mapping[str, Any]) -> Any:
+    """The frozen dataclass ``kind`` from the values of a card.
 
-    :raises ValueError, TypeError, AttributeError: there is one, or these are no values of a configuration.
+    :raises ValueError, TypeError, AttributeError: these are others, or numbers that no architecture has: of such a
+        width or depth even the attempt takes memory or hours.
     """
     numbers = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
     if not all(one is None or isinstance(one, str) or abs(one) <= LARGEST_NUMBER for one in numbers):
         raise ValueError("a number that no architecture has")
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
 def fill(make: Callable[[], torch.nn.Module], tensors: Mapping[str, torch.Tensor], card: ModelCard) -> Any:

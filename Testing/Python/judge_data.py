@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from MITSGANLib import weights
-from MITSGANLib.judges.judge import Sight, build_network, kind_of
+from MITSGANLib.judges.judge import Sight, kind_of, network_classes
 from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 
 CUBE, SQUARES = Sight("cube", 32), Sight("squares", 24, 3)
@@ -21,7 +21,7 @@ NETWORKS = {
 
 def untrained(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_network(name, NETWORKS[name]).eval()
+    return network_classes()[name][0](NETWORKS[name]).eval()
 
 
 def write_judge(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..scan.cubes import box_around
+from ..scan.filters import enlarged
 from ..scan.hounsfield import as_volume, is_padding
 
 # Body mask: blocks of about 3 mm. The patient's skin is thicker than the shells of tables, which are 1 to 5 mm.
@@ -30,6 +32,10 @@ _LUNG_BELOW_HU = -500
 _AROUND_MM = 25.0
 _IN_LUNGS = (0.3, 0.4)
 
+# A voxel and its four neighbors within the slice.
+_CROSS = np.zeros((3, 3, 3), bool)
+_CROSS[1, 1, :] = _CROSS[1, :, 1] = True
+
 
 def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequence[float] | None = None) -> np.ndarray:
     """The patient with lungs and other gas inside, without surrounding air, most of the table, and padding.
@@ -49,8 +55,7 @@ def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequen
     from scipy import ndimage
 
     hu = as_volume(hu)
-    slices, rows, columns = hu.shape
-    in_plane = float(np.mean(spacing_kji[1:])) if spacing_kji is not None else 360.0 / max(rows, columns)
+    in_plane = float(np.mean(spacing_kji[1:])) if spacing_kji is not None else 360.0 / max(hu.shape[1:])
     factor = max(1, round(_MASK_BLOCK_MM / in_plane))
     block_mm = factor * in_plane
     small, padding_blocks = _block_means(hu, padding_hu, factor)
@@ -62,8 +67,7 @@ def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequen
     beyond = ndimage.binary_dilation(padding_blocks, disc) | tissue if padding_blocks.any() else tissue
     opened = ndimage.binary_dilation(ndimage.binary_erosion(beyond, disc, border_value=1), disc) & tissue
     # The opening rounds corners and can break a thin chest wall: grow back into tissue, a little farther than it took.
-    parts = _large_parts(opened, block_mm)
-    body = parts
+    body = _large_parts(opened, block_mm)
     for _ in range(disc.shape[-1] // 2 + 1):
         body = _spread(body) & tissue
 
@@ -71,13 +75,9 @@ def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequen
 
     core = ~_spread(_spread(~(filled | padding_blocks))) & filled
     rim = _spread(filled)
-    mask = np.empty(hu.shape, bool)
-    for k in range(slices):
-        plane = hu[k]
-        mask[k] = _enlarge(core[k], factor, plane.shape) | (
-            _enlarge(rim[k], factor, plane.shape) & (plane > _TISSUE_HU)
-        )
-        mask[k] &= ~is_padding(plane, padding_hu)
+    mask = enlarged(core, factor, hu.shape)
+    mask |= enlarged(rim, factor, hu.shape) & (hu > _TISSUE_HU)
+    mask &= ~is_padding(hu, padding_hu)
     return mask
 
 
@@ -109,17 +109,11 @@ def lung_share(plane: np.ndarray, mask: np.ndarray, spacing_kji: Sequence[float]
     return inner
 
 
-def box_around(where: np.ndarray) -> tuple[slice, slice] | None:
-    """The smallest rectangle around what is True in a slice (rows, columns); None where nothing is."""
-    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
-    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows.size else None
-
-
 def _large_parts(blocks: np.ndarray, block_mm: float) -> np.ndarray:
     """Connected blocks of a slice that are large, beside its largest part and in themselves."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(blocks, _in_plane_cross())
+    labels, count = ndimage.label(blocks, _CROSS)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     of_slice = sizes[labels].max(axis=(1, 2))
@@ -131,13 +125,12 @@ def _enclosed(body: np.ndarray, padding: np.ndarray, air: np.ndarray, block_mm: 
     """Blocks that the body encloses within their slice: lungs and gas, also a lung cut open by the border."""
     from scipy import ndimage
 
-    cross = _in_plane_cross()
     outside = ~body & ~padding
-    labels, count = ndimage.label(outside, cross)
+    labels, count = ndimage.label(outside, _CROSS)
     edge = _spread(padding)
     edge[:, (0, -1), :] = True
     edge[:, :, (0, -1)] = True
-    outline = outside & ~ndimage.binary_erosion(outside, cross)
+    outline = outside & ~ndimage.binary_erosion(outside, _CROSS)
 
     def blocks_where(selected: np.ndarray) -> np.ndarray:
         return np.bincount(labels[selected], minlength=count + 1)
@@ -186,17 +179,6 @@ def _spread(blocks: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _in_plane_cross() -> np.ndarray:
-    """A voxel and its four neighbors within the slice."""
-    cross = np.zeros((3, 3, 3), bool)
-    cross[1, 1, :] = cross[1, :, 1] = True
-    return cross
-
-
 def _disc(radius: int) -> np.ndarray:
     j, i = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return j**2 + i**2 <= (radius + 0.5) ** 2
-
-
-def _enlarge(blocks: np.ndarray, factor: int, shape: tuple[int, int]) -> np.ndarray:
-    return blocks.repeat(factor, axis=0).repeat(factor, axis=1)[: shape[0], : shape[1]]

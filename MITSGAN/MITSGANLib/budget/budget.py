@@ -16,8 +16,9 @@ import numpy as np
 
 from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
+from ..scan.cubes import Box, box_around
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
-from .body import body_mask, box_around
+from .body import body_mask
 from .noise import hiding_noise, hiding_noise_in_lungs, local_noise
 
 
@@ -213,7 +214,7 @@ class Surroundings:
         map_slices(look, len(hu))
         return allowed
 
-    def box(self, k: int) -> tuple[slice, slice] | None:
+    def box(self, k: int) -> Box | None:
         """The smallest rectangle around the body in slice ``k``, beyond which nothing changes; None without one."""
         return box_around(self.mask[k])
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from ..runtime.threads import map_slices
+from ..scan.cubes import Box, box_around, within
 from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
 from ..scan.windows import LUNG, MEDIASTINUM, Window
-from .body import box_around, lung_share
+from .body import lung_share
 
 # Soft tissue in which noise is measured: fat is left out (its strands look like noise), and so are bone and contrast.
 _NOISE_TISSUE_HU = (-50.0, 150.0)
@@ -69,12 +70,7 @@ class NoiseEstimate:
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
-        return {
-            "sd_hu": self.sd_hu,
-            "per_slice_hu": list(self.per_slice_hu),
-            "window_voxels": self.window_voxels,
-            "definition": self.definition,
-        }
+        return {**asdict(self), "per_slice_hu": list(self.per_slice_hu)}
 
 
 def estimate_noise(hu: np.ndarray, spacing_kji: Sequence[float] | None = None) -> NoiseEstimate:
@@ -304,12 +300,11 @@ def _seen_variance(plane: np.ndarray, window: Window) -> np.ndarray:
     return np.maximum(around(values * values) - around(values) ** 2, 0)
 
 
-def _with_reach(box: tuple[slice, slice], reach: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _with_reach(box: Box, reach: int) -> tuple[Box, Box]:
     """A rectangle with all that :func:`_seen_variance` and a filter of this reach look at, and where it lies in it."""
     reach += round(_SSIM_SIGMA * _SSIM_TRUNCATE)
     wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
-    inner = (slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(box, wide, strict=True))
-    return wide, tuple(inner)
+    return wide, within(box, wide)
 
 
 def _deviations(plane: np.ndarray, window: int, step: int, padding_hu: int | None) -> tuple[np.ndarray, np.ndarray]:

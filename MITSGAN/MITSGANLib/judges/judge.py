@@ -7,10 +7,9 @@ the judge looks at and the threshold that was set on validation patients. Arrays
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,9 +161,7 @@ def load_judge(name: str | os.PathLike[str], folder: Path = weights.MODELS_FOLDE
     if question not in QUESTIONS:
         raise ModelError(f"Model '{card.name}' is a {card.kind}, not a judge; choose another.")
     try:
-        name, config = card.architecture["class"], card.architecture["config"]
-        weights.check_numbers(config)
-        make = functools.partial(network_classes()[name][0], _configuration(name, config))
+        make = maker(card.architecture["class"], card.architecture["config"])
         view = Sight(**card.architecture["view"])
         threshold = float(card.figures[THRESHOLD])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
@@ -192,14 +189,10 @@ def network_classes() -> dict[str, tuple[type, type]]:
     }
 
 
-def build_network(name: str, config: Any) -> torch.nn.Module:
-    """A judge's network with random weights, from its class name and its configuration as a dataclass or as JSON.
+def maker(name: str, values: Mapping[str, Any]) -> Callable[[], torch.nn.Module]:
+    """Makes a judge's network with random weights, from the class and the configuration that its card names.
 
-    :raises KeyError: for an unknown class; ``TypeError`` for unknown keys.
+    :raises KeyError: for an unknown class; otherwise as :func:`.weights.configured`.
     """
-    return network_classes()[name][0](_configuration(name, config))
-
-
-def _configuration(name: str, config: Any) -> Any:
-    values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    return network_classes()[name][1](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    network, kind = network_classes()[name]
+    return functools.partial(network, weights.configured(kind, values))

@@ -23,15 +23,14 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from ..errors import InputError, ModelError, TargetError
-from ..judges.judge import Judge, Sight, build_network, load_judge
+from ..judges.judge import Judge, Sight, load_judge, maker
 from ..runtime.devices import resolve_device
-from ..runtime.threads import slabs
-from ..scan.cubes import CUBE_MM, Voxel, cube_shape, cube_start, rescale
+from ..scan.cubes import CUBE_MM, Voxel, box_around, cube_shape, cube_start, rescale
 from ..scan.filters import enlarged
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
-from ..weights import MODELS_FOLDER, ModelCard, check_numbers, configuration, fill, half_precision
-from .proposer import BLOCKER_CLASS, AllowedIn, Execution, Progress, Proposal
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision
+from .proposer import BLOCKER_CLASS, AllowedIn, Execution, Progress, Proposal, in_slabs
 
 _SURE = 1e-4  # a threshold nearer to 0 or 1 has no useful logit
 _BATCH = 8  # cubes at a time
@@ -118,7 +117,7 @@ class DiagnosisBlocker:
     def of(cls, tensors: Mapping[str, torch.Tensor], card: ModelCard) -> DiagnosisBlocker:
         """The blocker of a model's file.
 
-        :raises ModelError: when card and tensors do not hold one.
+        :raises ModelError: when card and tensors do not hold one, or an installed judge is another now, or missing.
         """
         judges = []
         try:
@@ -126,14 +125,17 @@ class DiagnosisBlocker:
             for found in card.architecture["judges"]:
                 prefix = f"{found['name']}/"
                 own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-                if not own:
-                    judges.append(_installed_judge(found["name"], found["sha256"], card))
+                if own:
+                    network = fill(maker(found["class"], found["config"]), own, card)
+                    view, threshold = Sight(**found["view"]), float(found["threshold"])
+                    judges.append(Judge(found["name"], "nodule", view, network, threshold, found["sha256"]))
                     continue
-                check_numbers(found["config"])
-                make = functools.partial(build_network, found["class"], found["config"])
-                network = fill(make, own, card)
-                view, threshold = Sight(**found["view"]), float(found["threshold"])
-                judges.append(Judge(found["name"], "nodule", view, network, threshold, found["sha256"]))
+                judges.append(load_judge(found["name"]))
+                if judges[-1].digest != found["sha256"]:
+                    raise ModelError(
+                        f"Blocker '{card.name}' was made with another judge '{found['name']}' than the installed one; "
+                        "make it anew with train.py, or reinstall the extension."
+                    )
             return cls(tuple(judges), config)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
             raise ModelError(
@@ -143,25 +145,18 @@ class DiagnosisBlocker:
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
         """The change that the search finds, which looks at all slices at once; see :func:`blocking_change`.
 
-        Of the search's progress, as many slices count as finished as its share that is done.
-
         :raises TargetError: when no lung is found.
         """
-        slices, report = volume.shape[0], execution.progress
-        places = judged_places(volume)
-        allowed = np.concatenate([allowed_in(slab) for slab in slabs(slices)])
-        change = blocking_change(
+        search = functools.partial(
+            blocking_change,
             volume.hu,
-            allowed,
-            places,
-            volume.spacing_kji,
-            self,
+            places=judged_places(volume),
+            spacing_kji=volume.spacing_kji,
+            blocker=self,
             seed=execution.seed,
             device=execution.device,
-            progress=report and (lambda done, passes: report(done * slices // passes, slices)),
         )
-        for slab in slabs(slices):
-            yield slab, allowed[slab], change[slab]
+        yield from in_slabs(volume, allowed_in, execution, search)
 
     def seconds(self, volume: CTVolume, device: str) -> float | None:
         """A rough estimate of how long the search takes for a scan here, from one batch of its cubes.
@@ -216,19 +211,6 @@ def _is_installed(judge: Judge) -> bool:
     except ModelError:
         return False
     return card.sha256 == judge.digest
-
-
-def _installed_judge(name: str, sha256: str, card: ModelCard) -> Judge:
-    """
-    :raises ModelError: when it is another one than the blocker was made with, or missing.
-    """
-    judge = load_judge(name)
-    if judge.digest != sha256:
-        raise ModelError(
-            f"Blocker '{card.name}' was made with another judge '{name}' than the installed one; make it anew with "
-            "train.py, or reinstall the extension."
-        )
-    return judge
 
 
 def judged_places(volume: CTVolume) -> np.ndarray:
@@ -333,13 +315,13 @@ class SearchPlan:
 
     def __init__(self, places: np.ndarray, spacing_kji: Sequence[float], config: BlockingConfig) -> None:
         self._spacing, self._config = np.asarray(spacing_kji, np.float64), config
-        along = [places.any(axis=tuple({0, 1, 2} - {axis})).nonzero()[0] for axis in range(3)]
-        if not len(along[0]):
+        inner = box_around(places)
+        if inner is None:
             raise InputError("There is no place at which judges may be asked; give at least one.")
         reach = np.ceil((CUBE_MM / 2 + config.jitter_mm) / self._spacing).astype(int) + 1
         self.box = tuple(
-            slice(max(0, int(axis[0]) - far), min(size, int(axis[-1]) + 1 + far))
-            for axis, size, far in zip(along, places.shape, reach, strict=True)
+            slice(max(0, part.start - far), min(size, part.stop + far))
+            for part, size, far in zip(inner, places.shape, reach.tolist(), strict=True)
         )
         self._places = places[self.box]
         self.cubes = max(1, round(np.count_nonzero(self._places) * self._spacing.prod() / CUBE_MM**3))
@@ -350,13 +332,11 @@ class SearchPlan:
         :param hu: int16 of the box.
         """
         axes = []
-        for axis, mm in enumerate(self._spacing):
-            found = self._places.any(axis=tuple({0, 1, 2} - {axis})).nonzero()[0]
-            extent = (found[-1] - found[0]) * mm
-            steps = np.linspace(found[0], found[-1], 1 + math.ceil(extent / _GRID_MM))
+        for part, mm in zip(box_around(self._places), self._spacing, strict=True):
+            first, last = part.start, part.stop - 1
+            steps = np.linspace(first, last, 1 + math.ceil((last - first) * mm / _GRID_MM))
             axes.append(np.unique(np.rint(steps).astype(int)))
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        grid = grid[self._places[tuple(grid.T)]]
+        grid = self._on_grid(axes)
         return list(dict.fromkeys([*self._spots(hu), *(tuple(kji) for kji in grid.tolist())]))
 
     def nodules(self, asked: Sequence[Voxel], beyond: np.ndarray) -> list[Voxel]:
@@ -385,14 +365,18 @@ class SearchPlan:
         axes = [
             np.arange(rng.uniform(0, step), size, step).astype(int) for step, size in zip(pitch, shape, strict=True)
         ]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        grid = grid[self._places[tuple(grid.T)]]
+        grid = self._on_grid(axes)
         if not len(grid):
             # Places smaller than a cube mostly fall through the grid.
             flat = np.flatnonzero(self._places)
             grid = np.array([np.unravel_index(flat[rng.integers(len(flat))], self._places.shape)])
         clear = grid[self._are_clear(grid, nodules, self._config.clear_mm)]
         return targets + [Turn(tuple(kji), False) for kji in clear.tolist()]
+
+    def _on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """The places (n, 3) among the points of a grid."""
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        return grid[self._places[tuple(grid.T)]]
 
     def _are_clear(self, places: np.ndarray, of: Sequence[Voxel], mm: float) -> np.ndarray:
         """Which places (n, 3) lie at least so far, along some axis, from all others."""
@@ -435,7 +419,8 @@ class BlockSearch:
 
     def clean(self, middles: Sequence[Voxel]) -> torch.Tensor:
         """What judges see of the clean scan around each middle, float32 (middles, 32, 32, 32) in HU at 1 mm."""
-        return self._rescaled(torch.stack([self._taken(self._hu, self._indices(kji)).float() for kji in middles]))
+        cubes = torch.stack([self._taken(self._hu, self._indices(kji)).float() for kji in middles])
+        return rescale(cubes, (CUBE_MM,) * 3).float()
 
     def beyond(self, middles: Sequence[Voxel]) -> list[float]:
         """How far the judges' mean logit lies beyond their thresholds at each place of the clean scan."""
@@ -457,7 +442,8 @@ class BlockSearch:
             parts.append(part)
             shares.append(share)
             marked.append(hu + allowed * _spread(share, blocks))
-        seen = _disturbed(self._rescaled(torch.stack(marked)), noise_hu, blur, seed)
+        cubes = rescale(torch.stack(marked), (CUBE_MM,) * 3).float()
+        seen = _disturbed(cubes, noise_hu, blur, seed)
         way = torch.tensor([-1.0 if target.hides else 1.0 for target in targets]).to(seen)
         lacking = F.softplus(self._config.margin - way * self._beyond(seen)).sum()
         for part, gradient in zip(parts, torch.autograd.grad(lacking, shares), strict=True):
@@ -485,9 +471,6 @@ class BlockSearch:
     def _beyond(self, cubes: torch.Tensor) -> torch.Tensor:
         """How far each judge's logit lies beyond its threshold, (judges, cubes)."""
         return torch.stack([network(cubes) - limit for network, limit in self._judges])
-
-    def _rescaled(self, cubes: torch.Tensor) -> torch.Tensor:
-        return rescale(cubes, (CUBE_MM,) * 3).float()
 
     def _indices(self, kji: Voxel) -> list[np.ndarray]:
         """Voxels of the cube around a middle along each axis, as judges cut it; beyond the scan its border repeats."""

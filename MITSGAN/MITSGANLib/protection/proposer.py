@@ -68,6 +68,25 @@ class Proposer(Protocol):
         """
 
 
+def in_slabs(
+    volume: CTVolume,
+    allowed_in: AllowedIn,
+    execution: Execution,
+    search: Callable[..., np.ndarray],
+) -> Iterator[Proposal]:
+    """The proposals of a search that looks at all slices at once.
+
+    :param search: gives the change in HU from what is ``allowed``, both of the scan's shape, and tells ``progress``
+        (steps done, all steps); as many slices count as finished as its share that is done.
+    """
+    slices, report = volume.shape[0], execution.progress
+    allowed = np.concatenate([allowed_in(slab) for slab in slabs(slices)])
+    told = report and (lambda done, steps: report(done * slices // steps, slices))
+    change = search(allowed=allowed, progress=told)
+    for slab in slabs(slices):
+        yield slab, allowed[slab], change[slab]
+
+
 @dataclass(frozen=True)
 class Nothing:
     """Proposes no change: what is left is the watermark alone."""

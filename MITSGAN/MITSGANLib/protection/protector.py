@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..budget.body import box_around
 from ..budget.budget import SEARCH_BUDGET, WATERMARK_BUDGET, Budget, Surroundings, apply_change, check_strength
 from ..errors import InputError, ModelError
 from ..runtime.devices import describe_cpu, describe_device, resolve_device
 from ..runtime.threads import map_slices, usable_threads
+from ..scan.cubes import box_around
 from ..scan.volume import PROTECTION, CTVolume, ProcessingStep
 from ..watermark.embedding import Watermark, recorded_watermark
 from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey

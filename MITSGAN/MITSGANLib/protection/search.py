@@ -26,10 +26,10 @@ import numpy as np
 from ..errors import InputError, TargetError
 from ..files.atomic import atomic_file
 from ..runtime.devices import resolve_device
-from ..runtime.threads import slabs
+from ..scan.cubes import box_around
 from ..scan.lungs import interior, lung_mask, nodule_like_positions
 from ..scan.volume import CTVolume
-from .proposer import AllowedIn, Execution, Progress, Proposal
+from .proposer import AllowedIn, Execution, Progress, Proposal, in_slabs
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,8 @@ _STRUCTURE_JITTER_MM = 3.0
 # Adam's usual constants (Kingma and Ba, 2015), but for the second moment: steps at other places change the gradient's
 # size, so what is long ago tells little.
 _FIRST_MOMENT, _SECOND_MOMENT, _TINY = 0.9, 0.99, 1e-8
+_KEPT = ("share", "first", "second", "count")  # of each voxel, in a file
+_NEAR_MM = 3.0  # of the lungs, where an attack looks closely: vessels in them, and a rim
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class ChangeSearch:
         within: np.ndarray | None = None,
     ) -> None:
         import torch
+        from scipy import ndimage
 
         if not attackers or not judges:
             raise InputError("A search needs at least one attacker and one nodule judge.")
@@ -142,7 +145,8 @@ class ChangeSearch:
         if not self.blocks:
             raise TargetError("No lung was found where a change could be searched; use a chest CT.")
         # Outside the lungs an attack hardly looks; what is allowed there stays unused.
-        near = _near_lung(self._lung, volume.spacing_kji)
+        sigma = _NEAR_MM / np.array(volume.spacing_kji)
+        near = ndimage.gaussian_filter(self._lung.astype(np.float32), sigma, truncate=2.0) > 0.1
         self._scan = torch.from_numpy(volume.hu.copy()).to(self._device)
         self._limit = torch.from_numpy(np.where(near, allowed, 0).astype(np.float32)).to(self._device)
         shape = volume.shape
@@ -198,13 +202,11 @@ class ChangeSearch:
         """
         import torch
 
-        searched = self._count > 0
-        whole = np.zeros(self._volume.shape, np.float32)
+        whole, searched = np.zeros(self._volume.shape, np.float32), self._count > 0
         if not searched.any():
             return whole
         # What no step looked at stays as it is, and need not be filtered.
-        ends = [searched.any(dim=axes).nonzero().flatten() for axes in ((1, 2), (0, 2), (0, 1))]
-        box = tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ends)
+        box = box_around(searched.cpu().numpy())
         limit = torch.where(searched[box], self._limit[box], 0)
         bounded = self._bounded(self._share[box], limit)
         # Each bound puts a little of what is slow back; four rounds left -1.5 of -2.6 HU in a region of LIDC-IDRI-0001.
@@ -220,12 +222,8 @@ class ChangeSearch:
 
     def save(self, path: Path) -> None:
         """Keep the search in a file (NPZ), whole or not at all; it holds nothing of the scan but a digest."""
-        arrays = {
-            "share": self._share.cpu().numpy(),
-            "first": self._first.cpu().numpy(),
-            "second": self._second.cpu().numpy(),
-            "count": self._count.cpu().numpy().astype(np.uint16),
-        }
+        arrays = {name: getattr(self, f"_{name}").cpu().numpy() for name in _KEPT}
+        arrays["count"] = arrays["count"].astype(np.uint16)
         with atomic_file(path, overwrite=True) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, steps_done=self.steps_done, identity=np.array(self._identity()), **arrays)
 
@@ -243,9 +241,8 @@ class ChangeSearch:
                         "The kept search is of another scan, budget, attacker or configuration; name another file."
                     )
                 self.steps_done = int(kept["steps_done"])
-                for name in ("share", "first", "second", "count"):
-                    values = torch.from_numpy(kept[name].astype(np.float32)).to(self._device)
-                    setattr(self, f"_{name}", values)
+                for name in _KEPT:
+                    setattr(self, f"_{name}", torch.from_numpy(kept[name].astype(np.float32)).to(self._device))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError("The kept search cannot be read; remove it, or name another file.") from error
 
@@ -351,22 +348,16 @@ class Search:
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
         """The change that the search finds, which looks at all slices at once; see :class:`ChangeSearch`.
 
-        Of the search's progress, as many slices count as finished as its share that is done.
-
         :raises TargetError: when no lung is found.
         :raises InputError: when the kept search is of another scan, budget or attacker.
         """
-        slices, report = volume.shape[0], execution.progress
-        allowed = np.concatenate([allowed_in(slab) for slab in slabs(slices)])
-        search = self._on(volume, allowed, execution.seed, execution.device)
-        search.run(
-            self.minutes,
-            state=self.state,
-            progress=report and (lambda done, steps: report(done * slices // steps, slices)),
-        )
-        change = search.change()
-        for slab in slabs(slices):
-            yield slab, allowed[slab], change[slab]
+
+        def change(allowed: np.ndarray, progress: Progress | None) -> np.ndarray:
+            search = self._on(volume, allowed, execution.seed, execution.device)
+            search.run(self.minutes, state=self.state, progress=progress)
+            return search.change()
+
+        yield from in_slabs(volume, allowed_in, execution, change)
 
     def seconds(self, volume: CTVolume, device: str) -> float | None:
         """How long it takes: the time limit, or all steps at the pace of one."""
@@ -474,14 +465,6 @@ def _blocks(volume: CTVolume, lung: np.ndarray, block_mm: float, within: np.ndar
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         near = (structures // edge == numbers[group[0]]).all(axis=1)
         yield Block(box, inside, structures[near])
-
-
-def _near_lung(lung: np.ndarray, spacing_kji: Sequence[float], mm: float = 3.0) -> np.ndarray:
-    """Bool: the lungs with the vessels in them and a rim, where an attack looks closely."""
-    from scipy import ndimage
-
-    sigma = mm / np.array(spacing_kji)
-    return ndimage.gaussian_filter(lung.astype(np.float32), sigma, truncate=2.0) > 0.1
 
 
 def _smoothed(values: torch.Tensor, spacing: Sequence[float], sigma_mm: float) -> torch.Tensor:

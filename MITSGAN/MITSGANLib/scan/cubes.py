@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 Voxel = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
+"""Slices with start and stop along each axis."""
 
 CUBE_MM = 32  # edge of the cube that the generator sees, at 1 mm
 
@@ -113,6 +114,13 @@ def intersection(*boxes: Box) -> Box | None:
         slice(max(part.start for part in axis), min(part.stop for part in axis)) for axis in zip(*boxes, strict=True)
     )
     return common if all(part.start < part.stop for part in common) else None
+
+
+def box_around(where: np.ndarray) -> Box | None:
+    """The smallest box around what is True; None where nothing is."""
+    axes = set(range(where.ndim))
+    found = [np.flatnonzero(where.any(axis=tuple(axes - {axis}))) for axis in sorted(axes)]
+    return tuple(slice(int(at[0]), int(at[-1]) + 1) for at in found) if found[0].size else None
 
 
 def within(box: Box, outer: Box) -> Box:

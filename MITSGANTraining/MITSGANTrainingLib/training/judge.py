@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from MITSGANLib.errors import InputError
-from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, build_network, kind_of, network_classes
+from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, kind_of, network_classes
 from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 from MITSGANLib.scan.windows import LUNG
 from MITSGANLib.weights import half_precision
@@ -93,8 +93,8 @@ class JudgeTask(Task[JudgeConfig]):
         self._training, self._validation = (self._source(part) for part in ("training", "validation"))
         self._groups = self._validation.groups()
         self.samples_per_epoch = len(self._training)
-        self._class = next(n for n, (_network, kind) in network_classes().items() if isinstance(config.network, kind))
-        self.network = build_network(self._class, config.network)
+        network = next(one for one, kind in network_classes().values() if isinstance(config.network, kind))
+        self._class, self.network = network.__name__, network(config.network)
         optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         self.learners = {"judge": Learner(self.network, optimizer, cosine(config.last_rate))}
 
