@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -112,15 +113,7 @@ def defect_text(error: BaseException) -> str:
 
     pydicom quotes the values that it cannot read, and they may name the patient.
     """
+    modules = [str(frame.f_globals.get("__name__")).split(".") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    passed_headers = any({"pydicom", "dicom"} & set(parts) for parts in modules)
     name = type(error).__name__
-    return name if isinstance(error, MITSGANError) or _passed_headers(error) else f"{name}: {error}"
-
-
-def _passed_headers(error: BaseException) -> bool:
-    """Whether an error came through code that reads DICOM headers."""
-    trace = error.__traceback__
-    while trace is not None:
-        if {"pydicom", "dicom"} & set(str(trace.tb_frame.f_globals.get("__name__")).split(".")):
-            return True
-        trace = trace.tb_next
-    return False
+    return name if isinstance(error, MITSGANError) or passed_headers else f"{name}: {error}"

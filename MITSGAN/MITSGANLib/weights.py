@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,12 @@ class ModelCard:
     def to_json(self) -> str:
         """The text of the card's file."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def installed_cards(folder: Path, first: Collection[str]) -> list[ModelCard]:
+    """Cards of all models in a folder by name, but those named ``first`` first."""
+    cards = [ModelCard.read(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(cards, key=lambda card: card.name not in first)
 
 
 def weights_path(name: str | os.PathLike[str], folder: Path, what: str, installed: Callable[[], Sequence[str]]) -> Path:

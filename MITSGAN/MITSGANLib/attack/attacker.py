@@ -19,17 +19,14 @@ from ..runtime.devices import resolve_device
 from ..scan.cubes import Box, box_at, cube_shape, cube_start, intersection, whole, within
 from ..scan.targets import ACTIONS, Action, check_target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
-from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
+from ..weights import MODELS_FOLDER, configuration, fill, half_precision, read_weights
 from .chain import Inpainter, forge_cube, touch_up
 from .equalization import Equalization
 from .inpainters import FlowConfig, FlowInpainter, UNetConfig, UNetInpainter
-from .installed import DEFAULT_ATTACKER, available_attackers
+from .installed import DEFAULT_ATTACKER, FILES, available_attackers
 from .keras_files import load_equalization, load_keras_generator
 from .networks import CTGANConfig, CTGANGenerator
 
-_ROLES = {"inject": "injector", "remove": "remover"}
-_PUBLISHED_FOLDERS = {"inject": "INJ", "remove": "REM"}
-_PUBLISHED_WEIGHTS = {"inject": ("G_model.h5", "G_model_inj.h5"), "remove": ("G_model.h5", "G_model_rem.h5")}
 _FAMILIES: dict[str, tuple[type, type]] = {
     "CTGANGenerator": (CTGANGenerator, CTGANConfig),
     "UNetInpainter": (UNetInpainter, UNetConfig),
@@ -65,20 +62,21 @@ def load_attacker(name_or_folder: str | Path, action: Action) -> Attacker:
     name = DEFAULT_ATTACKER if str(name_or_folder) == "default" else str(name_or_folder)
     installed = MODELS_FOLDER / "attackers" / name
     folder = installed if name in available_attackers() else Path(name)
-    own = folder / f"{_ROLES[action]}.safetensors"
+    own, published = (folder / file for file in FILES[action])
     if own.exists():
         return _own_attacker(own, folder.name, action)
-    published = folder / _PUBLISHED_FOLDERS[action]
     if published.is_dir():
-        return _published_attacker(published, folder.name, action)
+        weights = [published / file for file in ("G_model.h5", f"G_model_{published.name.lower()}.h5")]
+        found = next((path for path in weights if path.exists()), None)
+        if found is None:
+            raise ModelError(f"{published} has no G_model.h5; put CT-GAN's published generator there.")
+        return Attacker(folder.name, action, Inpainter(load_keras_generator(found), load_equalization(published)))
     known = ", ".join(available_attackers()) or "none"
     if name in available_attackers():
-        raise ModelError(
-            f"The attacker '{name}' has no {_ROLES[action]}; choose another ({known}) or the other action."
-        )
+        raise ModelError(f"The attacker '{name}' has no {own.stem}; choose another ({known}) or the other action.")
     raise ModelError(
         f"'{name}' is neither an installed attacker ({known}) nor a folder with {own.name} or "
-        f"{_PUBLISHED_FOLDERS[action]}/G_model.h5; check the name or the path."
+        f"{published.name}/G_model.h5; check the name or the path."
     )
 
 
@@ -175,13 +173,6 @@ def own_tensors(generator: torch.nn.Module, equalization: Equalization) -> dict[
     return {**{f"generator.{k}": v for k, v in half_precision(generator).items()}, **table}
 
 
-def _configuration_of(card: ModelCard) -> Any:
-    name = card.architecture.get("class")
-    if not isinstance(name, str) or name not in _FAMILIES:
-        raise ModelError(f"Model '{card.name}' is of class {name}, not an in-painter ({', '.join(_FAMILIES)}).")
-    return configuration(_FAMILIES[name][1], card)
-
-
 def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
     tensors, card = read_weights(path)
     try:
@@ -189,15 +180,10 @@ def _own_attacker(path: Path, name: str, action: Action) -> Attacker:
         equalization = Equalization(table[0], table[1], *(float(value) for value in table[2]))
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} lacks its equalization table; reinstall the extension.") from error
-    config = _configuration_of(card)
-    state = {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
-    return Attacker(
-        name, action, Inpainter(fill(lambda: build_generator(config)[1], state, card), equalization), card.sha256
-    )
-
-
-def _published_attacker(folder: Path, name: str, action: Action) -> Attacker:
-    weights = next((folder / file for file in _PUBLISHED_WEIGHTS[action] if (folder / file).exists()), None)
-    if weights is None:
-        raise ModelError(f"{folder} has no G_model.h5; put CT-GAN's published generator there.")
-    return Attacker(name, action, Inpainter(load_keras_generator(weights), load_equalization(folder)))
+    kind = card.architecture.get("class")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise ModelError(f"Model '{card.name}' is of class {kind}, not an in-painter ({', '.join(_FAMILIES)}).")
+    network, config = _FAMILIES[kind][0], configuration(_FAMILIES[kind][1], card)
+    state = {key.removeprefix("generator."): tensor for key, tensor in tensors.items()}
+    generator = fill(lambda: network(config), state, card)
+    return Attacker(name, action, Inpainter(generator, equalization), card.sha256)

@@ -8,15 +8,16 @@ from ..scan.targets import Action
 from ..weights import MODELS_FOLDER
 
 DEFAULT_ATTACKER = "ctgan-small"
-_FILES: dict[Action, tuple[str, str]] = {
+FILES: dict[Action, tuple[str, str]] = {
     "inject": ("injector.safetensors", "INJ"),
     "remove": ("remover.safetensors", "REM"),
 }
+"""What makes a folder an attacker: weights of our own, or a folder of published ones."""
 
 
 def actions_of(folder: Path) -> list[Action]:
     """What the attacker in a folder can do, by the files that it has."""
-    return [action for action, files in _FILES.items() if any((folder / file).exists() for file in files)]
+    return [action for action, files in FILES.items() if any((folder / file).exists() for file in files)]
 
 
 def available_attackers() -> list[str]:

@@ -23,12 +23,9 @@ from .networks import CTGANConfig, CTGANGenerator
 _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
     ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
 }
 _MAXIMUM_BYTES = 64 * 2**20
 # The published generator's largest layer has 164 MB.
@@ -54,8 +51,9 @@ class NumericUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """:raises ModelError: when the pickle asks for anything else."""
-        if (module, name) in _ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        of_numpy_2 = module.replace("numpy.core", "numpy._core")
+        if (of_numpy_2, name) in _ALLOWED:
+            return super().find_class(of_numpy_2, name)
         if (module, name) == ("_codecs", "encode"):  # how protocols 0 to 2 spell bytes
             return _latin1_bytes
         raise ModelError(
@@ -127,40 +125,34 @@ def load_keras_generator(path: Path) -> CTGANGenerator:
         )
     config = CTGANConfig(base_filters=convolutions[0]["kernel"].shape[-1])
     try:
+        arrays = _named(convolutions, norms)
         # Without memory for its weights first: a damaged file may ask for more than there is.
         with torch.device("meta"):
-            wanted = _weights(CTGANGenerator(config), convolutions, norms)
-        if any(module.state_dict()[name].shape != array.shape for module, one in wanted for name, array in one.items()):
+            wanted = CTGANGenerator(config).state_dict()
+        if any(wanted[name].shape != array.shape for name, array in arrays.items()):
             raise ValueError("other shapes")
         network = CTGANGenerator(config)
-        for module, arrays in _weights(network, convolutions, norms):
-            state = {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in arrays.items()}
-            module.load_state_dict(state, strict=False)
+        state = {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in arrays.items()}
+        network.load_state_dict(state, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"The layers of {path} do not fit CT-GAN's generator ({error}).") from error
     return network.eval().requires_grad_(False)
 
 
-def _weights(
-    network: CTGANGenerator, convolutions: Sequence[Layer], norms: Sequence[Layer]
-) -> list[tuple[torch.nn.Module, Layer]]:
-    """The layers of a network, each with its arrays under torch's names and in torch's order of axes.
+def _named(convolutions: Sequence[Layer], norms: Sequence[Layer]) -> Layer:
+    """The arrays of the generator's layers under torch's names and in torch's order of axes.
 
     :raises KeyError, ValueError: a layer lacks an array, or its kernel has not five axes.
     """
-    targets = [block.conv for block in network.down] + [block.same.conv for block in network.up] + [network.last.conv]
-    norm_targets = [block.norm for block in network.down[1:]] + [block.norm for block in network.up]
+    down, up = [f"down.{block}" for block in range(5)], [f"up.{block}" for block in range(4)]
+    found = {}
+    for name, layer in zip([*down, *(f"{block}.same" for block in up), "last"], convolutions, strict=True):
+        found[f"{name}.conv.weight"] = np.transpose(layer["kernel"], (4, 3, 0, 1, 2))
+        found[f"{name}.conv.bias"] = layer["bias"]
     names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-    return [
-        *(
-            (target, {"weight": np.transpose(layer["kernel"], (4, 3, 0, 1, 2)), "bias": layer["bias"]})
-            for target, layer in zip(targets, convolutions, strict=True)
-        ),
-        *(
-            (target, {name: layer[keras] for name, keras in names.items()})
-            for target, layer in zip(norm_targets, norms, strict=True)
-        ),
-    ]
+    for block, layer in zip([*down[1:], *up], norms, strict=True):
+        found |= {f"{block}.norm.{name}": layer[keras] for name, keras in names.items()}
+    return found
 
 
 def _keras_layers(path: Path) -> tuple[list[Layer], list[Layer]]:
@@ -180,8 +172,7 @@ def _keras_layers(path: Path) -> tuple[list[Layer], list[Layer]]:
             f"{path} is not a Keras HDF5 file ({type(error).__name__}); expected CT-GAN's G_model.h5."
         ) from error
     convolutions = [layer for layer in layers if layer.get("kernel", np.empty(0)).ndim == 5]
-    norms = [layer for layer in layers if "moving_mean" in layer]
-    return convolutions, norms
+    return convolutions, [layer for layer in layers if "moving_mean" in layer]
 
 
 def _require_readable(path: Path) -> None:

@@ -62,13 +62,15 @@ def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequen
     tissue = small > _TISSUE_HU
 
     # Radius of a 2-D disc that a shell does not survive.
-    disc = _disc(max(1, round(_TABLE_SHELL_MM / 2 / block_mm)))[None]
+    radius = max(1, round(_TABLE_SHELL_MM / 2 / block_mm))
+    j, i = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc = (j**2 + i**2 <= (radius + 0.5) ** 2)[None]
     # Outside of the picture counts as tissue: a patient cut by the border must not be worn away there.
     beyond = ndimage.binary_dilation(padding_blocks, disc) | tissue if padding_blocks.any() else tissue
     opened = ndimage.binary_dilation(ndimage.binary_erosion(beyond, disc, border_value=1), disc) & tissue
     # The opening rounds corners and can break a thin chest wall: grow back into tissue, a little farther than it took.
     body = _large_parts(opened, block_mm)
-    for _ in range(disc.shape[-1] // 2 + 1):
+    for _ in range(radius + 1):
         body = _spread(body) & tissue
 
     filled = body | _enclosed(body, padding_blocks, small < _AIR_HU, block_mm)
@@ -177,8 +179,3 @@ def _spread(blocks: np.ndarray) -> np.ndarray:
     spread[:, :, 1:] |= blocks[:, :, :-1]
     spread[:, :, :-1] |= blocks[:, :, 1:]
     return spread
-
-
-def _disc(radius: int) -> np.ndarray:
-    j, i = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    return j**2 + i**2 <= (radius + 0.5) ** 2

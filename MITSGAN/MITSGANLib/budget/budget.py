@@ -58,11 +58,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_strength(self.strength_hu)
-        for name in ("lung", "soft_tissue", "bone"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"The budget's fraction for {name} must be from 0 to 1, not {getattr(self, name)}.")
-        if self.in_lungs is not None and not 0 <= self.in_lungs <= 1:
-            raise InputError(f"The budget's fraction within the lungs must be from 0 to 1, not {self.in_lungs}.")
+        fractions = {f"for {name}": getattr(self, name) for name in ("lung", "soft_tissue", "bone")}
+        for where, fraction in (fractions | {"within the lungs": self.in_lungs}).items():
+            if fraction is not None and not 0 <= fraction <= 1:
+                raise InputError(f"The budget's fraction {where} must be from 0 to 1, not {fraction}.")
         if self.noise_share is not None and not (math.isfinite(self.noise_share) and self.noise_share >= 0):
             raise InputError(f"The share of the noise must be 0 or more, or left out, not {self.noise_share}.")
 
@@ -86,8 +85,7 @@ class Budget:
 
     def to_dict(self) -> dict:
         """JSON-ready form; a share of the noise is there only where it bounds."""
-        fields = dataclasses.asdict(self).items()
-        return {name: float(value) for name, value in fields if value is not None}
+        return {name: float(value) for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 WATERMARK_BUDGET = Budget(strength_hu=10.0, lung=1.0, soft_tissue=0.1, bone=0.1, noise_share=0.15, in_lungs=1.0)
@@ -206,13 +204,7 @@ class Surroundings:
 
         :param hu: int16 HU of these slices, which may have been changed meanwhile.
         """
-        allowed = np.empty(hu.shape, np.int16)
-
-        def look(k: int) -> None:
-            allowed[k] = self.allowed_in(k, hu[k], budget)
-
-        map_slices(look, len(hu))
-        return allowed
+        return np.stack(map_slices(lambda k: self.allowed_in(k, hu[k], budget), len(hu)))
 
     def box(self, k: int) -> Box | None:
         """The smallest rectangle around the body in slice ``k``, beyond which nothing changes; None without one."""

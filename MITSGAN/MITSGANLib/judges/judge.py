@@ -145,9 +145,8 @@ class Judge:
 
 def available_judges(question: Question | None = None, folder: Path = weights.MODELS_FOLDER) -> list[str]:
     """Names of the installed judges, of one question or of all, the default of each question first."""
-    cards = [weights.ModelCard.read(path) for path in sorted((folder / "judges").glob("*.json"))]
-    found = [card.name for card in cards if question is None or card.kind == kind_of(question)]
-    return sorted(found, key=lambda name: name not in DEFAULT_JUDGES.values())
+    cards = weights.installed_cards(folder / "judges", DEFAULT_JUDGES.values())
+    return [card.name for card in cards if question is None or card.kind == kind_of(question)]
 
 
 def load_judge(name: str | os.PathLike[str], folder: Path = weights.MODELS_FOLDER) -> Judge:

@@ -46,7 +46,6 @@ CONTROL_PAIR = "noise attacked − source attacked"
 NOISE_SEEDS = (0, 1, 2, 3, 4)
 """Seeds of the noise control's draws: one draw says nothing about how much noise differs from noise."""
 
-_LPIPS_SLICES = 4
 _ATTACK_STEPS = 1 + len(NOISE_SEEDS) + 8 + 1  # the watermark, the draws, four pairs in two regions, the other judging
 
 Voxels = CTVolume | np.ndarray
@@ -99,22 +98,17 @@ def forgery_effect(
     return ForgeryEffect(measure(clean, outcome), moved)
 
 
-def compare_whole(clean: CTVolume, other: CTVolume, lpips: Any, *, lpips_slices: int = 8, **options: Any) -> Comparison:
-    """Compare all slices, with SSIM in the lung and mediastinal windows too.
+def compare_protection(
+    clean: CTVolume, protected: CTVolume, lpips: Any, *, lpips_slices: int = 4, **options: Any
+) -> Comparison:
+    """Compare all slices of a protected scan with its source, with SSIM in the lung and mediastinal windows too.
 
-    LPIPS takes up to a second a slice on two cores, so a few evenly spaced ones, which the output names.
-
+    :param lpips_slices: how many evenly spaced ones, which the output names: LPIPS takes up to a second a slice on two
+        cores.
     :param options: further ones of :func:`~.metrics.compare`.
     """
     spread = np.unique(np.linspace(0, clean.shape[0] - 1, lpips_slices).astype(int)).tolist()
-    return compare(clean, other, windows=(LUNG, MEDIASTINUM), lpips=lpips, lpips_slices=spread, **options)
-
-
-def compare_protection(
-    clean: CTVolume, protected: CTVolume, lpips: Any, progress: Progress | None = None
-) -> Comparison:
-    """Compare a protected scan with its source, as panel, report, demonstration and command line do."""
-    return compare_whole(clean, protected, lpips, lpips_slices=_LPIPS_SLICES, progress=progress)
+    return compare(clean, protected, windows=(LUNG, MEDIASTINUM), lpips=lpips, lpips_slices=spread, **options)
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def measure_effect(
     is_attacked = source_attacked is not None and protected_attacked is not None
     total = slices + _ATTACK_STEPS * is_attacked
     report = progress or (lambda _done, _total: None)
-    whole = compare_protection(source, protected, lpips, lambda done, _slices: report(done, total))
+    whole = compare_protection(source, protected, lpips, progress=lambda done, _slices: report(done, total))
     curves = {PROTECTION_PAIR: tuple(value or 0.0 for value in whole.rmse.per_slice)}
     noise = scan_noise(source.hu, source.spacing_kji).sd_hu
     if not is_attacked:

@@ -157,7 +157,14 @@ def compare(
         raise InputError(f"The {region.name} leaves the volume of {first.shape} voxels; choose it within the scan.")
 
     slices, in_plane = tuple(range(region.k0, region.k1)), region.index[1:]
-    measured = _slices_for_lpips(lpips, lpips_slices, slices, region)
+    chosen = slices if isinstance(lpips_slices, str) else tuple(sorted({int(k) for k in lpips_slices}))
+    if not set(chosen) <= set(slices):
+        raise InputError(
+            f"LPIPS was asked for slices outside {region.k0}..{region.k1 - 1}, where the {region.name} lies; "
+            "leave them out."
+        )
+    no_lpips = _lacks_for_lpips(lpips, region) or (None if chosen else "no slice was asked for")
+    measured = () if no_lpips else chosen
     ssim_series = [_Ssim(region, window, window.width if window else data_range) for window in (None, *windows)]
 
     def look(index: int) -> tuple[float, float, float, float | None, list[_OfSlice | None]]:
@@ -190,6 +197,13 @@ def compare(
     mean = f"mean of other minus reference {every}; worst slice: largest absolute value"
     volume_bias = sum(difference_sum) / (voxels * len(slices))
     identical = "identical" if volume_rmse == 0 else None
+    known = [distance for distance in distances if distance is not None]
+    distance = float(np.mean(known)) if known else None
+    network = f" ({lpips.description})" if measured else ""
+    perceived = (
+        f"mean over the listed slices of {where} of LPIPS{network} of the picture clipped to {lpips_window} and mapped "
+        "to -1..1, the same in all three color channels"
+    )
 
     metric = partial(_metric, keep=per_slice)
     of_all = partial(metric, slices)
@@ -204,7 +218,7 @@ def compare(
         rmse=of_all(rmse, abs, "rmse", "HU", root, volume_rmse),
         psnr=of_all(psnr, operator.neg, "psnr", "dB", ratio, _psnr(volume_rmse, data_range), reason=identical),
         ssim=ssim[0],
-        lpips=_lpips_metric(lpips, measured, distances, lpips_window, where, region, metric),
+        lpips=metric(measured, known, abs, "lpips", "1", perceived, distance, window=lpips_window, reason=no_lpips),
         max_abs_difference=of_all(
             largest, abs, "max_abs_difference", "HU", f"largest absolute difference of a voxel in {where}", max(largest)
         ),
@@ -341,52 +355,17 @@ def tile_means(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return sums / np.outer(np.diff(rows), np.diff(columns)), rows, columns
 
 
-def _slices_for_lpips(lpips: Any, wanted: Any, slices: tuple[int, ...], region: Region) -> tuple[int, ...]:
-    """The slices that LPIPS is to be measured on, in order; empty when it cannot be."""
-    chosen = slices if isinstance(wanted, str) and wanted == "all" else tuple(sorted({int(k) for k in wanted}))
-    if not set(chosen) <= set(slices):
-        raise InputError(
-            f"LPIPS was asked for slices outside {region.k0}..{region.k1 - 1}, where the {region.name} lies; "
-            "leave them out."
-        )
-    usable = lpips is not None and not isinstance(lpips, LpipsUnavailable)
-    return chosen if usable and min(region.shape[1:]) >= _LPIPS_MINIMUM_VOXELS else ()
-
-
-def _lpips_metric(
-    lpips: Lpips | LpipsUnavailable | None,
-    measured: tuple[int, ...],
-    found: Sequence[float | None],
-    window: Window,
-    where: str,
-    region: Region,
-    metric: Callable[..., Metric],
-) -> Metric:
+def _lacks_for_lpips(lpips: Lpips | LpipsUnavailable | None, region: Region) -> str | None:
+    """Why LPIPS cannot be measured; None where it can."""
     if lpips is None:
-        reason = "not asked for"
-    elif isinstance(lpips, LpipsUnavailable):
-        reason = lpips.reason
-    elif min(region.shape[1:]) < _LPIPS_MINIMUM_VOXELS:
-        reason = (
-            f"the region's slices of {region.shape[1]}x{region.shape[2]} voxels are smaller than the "
-            f"{_LPIPS_MINIMUM_VOXELS}x{_LPIPS_MINIMUM_VOXELS} that the network needs"
-        )
-    else:
-        reason = None if measured else "no slice was asked for"
-    distances = [distance for distance in found if distance is not None]
-    network = "" if reason else f" ({lpips.description})"
-    return metric(
-        measured,
-        distances,
-        abs,
-        "lpips",
-        "1",
-        f"mean over the listed slices of {where} of LPIPS{network} of the picture clipped to {window} and "
-        "mapped to -1..1, the same in all three color channels",
-        float(np.mean(distances)) if distances else None,
-        window=window,
-        reason=reason,
-    )
+        return "not asked for"
+    if isinstance(lpips, LpipsUnavailable):
+        return lpips.reason
+    rows, columns = region.shape[1:]
+    if min(rows, columns) >= _LPIPS_MINIMUM_VOXELS:
+        return None
+    least = f"{_LPIPS_MINIMUM_VOXELS}x{_LPIPS_MINIMUM_VOXELS}"
+    return f"the region's slices of {rows}x{columns} voxels are smaller than the {least} that the network needs"
 
 
 def _psnr(rmse: float, data_range: float) -> float | None:

@@ -29,7 +29,7 @@ from ..scan.cubes import CUBE_MM, Voxel, box_around, cube_shape, cube_start, res
 from ..scan.filters import enlarged
 from ..scan.lungs import lung_mask
 from ..scan.volume import CTVolume
-from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, installed_cards
 from .proposer import BLOCKER_CLASS, AllowedIn, Execution, Progress, Proposal, in_slabs
 
 _SURE = 1e-4  # a threshold nearer to 0 or 1 has no useful logit
@@ -182,10 +182,11 @@ class DiagnosisBlocker:
 
         Weights are in half precision, each under its judge's name; installed ones are not shipped twice.
         """
+        installed = {card.name: card.sha256 for card in installed_cards(MODELS_FOLDER / "judges", ())}
         digests = " ".join(judge.digest for judge in self.judges)
         found = {"judges_sha256": torch.frombuffer(bytearray(digests.encode()), dtype=torch.uint8)}
         for judge in self.judges:
-            if not _is_installed(judge):
+            if installed.get(judge.name) != judge.digest:
                 found |= {f"{judge.name}/{key}": tensor for key, tensor in half_precision(judge.network).items()}
         return found
 
@@ -203,14 +204,6 @@ class DiagnosisBlocker:
             for judge in self.judges
         ]
         return {"class": BLOCKER_CLASS, "config": dataclasses.asdict(self.config), "judges": judges}
-
-
-def _is_installed(judge: Judge) -> bool:
-    try:
-        card = ModelCard.read(MODELS_FOLDER / "judges" / f"{judge.name}.json")
-    except ModelError:
-        return False
-    return card.sha256 == judge.digest
 
 
 def judged_places(volume: CTVolume) -> np.ndarray:
@@ -275,18 +268,18 @@ def blocking_change(
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         search = BlockSearch(hu[box], allowed[box], spacing_kji, blocker, resolve_device(device))
         asked = plan.asked(hu[box])
-        beyond = []
-        for start in range(0, len(asked), _BATCH):
-            if progress:
-                progress(0, passes)
-            beyond += search.beyond(asked[start : start + _BATCH])
+
+        def batches(items: Sequence[Any], done: int) -> Iterator[Sequence[Any]]:
+            for start in range(0, len(items), _BATCH):
+                if progress:
+                    progress(done, passes)
+                yield items[start : start + _BATCH]
+
+        beyond = [one for batch in batches(asked, 0) for one in search.beyond(batch)]
         nodules = plan.nodules(asked, np.array(beyond))
         for number in range(passes):
-            targets = plan.draw(nodules, rng)
-            for start in range(0, len(targets), _BATCH):
-                if progress:
-                    progress(number, passes)
-                search.look(targets[start : start + _BATCH], rng)
+            for batch in batches(plan.draw(nodules, rng), number):
+                search.look(batch, rng)
             search.step(number / passes)
         signs = search.signs()
     if progress:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, read_weights, weights_path
+from ..weights import MODELS_FOLDER, ModelCard, configuration, fill, installed_cards, read_weights, weights_path
 from .proposer import BLOCKER_CLASS, BLOCKER_KIND
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def preset_of(parameters: Mapping[str, object]) -> str | None:
 
 def available_protectors(folder: Path = MODELS_FOLDER) -> list[ModelCard]:
     """Cards of all installed protectors, the default one first."""
-    cards = [ModelCard.read(path) for path in sorted((folder / "protectors").glob("*.json"))]
-    return sorted(cards, key=lambda card: card.name != DEFAULT_PROTECTOR)
+    return installed_cards(folder / "protectors", [DEFAULT_PROTECTOR])
 
 
 def choices() -> dict[str, ModelCard]:
@@ -111,12 +110,11 @@ def protector_path(name: str | os.PathLike[str], folder: Path = MODELS_FOLDER) -
     """
     name = os.fspath(name)
     name = PRESETS[name].protector if name in PRESETS else name
-    return weights_path(
-        name,
-        folder / "protectors",
-        "protector",
-        lambda: [*PRESETS, *(card.name for card in available_protectors(folder))],
-    )
+
+    def installed() -> list[str]:
+        return [*PRESETS, *(card.name for card in available_protectors(folder))]
+
+    return weights_path(name, folder / "protectors", "protector", installed)
 
 
 def is_blocker(name: str | os.PathLike[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -82,9 +83,8 @@ class Protector:
             return dataclasses.replace(self, budget=self.budget.at_strength(strength_hu))
         check_strength(strength_hu)
         share = strength_hu / self.strength_hu
-        budget, own = self.budget, self.watermark.budget
-        watermark = dataclasses.replace(self.watermark, budget=own.at_strength(share * own.strength_hu))
-        return dataclasses.replace(self, budget=budget.at_strength(share * budget.strength_hu), watermark=watermark)
+        own, marks = (one.at_strength(share * one.strength_hu) for one in (self.budget, self.watermark.budget))
+        return dataclasses.replace(self, budget=own, watermark=dataclasses.replace(self.watermark, budget=marks))
 
     def to_dict(self) -> dict[str, Any]:
         """What provenance says of a protected scan, JSON-ready; nothing of a key."""
@@ -108,30 +108,30 @@ def load_protector(
     :raises ModelError: when the model is unknown or corrupt.
     :raises InputError: when the strength is not usable.
     """
-    ready = _load(name, seed)
+    given = os.fspath(name)
+    if given == presets.NO_MODEL:
+        ready = watermark_alone()
+    elif given == presets.SEARCH:
+        ready = Protector(given, Search(), SEARCH_BUDGET, seed, watermark=Watermark())
+    else:
+        ready = _from_file(given, seed)
     if watermark is not None:
         ready = dataclasses.replace(ready, watermark=dataclasses.replace(ready.watermark or Watermark(), key=watermark))
     return ready if strength_hu is None else ready.at_strength(float(strength_hu))
 
 
-def _load(name: str | os.PathLike[str], seed: int) -> Protector:
+def _from_file(name: str, seed: int) -> Protector:
     """The protector as its preset or its card has it."""
-    if os.fspath(name) == presets.NO_MODEL:
-        return watermark_alone()
-    if os.fspath(name) == presets.SEARCH:
-        return Protector(presets.SEARCH, Search(), SEARCH_BUDGET, seed, watermark=Watermark())
     proposer, card = presets.load_proposer(name)
+    preset = presets.PRESETS.get(name, presets.Preset(card.name))
     try:
         budget = Budget(**card.budget)
     except (TypeError, InputError) as error:
         raise ModelError(f"The card of model '{card.name}' has an unusable budget ({error}).") from error
-    preset = presets.PRESETS.get(os.fspath(name), presets.Preset(card.name))
     if preset.strength_hu is not None:
         budget = budget.at_strength(preset.strength_hu)
-    watermark = None
-    if preset.watermark_hu is not None:
-        watermark = Watermark(budget=WATERMARK_BUDGET.at_strength(preset.watermark_hu))
-    return Protector(card.name, proposer, budget, seed, card.sha256, watermark)
+    marks = preset.watermark_hu and Watermark(budget=WATERMARK_BUDGET.at_strength(preset.watermark_hu))
+    return Protector(card.name, proposer, budget, seed, card.sha256, marks)
 
 
 def watermark_alone(key: WatermarkKey = OPEN_KEY, budget: Budget = WATERMARK_BUDGET) -> Protector:
@@ -189,13 +189,27 @@ def protect(
     :raises DependencyError: when the device or precision is not there, or a GPU's memory is too small for one slice.
     """
     ready = model if isinstance(model, Protector) else load_protector(model, strength_hu=strength_hu, seed=seed)
-    limits, report = _Limits(volume, ready), _rising(progress)
+    budgets = [ready.budget, *([ready.watermark.budget] if ready.watermark else [])]
+    with_noise = any(budget.noise_share is not None for budget in budgets)
+
+    # Kept, since the watermark asks for those of the same slab again.
+    @functools.lru_cache(maxsize=1)
+    def around(first: int, stop: int) -> Surroundings:
+        padding = volume.provenance.padding_hu
+        return Surroundings.of(volume.hu[first:stop], volume.spacing_kji, padding, with_noise=with_noise)
+
+    def allowed_in(slab: slice) -> np.ndarray:
+        return around(slab.start, slab.stop).allowed(volume.hu[slab], ready.budget)
+
+    report = _rising(progress)
     execution = Execution(ready.seed, ready.budget.strength_hu, device, batch_size, precision, report)
     signs = ScanSigns.of(volume, ready.watermark.key) if ready.watermark else None
     protected = np.empty_like(volume.hu)
-    for slab, allowed, change in ready.proposer.propose(volume, limits.allowed_in, execution):
+    for slab, allowed, change in ready.proposer.propose(volume, allowed_in, execution):
         hu = _perturbed(volume.hu[slab], change, allowed)
-        protected[slab] = ready.watermark.marked(hu, limits.around(slab), signs, slab.start) if ready.watermark else hu
+        if ready.watermark:
+            hu = ready.watermark.marked(hu, around(slab.start, slab.stop), signs, slab.start)
+        protected[slab] = hu
         report(slab.stop, volume.shape[0])
     words = f"MITSGAN protection with {ready.title}, at most {ready.strength_hu:g} HU"
     grid = {GRID_FIELD: grid_record(volume)} if ready.watermark else {}
@@ -213,27 +227,6 @@ def _perturbed(hu: np.ndarray, change: np.ndarray, allowed: np.ndarray) -> np.nd
 
     map_slices(apply, len(hu))
     return perturbed
-
-
-class _Limits:
-    """What is allowed in slab after slab; keeps the last one's surroundings, which the watermark asks for as well."""
-
-    def __init__(self, volume: CTVolume, protector: Protector) -> None:
-        self._volume, self._budget = volume, protector.budget
-        budgets = [protector.budget, *([protector.watermark.budget] if protector.watermark else [])]
-        self._with_noise = any(budget.noise_share is not None for budget in budgets)
-        self._slab, self._around = slice(0), None
-
-    def around(self, slab: slice) -> Surroundings:
-        """The surroundings of a slab's slices as they came."""
-        if self._around is None or slab != self._slab:
-            hu, spacing, padding = self._volume.hu[slab], self._volume.spacing_kji, self._volume.provenance.padding_hu
-            self._slab, self._around = slab, Surroundings.of(hu, spacing, padding, with_noise=self._with_noise)
-        return self._around
-
-    def allowed_in(self, slab: slice) -> np.ndarray:
-        """The largest perturbation in HU at each voxel of a slab, int16."""
-        return self.around(slab).allowed(self._volume.hu[slab], self._budget)
 
 
 def _rising(progress: Progress | None) -> Callable[[int, int], None]:

@@ -12,6 +12,7 @@ and no attacker subtracts an offset; a mean of 0 over the lungs. Arrays are (sli
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -247,13 +248,10 @@ class ChangeSearch:
             raise InputError("The kept search cannot be read; remove it, or name another file.") from error
 
     def _identity(self) -> str:
-        import hashlib
-
         digest = hashlib.sha256(self._volume.hu.tobytes())
         digest.update(self._limit.cpu().numpy().tobytes())
-        digest.update(repr((self.config, self._seed, len(self.blocks))).encode())
-        for one in (*self._attackers, *self._judges):
-            digest.update(f"{one.name} {one.digest}".encode())
+        who = "".join(f"{one.name} {one.digest}" for one in (*self._attackers, *self._judges))
+        digest.update(f"{(self.config, self._seed, len(self.blocks))!r}{who}".encode())
         return digest.hexdigest()
 
     def step(self, share: float = 1.0) -> None:
@@ -269,8 +267,7 @@ class ChangeSearch:
         rng = np.random.default_rng((self._seed, turn, int(order[number])))
         part = block.box
         moving = self._share[part].clone().requires_grad_(True)
-        loss = self._sureness(block, moving, rng)
-        (gradient,) = torch.autograd.grad(loss, moving)
+        (gradient,) = torch.autograd.grad(self.sureness(block, rng, moving), moving)
         count = self._count[part].add_(1)
         first = self._first[part].mul_(_FIRST_MOMENT).add_(gradient, alpha=1 - _FIRST_MOMENT)
         second = self._second[part].mul_(_SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - _SECOND_MOMENT)
@@ -279,20 +276,17 @@ class ChangeSearch:
         self._share[part] -= share * self.config.rate * mean / (spread + _TINY)
         self.steps_done += 1
 
-    def sureness(self, block: Block, rng: np.random.Generator) -> float:
-        """How sure judges are of what attackers want, as a mean logit, at places of a block that ``rng`` draws."""
-        import torch
+    def sureness(self, block: Block, rng: np.random.Generator, share: torch.Tensor | None = None) -> torch.Tensor:
+        """How sure judges are of what attackers want, as a mean logit, at places of a block that ``rng`` draws.
 
-        with torch.no_grad():
-            return float(self._sureness(block, self._share[block.box], rng))
-
-    def _sureness(self, block: Block, share: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        :param share: of the block's voxels, before tanh; what was found so far where None.
+        """
         import torch
 
         from ..scan.cubes import PatchedScan
 
         hu = self._scan[block.box].float()
-        change = self._bounded(share, self._limit[block.box])
+        change = self._bounded(self._share[block.box] if share is None else share, self._limit[block.box])
         # Whole HU, as it will be written; gradient as if not.
         protected = PatchedScan(self._scan, block.box, hu + change + (change.round() - change).detach())
         found = []
@@ -301,15 +295,9 @@ class ChangeSearch:
             if not places:
                 continue
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.half):
-                cubes = outcomes(
-                    [protected] * len(places),
-                    [self._scan if self.config.into_original else protected] * len(places),
-                    places,
-                    self._volume.spacing_kji,
-                    attacker,
-                    self.config.noise_hu,
-                    rng,
-                )
+                into = self._scan if self.config.into_original else protected
+                scans, spacing, noise_hu = [protected] * len(places), self._volume.spacing_kji, self.config.noise_hu
+                cubes = outcomes(scans, [into] * len(places), places, spacing, attacker, noise_hu, rng)
                 logits = torch.stack([judge.network(cubes) for judge in self._judges]).float()
             found.append(logits.mean() if attacker.action == "inject" else -logits.mean())
         return torch.stack(found).sum()
@@ -375,13 +363,11 @@ class Search:
         from ..judges.judge import load_judge
         from ..weights import MODELS_FOLDER
 
-        names = self.attackers or available_attackers()
-        folders = {name: MODELS_FOLDER / "attackers" / name for name in names}
-        attackers = [
-            load_attacker(name, action)
-            for name, folder in folders.items()
-            for action in actions_of(folder if folder.is_dir() else Path(name))
-        ]
+        attackers = []
+        for name in self.attackers or available_attackers():
+            folder = MODELS_FOLDER / "attackers" / name
+            actions = actions_of(folder if folder.is_dir() else Path(name))
+            attackers += [load_attacker(name, action) for action in actions]
         judges = [load_judge(name) for name in self.judges]
         return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .generator import convolution
 from .inference import SliceNetwork, Tiling
 
 
@@ -41,14 +42,7 @@ class _Level(nn.Sequential):
     """Two 3x3 convolutions, each with batch norm and ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-        )
+        super().__init__(*convolution(channels_in, channels_out), *convolution(channels_out, channels_out))
 
 
 class UNet(nn.Module):
@@ -91,11 +85,8 @@ class TAFIM(SliceNetwork, nn.Module):
             the global perturbation that it will meet in its slice; where None, these are whole slices.
         """
         rows, columns = x.shape[-2:]
-        if corners is None:
-            perturbation = self._part((0, 0), rows, columns).expand(x.shape[0], -1, -1, -1)
-        else:
-            perturbation = torch.cat([self._part(corner, rows, columns) for corner in corners])
-        both = torch.cat([x, perturbation], dim=1)
+        parts = [self._part(corner, rows, columns) for corner in corners or ((0, 0),)]
+        both = torch.cat([x, torch.cat(parts).expand(x.shape[0], -1, -1, -1)], dim=1)
         step = 2**self.config.levels
         missing = (-columns % step, -rows % step)
         if any(missing):

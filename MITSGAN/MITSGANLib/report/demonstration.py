@@ -207,7 +207,7 @@ def demonstrate(
         whole = measured[0].protection
     else:
         with _timer(seconds, "metrics of the whole scan"):
-            whole = compare_protection(volume, protected, lpips, partial(report, "Measuring"))
+            whole = compare_protection(volume, protected, lpips, progress=partial(report, "Measuring"))
     return Demonstration(
         volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
     )

@@ -7,7 +7,7 @@ those of 512 voxels do. Here whole rows are added up, or lie a little farther ap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -102,11 +102,7 @@ def box_means(
     """
     from scipy import ndimage
 
-    apart, found = (_rows_apart(values.shape, values.dtype) for _ in range(2))
+    wide = np.add(values.shape, _GAPS[-values.ndim :])
+    apart, found = (np.empty(wide, values.dtype)[tuple(map(slice, values.shape))] for _ in range(2))
     apart[...] = values
     return ndimage.uniform_filter(apart, size, mode=beyond, output=found)
-
-
-def _rows_apart(shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """Memory for values of slices, with gaps."""
-    return np.empty(np.add(shape, _GAPS[-len(shape) :]), kind)[tuple(map(slice, shape))]

@@ -68,6 +68,8 @@ def thorax_phantom(
     :param padding: set what lies outside the inscribed circle to -2000 HU, as GE scanners do, and declare it.
     :raises InputError: when the shape or spacing cannot hold a thorax.
     """
+    from scipy import ndimage
+
     if len(shape) != 3 or min(shape) < 8:
         raise InputError(f"A phantom needs at least 8 slices, rows and columns, not {tuple(shape)}.")
     shape = tuple(int(size) for size in shape)
@@ -94,12 +96,14 @@ def thorax_phantom(
     center = _choose_nodule_voxel(nodule_random, lung, vessels, nodule_diameter_mm, spacing)
     if nodule:
         _paint_nodule(hu, center, nodule_diameter_mm, spacing)
-    values = _finish(hu, noise_random, noise_hu)
-    provenance = Provenance(source=SOURCE, format="synthetic")
+    # As a scanner does: blurred, with noise, and within the 12 bits of CT.
+    hu = ndimage.gaussian_filter(hu, (0.3, 0.6, 0.6), truncate=3.0)
+    hu += noise_hu * _band_noise(noise_random, shape, 0.7)
+    values = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+    provenance = Provenance(source=SOURCE, format="synthetic", padding_hu=PADDING_HU if padding else None)
     if padding:
         outside = y**2 + x**2 > (min(shape[1] * spacing[1], shape[2] * spacing[2]) / 2) ** 2
         values[np.broadcast_to(outside, shape)] = PADDING_HU
-        provenance = Provenance(source=SOURCE, format="synthetic", padding_hu=PADDING_HU)
     origin = (float(x.min()), float(y.min()), float(z.min()))
     volume = CTVolume(values, spacing[::-1], origin, provenance=provenance)
     return Phantom(volume, center if nodule else None, float(nodule_diameter_mm) if nodule else None)
@@ -277,17 +281,13 @@ def _choose_nodule_voxel(
     reach = [max(1, round(0.8 * diameter_mm / mm)) for mm in spacing]
     # Near the middle of the scan, so that CT-GAN's 32 mm cube fits around it.
     free = lung.astype(np.float32) - vessels
-    best, best_score = None, -np.inf
-    for index in random.integers(len(candidates), size=200):
-        center = candidates[index]
+
+    def score(center: np.ndarray) -> float:
         box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(center, reach, strict=True))
-        from_end = min(
-            min(c + 0.5, size - c - 0.5) * mm for c, size, mm in zip(center, lung.shape, spacing, strict=True)
-        )
-        score = float(free[box].mean()) - max(0.0, 20 - from_end)
-        if score > best_score:
-            best, best_score = center, score
-    return tuple(int(index) for index in best)
+        from_end = np.min(np.minimum(center + 0.5, lung.shape - center - 0.5) * spacing)
+        return float(free[box].mean()) - max(0.0, 20 - from_end)
+
+    return tuple(max(candidates[random.integers(len(candidates), size=200)], key=score).tolist())
 
 
 def _paint_nodule(hu: np.ndarray, center: tuple[int, int, int], diameter_mm: float, spacing: Sequence[float]) -> None:
@@ -299,15 +299,6 @@ def _paint_nodule(hu: np.ndarray, center: tuple[int, int, int], diameter_mm: flo
     radius = diameter_mm / 2 * (1 + 0.08 * np.sin(3 * np.arctan2(dy, dx) + dz / 3))
     coverage = np.clip((radius - distance) / blur + 0.5, 0, 1).astype(np.float32)
     hu += coverage * (_NODULE - hu)
-
-
-def _finish(hu: np.ndarray, random: np.random.Generator, noise_hu: float) -> np.ndarray:
-    """Blur as a scanner does, add noise, round to int16 and clip to the 12-bit range of CT."""
-    from scipy import ndimage
-
-    hu = ndimage.gaussian_filter(hu, (0.3, 0.6, 0.6), truncate=3.0)
-    hu += noise_hu * _band_noise(random, hu.shape, 0.7)
-    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
 
 
 def _band_noise(random: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:

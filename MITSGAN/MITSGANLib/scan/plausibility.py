@@ -82,7 +82,8 @@ def check_hounsfield(hu: np.ndarray, padding_hu: int | None = None) -> tuple[Vol
         )
     if lowest >= -10 and highest <= 10:
         raise InputError(f"The values ({lowest} to {highest}) are not Hounsfield units but look normalized; {advice}.")
-    return (*_range_warnings(counts, lowest, highest), *_field_of_view_warnings(hu))
+    rim = np.concatenate([hu[:, 0, :], hu[:, -1, :], hu[:, :, 0], hu[:, :, -1]], axis=1)
+    return _warnings(counts, lowest, highest, np.count_nonzero(rim > BODY_HU) / rim.size)
 
 
 def grid_warnings(slices: int, spacing: tuple[float, float, float]) -> tuple[VolumeWarning, ...]:
@@ -100,8 +101,8 @@ def grid_warnings(slices: int, spacing: tuple[float, float, float]) -> tuple[Vol
     return ()
 
 
-def _range_warnings(counts: np.ndarray, lowest: int, highest: int) -> list[VolumeWarning]:
-    """Warnings about how many voxels have each value, and the ends of these values."""
+def _warnings(counts: np.ndarray, lowest: int, highest: int, rim: float) -> tuple[VolumeWarning, ...]:
+    """Warnings about how many voxels have each value, the ends of these values, and the share of tissue at the rim."""
     below, above = counts[: LOWEST_HU - HU_MIN], counts[HIGHEST_HU + 1 - HU_MIN :]
     share_below, share_above = below.sum() / counts.sum(), above.sum() / counts.sum()
     fill = int(np.argmax(below)) + HU_MIN
@@ -112,20 +113,12 @@ def _range_warnings(counts: np.ndarray, lowest: int, highest: int) -> list[Volum
     many_above = f"{share_above:.0%} of the voxels lie above {HIGHEST_HU} HU. Check that the values are HU."
     no_air = f"The lowest value is {lowest} HU: the volume shows no air. Check that it is a CT scan in HU."
     no_tissue = f"The highest value is {highest} HU: the volume shows no soft tissue. Check that it is the right scan."
+    cut_off = f"Tissue covers {rim:.0%} of the image edge: the body is cut off by the field of view."
     found = (
         ("no-air", no_air, lowest > LOWEST_TISSUE_WITHOUT_AIR),
         ("no-tissue", no_tissue, highest < HIGHEST_AIR_AND_LUNG),
         ("values-below-air", many_below, share_below > MANY),
         ("values-above-range", many_above, share_above > MANY),
+        ("truncated-field-of-view", cut_off, rim > RIM_FRACTION),
     )
-    return [VolumeWarning(name, text) for name, text, is_so in found if is_so]
-
-
-def _field_of_view_warnings(hu: np.ndarray) -> list[VolumeWarning]:
-    """A warning when tissue reaches the edge of the images, so part of the body was not reconstructed."""
-    rim = np.concatenate([hu[:, 0, :], hu[:, -1, :], hu[:, :, 0], hu[:, :, -1]], axis=1)
-    fraction = np.count_nonzero(rim > BODY_HU) / rim.size
-    if fraction <= RIM_FRACTION:
-        return []
-    text = f"Tissue covers {fraction:.0%} of the image edge: the body is cut off by the field of view."
-    return [VolumeWarning("truncated-field-of-view", text)]
+    return tuple(VolumeWarning(name, text) for name, text, is_so in found if is_so)

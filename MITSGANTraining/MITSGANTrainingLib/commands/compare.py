@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     lpips = load_lpips(options.lpips_weights, net=options.lpips_net)
     target = shared.target_voxel(options, reference)
     with shared.progress_bar("Comparing", "slice") as progress:
-        whole = compare_protection(reference, other, lpips, progress)
+        whole = compare_protection(reference, other, lpips, progress=progress)
     result = {"reference": options.reference, "other": options.other, "whole": whole.to_dict()}
     square = None
     if target is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,26 +82,17 @@ def protect_by_gradient(
         ascent = _Ascent(scan, volume, group, ready, torch.from_numpy(allowed).to(where).double())
         change = ascent.limit * torch.from_numpy(signs).to(where)
         for step in range(steps):
-            gradient = torch.zeros_like(change)
-            for part in ascent.gradients(change):
-                gradient += part
-            change = ascent.moved(change, gradient, _FIRST_STEP * (1 - step / steps))
+            gradient = sum(ascent.gradients(change), torch.zeros_like(change))
+            share = _FIRST_STEP * (1 - step / steps)
+            change = (change + share * ascent.limit * gradient.sign()).clamp(-ascent.limit, ascent.limit)
         # Where they are seen only: the box may reach around another group.
         protected[group.box][seen] = apply_change(volume.hu[group.box], change.cpu().numpy(), allowed)[seen]
-    parameters = {
-        "method": "signed gradients",
-        "targets_kji": [list(kji) for kji in places],
-        "attackers": [f"{attacker.name} {attacker.action}" for attacker in ready],
-        "attackers_sha256": [attacker.digest for attacker in ready],
-        "steps": steps,
-        "seed": seed,
-        **budget.to_dict(),
-    }
     description = (
         f"Signed-gradient protection at {len(places)} known target(s), at most {budget.strength_hu:g} HU; it knows "
         "where the attack comes and by whom: an upper bound for measurements, no protection for use"
     )
-    return volume.with_hu(protected, ProcessingStep(PROTECTION, description, parameters))
+    method = {"method": "signed gradients", "targets_kji": [list(kji) for kji in places]}
+    return volume.with_hu(protected, _step(description, method, ready, budget, steps, seed))
 
 
 def protect_by_search(
@@ -130,18 +122,24 @@ def protect_by_search(
         volume, allowed, attackers, judges, SearchConfig(steps=steps), seed=seed, device=device, within=within
     )
     search.run()
+    where = f"within {_NEAR_MM:g} mm of {len(targets)} target(s)"
+    description = f"Search {where}, at most {budget.strength_hu:g} HU, for measurements"
+    hu = apply_change(volume.hu, search.change(), allowed)
+    return volume.with_hu(hu, _step(description, {"method": "search"}, attackers, budget, steps, seed))
+
+
+def _step(
+    description: str, method: dict[str, Any], attackers: Sequence[Attacker], budget: Budget, steps: int, seed: int
+) -> ProcessingStep:
     parameters = {
-        "method": "search",
+        **method,
         "attackers": [f"{attacker.name} {attacker.action}" for attacker in attackers],
         "attackers_sha256": [attacker.digest for attacker in attackers],
         "steps": steps,
         "seed": seed,
         **budget.to_dict(),
     }
-    where = f"within {_NEAR_MM:g} mm of {len(targets)} target(s)"
-    description = f"Search {where}, at most {budget.strength_hu:g} HU, for measurements"
-    hu = apply_change(volume.hu, search.change(), allowed)
-    return volume.with_hu(hu, ProcessingStep(PROTECTION, description, parameters))
+    return ProcessingStep(PROTECTION, description, parameters)
 
 
 @dataclass(frozen=True)
@@ -173,9 +171,6 @@ class _Ascent:
             protected = shade(patched[self.middles[kji]])
             gain = _distance(outcome, clean) + _PAPER_WEIGHT * _distance(outcome, protected)
             yield torch.autograd.grad(gain.log(), free)[0]
-
-    def moved(self, change: torch.Tensor, gradient: torch.Tensor, share: float) -> torch.Tensor:
-        return (change + share * self.limit * gradient.sign()).clamp(-self.limit, self.limit)
 
     def _outcome(self, scan: torch.Tensor | PatchedScan, kji: Voxel, attacker: Attacker) -> torch.Tensor:
         patch = tamper(scan, kji, self.spacing, attacker.inpainter, attacker.action)

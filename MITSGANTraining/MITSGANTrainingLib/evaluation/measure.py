@@ -21,7 +21,7 @@ from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.jury import Jury
-from MITSGANLib.measure.attack_effect import CLEAN, PROTECTED, compare_whole, forgery_effect
+from MITSGANLib.measure.attack_effect import CLEAN, PROTECTED, compare_protection, forgery_effect
 from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
@@ -399,7 +399,9 @@ def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
     """How far protection moves the scan itself, over all slices, with the worst one."""
     clean = arms.clean
     data_range = arms.job.settings.data_range_hu
-    comparison = compare_whole(clean, arms.protected, lpips, data_range=data_range, per_slice=False)
+    comparison = compare_protection(
+        clean, arms.protected, lpips, lpips_slices=8, data_range=data_range, per_slice=False
+    )
     figures: dict[str, Any] = {}
     for name, metric in comparison.metrics.items():
         figures[name] = metric.value

@@ -93,7 +93,7 @@ def test_the_finding_becomes_less_likely_at_places_drawn_anew(make):
 
     def sureness() -> float:
         return float(
-            np.mean([search.sureness(search.blocks[0], np.random.default_rng(seed)) for seed in range(90, 94)])
+            np.mean([search.sureness(search.blocks[0], np.random.default_rng(seed)).item() for seed in range(90, 94)])
         )
 
     before = sureness()
@@ -105,7 +105,7 @@ def test_the_finding_becomes_less_likely_at_places_drawn_anew(make):
 def test_what_judges_see_beside_the_forgery_is_the_original_or_the_changed_scan(make):
     """The same where nothing is changed yet; then each finds a change of its own."""
     both = [make(dataclasses.replace(QUICK, noise_hu=0.0, into_original=one)) for one in (True, False)]
-    first, second = (search.sureness(search.blocks[0], np.random.default_rng(9)) for search in both)
+    first, second = (search.sureness(search.blocks[0], np.random.default_rng(9)).item() for search in both)
     assert first == pytest.approx(second, abs=1e-4)
     for search in both:
         search.run()
