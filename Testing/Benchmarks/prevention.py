@@ -47,7 +47,8 @@ from MITSGANLib.scan.cubes import Patch
 from MITSGANLib.scan.lungs import lung_mask, lung_positions, nodule_like_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
-from MITSGANTrainingLib.evaluation.planting import NoduleFile, apart_mm, draw_scenes, planted
+from MITSGANTrainingLib.data.nodules import Nodules
+from MITSGANTrainingLib.evaluation.planting import NoduleFile, Plant, apart_mm, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.sheet import draw_sheet, forge
 from MITSGANTrainingLib.evaluation.statistics import Estimate, estimate_by_place, share_of_places
 from scipy import ndimage
@@ -61,13 +62,14 @@ COLUMNS = ("scan", "budget", "attacker", "places", *FIGURES)
 READS_ORIGINAL, INTO_ORIGINAL = "reads-original", "into-original"
 _EDGE_MM = 32.0  # of the region
 _REACH_MM = 40.0
+_CUBE_MM = 16.0  # farther than that from its middle no nodule is planted
 _STRUCTURES = 24  # of a scan that a search looks at
 _NEAR_MM = 5.0  # from such a structure to the nodule that it is
 _AROUND_MM = 12.0  # of a planted nodule, where targets of a search may lie
 _SHOWN = 8  # places in a picture
 
 Found = dict[str, np.ndarray]
-Protection = tuple[str, Callable[[], CTVolume]]
+Protection = tuple[str, Callable[[], CTVolume], Budget | None]
 
 
 def _resampled(hu: np.ndarray, spacing_kji: Sequence[float]) -> np.ndarray:
@@ -105,6 +107,16 @@ def places_in(volume: CTVolume, lung: np.ndarray, count: int, seed: int) -> list
     return _usable(volume, sorted(set(lung_positions(volume, count, seed, mask=lung))))
 
 
+def nodules_at(places: Sequence[Place], nodules: Nodules, seed: int) -> list[Plant]:
+    """A seeded nodule for each place, flipped and turned; none twice before each was taken."""
+    rng = np.random.default_rng(seed)
+    numbers = itertools.chain.from_iterable(rng.permutation(len(nodules.hu)) for _ in places)
+    return [
+        Plant(kji, int(number), tuple(bool(flip) for flip in rng.random(3) < 0.5), int(rng.integers(4)))
+        for kji, number in zip(places, numbers, strict=False)
+    ]
+
+
 def with_nodules(
     volume: CTVolume, file: Path | None, count: int, seed: int
 ) -> tuple[CTVolume, np.ndarray, list[Place]]:
@@ -130,6 +142,20 @@ def with_nodules(
     for kji in places:
         around[tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(kji, reach, strict=True))] = True
     return volume, around, places
+
+
+def covered(volume: CTVolume, shown: CTVolume, plant: Plant, nodules: Nodules, budget: Budget) -> AttackedScan:
+    """The changed scan as it is where a nodule lay before, with as much of the change as the budget allows there."""
+    spacing = volume.spacing_kji
+    box = tuple(
+        slice(max(0, k - round(_CUBE_MM / mm)), min(k + round(_CUBE_MM / mm) + 1, size))
+        for k, mm, size in zip(plant.kji, spacing, volume.shape, strict=True)
+    )
+    slices = box[0], slice(None), slice(None)
+    moved = np.subtract(shown.hu[slices], volume.hu[slices])
+    before = planted(volume, [plant], nodules).hu[slices]
+    allowed = allowed_in_slices(before, budget, spacing, volume.provenance.padding_hu)
+    return AttackedScan(shown.hu, box, apply_change(before, moved, allowed)[:, box[1], box[2]])
 
 
 class Jury:
@@ -163,17 +189,23 @@ class Jury:
 
     def _found(self, shown: CTVolume, attacker: Attacker, painted: Sequence[Patch]) -> Found:
         scan = torch.from_numpy(np.array(shown.hu))
-        forged, untouched = [], []
+        forged = []
         for kji, cube in zip(self.places, painted, strict=True):
             patch = touch_up(scan, kji, cube, attacker.action)
             forged.append(AttackedScan(shown.hu, patch.slices, hu_from_float(patch.values.numpy())))
-            untouched.append(AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16)))
+        return self._said(shown, forged, attacker.action == "inject")
+
+    def real(self, shown: CTVolume, plants: Sequence[Plant], nodules: Nodules, budget: Budget) -> Found:
+        """As :meth:`of`, for a nodule at each place that lay there before the change of the scan came over it."""
+        return self._said(shown, [covered(self._volume, shown, plant, nodules, budget) for plant in plants], True)
+
+    def _said(self, shown: CTVolume, forged: Sequence[AttackedScan], wants_nodule: bool) -> Found:
+        untouched = [AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16))] * len(forged)
 
         def said(judge: Judge, scans: Sequence[AttackedScan]) -> np.ndarray:
             views = [_view(judge, one, shown, kji) for one, kji in zip(scans, self.places, strict=True)]
             return judge.says_yes(judge.score_views(views))
 
-        wants_nodule = attacker.action == "inject"
         found = {judge.name: said(judge, forged) == wants_nodule for judge in self._nodule}
         found["reached"] = np.logical_and.reduce(list(found.values()))
         found["unnoticed"] = ~said(self._forensic, forged)
@@ -194,7 +226,7 @@ def installed(volume: CTVolume, names: Sequence[str], strengths: Sequence[float 
     """The whole scan protected by what has a name or lies in a file, at each strength in HU; None is its own."""
     for name, strength in itertools.product(names, strengths):
         words = Path(name).stem + (f", {strength:g} HU" if strength else "")
-        yield words, functools.partial(protect, volume, model=name, strength_hu=strength, device="cpu")
+        yield words, functools.partial(protect, volume, model=name, strength_hu=strength, device="cpu"), None
 
 
 def searched(
@@ -222,7 +254,7 @@ def searched(
             print(f"<!-- {name}, {share:g}: {search.steps_done} steps -->", flush=True)
             return volume.with_hu(apply_change(volume.hu, search.change(), allowed))
 
-        yield f"{share:g}{' HU' if options.hu else ' of the noise'}", run
+        yield f"{share:g}{' HU' if options.hu else ' of the noise'}", run, budget
 
 
 def equal_noise(volume: CTVolume, protected: CTVolume, lung: np.ndarray, seed: int) -> CTVolume:
@@ -299,7 +331,8 @@ def main() -> None:
         )
         noise = local_noise(volume.hu, volume.spacing_kji, volume.provenance.padding_hu).at()
         print(f"<!-- {path.stem}: noise {np.sqrt(np.mean(noise[lung] ** 2)):.1f} HU in this lung -->", flush=True)
-        for name, made in protections:
+        nodules = NoduleFile.of(options.nodules).read() if options.nodules else None
+        for name, made, budget in protections:
             started, protected = time.perf_counter(), made()
             seconds = time.perf_counter() - started
             shown = dict(
@@ -307,6 +340,11 @@ def main() -> None:
             )
             moved = np.subtract(protected.hu, volume.hu, dtype=np.float32)[lung]
             sizes = {"RMS in lung": float(np.sqrt(np.mean(moved**2))), "mean": float(moved.mean())}
+            if nodules and budget and options.action == "inject":
+                plants = nodules_at(jury.places, nodules, options.seed)
+                found = {arm: jury.real(scan, plants, nodules, budget) for arm, scan in shown.items()}
+                rows.append(_row(path.stem, name, "a patient's own nodules", jury, sizes, found))
+                print(_line(rows[-1]), flush=True)
             for attacker in (*known, *held_out):
                 role = "held out" if attacker in held_out else "known"
                 # Arm by arm, so that what a network paints is judged wherever it is pasted.
@@ -314,13 +352,8 @@ def main() -> None:
                 for adaptation in asked:
                     found = {arm: one[adaptation] for arm, one in judged.items()}
                     words = f"{attacker.name} ({role}{', ' + adaptation if adaptation else ''})"
-                    row = {"scan": path.stem, "budget": name, "attacker": words, "places": len(jury.places), **sizes}
-                    row |= {key: float(found["protected"][key].mean()) for key in (*DECIDE, "unnoticed", "alarm")}
-                    row |= {arm: int(one["success"].sum()) for arm, one in found.items()}
-                    row |= {f"reached: {arm}": float(one["reached"].mean()) for arm, one in found.items()}
-                    row |= {"succeeds": {arm: one["success"].tolist() for arm, one in found.items()}}
-                    rows.append(row | {"seconds": seconds})
-                    print(_line(row), flush=True)
+                    rows.append(_row(path.stem, name, words, jury, sizes, found) | {"seconds": seconds})
+                    print(_line(rows[-1]), flush=True)
                     if options.picture and not adaptation and attacker is (*known, *held_out)[0]:
                         options.picture.write_bytes(draw(shown, places, attacker, found))
     for name, attacker in dict.fromkeys((row["budget"], row["attacker"]) for row in rows):
@@ -334,6 +367,16 @@ def main() -> None:
             print(_line({"scan": "all", "budget": name, "attacker": attacker, **totals, **figures}, found))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _row(
+    scan: str, budget: str, attacker: str, jury: Jury, sizes: Mapping[str, float], found: Mapping[str, Found]
+) -> dict[str, object]:
+    row = {"scan": scan, "budget": budget, "attacker": attacker, "places": len(jury.places), **sizes}
+    row |= {key: float(found["protected"][key].mean()) for key in (*DECIDE, "unnoticed", "alarm")}
+    row |= {arm: int(one["success"].sum()) for arm, one in found.items()}
+    row |= {f"reached: {arm}": float(one["reached"].mean()) for arm, one in found.items()}
+    return row | {"succeeds": {arm: one["success"].tolist() for arm, one in found.items()}}
 
 
 def _line(row: Mapping[str, object], by_scan: Mapping[str, Estimate] | None = None) -> str:

@@ -1,6 +1,7 @@
 """Protect a scan, attack it with and without protection at the same places, and write a report to look at.
 
 Without INPUT it uses the public scan LIDC-IDRI-0001, fetched once through pip; offline, a synthetic thorax phantom.
+With --model search the change is searched on the scan itself, in all of the lungs, against the attacker that is shown.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.protection.protector import load_protector
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
     parser.add_argument("--model", default="default", help="protector to use")
     shared.add_strength(parser)
+    shared.add_search(parser)
     shared.add_attacker(parser, "attacker to use")
     parser.add_argument("--targets", type=shared.count, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the protection (default: 0)")
@@ -53,10 +56,13 @@ def run(options: argparse.Namespace) -> None:
     from MITSGANLib.report.demonstration import demonstrate
     from MITSGANLib.report.page import save_report
 
+    shared.check_search(options)
     folder = Path(options.output)
     report = folder / "report.html"
     refuse_existing_file(report, overwrite=True)
     protector = load_protector(options.model, strength_hu=options.strength_hu, seed=options.seed)
+    shown = DEFAULT_ATTACKER if options.attacker == "default" else options.attacker
+    protector = shared.searching(options, protector, attackers=(shown,))
     attackers = [load_attacker(options.attacker, action) for action in ACTIONS]
     device = describe_device(resolve_device(options.device))
     volume, title, targets = _scan(options)

@@ -19,7 +19,6 @@ original's headers, encrypted. Lose the key, and nobody can restore the original
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from MITSGANLib.files.atomic import atomic_folder
 from MITSGANLib.files.dicom.references import LeftBehind, left_behind
 from MITSGANLib.files.storage import is_dicom_output, load_with_surroundings
 from MITSGANLib.keys.signing_keys import load_signing_key
-from MITSGANLib.protection.presets import NO_MODEL, SEARCH, is_blocker
+from MITSGANLib.protection.presets import NO_MODEL, is_blocker
 from MITSGANLib.protection.protector import Protector, protect
 from MITSGANLib.runtime.devices import load_torch
 from MITSGANLib.runtime.memory import give_freed_memory_back
@@ -82,15 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_protector(parser)
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     key_options.add_signing_key(parser)
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="with --model search: end the search after M minutes (default: after all steps, hours without a GPU)",
-    )
-    parser.add_argument(
-        "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
-    )
+    shared.add_search(parser)
     shared.add_device(parser)
     shared.add_overwrite(parser)
     shared.add_json(parser)
@@ -99,11 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     signing = key_options.signing_values(options)
-    searches = options.minutes is not None or options.keep_search is not None
-    if searches and (options.model != SEARCH or options.collection):
-        options.refuse("--minutes and --keep-search belong to --model search, for one scan")
-    if options.minutes is not None and not options.minutes > 0:
-        options.refuse("--minutes must be above 0")
+    shared.check_search(options)
     if options.collection:
         return _protect_collection(options, signing)
     tree_options.refuse_without_collection(options, others=True)
@@ -126,9 +113,7 @@ def _load_protector(options: argparse.Namespace) -> tuple[Protector, dict[str, A
     if options.model != NO_MODEL:
         load_torch()
     protector, settings = load_settings(options.model, options.strength_hu, options.seed, options.watermark)
-    if options.model == SEARCH:
-        proposer = dataclasses.replace(protector.proposer, minutes=options.minutes, state=options.keep_search)
-        protector = dataclasses.replace(protector, proposer=proposer)
+    protector = shared.searching(options, protector)
     return protector, settings, protector.place(options.device)
 
 

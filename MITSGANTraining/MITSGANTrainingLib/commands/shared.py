@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MITSGANLib.errors import InputError, OutputError, TargetError
 from MITSGANLib.files.atomic import atomic_file, output_error, refuse_existing_file
 from MITSGANLib.files.storage import is_dicom_output, load_volume
 from MITSGANLib.files.volume_files import check_file_output
-from MITSGANLib.protection.presets import PRESETS, available_protectors
+from MITSGANLib.protection.presets import PRESETS, SEARCH, available_protectors
 from MITSGANLib.runtime.devices import DEVICES
 from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.scan.volume import CTVolume, lps_from_ras
+
+if TYPE_CHECKING:
+    from MITSGANLib.protection.protector import Protector
 
 _POINTS = ("--voxel", "--lps", "--ras")
 _SCAN = "a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
@@ -57,6 +61,36 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
     )
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """``--minutes`` and ``--keep-search``."""
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="with --model search: end the search after M minutes (default: after all steps, hours without a GPU)",
+    )
+    parser.add_argument(
+        "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
+    )
+
+
+def check_search(options: argparse.Namespace) -> None:
+    """Refuse what :func:`add_search` added where it does not fit."""
+    searches = options.minutes is not None or options.keep_search is not None
+    if searches and (options.model != SEARCH or getattr(options, "collection", False)):
+        options.refuse("--minutes and --keep-search belong to --model search, for one scan")
+    if options.minutes is not None and not options.minutes > 0:
+        options.refuse("--minutes must be above 0")
+
+
+def searching(options: argparse.Namespace, protector: Protector, **values: Any) -> Protector:
+    """The protector with these options, and other values, where it searches."""
+    if options.model != SEARCH:
+        return protector
+    values |= {"minutes": options.minutes, "state": options.keep_search}
+    return dataclasses.replace(protector, proposer=dataclasses.replace(protector.proposer, **values))
 
 
 def add_strength(parser: argparse.ArgumentParser, text: str = "largest change anywhere (default: the model's)") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from judge_data import CUBE, SQUARES, untrained
 from MITSGANLib.budget.budget import SEARCH_BUDGET, Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import CancelledError, InputError, TargetError
+from MITSGANLib.files.storage import save_volume
 from MITSGANLib.judges.judge import Judge
 from MITSGANLib.protection.protector import Protector, load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, Search, SearchConfig, without_slow
@@ -193,13 +195,43 @@ class TestModel:
         limited = dataclasses.replace(protector.proposer, minutes=2.0)
         assert limited.seconds(scan, "cpu") == 120
 
+    @pytest.mark.slow
+    def test_a_demonstration_searches_against_the_attacker_that_it_shows(
+        self, scan, protector, tmp_path, monkeypatch, capsys
+    ):
+        """Stopped, it keeps the search, and the next one goes on."""
+        others = dataclasses.replace(protector.proposer, attackers=("others",))
+        ready = dataclasses.replace(protector, proposer=others)
+        monkeypatch.setattr("MITSGANTrainingLib.commands.demo.load_protector", lambda *_, **__: ready)
+        save_volume(scan, tmp_path / "scan.nrrd")
+        (shown,), kept = protector.proposer.attackers, tmp_path / "kept.npz"
+        words = ["--model", "search", "--keep-search", kept, "--attacker", shown, "--targets", "1", "--device", "cpu"]
+        command = [str(word) for word in ("demo", tmp_path / "scan.nrrd", tmp_path / "report", *words)]
+        step = ChangeSearch.step
+
+        def stop(search: ChangeSearch, share: float) -> None:
+            step(search, share)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ChangeSearch, "step", stop)
+            assert main(command) == 130
+        with np.load(kept) as state:
+            assert state["steps_done"] == 1
+        assert main(command) == 0
+        assert "the attack changed its middle" in capsys.readouterr().out
+        record = json.loads((tmp_path / "report" / "report.json").read_text())
+        assert record["protector"]["name"] == "search"
+        assert record["attackers"][0]["name"] == "untrained"
+
+    @pytest.mark.parametrize("command", ["protect", "demo"])
     @pytest.mark.parametrize(
         "words",
         [("--minutes", "5"), ("--keep-search", "kept.npz"), ("--model", "search", "--minutes", "0")],
     )
-    def test_options_that_do_not_fit(self, words, tmp_path, capsys):
+    def test_options_that_do_not_fit(self, command, words, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
-            main(["protect", str(tmp_path / "scan.nrrd"), str(tmp_path / "out.nrrd"), *words])
+            main([command, str(tmp_path / "scan.nrrd"), str(tmp_path / "out.nrrd"), *words])
         assert caught.value.code == 2
         assert "--minutes" in capsys.readouterr().err
 

@@ -1,0 +1,45 @@
+"""The bench of prevention: a patient's own nodules under the change, as it would lie over them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from MITSGANLib.budget.budget import Budget, allowed_in_slices
+from MITSGANLib.scan.lungs import lung_positions
+from MITSGANTrainingLib.data.nodules import synthetic_nodules
+from MITSGANTrainingLib.evaluation.planting import planted
+
+
+@pytest.fixture
+def benchmark(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "Testing" / "Benchmarks"))  # it imports others of that folder
+    return importlib.import_module("prevention")
+
+
+def test_each_nodule_is_taken_once_before_one_comes_again(benchmark):
+    nodules = synthetic_nodules(4)
+    places = [(n, n, n) for n in range(10)]
+    plants = benchmark.nodules_at(places, nodules, seed=3)
+    assert [plant.kji for plant in plants] == places
+    assert sorted(plant.nodule for plant in plants[:4]) == sorted(plant.nodule for plant in plants[4:8]) == [0, 1, 2, 3]
+    assert plants == benchmark.nodules_at(places, nodules, seed=3)
+
+
+def test_the_change_lies_over_the_nodule_as_far_as_the_budget_allows_there(benchmark, phantom):
+    """Less within it than in the lung around, where the same change was allowed in full."""
+    volume, nodules, budget = phantom.volume, synthetic_nodules(2), Budget(strength_hu=40.0, soft_tissue=0.3)
+    (plant,) = benchmark.nodules_at(lung_positions(volume, 1, seed=2, margin_mm=20.0), nodules, seed=2)
+    before = planted(volume, [plant], nodules).hu
+    untouched = benchmark.covered(volume, volume, plant, nodules, budget)
+    np.testing.assert_array_equal(untouched.values, before[untouched.where])
+    shown = volume.with_hu(volume.hu + np.int16(40))
+    found = benchmark.covered(volume, shown, plant, nodules, budget)
+    moved = found.values - before[found.where]
+    allowed = allowed_in_slices(before, budget, volume.spacing_kji, volume.provenance.padding_hu)[found.where]
+    np.testing.assert_array_equal(moved, allowed)
+    middle = tuple(k - part.start for k, part in zip(plant.kji, found.where, strict=True))
+    assert moved[middle] <= 12 < moved.max() == 40
