@@ -25,8 +25,8 @@ from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_publi
 from MITSGANLib.measure.drill import Forgery, read_sheet
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.seal.change import unpack
 from MITSGANLib.seal.container import open_container
-from MITSGANLib.seal.packing import unpack
 from MITSGANLib.seal.sealing import restore
 from MITSGANLib.signature.contents import read_contents_to_verify
 from MITSGANLib.signature.manifest import read_manifest_file

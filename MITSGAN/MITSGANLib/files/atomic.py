@@ -99,10 +99,7 @@ def refuse_existing_folder(destination: Path, overwrite: bool) -> None:
 
 
 def require_space(place: Path, needed: int) -> None:
-    """Refuse a disk that is too small.
-
-    :raises NoSpaceError: the disk of a place, which need not exist yet, has less than ``needed`` bytes free.
-    """
+    """Raise ``NoSpaceError`` where the disk of a place, which may be new, has less than ``needed`` bytes free."""
     folder = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -123,19 +120,16 @@ def _refuse_folder(destination: Path, overwrite: bool) -> None:
     if destination.exists() and not destination.is_dir():
         raise OutputError("is a file", path=destination, hint="give the name of a folder")
     if destination.is_dir():
-        _refuse_immovable(destination)
+        # The result cannot take its place by a rename, or whoever stands in it would be lost.
+        stays = None
+        if os.path.ismount(destination):
+            stays = "is where a disk is mounted, which nothing replaces"
+        elif destination.resolve() in (Path.cwd(), *Path.cwd().parents):
+            stays = "is or holds the current folder, which stays"
+        if stays:
+            raise OutputError(stays, path=destination, hint="name a folder in it")
         if any(destination.iterdir()):
             _refuse_existing(destination, overwrite)
-
-
-def _refuse_immovable(folder: Path) -> None:
-    """
-    :raises OutputError: the result cannot take the folder's place by a rename, or whoever stands in it would be lost.
-    """
-    if os.path.ismount(folder):
-        raise OutputError("is where a disk is mounted, which nothing replaces", path=folder, hint="name a folder in it")
-    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise OutputError("is or holds the current folder, which stays", path=folder, hint="name a folder in it")
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
@@ -173,7 +167,7 @@ def _temporary_sibling(destination: Path, *, tentative: bool = False) -> Iterato
 
 
 def _temporary_stem(name: str) -> str:
-    """How a temporary folder for this name begins; a name that leaves no room for more, by its digest."""
+    """How a temporary folder for this name begins: with the name, or its digest where that leaves no room."""
     encoded = os.fsencode(name)
     return f".{name}" if len(encoded) <= _LONGEST_NAME else f".{hashlib.sha256(encoded).hexdigest()[:32]}"
 

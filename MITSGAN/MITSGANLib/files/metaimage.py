@@ -21,25 +21,23 @@ _INTEGER = r"[-+]?\d{1,18}"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d{1,3})?|\.\d+(?:[eE][-+]?\d{1,3})?)"
 _FLAG = r"true|false|t|f|yes|no|y|n|[01]"
 
-# Of each field a pattern of one value, and how many there are for so many axes.
+# Of each field a pattern of one value, and to which power of the number of axes there are so many.
 _FIELDS = {
-    "ndims": (r"\d{1,2}", lambda _axes: 1),
-    "dimsize": (r"\d{1,10}", lambda axes: axes),
-    **dict.fromkeys(("offset", "position", "origin", "centerofrotation"), (_NUMBER, lambda axes: axes)),
-    **dict.fromkeys(("elementspacing", "elementsize", "sequenceid"), (_NUMBER, lambda axes: axes)),
-    **dict.fromkeys(("transformmatrix", "rotation", "orientation"), (_NUMBER, lambda axes: axes * axes)),
-    **dict.fromkeys(
-        ("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata"), (_FLAG, lambda _: 1)
-    ),
-    **dict.fromkeys(("id", "parentid", "headersize"), (_INTEGER, lambda _axes: 1)),
-    **dict.fromkeys(("elementmin", "elementmax", "elementtointensityfunctionslope"), (_NUMBER, lambda _axes: 1)),
-    "elementtointensityfunctionoffset": (_NUMBER, lambda _axes: 1),
-    "compresseddatasize": (r"\d{1,18}", lambda _axes: 1),
-    "elementnumberofchannels": (r"\d{1,4}", lambda _axes: 1),
-    "elementtype": (r"MET_[A-Z_]{1,40}", lambda _axes: 1),
-    "modality": (r"MET_MOD_[A-Z]{1,20}", lambda _axes: 1),
-    "anatomicalorientation": (r"[A-Z?]{1,9}", lambda _axes: 1),
-    "color": (_NUMBER, lambda _axes: 4),
+    "ndims": (r"\d{1,2}", 0),
+    "dimsize": (r"\d{1,10}", 1),
+    **dict.fromkeys(("offset", "position", "origin", "centerofrotation"), (_NUMBER, 1)),
+    **dict.fromkeys(("elementspacing", "elementsize", "sequenceid"), (_NUMBER, 1)),
+    **dict.fromkeys(("transformmatrix", "rotation", "orientation"), (_NUMBER, 2)),
+    **dict.fromkeys(("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata"), (_FLAG, 0)),
+    **dict.fromkeys(("id", "parentid", "headersize"), (_INTEGER, 0)),
+    **dict.fromkeys(("elementmin", "elementmax"), (_NUMBER, 0)),
+    **dict.fromkeys(("elementtointensityfunctionslope", "elementtointensityfunctionoffset"), (_NUMBER, 0)),
+    "compresseddatasize": (r"\d{1,18}", 0),
+    "elementnumberofchannels": (r"\d{1,4}", 0),
+    "elementtype": (r"MET_[A-Z_]{1,40}", 0),
+    "modality": (r"MET_MOD_[A-Z]{1,20}", 0),
+    "anatomicalorientation": (r"[A-Z?]{1,9}", 0),
+    "color": (rf"{_NUMBER}(?:\s+{_NUMBER}){{3}}", 0),
 }
 _TEXTS = ("objecttype", "objectsubtype", "name", "comment", "distanceunits", "transformtype", "acquisitiondate", _DATA)
 
@@ -55,7 +53,7 @@ def is_sound_header(path: Path) -> bool:
     if _DATA not in known:
         return False
     before = list(known)[: list(known).index("ndims")] if "ndims" in known else list(known)
-    if any(name in _FIELDS and _FIELDS[name][1](2) != _FIELDS[name][1](3) for name in before):
+    if any(name in _FIELDS and _FIELDS[name][1] for name in before):
         return False
     if len(known) < len(fields) or not fits(known.get("ndims", ""), _FIELDS["ndims"][0], 1):
         return False
@@ -69,7 +67,7 @@ def is_sound_header(path: Path) -> bool:
 
 
 def is_whole(path: Path, size: int) -> bool:
-    """Whether compressed voxels are sound, of which ITK takes any part, and memory as it finds it for the rest.
+    """Whether compressed voxels are sound. Of others ITK takes a part, and for the rest memory as it finds it.
 
     :param path: a file with a sound header.
     :param size: bytes of all voxels.
@@ -113,7 +111,7 @@ def _fields(text: str) -> Iterator[tuple[str, str]]:
 
 def _is_sound(name: str, text: str, axes: int) -> bool:
     if name in _FIELDS:
-        pattern, count = _FIELDS[name]
-        return fits(text, pattern, count(axes))
+        pattern, power = _FIELDS[name]
+        return fits(text, pattern, axes**power)
     length = TEXT_LENGTH if name in _TEXTS else ENTRY_LENGTH
     return 0 < len(name) <= TEXT_LENGTH and len(text) <= length

@@ -20,11 +20,9 @@ import numpy as np
 
 from ..errors import InputError
 
-_INT16 = 4  # of the data type codes of nifti1.h; below those that can hold NaN
-REAL_TYPES = {16: np.float32, 64: np.float64}
-NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
-CHUNK_BYTES = 1 << 24  # a multiple of every size in REAL_TYPES
-
+# Data type codes of nifti1.h: that of HU, and those that can hold NaN.
+_INT16, _REAL_TYPES = 4, {16: np.float32, 64: np.float64}
+_CHUNK_BYTES = 1 << 24  # a multiple of every size in _REAL_TYPES
 
 # What a voxel's place may differ by between two ways to say it: more than rounding makes, less than anyone could see.
 FORM_TOLERANCE_MM = 0.1
@@ -34,17 +32,32 @@ STRAIGHT_COSINE = 1e-3
 # In mm, by the lowest three bits of xyzt_units.
 _UNITS = {1: 1000.0, 3: 0.001}
 
-
-_MAGIC = b"n+1\0"
-# Where a NIfTI-1 header has qfac and voxel size, slope and intercept of the values, units, the codes of both forms, and
-# quaternion, offset and matrix.
-_PIXDIM, _SCALING, _XYZT_UNITS, _CODES, _PLACES = 76, 112, 123, 252, 256
+# What is read of a NIfTI-1 header: type and place of each field of nifti1.h.
+_FIELDS = np.dtype(
+    {
+        "sizeof_hdr": ("i4", 0),
+        "dim": ("8i2", 40),
+        "datatype": ("i2", 70),
+        "bitpix": ("i2", 72),
+        "pixdim": ("8f4", 76),
+        "vox_offset": ("f4", 108),
+        "slope_and_intercept": ("2f4", 112),
+        "xyzt_units": ("u1", 123),
+        "form_codes": ("2i2", 252),
+        "quaternion_and_offset": ("6f4", 256),
+        "srow": ("12f4", 280),
+        "magic": ("S4", 344),
+    }
+)
+_SECOND_VERSION_SIZE = 540
 _FORMS = struct.Struct("<2i22d")
+# What reading foreign bytes meets.
+_UNREADABLE = (OSError, EOFError, OverflowError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
 class NiftiForms:
-    """The two ways in which a header says where its voxels lie, in mm of RAS; a code of 0 means: not said.
+    """The two ways in which a header says where its voxels lie, in mm of RAS. A code of 0 means: not said.
 
     :param scale: qfac (-1 for a left-handed grid), and the spacing along (column, row, slice).
     :param quaternion: b, c, d of a unit quaternion, and the offset x, y, z.
@@ -77,18 +90,11 @@ class NiftiForms:
         return cls(qform, sform, tuple(numbers[:4]), tuple(numbers[4:10]), tuple(numbers[10:]))
 
     def _qform(self) -> np.ndarray:
+        import SimpleITK as sitk
+
         b, c, d = self.quaternion[:3]
-        rest = b * b + c * c + d * d
-        a = math.sqrt(max(0.0, 1 - rest))
-        if rest > 1:
-            b, c, d = (value / math.sqrt(rest) for value in (b, c, d))
-        rotation = np.array(
-            [
-                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-            ]
-        )
+        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        rotation = np.reshape(sitk.VersorTransform((b, c, d, a)).GetMatrix(), (3, 3))
         qfac, i, j, k = self.scale
         return np.column_stack([rotation * (i, j, -k if qfac < 0 else k), self.quaternion[3:]])
 
@@ -97,18 +103,20 @@ def read_forms(path: Path) -> NiftiForms:
     """:raises InputError: the header is damaged."""
     try:
         with _opened(path) as file:
-            header = file.read(NIFTI1_SIZE)
-        if header[344:348] != _MAGIC:  # ITK would take it for its forerunner, Analyze
-            raise ValueError("no NIfTI-1 file")
-        order = _byte_order(header)
-        scale = struct.unpack_from(f"{order}4f", header, _PIXDIM)
-        codes = struct.unpack_from(f"{order}2h", header, _CODES)
-        places = struct.unpack_from(f"{order}18f", header, _PLACES)
-        mm = _UNITS.get(header[_XYZT_UNITS] & 7, 1.0)
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            header = _header(file.read(_FIELDS.itemsize))
+    except _UNREADABLE as error:
         raise _damaged(path) from error
-    lengths = [mm * value for value in (*scale[1:], *places[3:])]
-    return NiftiForms(*codes, (scale[0], *lengths[:3]), (*places[:3], *lengths[3:6]), tuple(lengths[6:]))
+    if header["magic"] != b"n+1":  # ITK would take it for its forerunner, Analyze
+        raise _damaged(path)
+    mm = _UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+    (qfac, *spacing), quaternion = header["pixdim"][:4].tolist(), header["quaternion_and_offset"].tolist()
+    lengths = [[mm * value for value in values] for values in (spacing, quaternion[3:], header["srow"].tolist())]
+    return NiftiForms(
+        *header["form_codes"].tolist(),
+        scale=(qfac, *lengths[0]),
+        quaternion=(*quaternion[:3], *lengths[1]),
+        srow=tuple(lengths[2]),
+    )
 
 
 def check_forms(path: Path, shape: tuple[int, int, int], matrix: np.ndarray) -> None:
@@ -163,21 +171,21 @@ def write_forms(path: Path, forms: NiftiForms) -> None:
     :raises ValueError: this is no such file.
     """
     with path.open("r+b") as file:
-        header = bytearray(file.read(NIFTI1_SIZE))
-        order = _byte_order(header)
-        struct.pack_into(f"{order}4f", header, _PIXDIM, *forms.scale)
-        struct.pack_into(f"{order}2h", header, _CODES, forms.qform_code, forms.sform_code)
-        struct.pack_into(f"{order}18f", header, _PLACES, *forms.quaternion, *forms.srow)
+        content = bytearray(file.read(_FIELDS.itemsize))
+        header = _header(content)
+        header["pixdim"][:4] = forms.scale
+        header["form_codes"] = forms.qform_code, forms.sform_code
+        header["quaternion_and_offset"], header["srow"] = forms.quaternion, forms.srow
         file.seek(0)
-        file.write(header)
+        file.write(content)
 
 
 def is_second_version(path: Path) -> bool:
     """Whether this is a NIfTI-2 file, which ITK does not read."""
     try:
         with _opened(path) as file:
-            return file.read(4) in (struct.pack("<i", NIFTI2_SIZE), struct.pack(">i", NIFTI2_SIZE))
-    except (OSError, EOFError, zlib.error):
+            return file.read(4) in [struct.pack(f"{order}i", _SECOND_VERSION_SIZE) for order in "<>"]
+    except _UNREADABLE:
         return False
 
 
@@ -185,37 +193,48 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _byte_order(header: bytes) -> str:
-    """:raises ValueError: this is no NIfTI-1 header."""
+def _header(content: bytes | bytearray) -> np.void:
+    """The fields of a header, in its byte order. Those of a bytearray can be set.
+
+    :raises ValueError: this is no NIfTI-1 header.
+    """
     for order in "<>":
-        if struct.unpack_from(f"{order}i", header) == (NIFTI1_SIZE,):
-            return order
+        header = np.frombuffer(content, _FIELDS.newbyteorder(order), 1)[0]
+        if header["sizeof_hdr"] == _FIELDS.itemsize:
+            return header
     raise ValueError("no NIfTI-1 header")
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the voxels lie in the file and how they are stored."""
+def _stored_type(header: np.void, kind: type) -> np.dtype:
+    """A type of numbers in the byte order of a file."""
+    return np.dtype(kind).newbyteorder(header.dtype["datatype"].byteorder)
 
-    offset: int
-    size: int
-    data_type: int
-    byte_order: str
+
+def _stored_bytes(header: np.void) -> int:
+    """What all voxels take in the file."""
+    axes, *sizes = header["dim"].tolist()
+    return math.prod(sizes[:axes]) * int(header["bitpix"]) // 8
 
 
 def check_nifti(path: Path) -> None:
-    """Read through a NIfTI-1 or NIfTI-2 file (.nii or .nii.gz) once.
+    """Read through a NIfTI-1 file (.nii or .nii.gz) once.
 
     :raises InputError: the file ends early or is corrupt, or a voxel is NaN or infinite.
     """
+    is_finite = True
     try:
         with _opened(path) as file:
-            layout = _layout(file.read(NIFTI2_SIZE))
-            file.seek(layout.offset)
-            is_complete, is_finite = _read_through(file, layout)
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            header = _header(file.read(_FIELDS.itemsize))
+            real, missing = _REAL_TYPES.get(int(header["datatype"])), _stored_bytes(header)
+            file.seek(int(header["vox_offset"]))
+            while missing and (chunk := file.read(min(_CHUNK_BYTES, missing))):
+                missing -= len(chunk)
+                if real and len(chunk) % np.dtype(real).itemsize == 0:
+                    is_finite = is_finite and bool(np.isfinite(np.frombuffer(chunk, _stored_type(header, real))).all())
+            file.read(1)  # gzip compares its checksum when it meets the end
+    except _UNREADABLE as error:
         raise _damaged(path) from error
-    if not is_complete:
+    if missing:
         raise _damaged(path)
     if not is_finite:
         raise InputError(
@@ -234,51 +253,22 @@ def holds_voxels(path: Path, values: np.ndarray) -> bool:
     """
     try:
         with _opened(path) as file:
-            header = file.read(NIFTI1_SIZE)
-            order, layout = _byte_order(header), _layout(header)
-            slope, intercept = struct.unpack_from(f"{order}2f", header, _SCALING)
-            if (layout.data_type, layout.size) != (_INT16, values.nbytes) or slope not in (0, 1) or intercept != 0:
+            header = _header(file.read(_FIELDS.itemsize))
+            slope, intercept = header["slope_and_intercept"].tolist()
+            if (header["datatype"], _stored_bytes(header)) != (_INT16, values.nbytes):
                 return False
-            file.seek(layout.offset)
+            if slope not in (0, 1) or intercept != 0:
+                return False
+            file.seek(int(header["vox_offset"]))
             for plane in values:
-                stored = np.frombuffer(file.read(plane.nbytes), np.dtype(np.int16).newbyteorder(order))
-                if not np.array_equal(stored, plane.ravel()):
+                if not np.array_equal(
+                    np.frombuffer(file.read(plane.nbytes), _stored_type(header, np.int16)), plane.ravel()
+                ):
                     return False
             file.read(1)  # gzip compares its checksum when it meets the end
-    except (OSError, EOFError, ValueError, struct.error, zlib.error):
+    except _UNREADABLE:
         return False
     return True
-
-
-def _layout(header: bytes) -> _Layout:
-    """:raises ValueError: this is no NIfTI header."""
-    for byte_order in "<>":
-        (size,) = struct.unpack_from(f"{byte_order}i", header)
-        if size == NIFTI1_SIZE:
-            dimensions = struct.unpack_from(f"{byte_order}8h", header, 40)
-            data_type, bits = struct.unpack_from(f"{byte_order}2h", header, 70)
-            (offset,) = struct.unpack_from(f"{byte_order}f", header, 108)
-        elif size == NIFTI2_SIZE:
-            data_type, bits, *dimensions = struct.unpack_from(f"{byte_order}2h8q", header, 12)
-            (offset,) = struct.unpack_from(f"{byte_order}q", header, 168)
-        else:
-            continue
-        voxels = math.prod(dimensions[1 : 1 + dimensions[0]])
-        return _Layout(int(offset), voxels * bits // 8, data_type, byte_order)
-    raise ValueError("no NIfTI header")
-
-
-def _read_through(file: BinaryIO, layout: _Layout) -> tuple[bool, bool]:
-    """Whether all voxels are there, and whether all are finite."""
-    dtype = REAL_TYPES.get(layout.data_type)
-    missing, is_finite = layout.size, True
-    while missing and (chunk := file.read(min(CHUNK_BYTES, missing))):
-        missing -= len(chunk)
-        if dtype and len(chunk) % np.dtype(dtype).itemsize == 0:
-            values = np.frombuffer(chunk, np.dtype(dtype).newbyteorder(layout.byte_order))
-            is_finite = is_finite and bool(np.isfinite(values).all())
-    file.read(1)  # gzip compares its checksum when it meets the end
-    return missing == 0, is_finite
 
 
 def _damaged(path: Path) -> InputError:

@@ -24,18 +24,10 @@ _SPACE_WORD = r"[A-Za-z0-9-]+"
 # One value for each axis of the array, for each axis of the space, or a single one.
 _PER_AXIS = {
     "sizes": r"\d+",
-    "spacings": _NUMBER,
-    "thicknesses": _NUMBER,
-    "axis mins": _NUMBER,
-    "axismins": _NUMBER,
-    "axis maxs": _NUMBER,
-    "axismaxs": _NUMBER,
+    **dict.fromkeys(("spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs"), _NUMBER),
     "space directions": _VECTOR,
-    "kinds": r"\S+",
-    "centers": r"\S+",
-    "centerings": r"\S+",
-    "labels": _QUOTED,
-    "units": _QUOTED,
+    **dict.fromkeys(("kinds", "centers", "centerings"), r"\S+"),
+    **dict.fromkeys(("labels", "units"), _QUOTED),
 }
 _PER_SPACE_AXIS = {"space units": _QUOTED, "measurement frame": _VECTOR}
 _SINGLE = {
@@ -46,25 +38,13 @@ _SINGLE = {
     "type": r"[A-Za-z0-9_ ]+",
     "encoding": r"[A-Za-z0-9]+",
     "endian": r"little|big",
-    "line skip": r"\d+",
-    "lineskip": r"\d+",
-    "byte skip": r"-1|\d+",
-    "byteskip": r"-1|\d+",
-    "block size": r"\d+",
-    "blocksize": r"\d+",
-    "number": r"\d+",
-    "min": _NUMBER,
-    "max": _NUMBER,
-    "old min": _NUMBER,
-    "oldmin": _NUMBER,
-    "old max": _NUMBER,
-    "oldmax": _NUMBER,
-    "content": r".*",
-    "sample units": r".*",
-    "sampleunits": r".*",
-    "data file": r".+",
-    "datafile": r".+",
+    **dict.fromkeys(("line skip", "lineskip", "block size", "blocksize", "number"), r"\d+"),
+    **dict.fromkeys(("byte skip", "byteskip"), r"-1|\d+"),
+    **dict.fromkeys(("min", "max", "old min", "oldmin", "old max", "oldmax"), _NUMBER),
+    **dict.fromkeys(("content", "sample units", "sampleunits"), r".*"),
+    **dict.fromkeys(("data file", "datafile"), r".+"),
 }
+_PATTERNS = {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
 
 
 def is_sound_header(path: Path) -> bool:
@@ -130,12 +110,14 @@ def _header(path: Path) -> tuple[list[str], int | None]:
 def _keep_rules(lines: list[str]) -> bool:
     found = list(_fields(lines))
     fields = dict(found)
-    axes, space = _axes(fields), _space_axes(fields)
-    if None in fields or len(fields) < len(found) or not 1 <= axes <= _MOST_AXES:
+    axes, space = (_dimension(fields, name) for name in ("dimension", "space dimension"))
+    if space is None:
+        word = fields.get("space", "").lower()
+        space = 4 if word.endswith("time") or word in ("rast", "last", "lpst") else 3
+    if None in fields or len(fields) < len(found) or not 1 <= (axes or 0) <= _MOST_AXES:
         return False
     counts = {**dict.fromkeys(_PER_AXIS, axes), **dict.fromkeys(_PER_SPACE_AXIS, space), **dict.fromkeys(_SINGLE, 1)}
-    patterns = {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
-    if not all(fits(text, patterns[name], counts[name]) for name, text in fields.items()):
+    if not all(fits(text, _PATTERNS[name], counts[name]) for name, text in fields.items()):
         return False
     vectors = (fields.get(name, "") for name in ("space directions", "space origin", "measurement frame"))
     return all(vector.count(",") == space - 1 for text in vectors for vector in re.findall(r"\(.*?\)", text))
@@ -150,23 +132,14 @@ def _fields(lines: list[str]) -> Iterator[tuple[str | None, str]]:
             continue
         else:
             name, colon, text = line.partition(":")
-            known = name.lower() in {**_PER_AXIS, **_PER_SPACE_AXIS, **_SINGLE}
-            yield (name.lower() if colon and known else None), text.strip()
+            yield (name.lower() if colon and name.lower() in _PATTERNS else None), text.strip()
             if name.lower() in ("data file", "datafile") and text.strip().startswith("LIST"):
                 return  # names of files follow
 
 
-def _axes(fields: dict[str | None, str]) -> int:
-    text = fields.get("dimension", "")
-    return int(text) if re.fullmatch(_SINGLE["dimension"], text) else 0
-
-
-def _space_axes(fields: dict[str | None, str]) -> int:
-    text = fields.get("space dimension", "")
-    if re.fullmatch(_SINGLE["space dimension"], text):
-        return int(text)
-    name = fields.get("space", "").lower()
-    return 4 if name.endswith("time") or name in ("rast", "last", "lpst") else 3
+def _dimension(fields: dict[str | None, str], name: str) -> int | None:
+    text = fields.get(name, "")
+    return int(text) if fits(text, _SINGLE[name], 1) else None
 
 
 def fits(text: str, pattern: str, count: int) -> bool:

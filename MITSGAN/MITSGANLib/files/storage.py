@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import LEAVE_SERIES_OUT, InputError, OutputError
 from ..runtime.progress import Progress
 from ..scan.volume import CTVolume, VolumeWarning
 from . import volume_files
 from .atomic import require_space
+from .dicom.geometry import Stack
 from .dicom.read import read_series, stack_series
 from .dicom.series import DicomScan, DicomSeries, choose_series, scan_dicom
 from .dicom.write import check_series_output, write_series
+from .volume_files import FileHeader
 
 # A dot may be part of a folder's name (a UID, a version, initials), so only what is a type of file is refused as one.
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom", ".ima"))
@@ -152,7 +155,6 @@ def check_output(volume: CTVolume, path: str | os.PathLike[str], *, overwrite: b
 def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> tuple[SeriesSummary, ...]:
     """What a file or folder holds, from headers alone: every DICOM series, usable or not, or the one volume of a file.
 
-    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
     :raises InputError: not found, or nothing in it is DICOM or one of ``files.SUFFIXES``.
     """
     path = Path(path)
@@ -165,9 +167,13 @@ def describe(path: str | os.PathLike[str], progress: Progress | None = None) -> 
             path=path,
             hint=f"give a DICOM folder or a file of {', '.join(volume_files.SUFFIXES)}",
         )
-    damaged = [_describe_unusable(file, "is a damaged, incomplete or unreadable DICOM file") for file in scan.damaged]
-    lost = [_describe_unusable(file, "has no Series Instance UID") for file in scan.without_series]
-    return (*map(_describe_series, scan.series), *damaged, *lost)
+    reasons = dict.fromkeys(scan.damaged, "is a damaged, incomplete or unreadable DICOM file")
+    reasons |= dict.fromkeys(scan.without_series, "has no Series Instance UID")
+    unusable = (
+        SeriesSummary(str(file), "dicom", "", file.name, 0, problem=f"{file} {reason}.")
+        for file, reason in reasons.items()
+    )
+    return (*map(_describe_series, scan.series), *unusable)
 
 
 def _describe_file(path: Path) -> SeriesSummary:
@@ -176,18 +182,7 @@ def _describe_file(path: Path) -> SeriesSummary:
         header = volume_files.read_file_header(path)
     except InputError as error:
         return SeriesSummary(str(path), file_format, "", path.name, 0, problem=str(error))
-    return SeriesSummary(
-        path=str(path),
-        format=file_format,
-        modality="",
-        description=path.name,
-        image_count=header.shape[0],
-        shape=header.shape,
-        spacing=header.spacing,
-        origin=header.origin,
-        direction=tuple(header.direction.ravel().tolist()),
-        warnings=header.warnings,
-    )
+    return SeriesSummary(str(path), file_format, "", path.name, header.shape[0], **_place(header))
 
 
 def _describe_series(series: DicomSeries) -> SeriesSummary:
@@ -200,19 +195,17 @@ def _describe_series(series: DicomSeries) -> SeriesSummary:
     return SeriesSummary(
         path=str(series.headers[0].path.parent),
         format="dicom",
-        modality=series.modality,
-        description=series.description,
+        modality=series.text("Modality"),
+        description=series.text("SeriesDescription"),
         image_count=series.image_count,
         series_instance_uid=series.uid,
-        kernel=series.kernel,
-        shape=stack and stack.shape,
-        spacing=stack and stack.spacing,
-        origin=stack and stack.origin,
-        direction=stack and tuple(stack.direction.ravel().tolist()),
+        kernel=series.text("ConvolutionKernel"),
         problem=problem,
-        warnings=stack.warnings if stack else (),
+        **(_place(stack) if stack else {}),
     )
 
 
-def _describe_unusable(path: Path, problem: str) -> SeriesSummary:
-    return SeriesSummary(str(path), "dicom", "", path.name, 0, problem=f"{path} {problem}.")
+def _place(found: FileHeader | Stack) -> dict[str, Any]:
+    """Size, geometry and warnings of what headers describe."""
+    values = {name: getattr(found, name) for name in ("shape", "spacing", "origin", "warnings")}
+    return {**values, "direction": tuple(found.direction.ravel().tolist())}

@@ -58,17 +58,6 @@ FORMATS = (
 DETACHED_SUFFIXES = {".mhd": (".zraw",), ".nhdr": (".raw.gz",)}
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 _DATA_FILE = re.compile(r"(?:ElementDataFile\s*=|data ?file:=?)\s*(.*)", re.IGNORECASE | re.DOTALL)
-# By the name of ITK's class of voxels.
-_PIXEL_BYTES = {
-    "16-bit signed integer": 2,
-    "16-bit unsigned integer": 2,
-    "32-bit signed integer": 4,
-    "32-bit unsigned integer": 4,
-    "32-bit float": 4,
-    "64-bit signed integer": 8,
-    "64-bit unsigned integer": 8,
-    "64-bit float": 8,
-}
 # Deflate packs at most 1032 bytes into one.
 MOST_COMPRESSION = 1100
 # NIfTI stores the position of voxels in 32-bit floating point.
@@ -98,7 +87,7 @@ def read_file_header(path: str | os.PathLike[str]) -> FileHeader:
 
     :raises InputError: not readable, not three-dimensional, not one value a voxel, or 8-bit.
     """
-    return _header(Path(path), _reader(Path(path)))
+    return _header(Path(path), image_reader(Path(path)))
 
 
 def read_file(path: str | os.PathLike[str], progress: Progress | None = None) -> CTVolume:
@@ -113,11 +102,16 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
 
     path = Path(path)
     _report(progress, 0)
-    reader = _reader(path)
+    reader = image_reader(path)
     header = _header(path, reader)
-    if format_of(path).name == "nifti":
+    name, voxel_bytes = format_of(path).name, _voxel_bytes(reader)
+    if name == "nifti":
         nifti.check_nifti(path)
-    _require_whole(path, _voxel_bytes(reader))
+    with reading(path):
+        is_whole = name != "nrrd" or nrrd.is_whole(path, data_files(path), voxel_bytes)
+        is_whole = is_whole and (name != "metaimage" or metaimage.is_whole(path, voxel_bytes))
+    if not is_whole:
+        raise damaged_file(path)
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -126,9 +120,7 @@ def read_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
     padding_hu = _padding(header.metadata)
     steps, step_warnings = recorded_steps(header.metadata)
     warnings = (*header.warnings, *step_warnings, *conversion_warnings, *check_hounsfield(hu, padding_hu))
-    provenance = Provenance(
-        source=str(path), format=format_of(path).name, padding_hu=padding_hu, warnings=warnings, steps=steps
-    )
+    provenance = Provenance(source=str(path), format=name, padding_hu=padding_hu, warnings=warnings, steps=steps)
     _report(progress, 1)
     return CTVolume(hu, header.spacing, header.origin, header.direction, provenance)
 
@@ -138,7 +130,8 @@ def read_metadata(reader: sitk.ImageFileReader) -> dict[str, str]:
 
     An entry whose name is no UTF-8 is left out: ITK's Python interface cannot be asked for it.
     """
-    return {key: header_text(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if _is_utf8(key)}
+    keys = [key for key in reader.GetMetaDataKeys() if header_text(key) == key]
+    return {key: header_text(reader.GetMetaData(key)) for key in keys}
 
 
 def header_text(text: str) -> str:
@@ -146,15 +139,11 @@ def header_text(text: str) -> str:
 
     Bytes that are no UTF-8 come as surrogates, which it refuses; they are read as Latin-1, as older programs write it.
     """
-    return text if _is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("latin-1")
-
-
-def _is_utf8(text: str) -> bool:
+    encoded = text.encode("utf-8", "surrogateescape")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded.decode("latin-1")
 
 
 def write_file(
@@ -174,7 +163,7 @@ def write_file(
     _report(progress, 0)
     with atomic_file(path, overwrite=overwrite) as temporary:
         # Kept in no name: reading back needs its memory.
-        write_image(_image(volume, file_format), temporary, path, forms)
+        write_image(image_of(volume.hu, volume, _fields(volume.provenance, file_format)), temporary, path, forms)
         _verify(volume, temporary, path)
         _report(progress, 1)
 
@@ -194,8 +183,8 @@ def _report(progress: Progress | None, done: int) -> None:
         progress(done, 1)
 
 
-def _reader(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header.
+def image_reader(path: Path) -> sitk.ImageFileReader:
+    """ITK's reader that has read the header.
 
     :raises InputError: the file is missing, damaged, or sheared.
     """
@@ -221,13 +210,12 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
 def _require_sound_header(path: Path) -> None:
     """:raises InputError: ITK would not survive the header, cannot unpack the voxels, or the file cannot be read."""
-    is_sound_header = {"nrrd": nrrd.is_sound_header, "metaimage": metaimage.is_sound_header}.get(format_of(path).name)
+    rules = {"nrrd": nrrd, "metaimage": metaimage}.get(format_of(path).name)
     with reading(path):
-        is_sound = is_sound_header is None or is_sound_header(path)
+        is_sound = rules is None or rules.is_sound_header(path)
+        is_bzip2 = is_sound and rules is nrrd and nrrd.encoding(path) in ("bz2", "bzip2")
     if not is_sound:
         raise damaged_file(path)
-    with reading(path):
-        is_bzip2 = format_of(path).name == "nrrd" and nrrd.encoding(path) in ("bz2", "bzip2")
     if is_bzip2:
         raise InputError(
             "has voxels that bzip2 packed, which no reader here unpacks",
@@ -236,31 +224,12 @@ def _require_sound_header(path: Path) -> None:
         )
 
 
-def _require_enough_bytes(path: Path, reader: sitk.ImageFileReader) -> None:
-    """:raises InputError: so few bytes cannot hold that many voxels; a reader would take memory for all of them."""
-    held = sum(file.stat().st_size for file in (path, *data_files(path)))
-    if _voxel_bytes(reader) > MOST_COMPRESSION * held:
-        raise damaged_file(path)
-
-
 def _voxel_bytes(reader: sitk.ImageFileReader) -> int:
     """What all voxels take in memory."""
     import SimpleITK as sitk
 
-    pixel_bytes = _PIXEL_BYTES.get(sitk.GetPixelIDValueAsString(reader.GetPixelID()), 1)
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel_bytes
-
-
-def _require_whole(path: Path, voxel_bytes: int) -> None:
-    """
-    :raises InputError: compressed voxels of a NRRD or MetaImage file are damaged or incomplete, or cannot be read.
-    """
-    name = format_of(path).name
-    with reading(path):
-        is_whole = name != "nrrd" or nrrd.is_whole(path, data_files(path), voxel_bytes)
-        is_whole = is_whole and (name != "metaimage" or metaimage.is_whole(path, voxel_bytes))
-    if not is_whole:
-        raise damaged_file(path)
+    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID())
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * one.GetSizeOfPixelComponent()
 
 
 def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
@@ -280,7 +249,9 @@ def _header(path: Path, reader: sitk.ImageFileReader) -> FileHeader:
         raise OtherKindError(
             "has 8-bit values, a segmentation or a picture and not HU", path=path, hint="load the CT volume itself"
         )
-    _require_enough_bytes(path, reader)
+    # So few bytes cannot hold that many voxels; a reader would take memory for all of them.
+    if _voxel_bytes(reader) > MOST_COMPRESSION * sum(file.stat().st_size for file in (path, *data_files(path))):
+        raise damaged_file(path)
     metadata = read_metadata(reader)
     spacing = tuple(reader.GetSpacing())
     direction = np.array(reader.GetDirection()).reshape(3, 3)
@@ -346,7 +317,7 @@ def _padding(metadata: Mapping[str, str]) -> int | None:
 
 
 def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, ...], tuple[VolumeWarning, ...]]:
-    """The processing steps that a header tells; the attack notice counts even where the rest is unreadable."""
+    """The processing steps that a header tells. The attack notice counts even where the rest is unreadable."""
     warnings: tuple[VolumeWarning, ...] = ()
     steps: tuple[ProcessingStep, ...] = ()
     try:
@@ -366,10 +337,7 @@ def recorded_steps(metadata: Mapping[str, str]) -> tuple[tuple[ProcessingStep, .
 def steps_to_text(steps: Iterable[ProcessingStep]) -> str:
     """Processing steps as JSON: NumPy numbers and arrays as numbers and lists, anything else as its text."""
     return json.dumps(
-        [
-            {"kind": step.kind, "description": step.description, "parameters": dict(step.parameters), "time": step.time}
-            for step in steps
-        ],
+        [{**vars(step), "parameters": dict(step.parameters)} for step in steps],
         default=lambda value: value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value),
     )
 
@@ -379,26 +347,28 @@ def steps_from_text(text: str) -> tuple[ProcessingStep, ...]:
 
     :raises RecursionError, TypeError, ValueError: the text is none of it.
     """
-    return tuple(_step(values) for values in json.loads(text))
+    steps = tuple(ProcessingStep(**values) for values in json.loads(text))
+    for step in steps:
+        texts = (step.kind, step.description, step.time)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(step.parameters, dict):
+            raise TypeError("no step")
+    return steps
 
 
-def _step(values: Mapping[str, Any]) -> ProcessingStep:
-    """:raises TypeError: the values are not those of a step."""
-    step = ProcessingStep(**values)
-    texts = (step.kind, step.description, step.time)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(step.parameters, dict):
-        raise TypeError("no step")
-    return step
+def image_of(values: np.ndarray, place: CTVolume | Any, entries: Mapping[str, str]) -> sitk.Image:
+    """An image of ITK.
 
-
-def _image(volume: CTVolume, file_format: FileFormat) -> sitk.Image:
+    :param values: (slices, rows, columns).
+    :param place: has ``spacing``, ``origin`` and ``direction`` as a ``CTVolume`` does.
+    :param entries: of the header.
+    """
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(volume.hu)
-    image.SetSpacing(volume.spacing)
-    image.SetOrigin(volume.origin)
-    image.SetDirection(volume.direction.ravel().tolist())
-    for key, text in _fields(volume.provenance, file_format).items():
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(place.spacing)
+    image.SetOrigin(place.origin)
+    image.SetDirection(np.ravel(place.direction).tolist())
+    for key, text in entries.items():
         image.SetMetaData(key, text)
     return image
 
@@ -429,16 +399,13 @@ def _descrip(provenance: Provenance) -> str:
 
 
 def refuse_source(path: Path, source: str | os.PathLike[str]) -> None:
-    """Refuse to write over the file that was read.
-
-    :raises OutputError: when a file to be written is the one that was read.
-    """
+    """Raise ``OutputError`` where a file to be written is the one that was read."""
     if os.fspath(source) and path.exists() and Path(source).exists() and path.samefile(source):
         raise OutputError("is the source itself, which is never overwritten", path=path, hint="choose another name")
 
 
 def _forms_of_source(volume: CTVolume) -> nifti.NiftiForms | None:
-    """How the NIfTI file that a volume was read from says where it lies, for the copy to say the same."""
+    """The forms of the NIfTI file that a volume was read from, for its copy."""
     source = Path(volume.provenance.source)
     if volume.provenance.format != "nifti" or not source.is_file():
         return None
@@ -491,8 +458,9 @@ def _compress(source: Path, destination: Path) -> None:
 def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
     import SimpleITK as sitk
 
+    failed = OutputError("could not be written completely", path=path, hint="check the free space on the disk")
     try:
-        reader = _reader(temporary)
+        reader = image_reader(temporary)
         header = _header(temporary, reader)
         if format_of(path).name == "nifti":
             is_same = header.shape == volume.shape and nifti.holds_voxels(temporary, volume.hu)
@@ -500,16 +468,12 @@ def _verify(volume: CTVolume, temporary: Path, path: Path) -> None:
             image = reader.Execute()  # kept in a name: the view does not keep it alive
             is_same = same_voxels(sitk.GetArrayViewFromImage(image), volume.hu)
     except (InputError, RuntimeError) as error:
-        raise _not_complete(path) from error
+        raise failed from error
     written = CTVolume(volume.hu, header.spacing, header.origin, header.direction)
     if not is_same or not volume.same_geometry(written, GEOMETRY_TOLERANCE_MM):
-        raise _not_complete(path)
+        raise failed
 
 
 def same_voxels(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal, compared slice by slice, which takes no memory for all of them."""
+    """Whether two arrays are equal, compared slice by slice to save memory."""
     return one.shape == other.shape and all(map(np.array_equal, one, other))
-
-
-def _not_complete(path: Path) -> OutputError:
-    return OutputError("could not be written completely", path=path, hint="check the free space on the disk")

@@ -132,10 +132,7 @@ def seal_key(key: Key, salt: bytes, cost: ScryptCost | None) -> bytes:
 
 
 def require_cryptography() -> None:
-    """Refuse to go on without the package cryptography.
-
-    :raises DependencyError: the package cryptography cannot be imported.
-    """
+    """Raise ``DependencyError`` where the package cryptography cannot be imported."""
     try:
         import cryptography  # noqa: F401
     except ImportError as error:

@@ -15,13 +15,18 @@ of their own, so any change at all is described exactly, if less compactly.
 from __future__ import annotations
 
 import bz2
+import functools
+import json
 import lzma
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .packing import Reader, pack, unpack
+from ..watermark.pattern import ScanSigns
 
 # Limits in HU between classes of tissue, fine where the change that a budget allows depends on the HU (see ``budget``).
 # These and the numbers below are part of the format: with others, earlier seals do not open.
@@ -33,6 +38,7 @@ _SYMBOLS = _EXCEPTION + 1
 _CONTEXTS = (len(TISSUE_LIMITS_HU) + 1) * _SYMBOLS  # twice as many where signs are known
 _STREAMS = 16
 
+_LENGTH = struct.Struct(">I")
 _XZ_MARK = b"\xfd7zXZ"
 # Four bits of the rank before and no positions as context; hardly a search for repetitions, which took three times as
 # long for another 2 %. These are no part of the format.
@@ -54,7 +60,7 @@ class Slices(Sequence[np.ndarray]):
     """
 
     def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
-        self._count, self._make, self._last = count, make, (-1, np.empty(0))
+        self._count, self._make = count, functools.lru_cache(maxsize=1)(make)
 
     def __len__(self) -> int:
         return self._count
@@ -62,9 +68,22 @@ class Slices(Sequence[np.ndarray]):
     def __getitem__(self, k: int) -> np.ndarray:
         if not 0 <= k < self._count:
             raise IndexError(k)
-        if self._last[0] != k:
-            self._last = k, self._make(k)
-        return self._last[1]
+        return self._make(k)
+
+
+def slice_signs(record: Mapping[str, Any] | None, hu: Sequence[np.ndarray]) -> Sequence[np.ndarray] | None:
+    """The signs of each protected slice, int8 (rows, columns); None where a record holds none.
+
+    What they derive from, the positions of the slices too, lies in the seal, encrypted: whoever can restore the
+    original can also tell the signs of this one scan.
+
+    :param record: of ``ScanSigns.to_dict``.
+    :param hu: int16 HU of each slice, as it is protected.
+    """
+    signs = None if record is None else ScanSigns.from_dict(record)
+    if signs is None or len(signs.depths) != len(hu):
+        return None
+    return Slices(len(hu), lambda k: signs.of_slice(k, hu[k]))
 
 
 def encode_change(
@@ -117,19 +136,18 @@ def decode_change(
     data = {name: _expanded(part) for name, part in parts.items()}
     ranked = np.frombuffer(data["ranked"], np.uint8).reshape(-1, _SYMBOLS)
     stream_of = np.frombuffer(data["stream_of"], np.uint8)
-    exceptions = Reader(np.frombuffer(data["exceptions"], "<i2"))
-    streams = [Reader(np.frombuffer(data[str(number)], np.uint8)) for number in range(_STREAMS)]
+    exceptions, *streams = (BytesIO(data[name]) for name in ("exceptions", *map(str, range(_STREAMS))))
     before, sign_before = np.zeros(protected[0].size, np.int16), None
     for k, plane in enumerate(protected):
         sign = _sign(signs, k)
         context = _context(hu[k], before, sign, sign_before)
         ranks = np.empty(plane.size, np.uint8)
-        for reader, places in zip(streams, _places(stream_of[context]), strict=True):
-            ranks[places] = reader.take(places.size)
+        for stream, places in zip(streams, _places(stream_of[context]), strict=True):
+            ranks[places] = np.frombuffer(stream.read(places.size), np.uint8)
         symbols = ranked[context, ranks]
         change = symbols.astype(np.int16) - np.int16(_LARGEST)
         is_exception = symbols == _EXCEPTION
-        change[is_exception] = exceptions.take(np.count_nonzero(is_exception))
+        change[is_exception] = np.frombuffer(exceptions.read(2 * np.count_nonzero(is_exception)), "<i2")
         if sign is not None:
             change *= sign
         yield (plane.view(np.uint16) + change.view(np.uint16).reshape(plane.shape)).view(plane.dtype)
@@ -198,3 +216,22 @@ def _compressed(part: Sequence[np.ndarray]) -> bytes:
 
 def _expanded(part: bytes) -> bytes:
     return lzma.decompress(part) if part.startswith(_XZ_MARK) else bz2.decompress(part)
+
+
+def pack(facts: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
+    """``facts`` (JSON-ready) and ``parts``, to be taken apart by :func:`unpack`."""
+    sizes = {name: len(part) for name, part in parts.items()}
+    head = json.dumps({"facts": dict(facts), "sizes": sizes}, separators=(",", ":"), allow_nan=False).encode()
+    return b"".join([_LENGTH.pack(len(head)), head, *parts.values()])
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What :func:`pack` was given. Not for data that is not authenticated."""
+    start = _LENGTH.size
+    end = start + _LENGTH.unpack_from(data)[0]
+    head = json.loads(data[start:end])
+    parts = {}
+    for name, size in head["sizes"].items():
+        parts[name] = data[end : end + size]
+        end += size
+    return head["facts"], parts

@@ -25,10 +25,6 @@ NONCE_BYTES, TAG_BYTES = 12, 16
 HEADER_LIMIT = 1 << 16
 
 _LENGTH = struct.Struct(">I")
-_WRONG_KEY = "The key is not the one that this scan was sealed with; give the right one."
-_NOT_OPENED = (
-    "The seal does not open: the {kind} is not the one that this scan was sealed with, or the seal was changed."
-)
 
 
 def close_container(payload: bytes, identity: Mapping[str, Any], key: Key, *, cost: ScryptCost | None = None) -> bytes:
@@ -64,7 +60,9 @@ def open_container(data: bytes, key: Key) -> tuple[dict[str, Any], bytes]:
     try:
         payload = AESGCM(seal_key(key, salt, cost)).decrypt(nonce, data[start:], data[:start])
     except InvalidTag as error:
-        raise InputError(_NOT_OPENED.format(kind="passphrase" if key.is_passphrase else "key")) from error
+        kind = "passphrase" if key.is_passphrase else "key"
+        reason = f"the {kind} is not the one that this scan was sealed with, or the seal was changed"
+        raise InputError(f"The seal does not open: {reason}.") from error
     return header["identity"], payload
 
 
@@ -81,18 +79,16 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     if data[: len(MARK)] != MARK:
         raise InputError("This is no seal of MITSGAN that this version can read; it is damaged or newer.")
     start = len(MARK) + _LENGTH.size
-    if len(data) < start:
-        raise _damaged()
-    (length,) = _LENGTH.unpack_from(data, len(MARK))
-    if length > HEADER_LIMIT or len(data) < start + length + TAG_BYTES:
-        raise _damaged()
+    end = start + int.from_bytes(data[len(MARK) : start])
     try:
-        header = json.loads(data[start : start + length])
+        if end - start > HEADER_LIMIT or len(data) < end + TAG_BYTES:
+            raise ValueError("sizes")
+        header = json.loads(data[start:end])
     except (ValueError, RecursionError) as error:
         raise _damaged() from error
     if not isinstance(header, dict) or not isinstance(header.get("identity"), dict):
         raise _damaged()
-    return header, start + length
+    return header, end
 
 
 def _opening(header: Mapping[str, Any], key: Key) -> tuple[bytes, bytes, ScryptCost | None]:
@@ -110,7 +106,7 @@ def _opening(header: Mapping[str, Any], key: Key) -> tuple[bytes, bytes, ScryptC
         kind, other = ("key file", "passphrase") if key.is_passphrase else ("passphrase", "key file")
         raise InputError(f"This scan was sealed with a {kind}, not a {other}; give that.")
     if not key.is_passphrase and key_id != key.id:
-        raise InputError(_WRONG_KEY)
+        raise InputError("The key is not the one that this scan was sealed with; give the right one.")
     return salt, nonce, cost
 
 

@@ -16,7 +16,7 @@ import lzma
 import math
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,10 @@ from ..files.dicom.derive import keep_lossy_history
 from ..files.dicom.encoded import EncodedFile, new_item
 from ..files.dicom.frames import Frame, frames_of
 from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset, read_encoded, read_header
-from ..files.dicom.pixels import decode_stored, shown_hu
+from ..files.dicom.pixels import decode_frames, decode_stored, shown_hu
 from ..files.dicom.write import new_meta, pixel_changes
 from ..scan.volume import VolumeWarning
-from ..watermark.pattern import ScanSigns
-from .change import Slices, decode_change, encode_change
-from .known_signs import from_record, signs_of_slices
-from .packing import Reader, pack, unpack
+from .change import Slices, decode_change, encode_change, pack, slice_signs, unpack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -46,7 +43,7 @@ _CORRECTED = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber",
 
 
 class StoredSeries:
-    """Stored integers of the files of a series, int16 or uint16, and where their frames lie; read file by file.
+    """Stored integers (int16 or uint16) and frames of a series, read file by file.
 
     :param frames: of each file.
     :param planes: (rows, columns) of each frame, in the order of the files.
@@ -57,22 +54,20 @@ class StoredSeries:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self.frames = [_frames(path) for path in paths]
-        self._places = [(number, place) for number, frames in enumerate(self.frames) for place in range(len(frames))]
-        self._file: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self.planes = Slices(len(self._places), self._plane)
-        self.hu = Slices(len(self._places), lambda k: shown_hu(self.planes[k], self.frame(k)))
+        self._of_planes = list(itertools.chain(*self.frames))
+        self._file: tuple[Path | None, np.ndarray] = (None, np.empty(0))
+        self.planes = Slices(len(self._of_planes), self._plane)
+        self.hu = Slices(len(self._of_planes), lambda k: shown_hu(self.planes[k], self.frame(k)))
 
     def frame(self, k: int) -> Frame:
         """Where plane ``k`` lies."""
-        number, place = self._places[k]
-        return self.frames[number][place]
+        return self._of_planes[k]
 
     def _plane(self, k: int) -> np.ndarray:
-        number, place = self._places[k]
-        if self._file[0] != number:
-            path = self.paths[number]
-            self._file = number, _stored(read_dataset(path), path, self.frames[number])
-        return self._file[1][place]
+        frame = self.frame(k)
+        if self._file[0] != frame.path:
+            self._file = frame.path, decode_frames(read_dataset(frame.path), [frame])
+        return self._file[1][frame.index]
 
 
 def identity(series: StoredSeries) -> dict[str, Any]:
@@ -84,16 +79,17 @@ def identity(series: StoredSeries) -> dict[str, Any]:
     for k, plane in enumerate(series.planes):
         frame = series.frame(k)
         numbers = (*frame.position, *frame.orientation, *frame.pixel_spacing, frame.slope, frame.intercept)
-        digest.update(struct.pack("<4i13d", *plane.shape, frame.stored.bits, frame.stored.signed, *numbers))
+        digest.update(struct.pack("<4i13d", *plane.shape, frame.bits, frame.signed, *numbers))
         digest.update(plane.astype(plane.dtype.newbyteorder("<")).tobytes())
     return {"kind": KIND, "files": len(series.paths), "image_sha256": digest.hexdigest()}
 
 
-def describe_series(originals: Sequence[Path], protected: StoredSeries, watermark: ScanSigns | None = None) -> bytes:
+def describe_series(
+    originals: Iterable[Path], protected: StoredSeries, watermark: Mapping[str, Any] | None = None
+) -> bytes:
     """The payload that turns ``protected`` back into ``originals``, given file by file in the same order.
 
-    :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
-
+    :param watermark: record of the watermark that ``protected`` carries, where it is known; makes it shorter.
     :raises InputError: an original is damaged or gone.
     """
     digest, around, facts, unused = hashlib.sha256(), [], [], []
@@ -105,18 +101,13 @@ def describe_series(originals: Sequence[Path], protected: StoredSeries, watermar
             start, end, is_little_endian = _pixel_span(data, file.dataset, path)
             digest.update(data)
             around += [data[:start], data[end:]]
-            stored = _stored(file.dataset, path, tuple(frames_of(Header(path, file.dataset))))
+            stored = decode_frames(file.dataset, frames_of(Header(path, file.dataset)))
             spool.write(stored.tobytes())
-            differing = _words(data[start:end], is_little_endian) ^ stored.view(np.uint16).ravel()
+            words = np.frombuffer(data[start:end], "<u2" if is_little_endian else ">u2")
+            differing = words ^ stored.view(np.uint16).ravel()
             unused.append(bz2.compress(differing.astype("<u2").tobytes()) if differing.any() else b"")
-            facts.append(
-                {
-                    "before": start,
-                    "after": len(data) - end,
-                    "unused": len(unused[-1]),
-                    "little_endian": is_little_endian,
-                }
-            )
+            sizes = {"before": start, "after": len(data) - end, "unused": len(unused[-1])}
+            facts.append({**sizes, "little_endian": is_little_endian})
         shape, dtype = stored[0].shape, stored.dtype
         size = math.prod(shape) * dtype.itemsize
 
@@ -125,10 +116,10 @@ def describe_series(originals: Sequence[Path], protected: StoredSeries, watermar
             return np.frombuffer(spool.read(size), dtype).reshape(shape)
 
         planes = protected.planes
-        signs = signs_of_slices(watermark, protected.hu)
+        signs = slice_signs(watermark, protected.hu)
         change = encode_change(Slices(len(planes), original), planes, protected.hu, signs)
     parts = {"change": change, "around": lzma.compress(b"".join(around)), "unused": b"".join(unused)}
-    return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": watermark and watermark.to_dict()}, parts)
+    return pack({"files": facts, "sha256": digest.hexdigest(), "watermark": watermark}, parts)
 
 
 def restored_files(payload: bytes, protected: StoredSeries) -> Iterator[bytes]:
@@ -137,15 +128,15 @@ def restored_files(payload: bytes, protected: StoredSeries) -> Iterator[bytes]:
     :raises InputError: they are not what was sealed; after the last.
     """
     facts, parts = unpack(payload)
-    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
+    signs = slice_signs(facts.get("watermark"), protected.hu)
     stored = decode_change(parts["change"], protected.planes, protected.hu, signs)
-    around, unused, digest = Reader(lzma.decompress(parts["around"])), Reader(parts["unused"]), hashlib.sha256()
+    around, unused, digest = BytesIO(lzma.decompress(parts["around"])), BytesIO(parts["unused"]), hashlib.sha256()
     for fact, frames in zip(facts["files"], protected.frames, strict=True):
         words = np.concatenate([plane.view(np.uint16).ravel() for plane in itertools.islice(stored, len(frames))])
         if fact["unused"]:
-            words = words ^ np.frombuffer(bz2.decompress(unused.take(fact["unused"])), "<u2")
+            words = words ^ np.frombuffer(bz2.decompress(unused.read(fact["unused"])), "<u2")
         pixels = words.astype("<u2" if fact["little_endian"] else ">u2").tobytes()
-        data = around.take(fact["before"]) + pixels + around.take(fact["after"])
+        data = around.read(fact["before"]) + pixels + around.read(fact["after"])
         digest.update(data)
         yield data
     if digest.hexdigest() != facts["sha256"]:
@@ -193,16 +184,8 @@ def _pixel_span(data: bytes, dataset: Dataset, path: Path) -> tuple[int, int, bo
     return start, end, element.is_little_endian
 
 
-def _words(data: bytes, is_little_endian: bool) -> np.ndarray:
-    return np.frombuffer(data, "<u2" if is_little_endian else ">u2").astype(np.uint16)
-
-
 def _frames(path: Path) -> tuple[Frame, ...]:
     header = read_header(path)
     if header is None:
         raise damaged_file(path)
     return tuple(frames_of(header))
-
-
-def _stored(dataset: Dataset, path: Path, frames: Sequence[Frame]) -> np.ndarray:
-    return decode_stored(dataset, path, unused_bits=frames[0].needs_unused_bits)

@@ -18,13 +18,19 @@ import numpy as np
 
 from ..errors import InputError, OutputError
 from ..files.nifti import NiftiForms, holds_voxels, read_forms
-from ..files.volume_files import GEOMETRY_TOLERANCE_MM, format_of, header_text, read_metadata, same_voxels, write_image
+from ..files.volume_files import (
+    GEOMETRY_TOLERANCE_MM,
+    format_of,
+    header_text,
+    image_of,
+    image_reader,
+    read_metadata,
+    same_voxels,
+    write_image,
+)
 from ..scan.plausibility import to_hu
 from ..scan.volume import CTVolume
-from ..watermark.pattern import ScanSigns
-from .change import decode_change, encode_change
-from .known_signs import from_record, signs_of_slices
-from .packing import pack, unpack
+from .change import decode_change, encode_change, pack, slice_signs, unpack
 
 KIND = "volume"
 _NOT_EXACT = "The seal does not give the original exactly; report this, and keep the protected scan."
@@ -54,13 +60,10 @@ class StoredImage:
         """
         import SimpleITK as sitk
 
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO(format_of(path).image_io)
-        reader.SetFileName(str(path))
+        reader = image_reader(path)
         is_nifti = format_of(path).name == "nifti"
         try:
             if is_nifti and known is not None and holds_voxels(path, known):
-                reader.ReadImageInformation()
                 values = known
             else:
                 image = reader.Execute()
@@ -97,19 +100,12 @@ class StoredImage:
         :param destination: where the file will be, which errors name.
         :raises OutputError: the file cannot be written completely.
         """
-        import SimpleITK as sitk
-
-        file_format = format_of(path)
-        image = sitk.GetImageFromArray(self.values)
-        image.SetSpacing(self.spacing)
-        image.SetOrigin(self.origin)
-        image.SetDirection(self.direction)
-        for key, text in self.metadata.items() if file_format.name == self.format else ():
-            # Earlier seals hold text that is no UTF-8 as it was read.
-            image.SetMetaData(key, header_text(text))
-        forms = self.forms if file_format.name == self.format else None
+        is_as_sealed = format_of(path).name == self.format
+        # Earlier seals hold text that is no UTF-8 as it was read.
+        entries = {key: header_text(text) for key, text in self.metadata.items()} if is_as_sealed else {}
+        image = image_of(self.values, self, entries)
         try:
-            write_image(image, path, destination, forms)
+            write_image(image, path, destination, self.forms if is_as_sealed else None)
             written = StoredImage.read(path)
         except InputError as error:
             raise OutputError(
@@ -144,10 +140,10 @@ def is_same(volume: CTVolume, sealed: Mapping[str, Any]) -> bool:
     return volume.same_geometry(then, GEOMETRY_TOLERANCE_MM)
 
 
-def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSigns | None = None) -> bytes:
+def describe_image(original: StoredImage, protected: CTVolume, watermark: Mapping[str, Any] | None = None) -> bytes:
     """The payload that turns ``protected`` back into ``original``, of the same shape.
 
-    :param watermark: the signs of the watermark that ``protected`` carries, where they are known; make it shorter.
+    :param watermark: record of the watermark that ``protected`` carries, where it is known; makes it shorter.
     """
     values = original.values
     hu = values if values.dtype == np.int16 else to_hu(values)[0]
@@ -159,11 +155,11 @@ def describe_image(original: StoredImage, protected: CTVolume, watermark: ScanSi
         "direction": original.direction,
         "format": original.format,
         "metadata": dict(original.metadata),
-        "watermark": watermark and watermark.to_dict(),
+        "watermark": watermark,
     }
     if original.forms:
         facts["forms"] = original.forms.to_text()
-    parts = {"change": encode_change(hu, protected.hu, protected.hu, signs_of_slices(watermark, protected.hu))}
+    parts = {"change": encode_change(hu, protected.hu, protected.hu, slice_signs(watermark, protected.hu))}
     if values.dtype != np.int16:
         remainder = np.bitwise_xor(_bits(values), _bits(hu.astype(values.dtype)))
         parts["remainder"] = lzma.compress(_little(remainder))
@@ -188,7 +184,7 @@ def check_payload(payload: bytes, protected: CTVolume) -> None:
 
 def _planes(facts: Mapping[str, Any], parts: Mapping[str, bytes], protected: CTVolume) -> Iterator[np.ndarray]:
     """The HU of the original, slice after slice."""
-    signs = signs_of_slices(from_record(facts.get("watermark")), protected.hu)
+    signs = slice_signs(facts.get("watermark"), protected.hu)
     return decode_change(parts["change"], protected.hu, protected.hu, signs)
 
 

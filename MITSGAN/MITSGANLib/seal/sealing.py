@@ -27,13 +27,13 @@ from ..files.dicom.write import refuse_foreign_files, write_series
 from ..files.storage import check_output, is_dicom_output
 from ..keys.key_files import Key, ScryptCost, require_cryptography
 from ..runtime.progress import Progress
-from ..scan.volume import CTVolume, VolumeWarning
-from ..watermark.pattern import ScanSigns, WatermarkKey
+from ..scan.volume import PROTECTION, CTVolume, VolumeWarning
+from ..watermark.embedding import recorded_watermark
+from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from . import dicom_original, file_original
 from .container import close_container, open_container, read_identity
 from .dicom_original import StoredSeries
 from .file_original import StoredImage
-from .known_signs import signs_in
 
 SEAL_SUFFIX = ".seal"
 ENTRY = "seal"
@@ -90,15 +90,25 @@ def save_sealed(
             # That the voxels are the same was seen when they were written; reading them again would take more memory.
             header = volume_files.read_file_header(temporary)
             written = CTVolume(protected.hu, header.spacing, header.origin, header.direction)
-            payload = file_original.describe_image(StoredImage.of(original), written, signs_in(protected, watermark))
+            payload = file_original.describe_image(StoredImage.of(original), written, _record(protected, watermark))
             file_original.check_payload(payload, written)
             container = close_container(payload, file_original.identity(written), key, cost=cost)
             seal_file(temporary).write_bytes(container)
         return ()
     with atomic_folder(path, overwrite=overwrite) as temporary:
         warnings = write_series(protected, temporary, progress=progress)
-        originals = [Path(file) for file in protected.provenance.dicom_files]
-        _seal_series(originals, sorted(temporary.iterdir()), key, cost, signs_in(protected, watermark))
+        originals, files = map(Path, protected.provenance.dicom_files), sorted(temporary.iterdir())
+        series = StoredSeries(files)
+        payload = dicom_original.describe_series(originals, series, _record(protected, watermark))
+        for _ in dicom_original.restored_files(payload, series):
+            pass
+        container = close_container(payload, dicom_original.identity(series), key, cost=cost)
+        for file, share in zip(files, cut_shares(container, len(files)), strict=True):
+            encoded = read_encoded(file)
+            with quiet_pydicom():
+                changes = entry_changes(encoded.dataset, ENTRY, share)
+                with file.open("wb") as stream:
+                    encoded.write(stream, changes)
     return warnings
 
 
@@ -131,18 +141,32 @@ def restore(
     :param destination: a folder for DICOM; a file name for the others, of any of these formats.
     :param series: Series Instance UID, where a folder holds several.
     :param seal: the seal of a file, where it does not lie beside it.
-    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
     :raises InputError: no seal, the wrong key, or the scan or the seal was changed.
     :raises OutputError: the destination is of the other kind, exists, or cannot be written.
     """
     require_cryptography()
     path, destination = Path(path), Path(destination)
-    if path.is_file() and volume_files.format_of(path):
-        if series is not None:
-            raise InputError("is one volume and has no series to choose", path=path, hint=LEAVE_SERIES_OUT)
-        return _restore_file(path, destination, key, Path(seal) if seal else seal_file(path), overwrite)
-    if seal is not None:
+    is_file = path.is_file() and volume_files.format_of(path) is not None
+    if is_file and series is not None:
+        raise InputError("is one volume and has no series to choose", path=path, hint=LEAVE_SERIES_OUT)
+    if not is_file and seal is not None:
         raise InputError("The seal of a DICOM series is in its files", hint=LEAVE_SEAL_OUT)
+    if is_file and is_dicom_output(destination):
+        raise OutputError(
+            "is a file, so its original is restored as one", path=path, hint="give a name such as restored.nrrd"
+        )
+    if not is_file and not is_dicom_output(destination):
+        raise OutputError("is DICOM, so its original is restored as DICOM", path=path, hint="give the name of a folder")
+    new, old = destination.resolve(), path.resolve()
+    if new == old or new in old.parents or old in new.parents:
+        raise OutputError(
+            "is, holds or lies in the protected scan itself", path=destination, hint="choose another place"
+        )
+    if is_file:
+        refuse_existing_file(destination, overwrite)
+        return _restore_file(path, destination, key, Path(seal) if seal else seal_file(path), overwrite)
+    refuse_existing_folder(destination, overwrite)
+    refuse_foreign_files(destination)
     return _restore_series(path, destination, key, series, overwrite, progress)
 
 
@@ -168,29 +192,20 @@ def read_seal(paths: list[Path]) -> tuple[bytes, list[Path]]:
     return container, [path for _, path in sorted(zip(places, paths, strict=True))]
 
 
-def _seal_series(
-    originals: list[Path], written: list[Path], key: Key, cost: ScryptCost | None, watermark: ScanSigns | None
-) -> None:
-    protected = StoredSeries(written)
-    payload = dicom_original.describe_series(originals, protected, watermark)
-    for _ in dicom_original.restored_files(payload, protected):
-        pass
-    container = close_container(payload, dicom_original.identity(protected), key, cost=cost)
-    for path, share in zip(written, cut_shares(container, len(written)), strict=True):
-        file = read_encoded(path)
-        with quiet_pydicom():
-            changes = entry_changes(file.dataset, ENTRY, share)
-            with path.open("wb") as stream:
-                file.write(stream, changes)
+def _record(volume: CTVolume, key: WatermarkKey | None) -> dict[str, Any] | None:
+    """What the signs of a protected volume derive from; None where it has no watermark, or its key is not known.
+
+    :param key: of a watermark that is not the open one.
+    """
+    step = volume.provenance.last(PROTECTION)
+    used = {"open": OPEN_KEY, "keyed": key}.get(str(step.parameters.get("watermark") if step else None))
+    if used is None:
+        return None
+    recorded = recorded_watermark(volume, used)
+    return ScanSigns.of(volume, recorded.key if recorded else used).to_dict()
 
 
 def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite: bool) -> Restored:
-    if is_dicom_output(destination):
-        raise OutputError(
-            "is a file, so its original is restored as one", path=path, hint="give a name such as restored.nrrd"
-        )
-    _refuse_itself(destination, path)
-    refuse_existing_file(destination, overwrite)
     with reading(seal):
         if not seal.exists():
             what = "is not there: the scan was protected without a key, or its seal was left behind"
@@ -211,11 +226,6 @@ def _restore_file(path: Path, destination: Path, key: Key, seal: Path, overwrite
 def _restore_series(
     path: Path, destination: Path, key: Key, series: str | None, overwrite: bool, progress: Progress | None
 ) -> Restored:
-    if not is_dicom_output(destination):
-        raise OutputError("is DICOM, so its original is restored as DICOM", path=path, hint="give the name of a folder")
-    _refuse_itself(destination, path)
-    refuse_existing_folder(destination, overwrite)
-    refuse_foreign_files(destination)
     found = choose_series(scan_dicom(path, progress), series)
     container, paths = read_seal([header.path for header in found.images])
     _require_kind(read_identity(container), dicom_original.KIND)
@@ -236,12 +246,4 @@ def _require_kind(identity: Mapping[str, Any], kind: str) -> None:
     if identity.get("kind") != kind:
         raise InputError(
             "The seal belongs to a scan in another format; give the scan as it was written when protected."
-        )
-
-
-def _refuse_itself(destination: Path, source: Path) -> None:
-    new, old = destination.resolve(), source.resolve()
-    if new == old or new in old.parents or old in new.parents:
-        raise OutputError(
-            "is, holds or lies in the protected scan itself", path=destination, hint="choose another place"
         )

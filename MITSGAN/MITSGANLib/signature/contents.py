@@ -9,19 +9,17 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..errors import InputError, MITSGANError
+from ..errors import InputError
 from ..files import volume_files
-from ..files.dicom.frames import Frame, frames_of
+from ..files.dicom.frames import frames_of
 from ..files.dicom.geometry import stack_frames
-from ..files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
-from ..files.dicom.pixels import decode_stored, shown_hu
+from ..files.dicom.headers import Header, damage_named, quiet_pydicom, read_dataset
+from ..files.dicom.pixels import decode_frames, shown_hu
 from ..files.dicom.private_block import get_entry
 from ..files.dicom.read import read_series
 from ..files.dicom.series import DicomSeries, image_problem, scan_dicom
@@ -56,8 +54,9 @@ class LooseSlice:
 
 @dataclass(frozen=True)
 class ScanContents:
-    """``volume`` and, for DICOM, ``images``: the file of each slice in slice order. Or, where ``problem`` says why the
-    slices form no volume, a heap of ``loose`` slices; ``unreadable`` files hold none.
+    """A scan that was read: its ``volume`` and, for DICOM, ``images``, the file of each slice in slice order.
+
+    Where ``problem`` says why the slices form no volume, ``loose`` is a heap of them; ``unreadable`` files hold none.
     """
 
     path: Path
@@ -91,7 +90,7 @@ def read_contents(
     :raises InputError: as ``load_volume``.
     """
     path = Path(path)
-    with _damage_named(path):
+    with damage_named(path, volume_files.damaged_file if volume_files.format_of(path) else None):
         volume = load_volume(path, series, progress)
     return contents_of(volume, path)
 
@@ -104,7 +103,7 @@ def contents_of(volume: CTVolume, path: Path) -> ScanContents:
     if not volume.provenance.dicom_files:
         return ScanContents(path, volume.provenance.format, volume)
     # One file for each slice, or one alone for Enhanced CT.
-    images = [_image_file(Path(file)) for file in volume.provenance.dicom_files]
+    images = [_image_file(file, read_dataset(file)) for file in map(Path, volume.provenance.dicom_files)]
     if len(images) == 1:
         images *= volume.shape[0]
     return ScanContents(path, "dicom", volume, tuple(images))
@@ -153,11 +152,9 @@ def is_deidentified(scan: ScanContents) -> bool:
     """Whether a file of a scan says that the patient's identity was removed (PS3.3 C.7.1.1)."""
     with quiet_pydicom():
         for file in scan.files:
-            try:
+            with suppress(InputError):  # said elsewhere
                 if str(read_dataset(file).get("PatientIdentityRemoved") or "").strip() == "YES":
                     return True
-            except InputError:  # said elsewhere
-                continue
     return False
 
 
@@ -168,7 +165,7 @@ def read_series_to_verify(series: DicomSeries, path: Path) -> ScanContents:
     :raises InputError: there is nothing that could be a CT.
     """
     try:
-        with _damage_named(path):
+        with damage_named(path):
             return contents_of(read_series(series, source=str(path)), path)
     except InputError as error:
         headers = [header for header in series.images if image_problem(header) is None]
@@ -196,7 +193,7 @@ def _heap(path: Path, headers: list[Header], damaged: tuple[Path, ...], problem:
     loose, unreadable = [], list(damaged)
     for header in headers:
         try:
-            with _damage_named(header.path):
+            with damage_named(header.path):
                 loose += loose_slices(header)
         except InputError:
             unreadable.append(header.path)
@@ -210,32 +207,16 @@ def loose_slices(header: Header) -> list[LooseSlice]:
     """
     frames = frames_of(header)
     dataset = read_dataset(header.path)
-    stored = decode_stored(dataset, header.path, unused_bits=frames[0].needs_unused_bits)
-    file = ImageFile(header.path, read_headers(dataset), _share(dataset))
-    return [LooseSlice(_single(frame, stored[frame.index]), file) for frame in frames]
+    stored = decode_frames(dataset, frames)
+    file = _image_file(header.path, dataset)
+    slices = []
+    for frame in frames:
+        hu, place = shown_hu(stored[frame.index], frame)[None], stack_frames([frame])
+        slices.append(LooseSlice(CTVolume(hu, place.spacing, place.origin, place.direction), file))
+    return slices
 
 
-def _single(frame: Frame, stored: np.ndarray) -> CTVolume:
-    stack = stack_frames([frame])
-    return CTVolume(shown_hu(stored, frame)[None], stack.spacing, stack.origin, stack.direction)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Take whatever pydicom and decoders raise at foreign bytes as damage.
-
-    :raises InputError: anything that is not an error of ours, or of this computer.
-    """
-    try:
-        yield
-    except (MITSGANError, MemoryError, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        raise (volume_files.damaged_file(path) if volume_files.format_of(path) else damaged_file(path)) from error
-
-
-def _image_file(path: Path) -> ImageFile:
-    dataset = read_dataset(path)
+def _image_file(path: Path, dataset: Dataset) -> ImageFile:
     return ImageFile(path, read_headers(dataset), _share(dataset))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,11 @@ class HeaderKey:
     def __init__(self, salt: bytes, study: str) -> None:
         self._key = hashlib.scrypt(study.encode(), salt=salt, dklen=DIGEST_BYTES, **_SCRYPT)
 
+    def headers(self, images: Sequence[Headers]) -> HeaderDigests:
+        """The digests of a series from the headers of its images."""
+        series = {keyword: self.series(keyword, (one[keyword] for one in images)) for keyword in SERIES_KEYWORDS}
+        return HeaderDigests(self.study, series)
+
     @property
     def study(self) -> bytes:
         """The digest that tells whether this Study Instance UID is the signed one."""
@@ -140,13 +145,6 @@ def keyed_digest(key: bytes, context: bytes, pieces: Iterable[bytes]) -> bytes:
     for piece in pieces:
         mac.update(piece)
     return mac.digest()
-
-
-def header_digests(key: HeaderKey, images: Iterable[Headers]) -> HeaderDigests:
-    """The digests of a series from the headers of its images."""
-    images = list(images)
-    series = {keyword: key.series(keyword, (one[keyword] for one in images)) for keyword in SERIES_KEYWORDS}
-    return HeaderDigests(key.study, series)
 
 
 def _normal(dataset: Dataset, keyword: str) -> str:

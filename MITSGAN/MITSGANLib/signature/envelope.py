@@ -39,31 +39,37 @@ def seal_payload(payload: bytes, key: Ed25519PrivateKey, kind: str = PAYLOAD_TYP
     }
 
 
-def open_envelope(envelope: Any, kind: str = PAYLOAD_TYPE) -> tuple[bytes, str]:
-    """The payload of an envelope and the fingerprint of the key that it claims. Its signature is not checked yet.
+def open_envelope(envelope: Any, kind: str = PAYLOAD_TYPE) -> dict[str, Any]:
+    """The signed values of an envelope, one of which is the ``public_key`` that signed them.
 
-    :raises ManifestError: it is no envelope of this kind, or not in its one form.
-    """
-    payload, _, claimed = _parts(envelope, kind)
-    return payload, claimed
-
-
-def check_signature(envelope: Any, public_key: bytes, kind: str = PAYLOAD_TYPE) -> None:
-    """Check that a key signed an envelope.
-
-    :param public_key: 32 bytes, Ed25519.
-    :raises ManifestError: the envelope does not bear the signature of this key over its payload.
+    :raises ManifestError: it is no envelope of this kind in its one form, or does not bear the signature of that key.
+    :raises KeyError, TypeError: the payload names no key.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    payload, signature, claimed = _parts(envelope, kind)
+    match envelope:
+        case {
+            "payload": payload,
+            "payloadType": found,
+            "signatures": [{"keyid": str(claimed), "sig": signature, **more}],
+        }:
+            if found != kind or more or len(envelope) != 3:
+                raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
+        case _:
+            raise ManifestError(
+                "This is no manifest of a scan; give the one that was written when the scan was signed."
+            )
+    payload, signature = decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES)
+    values = parse_canonical_json(payload)
+    public_key = decode_bytes(values["public_key"], PUBLIC_KEY_BYTES)
     try:
         if claimed != fingerprint(public_key):
             raise ManifestError("The manifest names another key than the one it carries: it was altered.")
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, pre_authentication_encoding(kind, payload))
     except (InvalidSignature, ValueError) as error:
         raise ManifestError("The signature of the manifest is wrong: it was altered, or damaged on its way.") from error
+    return values
 
 
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
@@ -73,8 +79,8 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one form of JSON values here: sorted keys, no spaces, ASCII, shortest decimals of floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    """The one form of JSON values here: sorted keys, no spaces, ASCII, shortest decimals of floats, bytes as base64."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=encode_bytes).encode()
 
 
 def parse_canonical_json(data: bytes) -> Any:
@@ -109,20 +115,6 @@ def decode_bytes(text: Any, length: int | None = None) -> bytes:
     if encode_bytes(data) != text or (length is not None and len(data) != length):
         raise ManifestError("The manifest is damaged: a digest in it is unreadable.")
     return data
-
-
-def _parts(envelope: Any, kind: str) -> tuple[bytes, bytes, str]:
-    """Payload, signature and claimed key."""
-    match envelope:
-        case {
-            "payload": payload,
-            "payloadType": found,
-            "signatures": [{"keyid": str(claimed), "sig": signature, **more}],
-        }:
-            if found != kind or more or len(envelope) != 3:
-                raise ManifestError("This is no manifest of a scan, or one of a newer version of MITSGAN.")
-            return decode_bytes(payload), decode_bytes(signature, SIGNATURE_BYTES), claimed
-    raise ManifestError("This is no manifest of a scan; give the one that was written when the scan was signed.")
 
 
 def short_text(value: Any) -> str:

@@ -14,6 +14,7 @@ a HU where Rescale Slope is a fraction, or beyond the range of int16, is not see
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,17 +35,13 @@ from .digests import (
     HeaderDigests,
     HeaderKey,
     Headers,
-    header_digests,
     tile_digests,
     tile_grid,
 )
 from .envelope import (
-    PUBLIC_KEY_BYTES,
     ManifestError,
     canonical_json,
-    check_signature,
     decode_bytes,
-    encode_bytes,
     open_envelope,
     parse_canonical_json,
     seal_payload,
@@ -137,12 +134,7 @@ class SignedManifest:
 
     def _encode(self, paths: Mapping[int, Sequence[bytes]]) -> bytes:
         records = [
-            {
-                "index": k,
-                "tiles": encode_bytes(self.records[k].tiles.tobytes()),
-                "image": encode_bytes(self.records[k].image),
-                "path": [encode_bytes(sibling) for sibling in path],
-            }
+            {"index": k, "tiles": self.records[k].tiles.tobytes(), "image": self.records[k].image, "path": path}
             for k, path in paths.items()
         ]
         return canonical_json({"envelope": self.envelope, "slices": records})
@@ -175,10 +167,11 @@ def sign_volume(
         spacing=volume.spacing,
         origin=volume.origin,
         direction=tuple(volume.direction.ravel().tolist()),
-        headers=header_digests(header_key, headers) if header_key else None,
+        headers=header_key.headers(headers) if header_key else None,
         root=merkle_root([record.leaf for record in records.values()]),
     )
-    return SignedManifest(manifest, seal_payload(_payload(manifest), key), records)
+    payload = canonical_json({**dataclasses.asdict(manifest), "tile": TILE})
+    return SignedManifest(manifest, seal_payload(payload, key), records)
 
 
 def read_document(data: bytes) -> SignedManifest:
@@ -240,44 +233,19 @@ def read_manifest_file(path: Path) -> SignedManifest:
     return read_document(data)
 
 
-def _payload(manifest: Manifest) -> bytes:
-    headers = manifest.headers and {
-        "study": encode_bytes(manifest.headers.study),
-        "series": {keyword: encode_bytes(digest) for keyword, digest in manifest.headers.series.items()},
-    }
-    return canonical_json(
-        {
-            "created": manifest.created,
-            "tool": manifest.tool,
-            "public_key": encode_bytes(manifest.public_key),
-            "salt": encode_bytes(manifest.salt),
-            "tile": TILE,
-            "shape": manifest.shape,
-            "spacing": manifest.spacing,
-            "origin": manifest.origin,
-            "direction": manifest.direction,
-            "headers": headers,
-            "root": encode_bytes(manifest.root),
-        }
-    )
-
-
 def _manifest(envelope: dict[str, Any]) -> Manifest:
-    """The manifest of an envelope whose signature is right.
+    """The manifest of an envelope.
 
-    :raises ManifestError: it is not, or the payload is of another kind.
+    :raises ManifestError: its signature is wrong, or the payload is of another kind.
     """
-    payload, _ = open_envelope(envelope)
-    values = parse_canonical_json(payload)
-    if not isinstance(values, dict) or values.get("tile") != TILE:
-        raise ManifestError("This is no manifest of a scan, or one of another version of MITSGAN.")
     try:
-        public_key = decode_bytes(values["public_key"], PUBLIC_KEY_BYTES)
-        check_signature(envelope, public_key)
+        values = open_envelope(envelope)
+        if values.get("tile") != TILE:
+            raise ManifestError("This is no manifest of a scan, or one of another version of MITSGAN.")
         manifest = Manifest(
             created=short_text(values["created"]),
             tool=short_text(values["tool"]),
-            public_key=public_key,
+            public_key=decode_bytes(values["public_key"]),
             salt=decode_bytes(values["salt"], SALT_BYTES),
             shape=_shape(values["shape"]),
             spacing=tuple(map(float, values["spacing"])),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..files.atomic import atomic_file, atomic_folder
+from ..files.dicom.frames import slices_by_file
 from ..files.dicom.headers import quiet_pydicom, read_encoded
 from ..files.dicom.private_block import entry_changes
 from ..files.dicom.write import check_series_output
@@ -55,7 +56,6 @@ def sign_scan(
     :param output: where the signed copy goes: a folder for DICOM, whose files carry the manifest, or a file, with its
         manifest beside it. None writes the manifest alone, beside ``path``.
     :param series: Series Instance UID, where a folder holds several.
-    :param progress: called as ``progress(done, total)``; may raise ``CancelledError``.
     :returns: the manifest, and where it or the folder that carries it was written.
     :raises InputError: the scan cannot be read, as ``storage.load_volume`` says.
     :raises OutputError: the output exists without ``overwrite``, is the input, or cannot be written; or DICOM's own
@@ -72,12 +72,11 @@ def sign_scan(
             temporary.write_bytes(signed.document())
         return signed, manifest_path(path)
     _check_output(scan, output, signers, overwrite)
-    signed = _sign(scan, signers)
     if scan.images:
         root = path if path.is_dir() else path.parent
         with atomic_folder(output, overwrite=overwrite) as temporary:
-            _write_images(scan, signed, signers.dicom, lambda file: temporary / file.relative_to(root))
-        return signed, output
+            return sign_images(scan, signers, lambda file: temporary / file.relative_to(root)), output
+    signed = _sign(scan, signers)
     with atomic_file(output, overwrite=overwrite) as temporary:
         shutil.copyfile(path, temporary)
         manifest_path(temporary).write_bytes(signed.document())
@@ -97,17 +96,27 @@ def signed_output(output: str | os.PathLike[str], signers: Signers, *, overwrite
     with atomic(output, overwrite=overwrite) as temporary:
         yield temporary
         scan = read_contents(temporary)
-        signed = _sign(scan, signers)
         if scan.images:
-            _write_images(scan, signed, signers.dicom, lambda file: file)
+            sign_images(scan, signers, lambda file: file)
         else:
-            manifest_path(temporary).write_bytes(signed.document())
+            manifest_path(temporary).write_bytes(_sign(scan, signers).document())
 
 
 def sign_images(scan: ScanContents, signers: Signers, target: Callable[[Path], Path]) -> SignedManifest:
     """Sign a DICOM scan that was read; each of its files is written, with its share, to the place ``target`` gives."""
     signed = _sign(scan, signers)
-    _write_images(scan, signed, signers.dicom, target)
+    slices = slices_by_file(scan.images)
+    time = datetime.datetime.fromisoformat(signed.manifest.created)
+    for path, share in zip(slices, signed.shares(list(slices.values())), strict=True):
+        file = read_encoded(path)
+        with quiet_pydicom():
+            changes = entry_changes(file.dataset, ENTRY, share)
+            if signers.dicom:
+                sign_dataset(file.dataset, signers.dicom, time)
+                changes |= {file.dataset[keyword].tag: file.dataset[keyword] for keyword in SIGNATURE_KEYWORDS}
+            target(path).parent.mkdir(parents=True, exist_ok=True)
+            with target(path).open("wb") as stream:
+                file.write(stream, changes)
     return signed
 
 
@@ -133,25 +142,3 @@ def _check_output(scan: ScanContents, output: Path, signers: Signers, overwrite:
         raise OutputError("has its voxels in a second file", path=scan.path, hint="sign it where it is, without a copy")
     if output.exists() and output.samefile(scan.path):
         raise OutputError("is the input itself", path=output, hint="sign it where it is, without a copy")
-
-
-def _write_images(
-    scan: ScanContents, signed: SignedManifest, signer: DicomSigner | None, target: Callable[[Path], Path]
-) -> None:
-    """Write the DICOM files of a scan with their shares of the manifest; ``target`` gives the place of each."""
-    from pydicom.tag import Tag
-
-    slices: dict[Path, list[int]] = {}
-    for k, image in enumerate(scan.images):
-        slices.setdefault(image.path, []).append(k)
-    time = datetime.datetime.fromisoformat(signed.manifest.created)
-    for path, share in zip(slices, signed.shares(list(slices.values())), strict=True):
-        file = read_encoded(path)
-        with quiet_pydicom():
-            changes = entry_changes(file.dataset, ENTRY, share)
-            if signer:
-                sign_dataset(file.dataset, signer, time)
-                changes |= {Tag(keyword): file.dataset[keyword] for keyword in SIGNATURE_KEYWORDS}
-            target(path).parent.mkdir(parents=True, exist_ok=True)
-            with target(path).open("wb") as stream:
-                file.write(stream, changes)

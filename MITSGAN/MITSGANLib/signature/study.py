@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import InputError, reading
 from ..files.atomic import atomic_file
-from ..files.dicom.headers import Header, quiet_pydicom, read_dataset
+from ..files.dicom.headers import Header, damage_named, quiet_pydicom, read_dataset
 from ..files.dicom.pixels import decode_stored
 from ..files.dicom.series import DicomScan, image_problem
 from ..keys.signing_keys import fingerprint, raw_public_key
@@ -35,13 +35,10 @@ from .dicom.byte_stream import PIXEL_DATA, byte_stream
 from .dicom.exam import exam_documents, public_tags, read_exam, scan_study, some_names
 from .digests import DIGEST_BYTES, SALT_BYTES, HeaderKey, keyed_digest
 from .envelope import (
-    PUBLIC_KEY_BYTES,
     STUDY_TYPE,
     ManifestError,
     canonical_json,
-    check_signature,
     decode_bytes,
-    encode_bytes,
     open_envelope,
     parse_canonical_json,
     seal_payload,
@@ -95,9 +92,7 @@ class StudyManifest:
 
 @dataclass(frozen=True)
 class SeriesResult:
-    """One signed series: its instances by what became of them. Names are those of files, or of places for what is
-    missing.
-    """
+    """The instances of a signed series by what became of them: names of files, or of places for what is missing."""
 
     name: str
     intact: tuple[str, ...] = ()
@@ -164,46 +159,39 @@ def sign_study(
 
     :param output: the file of the manifest; None puts it beside the study, as ``NAME.manifest.json``.
     :param pixels_only: cover pixels and geometry of CT alone, for copies that will be de-identified.
-    :param progress: called as ``progress(done, total)`` in instances; may raise ``CancelledError``.
     :raises InputError: as ``dicom.exam.read_exam``.
     :raises OutputError: the output exists without ``overwrite``, or cannot be written.
     """
     exam = read_exam(path)
     salt = secrets.token_bytes(SALT_BYTES)
     lists: dict[tuple[int, ...], int] = {}
-    series, study, done = [], b"", 0
+    series: list[list[Instance]] = [[] for _ in exam.series]
     header_key = None if pixels_only else HeaderKey(salt, exam.instances[0].text("StudyInstanceUID"))
-    for headers in exam.series:
-        instances: list[Instance] = []
-        for header in headers:
-            if progress:
-                progress(done, len(exam.instances))
-            done += 1
-            if header_key is None:
-                instances += _slices(header, salt)
-                continue
-            with quiet_pydicom():
-                dataset = read_dataset(header.path)
-                tags = tuple(tag for tag in public_tags(dataset) if tag >> 16 != _PIXEL_GROUP)
-                digest = header_key.instance(_pieces(header, dataset, tags))
-            uid = header_key.uid(header.text("SOPInstanceUID"))
-            instances.append(Instance(uid, b"", digest, lists.setdefault(tags, len(lists))))
-        series.append(tuple(instances))
-    if header_key:
-        study = header_key.study
+    numbered = [(number, header) for number, headers in enumerate(exam.series) for header in headers]
+    for number, header in counted(numbered, progress):
+        if header_key is None:
+            series[number] += _slices(header, salt)
+            continue
+        with quiet_pydicom():
+            dataset = read_dataset(header.path)
+            tags = _covered_tags(dataset)
+            digest = header_key.instance(_pieces(header, dataset, tags))
+        uid = header_key.uid(header.text("SOPInstanceUID"))
+        series[number].append(Instance(uid, b"", digest, lists.setdefault(tags, len(lists))))
     manifest = StudyManifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool=f"MITSGAN {__version__}",
         public_key=raw_public_key(key.public_key()),
         salt=salt,
         covers=PIXELS if pixels_only else ALL,
-        study=study,
+        study=header_key.study if header_key else b"",
         tag_lists=tuple(lists),
-        series=tuple(filter(None, series)),
+        series=tuple(map(tuple, filter(None, series))),
     )
+    payload = {**vars(manifest), "series": [list(map(dataclasses.astuple, one)) for one in manifest.series]}
     output = manifest_path(Path(path)) if output is None else Path(output)
     with atomic_file(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(canonical_json({"envelope": seal_payload(_payload(manifest), key, STUDY_TYPE)}))
+        temporary.write_bytes(canonical_json({"envelope": seal_payload(canonical_json(payload), key, STUDY_TYPE)}))
     return manifest, output
 
 
@@ -233,15 +221,12 @@ def read_study_manifest(data: bytes) -> StudyManifest:
 
     :raises ManifestError: anything in it is not as it was signed.
     """
-    match parse_canonical_json(data):
-        case {"envelope": dict(envelope), **more} if not more:
-            payload, _ = open_envelope(envelope, STUDY_TYPE)
-        case _:
-            raise ManifestError("This is no manifest of a study; give the one that was written when it was signed.")
-    values = parse_canonical_json(payload)
+    document = parse_canonical_json(data)
+    envelope = document.get("envelope") if isinstance(document, dict) and len(document) == 1 else None
+    if not isinstance(envelope, dict):
+        raise ManifestError("This is no manifest of a study; give the one that was written when it was signed.")
     try:
-        public_key = decode_bytes(values["public_key"], PUBLIC_KEY_BYTES)
-        check_signature(envelope, public_key, STUDY_TYPE)
+        values = open_envelope(envelope, STUDY_TYPE)
         covers = values["covers"]
         if covers not in (ALL, PIXELS):
             raise ManifestError("This manifest is one of a newer version of MITSGAN.")
@@ -249,7 +234,7 @@ def read_study_manifest(data: bytes) -> StudyManifest:
         manifest = StudyManifest(
             created=short_text(values["created"]),
             tool=short_text(values["tool"]),
-            public_key=public_key,
+            public_key=decode_bytes(values["public_key"]),
             salt=decode_bytes(values["salt"], SALT_BYTES),
             covers=covers,
             study=decode_bytes(values["study"], sizes[0]),
@@ -271,7 +256,6 @@ def verify_study(
 ) -> StudyVerification:
     """Compare a study with its manifest.
 
-    :param progress: called as ``progress(done, total)`` in instances; may raise ``CancelledError``.
     :raises InputError: the folder cannot be read, or holds no DICOM.
     """
     scan = scan_study(path)
@@ -294,39 +278,30 @@ def verify_study(
     by_uid: dict[bytes, list[Header]] = defaultdict(list)
     for header in headers:
         by_uid[key.uid(header.text("SOPInstanceUID")) if key else b""].append(header)
-    notes, results, added, done = [], [], set(), 0
-    total = sum(map(len, manifest.series))
+    notes, added = [], set()
     if key is None:
         notes.append("The Study Instance UID is not the signed one, so no instance could be compared.")
-    for number, instances in enumerate(manifest.series, 1):
-        found: dict[str, list[str]] = defaultdict(list)
-        for k, one in enumerate(instances, 1):
-            if progress:
-                progress(done, total)
-            done += 1
-            candidates = by_uid.pop(one.uid, [])
-            if not candidates:
-                found["missing"].append(f"instance {k} of {len(instances)}")
-                continue
-            # Of several under one UID the one that was signed is the instance, and the others are extra.
-            intact = [header for header in candidates if _is_signed(header, key, one, manifest, added)]
-            best = (intact or candidates)[0]
-            found["intact" if intact else "changed"].append(scan.name(best.path))
-            found["extra"] += [scan.name(header.path) for header in candidates if header is not best]
-        results.append(_result(number, manifest, found))
+    found: list[dict[str, list[str]]] = [defaultdict(list) for _ in manifest.series]
+    for number, text, one in counted(_numbered(manifest, "instance"), progress):
+        candidates = by_uid.pop(one.uid, [])
+        if not candidates:
+            found[number]["missing"].append(text)
+            continue
+        # Of several under one UID the one that was signed is the instance, and the others are extra.
+        intact = [header for header in candidates if _is_signed(header, key, one, manifest, added)]
+        best = (intact or candidates)[0]
+        found[number]["intact" if intact else "changed"].append(scan.name(best.path))
+        found[number]["extra"] += [scan.name(header.path) for header in candidates if header is not best]
     extra = [scan.name(header.path) for left in by_uid.values() for header in left] + [scan.name(file) for file in lost]
     if added:
         notes.append(f"Elements were added that the manifest does not cover: {', '.join(sorted(added))}.")
-    return StudyVerification(manifest, tuple(results), tuple(sorted(extra)), tuple(notes))
+    return _verification(manifest, found, extra, notes)
 
 
 def _verify_pixels(
-    scan: DicomScan,
-    manifest: StudyManifest,
-    groups: Sequence[Sequence[Header]],
-    progress: Progress | None,
+    scan: DicomScan, manifest: StudyManifest, groups: Sequence[Sequence[Header]], progress: Progress | None
 ) -> StudyVerification:
-    """Slices are found by what they show and where, whatever their series: a de-identified copy has other UIDs."""
+    """Find slices by what they show and where, whatever their series: a de-identified copy has other UIDs."""
     other = 0
     unreadable = [scan.name(file) for file in scan.damaged]
     left: dict[bytes, list[tuple[bytes, str]]] = defaultdict(list)
@@ -341,14 +316,13 @@ def _verify_pixels(
         other += not slices
     found: list[dict[str, list[str]]] = [defaultdict(list) for _ in manifest.series]
     unmatched = []
-    for number, instances in enumerate(manifest.series):
-        for k, one in enumerate(instances, 1):
-            match = next((pair for pair in left[one.place] if pair[0] == one.digest), None)
-            if match:
-                left[one.place].remove(match)
-                found[number]["intact"].append(match[1])
-            else:
-                unmatched.append((number, f"slice {k} of {len(instances)}", one))
+    for number, text, one in _numbered(manifest, "slice"):
+        match = next((pair for pair in left[one.place] if pair[0] == one.digest), None)
+        if match:
+            left[one.place].remove(match)
+            found[number]["intact"].append(match[1])
+        else:
+            unmatched.append((number, text, one))
     for number, text, one in unmatched:
         if left[one.place]:
             found[number]["changed"].append(left[one.place].pop(0)[1])
@@ -358,14 +332,26 @@ def _verify_pixels(
     notes = ["Headers were not compared: the manifest covers pixels and geometry of CT alone."]
     if other:
         notes.append(f"Not covered, since they are no CT images: {other} {'file' if other == 1 else 'files'}.")
-    results = tuple(_result(number, manifest, one) for number, one in enumerate(found, 1))
-    return StudyVerification(manifest, results, tuple(sorted([*extra, *unreadable])), tuple(notes))
+    return _verification(manifest, found, [*extra, *unreadable], notes)
 
 
-def _result(number: int, manifest: StudyManifest, found: dict[str, list[str]]) -> SeriesResult:
-    return SeriesResult(
-        f"series {number} of {len(manifest.series)}", **{kind: tuple(sorted(found[kind])) for kind in KINDS}
+def _numbered(manifest: StudyManifest, word: str) -> list[tuple[int, str, Instance]]:
+    """Each signed instance with the number of its series and what it is called if it is missing."""
+    return [
+        (number, f"{word} {k} of {len(instances)}", one)
+        for number, instances in enumerate(manifest.series)
+        for k, one in enumerate(instances, 1)
+    ]
+
+
+def _verification(
+    manifest: StudyManifest, found: Sequence[dict[str, list[str]]], extra: Sequence[str], notes: Sequence[str]
+) -> StudyVerification:
+    results = (
+        SeriesResult(f"series {number} of {len(found)}", **{kind: tuple(sorted(one[kind])) for kind in KINDS})
+        for number, one in enumerate(found, 1)
     )
+    return StudyVerification(manifest, tuple(results), tuple(sorted(extra)), tuple(notes))
 
 
 def _is_signed(header: Header, key: HeaderKey, one: Instance, manifest: StudyManifest, added: set[str]) -> bool:
@@ -380,9 +366,14 @@ def _is_signed(header: Header, key: HeaderKey, one: Instance, manifest: StudyMan
                 return False
         except InputError:
             return False
-        more = {tag for tag in public_tags(dataset) if tag >> 16 != _PIXEL_GROUP} - set(tags)
+        more = set(_covered_tags(dataset)).difference(tags)
     added |= {keyword_for_tag(tag) or "a retired one" for tag in more}
     return True
+
+
+def _covered_tags(dataset: Dataset) -> tuple[int, ...]:
+    """The elements that a manifest covers as they are; of pixels it covers what they decode to."""
+    return tuple(tag for tag in public_tags(dataset) if tag >> 16 != _PIXEL_GROUP)
 
 
 def _pieces(header: Header, dataset: Dataset, tags: Sequence[int]) -> Iterator[bytes]:
@@ -390,7 +381,7 @@ def _pieces(header: Header, dataset: Dataset, tags: Sequence[int]) -> Iterator[b
 
     :raises InputError: its pixels cannot be decoded.
     """
-    try:
+    with damage_named(header.path):
         yield from byte_stream(dataset, tags)
         yield b"pixels"
         if PIXEL_DATA in dataset and image_problem(header) is None:
@@ -399,10 +390,6 @@ def _pieces(header: Header, dataset: Dataset, tags: Sequence[int]) -> Iterator[b
         else:
             pixels = [tag for tag in dataset.keys() if tag.group == _PIXEL_GROUP]  # noqa: SIM118 - tags, not elements
             yield from byte_stream(dataset, pixels, dataset.file_meta.TransferSyntaxUID.is_encapsulated)
-    except (InputError, MemoryError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # foreign bytes go through pydicom, which raises anything
-        raise InputError("is damaged", path=header.path, hint="copy it again from its source") from error
 
 
 def _slices(header: Header, salt: bytes) -> Iterator[Instance]:
@@ -412,12 +399,8 @@ def _slices(header: Header, salt: bytes) -> Iterator[Instance]:
     """
     if not header.is_ct_image or image_problem(header) is not None:
         return
-    try:
+    with damage_named(header.path):
         slices = loose_slices(header)
-    except (InputError, MemoryError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # see _pieces
-        raise InputError("is damaged", path=header.path, hint="copy it again from its source") from error
     for loose in slices:
         volume = loose.volume
         # In micrometers and millionths: what decimal texts say, and no rounding of theirs.
@@ -430,27 +413,6 @@ def _slices(header: Header, salt: bytes) -> Iterator[Instance]:
             keyed_digest(salt, b"MITSGAN place v1", [place]),
             keyed_digest(salt, b"MITSGAN pixels v1", [place[:16], pixels]),
         )
-
-
-def _payload(manifest: StudyManifest) -> bytes:
-    return canonical_json(
-        {
-            "created": manifest.created,
-            "tool": manifest.tool,
-            "public_key": encode_bytes(manifest.public_key),
-            "salt": encode_bytes(manifest.salt),
-            "covers": manifest.covers,
-            "study": encode_bytes(manifest.study),
-            "tag_lists": manifest.tag_lists,
-            "series": [
-                [
-                    [encode_bytes(one.uid), encode_bytes(one.place), encode_bytes(one.digest), one.tags]
-                    for one in instances
-                ]
-                for instances in manifest.series
-            ],
-        }
-    )
 
 
 def _instance(values: Any, uid_bytes: int, place_bytes: int) -> Instance:

@@ -7,10 +7,11 @@ of changes.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,6 @@ class Discrepancy:
     text: str
     slices: tuple[int, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {"kind": self.kind, "text": self.text, "slices": list(self.slices)}
-
 
 @dataclass(frozen=True, eq=False)
 class Verification:
@@ -65,7 +62,7 @@ class Verification:
     manifest: Manifest
     discrepancies: tuple[Discrepancy, ...]
     tiles: np.ndarray
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def is_intact(self) -> bool:
@@ -76,11 +73,7 @@ class Verification:
         """(slice, rows, columns) of every changed tile."""
         _, rows, columns = self.manifest.shape
         for k, j, i in np.argwhere(self.tiles == CHANGED_TILE).tolist():
-            yield (
-                k,
-                slice(j * TILE, min((j + 1) * TILE, rows)),
-                slice(i * TILE, min((i + 1) * TILE, columns)),
-            )
+            yield k, slice(j * TILE, min((j + 1) * TILE, rows)), slice(i * TILE, min((i + 1) * TILE, columns))
 
     def map_volume(self) -> CTVolume:
         """A label map of :data:`MAP_VALUES` in the signed geometry: what an overlay shows."""
@@ -96,7 +89,7 @@ class Verification:
             "intact": self.is_intact,
             "signed": self.manifest.created,
             "signer": self.manifest.fingerprint,
-            "findings": [one.to_dict() for one in self.discrepancies],
+            "findings": [dataclasses.asdict(one) for one in self.discrepancies],
             "changed_tiles": [
                 {"slice": k, "rows": [rows.start, rows.stop], "columns": [columns.start, columns.stop]}
                 for k, rows, columns in self.changed_boxes()
@@ -216,7 +209,7 @@ def _place_volume(
 
 
 def _images_along(volume: CTVolume, scan: ScanContents) -> Sequence[ImageFile | None]:
-    """The DICOM files of a scan's slices in the order of ``volume``, which is the scan turned; None where none fits."""
+    """The DICOM file, or None, of each slice of ``volume``, which is the scan turned."""
     along = scan.volume.direction[:, 2] @ volume.direction[:, 2]
     if not scan.images or abs(along) < 0.5:  # slices run along another axis than the files
         return [None] * volume.shape[0]
@@ -238,9 +231,9 @@ def _places_in_order(contents: list[bytes], signed: SignedManifest) -> list[int 
 
 
 def _place_heap(scan: ScanContents, manifest: Manifest) -> tuple[list[_Placed], list[Discrepancy]]:
-    """Slices that form no volume, each at the place where its own header puts it."""
+    """Place slices that form no volume, each where its own header puts it."""
     whole = manifest.empty_volume()
-    placed, sized, slanted, scaled, moved = [], [], [], [], []
+    placed, sized, changed = [], [], defaultdict(list)
     for loose in scan.loose:
         one = aligned(loose.volume, whole.direction)
         if one.shape[0] != 1:
@@ -257,19 +250,16 @@ def _place_heap(scan: ScanContents, manifest: Manifest) -> tuple[list[_Placed], 
         if not fits:
             continue
         if _direction_error(one, whole) > GEOMETRY_TOLERANCE_MM:
-            slanted.append(k)
+            changed["orientation"].append(k)
         if _spacing_error(one, whole)[:2].max() > GEOMETRY_TOLERANCE_MM:
-            scaled.append(k)
+            changed["spacing"].append(k)
         if np.linalg.norm(one.voxel_to_lps((0, 0, 0)) - whole.voxel_to_lps((k, 0, 0))) > STRAIGHT_TOLERANCE_MM:
-            moved.append(k)
+            changed["position"].append(k)
+    names = {"orientation": "Image Orientation", "spacing": "Pixel Spacing", "position": "Image Position"}
     discrepancies = [
-        Discrepancy(kind, f"{text} in {_numbers(slices)}.", tuple(slices))
-        for kind, text, slices in (
-            ("orientation", "Image Orientation was changed", slanted),
-            ("spacing", "Pixel Spacing was changed", scaled),
-            ("position", "Image Position was changed", moved),
-        )
-        if slices
+        Discrepancy(kind, f"{names[kind]} was changed in {_numbers(changed[kind])}.", tuple(changed[kind]))
+        for kind in names
+        if changed[kind]
     ]
     if sized:
         text = f"{len(sized)} {_plural(len(sized), 'slice')} of another size than signed."

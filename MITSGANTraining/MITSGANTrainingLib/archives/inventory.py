@@ -393,7 +393,7 @@ class _Stock:
         uid, facts = series.uid, {header.path: all_facts[header.path] for header in series.headers}
         problem = series.problem or (None if self.protected is not False else series.writing_problem)
         if problem:
-            if series.modality == "CT" and any(_claims_hu(header) for header in series.images):
+            if series.text("Modality") == "CT" and any(_claims_hu(header) for header in series.images):
                 reason = f"The series {problem}; export it again from its source."
                 files = tuple(fact.path for fact in facts.values())
                 found.failures.append(Failure(folder or ".", reason, uid, files))

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import protect, watermark_alone
-from MITSGANLib.seal.change import decode_change, encode_change
-from MITSGANLib.seal.packing import pack, unpack
+from MITSGANLib.seal.change import decode_change, encode_change, pack, unpack
 from MITSGANLib.watermark.pattern import OPEN_KEY, ScanSigns
 
 ENDS = [-32768, -32767, -64, -63, -1, 0, 1, 63, 64, 32766, 32767]

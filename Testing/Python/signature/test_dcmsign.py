@@ -42,6 +42,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from tree_data import make_signer
 
 LITTLE_ENDIAN = (
     ExplicitVRLittleEndian,
@@ -75,16 +76,8 @@ def certificate(name: str, key, issuer: tuple[str, object] | None = None, is_aut
 def keys(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """(private key, certificate) files for RSA and an elliptic curve."""
     folder = tmp_path_factory.mktemp("keys")
-    pairs = {}
-    for name, key in (("rsa", rsa.generate_private_key(65537, 2048)), ("ec", ec.generate_private_key(ec.SECP256R1()))):
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.key").write_bytes(private)
-        public = certificate(f"Test {name}", key).public_bytes(serialization.Encoding.PEM)
-        (folder / f"{name}.crt").write_bytes(public)
-        pairs[name] = (folder / f"{name}.key", folder / f"{name}.crt")
-    return pairs
+    made = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
+    return {name: make_signer(folder, f"Test {name}", key) for name, key in made.items()}
 
 
 def awkward(dataset: Dataset, _k: int) -> None:

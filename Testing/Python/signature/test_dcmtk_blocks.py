@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,19 +39,18 @@ class Stream:
 
 
 def write_chunk(stream: Stream, chunk: Chunk, evidence: ReferenceSizes) -> None:
-    sizes = [size for series in evidence.references for size in series]
-    starts = [sum(map(len, evidence.references[:number])) for number in range(len(evidence.references))]
+    longer = chunk.references[: chunk.longer]
     stream.write(4, 4)
     stream.write(12, 8)
     stream.depth += 1
-    for indices in chunk.series:
+    for number, references in groupby(chunk.references, key=lambda k: evidence.series[k]):
         stream.write(4, 4)
         stream.write(12, 8)
-        for k in indices:
+        for k in references:
             stream.write(4, 4)
-            stream.element(sizes[k] - 12 + LONGER * (k in chunk.longer))
+            stream.element(evidence.references[k] - 12 + LONGER * (k in longer))
         stream.write(4, 4)
-        stream.element(evidence.series_uids[max(n for n, start in enumerate(starts) if start <= indices[0])])
+        stream.element(evidence.series_uids[number])
     stream.depth -= 1
     stream.write(4, 4)
     stream.element(evidence.study_uid)
@@ -66,9 +67,8 @@ def write_chunk(stream: Stream, chunk: Chunk, evidence: ReferenceSizes) -> None:
 def test_no_nested_sequence_lies_in_two_blocks(counts, sizes, uids, observation, used):
     total = sum(counts)
     one_by_one = [sizes[k % len(sizes)] for k in range(total)]
-    starts = [sum(counts[:number]) for number in range(len(counts))]
-    references = [one_by_one[start : start + count] for start, count in zip(starts, counts, strict=True)]
-    evidence = ReferenceSizes(references, [uids] * len(counts), uids, LONGER)
+    series = [number for number, count in enumerate(counts) for _ in range(count)]
+    evidence = ReferenceSizes(one_by_one, series, [uids] * len(counts), uids, LONGER)
     content = [(46 + uids, (8, 6), observation)] * total
     chunks, chosen = lay_out(evidence, content, used, lambda buffer: buffer.leaf(BETWEEN))
     stream = Stream(used)
@@ -87,14 +87,14 @@ def test_no_nested_sequence_lies_in_two_blocks(counts, sizes, uids, observation,
         for value in (*values, *([more] if k in chosen else [])):
             stream.element(value)
     assert not stream.torn
-    assert [k for chunk in chunks for series in chunk.series for k in series] == list(range(total))
+    assert [k for chunk in chunks for k in chunk.references] == list(range(total))
     assert len(chosen) <= 4 * (1 + sum(size + 58 + uids for size, *_ in content) // BLOCK)
 
 
 def test_what_fits_stays_in_one_item():
-    evidence = ReferenceSizes([[500] * 10, [600] * 5], [50, 50], 50, LONGER)
+    evidence = ReferenceSizes([500] * 10 + [600] * 5, [0] * 10 + [1] * 5, [50, 50], 50, LONGER)
     chunks, chosen = lay_out(evidence, [], 1000, lambda _buffer: None)
-    assert chunks == [Chunk([list(range(10)), list(range(10, 15))])]
+    assert chunks == [Chunk(list(range(15)))]
     assert not chosen
 
 

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import dicom_factory
@@ -24,11 +23,10 @@ from MITSGANLib.signature.signing import Signers, sign_scan
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from study_data import SLICES, STUDY, add_slice, change_voxel, edit, write_study
 from tree_data import make_signer
 
 CHANGED, NOT_CHECKED, UNKNOWN = 7, 3, 8
-STUDY = generate_uid(prefix=None)
-SLICES = 3
 IMAGES = tuple(f"{series}/slice-{k:03d}" for series in ("lung", "soft") for k in range(SLICES))
 
 
@@ -37,23 +35,6 @@ def signers(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     folder = tmp_path_factory.mktemp("signers")
     keys = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
     return {name: make_signer(folder, name, key) for name, key in keys.items()}
-
-
-def setattr_of_slice(keyword: str, value: object, dataset: Dataset, _k: int) -> None:
-    setattr(dataset, keyword, value)
-
-
-def write_study(folder: Path, **options: object) -> Path:
-    """Two CT series of three slices, with a structure set."""
-    for number, name in enumerate(("lung", "soft"), 1):
-        hu = dicom_factory.phantom_hu((SLICES, 12, 10), seed=number)
-        edit_number = partial(setattr_of_slice, "SeriesNumber", number)
-        dicom_factory.ct_series(hu, study_uid=STUDY, edit=edit_number, **options).write(folder / name)
-    structure = dicom_factory.write_structure_set(folder / "contours.dcm", STUDY)
-    dataset = pydicom.dcmread(structure)
-    dataset.PatientID = "42"
-    dataset.save_as(structure)
-    return folder
 
 
 @pytest.fixture
@@ -69,25 +50,6 @@ def signed(study, signers) -> Path:
 
 def checked(study: Path, signers: dict, document: Path | None = None) -> ExamVerification:
     return verify_exam(study, document or find_exam_document(study), load_certificates(signers["rsa"][1]))
-
-
-def edit(file: Path, **elements: object) -> None:
-    dataset = pydicom.dcmread(file)
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.save_as(file)
-
-
-def change_voxel(file: Path) -> None:
-    dataset = pydicom.dcmread(file)
-    stored = dataset.pixel_array.copy()
-    stored[6, 5] += 1
-    edit(file, PixelData=stored.tobytes())
-
-
-def add_slice(study: Path) -> None:
-    shutil.copy(study / IMAGES[5], study / "soft" / "one-more")
-    edit(study / "soft" / "one-more", SOPInstanceUID=generate_uid(prefix=None), ImagePositionPatient=[-100, -120, 37.5])
 
 
 MOVED = [-100, -120, 33.5]

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import dicom_factory
@@ -32,40 +31,22 @@ from MITSGANLib.signature.study import (
 from MITSGANTrainingLib.commandline import main
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
+from study_data import SLICES, STUDY, add_slice, change_voxel, edit, write_study
 
-STUDY = "2.25.1234567890123456789"
-SLICES = 3
 INTACT, NOT_SIGNED, CHANGED, UNKNOWN = 0, 3, 7, 8
-
-
-def name_series(number: int, dataset: Dataset, _k: int) -> None:
-    dataset.SeriesNumber = number
-
-
-def write_study(folder: Path, **options: object) -> Path:
-    """Two CT series of three slices, with a structure set."""
-    for number, name in enumerate(("lung", "soft"), 1):
-        hu = dicom_factory.phantom_hu((SLICES, 12, 10), seed=number)
-        edit = partial(name_series, number)
-        dicom_factory.ct_series(hu, study_uid=STUDY, edit=edit, **options).write(folder / name)
-    structure = dicom_factory.write_structure_set(folder / "contours.dcm", STUDY)
-    dataset = pydicom.dcmread(structure)
-    dataset.PatientID, dataset.SeriesNumber = "42", 9
-    dataset.save_as(structure)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> bytes:
     """The manifest of a signed study."""
-    study = write_study(tmp_path_factory.mktemp("any") / "study")
+    study = write_study(tmp_path_factory.mktemp("any") / "study", 9)
     sign_study(study, None, KEY)
     return manifest_path(study).read_bytes()
 
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    return write_study(tmp_path / "study")
+    return write_study(tmp_path / "study", 9)
 
 
 KEY = new_signing_key()
@@ -85,25 +66,6 @@ def pixels(study) -> Path:
 
 def checked(study: Path, beside: Path | None = None) -> StudyVerification:
     return verify_study(study, find_study_manifest(beside or study))
-
-
-def edit(file: Path, **elements: object) -> None:
-    dataset = pydicom.dcmread(file)
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.save_as(file)
-
-
-def change_voxel(file: Path) -> None:
-    dataset = pydicom.dcmread(file)
-    stored = dataset.pixel_array.copy()
-    stored[6, 5] += 1
-    edit(file, PixelData=stored.tobytes())
-
-
-def add_slice(study: Path) -> None:
-    shutil.copy(study / "soft" / "slice-002", study / "soft" / "one-more")
-    edit(study / "soft" / "one-more", SOPInstanceUID=generate_uid(prefix=None), ImagePositionPatient=[-100, -120, 37.5])
 
 
 def by_series(verification: StudyVerification) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -201,7 +163,7 @@ class TestManifest:
     @pytest.mark.parametrize("after", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless])
     @pytest.mark.parametrize("bits", [12, 16])
     def test_lossless_compression_is_no_change(self, tmp_path, before, after, bits):
-        study = write_study(tmp_path / "study", syntax=before, bits=bits, signed=False)
+        study = write_study(tmp_path / "study", 9, syntax=before, bits=bits, signed=False)
         sign_study(study, None, KEY)
         for file in study.glob("*/slice-*"):
             dataset = pydicom.dcmread(file)

@@ -21,21 +21,14 @@ _ONE_VALUE = {
 
 
 def require_one_origin(headers: Sequence[Header]) -> None:
-    """Refuse a series that does not come from one scan of one patient.
-
-    :raises InputError: the images of one series belong to different studies, patients or frames of reference.
-    """
+    """Raise ``InputError`` where images of one series belong to several studies, patients or frames of reference."""
     for keyword, plural in _ONE_VALUE.items():
         if len({header.text(keyword) for header in headers}) > 1:
             raise InputError(f"One series mixes images of different {plural}; separate them into two folders.")
 
 
-def header_warnings(series: DicomSeries, frames: Sequence[Frame]) -> tuple[VolumeWarning, ...]:
+def header_warnings(series: DicomSeries, frames: Sequence[Frame]) -> Iterator[VolumeWarning]:
     """Everything noteworthy in the headers of a series that can be used."""
-    return (*_left_out(series), *_history(series.images), *_acquisition(series.images), *_rescale(frames))
-
-
-def _left_out(series: DicomSeries) -> Iterator[VolumeWarning]:
     localizers = [header for header in series.left_out if header.is_ct_image and header.is_localizer]
     pictures = [header for header in series.left_out if header.is_ct_image and not header.is_localizer]
     others = len(series.left_out) - len(localizers) - len(pictures)
@@ -53,15 +46,7 @@ def _left_out(series: DicomSeries) -> Iterator[VolumeWarning]:
         yield VolumeWarning("unread-files", text)
     if problem := series.writing_problem:
         yield VolumeWarning("missing-uids", f"The series {problem}; it cannot be written as DICOM, only as a file.")
-
-
-def _named(paths: Sequence[Path]) -> str:
-    """The first three names, and how many more there are."""
-    names = ", ".join(path.name for path in paths[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
-
-
-def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
+    images = series.images
     if any("DERIVED" in header.image_type for header in images):
         text = "The images are derived (Image Type DERIVED), not as acquired; their noise may be unlike a scanner's."
         yield VolumeWarning("derived", text, of_protecting=True)
@@ -74,9 +59,6 @@ def _history(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     if any(MANUFACTURER in header.contributors for header in images):
         text = "The images were written by MITSGAN before; protecting them again adds to the change."
         yield VolumeWarning("already-processed", text, of_protecting=True)
-
-
-def _acquisition(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     tilt = max((abs(header.number("GantryDetectorTilt")) for header in images), default=0.0)
     if tilt > 0.05:
         text = f"The header states a gantry tilt of {tilt:g} degrees, though the slices are stacked straight."
@@ -87,9 +69,12 @@ def _acquisition(images: Sequence[Header]) -> Iterator[VolumeWarning]:
     if any(header.text("RescaleType") == "US" for header in images):
         text = "Rescale Type is unspecified (US); the values are taken as HU."
         yield VolumeWarning("rescale-type-unspecified", text)
-
-
-def _rescale(frames: Sequence[Frame]) -> Iterator[VolumeWarning]:
     if any(not frame.slope.is_integer() or not frame.intercept.is_integer() for frame in frames):
         text = "Rescale Slope or Intercept is no whole number; HU are rounded to whole numbers."
         yield VolumeWarning("rescale-rounded", text)
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """The first three names, and how many more there are."""
+    names = ", ".join(path.name for path in paths[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
 from .drill import SIMULATED, Drill, is_drill, mark_drill
-from .encoded import new_item, raw_element, raw_value
+from .encoded import code_item, new_item, new_uid, raw_element, raw_value, tags_of
 from .headers import ENHANCED_CT, Header, quiet_pydicom
 from .private_block import block_tags, remove_entries
 
@@ -29,13 +28,6 @@ SERIES_NUMBER_OFFSET = 1000
 LONG_STRING, SHORT_TEXT = 64, 1024  # characters in LO and ST (PS3.5 6.2)
 INTEGER_STRING_MAX = 2**31 - 1
 
-# A protected image is its source plus a perturbation, pixel by pixel: of the standard derivations (PS3.16 CID 7203)
-# that one says what was done.
-# Codes of PS3.16 in the scheme DCM with their meanings; pydicom's dictionary of all of them takes 0.1 s to load.
-SOURCE_IMAGE = ("121322", "Source image for image processing operation")
-MODIFYING_EQUIPMENT = ("109103", "Modifying Equipment")
-PIXEL_BY_PIXEL_ADDITION = ("113042", "Pixel by pixel addition")
-_CONTRIBUTION = ("ContributionDescription", "ContributionDateTime")
 _MOMENT = "%Y%m%d%H%M%S.%f%z"
 
 # What of a step's parameters tells how a scan was protected, as numbers or words.
@@ -69,24 +61,8 @@ NO_LONGER_TRUE = [
 
 
 @dataclass(frozen=True)
-class SourceImage:
-    """The UIDs of the image that another is derived from."""
-
-    sop_class: str
-    sop_instance: str
-    series: str
-    study: str
-
-    def reference(self) -> Dataset:
-        """A new item of a sequence that refers to the image (PS3.3 table 10-11)."""
-        return new_item(ReferencedSOPClassUID=self.sop_class, ReferencedSOPInstanceUID=self.sop_instance)
-
-
-@dataclass(frozen=True)
 class Derivation:
-    """What all images of one derived series share: its UID, the moment of writing, the steps that made it, and whether
-    it is a drill's.
-    """
+    """What all images of one derived series share. ``time`` is the moment of writing."""
 
     series_uid: str
     time: datetime.datetime
@@ -94,21 +70,11 @@ class Derivation:
     drill: Drill | None = None
 
     @property
-    def is_protection(self) -> bool:
-        """Whether one of the steps protects."""
-        return Provenance(steps=self.steps).last(PROTECTION) is not None
-
-    @property
     def description(self) -> str:
         """The Derivation Description of each image."""
         if not self.steps:
             return f"Copied by MITSGAN {__version__} without processing."
         return f"Processed by MITSGAN {__version__}: {'; '.join(step_text(step) for step in self.steps)}."
-
-    @property
-    def series_suffix(self) -> str:
-        """What the Series Description ends in."""
-        return " (protected)" if self.is_protection else " (MITSGAN)"
 
 
 def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Element | None]:
@@ -120,29 +86,19 @@ def derived_elements(dataset: Dataset, derivation: Derivation) -> dict[int, Elem
     :returns: the new element for each tag, or None where it is to be left out.
     :raises Exception: an element that the new ones build on is damaged (as pydicom raises it).
     """
-    from pydicom.tag import Tag
-    from pydicom.uid import generate_uid
-
-    source = SourceImage(
-        str(dataset.SOPClassUID),
-        str(dataset.SOPInstanceUID),
-        str(dataset.SeriesInstanceUID),
-        str(dataset.StudyInstanceUID),
-    )
-    new = new_item(SOPInstanceUID=generate_uid(prefix=None))
+    new = new_item(SOPInstanceUID=new_uid())
     keep_lossy_history(dataset, new)
     _describe_series(dataset, new, derivation)
     _stamp(dataset, new, derivation.time)
     _add_equipment(dataset, new, derivation)
-    _add(new, dataset, "ImageType", "CS", derived_type(raw_value(dataset.get_item("ImageType")), source.sop_class))
-    if source.sop_class in ENHANCED_CT:
-        _derive_frames(dataset, new, derivation, source)
-        _add_evidence(dataset, new, source)
+    _add(new, dataset, "ImageType", "CS", derived_type(raw_value(dataset.get_item("ImageType")), dataset.SOPClassUID))
+    if dataset.SOPClassUID in ENHANCED_CT:
+        _derive_frames(dataset, new, derivation)
     else:
-        _describe_derivation(dataset, new, derivation, source.reference())
+        _describe_derivation(dataset, new, derivation, reference_to(dataset))
     private = block_tags(dataset)
     remove_entries(dataset)  # a seal and a manifest are of the source's pixels
-    removed = [Tag(keyword) for keyword in NO_LONGER_TRUE] + [tag for tag in private if tag not in dataset]
+    removed = [*tags_of(NO_LONGER_TRUE), *(tag for tag in private if tag not in dataset)]
     if derivation.drill:
         removed += mark_drill(dataset, new, derivation.drill)
     return {**dict.fromkeys(removed), **{tag: new.get_item(tag) for tag in new.keys()}}  # noqa: SIM118 - decodes
@@ -174,8 +130,8 @@ def recorded_steps(header: Header) -> tuple[ProcessingStep, ...]:
         try:
             for item in header.dataset.get("ContributingEquipmentSequence") or []:
                 if item.get("Manufacturer") == MANUFACTURER:
-                    text, time = (str(item.get(name) or "") for name in _CONTRIBUTION)
-                    steps.append(_recorded_step(text, time))
+                    told = (str(item.get(f"Contribution{name}") or "") for name in ("Description", "DateTime"))
+                    steps.append(_recorded_step(*told))
         except Exception:  # noqa: BLE001 - pydicom decodes items at first use, and meets damage with anything
             steps.append(ProcessingStep("unknown", "The processing history cannot be read.", time=""))
     simulated = is_drill(header) or SIMULATED in header.text("SeriesDescription").upper()
@@ -208,7 +164,7 @@ def _add(new: Dataset, dataset: Dataset, keyword: str, vr: str, value: bytes) ->
 
 def _describe_series(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
     new.SeriesInstanceUID = derivation.series_uid
-    suffix = derivation.series_suffix.encode()
+    suffix = b" (protected)" if Provenance(steps=derivation.steps).last(PROTECTION) else b" (MITSGAN)"
     original = raw_value(dataset.get_item("SeriesDescription")).strip().removesuffix(suffix)
     text = (_shortened(original, dataset, LONG_STRING - len(suffix)) + suffix).strip()
     _add(new, dataset, "SeriesDescription", "LO", text)
@@ -234,77 +190,81 @@ def _shortened(text: bytes, dataset: Dataset, length: int) -> bytes:
 
 
 def _stamp(dataset: Dataset, new: Dataset, time: datetime.datetime) -> None:
-    """Dates of series, instance and pixel data; those of study and acquisition stay."""
-    time = _in_zone_of(dataset, time)
+    """Dates of series, instance and pixel data; those of study and acquisition stay.
+
+    In the zone that the data set states (0008,0201), else in local time, as PS3.3 C.12.1.1.8 has it.
+    """
+    try:
+        zone = datetime.datetime.strptime(str(dataset.get("TimezoneOffsetFromUTC") or ""), "%z").tzinfo
+    except ValueError:
+        zone = None
+    time = time.astimezone(zone)
     for name in ("Series", "InstanceCreation", "Content"):
         setattr(new, f"{name}Date", time.strftime("%Y%m%d"))
         setattr(new, f"{name}Time", time.strftime("%H%M%S.%f"))
 
 
-def _in_zone_of(dataset: Dataset, time: datetime.datetime) -> datetime.datetime:
-    """The time in the zone that the data set states (0008,0201), else in local time, as PS3.3 C.12.1.1.8 has it."""
-    try:
-        zone = datetime.datetime.strptime(str(dataset.get("TimezoneOffsetFromUTC") or ""), "%z").tzinfo
-    except ValueError:
-        zone = None
-    return time.astimezone(zone)
-
-
 def _add_equipment(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
-    """Append one item for each step to Contributing Equipment (PS3.3 C.12.1.1.5)."""
-    contributions = [
-        new_item(
-            PurposeOfReferenceCodeSequence=[_code(MODIFYING_EQUIPMENT)],
+    """Append an item for each step, else one for the writing itself, to Contributing Equipment (PS3.3 C.12.1.1.5)."""
+    contributions = []
+    for text, moment in [(step_text(step), step.time) for step in derivation.steps] or [(derivation.description, "")]:
+        try:
+            time = datetime.datetime.fromisoformat(moment)
+        except ValueError:
+            time = derivation.time
+        contribution = new_item(
+            PurposeOfReferenceCodeSequence=[code_item("ModifyingEquipment")],
             Manufacturer=MANUFACTURER,
             ManufacturerModelName=MANUFACTURER,
             SoftwareVersions=__version__,
             ContributionDateTime=time.strftime(_MOMENT),
             ContributionDescription=text[:SHORT_TEXT],
         )
-        for text, time in _contributions(derivation)
-    ]
+        contributions.append(contribution)
     new.ContributingEquipmentSequence = [*(dataset.get("ContributingEquipmentSequence") or []), *contributions]
 
 
-def _contributions(derivation: Derivation) -> Iterator[tuple[str, datetime.datetime]]:
-    """Text and time of each contribution; of the writing itself when there was no step."""
-    if not derivation.steps:
-        yield derivation.description, derivation.time
-    for step in derivation.steps:
-        try:
-            time = datetime.datetime.fromisoformat(step.time)
-        except ValueError:
-            time = derivation.time
-        yield step_text(step), time
-
-
 def _describe_derivation(dataset: Dataset, target: Dataset, derivation: Derivation, reference: Dataset) -> None:
-    """Derivation description, code and source image into ``target``, a single-frame image or a functional group item.
+    """Put derivation description, code and source image into an image or an item of a functional group.
 
-    :param dataset: the same of the original; an item has none.
+    :param dataset: the original image, or the new item itself.
     """
     earlier = raw_value(dataset.get_item("DerivationDescription")).strip()
     text = derivation.description.encode() + (b" Before: " if earlier else b"")
     text += _shortened(earlier, dataset, max(0, SHORT_TEXT - len(text)))
     _add(target, dataset, "DerivationDescription", "ST", text[:SHORT_TEXT])
     if derivation.steps:
-        target.DerivationCodeSequence = [*(dataset.get("DerivationCodeSequence") or []), _code(PIXEL_BY_PIXEL_ADDITION)]
+        # A protected image is its source plus a perturbation, pixel by pixel: of the standard derivations (PS3.16 CID
+        # 7203) that one says what was done.
+        earlier_codes = dataset.get("DerivationCodeSequence") or []
+        target.DerivationCodeSequence = [*earlier_codes, code_item("PixelByPixelAddition")]
     reference.SpatialLocationsPreserved = "YES"
-    reference.PurposeOfReferenceCodeSequence = [_code(SOURCE_IMAGE)]
+    reference.PurposeOfReferenceCodeSequence = [code_item("SourceImageForImageProcessingOperation")]
     target.SourceImageSequence = [reference]
 
 
-def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation, source: SourceImage) -> None:
-    """Enhanced CT: frame types, and a Derivation Image functional group for each frame (PS3.3 C.7.6.16.2.6)."""
+def reference_to(dataset: Dataset) -> Dataset:
+    """A new item of a sequence that refers to an instance (PS3.3 table 10-11)."""
+    return new_item(
+        ReferencedSOPClassUID=str(dataset.SOPClassUID), ReferencedSOPInstanceUID=str(dataset.SOPInstanceUID)
+    )
+
+
+def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation) -> None:
+    """Derive the frames of Enhanced CT: their types and Derivation Image functional groups (PS3.3 C.7.6.16.2.6).
+
+    Source Image Evidence is required where a functional group names a source image (PS3.3 C.8.15.2).
+    """
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [new_item()])[0]
     earlier = list(shared.pop("DerivationImageSequence").value) if "DerivationImageSequence" in shared else []
     groups = dataset.PerFrameFunctionalGroupsSequence
     for group in [shared, *groups]:
         for item in group.get("CTImageFrameTypeSequence") or []:
-            _add(item, item, "FrameType", "CS", derived_type(raw_value(item.get_item("FrameType")), source.sop_class))
+            frame_type = derived_type(raw_value(item.get_item("FrameType")), dataset.SOPClassUID)
+            _add(item, item, "FrameType", "CS", frame_type)
     for number, group in enumerate(groups, start=1):
         item = new_item()
-        reference = source.reference()
+        reference = reference_to(dataset)
         reference.ReferencedFrameNumber = number
         item.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
         _describe_derivation(item, item, derivation, reference)
@@ -312,12 +272,8 @@ def _derive_frames(dataset: Dataset, new: Dataset, derivation: Derivation, sourc
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword in dataset:
             new[keyword] = dataset[keyword]
-
-
-def _add_evidence(dataset: Dataset, new: Dataset, source: SourceImage) -> None:
-    """Source Image Evidence, required where a functional group names a source image (PS3.3 C.8.15.2)."""
-    series = new_item(SeriesInstanceUID=source.series, ReferencedSOPSequence=[source.reference()])
-    study = new_item(StudyInstanceUID=source.study, ReferencedSeriesSequence=[series])
+    series = new_item(SeriesInstanceUID=dataset.SeriesInstanceUID, ReferencedSOPSequence=[reference_to(dataset)])
+    study = new_item(StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=[series])
     new.SourceImageEvidenceSequence = [*(dataset.get("SourceImageEvidenceSequence") or []), study]
 
 
@@ -334,13 +290,3 @@ def keep_lossy_history(dataset: Dataset, new: Dataset) -> None:
     )
     if not dataset.get("LossyImageCompression") and dataset.file_meta.TransferSyntaxUID in may_be_lossy:
         new.LossyImageCompression = "01"
-
-
-def _code(code: tuple[str, str]) -> Dataset:
-    """A sequence's item with a code of scheme DCM: its value and its meaning.
-
-    highdicom has such items, too. Its ContributingEquipment takes as many values as are set here: no line less, and a
-    package more.
-    """
-    value, meaning = code
-    return new_item(CodeValue=value, CodingSchemeDesignator="DCM", CodeMeaning=meaning)

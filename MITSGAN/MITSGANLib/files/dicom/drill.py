@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...scan.volume import SIMULATED_ATTACK, ProcessingStep
-from .encoded import raw_element, raw_value
+from .encoded import new_uid, raw_element, raw_value, tags_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -45,12 +45,6 @@ _LEADING_BACK = (
 )
 
 
-def _new_uid() -> str:
-    from pydicom.uid import generate_uid
-
-    return generate_uid(prefix=None)
-
-
 def drill_step() -> ProcessingStep:
     """What the headers of a drill's images tell of it."""
     return ProcessingStep(SIMULATED_ATTACK, STEP_TEXT)
@@ -70,9 +64,9 @@ def is_drill(header: Header) -> bool:
 class Drill:
     """The new UIDs that the images of one drill series share."""
 
-    series_uid: str = field(default_factory=_new_uid)
-    study_uid: str = field(default_factory=_new_uid)
-    frame_of_reference_uid: str = field(default_factory=_new_uid)
+    series_uid: str = field(default_factory=new_uid)
+    study_uid: str = field(default_factory=new_uid)
+    frame_of_reference_uid: str = field(default_factory=new_uid)
 
     @property
     def patient_id(self) -> str:
@@ -86,8 +80,6 @@ def mark_drill(dataset: Dataset, new: Dataset, drill: Drill) -> list[int]:
     :param new: the elements of the derived image that differ; changed in place.
     :returns: the tags to leave out.
     """
-    from pydicom.tag import Tag
-
     new.SyntheticData = "YES"
     new.ImageComments = COMMENT
     new.StudyInstanceUID = drill.study_uid
@@ -103,7 +95,7 @@ def mark_drill(dataset: Dataset, new: Dataset, drill: Drill) -> list[int]:
     for group in new.get("PerFrameFunctionalGroupsSequence") or []:
         for item in group.get("DerivationImageSequence") or []:
             item.SourceImageSequence = []
-    leading = [Tag(keyword) for keyword in _LEADING_BACK]
+    leading = tags_of(_LEADING_BACK)
     for tag in leading:
         new.pop(tag, None)
     return leading

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Element = DataElement | RawDataElement
 
-PIXEL_DATA = 0x7FE00010
+SOP_INSTANCE_UID, PIXEL_DATA = 0x00080018, 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
 # Of what comes before it a data set holds nothing but a DICOMDIR's records (PS3.5 7.8 forbids the odd groups).
 _FIRST_GROUP, _DIRECTORY_GROUP = 0x0008, 0x0004
@@ -64,7 +64,8 @@ class EncodedFile:
             return _is_padding(tag, vr if not is_implicit else "", spans[-1][0] if spans else 0)
 
         for element in data_element_generator(stream, is_implicit, is_little_endian, is_behind):
-            _require_whole(element)
+            if element.is_raw and element.length not in (UNDEFINED_LENGTH, len(element.value or b"")):
+                raise EOFError("the last element is cut off")
             # Where the tag of one element of the file meta information is damaged, the rest of it lands here.
             if element.tag.group < _FIRST_GROUP and element.tag.group != _DIRECTORY_GROUP:
                 raise ValueError("the file meta information is damaged")
@@ -114,21 +115,20 @@ class EncodedFile:
         return meta
 
     def _pieces(self, changes: Mapping[int, Element | None]) -> Iterator[bytes | memoryview]:
-        view = memoryview(self.data)
-        left = sorted(tag for tag, element in changes.items() if element is not None)
-        changed_groups = {tag >> 16 for tag in changes}
+        view, changed_groups = memoryview(self.data), {tag >> 16 for tag in changes}
+        pieces = [
+            (tag, view[start:end])
+            for tag, start, end in self.spans
+            if tag not in changes and (tag & 0xFFFF or tag >> 16 not in changed_groups)
+        ]
+        pieces += [(tag, element) for tag, element in changes.items() if element is not None]
         # In the order of their tags, which the standard asks for and damaged files lack: else what stands behind one
         # with too high a tag would land behind the pixels, where readers of headers do not look.
-        for tag, start, end in sorted(self.spans, key=lambda span: span[0]):
-            while left and left[0] < tag:
-                yield from self._encoded(changes[left.pop(0)])
-            if tag in changes:
-                if left and left[0] == tag:
-                    yield from self._encoded(changes[left.pop(0)])
-            elif tag & 0xFFFF or tag >> 16 not in changed_groups:
-                yield view[start:end]
-        for tag in left:
-            yield from self._encoded(changes[tag])
+        for _, piece in sorted(pieces, key=lambda pair: pair[0]):
+            if isinstance(piece, memoryview):
+                yield piece
+            else:
+                yield from self._encoded(piece)
 
     def _encoded(self, element: Element) -> Iterator[bytes]:
         from pydicom.filebase import DicomBytesIO
@@ -158,6 +158,28 @@ def new_item(**values: Any) -> Dataset:
     return item
 
 
+def tags_of(keywords: Iterable[str | int]) -> list[int]:
+    """The tags of elements, by their keywords."""
+    from pydicom.tag import Tag
+
+    return [Tag(keyword) for keyword in keywords]
+
+
+def code_item(keyword: str) -> Dataset:
+    """An item with a code of DICOM's own scheme (PS3.16), by its meaning, such as "ModifyingEquipment"."""
+    from pydicom.sr.codedict import codes
+
+    code = getattr(codes.DCM, keyword)
+    return new_item(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)
+
+
+def new_uid() -> str:
+    """A new UID from random numbers (PS3.5 B.2)."""
+    from pydicom.uid import generate_uid
+
+    return generate_uid(prefix=None)
+
+
 def raw_value(element: Element | None) -> bytes:
     """The bytes of a text as its file has them, without padding; empty where there is none.
 
@@ -183,14 +205,12 @@ def raw_element(keyword: str, vr: str, value: bytes, encoding: tuple[bool, bool]
 
 
 def decode_now(dataset: Dataset, may_go: Collection[str] = ()) -> None:
-    """Let pydicom decode all elements, which it else does at first use, where nobody is prepared for what it says then.
+    """Let pydicom decode all elements. It else does so at first use, where nobody is prepared for what it raises.
 
     :param may_go: keywords of elements that are taken away where they are damaged.
     :raises Exception: another element is damaged (as pydicom raises it).
     """
-    from pydicom.tag import Tag
-
-    tags = {Tag(keyword) for keyword in may_go}
+    tags = tags_of(may_go)
     for tag in list(dataset.keys()):
         try:
             dataset[tag]
@@ -210,7 +230,7 @@ def native_syntax(is_implicit: bool, is_little_endian: bool) -> str:
 
 
 def _data_set(data: bytes) -> tuple[bytes, int, FileMetaDataset, bytes | None, bool]:
-    """The bytes, inflated if need be, where the data set begins in them, what precedes it, and its byte order."""
+    """The bytes, inflated if need be, the start of the data set, its file meta, its preamble, and its byte order."""
     from pydicom.filereader import read_dataset, read_partial
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -256,9 +276,3 @@ def _is_padding(tag: int, vr: str | None, last: int) -> bool:
     if last < PIXEL_DATA:
         return False
     return tag <= last if vr == "" else vr is None or not (len(vr) == 2 and vr.isalpha() and vr.isupper())
-
-
-def _require_whole(element: Element) -> None:
-    """:raises EOFError: the file ends within the element."""
-    if element.is_raw and element.length != UNDEFINED_LENGTH and len(element.value or b"") != element.length:
-        raise EOFError("the last element is cut off")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,25 +17,21 @@ from .series import HU_RESCALE_TYPES
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-
-@dataclass(frozen=True)
-class StoredFormat:
-    """How integers are stored: ``bits`` are used of 16, two's complement if ``signed`` (PS3.5 8.1.1)."""
-
-    bits: int
-    signed: bool
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """Lowest and highest storable integer."""
-        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if self.signed else (0, (1 << self.bits) - 1)
+# Functional groups that hold position, orientation, measures and rescale values of a frame of Enhanced CT.
+_GROUPS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
 
 
 @dataclass(frozen=True)
 class Frame:
     """One image plane. Positions are LPS mm; HU = ``slope`` * stored + ``intercept``.
 
-    ``index`` counts frames within the file from 0. ``pixel_spacing`` is (between rows, between columns) in mm.
+    ``index`` counts frames within the file from 0. ``pixel_spacing`` is (between rows, between columns) in mm. Of the
+    16 bits of a stored integer ``bits`` are used, as two's complement if ``signed`` (PS3.5 8.1.1).
     ``padding`` is the inclusive range of stored integers that mean "no data" (PS3.3 C.7.5.1.1.2), or None.
     """
 
@@ -49,14 +45,20 @@ class Frame:
     thickness: float | None
     slope: float
     intercept: float
-    stored: StoredFormat
+    bits: int
+    signed: bool
     padding: tuple[int, int] | None
     padding_value: int | None
 
     @property
+    def stored_range(self) -> tuple[int, int]:
+        """Lowest and highest storable integer."""
+        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if self.signed else (0, (1 << self.bits) - 1)
+
+    @property
     def needs_unused_bits(self) -> bool:
         """True where padding does not fit into Bits Stored, so the scanner used all 16 bits whatever it declared."""
-        low, high = self.stored.range
+        low, high = self.stored_range
         return self.padding_value is not None and not low <= self.padding_value <= high
 
     @property
@@ -82,7 +84,16 @@ def frames_of(header: Header) -> list[Frame]:
     """
     with quiet_pydicom():
         try:
-            return _enhanced_frames(header) if header.is_enhanced else [_single_frame(header)]
+            if header.is_enhanced:
+                return _enhanced_frames(header)
+            if int(header.dataset.get("NumberOfFrames") or 1) != 1:
+                raise InputError(
+                    "holds many frames without saying where each lies",
+                    path=header.path,
+                    hint="export it as single slices",
+                )
+            # The elements stand in the data set itself.
+            return [_frame(header, 0, *[header.dataset] * 4)]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 "has a missing or invalid position, orientation, spacing or rescale value",
@@ -91,18 +102,8 @@ def frames_of(header: Header) -> list[Frame]:
             ) from error
 
 
-def _single_frame(header: Header) -> Frame:
-    """A CT Image: the elements stand in the data set itself."""
-    dataset = header.dataset
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise InputError(
-            "holds many frames without saying where each lies", path=header.path, hint="export it as single slices"
-        )
-    return _frame(header, 0, position=dataset, orientation=dataset, measures=dataset, rescale=dataset)
-
-
 def _enhanced_frames(header: Header) -> list[Frame]:
-    """Enhanced CT: functional groups hold the elements, shared by all frames or for each (PS3.3 C.7.6.16)."""
+    """The frames of Enhanced CT. Functional groups, shared or of each frame, hold the elements (PS3.3 C.7.6.16)."""
     per_frame = header.dataset.PerFrameFunctionalGroupsSequence
     shared = (header.dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if len(per_frame) != int(header.dataset.NumberOfFrames):
@@ -110,27 +111,17 @@ def _enhanced_frames(header: Header) -> list[Frame]:
             f"describes {len(per_frame)} frames but says it has another number: it is damaged", path=header.path
         )
 
-    def group(frame: Dataset, keyword: str) -> Dataset:
-        return (frame.get(keyword) or shared[keyword].value)[0]
-
     return [
-        _frame(
-            header,
-            index,
-            position=group(frame, "PlanePositionSequence"),
-            orientation=group(frame, "PlaneOrientationSequence"),
-            measures=group(frame, "PixelMeasuresSequence"),
-            rescale=group(frame, "PixelValueTransformationSequence"),
-        )
+        _frame(header, index, *((frame.get(group) or shared[group].value)[0] for group in _GROUPS))
         for index, frame in enumerate(per_frame)
     ]
 
 
 def _frame(
-    header: Header, index: int, *, position: Dataset, orientation: Dataset, measures: Dataset, rescale: Dataset
+    header: Header, index: int, position: Dataset, orientation: Dataset, measures: Dataset, rescale: Dataset
 ) -> Frame:
     dataset = header.dataset
-    stored = StoredFormat(int(dataset.BitsStored), signed=int(dataset.PixelRepresentation) == 1)
+    signed = int(dataset.PixelRepresentation) == 1
     slope, intercept = _numbers([rescale.RescaleSlope, rescale.RescaleIntercept], 2)
     if slope == 0:
         raise InputError("has Rescale Slope 0, so its HU are unknown", path=header.path, hint="export the series again")
@@ -141,8 +132,10 @@ def _frame(
         raise InputError(
             "has no positive Pixel Spacing, so sizes are unknown", path=header.path, hint="export the series again"
         )
-    padding_value = dataset.get("PixelPaddingValue")
-    padding_value = None if padding_value is None else _stored_integer(padding_value, stored)
+    # Pixel Padding Value and Pixel Padding Range Limit; the range between them may be either way round.
+    ends = (dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    value, limit = (None if end is None else _stored_integer(end, signed) for end in ends)
+    padding = None if value is None else [value, value if limit is None else limit]
     return Frame(
         path=header.path,
         index=index,
@@ -154,14 +147,15 @@ def _frame(
         thickness=_thickness(measures),
         slope=slope,
         intercept=intercept,
-        stored=stored,
-        padding=_padding_range(dataset, padding_value, stored),
-        padding_value=padding_value,
+        bits=int(dataset.BitsStored),
+        signed=signed,
+        padding=padding and (min(padding), max(padding)),
+        padding_value=value,
     )
 
 
 def _thickness(measures: Dataset) -> float | None:
-    """Slice Thickness in mm, or None where it is missing or no length: only a single slice needs it."""
+    """Slice Thickness in mm; None where it is missing or no length."""
     try:
         thickness = float(measures.get("SliceThickness") or 0)
     except (TypeError, ValueError):
@@ -169,19 +163,10 @@ def _thickness(measures: Dataset) -> float | None:
     return thickness if 0 < thickness < math.inf else None
 
 
-def _padding_range(dataset: Dataset, value: int | None, stored: StoredFormat) -> tuple[int, int] | None:
-    """The inclusive range between Pixel Padding Value and Pixel Padding Range Limit, which may be either way round."""
-    if value is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    limit = value if limit is None else _stored_integer(limit, stored)
-    return min(value, limit), max(value, limit)
-
-
-def _stored_integer(value: object, stored: StoredFormat) -> int:
+def _stored_integer(value: object, signed: bool) -> int:
     """An integer element in the meaning of the pixels: some scanners write 63536 where signed pixels hold -2000."""
     number = int(value)
-    return number - (1 << 16) if stored.signed and number >= 1 << 15 else number
+    return number - (1 << 16) if signed and number >= 1 << 15 else number
 
 
 def _numbers(values: Sequence[object], count: int) -> tuple[float, ...]:
@@ -191,8 +176,11 @@ def _numbers(values: Sequence[object], count: int) -> tuple[float, ...]:
     return numbers
 
 
-def slices_by_file(frames: Sequence[Frame]) -> dict[Path, list[int]]:
-    """The slice numbers (places in ``frames``) that each file holds, files in the order of their first slice."""
+def slices_by_file(frames: Sequence[Any]) -> dict[Path, list[int]]:
+    """The slice numbers that each file holds, files in the order of their first slice.
+
+    :param frames: frames, or whatever else has the ``path`` of its file, one for each slice.
+    """
     slices: dict[Path, list[int]] = {}
     for k, frame in enumerate(frames):
         slices.setdefault(frame.path, []).append(k)

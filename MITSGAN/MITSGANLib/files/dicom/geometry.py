@@ -65,12 +65,18 @@ def stack_frames(frames: Sequence[Frame]) -> Stack:
         slice_spacing = float(along[-1] - along[0]) / (len(frames) - 1)
     between_rows, between_columns = frames[0].pixel_spacing
     spacing = (between_columns, between_rows, slice_spacing)
+    warnings, thickness = [*grid_warnings(len(frames), spacing)], frames[0].thickness
+    if thickness is not None and slice_spacing > 1.1 * thickness:
+        text = (
+            f"Slices are {slice_spacing:g} mm apart but {thickness:g} mm thick; the tissue between them was not imaged."
+        )
+        warnings.append(VolumeWarning("slice-gap", text))
     return Stack(
         frames=tuple(frames),
         spacing=spacing,
         origin=frames[0].position,
         direction=direction,
-        warnings=(*grid_warnings(len(frames), spacing), *_gap_warnings(slice_spacing, frames[0].thickness)),
+        warnings=tuple(warnings),
     )
 
 
@@ -160,10 +166,3 @@ def _require_straight(frames: Sequence[Frame], along: np.ndarray, normal: np.nda
         "The slices are shifted sideways against each other, so they form no straight stack; export the series again "
         "or resample it in the viewer."
     )
-
-
-def _gap_warnings(spacing: float, thickness: float | None) -> tuple[VolumeWarning, ...]:
-    if thickness is None or spacing <= 1.1 * thickness:
-        return ()
-    text = f"Slices are {spacing:g} mm apart but {thickness:g} mm thick; the tissue between them was not imaged."
-    return (VolumeWarning("slice-gap", text),)

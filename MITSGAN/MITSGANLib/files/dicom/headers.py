@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DependencyError, InputError, reading
+from ...errors import DependencyError, InputError, MITSGANError, reading
 from .encoded import EncodedFile, decode_now, native_syntax
 
 if TYPE_CHECKING:
@@ -112,11 +112,6 @@ class Header:
         return self.dataset.preamble is not None and media_class in (None, *CT_STORAGE)
 
     @property
-    def is_whole_ct(self) -> bool:
-        """Whether the header of a CT image was read to its end, or at least behind the UIDs."""
-        return self.is_ct_image and bool(self.text("Rows"))
-
-    @property
     def is_picture(self) -> bool:
         """Whether this is a page of colors or of 8 bits, such as a screen capture or a dose report, and no slice."""
         gray = self.text("PhotometricInterpretation") in ("", "MONOCHROME1", "MONOCHROME2")
@@ -157,9 +152,9 @@ def silence_pydicom() -> None:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings: they quote header values, and a patient's name must not reach a log.
+    """Silence what pydicom warns of and logs: it quotes header values, and a patient's name must not reach a log.
 
-    And what it logs, traces of failed decoders among it; what fails is raised all the same.
+    What fails is raised all the same.
     """
     log = _pydicom_log()
     # Not a level, whose change makes every logger forget what it knows. What its children log ends at its handlers.
@@ -174,7 +169,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def _pydicom_log() -> logging.Logger:
-    """The logger above all of pydicom's, with a handler, so that Python does not take the place of one."""
+    """The logger above all of pydicom's, with a handler, since Python else takes its own."""
     log = logging.getLogger("pydicom")
     if not log.handlers:
         log.addHandler(logging.NullHandler())
@@ -182,10 +177,7 @@ def _pydicom_log() -> logging.Logger:
 
 
 def require_pydicom() -> None:
-    """Refuse to go on without pydicom.
-
-    :raises DependencyError: pydicom cannot be imported.
-    """
+    """Raise ``DependencyError`` where pydicom cannot be imported."""
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
@@ -207,15 +199,13 @@ def read_header(path: Path) -> Header | None:
         return None
     try:
         dataset = read_dataset(path, stop_before_pixels=True, specific_tags=HEADER_KEYWORDS)
-        with quiet_pydicom():
-            decode_now(dataset, DESCRIBING_KEYWORDS)
-            decode_now(dataset.file_meta)
     except InputError:
         if has_preamble:
             raise
         return None
-    except Exception as error:  # see read_dataset
-        raise damaged_file(path) from error
+    with damage_named(path), quiet_pydicom():
+        decode_now(dataset, DESCRIBING_KEYWORDS)
+        decode_now(dataset.file_meta)
     return Header(path, dataset)
 
 
@@ -269,16 +259,28 @@ def read_encoded(path: Path) -> EncodedFile:
 @contextmanager
 def _failures_named(path: Path) -> Iterator[None]:
     """:raises InputError: in place of whatever reading raised, naming the file."""
+    with damage_named(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # pydicom's own, of a damaged sequence
+                raise
+            raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
+
+
+@contextmanager
+def damage_named(path: Path, damaged: Callable[[Path], InputError] | None = None) -> Iterator[None]:
+    """Take whatever pydicom and decoders raise at foreign bytes as damage: many types, none of them documented.
+
+    :param damaged: makes the error from the path, in place of :func:`damaged_file`.
+    :raises InputError: in place of anything that is not an error of ours, or of this computer.
+    """
     try:
         yield
-    except MemoryError:
+    except (MITSGANError, MemoryError, ModuleNotFoundError):
         raise
-    except OSError as error:
-        if error.errno is None:  # pydicom's own, of a damaged sequence
-            raise damaged_file(path) from error
-        raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
-    except Exception as error:  # pydicom meets damage with many exception types, none of them documented
-        raise damaged_file(path) from error
+    except Exception as error:
+        raise (damaged or damaged_file)(path) from error
 
 
 def damaged_file(path: Path) -> InputError:

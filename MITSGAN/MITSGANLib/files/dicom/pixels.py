@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,15 @@ import numpy as np
 from ...errors import DependencyError, InputError
 from ...scan.volume import HU_MAX, HU_MIN
 from .frames import Frame
-from .headers import damaged_file, quiet_pydicom
+from .headers import damage_named, damaged_file, quiet_pydicom
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+def decode_frames(dataset: Dataset, frames: Sequence[Frame]) -> np.ndarray:
+    """The stored integers of a file as :func:`decode_stored` gives them, with the bits that its frames use."""
+    return decode_stored(dataset, frames[0].path, unused_bits=frames[0].needs_unused_bits)
 
 
 def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) -> np.ndarray:
@@ -24,22 +30,26 @@ def decode_stored(dataset: Dataset, path: Path, *, unused_bits: bool = False) ->
     :raises InputError: the pixel data are missing, cut off or corrupt, or their compression is unknown.
     :raises DependencyError: the compression needs a package that is not installed; the text names it.
     """
-    _require_decoder(dataset, path)
-    try:
-        has_pixels = bool(dataset.get("PixelData"))
-    except (NotImplementedError, ValueError) as error:  # of a VR that pixels do not have
-        raise damaged_file(path) from error
-    if not has_pixels:
-        raise damaged_file(path)
     from pydicom.pixels import pixel_array
 
+    plugin = _decoding_plugin(dataset, path)
+    with damage_named(path):
+        if not dataset.get("PixelData"):
+            raise damaged_file(path)
     try:
         with quiet_pydicom():
-            stored = pixel_array(
-                dataset, raw=True, correct_unused_bits=not unused_bits, decoding_plugin=_plugin(dataset)
-            )
+            stored = pixel_array(dataset, raw=True, correct_unused_bits=not unused_bits, decoding_plugin=plugin)
     except Exception as error:  # the decoding plugins raise whatever their libraries do
-        raise _not_decoded(dataset, path) from error
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_encapsulated:
+            raise damaged_file(path) from error
+        # Whether they are damaged or of an unknown kind nobody can tell.
+        raise InputError(
+            f"is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
+            "here, such as lossy JPEG of 12 bits",
+            path=path,
+            hint="copy it again from its source, or decompress the series first, for example with dcmdjpeg",
+        ) from error
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
     if stored.size != np.prod(shape):
         raise damaged_file(path)
@@ -98,13 +108,20 @@ def stored_for_hu(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndar
 
 def _nearest_stored(hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
     exact = (hu.astype(np.float64) - frame.intercept) / frame.slope
-    low, high = np.floor(exact).astype(np.int64), np.ceil(exact).astype(np.int64)
-    return _storable(_better(low, high, hu, original, frame), original, frame)
+    candidates = np.stack([np.floor(exact), np.ceil(exact)]).astype(np.int64)
+    # lexsort takes the last key first: the HU that readers will see, then the exact one, then the smaller change.
+    keys = (
+        np.abs(candidates - original),
+        np.abs(frame.hu(candidates) - hu),
+        np.abs(to_int16_hu(frame.hu(candidates)).astype(np.int64) - hu),
+    )
+    best = np.take_along_axis(candidates, np.lexsort(keys, axis=0)[:1], axis=0)[0]
+    return _storable(best, original, frame)
 
 
 def _storable(best: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
     """Integers within what can be stored, and beside the padding."""
-    best = np.clip(best, *frame.stored.range)
+    best = np.clip(best, *frame.stored_range)
     is_padding = frame.is_padding(best)
     if is_padding.any():
         first, last = frame.padding
@@ -112,49 +129,18 @@ def _storable(best: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarra
     return best
 
 
-def _better(low: np.ndarray, high: np.ndarray, hu: np.ndarray, original: np.ndarray, frame: Frame) -> np.ndarray:
-    """Choose between two stored integers for each voxel the one that shows its HU best."""
-    # lexsort takes the last key first: the HU that readers will see, then the exact one, then the smaller change.
-    candidates = np.stack([low, high])
-    keys = (
-        np.abs(candidates - original),
-        np.abs(frame.hu(candidates) - hu),
-        np.abs(to_int16_hu(frame.hu(candidates)).astype(np.int64) - hu),
-    )
-    return np.take_along_axis(candidates, np.lexsort(keys, axis=0)[:1], axis=0)[0]
+def _decoding_plugin(dataset: Dataset, path: Path) -> str:
+    """The plugin that decodes; empty where any may. GDCM comes last: some damage makes it end the process.
 
-
-def _not_decoded(dataset: Dataset, path: Path) -> InputError:
-    """Say that compressed pixels are damaged, or of an unknown kind: nobody can tell which."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return damaged_file(path)
-    return InputError(
-        f"is a damaged or incomplete DICOM file, or compressed as {syntax.name} in a way that cannot be read "
-        "here, such as lossy JPEG of 12 bits",
-        path=path,
-        hint="copy it again from its source, or decompress the series first, for example with dcmdjpeg",
-    )
-
-
-def _plugin(dataset: Dataset) -> str:
-    """The plugin that decodes; empty where any may. GDCM comes last: some damage makes it end the process."""
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    names = get_decoder(syntax).available_plugins if syntax.is_encapsulated else ()
-    return next((name for name in names if name != "gdcm"), "") if "gdcm" in names else ""
-
-
-def _require_decoder(dataset: Dataset, path: Path) -> None:
+    :raises InputError: there is no transfer syntax, or one that pydicom cannot decode.
+    :raises DependencyError: decoding needs a package that is not installed.
+    """
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    try:
+    with damage_named(path):  # no transfer syntax at all, as in a file with flipped bits
         if syntax is None or not syntax.is_encapsulated:
-            return
-    except ValueError as error:  # no transfer syntax at all, as in a file with flipped bits
-        raise damaged_file(path) from error
+            return ""
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
@@ -170,3 +156,5 @@ def _require_decoder(dataset: Dataset, path: Path) -> None:
             path=path,
             hint="install it with pip, or decompress the series first",
         )
+    names = decoder.available_plugins
+    return next((name for name in names if name != "gdcm"), "") if "gdcm" in names else ""

@@ -63,7 +63,7 @@ def set_entry(dataset: Dataset, name: str, data: bytes) -> None:
 
 
 def entry_changes(dataset: Dataset, name: str, data: bytes) -> dict[int, Element | None]:
-    """Put an entry into a data set as :func:`set_entry` does; the elements that changed, None for those that went."""
+    """The elements that :func:`set_entry` changes in a data set; None for those that go."""
     before = {tag: dataset.get_item(tag) for tag in block_tags(dataset)}
     set_entry(dataset, name, data)
     after = {tag: dataset.get_item(tag) for tag in block_tags(dataset)}
@@ -81,16 +81,12 @@ def get_entry(dataset: Dataset, name: str) -> bytes | None:
     if not offsets:
         return None
     values = [block[offset].value for offset in offsets]
-    if offsets != list(range(FIRST_ELEMENT[name], offsets[-1] + 1)) or not all(isinstance(v, bytes) for v in values):
-        raise _damaged(name)
-    value = b"".join(values)
-    if len(value) < _LENGTH.size:
-        raise _damaged(name)
-    (length,) = _LENGTH.unpack_from(value)
-    # Even length adds at most one byte.
-    if not 0 <= len(value) - _LENGTH.size - length <= 1:
-        raise _damaged(name)
-    return value[_LENGTH.size : _LENGTH.size + length]
+    if offsets == list(range(FIRST_ELEMENT[name], offsets[-1] + 1)) and all(isinstance(v, bytes) for v in values):
+        value = b"".join(values)
+        end = _LENGTH.size + int.from_bytes(value[: _LENGTH.size])
+        if end <= len(value) <= end + 1:  # even length adds at most one byte
+            return value[_LENGTH.size : end]
+    raise InputError(f"The private entry '{name}' of a DICOM file is damaged; get the file again from its source.")
 
 
 def remove_entry(dataset: Dataset, name: str) -> None:
@@ -160,7 +156,3 @@ def _block(dataset: Dataset) -> PrivateBlock | None:
 def _offsets(block: PrivateBlock | None, name: str) -> list[int]:
     first = FIRST_ELEMENT[name]
     return [] if block is None else [offset for offset in range(first, first + PARTS) if offset in block]
-
-
-def _damaged(name: str) -> InputError:
-    return InputError(f"The private entry '{name}' of a DICOM file is damaged; get the file again from its source.")

@@ -16,7 +16,7 @@ from .drill import drill_step, is_drill
 from .frames import Frame, frames_of, slices_by_file
 from .geometry import Stack, stack_frames
 from .headers import read_dataset
-from .pixels import count_clipped, decode_stored, shown_hu, to_int16_hu
+from .pixels import count_clipped, decode_frames, shown_hu, to_int16_hu
 from .series import DicomSeries
 
 # Files of the series that was read last as they were then, and its stack. Who writes a scan mostly has just read it.
@@ -55,7 +55,6 @@ def read_series(series: DicomSeries, progress: Progress | None = None, source: s
     HU = Rescale Slope * stored + Rescale Intercept of each slice (PS3.3 C.11.1), rounded to int16. Voxels (slice, row,
     column) are ordered along the normal of the images, geometry is LPS mm.
 
-    :param progress: called as ``progress(done, total)`` in slices; may raise ``CancelledError``.
     :param source: what the provenance shall name as source.
     :raises InputError: the images form no regular stack, a file is damaged, or the values are not HU.
     :raises DependencyError: the pixels are compressed and the package for it is missing.
@@ -91,7 +90,7 @@ def _decoded(frames: Sequence[Frame], progress: Progress | None) -> Iterator[tup
     """Slice number and stored integers of every slice; each file is opened once."""
     done = 0
     for path, slices in slices_by_file(frames).items():
-        stored = decode_stored(read_dataset(path), path, unused_bits=frames[slices[0]].needs_unused_bits)
+        stored = decode_frames(read_dataset(path), [frames[k] for k in slices])
         for k in slices:
             if progress:
                 progress(done, len(frames))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...errors import reading
 from .headers import Header
-from .series import DicomScan, DicomSeries
+from .series import DicomScan
 
 # Modalities of objects that are made of references to others; images of other modalities hold none worth the reading.
 REFERRING = frozenset("DOC FID KO PLAN PR REG RTDOSE RTPLAN RTRECORD RTSTRUCT RWV SEG SR".split())  # noqa: SIM905
@@ -45,19 +45,15 @@ def left_behind(scan: DicomScan, uid: str) -> tuple[LeftBehind, ...]:
     by_modality: dict[str, list[Header]] = defaultdict(list)
     for header in others:
         by_modality[header.text("Modality") or "unknown"].append(header)
-    names = _names(chosen)
+    # The UIDs by which an object may refer to the series.
+    keywords = ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    names = {header.text(word).encode() for header in chosen.images for word in keywords} - {b""}
     found = []
     for modality, headers in by_modality.items():
         files = tuple(header.path for header in headers)
         refers = modality in REFERRING and any(not names.isdisjoint(_uids(file)) for file in files)
         found.append(LeftBehind(modality, files, refers))
     return tuple(sorted(found, key=lambda one: (not one.refers, one.modality)))
-
-
-def _names(series: DicomSeries) -> frozenset[bytes]:
-    """The UIDs by which an object may refer to a series."""
-    keywords = ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-    return frozenset(header.text(word).encode() for header in series.images for word in keywords) - {b""}
 
 
 def _uids(path: Path) -> Iterable[bytes]:

@@ -47,25 +47,12 @@ class DicomSeries:
         taken = {id(header) for header in self.images}
         return tuple(header for header in self.headers if id(header) not in taken)
 
-    @property
-    def modality(self) -> str:
-        """The modality of the first file."""
-        return self._text("Modality")
+    def text(self, keyword: str) -> str:
+        """An element of the first image that has it, else of another file, as one line; empty where none has it.
 
-    @property
-    def description(self) -> str:
-        """The Series Description of the first file that has one."""
-        return self._text("SeriesDescription")
-
-    @property
-    def kernel(self) -> str:
-        """The convolution kernel; Enhanced CT states it per frame, which is not looked up here."""
-        return self._text("ConvolutionKernel")
-
-    @property
-    def number(self) -> int:
-        """Series Number; 0 where there is none."""
-        return int(self.headers[0].number("SeriesNumber"))
+        What Enhanced CT states for each frame, as the kernel, is not looked up.
+        """
+        return next((text for header in (*self.images, *self.headers) if (text := header.text(keyword))), "")
 
     @property
     def image_count(self) -> int:
@@ -81,8 +68,9 @@ class DicomSeries:
         """
         if not any(header.text("SOPClassUID") in CT_STORAGE for header in self.headers):
             return f"holds {self._object_name()}, not CT images"
-        if self.modality != "CT":
-            return f"has {f'modality {self.modality}' if self.modality in MODALITIES else 'another modality'}, not CT"
+        modality = self.text("Modality")
+        if modality != "CT":
+            return f"has {f'modality {modality}' if modality in MODALITIES else 'another modality'}, not CT"
         if not self.images:
             return "holds only localizer (scout) images"
         problems = {header.path.name: problem for header in self.images if (problem := image_problem(header))}
@@ -104,9 +92,6 @@ class DicomSeries:
     def summary(self) -> str:
         """UID and number of images. No text of the headers: this goes into errors."""
         return f"{self.uid} ({self.image_count} {'slice' if self.image_count == 1 else 'slices'})"
-
-    def _text(self, keyword: str) -> str:
-        return next((text for header in (*self.images, *self.headers) if (text := header.text(keyword))), "")
 
     def _object_name(self) -> str:
         from pydicom.uid import UID
@@ -150,7 +135,6 @@ class DicomScan:
 def scan_dicom(path: str | os.PathLike[str], progress: Progress | None = None) -> DicomScan:
     """Find all DICOM series in a folder and its sub-folders (or in one file), by content and not by suffix.
 
-    :param progress: called as ``progress(done, total)`` in files; may raise ``CancelledError``.
     :raises InputError: the path does not exist or cannot be read.
     :raises DependencyError: pydicom is not installed.
     """
@@ -176,34 +160,28 @@ def scan_files(path: Path, files: Sequence[Path], progress: Progress | None = No
             unread.setdefault(file.parent, []).append(file)
         elif uid := header.text("SeriesInstanceUID"):
             by_uid.setdefault(uid, []).append(header)
-        elif header.is_whole_ct:
+        elif header.is_ct_image and header.text("Rows"):  # read to its end, or at least behind the UIDs
             without_series.append(file)
         elif header.may_be_cut_off_ct:
             damaged[file] = damaged_file(file)
         else:
             others.append(header)
     series = [DicomSeries(uid, tuple(headers), _lost_slices(headers, unread)) for uid, headers in by_uid.items()]
-    series.sort(key=lambda one: (one.number, one.uid))
+    series.sort(key=lambda one: (int(one.headers[0].number("SeriesNumber")), one.uid))
     all_unread = tuple(file for found in unread.values() for file in found)
     return DicomScan(path, tuple(series), damaged, tuple(without_series), tuple(others), all_unread)
 
 
 def _lost_slices(headers: Sequence[Header], unread: Mapping[Path, Sequence[Path]]) -> tuple[Path, ...]:
-    images = [header.path for header in headers if header.is_ct_image]
-    folders = dict.fromkeys(path.parent for path in images)
-    suffixes = {path.suffix.lower() for path in images}
-    return tuple(file for folder in folders for file in unread.get(folder, ()) if may_be_lost_slice(file, suffixes))
-
-
-def may_be_lost_slice(file: Path, suffixes: Collection[str]) -> bool:
-    """Whether a file that is no DICOM may have been a slice: it is named as slices beside it are.
+    """The files that are no DICOM and may have been slices: they are named as slices beside them are.
 
     Where those have no suffix, many files are; then only one that holds nothing counts.
-
-    :param suffixes: of the slices, in lower case.
     """
-    suffix = file.suffix.lower()
-    return not file.name.startswith(".") and suffix in suffixes and (suffix != "" or holds_nothing(file))
+    images = [header.path for header in headers if header.is_ct_image]
+    suffixes = {path.suffix.lower() for path in images}
+    beside = [file for folder in dict.fromkeys(path.parent for path in images) for file in unread.get(folder, ())]
+    named = [file for file in beside if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+    return tuple(file for file in named if file.suffix or holds_nothing(file))
 
 
 def list_files(path: Path) -> list[Path]:
@@ -288,7 +266,14 @@ def choose_series(scan: DicomScan, uid: str | None = None) -> DicomSeries:
             path=next(iter(scan.damaged)),
             hint="copy it again from its source or take it out of the folder",
         )
-    return _only_usable(scan) if uid is None else _named(scan, uid)
+    if uid is None:
+        return _only_usable(scan)
+    named = next((series for series in scan.series if series.uid == uid), None)
+    if named is None:
+        raise InputError(f"holds no series {uid}, only {_listing(scan.series)}", path=scan.path, hint=CHOOSE_SERIES)
+    if named.problem:
+        raise InputError(f"Series {named.summary()} cannot be used: it {named.problem}; choose another.")
+    return named
 
 
 def image_problem(header: Header) -> str | None:
@@ -321,15 +306,6 @@ def _only_usable(scan: DicomScan) -> DicomSeries:
         )
     reasons = "; ".join(f"{series.summary()} {series.problem}" for series in scan.series)
     raise InputError(f"holds no CT series in HU: {reasons}", path=scan.path, hint="give the folder of a CT series")
-
-
-def _named(scan: DicomScan, uid: str) -> DicomSeries:
-    for series in scan.series:
-        if series.uid == uid:
-            if series.problem:
-                raise InputError(f"Series {series.summary()} cannot be used: it {series.problem}; choose another.")
-            return series
-    raise InputError(f"holds no series {uid}, only {_listing(scan.series)}", path=scan.path, hint=CHOOSE_SERIES)
 
 
 def _listing(series: Sequence[DicomSeries]) -> str:

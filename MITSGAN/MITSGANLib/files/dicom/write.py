@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from ...errors import OutputError
 from ...runtime.progress import Progress
-from ...scan.volume import CTVolume, Provenance, VolumeWarning
+from ...scan.volume import CTVolume, VolumeWarning
 from ..atomic import atomic_folder, refuse_existing_folder
 from .derive import Derivation, derived_elements
 from .drill import Drill, drill_step
-from .encoded import PIXEL_DATA, EncodedFile, native_syntax
+from .encoded import PIXEL_DATA, SOP_INSTANCE_UID, EncodedFile, native_syntax, new_uid, tags_of
 from .frames import Frame, slices_by_file
 from .geometry import Stack
-from .headers import Header, damaged_file, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
-from .pixels import decode_stored, shown_hu, stored_for_hu
+from .headers import Header, damage_named, has_dicom_preamble, quiet_pydicom, read_encoded, read_header, require_pydicom
+from .pixels import decode_frames, decode_stored, shown_hu, stored_for_hu
 from .read import stack_of_last, stack_series
 from .series import DicomSeries, list_files
 
@@ -31,23 +31,11 @@ if TYPE_CHECKING:
     from .encoded import Element
 
 
-@dataclass
-class Differences:
-    """How many voxels of a written series do not show the volume's HU."""
-
-    padding_kept: int = 0
-    quantized: int = 0
-
-    def warnings(self) -> tuple[VolumeWarning, ...]:
-        """The differences as warnings; none where there is no difference."""
-        warnings = []
-        if self.padding_kept:
-            text = f"{self.padding_kept} voxels of padding differ in the volume; the original padding was written."
-            warnings.append(VolumeWarning("padding-kept", text))
-        if self.quantized:
-            text = f"{self.quantized} voxels have HU that the original's storage cannot show; the nearest was written."
-            warnings.append(VolumeWarning("quantized-by-rescale", text))
-        return tuple(warnings)
+# Why voxels of a written series do not show the volume's HU: the names of the warnings, and what they say.
+_MISSED = {
+    "padding-kept": "{} voxels of padding differ in the volume; the original padding was written.",
+    "quantized-by-rescale": "{} voxels have HU that the original's storage cannot show; the nearest was written.",
+}
 
 
 def write_series(
@@ -67,7 +55,6 @@ def write_series(
 
     :param folder: the new folder; an existing one that is not empty is replaced as a whole, only with ``overwrite`` and
         only when it holds nothing but DICOM.
-    :param progress: called as ``progress(done, total)`` in slices; may raise ``CancelledError``.
     :param drill: for a simulated attack, which is written as a drill's series alone, in a study of its own; its history
         is not told.
     :returns: what the written series does not show exactly as the volume: ``padding-kept``, ``quantized-by-rescale``.
@@ -87,13 +74,7 @@ def check_series_output(
     volume: CTVolume, folder: str | os.PathLike[str], *, overwrite: bool = False, is_drill: bool = False
 ) -> None:
     """Refuse at once what :func:`write_series` would refuse for the volume's history or the folder's contents."""
-    folder = Path(folder)
-    _refuse_volume(volume.provenance, is_drill)
-    _refuse_destination(folder, volume.provenance, overwrite)
-    refuse_existing_folder(folder, overwrite)
-
-
-def _refuse_volume(provenance: Provenance, is_drill: bool) -> None:
+    folder, provenance = Path(folder), volume.provenance
     if provenance.is_simulated_attack and not is_drill:
         raise OutputError(
             "A simulated attack is never written as DICOM, so that it cannot pass for a patient's scan; write it as "
@@ -109,24 +90,18 @@ def _refuse_volume(provenance: Provenance, is_drill: bool) -> None:
             f"The original series {provenance.dicom_problem}",
             hint="anonymize it anew so that UIDs are replaced and not removed, or write the volume as .nrrd",
         )
-
-
-def _refuse_destination(folder: Path, provenance: Provenance, overwrite: bool) -> None:
     target = folder.resolve()
-    for file in provenance.dicom_files:
-        if target in Path(file).resolve().parents:
-            raise OutputError(
-                "holds the original series, which is never overwritten", path=folder, hint="choose another folder"
-            )
+    if any(target in Path(file).resolve().parents for file in provenance.dicom_files):
+        raise OutputError(
+            "holds the original series, which is never overwritten", path=folder, hint="choose another folder"
+        )
     if overwrite:
         refuse_foreign_files(folder)
+    refuse_existing_folder(folder, overwrite)
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Refuse to replace a folder with anything in it that is not DICOM.
-
-    :raises OutputError: it holds such a file.
-    """
+    """Raise ``OutputError`` where a folder that is to be replaced holds a file that is not DICOM."""
     if folder.is_dir():
         foreign = next((file for file in list_files(folder) if not has_dicom_preamble(file)), None)
         if foreign:
@@ -164,76 +139,67 @@ def _source_header(path: Path) -> Header:
 def _write_slices(
     volume: CTVolume, stack: Stack, folder: Path, progress: Progress | None, drill: Drill | None
 ) -> tuple[VolumeWarning, ...]:
-    from pydicom.tag import Tag
-    from pydicom.uid import generate_uid
-
-    uid = drill.series_uid if drill else generate_uid(prefix=None)
+    uid = drill.series_uid if drill else new_uid()
     steps = (drill_step(),) if drill else volume.provenance.steps
     derivation = Derivation(uid, datetime.datetime.now(datetime.UTC), steps, drill)
     files = slices_by_file(stack.frames)
     digits = max(4, len(str(len(files))))
-    differences = Differences()
+    missed: Counter[str] = Counter()
     done = 0
     for number, (path, slices) in enumerate(files.items(), start=1):
         if progress:
             progress(done, len(stack.frames))
         file = read_encoded(path)
         with quiet_pydicom():
-            words = _new_words(file, volume, stack, slices, differences)
-            changes = {**_header_changes(file, path, derivation), **pixel_changes(file, words)}
-            meta = new_meta(file, changes[Tag("SOPInstanceUID")].value)
+            words = _new_words(file, volume, stack, slices, missed)
+            with damage_named(path):
+                headers = derived_elements(file.dataset, derivation)
+            changes = {**headers, **pixel_changes(file, words)}
+            meta = new_meta(file, changes[SOP_INSTANCE_UID].value)
             with (folder / f"IM{number:0{digits}d}.dcm").open("wb") as stream:
                 file.write(stream, changes, meta)
         done += len(slices)
     if progress:
         progress(done, len(stack.frames))
-    return differences.warnings()
+    return tuple(VolumeWarning(name, text.format(missed[name])) for name, text in _MISSED.items() if missed[name])
 
 
 def _new_words(
-    file: EncodedFile, volume: CTVolume, stack: Stack, slices: Sequence[int], differences: Differences
+    file: EncodedFile, volume: CTVolume, stack: Stack, slices: Sequence[int], missed: Counter[str]
 ) -> np.ndarray:
-    """Pixel words (frames, rows, columns) of one file for the volume's ``slices``; counts what could not be shown."""
+    """Pixel words (frames, rows, columns) of one file for the volume's ``slices``. Adds what they cannot show."""
     frames = [stack.frames[k] for k in slices]
-    original = decode_stored(file.dataset, frames[0].path, unused_bits=frames[0].needs_unused_bits)
+    original = decode_frames(file.dataset, frames)
     stored = original.copy()
     for k, frame in zip(slices, frames, strict=True):
         stored[frame.index] = stored_for_hu(volume.hu[k], original[frame.index], frame)
-        missed = shown_hu(stored[frame.index], frame) != volume.hu[k]
-        if missed.any():
+        differs = shown_hu(stored[frame.index], frame) != volume.hu[k]
+        if differs.any():
             is_padding = frame.is_padding(original[frame.index])
-            differences.padding_kept += np.count_nonzero(missed & is_padding)
-            differences.quantized += np.count_nonzero(missed & ~is_padding)
+            missed["padding-kept"] += np.count_nonzero(differs & is_padding)
+            missed["quantized-by-rescale"] += np.count_nonzero(differs & ~is_padding)
     return _with_overlay(file, stored, frames[0])
 
 
 def _with_overlay(file: EncodedFile, stored: np.ndarray, frame: Frame) -> np.ndarray:
     """Put back overlay planes that old scanners packed into the unused high bits of pixel words (retired in 2004)."""
     has_overlays = any(tag & 0xFFFF == 0x0102 and tag >> 16 in range(0x6000, 0x6020) for tag, _, _ in file.spans)
-    if frame.stored.bits == 16 or not has_overlays:
+    if frame.bits == 16 or not has_overlays:
         return stored
-    used = np.uint16((1 << frame.stored.bits) - 1)
+    used = np.uint16((1 << frame.bits) - 1)
     words = decode_stored(file.dataset, frame.path, unused_bits=True).view(np.uint16)
     return words & ~used | stored.view(np.uint16) & used
 
 
-def _header_changes(file: EncodedFile, path: Path, derivation: Derivation) -> dict[int, Element | None]:
-    try:
-        return derived_elements(file.dataset, derivation)
-    except Exception as error:  # see read_dataset
-        raise damaged_file(path) from error
-
-
 def pixel_changes(file: EncodedFile, words: np.ndarray) -> dict[int, Element | None]:
-    """Uncompressed 16-bit words in the byte order of the file, in place of its pixels and what finds them when packed.
+    """The elements that put uncompressed 16-bit words in place of a file's pixels.
 
     :param words: (frames, rows, columns), int16 or uint16.
     """
     from pydicom import DataElement
-    from pydicom.tag import Tag
 
     words = words.astype(words.dtype.newbyteorder("<" if file.dataset.original_encoding[1] else ">"), copy=False)
-    packed = dict.fromkeys(Tag(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+    packed = dict.fromkeys(tags_of(["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]))
     return {**packed, PIXEL_DATA: DataElement(PIXEL_DATA, "OW", words.tobytes())}
 
 

@@ -7,16 +7,16 @@ compressed pixels, without their lengths, since these may be written in several 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from ...files.dicom.encoded import PIXEL_DATA
 
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataelem import DataElement, RawDataElement
 
-PIXEL_DATA = 0x7FE00010
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _WORD_SIZES = {
     **dict.fromkeys(("US", "SS", "OW", "AT"), 2),
@@ -31,7 +31,7 @@ class ByteStreamError(InputError):
     """Elements cannot be encoded for a signature: of unknown VR, or no longer in the encoding that was signed."""
 
 
-def byte_stream(dataset: Dataset, tags: Sequence[int], encapsulated: bool = False) -> Iterator[bytes]:
+def byte_stream(dataset: Dataset, tags: Iterable[int], encapsulated: bool = False) -> Iterator[bytes]:
     """The bytes of listed elements, in their order in the data set, as a signature covers them.
 
     :param encapsulated: whether Pixel Data of this data set are compressed.

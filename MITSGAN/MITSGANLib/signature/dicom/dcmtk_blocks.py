@@ -85,13 +85,13 @@ class Buffer:
 
 @dataclass
 class Chunk:
-    """The references of one item of the evidence sequence: indices into the references, series by series.
+    """The references of one item of the evidence sequence, by index.
 
-    ``longer`` are those whose MAC is longer, which fills the block.
+    The first ``longer`` of them have a longer MAC, which fills the block.
     """
 
-    series: list[list[int]] = field(default_factory=list)
-    longer: set[int] = field(default_factory=set)
+    references: list[int] = field(default_factory=list)
+    longer: int = 0
 
 
 def size_of(dataset: Dataset, tags: Sequence[int] | None = None) -> int:
@@ -101,11 +101,17 @@ def size_of(dataset: Dataset, tags: Sequence[int] | None = None) -> int:
 
 @dataclass(frozen=True)
 class ReferenceSizes:
-    """Sizes in bytes of what is to be laid out: of each reference with the tag of its item, series by series; of the
-    UIDs of each series and of the study; and by how much the longer MAC makes a reference longer.
+    """Sizes in bytes of what is to be laid out.
+
+    :param references: of each reference with the tag of its item.
+    :param series: number of each reference's series; those of one series stand together.
+    :param series_uids: of the UID of each series.
+    :param study_uid: of the UID of the study.
+    :param longer: how much the longer MAC adds to a reference.
     """
 
-    references: Sequence[Sequence[int]]
+    references: Sequence[int]
+    series: Sequence[int]
     series_uids: Sequence[int]
     study_uid: int
     longer: int
@@ -118,7 +124,7 @@ ContentItem = tuple[int, Sequence[int], int]
 def lay_out(
     evidence: ReferenceSizes, content: Sequence[ContentItem], used: int, between: Callable[[Buffer], None]
 ) -> tuple[list[Chunk], set[int]]:
-    """Spread references over items of the evidence sequence, and choose the content items that get one more element.
+    """Spread references over items of the evidence sequence, and choose the content items that get another element.
 
     Where references are so large, and so few in a block, that they cannot fill it, DCMTK finds no way through.
 
@@ -144,36 +150,25 @@ def _evidence_chunks(evidence: ReferenceSizes, buffer: Buffer, extra: int) -> li
     # Within these the boundary has to come: the end, the UID of the study, and the tags of the next item.
     reach = _TAG + _HEAD + evidence.study_uid + _TAG + _SEQUENCE_NEED - 1
     chunks: list[Chunk] = []
-    sizes: list[int] = []
-
-    def begin() -> None:
-        buffer.tag()
-        buffer.begin()
-        chunks.append(Chunk())
-        sizes.clear()
+    held = 0  # in the sequence of the last item
 
     def close(longer: int) -> None:
-        known = [k for part in chunks[-1].series for k in part]
-        chunks[-1].longer = set(known[: max(0, longer)])
-        buffer.inner(sum(sizes) + evidence.longer * len(chunks[-1].longer))
+        chunks[-1].longer = min(max(0, longer), len(chunks[-1].references))
+        buffer.inner(held + evidence.longer * chunks[-1].longer)
         buffer.leaf(evidence.study_uid)
 
-    begin()
-    index = 0
-    for references, uid in zip(evidence.references, evidence.series_uids, strict=True):
-        is_open = False
-        for size in references:
-            more = size if is_open else size + around + uid
-            if sizes and not buffer.holds(sum(sizes) + more):
-                close(-(-(BLOCK - buffer.used - sum(sizes) - reach) // evidence.longer))
-                begin()
-                is_open, more = False, size + around + uid
-            if not is_open:
-                chunks[-1].series.append([])
-                is_open = True
-            chunks[-1].series[-1].append(index)
-            sizes.append(more)
-            index += 1
+    for k, (size, series) in enumerate(zip(evidence.references, evidence.series, strict=True)):
+        begins_series = around + evidence.series_uids[series]
+        more = size + begins_series * (k == 0 or evidence.series[k - 1] != series)
+        if k == 0 or not buffer.holds(held + more):
+            if k:
+                close(-(-(BLOCK - buffer.used - held - reach) // evidence.longer))
+            buffer.tag()
+            buffer.begin()
+            chunks.append(Chunk())
+            held, more = 0, size + begins_series
+        chunks[-1].references.append(k)
+        held += more
     close(extra)
     return chunks
 

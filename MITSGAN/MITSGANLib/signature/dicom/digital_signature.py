@@ -14,20 +14,21 @@ import dataclasses
 import datetime
 import hashlib
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...files.dicom.encoded import new_item
+from ...files.dicom.encoded import new_item, new_uid, tags_of
 from ...files.dicom.headers import quiet_pydicom, read_dataset
 from ...keys.signing_keys import fingerprint, load_pem_private_key, read_pem
 from . import byte_stream
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.x509 import Certificate
     from pydicom import Dataset
 
@@ -219,19 +220,27 @@ def sign_dataset(
     :param time: when it is signed, with a time zone.
     :raises ByteStreamError: the pixels are big-endian, which DICOM's signatures cannot name.
     """
-    from pydicom.tag import Tag
-    from pydicom.uid import generate_uid
-
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
         raise byte_stream.ByteStreamError(
             "A big-endian image cannot carry a DICOM signature; convert it to little-endian first."
         )
-    wanted = {Tag(keyword) for keyword in keywords}
+    wanted = set(tags_of(keywords))
     tags = sorted(tag for tag in dataset.keys() if tag in wanted or tag.group in _OVERLAY_GROUPS)  # noqa: SIM118
-    parameters, item = _new_items(dataset, time)
-    item.DigitalSignatureUID = generate_uid(prefix=None)
     tags = [tag for tag in tags if byte_stream.is_signable(dataset, tag)]
-    parameters.DataElementsSigned = tags
+    used = {int(item.MACIDNumber) for name in SIGNATURE_KEYWORDS for item in dataset.get(name) or []}
+    number = next(number for number in range(1 << 16) if number not in used)
+    parameters = new_item(
+        MACIDNumber=number,
+        MACCalculationTransferSyntaxUID=byte_stream.mac_syntax(dataset),
+        MACAlgorithm="SHA256",
+        DataElementsSigned=tags,
+    )
+    item = new_item(
+        MACIDNumber=number,
+        DigitalSignatureUID=new_uid(),
+        DigitalSignatureDateTime=time.strftime("%Y%m%d%H%M%S.%f%z"),
+        CertificateType=CERTIFICATE_TYPE,
+    )
     mac = _mac(dataset, tags, item, "SHA256")
     item.CertificateOfSigner = byte_stream.even(_der(signer.certificate))
     item.Signature = byte_stream.even(_sign(signer, mac))
@@ -251,7 +260,14 @@ def verify_dataset(dataset: Dataset, trusted: Sequence[Certificate] = ()) -> tup
             parameters = {int(item.MACIDNumber): item for item in dataset.get("MACParametersSequence") or []}
         except Exception:  # noqa: BLE001 - pydicom meets damage with many exception types
             return (SignatureReport("", "unusable", "The signatures are damaged."),)
-        return tuple(_verify_item(dataset, item, parameters, trusted) for item in items)
+        reports = []
+        for item in items:
+            try:
+                reports.append(_judge(dataset, item, parameters, trusted))
+            except Exception as error:  # noqa: BLE001 - foreign bytes go through pydicom and DER, which raise anything
+                text = str(error) if isinstance(error, InputError) else "The signature is damaged."
+                reports.append(SignatureReport(_text(item, "DigitalSignatureUID"), "unusable", text))
+        return tuple(reports)
 
 
 def verify_images(paths: Sequence[Path], trusted: Sequence[Certificate] = ()) -> ImageSignatures:
@@ -273,37 +289,13 @@ def certificate_fingerprint(certificate: Certificate) -> str:
     return fingerprint(_der(certificate))
 
 
-def _new_items(dataset: Dataset, time: datetime.datetime) -> tuple[Dataset, Dataset]:
-    """The items of a new signature in MAC Parameters and Digital Signatures Sequence, as far as known before it."""
-    used = {int(item.MACIDNumber) for name in SIGNATURE_KEYWORDS for item in dataset.get(name) or []}
-    number = next(number for number in range(1 << 16) if number not in used)
-    syntax, moment = byte_stream.mac_syntax(dataset), time.strftime("%Y%m%d%H%M%S.%f%z")
-    parameters = new_item(MACIDNumber=number, MACCalculationTransferSyntaxUID=syntax, MACAlgorithm="SHA256")
-    item = new_item(MACIDNumber=number, DigitalSignatureDateTime=moment, CertificateType=CERTIFICATE_TYPE)
-    return parameters, item
-
-
 def _mac(dataset: Dataset, tags: Sequence[int], item: Dataset, algorithm: str) -> bytes:
-    from pydicom.tag import Tag
-
     digest = hashlib.new(MAC_ALGORITHMS[algorithm])
-    for piece in byte_stream.byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated):
-        digest.update(piece)
-    left_out = {Tag(keyword) for keyword in _NOT_IN_MAC}
-    for piece in byte_stream.byte_stream(item, [tag for tag in item.keys() if tag not in left_out]):  # noqa: SIM118
+    signed = set(item.keys()) - set(tags_of(_NOT_IN_MAC))
+    image = byte_stream.byte_stream(dataset, tags, dataset.file_meta.TransferSyntaxUID.is_encapsulated)
+    for piece in itertools.chain(image, byte_stream.byte_stream(item, signed)):
         digest.update(piece)
     return digest.digest()
-
-
-def _verify_item(
-    dataset: Dataset, item: Dataset, parameters: dict[int, Dataset], trusted: Sequence[Certificate]
-) -> SignatureReport:
-    try:
-        return _judge(dataset, item, parameters, trusted)
-    except InputError as error:
-        return SignatureReport(_text(item, "DigitalSignatureUID"), "unusable", str(error))
-    except Exception:  # noqa: BLE001 - foreign bytes go through pydicom and DER, which raise anything
-        return SignatureReport(_text(item, "DigitalSignatureUID"), "unusable", "The signature is damaged.")
 
 
 def _judge(
@@ -359,36 +351,28 @@ def _check(certificate: Certificate, signature: bytes, mac: bytes, algorithm: st
     :raises InvalidSignature: the signature is not of this MAC.
     :raises InputError: the key is of a kind or size that is not accepted.
     """
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
     key = certificate.public_key()
+    # The package knows no RIPEMD-160; of a digest that is ready it asks for the size alone, which SHA-1 shares.
+    kind = utils.Prehashed(hashes.SHA1() if algorithm == RIPEMD160 else getattr(hashes, algorithm)())
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MINIMUM_RSA_BITS:
-        _check_rsa(key, signature, mac, algorithm)
+        # As long as the modulus; a zero byte follows where that is odd (PS3.5 8.1).
+        size = (key.key_size + 7) // 8
+        if signature[size:] == b"\x00":
+            signature = signature[:size]
+        if algorithm != RIPEMD160:
+            key.verify(signature, mac, padding.PKCS1v15(), kind)
+        elif key.recover_data_from_signature(signature, padding.PKCS1v15(), None) != _RIPEMD160_DIGEST_INFO + mac:
+            raise InvalidSignature
     elif isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= MINIMUM_CURVE_BITS:
-        # The package knows no RIPEMD-160; of a digest that is ready it asks for the size alone, which SHA-1 shares.
-        kind = hashes.SHA1() if algorithm == RIPEMD160 else getattr(hashes, algorithm)()
-        key.verify(_der_sequence(signature), mac, ec.ECDSA(utils.Prehashed(kind)))
+        key.verify(_der_sequence(signature), mac, ec.ECDSA(kind))
     else:
         raise InputError(
             "Its key is not accepted: neither RSA of at least 2048 bits nor on an elliptic curve of at least 224."
         )
-
-
-def _check_rsa(key: RSAPublicKey, signature: bytes, mac: bytes, algorithm: str) -> None:
-    """:raises InvalidSignature: the signature is not of this MAC."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import padding, utils
-
-    # As long as the modulus; a zero byte follows where that is odd (PS3.5 8.1).
-    size = (key.key_size + 7) // 8
-    if signature[size:] == b"\x00":
-        signature = signature[:size]
-    if algorithm != RIPEMD160:
-        key.verify(signature, mac, padding.PKCS1v15(), utils.Prehashed(getattr(hashes, algorithm)()))
-    elif key.recover_data_from_signature(signature, padding.PKCS1v15(), None) != _RIPEMD160_DIGEST_INFO + mac:
-        raise InvalidSignature
 
 
 def _is_trusted(certificate: Certificate, trusted: Sequence[Certificate], time: str) -> bool:

@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import hashlib
 import hmac
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, OutputError
 from ...files.atomic import atomic_file, refuse_existing_file
-from ...files.dicom.encoded import new_item
-from ...files.dicom.headers import Header, damaged_file, quiet_pydicom, read_dataset
+from ...files.dicom.derive import reference_to
+from ...files.dicom.encoded import code_item, new_item, new_uid, tags_of
+from ...files.dicom.headers import Header, damage_named, damaged_file, quiet_pydicom, read_dataset
 from ...files.dicom.series import DicomScan, scan_dicom
 from ...runtime.progress import Progress, counted
 from . import digital_signature
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-TITLE = ("113035", "DCM", "Signed Complete Acquisition Content")
+TITLE = "SignedCompleteAcquisitionContent"  # a code of PS3.16, in the scheme DCM
 DOCUMENT_NAME = "signed-exam.dcm"
 
 # What the document says of patient and study, as the images do: Type 1 and 2 of these modules, and what identifies.
@@ -121,13 +123,13 @@ class ExamVerification:
         return {**dataclasses.asdict(self), "document": str(self.document)}
 
 
-def read_exam(path: str | os.PathLike[str], progress: Progress | None = None) -> Exam:
+def read_exam(path: str | os.PathLike[str]) -> Exam:
     """Find the one study of a folder.
 
     :raises InputError: there is no CT in it, several studies or patients, an instance without UIDs or twice, or a file
         cannot be read.
     """
-    scan = scan_study(path, progress)
+    scan = scan_study(path)
     for file in (*scan.damaged, *scan.without_series, *(header.path for header in scan.others)):
         if file in scan.damaged:
             raise damaged_file(file)
@@ -167,7 +169,6 @@ def sign_exam(
     """Sign a study as a whole. No file of it is changed.
 
     :param output: the file of the document; None puts it into the study, as :data:`DOCUMENT_NAME`.
-    :param progress: called as ``progress(done, total)`` in instances; may raise ``CancelledError``.
     :returns: where the document was written, and how many instances it refers to.
     :raises InputError: as :func:`read_exam`; or the study has a document already, which is replaced only with
         ``overwrite`` and in its place; or an instance is big-endian.
@@ -204,10 +205,7 @@ def find_exam_document(path: str | os.PathLike[str]) -> Path | None:
 
 
 def verify_exam(
-    path: str | os.PathLike[str],
-    document: Path,
-    trusted: Sequence[Certificate] = (),
-    progress: Progress | None = None,
+    path: str | os.PathLike[str], document: Path, trusted: Sequence[Certificate] = (), progress: Progress | None = None
 ) -> ExamVerification:
     """Compare a study with the document that signs it; instances are found by SOP Instance UID, whatever their names.
 
@@ -216,11 +214,8 @@ def verify_exam(
     """
     dataset = read_dataset(document)
     signatures = digital_signature.verify_dataset(dataset, trusted)
-    with quiet_pydicom():
-        try:
-            references = list(_references(dataset))
-        except Exception as error:  # pydicom meets damage with many exception types
-            raise damaged_file(document) from error
+    with damage_named(document), quiet_pydicom():
+        references = list(_references(dataset))
     if not references:
         raise InputError("names no instance", path=document, hint="sign the exam anew")
     scan = scan_study(path)
@@ -233,7 +228,6 @@ def verify_exam(
             by_uid[uid].append(file)
     found: dict[str, list[str]] = defaultdict(list)
     uncovered: set[str] = set()
-
     for place, uid, item in counted(references, progress):
         candidates = by_uid.pop(uid, []) if uid else []
         if not candidates:
@@ -255,9 +249,9 @@ def verify_exam(
     )
 
 
-def scan_study(path: str | os.PathLike[str], progress: Progress | None = None) -> DicomScan:
+def scan_study(path: str | os.PathLike[str]) -> DicomScan:
     """What a folder holds, without the directories of media, which are no instances."""
-    scan = scan_dicom(path, progress)
+    scan = scan_dicom(path)
     others = [h for h in scan.others if h.dataset.file_meta.get("MediaStorageSOPClassUID") != MEDIA_DIRECTORY]
     return dataclasses.replace(scan, others=tuple(others))
 
@@ -274,8 +268,8 @@ def is_exam_document(path: Path) -> bool:
     with quiet_pydicom():
         try:
             document = read_dataset(path)
-            code = document.ConceptNameCodeSequence[0]
-            is_titled = (code.CodeValue, code.CodingSchemeDesignator) == TITLE[:2]
+            title, expected = document.ConceptNameCodeSequence[0], code_item(TITLE)
+            is_titled = all(title[name] == expected[name] for name in ("CodeValue", "CodingSchemeDesignator"))
             return is_titled and document.SOPClassUID == KEY_OBJECT_SELECTION
         except Exception:  # noqa: BLE001 - a damaged document is no document
             return False
@@ -290,32 +284,30 @@ def some_names(names: Sequence[str]) -> list[str]:
 def _document(exam: Exam, time: datetime.datetime, progress: Progress | None) -> Dataset:
     """The document, not signed yet."""
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import ExplicitVRLittleEndian
 
+    title = code_item(TITLE)
     first = next(header for header in exam.instances if header.is_ct_image)
     document = _shared(first.path)
     document.file_meta = FileMetaDataset()
     document.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     document.SOPClassUID = KEY_OBJECT_SELECTION
-    document.SOPInstanceUID, document.SeriesInstanceUID = generate_uid(prefix=None), generate_uid(prefix=None)
+    document.SOPInstanceUID, document.SeriesInstanceUID = new_uid(), new_uid()
     document.Modality, document.Manufacturer = "KO", "MITSGAN"
-    document.SeriesDescription = TITLE[2]
+    document.SeriesDescription = title.CodeMeaning
     document.SeriesNumber = int(max(header.number("SeriesNumber") for header in exam.instances)) + 1
     document.InstanceNumber = 1
     document.ContentDate = document.InstanceCreationDate = time.strftime("%Y%m%d")
     document.ContentTime = document.InstanceCreationTime = time.strftime("%H%M%S")
     document.ReferencedPerformedProcedureStepSequence = []
     document.ValueType, document.ContinuityOfContent = "CONTAINER", "SEPARATE"
-    value, scheme, meaning = TITLE
-    document.ConceptNameCodeSequence = [new_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
+    document.ConceptNameCodeSequence = [title]
     document.ContentTemplateSequence = [new_item(MappingResource="DCMR", TemplateIdentifier="2010")]
     evidence, content = [], []
     for header in counted(exam.instances, progress):
-        evidence.append([_reference(header, mac) for mac in _mac_items(header.path)])
-        kind = "IMAGE" if header.text("Rows") else "COMPOSITE"
-        content.append(
-            new_item(RelationshipType="CONTAINS", ValueType=kind, ReferencedSOPSequence=[_reference(header)])
-        )
+        evidence.append(_evidence(header))
+        kind, reference = "IMAGE" if header.text("Rows") else "COMPOSITE", reference_to(header.dataset)
+        content.append(new_item(RelationshipType="CONTAINS", ValueType=kind, ReferencedSOPSequence=[reference]))
     _add_references(document, exam, evidence, content)
     return document
 
@@ -327,14 +319,9 @@ def _add_references(
 
     :param evidence: of each instance an item with its MAC, and one with a longer MAC.
     """
-    from pydicom.uid import generate_uid
-
-    counts = [len(headers) for headers in exam.series]
-    firsts = [sum(counts[:number]) for number in range(len(counts))]
-    sizes = [ITEM_BYTES + size_of(plain) for plain, _longer in evidence]
-    series_of = [number for number, count in enumerate(counts) for _ in range(count)]
+    series_of = [number for number, headers in enumerate(exam.series) for _ in headers]
     uids = [headers[0].text("SeriesInstanceUID") for headers in exam.series]
-    observations = [generate_uid(prefix=None) for _ in content]
+    observations = [new_uid() for _ in content]
     buffer = Buffer()
     buffer.elements(document, [tag for tag in public_tags(document) if tag < digital_signature.REFERENCES])
 
@@ -344,7 +331,8 @@ def _add_references(
 
     chunks, lengthened = lay_out(
         ReferenceSizes(
-            [sizes[first : first + count] for first, count in zip(firsts, counts, strict=True)],
+            [ITEM_BYTES + size_of(plain) for plain, _longer in evidence],
+            series_of,
             [len(even(uid.encode())) for uid in uids],
             len(even(str(document.StudyInstanceUID).encode())),
             size_of(evidence[0][1]) - size_of(evidence[0][0]),
@@ -367,10 +355,10 @@ def _add_references(
     for chunk in chunks:
         all_series = [
             new_item(
-                SeriesInstanceUID=uids[series_of[indices[0]]],
-                ReferencedSOPSequence=[evidence[k][1 if k in chunk.longer else 0] for k in indices],
+                SeriesInstanceUID=uids[number],
+                ReferencedSOPSequence=[evidence[k][k < chunk.references[0] + chunk.longer] for k in references],
             )
-            for indices in chunk.series
+            for number, references in itertools.groupby(chunk.references, key=series_of.__getitem__)
         ]
         study = new_item(StudyInstanceUID=document.StudyInstanceUID, ReferencedSeriesSequence=all_series)
         document.CurrentRequestedProcedureEvidenceSequence.append(study)
@@ -379,50 +367,38 @@ def _add_references(
 def _shared(path: Path) -> Dataset:
     """What the document says of patient and study, as an image does."""
     shared = new_item()
-    with quiet_pydicom():
+    with damage_named(path), quiet_pydicom():
         image = read_dataset(path)
-        try:
-            for keyword in _SHARED_KEYWORDS:
-                if keyword in image:
-                    shared[keyword] = image[keyword]
-                elif keyword not in _OPTIONAL_KEYWORDS:
-                    setattr(shared, keyword, "")
-        except Exception as error:  # pydicom meets damage with many exception types
-            raise damaged_file(path) from error
+        for keyword in _SHARED_KEYWORDS:
+            if keyword in image:
+                shared[keyword] = image[keyword]
+            elif keyword not in _OPTIONAL_KEYWORDS:
+                setattr(shared, keyword, "")
     return shared
 
 
-def _reference(header: Header, mac: Dataset | None = None) -> Dataset:
-    item = new_item(
-        ReferencedSOPClassUID=header.text("SOPClassUID"), ReferencedSOPInstanceUID=header.text("SOPInstanceUID")
-    )
-    if mac is not None:
-        item.ReferencedSOPInstanceMACSequence = [mac]
-    return item
-
-
-def _mac_items(path: Path) -> list[Dataset]:
-    """Items of Referenced SOP Instance MAC Sequence of a file, one for each of :data:`_ALGORITHMS`.
+def _evidence(header: Header) -> list[Dataset]:
+    """References to an instance with its MAC, one for each of :data:`_ALGORITHMS`.
 
     :raises ByteStreamError: the file is big-endian.
     """
+    items = []
     with quiet_pydicom():
-        dataset = read_dataset(path)
+        dataset = read_dataset(header.path)
         if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-            raise ByteStreamError("is big-endian", path=path, hint="convert it to little-endian first")
+            raise ByteStreamError("is big-endian", path=header.path, hint="convert it to little-endian first")
         tags, syntax = public_tags(dataset), mac_syntax(dataset)
-        macs = zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True)
-        return [
-            new_item(MACCalculationTransferSyntaxUID=syntax, MACAlgorithm=name, DataElementsSigned=tags, MAC=mac)
-            for name, mac in macs
-        ]
+        for name, mac in zip(_ALGORITHMS, _macs(dataset, tags, _ALGORITHMS), strict=True):
+            items.append(reference_to(header.dataset))
+            items[-1].ReferencedSOPInstanceMACSequence = [
+                new_item(MACCalculationTransferSyntaxUID=syntax, MACAlgorithm=name, DataElementsSigned=tags, MAC=mac)
+            ]
+    return items
 
 
 def public_tags(dataset: Dataset) -> list[int]:
     """The elements that a MAC covers, in their order: all public ones that it may."""
-    from pydicom.tag import Tag
-
-    left_out = {Tag(keyword) for keyword in digital_signature.SIGNATURE_KEYWORDS}
+    left_out = tags_of(digital_signature.SIGNATURE_KEYWORDS)
     return [
         tag
         for tag in sorted(dataset.keys())

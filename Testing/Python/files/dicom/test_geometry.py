@@ -10,7 +10,7 @@ from dicom_factory import AXIAL, CTSeries, ct_series, phantom_hu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import InputError
-from MITSGANLib.files.dicom.frames import Frame, StoredFormat
+from MITSGANLib.files.dicom.frames import Frame
 from MITSGANLib.files.dicom.geometry import stack_frames
 from MITSGANLib.files.storage import load_volume
 from pydicom import Dataset
@@ -29,7 +29,8 @@ def frame(position: tuple[float, float, float], number: int = 0, **options: obje
         "thickness": 2.5,
         "slope": 1.0,
         "intercept": -1024.0,
-        "stored": StoredFormat(16, signed=True),
+        "bits": 16,
+        "signed": True,
         "padding": None,
         "padding_value": None,
     }

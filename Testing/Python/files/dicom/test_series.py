@@ -26,10 +26,10 @@ def test_dicom_is_found_by_content_in_subfolders_among_stray_files(tmp_path):
     (tmp_path / "._IM0001").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
     (tmp_path / "binary").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 3)
     scan = scan_dicom(tmp_path)
-    assert {one.modality for one in scan.series} == {"CT", "RTSTRUCT"}
+    assert {one.text("Modality") for one in scan.series} == {"CT", "RTSTRUCT"}
     assert not scan.damaged
     chosen = choose_series(scan)
-    assert (chosen.uid, chosen.image_count, chosen.kernel) == (series.uid, 5, "B30f")
+    assert (chosen.uid, chosen.image_count, chosen.text("ConvolutionKernel")) == (series.uid, 5, "B30f")
 
 
 def test_files_without_preamble_are_dicom_too(tmp_path):
@@ -50,7 +50,7 @@ def test_several_series_are_listed(tmp_path):
     for series in (lung, soft):
         assert f"{series.uid} (5 slices)" in text
         assert series.description not in text
-    assert choose_series(scan, soft.uid).description == "Soft"
+    assert choose_series(scan, soft.uid).text("SeriesDescription") == "Soft"
     with pytest.raises(InputError, match=r"holds no series 1\.2\.3"):
         choose_series(scan, "1.2.3")
 
@@ -150,7 +150,7 @@ def test_texts_never_show_the_patient(tmp_path, recwarn):
 
 def test_control_characters_of_a_description_are_not_printed(tmp_path):
     ct_series(description="a\x1b[31mb").write(tmp_path)
-    assert scan_dicom(tmp_path).series[0].description == "a[31mb"
+    assert scan_dicom(tmp_path).series[0].text("SeriesDescription") == "a[31mb"
 
 
 def test_progress_counts_files_and_may_cancel(tmp_path):
@@ -176,7 +176,7 @@ def test_real_folder_of_two_series(real_ct):
     folder = real_ct / "dicom" / "Lung_Dx-A0001"
     scan = scan_dicom(folder)
     assert [series.image_count for series in scan.usable] == [64, 64]
-    assert {series.kernel for series in scan.usable} == {"B", "L"}
+    assert {series.text("ConvolutionKernel") for series in scan.usable} == {"B", "L"}
     with pytest.raises(InputError, match="2 CT series") as caught:
         choose_series(scan)
     assert np.all([series.uid in str(caught.value) for series in scan.series])

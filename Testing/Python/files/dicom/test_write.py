@@ -16,7 +16,7 @@ from MITSGANLib import __version__
 from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANLib.files.dicom import write
 from MITSGANLib.files.dicom.derive import recorded_steps
-from MITSGANLib.files.dicom.frames import Frame, StoredFormat
+from MITSGANLib.files.dicom.frames import Frame
 from MITSGANLib.files.dicom.headers import read_header
 from MITSGANLib.files.dicom.pixels import stored_for_hu, to_int16_hu
 from MITSGANLib.files.dicom.read import read_series
@@ -327,7 +327,8 @@ def frame(slope: float, intercept: float, bits: int = 16, padding: tuple[int, in
         thickness=None,
         slope=slope,
         intercept=intercept,
-        stored=StoredFormat(bits, signed=True),
+        bits=bits,
+        signed=True,
         padding=padding,
         padding_value=None,
     )
