@@ -98,13 +98,11 @@ def _train(options: argparse.Namespace) -> str:
     from ..training.inputs import Inputs
     from ..training.monitor import ProgressMonitor
     from ..training.recipes import load_recipe
-    from ..training.run import Run
+    from ..training.run import Run, record_figures
     from ..training.team import join_team
 
     recipe = load_recipe(options.recipe, _changes(options))
     if options.figures:
-        from ..training.figures import record_figures
-
         return f"Wrote {record_figures(options.out, _protector(recipe), options.figures)}"
     if options.data is None:
         raise InputError("--data is missing; give a folder that mitsgan prepare wrote.")

@@ -33,7 +33,7 @@ from MITSGANLib.watermark.pattern import ScanSigns
 
 from ..data.nodules import Nodules
 from ..training.diagnosis_blocking import blocked_cube
-from ..training.judge_samples import Group
+from ..training.samples import Group
 from .layout import Cell, Column, ResultSection, Row, Table, cell_of
 from .planting import APART_MM, Voxel, apart_mm, draw_scenes, planted
 from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.cubes import CubeSet, augment, published_variants
-from .configuration import Count, Positive, Share, Weight
+from .configuration import Config, Count, Positive, Share, Weight
 from .engine import Learner, Loss, Product, Step, Task, Training, constant
 from .inputs import Inputs, fingerprint
 from .slabs import gray
@@ -80,9 +80,6 @@ class AttackerConfig:
     sources: str = ""
 
 
-Config = TypeVar("Config")
-
-
 class CompletingTask(Task[Config]):
     """What trains an attacker's model has in common: its learners, losses of a GAN, sample images, the product.
 
@@ -136,6 +133,13 @@ class CompletingTask(Task[Config]):
         """The same as they are shown."""
         return self._painted(cubes)
 
+    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The look-up table comes along: the network has learned with it."""
+        rest = dict(tensors)
+        bins, cdf, normalization = (rest.pop(f"equalization.{name}").double().numpy() for name in _TABLE)
+        self._equalization = Equalization(bins, cdf, *normalization.tolist())
+        self.generator.load_state_dict({name.removeprefix("generator."): value for name, value in rest.items()})
+
     def images(self) -> Mapping[str, np.ndarray]:
         """Middle slices of validation cubes above what the model makes of them, in the lung window."""
         clean = torch.from_numpy(self._shown).to(self.inputs.device)
@@ -167,10 +171,11 @@ class AttackerTask(CompletingTask[AttackerConfig]):
 
     def __init__(self, config: AttackerConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        cubes = inputs.data.cubes(config.role, "training")
-        self._training_cubes = cubes
-        self._validation_cubes = inputs.data.cubes(config.role, "validation")
-        self._samples = config.augmentation.apply(cubes, training.seed)
+        self._training_cubes, self._validation_cubes = (
+            inputs.data.cubes(config.role, part) for part in ("training", "validation")
+        )
+        self._shown = self._validation_cubes.centers()[:_SHOWN]
+        self._samples = config.augmentation.apply(self._training_cubes, training.seed)
         self.samples_per_epoch = len(self._samples)
         self._equalization = Equalization.from_cubes(self._samples)
         self.generator = CTGANGenerator(
@@ -188,7 +193,8 @@ class AttackerTask(CompletingTask[AttackerConfig]):
         return step.indices(len(self._samples))
 
     def losses(self, samples: Sequence[int], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        cube = self._to_network(self._samples[samples])
+        hu = torch.from_numpy(self._samples[samples]).to(self.inputs.device)
+        cube = self._equalization.to_network(hu).float().unsqueeze(1)
         masked = mask_center(cube)
         forged = networks["generator"](masked)
         yield from self._adversarial(forged, cube, masked, F.l1_loss(forged, cube), networks.get("discriminator"))
@@ -200,32 +206,15 @@ class AttackerTask(CompletingTask[AttackerConfig]):
         errors = []
         for part in hu.split(_PART):
             cube = self._equalization.to_network(part).float()
-            forged = self._complete(cube)
-            errors.append(
-                torch.stack(
-                    [
-                        (forged - cube)[middle].abs().mean(dim=(1, 2, 3)).double(),
-                        (self._equalization.to_hu(forged) - part)[middle].abs().mean(dim=(1, 2, 3)),
-                    ]
-                )
-            )
+            forged = self.generator(mask_center(cube).unsqueeze(1)).squeeze(1)
+            both = ((forged - cube).double(), self._equalization.to_hu(forged) - part)
+            errors.append(torch.stack([error[middle].abs().mean(dim=(1, 2, 3)) for error in both]))
         units, error_hu = torch.cat(errors, dim=1).mean(dim=1).tolist()
         return {
             "validation_cubes": len(hu),
             "l1_input_units": round(units, 4),
             "mean_absolute_error_hu": round(error_hu, 1),
         }
-
-    @property
-    def _shown(self) -> np.ndarray:
-        return self._validation_cubes.centers()[:_SHOWN]
-
-    def take_over(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """The look-up table comes along: the network has learned with it."""
-        rest = dict(tensors)
-        bins, cdf, normalization = (rest.pop(f"equalization.{name}").double().numpy() for name in _TABLE)
-        self._equalization = Equalization(bins, cdf, *normalization.tolist())
-        self.generator.load_state_dict({name.removeprefix("generator."): value for name, value in rest.items()})
 
     def product(self) -> Product:
         return self._model(
@@ -238,30 +227,16 @@ class AttackerTask(CompletingTask[AttackerConfig]):
             ),
         )
 
-    def _to_network(self, hu: np.ndarray) -> torch.Tensor:
-        """HU (n, 32, 32, 32) to the generator's input (n, 1, 32, 32, 32)."""
-        cubes = torch.from_numpy(hu).to(self.inputs.device)
-        return self._equalization.to_network(cubes).float().unsqueeze(1)
-
-    def _complete(self, cubes: torch.Tensor) -> torch.Tensor:
-        return self.generator(mask_center(cubes).unsqueeze(1)).squeeze(1)
-
 
 TASK = AttackerTask
 
 
 def _description(config: AttackerConfig) -> str:
-    differences = [
-        words
-        for kept, words in (
-            (config.batch_norm, "without batch norm"),
-            (config.skips, "without skip connections"),
-            (config.adversarial, "trained by L1 alone"),
-        )
-        if not kept
-    ]
-    width = f"CT-GAN {config.role} with {config.base_filters} base filters (the published one has 100)"
-    return ", ".join([width, *differences]) + "."
+    words = [f"CT-GAN {config.role} with {config.base_filters} base filters (the published one has 100)"]
+    words += ["without batch norm"] * (not config.batch_norm)
+    words += ["without skip connections"] * (not config.skips)
+    words += ["trained by L1 alone"] * (not config.adversarial)
+    return ", ".join(words) + "."
 
 
 def _described(cubes: CubeSet) -> str:

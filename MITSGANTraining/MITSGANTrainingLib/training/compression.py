@@ -3,7 +3,7 @@
 Baseline JPEG (ITU-T T.81) of one gray channel without its lossless last stage: HU in a window to integer samples,
 discrete cosine transform of 8x8 blocks, quantization by Annex K's luminance table scaled by a quality, and back. With
 12 bits, as DICOM's lossy JPEG of CT has them, one sample is 1 HU; with 8 bits and a display window it is an exported
-picture. Rounding has no useful gradient, so it passes gradients as if it had not rounded.
+picture.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from MITSGANLib.errors import InputError
 from scipy import fft
 from torch.nn import functional as F
+
+from .slabs import rounded
 
 BLOCK = 8
 # Annex K, table K.1, rows by vertical frequency.
@@ -77,15 +79,20 @@ def compress(hu: torch.Tensor, quality: int | None, config: Compression) -> torc
         return hu
     low, high = config.window_hu
     largest = 2**config.bits - 1
-    samples = _straight_through((hu.float().clamp(low, high) - low) * (largest / (high - low)))
-    blocks, shape = _blocks(samples - (largest + 1) // 2)
+    samples = rounded((hu.float().clamp(low, high) - low) * (largest / (high - low)))
+    rows, columns = hu.shape[-2:]
+    flat = (samples - (largest + 1) // 2).reshape(-1, 1, rows, columns)
+    padded = F.pad(flat, (0, -columns % BLOCK, 0, -rows % BLOCK), mode="replicate")
+    # (n, down, across, 8, 8).
+    blocks = F.pixel_unshuffle(padded, BLOCK).unflatten(1, (BLOCK, BLOCK)).permute(0, 3, 4, 1, 2)
     transform = _cosines().to(hu.device)
     table = quantization_table(quality).to(hu.device)
     # Half precision, which mixed training takes for products, knows 12-bit samples to 2 HU only.
     with torch.autocast(hu.device.type, enabled=False):
-        coefficients = _straight_through(transform @ blocks @ transform.T / table) * table
-        restored = _unblocks(transform.T @ coefficients @ transform, shape) + (largest + 1) // 2
-    restored = _straight_through(restored.clamp(0, largest))
+        coefficients = rounded(transform @ blocks @ transform.T / table) * table
+        blocks = transform.T @ coefficients @ transform
+    whole = F.pixel_shuffle(blocks.permute(0, 3, 4, 1, 2).flatten(1, 2), BLOCK)[..., :rows, :columns]
+    restored = rounded((whole.reshape(hu.shape) + (largest + 1) // 2).clamp(0, largest))
     return restored * ((high - low) / largest) + low
 
 
@@ -96,25 +103,6 @@ def quantization_table(quality: int) -> torch.Tensor:
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     table = (np.array(_LUMINANCE) * percent + 50) // 100
     return torch.from_numpy(np.clip(table, 1, 255).astype(np.float32))
-
-
-def _straight_through(x: torch.Tensor) -> torch.Tensor:
-    return x + (x.round() - x).detach()
-
-
-def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
-    """Slices (..., rows, columns) as (n, down, across, 8, 8) blocks, edges repeated; and the shape to return to."""
-    rows, columns = x.shape[-2:]
-    flat = x.reshape(-1, 1, rows, columns)
-    padded = F.pad(flat, (0, -columns % BLOCK, 0, -rows % BLOCK), mode="replicate").squeeze(1)
-    down, across = padded.shape[-2] // BLOCK, padded.shape[-1] // BLOCK
-    return padded.reshape(-1, down, BLOCK, across, BLOCK).movedim(3, 2), x.shape
-
-
-def _unblocks(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    n, down, across = blocks.shape[:3]
-    whole = blocks.movedim(2, 3).reshape(n, down * BLOCK, across * BLOCK)
-    return whole[:, : shape[-2], : shape[-1]].reshape(shape)
 
 
 @functools.lru_cache(maxsize=1)

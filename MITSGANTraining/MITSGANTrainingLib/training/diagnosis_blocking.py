@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from MITSGANLib.budget.budget import Budget, allowed_change, apply_change
 from MITSGANLib.errors import InputError
-from MITSGANLib.judges.judge import Judge, Sight, load_judge
+from MITSGANLib.judges.judge import Sight, load_judge
 from MITSGANLib.protection.diagnosis_blocking import (
     BlockingConfig,
     DiagnosisBlocker,
@@ -25,7 +25,6 @@ from MITSGANLib.protection.diagnosis_blocking import (
 from MITSGANLib.protection.proposer import BLOCKER_KIND
 from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.volume import hu_from_float
-from MITSGANLib.weights import MODELS_FOLDER
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,7 +81,7 @@ class CubeGrids:
 
     def __init__(self, inputs: Inputs, part: Part, sampling: CubeSampling, held_out: Sequence[str]) -> None:
         self.source = NoduleSource.of(inputs.data, part, sampling.edge, sampling.nodule, held_out)
-        self._sampling = sampling
+        self._sampling, self._device = sampling, inputs.device.type
 
     def draw(self, count: int, rng: np.random.Generator) -> list[GridDraw]:
         """Drawings on one grid, half of them nodules."""
@@ -97,6 +96,17 @@ class CubeGrids:
         # Slices are as thick as they are apart: what lies between two is in both of them.
         thick = F.adaptive_avg_pool3d(cubes, (shape[0], *cubes.shape[2:])).unsqueeze(1)
         return F.interpolate(thick, shape, mode="trilinear").squeeze(1).round().clamp(-1024, 3071)
+
+    def blocked(
+        self, count: int, rng: np.random.Generator, blocker: DiagnosisBlocker, budget: Budget
+    ) -> Iterator[tuple[GridDraw, np.ndarray, np.ndarray]]:
+        """Drawings and their cubes, clean and blocked, int16 HU; two at a time lie on one grid."""
+        while count > 0:
+            drawn = self.draw(2, rng)
+            for one, cube in zip(drawn[:count], self.hu(drawn), strict=False):
+                clean = hu_from_float(cube.numpy())
+                yield one, clean, blocked_cube(clean, one.spacing_kji, blocker, budget, one.search_seed, self._device)
+            count -= 2
 
 
 def blocked_cube(
@@ -153,7 +163,9 @@ class BlockingTask(Task[BlockingTrainingConfig]):
 
     def __init__(self, config: BlockingTrainingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        self.blocker = DiagnosisBlocker(tuple(_judge(name, inputs) for name in config.judges), config.search)
+        files = {name: f"judges/{name}.safetensors" for name in config.judges}
+        judges = (load_judge(name, inputs.models_with(file)) for name, file in files.items())
+        self.blocker = DiagnosisBlocker(tuple(judges), config.search)
         self._cubes = CubeGrids(inputs, "validation", config.cubes, config.held_out)
         self.samples_per_epoch = 1
 
@@ -171,21 +183,17 @@ class BlockingTask(Task[BlockingTrainingConfig]):
 
     def validate(self) -> Mapping[str, float]:
         """The judges' share of right answers in the middle of cubes that are not trained on, clean and blocked."""
-        config, device = self.config, self.inputs.device.type
         rng = np.random.default_rng((self.training.seed, 1))
         right: dict[str, list[bool]] = {}
         squares = []
-        for _ in range(-(-config.validation_samples // 2)):
-            drawn = self._cubes.draw(2, rng)
-            for one, clean in zip(drawn, self._cubes.hu(drawn), strict=True):
-                hu = hu_from_float(clean.numpy())
-                blocked = blocked_cube(hu, one.spacing_kji, self.blocker, config.budget, one.search_seed, device)
-                squares.append(np.mean(np.subtract(blocked, hu, dtype=np.float32) ** 2))
-                for word, voxels in (("clean", hu), ("blocked", blocked)):
-                    seen = Sight("cube", CUBE_MM).cut(voxels, one.spacing_kji, [size // 2 for size in hu.shape])
-                    for judge in self.blocker.judges:
-                        said = bool(judge.says_yes(judge.score_views([seen]))[0])
-                        right.setdefault(f"{judge.name} right {word}", []).append(said == one.cube.yes)
+        count = 2 * -(-self.config.validation_samples // 2)
+        for one, clean, blocked in self._cubes.blocked(count, rng, self.blocker, self.config.budget):
+            squares.append(np.mean(np.subtract(blocked, clean, dtype=np.float32) ** 2))
+            for word, voxels in (("clean", clean), ("blocked", blocked)):
+                seen = Sight("cube", CUBE_MM).cut(voxels, one.spacing_kji, [size // 2 for size in clean.shape])
+                for judge in self.blocker.judges:
+                    said = bool(judge.says_yes(judge.score_views([seen]))[0])
+                    right.setdefault(f"{judge.name} right {word}", []).append(said == one.cube.yes)
         figures = {name: round(float(np.mean(values)), 4) for name, values in right.items()}
         return figures | {"rmse_hu": round(float(np.sqrt(np.mean(squares))), 2)}
 
@@ -218,9 +226,3 @@ class BlockingTask(Task[BlockingTrainingConfig]):
 
 
 TASK = BlockingTask
-
-
-def _judge(name: str, inputs: Inputs) -> Judge:
-    """A judge of the models folder that is written to, or else an installed one."""
-    local = (inputs.models / "judges" / f"{name}.safetensors").is_file()
-    return load_judge(name, inputs.models if local else MODELS_FOLDER)

@@ -379,7 +379,8 @@ class Trainer:
         training, end = self.training, done == self.steps
         stop = self.team.any(self._stop())
         if done % training.report_every == 0 or end:
-            self._monitor.report(done, {name: self.team.mean(value).item() for name, value in scalars.items()})
+            means = {name: self.team.mean(value).item() for name, value in scalars.items()}
+            self._monitor.report(done, "training", means)
         figures: Mapping[str, float] = {}
         early = False
         if training.validate_every and (done % training.validate_every == 0 or end):
@@ -396,14 +397,12 @@ class Trainer:
         figures = self.team.on_leader(lambda: self._measure(self.task.validate))
         if self.task.watched not in figures:
             raise InputError("There is nothing to validate on; prepare validation data, or set validate_every to 0.")
-        self._monitor.figures(done, figures)
+        self._monitor.report(done, "validation", figures)
         value, record = figures[self.task.watched], self._record
         if value < record.best:
             record.best, record.best_step, record.since = value, done, 0
-            modules = {name: learner.module.state_dict() for name, learner in self.task.learners.items()}
-            self.team.on_leader(
-                lambda: save_checkpoint(self.folder / BEST, {"step": done, "value": value, "modules": modules})
-            )
+            content = {"step": done, "value": value, "modules": self._weights()}
+            self.team.on_leader(lambda: save_checkpoint(self.folder / BEST, content))
         else:
             record.since += 1
         return figures, self._out_of_patience()
@@ -436,13 +435,16 @@ class Trainer:
         fixed["training"] = {k: v for k, v in configuration["training"].items() if k not in Training.FREE}
         return fixed
 
+    def _weights(self) -> dict[str, Any]:
+        return {name: learner.module.state_dict() for name, learner in self.task.learners.items()}
+
     def _save(self, done: int) -> None:
         save_checkpoint(
             self.folder / LAST,
             {
                 "step": done,
                 "configuration": dict(self._configuration),
-                "modules": {name: learner.module.state_dict() for name, learner in self.task.learners.items()},
+                "modules": self._weights(),
                 "optimizers": {name: learner.optimizer.state_dict() for name, learner in self.task.learners.items()},
                 "scaler": self.scaler.state_dict(),
                 "record": dataclasses.asdict(self._record),

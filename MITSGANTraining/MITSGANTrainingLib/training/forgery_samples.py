@@ -20,6 +20,7 @@ from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.judges.judge import Sight
+from MITSGANLib.scan.cubes import box_slices
 from MITSGANLib.scan.hounsfield import LOWEST_HU
 from MITSGANLib.scan.volume import hu_from_float
 from scipy import ndimage
@@ -27,10 +28,9 @@ from scipy import ndimage
 from ..data.dataset import Dataset, Part, PreparedScan
 from ..data.nodules import Nodules, nodule_patch
 from .configuration import Count, CountOrNone, Weight
-from .disturbance import Disturbance, Disturbances, disturb
 from .inputs import fingerprint
-from .judge_samples import Group, clear_structures
 from .nodule_samples import split_nodules, training_nodules
+from .samples import Disturbance, Disturbances, Group, Source, clear_structures
 
 _CACHE_VERSION = 2
 _LARGEST_MM = 20.0  # what an attacker makes up; it removes no more
@@ -54,38 +54,21 @@ class Variations:
     sharpness: Weight = 0.8
     noise_hu: Weight = 20.0
 
-    def draw(self, rng: np.random.Generator) -> Variation:
-        reach = rng.integers(self.reach[0], self.reach[1] + 1, (3, 2))
-        return Variation(
-            reach=tuple((int(before), int(after)) for before, after in reach),
-            sharpness=float(rng.uniform(-self.sharpness, self.sharpness)),
-            noise_hu=float(rng.uniform(0, self.noise_hu)),
-            noise_sigma=float(rng.uniform(0, 1)),
-            seed=int(rng.integers(2**62)),
-        )
-
-
-@dataclass(frozen=True)
-class Variation:
-    """One drawing of :class:`Variations`; ``reach`` in voxels before and after the place, per axis."""
-
-    reach: tuple[tuple[int, int], ...]
-    sharpness: float
-    noise_hu: float
-    noise_sigma: float
-    seed: int
-
-    def apply(self, hu: np.ndarray, kji: Sequence[int]) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def apply(
+        self, hu: np.ndarray, kji: Sequence[int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, tuple[int, int, int]]:
         """The part of a scan in another guise, int16 HU, and where in it the place (slice, row, column) is."""
-        low = [max(0, center - before) for center, (before, _after) in zip(kji, self.reach, strict=True)]
-        high = [min(n, c + after + 1) for c, (_before, after), n in zip(kji, self.reach, hu.shape, strict=True)]
-        part = hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)
-        noise = np.random.default_rng(self.seed).standard_normal(part.shape, dtype=np.float32)
-        noise = ndimage.gaussian_filter(noise, (0, self.noise_sigma, self.noise_sigma))
+        reach = rng.integers(self.reach[0], self.reach[1] + 1, (3, 2))
+        sharpness, noise_hu = rng.uniform(-self.sharpness, self.sharpness), rng.uniform(0, self.noise_hu)
+        noise_sigma, seed = rng.uniform(0, 1), rng.integers(2**62)
+        low = np.maximum(np.subtract(kji, reach[:, 0]), 0)
+        high = np.minimum(np.add(kji, reach[:, 1]) + 1, hu.shape)
+        part = hu[box_slices(low, high - low)].astype(np.float32)
+        noise = np.random.default_rng(seed).standard_normal(part.shape, dtype=np.float32)
+        noise = ndimage.gaussian_filter(noise, (0, noise_sigma, noise_sigma))
         smooth = ndimage.gaussian_filter(part, (0, 1, 1))
-        varied = part + self.sharpness * (part - smooth) + noise * (self.noise_hu / noise.std())
-        inside = tuple(int(center - a) for center, a in zip(kji, low, strict=True))
-        return hu_from_float(np.maximum(varied, LOWEST_HU)), inside
+        varied = part + sharpness * (part - smooth) + noise * (noise_hu / noise.std())
+        return hu_from_float(np.maximum(varied, LOWEST_HU)), tuple(np.subtract(kji, low).tolist())
 
 
 @dataclass(frozen=True)
@@ -145,8 +128,13 @@ class ForgedScan:
     views: np.ndarray
     planted: int = 0
 
+    def of_kind(self, with_nodule: bool) -> slice:
+        """Numbers of the places with a nodule planted, or of the others."""
+        count = self.views.shape[1]
+        return slice(count - self.planted, count) if with_nodule else slice(0, count - self.planted)
 
-class ForgerySource:
+
+class ForgerySource(Source):
     """Places untouched and forged, from the scans of one side of a dataset's split."""
 
     def __init__(self, scans: Sequence[ForgedScan], names: Sequence[str], view: Sight, config: ForgerySampling) -> None:
@@ -200,21 +188,13 @@ class ForgerySource:
             f"{places} views of places in {len(self._scans)} scans, untouched and forged ({', '.join(self._names[1:])})"
         )
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[PlaceDraw]:
-        """The same number of untouched and forged ones; all forgeries are equally likely."""
-        return [self._draw_one(n % 2 == 0, rng) for n in range(count)]
-
-    def views(self, drawn: Sequence[PlaceDraw]) -> torch.Tensor:
-        cut = np.stack([self._cut(one) for one in drawn])
-        return disturb(torch.from_numpy(cut), [one.disturbance for one in drawn])
-
     def groups(self) -> list[Group]:
         middle = self._start(np.array([self._config.jitter] * 3))
-        box = tuple(slice(a, a + n) for a, n in zip(middle, self._view.shape, strict=True))
+        box = box_slices(middle, self._view.shape)
         groups = []
         for number, name in enumerate(self._names):
             for what, with_nodule in (("", False), (" with nodule", True)):
-                parts = [(scan, _of_kind(scan, with_nodule)) for scan in self._scans]
+                parts = [(scan, scan.of_kind(with_nodule)) for scan in self._scans]
                 views = np.concatenate([scan.views[(number, part, *box)] for scan, part in parts])
                 owners = [np.full(part.stop - part.start, scan.patient) for scan, part in parts]
                 if len(views):
@@ -222,6 +202,7 @@ class ForgerySource:
         return groups
 
     def _draw_one(self, yes: bool, rng: np.random.Generator) -> PlaceDraw:
+        """All forgeries are equally likely."""
         scan = int(rng.integers(len(self._scans)))
         place = int(rng.integers(self._scans[scan].views.shape[1]))
         flips = rng.random(3) < 0.5
@@ -239,10 +220,12 @@ class ForgerySource:
         slices, row, column = (int(value) for value in start)
         return (slices if self._view.kind == "cube" else 0), row, column
 
-    def _cut(self, drawn: PlaceDraw) -> np.ndarray:
-        stored = self._scans[drawn.scan].views[drawn.version, drawn.place]
-        view = stored[tuple(slice(a, a + n) for a, n in zip(drawn.start, self._view.shape, strict=True))]
-        return np.rot90(np.flip(view, np.flatnonzero(drawn.flips)), drawn.quarter_turns, axes=(1, 2)).copy()
+    def _still(self, drawn: Sequence[PlaceDraw]) -> torch.Tensor:
+        views = []
+        for one in drawn:
+            view = self._scans[one.scan].views[(one.version, one.place, *box_slices(one.start, self._view.shape))]
+            views.append(np.rot90(np.flip(view, np.flatnonzero(one.flips)), one.quarter_turns, axes=(1, 2)))
+        return torch.from_numpy(np.stack(views))
 
 
 def forged_views(
@@ -297,11 +280,6 @@ def _nodules(data: Dataset, part: Part, config: ForgerySampling, held_out: Seque
     return found.take(np.resize(order, config.nodule_places))
 
 
-def _of_kind(scan: ForgedScan, with_nodule: bool) -> slice:
-    count = scan.views.shape[1]
-    return slice(count - scan.planted, count) if with_nodule else slice(0, count - scan.planted)
-
-
 def _subjects(
     scan: PreparedScan, places: np.ndarray, variations: Variations | None, seed: int, nodules: Nodules | None
 ) -> Iterator[tuple[np.ndarray, tuple[int, int, int]]]:
@@ -321,7 +299,7 @@ def _subjects(
         else:
             rng = np.random.default_rng((seed, number))
             for _ in range(variations.per_place):
-                yield variations.draw(rng).apply(whole, kji)
+                yield variations.apply(whole, kji, rng)
         whole[box] = before
 
 

@@ -81,7 +81,7 @@ class InpainterConfig:
     @property
     def network(self) -> Any:
         """The configuration of the network."""
-        return next(config for name in _FAMILIES if (config := getattr(self, name)) is not None)
+        return self.ctgan or self.unet or self.flow
 
 
 class InpainterTask(CompletingTask[InpainterConfig]):
@@ -105,6 +105,7 @@ class InpainterTask(CompletingTask[InpainterConfig]):
         self.generator.to(memory_format=torch.channels_last_3d)
         self._learn(0 if config.flow else config.discriminator_filters, cosine(config.last_rate))
         self._places = self._other.healthy(PLACES)
+        self._shown = self._places[:_SHOWN]
 
     def _table(self) -> Equalization:
         """The histogram of what is painted, not of whole cubes as CT-GAN's: soft tissue gets more of the range."""
@@ -188,10 +189,6 @@ class InpainterTask(CompletingTask[InpainterConfig]):
             "seen both": round(float(seen.all(axis=0).mean()), 3),
             "changed_hu": round(error, 1),
         }
-
-    @property
-    def _shown(self) -> np.ndarray:
-        return self._places[:_SHOWN]
 
     def _attacked(self, cubes: torch.Tensor) -> torch.Tensor:
         forged = self._painted(cubes)

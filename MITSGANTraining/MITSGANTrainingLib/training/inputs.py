@@ -48,6 +48,10 @@ class Inputs:
             found += [load_attacker(folder, action).to(self.device) for action in actions]
         return found
 
+    def models_with(self, path: str) -> Path:
+        """The folder of models to take one from: that which is written to, or else that of the installed ones."""
+        return self.models if (self.models / path).is_file() else weights.MODELS_FOLDER
+
     def _folder(self, name: str) -> Path:
         places = (self.models / "attackers" / name, weights.MODELS_FOLDER / "attackers" / name, Path(name))
         return next((place for place in places if place.is_dir()), places[-1])

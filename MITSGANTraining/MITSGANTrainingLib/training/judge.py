@@ -22,12 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration import Positive, Share, Weight
-from .disturbance import Disturbance, disturb
 from .engine import Learner, Loss, Product, Step, Task, Training, cosine
 from .forgery_samples import ForgerySampling, ForgerySource
 from .inputs import Inputs, fingerprint
-from .judge_samples import Group, Source
 from .nodule_samples import NoduleSampling, NoduleSource
+from .samples import Disturbance, Group, Source, disturb
 
 _NOISE_HU = 10.0  # that a judge must bear; validated with it
 _SHOWN = 6  # validation samples of each answer in a sample image
@@ -73,7 +72,7 @@ class JudgeConfig:
     @property
     def network(self) -> Any:
         """The configuration of the network."""
-        return next(config for name in _ARCHITECTURES if (config := getattr(self, name)) is not None)
+        return self.plain or self.residual or self.planes or self.squares
 
     @property
     def question(self) -> Question:
@@ -82,7 +81,7 @@ class JudgeConfig:
 
 
 class JudgeTask(Task[JudgeConfig]):
-    """A classifier on samples of one :class:`~.judge_samples.Source`."""
+    """A classifier on samples of one :class:`~.samples.Source`."""
 
     Configuration = JudgeConfig
     watched = "loss"

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -21,11 +21,8 @@ class Monitor:
     def start(self, first: int, steps: int) -> None:
         """Steps ``first`` to ``steps`` are about to run."""
 
-    def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        """The losses of a step."""
-
-    def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
+    def report(self, step: int, kind: Literal["training", "validation"], values: Mapping[str, float]) -> None:
+        """The losses of a step, or the figures of a validation."""
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Sample images, float (rows, columns) from 0 to 1."""
@@ -51,13 +48,17 @@ class ProgressMonitor(Monitor):
         if self._logs is not None:
             self._writer = _summary_writer(self._logs, first)
 
-    def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._bar.update(step - self._bar.n)
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()})
-        self._say(step, scalars, "training")
-
-    def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        self._say(step, figures, "validation")
+    def report(self, step: int, kind: Literal["training", "validation"], values: Mapping[str, float]) -> None:
+        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        if kind == "training":
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix(shown)
+        if self._bar.disable or kind == "validation":
+            with logging_redirect_tqdm():
+                _log.info("step %d, %s: %s", step, kind, ", ".join(map(" ".join, shown.items())))
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         if self._writer is not None:
@@ -69,15 +70,6 @@ class ProgressMonitor(Monitor):
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
-
-    def _say(self, step: int, values: Mapping[str, float], kind: str) -> None:
-        if self._bar.disable or kind == "validation":
-            with logging_redirect_tqdm():
-                text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                _log.info("step %d, %s: %s", step, kind, text)
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
 
 
 def _summary_writer(folder: Path, first: int) -> Any:

@@ -27,8 +27,7 @@ from ..data.nodules import Nodules, read_nodules
 from ..preparation.cutting import EDGE, cut_cube
 from ..preparation.splitting import SplitOptions, split_patients
 from .configuration import Share, Weight
-from .disturbance import Disturbance, Disturbances, disturb
-from .judge_samples import CLEAR_MM, Group, clear_structures
+from .samples import CLEAR_MM, Disturbance, Disturbances, Group, Source, clear_structures, disturb
 
 CubeKind = Literal["nodule", "planted", "healthy", "spot", "structure", "beside", "erased"]
 
@@ -114,7 +113,7 @@ class CubeDraw:
         return self.kind in _NODULE_KINDS
 
 
-class NoduleSource:
+class NoduleSource(Source):
     """Cubes with and without a nodule in the middle, from one side of a dataset's split.
 
     :param healthy, structures: cubes at 1 mm around places without a nodule; there may be no structure.
@@ -150,8 +149,9 @@ class NoduleSource:
         named = set(found[0].patients.tolist()) if found else set()
         if data.count("injector", part):
             cubes = data.cubes("injector", part)
+            centers, radii = np.zeros((len(cubes.hu), 3)), np.full(len(cubes.hu), _UNKNOWN_DIAMETER_MM / 2)
             others = set(data.patients(part)) - named - set(held_out)
-            found.append(_of_unknown_size(cubes).of(sorted(others)))
+            found.append(Nodules(_trimmed(cubes.hu), centers, radii, cubes.patients).of(sorted(others)))
         if not sum(len(nodules.hu) for nodules in found):
             raise InputError(f"There is no nodule for {part}; prepare scans with findings, or name a file of nodules.")
         nodules = Nodules(*(np.concatenate([getattr(n, f.name) for n in found]) for f in dataclasses.fields(Nodules)))
@@ -187,9 +187,6 @@ class NoduleSource:
             f"{len(self._structures.hu)} nodule-like structures of {others} patients"
         )
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[CubeDraw]:
-        return [self._draw_one(n % 2 == 0, rng) for n in range(count)]
-
     def draw_kind(self, yes: bool, count: int, rng: np.random.Generator) -> list[CubeDraw]:
         """Cubes with a nodule alone, or without one alone."""
         return [self._draw_one(yes, rng) for _ in range(count)]
@@ -219,9 +216,6 @@ class NoduleSource:
             raise InputError(f"No nodule of {low:g} to {high:g} mm is as dense as {middle_hu:g} HU; take more.")
         return NoduleSource(nodules.take(chosen), self._healthy, self._structures, self._edge, self._config)
 
-    def views(self, drawn: Sequence[CubeDraw]) -> torch.Tensor:
-        return disturb(self._still(drawn), [one.disturbance for one in drawn])
-
     def views_with_quiet(self, drawn: Sequence[CubeDraw]) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`views`, and the same without the noise that disturbs them."""
         still = self._still(drawn)
@@ -233,7 +227,7 @@ class NoduleSource:
         return _resampled(cubes, drawn, self._edge)
 
     def groups(self) -> list[Group]:
-        """Every nodule as it is, planted, erased and beside the middle, and places without one; none disturbed."""
+        """Every nodule as it is, planted, erased and beside the middle, and places without one."""
         rng = np.random.default_rng(0)
         each, lungs = np.arange(len(self._nodules.hu)), len(self._healthy.hu)
         pairs = list(zip(each, rng.integers(lungs, size=len(each)), strict=True))
@@ -255,12 +249,11 @@ class NoduleSource:
             CubeDraw(kind, int(nodule), int(lung), shift_mm=tuple(self._middle(kind, nodule, lung, rng)), **still)
             for nodule, lung in places
         ]
-        cubes = torch.from_numpy(np.stack([self._cube(one) for one in drawn])).float()
         if kind in ("healthy", "spot", "structure"):
             owners = self._lungs(kind).patients[[one.lung for one in drawn]]
         else:
             owners = self._nodules.patients[[one.nodule for one in drawn]]
-        return Group(kind, kind in _NODULE_KINDS, hu_from_float(_resampled(cubes, drawn, self._edge).numpy()), owners)
+        return Group(kind, kind in _NODULE_KINDS, hu_from_float(self._still(drawn).numpy()), owners)
 
     def _draw_one(self, yes: bool, rng: np.random.Generator) -> CubeDraw:
         config = self._config
@@ -273,6 +266,7 @@ class NoduleSource:
         near = rng.uniform(-config.shift_mm, config.shift_mm, 3) * (kind not in ("healthy", "beside"))
         if kind == "healthy":
             near = rng.uniform(-_REACH_MM, _REACH_MM, 3)
+        sized = kind == "planted" and config.planted_mm
         return CubeDraw(
             kind,
             nodule,
@@ -282,13 +276,8 @@ class NoduleSource:
             scale=float(rng.uniform(1 - config.scale, 1 + config.scale)),
             shift_mm=tuple(np.clip(self._middle(kind, nodule, lung, rng) + near, -_REACH_MM, _REACH_MM).tolist()),
             disturbance=config.disturbances.draw(rng),
-            size=self._size(kind, nodule, rng),
+            size=float(rng.uniform(*config.planted_mm) / (2 * self._nodules.radii[nodule])) if sized else 1.0,
         )
-
-    def _size(self, kind: CubeKind, nodule: int, rng: np.random.Generator) -> float:
-        if kind != "planted" or not self._config.planted_mm:
-            return 1.0
-        return float(rng.uniform(*self._config.planted_mm) / (2 * self._nodules.radii[nodule]))
 
     def _lungs(self, kind: CubeKind) -> CubeSet:
         return self._structures if kind == "structure" else self._healthy
@@ -324,11 +313,6 @@ class NoduleSource:
             nodule, radius = _sized(nodule, drawn.size), radius * drawn.size
         weight = _ball(radius + 2.0)
         return lung + weight * (nodule - lung) if drawn.kind == "planted" else nodule + weight * (lung - nodule)
-
-
-def _of_unknown_size(cubes: CubeSet) -> Nodules:
-    count = len(cubes.hu)
-    return Nodules(_trimmed(cubes.hu), np.zeros((count, 3)), np.full(count, _UNKNOWN_DIAMETER_MM / 2), cubes.patients)
 
 
 def _trimmed(cubes: np.ndarray) -> np.ndarray:

@@ -6,14 +6,15 @@ import dataclasses
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from MITSGANLib import weights
-from MITSGANLib.errors import ModelError, OutputError
+from MITSGANLib.errors import InputError, ModelError, OutputError
+from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.runtime.devices import describe_device
 
 from .configuration import differences
@@ -123,6 +124,31 @@ def take_over(task: Task, path: Path) -> str:
     except (RuntimeError, KeyError) as error:
         raise ModelError(f"{path} does not hold the weights that its card describes ({error}).") from error
     return card.sha256
+
+
+def record_figures(folder: Path, name: str, reports: Sequence[Path]) -> Path:
+    """Write the summaries of ``mitsgan demo`` into the card of the protector that they measured, by scan.
+
+    :param folder: folder of models.
+    :raises InputError: when a report was made with other weights, or is none.
+    :raises ModelError: when there is no such card.
+    """
+    path = folder / "protectors" / f"{name}.json"
+    card = weights.ModelCard.read(path)
+    figures = dict(card.figures)
+    for report in reports:
+        try:
+            record = json.loads(report.read_text(encoding="utf-8"))
+            digest, scan, summary = record["protector"]["sha256"], record["scan"], record["summary"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{report} is no report of mitsgan demo; give its report.json.") from error
+        if digest != card.sha256:
+            raise InputError(f"{report} was made with other weights than {path}; run mitsgan demo again.")
+        targets = summary["inject"]["targets"]
+        figures[scan] = {"command": f"mitsgan demo SCAN --targets {targets}", "commit": commit(), **summary}
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(dataclasses.replace(card, figures=figures).to_json(), encoding="utf-8")
+    return path
 
 
 def commit() -> str:

@@ -22,11 +22,11 @@ from MITSGANLib.protection.diagnosis_blocking import DiagnosisBlocker
 from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.protection.presets import load_proposer
 from MITSGANLib.scan.volume import hu_from_float
-from MITSGANLib.weights import MODELS_FOLDER, ModelCard, configuration, fill, half_precision, read_weights
+from MITSGANLib.weights import ModelCard, configuration, fill, half_precision, read_weights
 from torch import nn
 
 from .configuration import Count, Positive, Share
-from .diagnosis_blocking import CubeGrids, CubeSampling, blocked_cube
+from .diagnosis_blocking import CubeGrids, CubeSampling
 from .engine import Learner, Loss, Product, Step, Task, Training, cosine
 from .inputs import Inputs, fingerprint
 from .team import mean_over_team
@@ -134,8 +134,8 @@ class UnblockingTask(Task[UnblockingConfig]):
 
     def __init__(self, config: UnblockingConfig, training: Training, inputs: Inputs) -> None:
         super().__init__(config, training, inputs)
-        local = (inputs.models / "protectors" / f"{config.protector}.safetensors").is_file()
-        self._blocker, self._card = load_proposer(config.protector, inputs.models if local else MODELS_FOLDER)
+        folder = inputs.models_with(f"protectors/{config.protector}.safetensors")
+        self._blocker, self._card = load_proposer(config.protector, folder)
         if not isinstance(self._blocker, DiagnosisBlocker):
             raise InputError(f"The protector {self._card.name} blocks no diagnosis; name another.")
         self._budget = Budget(**self._card.budget)
@@ -210,17 +210,13 @@ class UnblockingTask(Task[UnblockingConfig]):
         return self._blocked(self._validation, self.config.validation_samples, 1)
 
     def _blocked(self, grids: CubeGrids, count: int, stream: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Cubes, clean and blocked, int16 (slices, rows, columns); two at a time lie on one grid."""
+        """Cubes, clean and blocked, int16 (slices, rows, columns)."""
         rng = np.random.default_rng((self.training.seed, stream))
         pairs = []
-        while len(pairs) < count:
-            drawn = grids.draw(2, rng)
-            for one, cube in zip(drawn, grids.hu(drawn), strict=True):
-                clean, device = hu_from_float(cube.numpy()), self.inputs.device.type
-                blocked = blocked_cube(clean, one.spacing_kji, self._blocker, self._budget, one.search_seed, device)
-                pairs.append((clean, blocked))
-            logger.info("Blocked %d of %d cubes", min(len(pairs), count), count)
-        return pairs[:count]
+        for _drawn, clean, blocked in grids.blocked(count, rng, self._blocker, self._budget):
+            pairs.append((clean, blocked))
+            logger.info("Blocked %d of %d cubes", len(pairs), count)
+        return pairs
 
     def _slices(self, cube: np.ndarray, drawn: PairDraw) -> torch.Tensor:
         """float32 (n, rows, columns) on the device."""

@@ -45,8 +45,8 @@ from MITSGANTrainingLib.evaluation.diagnosis_blocking import (
     scan_case,
 )
 from MITSGANTrainingLib.training import nodule_samples
-from MITSGANTrainingLib.training.judge_samples import Group
 from MITSGANTrainingLib.training.nodule_samples import split_nodules, training_nodules
+from MITSGANTrainingLib.training.samples import Group
 
 CONFIG = GeneratorConfig(trunk_filters=4, residual_blocks=1, output="residual", unshuffle=2, grid=2)
 CUBE = slice(1, 49)

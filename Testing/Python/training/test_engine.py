@@ -344,8 +344,9 @@ def test_losses_are_reported_by_their_learner(tmp_path):
             super().__init__(None)
             self.reports: dict[int, dict[str, float]] = {}
 
-        def report(self, step, scalars):
-            self.reports[step] = dict(scalars)
+        def report(self, step, kind, values):
+            assert kind == "training"
+            self.reports[step] = dict(values)
 
     monitor = Seen()
     trainer(tmp_path, monitor=monitor).run()

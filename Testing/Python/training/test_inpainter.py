@@ -17,12 +17,12 @@ from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.data.nodules import Nodules
 from MITSGANTrainingLib.training import inpainter
-from MITSGANTrainingLib.training.disturbance import Disturbances
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.inpainter import InpainterTask
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.nodule_samples import EDGE, NoduleSampling, NoduleSource
 from MITSGANTrainingLib.training.recipes import load_recipe
+from MITSGANTrainingLib.training.samples import Disturbances
 from training_data import LUNG_HU, NODULE_HU, balls, write_nodule_dataset
 
 FAMILIES = {

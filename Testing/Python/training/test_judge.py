@@ -21,13 +21,11 @@ from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset, Part
 from MITSGANTrainingLib.data.nodules import Nodules, plant_nodule
 from MITSGANTrainingLib.preparation.cutting import EDGE
-from MITSGANTrainingLib.training.disturbance import Disturbance, Disturbances, disturb
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.forgery_samples import (
     ForgedScan,
     ForgerySampling,
     ForgerySource,
-    Variation,
     Variations,
     forged_views,
 )
@@ -41,6 +39,7 @@ from MITSGANTrainingLib.training.nodule_samples import (
     training_nodules,
 )
 from MITSGANTrainingLib.training.recipes import load_recipe
+from MITSGANTrainingLib.training.samples import Disturbance, Disturbances, disturb
 from training_data import (
     LUNG_HU,
     NODULE_HU,
@@ -285,17 +284,17 @@ class TestForgeries:
         hu = np.random.default_rng(1).normal(LUNG_HU, 30, (20, 24, 22)).astype(np.int16)
         kji = tuple(data_.draw(st.integers(0, size - 1)) for size in hu.shape)
         hu[kji] = 3000
-        part, inside = (
-            Variations(reach=(3, 40), sharpness=0.5, noise_hu=10.0).draw(np.random.default_rng(seed)).apply(hu, kji)
-        )
+        variations = Variations(reach=(3, 40), sharpness=0.5, noise_hu=10.0)
+        part, inside = variations.apply(hu, kji, np.random.default_rng(seed))
         assert part.dtype == np.int16
         assert np.unravel_index(part.argmax(), part.shape) == inside
 
     def test_a_variation_that_changes_nothing_is_the_scan(self):
         hu = np.random.default_rng(1).integers(-1000, 400, (9, 9, 9)).astype(np.int16)
-        part, inside = Variation(((2, 3), (9, 9), (0, 1)), 0.0, 0.0, 0.5, 0).apply(hu, (4, 4, 4))
-        assert np.array_equal(part, hu[2:8, :, 4:6])
-        assert inside == (2, 4, 0)
+        variations = Variations(reach=(3, 3), sharpness=0.0, noise_hu=0.0)
+        part, inside = variations.apply(hu, (4, 1, 7), np.random.default_rng(0))
+        assert np.array_equal(part, hu[1:8, :5, 4:])
+        assert inside == (3, 1, 3)
 
     @pytest.mark.slow
     def test_untouched_and_forged_are_balanced_and_never_mixed_up(self):

@@ -1,21 +1,29 @@
-"""Random changes of what a judge is shown, so that noise, protection and a scanner's offset do not decide."""
+"""What the samples of all judges have in common: drawn with a seed first, made from the drawing in a second step.
+
+They are disturbed at random, so that noise, protection and a scanner's offset do not decide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from MITSGANLib.scan.lungs import LUNG_BELOW_HU
 from torch.nn import functional as F
 
+from ..data.dataset import PreparedScan
 from .configuration import Share, Weight
+
+CLEAR_MM = 6  # a nodule that keeps so far from the middle is beside it
 
 
 @dataclass(frozen=True)
 class Disturbances:
-    """How far samples are changed at random, so that noise and protection do not decide.
+    """How far samples are changed at random.
 
     :param noise_hu: largest standard deviation of added Gaussian noise. It is white to coarse, and as strong everywhere
         or weaker outside the lungs, where protection spends less.
@@ -75,3 +83,67 @@ def disturb(views: torch.Tensor, drawn: Sequence[Disturbance]) -> torch.Tensor:
     noise = noise / noise.std(dim=(1, 2, 3), keepdim=True)
     strength = of("noise_hu") * torch.where(views < LUNG_BELOW_HU, torch.ones(()), of("elsewhere"))
     return (mixed + 1000) * (1 + of("gain")) - 1000 + of("offset_hu") + noise * strength
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Views of one kind that are not trained on.
+
+    :param views: (n, slices, rows, columns) int16 HU.
+    :param patients: (n,) whom each came from.
+    """
+
+    name: str
+    yes: bool
+    views: np.ndarray
+    patients: np.ndarray
+
+
+class Source(ABC):
+    """Where a judge's samples come from. Drawings have the right answer, ``yes``, and a ``disturbance``."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples of one pass."""
+
+    @abstractmethod
+    def marks(self) -> Iterator[np.ndarray]:
+        """What tells these samples from others, for :func:`~.inputs.fingerprint`."""
+
+    @abstractmethod
+    def described(self) -> str:
+        """What they are, for the model card."""
+
+    @abstractmethod
+    def groups(self) -> list[Group]:
+        """All samples by kind, none disturbed, for validation."""
+
+    @abstractmethod
+    def _draw_one(self, yes: bool, rng: np.random.Generator) -> Any:
+        """A drawing with this answer."""
+
+    @abstractmethod
+    def _still(self, drawn: Sequence[Any]) -> torch.Tensor:
+        """Drawings as :meth:`views` has them, but not disturbed."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Any]:
+        """Drawings, half of them with the answer yes."""
+        return [self._draw_one(n % 2 == 0, rng) for n in range(count)]
+
+    def views(self, drawn: Sequence[Any]) -> torch.Tensor:
+        """Drawings as the judge sees them, float32 (n, slices, rows, columns) in HU."""
+        return disturb(self._still(drawn), [one.disturbance for one in drawn])
+
+
+def clear_structures(scan: PreparedScan) -> np.ndarray:
+    """Nodule-like structures (n, 3) whose middle 20 mm no finding reaches, best first."""
+    clear = [
+        kji
+        for kji in scan.nodule_like_positions
+        if all(
+            np.linalg.norm((np.array(finding.kji) - kji) * scan.spacing_kji) > finding.reach_mm + 2 * CLEAR_MM
+            for finding in scan.findings
+            if finding.kind in ("nodule", "non-nodule")
+        )
+    ]
+    return np.array(clear, dtype=np.int64).reshape(-1, 3)
