@@ -121,9 +121,9 @@ def _parser(names: Iterable[str]) -> argparse.ArgumentParser:
     for name in names:
         module = COMMANDS[name]
         summary = (module.__doc__ or "").strip().splitlines()[0]
+        texts = {"help": summary, "description": module.__doc__, "epilog": getattr(module, "EXIT_CODES", None)}
         # Paragraphs stay paragraphs.
-        raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=raw)
+        command = commands.add_parser(name, **texts, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.set_defaults(refuse=command.error)
         module.add_arguments(command)
         command.add_argument("--verbose", action="store_true", help="log what happens, and the trace of an error")

@@ -104,10 +104,14 @@ def require_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise NoSpaceError(
-            f"needs {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free on its disk",
+            f"needs {_size(needed)}, and only {_size(free)} are free on its disk",
             path=place,
             hint="free some space or choose another disk",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _refuse_file(destination: Path, overwrite: bool) -> None:

@@ -33,22 +33,20 @@ NO_ACTION = "none"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser)
+    shared.add_options(parser, "input")
     parser.add_argument(
         "output", metavar="OUTPUT", help="a .nrrd, .nii, .nii.gz, .mha or .mhd file; DICOM with --drill"
     )
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     parser.add_argument(
         "--action", choices=(*ACTIONS, NO_ACTION), required=True, help="add or erase a nodule; none with --drill"
     )
-    shared.add_target(parser, required=False)
+    shared.add_target(parser)
     names = ", ".join(available_attackers()) or "none installed"
-    shared.add_attacker(parser, f"installed attacker ({names}) or a folder of one")
+    shared.add_options(parser, "--attacker", help=f"installed attacker ({names}) or a folder of one")
     parser.add_argument("--drill", action="store_true", help="write a DICOM series to practice on, and its answers")
     key_options.add_key(parser, "seal the answers of a drill with")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--device", "--overwrite", "--json")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -30,27 +30,24 @@ from . import shared
 
 ALTERED, NOT_FOUND = 7, 8
 
-_EXIT_CODES = """\
+EXIT_CODES = """\
 Exit code: 0 watermark found and nothing missing, 7 it is missing somewhere or at the place asked
 about, 8 no such watermark was found, or so little of it that nothing can be told, 3 not readable.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXIT_CODES
-    shared.add_input(parser)
-    shared.add_series(parser)
-    shared.add_watermark(parser)
+    shared.add_options(parser, "input", "--series", "--watermark")
     parser.add_argument(
         "--model",
         help="the protector that it was protected with, as given to mitsgan protect (default: what the file says, as "
         "NRRD and MetaImage do, else default)",
     )
-    shared.add_strength(parser, "the strength, likewise")
-    shared.add_target(parser, required=False)
-    shared.add_map(parser, ": 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ...")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--strength-hu", help="the strength, likewise")
+    shared.add_target(parser)
+    text = "write a label map: 1 the watermark is there, 2 it is missing, 0 cannot be told; .nrrd, .nii.gz, .mha ..."
+    shared.add_options(parser, "--map", help=text)
+    shared.add_options(parser, "--overwrite", "--json")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -125,5 +122,5 @@ def _lines(check: Check, *, is_open: bool, made: str) -> Iterator[str]:
     if not check.regions:
         yield "No place stands out. A small nodule may not: ask about a place with --voxel."
         return
-    yield f"MISSING in {len(check.regions)} place{'s' if len(check.regions) > 1 else ''}, the largest first:"
+    yield f"MISSING in {shared.counted(len(check.regions), 'place')}, the largest first:"
     yield from shared.place_lines(check.regions, lambda region: f"{max(region.share, 0):.0%} of it left")

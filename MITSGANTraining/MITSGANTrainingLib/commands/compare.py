@@ -22,20 +22,20 @@ from . import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser, "reference", "the scan to compare with")
-    shared.add_input(parser, "other", "the scan to measure")
-    shared.add_target(parser, required=False)
+    for name, text in (("reference", "the scan to compare with"), ("other", "the scan to measure")):
+        parser.add_argument(name, metavar=name.upper(), help=f"{text}: {shared.SCAN}")
+    shared.add_target(parser)
     parser.add_argument(
         "--attacked",
         nargs=2,
         metavar=("REFERENCE", "OTHER"),
         help="the two scans after the same attack, as mitsgan attack wrote them: measures the attack, too",
     )
-    shared.add_attacker(parser, "who attacked, for the noise control of --attacked (default: the default attacker)")
-    shared.add_device(parser)
+    text = "who attacked, for the noise control of --attacked (default: the default attacker)"
+    shared.add_options(parser, "--attacker", help=text)
+    shared.add_options(parser, "--device")
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write difference heatmaps as PNG into FOLDER")
-    shared.add_lpips(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--lpips-net", "--lpips-weights", "--json")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -37,17 +37,14 @@ _ARMS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a scan of your own (default: LIDC-IDRI-0001)")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", default="mitsgan-demo", help="folder for the report")
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     parser.add_argument("--phantom", action="store_true", help="use the synthetic phantom, without fetching anything")
     parser.add_argument("--model", default="default", help="protector to use")
-    shared.add_strength(parser)
-    shared.add_search(parser)
-    shared.add_attacker(parser, "attacker to use")
+    shared.add_options(parser, "--strength-hu", "--minutes", "--keep-search")
+    shared.add_options(parser, "--attacker", help="attacker to use")
     parser.add_argument("--targets", type=shared.count, default=3, metavar="N", help="places per action (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the protection (default: 0)")
-    shared.add_lpips(parser)
-    shared.add_device(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--lpips-net", "--lpips-weights", "--device", "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     volume, title, targets = _scan(options)
     shared.note_warnings(volume, protecting=True)
     shared.note(f"Scan: {title}. Device: {device}. {len(targets)} targets.")
-    with shared.StageBars(lambda stage: "target" if stage == "Attacking" else "slice") as bars:
+    with shared.stage_bars(lambda stage: "target" if stage == "Attacking" else "slice") as progress:
         result = demonstrate(
             volume,
             targets,
@@ -78,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             device_words=device,
             lpips_weights=options.lpips_weights,
             lpips_net=options.lpips_net,
-            progress=bars.report,
+            progress=progress,
         )
     shared.note("Drawing the report")
     save_report(result, report, title=title, synthetic=volume.provenance.format == "synthetic")

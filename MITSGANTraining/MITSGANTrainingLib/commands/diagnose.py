@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="folder for the report")
     parser.add_argument("--model", default="miad-mark", help="the blocker: a protector, or a .safetensors file")
     parser.add_argument("--default", default="default", metavar="MODEL", help="the protection beside it")
-    shared.add_strength(parser, "the blocker's largest change anywhere (default: the model's)")
+    shared.add_options(parser, "--strength-hu", help="the blocker's largest change anywhere (default: the model's)")
     parser.add_argument(
         "--judges",
         nargs="+",
@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--noise", type=shared.count, default=3, metavar="N", help="draws of noise (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of places and of the blocker's search (default: 0)")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
+    shared.add_options(parser, "--device", "--overwrite")
 
 
 def run(options: argparse.Namespace) -> None:

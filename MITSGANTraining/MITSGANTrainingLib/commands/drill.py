@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="how far an answer may lie from a forgery (default: 16, half of the cube that an attack replaces)",
     )
-    shared.add_json(parser)
+    shared.add_options(parser, "--json")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ Confidence intervals resample patients. DICOM says which scans are of one patien
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from MITSGANLib.errors import InputError
@@ -29,7 +28,7 @@ from . import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_scans(parser)
+    shared.add_options(parser, "scans")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder for cache and results")
     parser.add_argument("--protectors", metavar="PROTECTOR", nargs="+", default=["default"], help="what to measure")
     parser.add_argument(
@@ -86,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HU",
         help="data range of PSNR and SSIM (default: 4096)",
     )
-    shared.add_lpips(parser)
+    shared.add_options(parser, "--lpips-net", "--lpips-weights")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--processes",
@@ -96,8 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"on this machine, of {usable_cores()} cores (default: 1)",
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers see the same folders")
-    shared.add_device(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--device", "--json")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -111,10 +109,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--data-range must be a positive number of HU.")
     if options.seed < 0:
         raise InputError("--seed must not be negative.")
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(EvaluationPlan)}
-    plan = EvaluationPlan(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    with shared.StageBars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as bars:
-        study = evaluate(plan, bars.report, lambda text: shared.note(f"warning: {text}"))
+    plan = EvaluationPlan(**shared.given(options, EvaluationPlan))
+    with shared.stage_bars(lambda stage: "scan" if stage == "Reading" else "scan x protector") as progress:
+        study = evaluate(plan, progress, lambda text: shared.note(f"warning: {text}"))
     shared.answer(options, study.record, to_markdown("Evaluation", study.sections), f"Wrote {study.results}")
     if study.failures:
         shared.note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")

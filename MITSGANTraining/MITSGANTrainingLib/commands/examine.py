@@ -36,25 +36,23 @@ certificate changed, or with --overwrite. Exit code: the worst of all scans, in 
 0.
 """
 
-_EXIT_CODES = """\
+EXIT_CODES = """\
 Exit code: 0 intact (signed) or nothing found, 7 changed, somewhere or at the place asked about, 8
 cannot tell, or not at the place asked about, 3 not readable.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXIT_CODES
-    shared.add_input(parser)
+    shared.add_options(parser, "input")
     verdict_options.add_results(parser)
-    shared.add_series(parser)
-    shared.add_watermark(parser)
+    shared.add_options(parser, "--series", "--watermark")
     parser.add_argument("--manifest", metavar="FILE", type=Path, help="the manifest, where it lies elsewhere")
     verdict_options.add_trust(parser)
-    shared.add_target(parser, required=False)
-    shared.add_map(parser, ": 1 nothing found, 2 changed, 0 not in the lungs or cannot be told; .nrrd, .nii.gz ...")
+    shared.add_target(parser)
+    text = "write a label map: 1 nothing found, 2 changed, 0 not in the lungs or cannot be told; .nrrd, .nii.gz ..."
+    shared.add_options(parser, "--map", help=text)
     parser.add_argument("--page", metavar="FILE", type=Path, help="write a page (HTML) with pictures of each place")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
@@ -124,7 +122,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     for reason in verdict.reasons:
         yield f"  {reason}"
     if verdict.places:
-        yield f"{len(verdict.places)} place{'s' if len(verdict.places) > 1 else ''}, the surest first:"
+        yield f"{shared.counted(len(verdict.places), 'place')}, the surest first:"
     yield from shared.place_lines(verdict.places, lambda place: place.words, "--json, --map or --page")
     for one in verdict.evidence:
         yield f"{one.kind}: {one.text}."

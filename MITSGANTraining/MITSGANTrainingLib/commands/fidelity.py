@@ -23,7 +23,7 @@ _MARKS = {True: "pass", False: "FAIL", None: ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_scans(parser)
+    shared.add_options(parser, "scans")
     parser.add_argument("--series", metavar="UID", nargs="+", default=[], help="where a folder holds several series")
     shared.add_protector(parser)
     parser.add_argument(
@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also find by how much the change may be multiplied so that every slice keeps every limit",
     )
-    shared.add_device(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--device", "--json")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,16 +18,14 @@ from MITSGANLib.files.storage import SeriesSummary, describe
 from MITSGANLib.scan.volume import CTVolume, VolumeWarning
 
 from . import shared
-from .tree_options import counted
+from .shared import counted
 
 # With so many series a summary comes first, and of each kind so many are listed, one line each.
 MANY, LISTED = 20, 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser)
-    shared.add_series(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "input", "--series", "--json")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     require_cryptography()
     if options.signing:
-        _make_signing_key(options)
+        passphrase = key_options.passphrase(options, is_new=True)
+        public = save_signing_key(new_signing_key(), Path(options.keyfile), passphrase and passphrase.secret)
+        shared.say(f"Wrote {options.keyfile} (private) and {public} (public: give this one to those who verify).")
         return
     if options.passphrase or options.passphrase_env is not None or options.passphrase_fd is not None:
         options.refuse("a passphrase locks signing keys; add --signing, or seal with the passphrase and without a file")
@@ -34,9 +36,3 @@ def run(options: argparse.Namespace) -> None:
     shared.say(
         f"Wrote {options.keyfile} (key {key.id}). Keep a copy apart from the scans: without it there is no way back."
     )
-
-
-def _make_signing_key(options: argparse.Namespace) -> None:
-    passphrase = key_options.passphrase(options, is_new=True)
-    public = save_signing_key(new_signing_key(), Path(options.keyfile), passphrase.secret if passphrase else None)
-    shared.say(f"Wrote {options.keyfile} (private) and {public} (public: give this one to those who verify).")

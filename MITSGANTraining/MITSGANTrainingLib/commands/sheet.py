@@ -20,15 +20,14 @@ from . import shared
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the sheet, a .png file")
-    shared.add_scans(parser)
+    shared.add_options(parser, "scans")
     parser.add_argument("--attackers", nargs="+", metavar="NAME", default=["default"], help="installed, or folders")
     parser.add_argument(
         "--per-action", type=shared.count, default=4, metavar="N", help="places of each scan and action (default: 4)"
     )
     parser.add_argument("--targets", metavar="FILE", help="places to attack, as for mitsgan evaluate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places (default: 0)")
-    shared.add_device(parser)
-    shared.add_overwrite(parser)
+    shared.add_options(parser, "--device", "--overwrite")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -44,9 +44,9 @@ or from an earlier run. Exit code: 0 all CT is signed, 3 some could not be.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_input(parser)
+    shared.add_options(parser, "input")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder (DICOM) or a file for the signed copy")
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     parser.add_argument(
         "--key",
         metavar="FILE",
@@ -60,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one manifest of a study's pixels and geometry alone, for copies that will be de-identified",
     )
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS)
     group = parser.add_argument_group("DICOM signatures", _DICOM)
     group.add_argument("--dicom-key", metavar="FILE", type=Path, help="private key (PEM)")
@@ -100,32 +99,10 @@ def run(options: argparse.Namespace) -> int:
         key_options.warn_of_readers(secret)
     if options.exam:
         _sign_exam(options, dicom)
-        return 0
-    if is_study:
+    elif is_study:
         _sign_study(options, key)
-        return 0
-    with shared.progress_bar("Signing", "slice") as progress:
-        signed, where = sign_scan(
-            options.input,
-            options.output,
-            Signers(key, dicom),
-            series=options.series,
-            overwrite=options.overwrite,
-            progress=progress,
-        )
-    manifest = signed.manifest
-    result = {
-        "output": options.output,
-        "manifest": str(where),
-        "signer": manifest.fingerprint,
-        "signed": manifest.created,
-        "shape": list(manifest.shape),
-        "headers": manifest.headers is not None,
-        "dicom_signatures": dicom is not None,
-    }
-    shared.answer(
-        options, result, f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}"
-    )
+    else:
+        _sign_scan(options, Signers(key, dicom))
     return 0
 
 
@@ -147,8 +124,32 @@ def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> i
     return tree_options.run_collection(
         options,
         lambda *listeners: sign_collection(config, *listeners),
-        lambda report: (tree_options.counted(report.amount, "slice"), []),
+        lambda report: (shared.counted(report.amount, "slice"), []),
     )
+
+
+def _sign_scan(options: argparse.Namespace, signers: Signers) -> None:
+    with shared.progress_bar("Signing", "slice") as progress:
+        signed, where = sign_scan(
+            options.input,
+            options.output,
+            signers,
+            series=options.series,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    manifest = signed.manifest
+    result = {
+        "output": options.output,
+        "manifest": str(where),
+        "signer": manifest.fingerprint,
+        "signed": manifest.created,
+        "shape": list(manifest.shape),
+        "headers": manifest.headers is not None,
+        "dicom_signatures": signers.dicom is not None,
+    }
+    text = f"Signed {manifest.shape[0]} slices with the key {manifest.fingerprint}. Wrote {where}"
+    shared.answer(options, result, text)
 
 
 def _sign_exam(options: argparse.Namespace, signer: DicomSigner) -> None:

@@ -103,7 +103,10 @@ def _train(options: argparse.Namespace) -> str:
 
     recipe = load_recipe(options.recipe, _changes(options))
     if options.figures:
-        return f"Wrote {record_figures(options.out, _protector(recipe), options.figures)}"
+        name = getattr(recipe.config, "name", None)
+        if recipe.task == "attacker" or not name:
+            raise InputError("--figures writes into the card of a protector; name a protector's recipe.")
+        return f"Wrote {record_figures(options.out, name, options.figures)}"
     if options.data is None:
         raise InputError("--data is missing; give a folder that mitsgan prepare wrote.")
     if options.threads is not None:
@@ -129,13 +132,6 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
     if options.steps is not None:
         changes |= {"training.steps": options.steps, "training.epochs": 0}
     return changes
-
-
-def _protector(recipe: Any) -> str:
-    name = getattr(recipe.config, "name", None)
-    if recipe.task == "attacker" or not name:
-        raise InputError("--figures writes into the card of a protector; name a protector's recipe.")
-    return name
 
 
 def _command(options: argparse.Namespace, recipe: str) -> str:

@@ -12,6 +12,7 @@ from MITSGANLib.keys.key_files import Key
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
 from . import shared
+from .shared import counted
 
 _OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3
@@ -121,11 +122,6 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
         shared.say(f"   FAILED   {len(report.failed) - _LISTED} more; see the summary")
     shared.say(f"   time     {report.seconds:.1f} s")
     shared.say(f"Wrote {output}; the summary is {Path(output) / SUMMARY}")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun; "series" is its own plural."""
-    return f"{number} {noun}{'' if number == 1 or noun == 'series' else 's'}"
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..archives.trees import Stage, Tell
 from ..archives.verdicts import Trust, VerdictConfig, VerdictRecord, VerdictReport, read_trust
 from . import tree_options
+from .shared import counted
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def judge_collection(
 
     def line(record: VerdictRecord) -> str:
         count = len(record.result.get(kind, ()))
-        found = f", {tree_options.counted(count, noun)}" if count else ""
+        found = f", {counted(count, noun)}" if count else ""
         return f"{record.verdict.upper()}  {tree_options.printable(record.source)}{found}"
 
     def words(report: VerdictReport) -> tuple[str, list[str]]:

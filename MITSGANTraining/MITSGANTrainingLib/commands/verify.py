@@ -48,17 +48,16 @@ beside its folder, is verified as a whole, and its scans need no signature of th
 does not apply to it. Exit code: the worst of all scans, in the order 7, 3, 8, 0.
 """
 
-_EXIT_CODES = """\
+EXIT_CODES = """\
 Exit code: 0 intact and signed by a key or certificate that you gave, 7 changed, 8 intact but
 signed by an unknown key, 3 not signed, not readable, or the signature cannot be checked.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXIT_CODES
-    shared.add_input(parser)
+    shared.add_options(parser, "input")
     verdict_options.add_results(parser)
-    shared.add_series(parser)
+    shared.add_options(parser, "--series")
     parser.add_argument(
         "--manifest",
         metavar="PATH",
@@ -66,9 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it, or the document of an exam",
     )
     verdict_options.add_trust(parser)
-    shared.add_map(parser, " of what was changed: .nrrd, .nii.gz, .mha ...")
-    shared.add_overwrite(parser)
-    shared.add_json(parser)
+    shared.add_options(parser, "--map", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
+    shared.add_options(parser, "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
@@ -144,8 +142,8 @@ def _verify_study(options: argparse.Namespace, manifest: StudyManifest, trust: T
     code = study_code(verification, trust.signers)
     verdict = "Intact" if verification.is_intact else "CHANGED since it was signed"
     title = f"{verdict}. The study was signed by {_signer(manifest, trust)}"
-    result = {**verification.to_dict(), "known_signer": manifest.fingerprint in trust.signers}
-    result = {"input": options.input, "verdict": VERDICTS[code], "study": result}
+    study = {**verification.to_dict(), "known_signer": manifest.fingerprint in trust.signers}
+    result = {"input": options.input, "verdict": VERDICTS[code], "study": study}
     shared.answer(options, result, title, *_summary(verification.summary()))
     return code
 

@@ -20,14 +20,13 @@ from ..archives.collection import CollectionConfig
 from ..archives.watching import WatchConfig, watch
 from . import key_options, shared
 
-_EXIT_CODES = """\
+EXIT_CODES = """\
 Exit code: 0 stopped by Ctrl-C or SIGTERM, 3 IN cannot be used, 4 OUT or the folder of failures
 cannot, or the disk is full, 5 the model cannot.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXIT_CODES
     parser.add_argument("input", metavar="IN", help="the folder that the receiver fills")
     parser.add_argument("output", metavar="OUT", help="the folder for protected series: new, empty, or of this command")
     parser.add_argument(
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_protector(parser)
     key_options.add_key(parser, "seal what is delivered, so that it can be restored, with")
     key_options.add_signing_key(parser)
-    shared.add_device(parser)
+    shared.add_options(parser, "--device")
     parser.add_argument(
         "--json-lines",
         metavar="FILE",
@@ -53,17 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     key = key_options.key(options, is_new=True)
-    protection = CollectionConfig(
-        tree=Path(options.input),
-        out=Path(options.output),
-        key=Path(options.key) if options.key else key,
-        **key_options.signing_values(options),
-        model=options.model,
-        strength_hu=options.strength_hu,
-        seed=options.seed,
-        watermark=options.watermark,
-        device=options.device,
-    )
+    folders = {"tree": Path(options.input), "out": Path(options.output)}
+    keys = {"key": Path(options.key) if options.key else key, **key_options.signing_values(options)}
+    protection = CollectionConfig(**shared.given(options, CollectionConfig) | folders | keys)
     failed = options.failed or Path(f"{options.output.rstrip('/')}-failed")
     config = WatchConfig(protection, failed, options.settle, options.poll, options.remove)
     with shared.json_lines(options.json_lines) as tell_line:

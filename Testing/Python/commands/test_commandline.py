@@ -452,6 +452,7 @@ class TestEntryPoints:
         monkeypatch.setattr(sys, "stdout", None)
         assert main(["info", str(scan), "--json", str(tmp_path / "info.json")]) == 0
         assert json.loads((tmp_path / "info.json").read_text())["series"]
+        assert main(["info", str(scan), "--json", "-"]) == 0
 
     def test_shipped_models_are_whole(self):
         """Every card reads, every file has its card's SHA-256, and all of it stays small."""
