@@ -17,7 +17,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import NoReturn
 
 from MITSGANLib import __version__, errors
 from MITSGANLib.errors import CancelledError, MITSGANError, defect_text
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(**settings)
     silence_pydicom()
     keep_freed_memory()
-    previous = signal.signal(signal.SIGTERM, _stop)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         check_json(options)
         return command.run(options) or 0
@@ -83,7 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hints = _HINTS if hasattr(options, "overwrite") else _HINTS | _NEVER_OVERWRITES
         return _fail(error.sentence(hint=hints.get(error.hint)), error.exit_code, options.verbose)
     except ModuleNotFoundError as error:
-        return _fail(_missing_package(error), 6, options.verbose)
+        text = (
+            f"The Python package '{error.name}' is missing; install the packages in "
+            "MITSGAN/Resources/requirements.txt and PyTorch (in Slicer: through the PyTorch extension)."
+        )
+        return _fail(text, 6, options.verbose)
     except MemoryError:
         return _fail(
             "Not enough memory for this scan; close other programs or use a larger machine.", 1, options.verbose
@@ -147,17 +150,6 @@ def _trace(error: BaseException | None) -> Iterator[str]:
     yield "Traceback (most recent call last):\n"
     yield from traceback.format_tb(error.__traceback__)
     yield f"{type(error).__name__}: {error}\n" if isinstance(error, MITSGANError) else f"{defect_text(error)}\n"
-
-
-def _missing_package(error: ModuleNotFoundError) -> str:
-    return (
-        f"The Python package '{error.name}' is missing; install the packages in MITSGAN/Resources/requirements.txt "
-        "and PyTorch (in Slicer: through the PyTorch extension)."
-    )
-
-
-def _stop(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from MITSGANTrainingLib.training.configuration import Positive, Share, plain
-from MITSGANTrainingLib.training.engine import Learner, Loss, Product, Step, Task, Trainer, Training, cosine
+from MITSGANTrainingLib.training.engine import Learner, Loss, Product, Step, Task, Trainer, Training
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.team import Team, frozen
 from torch import nn
@@ -45,7 +45,7 @@ class Toy(Task[ToyConfig]):
         self.critic = nn.Linear(1, 1)
         optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
         self.learners = {
-            "generator": Learner(self.generator, optimizer, cosine(0.1)),
+            "generator": Learner(self.generator, optimizer, 0.1),
             "critic": Learner(self.critic, torch.optim.SGD(self.critic.parameters(), config.learning_rate)),
         }
         self.step = 0

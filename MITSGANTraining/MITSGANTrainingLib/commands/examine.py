@@ -25,7 +25,7 @@ from MITSGANLib.signature.manifest import read_manifest_file
 from MITSGANLib.signature.verification import find_manifest, verify_scan
 
 from ..archives.verdicts import EXAMINED, examine_collection
-from . import shared, tree_options, verdict_options
+from . import shared, tree_options
 
 _COLLECTIONS = """\
 With --collection, INPUT is a tree of folders of any depth, and every CT scan in it is examined.
@@ -44,10 +44,10 @@ cannot tell, or not at the place asked about, 3 not readable.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_options(parser, "input")
-    verdict_options.add_results(parser)
+    tree_options.add_results(parser)
     shared.add_options(parser, "--series", "--watermark")
     parser.add_argument("--manifest", metavar="FILE", type=Path, help="the manifest, where it lies elsewhere")
-    verdict_options.add_trust(parser)
+    tree_options.add_trust(parser)
     shared.add_target(parser)
     text = "write a label map: 1 nothing found, 2 changed, 0 not in the lungs or cannot be told; .nrrd, .nii.gz ..."
     shared.add_options(parser, "--map", help=text)
@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if verdict_options.is_for_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
-        return verdict_options.judge_collection(options, examine_collection, "places", "place")
+    if tree_options.is_for_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
+        return tree_options.judge_collection(options, examine_collection, "places", "place")
     shared.check_map(options)
     if options.page:
         refuse_source(options.page, options.input)
         refuse_existing_file(options.page, options.overwrite)
-    trust = verdict_options.trust(options)
+    trust = tree_options.trust(options)
     with shared.progress_bar("Reading", "slice") as progress:
         scan = read_contents_to_verify(options.input, options.series, progress)
     signed = read_manifest_file(options.manifest) if options.manifest else find_manifest(scan)

@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
     wanted = [summary for summary in usable if options.series in (None, summary.series_instance_uid)]
     if options.series and not wanted:
         raise InputError(f"There is no usable series {options.series} in {options.input}; run info without --series.")
-    result: dict[str, Any] = {"input": options.input, "series": [_series(summary) for summary in summaries]}
+    listed = [{**dataclasses.asdict(summary), "warnings": _shown(summary.warnings)} for summary in summaries]
+    result: dict[str, Any] = {"input": options.input, "series": listed}
     loaded = None
     if len(wanted) == 1:
         loaded = shared.read_scan(options.input, wanted[0].series_instance_uid)
@@ -49,10 +50,6 @@ def run(options: argparse.Namespace) -> int:
     shared.answer(options, result, *lines)
     # Of what is damaged no image could be counted; an MR, say, is no failure.
     return 0 if any(summary.image_count for summary in summaries) else InputError.exit_code
-
-
-def _series(summary: SeriesSummary) -> dict[str, Any]:
-    return {**dataclasses.asdict(summary), "warnings": _shown(summary.warnings)}
 
 
 def _shown(warnings: Iterable[VolumeWarning]) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,4 +235,4 @@ def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) ->
         change = f"change   RMSE {rmse or 0:.2f} HU, largest {largest} HU (all voxels of all scans)"
         return shared.counted(report.amount, "slice"), [change] if report.finished else []
 
-    return tree_options.run_collection(options, lambda *listeners: protect_collection(config, *listeners), words)
+    return tree_options.run_collection(options, partial(protect_collection, config), words)

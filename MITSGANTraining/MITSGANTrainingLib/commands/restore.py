@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 
 from MITSGANLib.seal.sealing import restore
 
@@ -49,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.collection:
-        return _restore_collection(options)
+        tree_options.refuse_with_collection(options, "series", "seal")
+        config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
+        return tree_options.run_collection(options, partial(restore_collection, config))
     tree_options.refuse_without_collection(options)
     key = key_options.key(options)
     with shared.progress_bar("Reading", "file") as progress:
@@ -68,13 +71,3 @@ def run(options: argparse.Namespace) -> int:
     text = f"Restored {files} exactly. SHA-256 {restored.sha256}. Wrote {options.output}"
     shared.answer(options, {"output": options.output, **dataclasses.asdict(restored)}, text)
     return 0
-
-
-def _restore_collection(options: argparse.Namespace) -> int:
-    tree_options.refuse_with_collection(options, "series", "seal")
-    config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
-    return tree_options.run_collection(
-        options,
-        lambda *listeners: restore_collection(config, *listeners),
-        lambda report: (shared.counted(report.amount, "file"), []),
-    )

@@ -11,6 +11,7 @@ that will be de-identified: it covers pixels and geometry of CT alone, and verif
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,11 +122,7 @@ def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> i
     )
     for secret in filter(None, (options.key, options.dicom_key)):
         key_options.warn_of_readers(secret)
-    return tree_options.run_collection(
-        options,
-        lambda *listeners: sign_collection(config, *listeners),
-        lambda report: (shared.counted(report.amount, "slice"), []),
-    )
+    return tree_options.run_collection(options, partial(sign_collection, config))
 
 
 def _sign_scan(options: argparse.Namespace, signers: Signers) -> None:

@@ -1,9 +1,13 @@
-"""Options of the commands that work on a tree of scans, and what they say of the result."""
+"""Options of the commands that work on one scan or a tree of them, and what they say of a tree.
+
+Some of them judge: they say whether scans are as they were signed, or genuine.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
+from ..archives.verdicts import Trust, VerdictConfig, VerdictRecord, VerdictReport, read_trust
 from . import shared
 from .shared import counted
 
@@ -76,11 +81,11 @@ def tree_values(options: argparse.Namespace, key: Key | None = None) -> dict[str
 def run_collection(
     options: argparse.Namespace,
     work: Callable[[Stage, Tell | None], TreeReport],
-    words: Callable[[Any], tuple[str, Sequence[str]]],
+    words: Callable[[Any], tuple[str, Sequence[str]]] | None = None,
 ) -> int:
     """Work on a tree, write its result and say what became of it.
 
-    :param words: gives ``counted_whole`` and ``details`` of :func:`say_report` from the report.
+    :param words: gives ``whole`` and ``details`` of :func:`_say_report` from the report; the amount alone without it.
     """
     if options.json == "-" == options.json_lines:
         options.refuse("--json and --json-lines cannot both be standard output; name a file for one of them")
@@ -92,19 +97,19 @@ def run_collection(
         raise
     shared.write_json(options.json, {"input": options.input, "output": options.output, **report.to_dict()})
     if "-" not in (options.json, options.json_lines):
-        say_report(report, *words(report), options.output)
+        whole, details = words(report) if words else (counted(report.amount, report.unit.removesuffix("s")), ())
+        _say_report(report, whole, details, options.output)
     return report.exit_code
 
 
-def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], output: str) -> None:
+def _say_report(report: TreeReport, whole: str, details: Sequence[str], output: str) -> None:
     """Say what became of a tree.
 
-    :param counted_whole: such as "3 slices", of all finished scans.
-    :param details: lines about the finished scans.
+    :param whole: such as "3 slices", of all finished scans; ``details`` are lines about these.
     """
     earlier = sum(was_earlier for _, was_earlier in report.finished)
     by_earlier_run = f", {earlier} of them by an earlier run" if earlier else ""
-    shared.say(f"{report.verb.capitalize()} {counted(len(report.finished), 'scan')} ({counted_whole}){by_earlier_run}")
+    shared.say(f"{report.verb.capitalize()} {counted(len(report.finished), 'scan')} ({whole}){by_earlier_run}")
     for line in details:
         shared.say(f"   {line}")
     for reason, files in report.skipped_by_reason.most_common():
@@ -127,3 +132,80 @@ def say_report(report: TreeReport, counted_whole: str, details: Sequence[str], o
 def printable(text: str) -> str:
     """What to show: names are foreign, and what is no text, or would steer a terminal, becomes question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the output of a collection, a positional argument."""
+    parser.add_argument("output", metavar="RESULTS", nargs="?", help="with --collection: a folder for the results")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """``--public-key`` and ``--certificate``: whom to trust; and ``--deidentified``."""
+    parser.add_argument(
+        "--public-key", metavar="FILE", type=Path, action="append", help="public key of a signer you trust; repeatable"
+    )
+    parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="X.509 certificates (PEM) of signers or authorities you trust, for DICOM's own signatures; repeatable",
+    )
+    parser.add_argument(
+        "--deidentified", action="store_true", help="do not compare identifying headers: they were changed on purpose"
+    )
+
+
+def trust(options: argparse.Namespace) -> Trust:
+    """Whom the options name to trust, and the key of the watermark.
+
+    :raises InputError: a file cannot be read, or holds something else.
+    """
+    watermark = getattr(options, "watermark", None)
+    return read_trust(watermark, tuple(options.public_key or ()), tuple(options.certificate or ()))
+
+
+def is_for_collection(options: argparse.Namespace, *of_one: str) -> bool:
+    """Whether the command is for a collection; stops at options that do not go with that.
+
+    :param of_one: options of a single scan.
+    """
+    if not options.collection:
+        refuse_without_collection(options)
+        if options.output is not None:
+            options.refuse("RESULTS is for collections; add --collection, or leave it out")
+        return False
+    refuse_with_collection(options, *of_one)
+    if options.output is None:
+        options.refuse("--collection needs RESULTS, a folder for the results")
+    return True
+
+
+def judge_collection(
+    options: argparse.Namespace,
+    judge: Callable[[VerdictConfig, Stage | None, Tell | None], VerdictReport],
+    kind: str,
+    noun: str,
+) -> int:
+    """Judge a tree, write the results, and say how many scans got each verdict, and which are not as they should be.
+
+    :param kind, noun: what was found, as the records have it, and one of it.
+    """
+    config = VerdictConfig(
+        **tree_values(options),
+        watermark=getattr(options, "watermark", None),
+        public_keys=tuple(options.public_key or ()),
+        certificates=tuple(options.certificate or ()),
+        deidentified=options.deidentified,
+    )
+
+    def line(record: VerdictRecord) -> str:
+        count = len(record.result.get(kind, ()))
+        found = f", {counted(count, noun)}" if count else ""
+        return f"{record.verdict.upper()}  {printable(record.source)}{found}"
+
+    def words(report: VerdictReport) -> tuple[str, list[str]]:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in report.verdicts.most_common())
+        return counts or "none", [line(record) for record in report.worst()]
+
+    return run_collection(options, partial(judge, config), words)

@@ -26,7 +26,7 @@ from MITSGANLib.signature.study import StudyManifest, find_study_manifest, verif
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 
 from ..archives.verdicts import CHANGED, VERDICTS, Trust, exam_code, study_code, verification_code, verify_collection
-from . import shared, tree_options, verdict_options
+from . import shared, tree_options
 
 _MOST_TILES = 8
 
@@ -56,7 +56,7 @@ signed by an unknown key, 3 not signed, not readable, or the signature cannot be
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_options(parser, "input")
-    verdict_options.add_results(parser)
+    tree_options.add_results(parser)
     shared.add_options(parser, "--series")
     parser.add_argument(
         "--manifest",
@@ -64,17 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the manifest, if it lies elsewhere, or a signed DICOM folder that carries it, or the document of an exam",
     )
-    verdict_options.add_trust(parser)
+    tree_options.add_trust(parser)
     shared.add_options(parser, "--map", help="write a label map of what was changed: .nrrd, .nii.gz, .mha ...")
     shared.add_options(parser, "--overwrite", "--json")
     tree_options.add_collection(parser, _COLLECTIONS, makes_tree=False)
 
 
 def run(options: argparse.Namespace) -> int:
-    if verdict_options.is_for_collection(options, "series", "manifest", "map"):
-        return verdict_options.judge_collection(options, verify_collection, "findings", "difference")
+    if tree_options.is_for_collection(options, "series", "manifest", "map"):
+        return tree_options.judge_collection(options, verify_collection, "findings", "difference")
     shared.check_map(options)
-    trust = verdict_options.trust(options)
+    trust = tree_options.trust(options)
     if study := _study_manifest(options):
         if options.map or options.deidentified:
             options.refuse(

@@ -6,7 +6,7 @@ Source: Mirsky et al., USENIX Security 2019, section 5; what the paper leaves op
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..data.cubes import CubeSet, augment, published_variants
 from .configuration import Config, Count, Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training, constant
+from .engine import Learner, Loss, Product, Step, Task, Training
 from .inputs import Inputs, fingerprint
 from .slabs import gray
 from .team import frozen
@@ -91,15 +91,15 @@ class CompletingTask(Task[Config]):
     _equalization: Equalization
     _shown: np.ndarray
 
-    def _learn(self, discriminator_filters: int, schedule: Callable[[float], float] = constant) -> None:
-        """Make the discriminator, where it has filters, and the learners."""
+    def _learn(self, discriminator_filters: int, last_rate: float = 1.0) -> None:
+        """Make the discriminator, where it has filters, and the learners, whose rates fall to a share."""
         config = self.config
         self.discriminator = CTGANDiscriminator(discriminator_filters) if discriminator_filters else None
         modules = {"generator": (self.generator, config.learning_rate)}
         if self.discriminator is not None:
             modules["discriminator"] = (self.discriminator, config.discriminator_learning_rate)
         self.learners = {
-            name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas), schedule)
+            name: Learner(module, torch.optim.Adam(module.parameters(), rate, config.betas), last_rate)
             for name, (module, rate) in modules.items()
         }
 

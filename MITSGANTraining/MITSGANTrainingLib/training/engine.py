@@ -97,26 +97,17 @@ class Step:
         return [int(orders[n][place]) for n, place in zip(passes, places, strict=True)]
 
 
-def constant(_progress: float) -> float:
-    """A learning rate that stays."""
-    return 1.0
-
-
-def cosine(last: float) -> Callable[[float], float]:
-    """A learning rate that falls along half a cosine to the share ``last``."""
-    return lambda progress: last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2
-
-
 @dataclass(frozen=True)
 class Learner:
-    """A network with its optimizer.
-
-    :param schedule: factor on the optimizer's learning rate, by the share of the steps that are done, from 0 to 1.
-    """
+    """A network with its optimizer, whose learning rate falls along half a cosine to the share ``last_rate``."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Callable[[float], float] = constant
+    last_rate: float = 1.0
+
+    def rate(self, progress: float) -> float:
+        """Factor on the learning rate, by the share of the steps that are done, from 0 to 1."""
+        return self.last_rate + (1 - self.last_rate) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
@@ -126,6 +117,10 @@ class Loss:
     learner: str
     value: torch.Tensor
     scalars: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """The loss and its figures as numbers."""
+        return {"loss": self.value.item(), **{name: scalar.item() for name, scalar in self.scalars.items()}}
 
 
 @dataclass(frozen=True)
@@ -266,17 +261,13 @@ class Trainer:
         :raises InputError: when the folder's checkpoint belongs to another run.
         :raises OutputError: when a checkpoint cannot be written; the one before stays.
         """
-        first = self._begin()
-        self._monitor.start(first, self.steps)
-        done, early, figures = first, self._out_of_patience(), {}
-        try:
+        with self._ready() as done, contextlib.closing(self._monitor):
+            self._monitor.start(done, self.steps)
+            early, figures = self._out_of_patience(), {}
             while done < self.steps and not early:
                 scalars = self.take_step(done)
                 done += 1
                 figures, early = self._after(done, scalars)
-        finally:
-            self._monitor.close()
-            self._let_go()
         if self.training.keep == "best" and self._record.best_step:
             self._take_best()
             figures = {}
@@ -288,17 +279,14 @@ class Trainer:
         Memory is reckoned in bytes: weights, gradients and optimizer states of all learners, and what the step keeps
         for its gradients. Seconds include what only a first step does.
         """
-        first = self._begin()
-        weights = [w for learner in self.task.learners.values() for w in learner.module.parameters()]
-        activations = _Saved(weights)
-        began = time.perf_counter()
-        try:
+        with self._ready() as first:
+            weights = [w for learner in self.task.learners.values() for w in learner.module.parameters()]
+            activations = _Saved(weights)
+            began = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(activations.count, lambda tensor: tensor):
                 self.take_step(first)
             if self.team.device.type == "cuda":
                 torch.cuda.synchronize()
-        finally:
-            self._let_go()
         states = [
             value
             for learner in self.task.learners.values()
@@ -318,7 +306,8 @@ class Trainer:
             "activations_bytes": activations.total,
         }
 
-    def _begin(self) -> int:
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[int]:
         """Everything in place for the next step; its number."""
         for name, learner in self.task.learners.items():
             module = self.team.prepare(learner.module)
@@ -329,15 +318,13 @@ class Trainer:
         first = self._restore()
         for name, module in self._networks.items():
             self._networks[name] = self.team.wrap(module)
-        return first
-
-    def _let_go(self) -> None:
-        """Release the wrapped networks while their process group is there.
-
-        They hold the group; the last one to hold it waits for its threads, and a network that an exception's traceback
-        has kept would do so while holding what these threads wait for. Seen as a process that hangs after a stop.
-        """
-        self._networks.clear()
+        try:
+            yield first
+        finally:
+            # The wrapped networks hold their process group; the last one to hold it waits for its threads, and a
+            # network that an exception's traceback has kept would do so while holding what these threads wait for.
+            # Seen as a process that hangs after a stop.
+            self._networks.clear()
 
     def take_step(self, number: int) -> dict[str, torch.Tensor]:
         """One step, counted from 0: a descent for each loss; gives the scalars to report."""
@@ -371,7 +358,7 @@ class Trainer:
         if self.team.any(not finite):
             raise self._diverged(f"The gradient of the {loss.learner}", number)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learner.schedule(number / self.steps)
+            group["lr"] = group["initial_lr"] * learner.rate(number / self.steps)
         self.scaler.step(optimizer)
 
     def _after(self, done: int, scalars: dict[str, torch.Tensor]) -> tuple[Mapping[str, float], bool]:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack import chain
-from MITSGANLib.attack.attacker import Attacker
+from MITSGANLib.attack.attacker import Attacker, attack_patch
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.judges.judge import Sight
-from MITSGANLib.scan.cubes import box_slices
+from MITSGANLib.scan.cubes import box_at
 from MITSGANLib.scan.hounsfield import LOWEST_HU
 from MITSGANLib.scan.volume import hu_from_float
 from scipy import ndimage
@@ -63,7 +62,7 @@ class Variations:
         noise_sigma, seed = rng.uniform(0, 1), rng.integers(2**62)
         low = np.maximum(np.subtract(kji, reach[:, 0]), 0)
         high = np.minimum(np.add(kji, reach[:, 1]) + 1, hu.shape)
-        part = hu[box_slices(low, high - low)].astype(np.float32)
+        part = hu[box_at(low, high - low)].astype(np.float32)
         noise = np.random.default_rng(seed).standard_normal(part.shape, dtype=np.float32)
         noise = ndimage.gaussian_filter(noise, (0, noise_sigma, noise_sigma))
         smooth = ndimage.gaussian_filter(part, (0, 1, 1))
@@ -161,6 +160,7 @@ class ForgerySource(Source):
             raise InputError(f"The dataset has no whole scan for {part}; prepare scans, not cubes alone.")
         stored = dataclasses.replace(view, edge=view.edge + 2 * config.jitter)
         variations = config.variations if part == "training" else None
+        forger = Forger(attackers, stored, Path(config.cache), variations, seed)
         nodules = _nodules(data, part, config, held_out, seed)
         planted = len(nodules.hu) if nodules else 0
         forged = []
@@ -170,7 +170,7 @@ class ForgerySource(Source):
             lung, beneath = np.split(scan.lung_positions[:last], [min(config.lung_places, len(scan.lung_positions))])
             places = np.concatenate([lung, structures, beneath])
             here = nodules.take(np.arange(len(beneath))) if nodules else None
-            views = forged_views(scan, places, attackers, stored, Path(config.cache), variations, seed, here)
+            views = forger.views(scan, places, here)
             repeated = variations.per_place if variations else 1
             forged.append(ForgedScan(scan.patient, views, len(beneath) * repeated))
         names = ("untouched", *(f"{attacker.name} {attacker.action}" for attacker in attackers))
@@ -190,7 +190,7 @@ class ForgerySource(Source):
 
     def groups(self) -> list[Group]:
         middle = self._start(np.array([self._config.jitter] * 3))
-        box = box_slices(middle, self._view.shape)
+        box = box_at(middle, self._view.shape)
         groups = []
         for number, name in enumerate(self._names):
             for what, with_nodule in (("", False), (" with nodule", True)):
@@ -223,47 +223,81 @@ class ForgerySource(Source):
     def _still(self, drawn: Sequence[PlaceDraw]) -> torch.Tensor:
         views = []
         for one in drawn:
-            view = self._scans[one.scan].views[(one.version, one.place, *box_slices(one.start, self._view.shape))]
+            view = self._scans[one.scan].views[(one.version, one.place, *box_at(one.start, self._view.shape))]
             views.append(np.rot90(np.flip(view, np.flatnonzero(one.flips)), one.quarter_turns, axes=(1, 2)))
         return torch.from_numpy(np.stack(views))
 
 
-def forged_views(
-    scan: PreparedScan,
-    places: np.ndarray,
-    attackers: Sequence[Attacker],
-    view: Sight,
-    folder: Path,
-    variations: Variations | None = None,
-    seed: int = 0,
-    nodules: Nodules | None = None,
-) -> np.ndarray:
-    """Views of places (n, 3) untouched and after every attack, int16 (1 + attackers, n, slices, rows, columns).
+@dataclass(frozen=True)
+class Forger:
+    """Shows places of scans untouched and after every attack; what it has made lies in files in ``folder``.
 
-    They lie in a file in ``folder``, named by the digest of all it depends on, which is made where it is missing.
-
-    :param variations: of the scan before the attack, drawn with ``seed``; n is ``per_place`` times as large then.
-    :param nodules: planted before all else, one in each of the last places.
-    :return: memory-mapped HU, in the order of the attackers.
-    :raises OutputError: when the file cannot be written.
+    :param view: how places are shown.
+    :param variations: of the scan before the attack, drawn with ``seed``.
     """
-    key = {
-        "version": _CACHE_VERSION,
-        "scan": fingerprint(scan.hu[::4, ::16, ::16], places, np.array(scan.spacing_kji)),
-        "attackers": [[attacker.digest, attacker.action] for attacker in attackers],
-        "view": dataclasses.asdict(view),
-        "variations": [dataclasses.asdict(variations), seed] if variations else None,
-        "nodules": fingerprint(nodules.hu, nodules.centers, nodules.radii) if nodules else None,
-    }
-    path = folder / f"{sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.npy"
-    if not path.is_file():
-        views = [
-            _versions(*subject, scan.spacing_kji, attackers, view)
-            for subject in _subjects(scan, places, variations, seed, nodules)
-        ]
-        with atomic_file(path, overwrite=True) as temporary:
-            np.save(temporary, np.stack(views, axis=1))
-    return np.load(path, mmap_mode="r")
+
+    attackers: Sequence[Attacker]
+    view: Sight
+    folder: Path
+    variations: Variations | None = None
+    seed: int = 0
+
+    def views(self, scan: PreparedScan, places: np.ndarray, nodules: Nodules | None = None) -> np.ndarray:
+        """Views of places (n, 3), int16 HU (1 + attackers, n, slices, rows, columns), memory-mapped.
+
+        With variations n is ``per_place`` times as large. The file is named by the digest of all it depends on.
+
+        :param nodules: planted before all else, one in each of the last places.
+        :raises OutputError: when the file cannot be written.
+        """
+        key = {
+            "version": _CACHE_VERSION,
+            "scan": fingerprint(scan.hu[::4, ::16, ::16], places, np.array(scan.spacing_kji)),
+            "attackers": [[attacker.digest, attacker.action] for attacker in self.attackers],
+            "view": dataclasses.asdict(self.view),
+            "variations": [dataclasses.asdict(self.variations), self.seed] if self.variations else None,
+            "nodules": fingerprint(nodules.hu, nodules.centers, nodules.radii) if nodules else None,
+        }
+        path = self.folder / f"{sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.npy"
+        if not path.is_file():
+            subjects = self._subjects(scan, places, nodules)
+            views = [self._versions(hu, kji, scan.spacing_kji) for hu, kji in subjects]
+            with atomic_file(path, overwrite=True) as temporary:
+                np.save(temporary, np.stack(views, axis=1))
+        return np.load(path, mmap_mode="r")
+
+    def _subjects(
+        self, scan: PreparedScan, places: np.ndarray, nodules: Nodules | None
+    ) -> Iterator[tuple[np.ndarray, tuple[int, int, int]]]:
+        """Writable int16 voxels and the place in them: of the whole scan, or of a varied part."""
+        whole = np.array(scan.hu)
+        first = len(places) - (len(nodules.hu) if nodules else 0)
+        for number, place in enumerate(places):
+            kji = tuple(map(int, place))
+            box, before = (slice(0, 0),) * 3, whole[:0, :0, :0]
+            if nodules and number >= first:
+                n = number - first
+                chosen = (nodules.hu[n], float(nodules.radii[n]), nodules.centers[n])
+                box, values = nodule_patch(whole, scan.spacing_kji, kji, *chosen)
+                before, whole[box] = whole[box].copy(), values
+            if self.variations is None:
+                yield whole, kji
+            else:
+                rng = np.random.default_rng((self.seed, number))
+                for _ in range(self.variations.per_place):
+                    yield self.variations.apply(whole, kji, rng)
+            whole[box] = before
+
+    def _versions(self, hu: np.ndarray, kji: Sequence[int], spacing_kji: Sequence[float]) -> np.ndarray:
+        """A place untouched and after each attack; ``hu`` is the same afterwards."""
+        versions = [self.view.cut(hu, spacing_kji, kji)]
+        for attacker in self.attackers:
+            scan = torch.from_numpy(hu).to(next(attacker.inpainter.generator.parameters()).device)
+            where, values = attack_patch(scan, kji, spacing_kji, attacker)
+            before, hu[where] = hu[where].copy(), values
+            versions.append(self.view.cut(hu, spacing_kji, kji))
+            hu[where] = before
+        return hu_from_float(np.stack(versions))
 
 
 def _nodules(data: Dataset, part: Part, config: ForgerySampling, held_out: Sequence[str], seed: int) -> Nodules | None:
@@ -278,46 +312,3 @@ def _nodules(data: Dataset, part: Part, config: ForgerySampling, held_out: Seque
         )
     order = np.random.default_rng(seed).permutation(len(found.hu))
     return found.take(np.resize(order, config.nodule_places))
-
-
-def _subjects(
-    scan: PreparedScan, places: np.ndarray, variations: Variations | None, seed: int, nodules: Nodules | None
-) -> Iterator[tuple[np.ndarray, tuple[int, int, int]]]:
-    """Writable int16 voxels and the place in them: of the whole scan, or of a varied part."""
-    whole = np.array(scan.hu)
-    first = len(places) - (len(nodules.hu) if nodules else 0)
-    for number, place in enumerate(places):
-        kji = tuple(map(int, place))
-        box, before = (slice(0, 0),) * 3, whole[:0, :0, :0]
-        if nodules and number >= first:
-            n = number - first
-            chosen = (nodules.hu[n], float(nodules.radii[n]), nodules.centers[n])
-            box, values = nodule_patch(whole, scan.spacing_kji, kji, *chosen)
-            before, whole[box] = whole[box].copy(), values
-        if variations is None:
-            yield whole, kji
-        else:
-            rng = np.random.default_rng((seed, number))
-            for _ in range(variations.per_place):
-                yield variations.apply(whole, kji, rng)
-        whole[box] = before
-
-
-def _versions(
-    hu: np.ndarray,
-    kji: tuple[int, int, int],
-    spacing_kji: tuple[float, float, float],
-    attackers: Sequence[Attacker],
-    view: Sight,
-) -> np.ndarray:
-    """A place untouched and after each attack; ``hu`` is the same afterwards."""
-    versions = [view.cut(hu, spacing_kji, kji)]
-    for attacker in attackers:
-        scan = torch.from_numpy(hu).to(next(attacker.inpainter.generator.parameters()).device)
-        with torch.no_grad():
-            patch = chain.tamper(scan, kji, spacing_kji, attacker.inpainter, attacker.action)
-        before = hu[patch.slices].copy()
-        hu[patch.slices] = hu_from_float(patch.values.cpu().numpy())
-        versions.append(view.cut(hu, spacing_kji, kji))
-        hu[patch.slices] = before
-    return hu_from_float(np.stack(versions))

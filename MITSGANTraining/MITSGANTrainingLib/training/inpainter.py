@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ..data.dataset import Role
 from .attacker import CompletingTask
 from .configuration import CountOrNone, Positive, Share, Weight
-from .engine import Loss, Product, Step, Training, cosine
+from .engine import Loss, Product, Step, Training
 from .inputs import Inputs, fingerprint
 from .nodule_samples import CubeDraw, NoduleSampling, NoduleSource
 
@@ -103,7 +103,7 @@ class InpainterTask(CompletingTask[InpainterConfig]):
         self._equalization = self._started() if config.start else self._table()
         # On a CPU this layout trains half again as fast; it changes no weight.
         self.generator.to(memory_format=torch.channels_last_3d)
-        self._learn(0 if config.flow else config.discriminator_filters, cosine(config.last_rate))
+        self._learn(0 if config.flow else config.discriminator_filters, config.last_rate)
         self._places = self._other.healthy(PLACES)
         self._shown = self._places[:_SHOWN]
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration import Positive, Share, Weight
-from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .engine import Learner, Loss, Product, Step, Task, Training
 from .forgery_samples import ForgerySampling, ForgerySource
 from .inputs import Inputs, fingerprint
 from .nodule_samples import NoduleSampling, NoduleSource
@@ -95,7 +95,7 @@ class JudgeTask(Task[JudgeConfig]):
         network = next(one for one, kind in network_classes().values() if isinstance(config.network, kind))
         self._class, self.network = network.__name__, network(config.network)
         optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        self.learners = {"judge": Learner(self.network, optimizer, cosine(config.last_rate))}
+        self.learners = {"judge": Learner(self.network, optimizer, config.last_rate)}
 
     def identity(self) -> Mapping[str, str]:
         return {

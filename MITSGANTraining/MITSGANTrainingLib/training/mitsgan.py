@@ -26,6 +26,7 @@ measuring, and the budget of the card bounds it in use.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,7 +45,7 @@ from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
 from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs
-from .protector_task import SlabTask, SlabTaskConfig, with_loss
+from .protector_task import SlabTask, SlabTaskConfig
 from .slabs import Slab, SlabScan, draw_slabs, gray, mean_square
 from .team import frozen
 
@@ -146,8 +147,8 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         yield Loss("discriminator", _likelihood_loss(real, 1.0) + _likelihood_loss(painted, 0.0))
 
         with frozen(self.discriminator) as judge:
-            value, scalars = self._generator_loss(scan, slabs, protected, error, judge)
-        yield Loss("generator", value, {**scalars, "error": error})
+            loss = self._generator_loss(scan, slabs, protected, error, judge)
+        yield dataclasses.replace(loss, scalars={**loss.scalars, "error": error})
 
     def _figures(self, scan: SlabScan, slabs: Sequence[Slab]) -> Mapping[str, float]:
         """The generator's loss, its change in HU, and how far it moves forgeries.
@@ -158,7 +159,7 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
         clean = self._slices(hu)
         protected = self._protect(clean, slabs, self.network)
         error = F.l1_loss(protected, clean)
-        found = with_loss(*self._generator_loss(scan, slabs, protected, error, self.discriminator))
+        found = self._generator_loss(scan, slabs, protected, error, self.discriminator).figures()
         protected_hu = self._to_hu(protected, slabs)
         found["rmse_hu"] = (protected_hu - hu).square().mean().sqrt().item()
         return found | self._moved(scan, slabs, hu, protected_hu)
@@ -223,7 +224,7 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
 
     def _generator_loss(
         self, scan: SlabScan, slabs: Sequence[Slab], protected: torch.Tensor, error: torch.Tensor, judge: nn.Module
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> Loss:
         config = self.config
         domain = _likelihood_loss(judge(protected, logits=True), 1.0)
         hu = self._to_hu(protected, slabs)
@@ -235,7 +236,7 @@ class MITSGANTask(SlabTask[MITSGANConfig]):
             ]
         ).mean()
         loss = domain - config.alpha * manipulation + config.reconstruction_weight * error
-        return loss, {"domain": domain, "manipulation": manipulation}
+        return Loss("generator", loss, {"domain": domain, "manipulation": manipulation})
 
     def _manipulation(self, scan: PreparedScan, hu: torch.Tensor, slab: Slab, attacker: Attacker) -> torch.Tensor:
         """Equation 3 for one slab (slices, rows, columns) in HU."""

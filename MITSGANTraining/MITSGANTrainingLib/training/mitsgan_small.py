@@ -20,9 +20,9 @@ from torch import nn
 
 from ..data.dataset import PreparedScan
 from .configuration import Count, CountOrNone, Positive, Share, Weight, require_counts
-from .engine import Learner, Loss, Product, Step, Training, cosine
+from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs
-from .protector_task import ProtectorConfig, ProtectorTask, with_loss
+from .protector_task import ProtectorConfig, ProtectorTask
 from .slabs import ScanTargets, Slab, attacked_cubes, shade
 from .team import mean_over_team
 
@@ -65,7 +65,7 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         self.samples_per_epoch = sum(len(scan.lung) for scan in self._scans)
         self.network = Generator(config.generator)
         optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas)
-        self.learners = {"generator": Learner(self.network, optimizer, cosine(config.last_rate))}
+        self.learners = {"generator": Learner(self.network, optimizer, config.last_rate)}
 
     def draw(self, step: Step) -> Sequence[Slab]:
         """Targets in one scan, drawn at random: slices of different scans need not have the same size."""
@@ -74,7 +74,7 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         return self._scans[number].draw(number, step.batch_size, rng)
 
     def losses(self, samples: Sequence[Slab], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
-        yield Loss("generator", *self._loss(self._scans[samples[0].scan], samples, networks["generator"]))
+        yield self._loss(self._scans[samples[0].scan], samples, networks["generator"])
 
     def product(self) -> Product:
         return self._protector(
@@ -90,11 +90,9 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         return ScanTargets(scan, self.config.structure_share, self.config.context)
 
     def _figures(self, scan: ScanTargets, slabs: Sequence[Slab]) -> Mapping[str, float]:
-        return with_loss(*self._loss(scan, slabs, self.network))
+        return self._loss(scan, slabs, self.network).figures()
 
-    def _loss(
-        self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module) -> Loss:
         clean, change, allowed = self._change(scan, slabs, generator)
         cubes = [attacked_cubes(hu, slabs, scan.scan.spacing_kji) for hu in (clean, clean + change)]
         gains = {
@@ -104,7 +102,7 @@ class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
         pattern = self._pattern(change, allowed)
         # Logarithms, so that the attacker that yields more does not take all of the gradient.
         loss = self.config.pattern_weight * pattern - sum(gain.log() for gain in gains.values())
-        return loss, {**gains, "pattern": pattern}
+        return Loss("generator", loss, {**gains, "pattern": pattern})
 
     def _pattern(self, change: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """:func:`repeated_power` against what is allowed there: noise may allow far less than the strength."""

@@ -20,7 +20,7 @@ from MITSGANLib.scan.targets import ACTIONS, Action
 from torch import nn
 
 from .configuration import Weight
-from .engine import Product, Training
+from .engine import Loss, Product, Training
 from .inputs import Inputs
 from .mitsgan_small import SmallProtectorConfig, SmallProtectorTask
 from .slabs import ScanTargets, Slab, rounded
@@ -69,9 +69,7 @@ class PreventionTask(SmallProtectorTask):
             ),
         )
 
-    def _loss(
-        self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, scan: ScanTargets, slabs: Sequence[Slab], generator: nn.Module) -> Loss:
         clean, change, allowed = self._change(scan, slabs, generator)
         rng = np.random.default_rng(slabs[0].seed)
         # One attacker a step: three cost three times as much and tell one step little more.
@@ -85,7 +83,7 @@ class PreventionTask(SmallProtectorTask):
         pattern = self._pattern(change, allowed)
         size = mean_over_team(self._inner(change).square().mean()).sqrt()
         loss = sum(sure.values()) / len(sure) + self.config.pattern_weight * pattern
-        return loss, {**sure, "pattern": pattern, "change_hu": size}
+        return Loss("generator", loss, {**sure, "pattern": pattern, "change_hu": size})
 
     def _change(
         self, scan: ScanTargets, slabs: Sequence[Slab], network: nn.Module

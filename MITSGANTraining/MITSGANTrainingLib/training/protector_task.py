@@ -168,11 +168,6 @@ class ProtectorTask(Task[Config]):
         )
 
 
-def with_loss(value: torch.Tensor, scalars: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """A loss and its parts as figures."""
-    return {"loss": value.item(), **{name: scalar.item() for name, scalar in scalars.items()}}
-
-
 @dataclass(frozen=True)
 class SlabTaskConfig(ProtectorConfig):
     """Settings of every task on slices, beside those of all protectors.

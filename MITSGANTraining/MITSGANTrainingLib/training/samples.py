@@ -38,6 +38,7 @@ class Disturbances:
     blur: Share = 0.8
 
     def draw(self, rng: np.random.Generator) -> Disturbance:
+        """One of them."""
         return Disturbance(
             noise_hu=float(rng.uniform(0, self.noise_hu)),
             coarse=float(rng.uniform(0, 1)),

@@ -25,9 +25,9 @@ from torch import nn
 
 from .compression import Compression, compress, draw_quality
 from .configuration import Positive, Share, Weight, require_counts
-from .engine import Learner, Loss, Product, Step, Training, cosine
+from .engine import Learner, Loss, Product, Step, Training
 from .inputs import Inputs
-from .protector_task import SlabTask, SlabTaskConfig, with_loss
+from .protector_task import SlabTask, SlabTaskConfig
 from .slabs import Slab, SlabScan, attacked_cubes, draw_slabs, gray, mean_square
 
 
@@ -73,7 +73,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         self.network = TAFIM(config.model)
         self.network.unet.to(memory_format=torch.channels_last)  # faster on a CPU
         optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas)
-        self.learners = {"generator": Learner(self.network, optimizer, cosine(config.last_rate))}
+        self.learners = {"generator": Learner(self.network, optimizer, config.last_rate)}
 
     def draw(self, step: Step) -> Sequence[TAFIMSample]:
         rng = step.rng()
@@ -83,7 +83,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
     def losses(self, samples: Sequence[TAFIMSample], networks: Mapping[str, nn.Module]) -> Iterator[Loss]:
         scan = self._scans[samples[0].slab.scan]
         clean, change, _allowed = self._change(scan, [sample.slab for sample in samples], networks["generator"])
-        yield Loss("generator", *self._loss(scan, samples, clean, change))
+        yield self._loss(scan, samples, clean, change)
 
     def _figures(self, scan: SlabScan, slabs: Sequence[Slab]) -> Mapping[str, float]:
         """The loss and its parts without compression, and how far forgeries move.
@@ -92,7 +92,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         quality that training draws.
         """
         clean, change, _allowed = self._change(scan, slabs, self.network)
-        figures = with_loss(*self._loss(scan, [TAFIMSample(slab, None) for slab in slabs], clean, change))
+        figures = self._loss(scan, [TAFIMSample(slab, None) for slab in slabs], clean, change).figures()
         figures["rmse_hu"] = change.square().mean().sqrt().item()
         for words, quality in (("", None), ("compressed ", self.config.compression.quality[0])):
             copies = [compress(hu, quality, self.config.compression) for hu in (clean, clean + change)]
@@ -119,9 +119,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         """Where each slice lies in the plane."""
         return [slab.start[1:] for slab in slabs for _ in range(slab.shape[0])]
 
-    def _loss(
-        self, scan: SlabScan, samples: Sequence[TAFIMSample], clean: torch.Tensor, change: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, scan: SlabScan, samples: Sequence[TAFIMSample], clean: torch.Tensor, change: torch.Tensor) -> Loss:
         window = self.config.model.hu_window
         protected = torch.stack(
             [
@@ -137,7 +135,7 @@ class TAFIMTask(SlabTask[TAFIMTrainingConfig]):
         ]
         manipulation, reconstruction = torch.stack(distances).mean(), mean_square(change, window)
         loss = manipulation + self.config.reconstruction_weight * reconstruction
-        return loss, {"manipulation": manipulation, "reconstruction": reconstruction}
+        return Loss("generator", loss, {"manipulation": manipulation, "reconstruction": reconstruction})
 
 
 TASK = TAFIMTask

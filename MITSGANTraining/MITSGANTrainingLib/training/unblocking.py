@@ -27,7 +27,7 @@ from torch import nn
 
 from .configuration import Count, Positive, Share
 from .diagnosis_blocking import CubeGrids, CubeSampling
-from .engine import Learner, Loss, Product, Step, Task, Training, cosine
+from .engine import Learner, Loss, Product, Step, Task, Training
 from .inputs import Inputs, fingerprint
 from .team import mean_over_team
 
@@ -145,7 +145,7 @@ class UnblockingTask(Task[UnblockingConfig]):
         self.samples_per_epoch = config.pairs
         self.network = Unblocker(config.network)
         optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
-        self.learners = {"unmarker": Learner(self.network, optimizer, cosine(config.last_rate))}
+        self.learners = {"unmarker": Learner(self.network, optimizer, config.last_rate)}
 
     def identity(self) -> Mapping[str, str]:
         return {

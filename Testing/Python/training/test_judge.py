@@ -21,13 +21,14 @@ from MITSGANTrainingLib.data.cubes import CubeSet
 from MITSGANTrainingLib.data.dataset import Dataset, Part
 from MITSGANTrainingLib.data.nodules import Nodules, plant_nodule
 from MITSGANTrainingLib.preparation.cutting import EDGE
+from MITSGANTrainingLib.training import forgery_samples
 from MITSGANTrainingLib.training.engine import Step
 from MITSGANTrainingLib.training.forgery_samples import (
     ForgedScan,
+    Forger,
     ForgerySampling,
     ForgerySource,
     Variations,
-    forged_views,
 )
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.judge import JudgeTask
@@ -232,7 +233,7 @@ class TestForgeries:
         (scan,) = Dataset.open(data).scans("training")
         attackers, view = list(untrained_attackers.values()), Sight("squares", 24, 3)
         places = scan.lung_positions[:2]
-        views = forged_views(scan, places, attackers, view, tmp_path)
+        views = Forger(attackers, view, tmp_path).views(scan, places)
         assert views.shape == (3, 2, 3, 24, 24)
         for number, attacker in enumerate([None, *attackers]):
             for place, found in zip(places, views[number], strict=True):
@@ -244,22 +245,22 @@ class TestForgeries:
 
     def test_what_is_cached_is_not_made_again(self, data, untrained_attackers, tmp_path, monkeypatch):
         (scan,) = Dataset.open(data).scans("training")
-        given = (scan, scan.lung_positions[:1], list(untrained_attackers.values()), Sight("squares", 24, 3), tmp_path)
+        given, place = (list(untrained_attackers.values()), Sight("squares", 24, 3), tmp_path), scan.lung_positions[:1]
         variations = Variations(per_place=1)
-        first = forged_views(*given, variations, 1)
-        monkeypatch.setattr("MITSGANLib.attack.chain.tamper", None)
-        assert np.array_equal(first, forged_views(*given, variations, 1))
+        first = Forger(*given, variations, 1).views(scan, place)
+        monkeypatch.setattr(forgery_samples, "attack_patch", None)
+        assert np.array_equal(first, Forger(*given, variations, 1).views(scan, place))
         for other in ((variations, 2), (None, 1), (Variations(per_place=2), 1)):
             with pytest.raises(TypeError):
-                forged_views(*given, *other)
+                Forger(*given, *other).views(scan, place)
 
     def test_nodules_are_planted_in_the_last_places_before_the_attack(self, data, untrained_attackers, tmp_path):
         (scan,) = Dataset.open(data).scans("training")
         nodules = Nodules(balls(1, 0), np.zeros((1, 3)), np.full(1, 5.0), np.array(["a"]))
         attacker, view = untrained_attackers["remove"], Sight("squares", 24, 3)
         places = scan.lung_positions[:2]
-        views = forged_views(scan, places, [attacker], view, tmp_path, nodules=nodules)
-        plain = forged_views(scan, places, [attacker], view, tmp_path)
+        forger = Forger([attacker], view, tmp_path)
+        views, plain = forger.views(scan, places, nodules), forger.views(scan, places)
         assert np.array_equal(views[:, 0], plain[:, 0]), "what is planted is gone before the next place, and after it"
         volume = plant_nodule(scan.volume(), tuple(places[1]), nodules.hu[0], 5.0)
         assert np.array_equal(views[0, 1], view.cut(volume.hu, volume.spacing_kji, places[1]))
