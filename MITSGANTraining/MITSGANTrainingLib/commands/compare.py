@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from MITSGANLib.attack.regions import regions_at
-from MITSGANLib.measure.attack_effect import AttackEffect, compare_protection, measure_attack
-from MITSGANLib.measure.lpips_distance import Lpips, LpipsUnavailable, load_lpips
+from MITSGANLib.measure.attack_effect import compare_protection, measure_attack
+from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.report.pictures import save_heatmaps
-from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
 from . import shared
@@ -53,33 +52,21 @@ def run(options: argparse.Namespace) -> None:
             measured = compare(reference, other, region=region, windows=(LUNG, MEDIASTINUM), lpips=lpips)
             result[name] = measured.to_dict()
             shared.say_result(options, *_lines(measured))
-    effect = _attack_effect(options, reference, other, lpips) if options.attacked else None
-    if effect:
+    attack = []
+    if options.attacked:
+        attacked = [shared.read_scan(path) for path in options.attacked]
+        acting = {"attacker": options.attacker, "device": options.device}
+        with shared.progress_bar("Attacking noise", "step") as progress:
+            effect = measure_attack(reference, other, *attacked, **acting, lpips=lpips, progress=progress)
         result["attack"] = effect.to_dict()
+        attack = [f"{effect.action} at {effect.kji}: {effect}"]
     if options.heatmaps:
         with shared.progress_bar("Drawing", "figure") as progress:
             files = save_heatmaps(
                 reference, other, Path(options.heatmaps), target_kji=target, square=square, progress=progress
             )
         result["heatmaps"] = [str(file) for file in files]
-    attack = [f"{effect.action} at {effect.kji}: {effect}"] if effect else []
     shared.answer(options, result, *_lines(whole), *attack, *(f"wrote {file}" for file in result.get("heatmaps", [])))
-
-
-def _attack_effect(
-    options: argparse.Namespace, reference: CTVolume, other: CTVolume, lpips: Lpips | LpipsUnavailable
-) -> AttackEffect:
-    attacked = [shared.read_scan(path) for path in options.attacked]
-    with shared.progress_bar("Attacking noise", "step") as progress:
-        return measure_attack(
-            reference,
-            other,
-            *attacked,
-            attacker=options.attacker,
-            device=options.device,
-            lpips=lpips,
-            progress=progress,
-        )
 
 
 def _lines(comparison: Comparison) -> Iterator[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,7 @@ def run(options: argparse.Namespace) -> None:
     if options.unblocker:
         from ..training.unblocking import load_unblocker, unblocked
 
-        network, _card = load_unblocker(options.unblocker)
-        unblock = lambda hu: unblocked(hu, network)  # noqa: E731 - the network is bound here alone
+        unblock = partial(unblocked, network=load_unblocker(options.unblocker)[0])
     held_out = tuple(trained.get("held_out", ()))
     shared.note("Reading the dataset's validation side")
     data = Dataset.open(options.dataset)
@@ -114,6 +114,7 @@ def run(options: argparse.Namespace) -> None:
             )
         rmse = {arm: study.rmse_hu(arms, arm) for arm in arms}
         found[case.name] = (list(study.answers(case, arms, judges)), rmse)
+    names = tuple(judge.name for judge in judges)
     black = tuple(judge.name for judge in judges if judge.digest not in white)
     facts = {
         "judges": {judge.name: {"sha256": judge.digest, "threshold": judge.threshold} for judge in judges},
@@ -122,14 +123,7 @@ def run(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "commit": commit(),
     }
-    report = study.BlockingResults(
-        study.described(blocker),
-        study.described(default),
-        tuple(judge.name for judge in judges),
-        black,
-        found,
-        facts,
-    )
+    report = study.BlockingResults(study.described(blocker), study.described(default), names, black, found, facts)
     text = to_markdown("What protection does to diagnosis networks", report.sections())
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")

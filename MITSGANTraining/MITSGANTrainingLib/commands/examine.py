@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if tree_options.is_for_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
+    if tree_options.judges_collection(options, "series", "manifest", "map", "page", "voxel", "lps", "ras"):
         return tree_options.judge_collection(options, examine_collection, "places", "place")
     shared.check_map(options)
     if options.page:

@@ -84,8 +84,19 @@ def passphrase(options: argparse.Namespace, *, is_new: bool = False) -> Key | No
 
     :raises InputError: it cannot be read, is empty, or too short for a new one.
     """
-    text = _text(options, is_new)
-    return None if text is None else passphrase_key(text, is_new=is_new)
+    if options.passphrase_env is not None:
+        text = _environment(options.passphrase_env)
+    elif options.passphrase_fd is not None:
+        try:
+            with open(options.passphrase_fd, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+                text = file.readline().rstrip("\r\n")
+        except OSError as error:
+            raise InputError(f"--passphrase-fd cannot be read ({error.strerror}); open it for reading.") from error
+    elif options.passphrase:
+        text = _asked(is_new)
+    else:
+        return None
+    return passphrase_key(text, is_new=is_new)
 
 
 def passphrase_from(variable: str | None) -> bytes | None:
@@ -100,18 +111,6 @@ def _environment(variable: str) -> str:
     if variable not in os.environ:
         raise InputError("The environment variable that is to hold the passphrase is not set; set and export it.")
     return os.environ[variable]
-
-
-def _text(options: argparse.Namespace, is_new: bool) -> str | None:
-    if options.passphrase_env is not None:
-        return _environment(options.passphrase_env)
-    if options.passphrase_fd is not None:
-        try:
-            with open(options.passphrase_fd, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
-                return file.readline().rstrip("\r\n")
-        except OSError as error:
-            raise InputError(f"--passphrase-fd cannot be read ({error.strerror}); open it for reading.") from error
-    return _asked(is_new) if options.passphrase else None
 
 
 def _asked(is_new: bool) -> str:

@@ -103,6 +103,8 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _tell(report: Report, options: argparse.Namespace) -> None:
+    from ..data.dataset import PARTS, ROLES, Dataset
+
     record = report.record
     for path, reason in report.skipped:
         shared.note(f"skipped {path}: {reason}")
@@ -111,17 +113,12 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
         shared.note(f"finding left out{scan}: {entry['finding']}: {entry['reason']}")
     if record["findings_elsewhere"]:
         shared.note(f"{record['findings_elsewhere']} findings name none of these scans")
-    if options.json != "-":
-        _summarize(report, options.out)
-
-
-def _summarize(report: Report, out: Path) -> None:
-    from ..data.dataset import PARTS, ROLES, Dataset
-
-    split, scans = report.record["split"], report.record["scans"]
+    if options.json == "-":
+        return
+    split, scans = record["split"], record["scans"]
     for part in PARTS:
         members = set(split[part])
-        counts = {role: Dataset(out, report.record).count(role, part) for role in ROLES}
+        counts = {role: Dataset(options.out, record).count(role, part) for role in ROLES}
         shared.say(
             f"{part}: {len(members)} patients, {sum(scan['patient'] in members for scan in scans)} scans, "
             f"{counts['injector']} injector and {counts['remover']} remover cubes"
@@ -130,6 +127,6 @@ def _summarize(report: Report, out: Path) -> None:
             if not number:
                 shared.note(f"no {role} cubes for {part}: the {role} cannot be trained with this split")
     shared.say(
-        f"Wrote {out}: {report.cut} scans cut, {report.reused} as they were, {len(report.skipped)} skipped, "
-        f"{len(report.record['findings_left_out'])} findings left out"
+        f"Wrote {options.out}: {report.cut} scans cut, {report.reused} as they were, {len(report.skipped)} skipped, "
+        f"{len(record['findings_left_out'])} findings left out"
     )

@@ -89,9 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     signing = key_options.signing_values(options)
     shared.check_search(options)
-    if options.collection:
+    if tree_options.is_collection(options, "series", others=True):
         return _protect_collection(options, signing)
-    tree_options.refuse_without_collection(options, others=True)
     if options.others == "copy" and not (Path(options.input).is_dir() and is_dicom_output(options.output)):
         options.refuse("--others copy takes along what lies in a DICOM folder; INPUT and OUTPUT must be folders")
     _protect_scan(options, signing)
@@ -223,7 +222,6 @@ def _lines_beside(beside: Sequence[LeftBehind], copied: int) -> Iterator[str]:
 
 
 def _protect_collection(options: argparse.Namespace, signing: dict[str, Any]) -> int:
-    tree_options.refuse_with_collection(options, "series")
     key = key_options.key(options, is_new=True)
     _warn_of_blocking(options, key is not None)
     config = CollectionConfig(

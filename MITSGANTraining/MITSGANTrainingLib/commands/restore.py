@@ -49,11 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.collection:
-        tree_options.refuse_with_collection(options, "series", "seal")
+    if tree_options.is_collection(options, "series", "seal"):
         config = TreeConfig(**tree_options.tree_values(options, key_options.key(options)))
         return tree_options.run_collection(options, partial(restore_collection, config))
-    tree_options.refuse_without_collection(options)
     key = key_options.key(options)
     with shared.progress_bar("Reading", "file") as progress:
         restored = restore(

@@ -175,21 +175,18 @@ def check_json(options: argparse.Namespace) -> None:
     :raises OutputError: another option names the same file, it holds no JSON, or nothing can be written there.
     """
     for option in ("json", "json_lines"):
-        if getattr(options, option, None) not in (None, "-"):
-            _check_json(options, option)
-
-
-def _check_json(options: argparse.Namespace, option: str) -> None:
-    destination, name = Path(getattr(options, option)), f"--{option.replace('_', '-')}"
-    refuse_existing_file(destination, overwrite=True)
-    values = [value for key, value in vars(options).items() if key not in (option, "command")]
-    values = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    if destination.resolve() in [Path(one).resolve() for one in values if isinstance(one, (str, Path))]:
-        raise OutputError("is named twice", path=destination, hint=f"give {name} a file of its own")
-    if destination.is_file() and destination.stat().st_size:
-        with destination.open("rb") as file:
-            if file.read(1) != b"{":
-                raise OutputError("exists and holds no JSON", path=destination, hint=f"give {name} another name")
+        if getattr(options, option, None) in (None, "-"):
+            continue
+        destination, name = Path(getattr(options, option)), f"--{option.replace('_', '-')}"
+        refuse_existing_file(destination, overwrite=True)
+        values = [value for key, value in vars(options).items() if key not in (option, "command")]
+        values = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        if destination.resolve() in [Path(one).resolve() for one in values if isinstance(one, (str, Path))]:
+            raise OutputError("is named twice", path=destination, hint=f"give {name} a file of its own")
+        if destination.is_file() and destination.stat().st_size:
+            with destination.open("rb") as file:
+                if file.read(1) != b"{":
+                    raise OutputError("exists and holds no JSON", path=destination, hint=f"give {name} another name")
 
 
 def write_json(destination: str | None, result: Mapping[str, Any]) -> None:

@@ -89,9 +89,8 @@ def run(options: argparse.Namespace) -> int:
             "--study and --pixels-only sign every series with --key; leave --exam, --dicom-key, --series out"
         )
     passphrase = key_options.passphrase(options)
-    if options.collection:
+    if tree_options.is_collection(options):
         return _sign_collection(options, passphrase and passphrase.secret)
-    tree_options.refuse_without_collection(options)
     key = options.key and load_signing_key(options.key, passphrase and passphrase.secret)
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)

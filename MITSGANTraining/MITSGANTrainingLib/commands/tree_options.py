@@ -45,21 +45,21 @@ def add_collection(parser: argparse.ArgumentParser, text: str, *, makes_tree: bo
     )
 
 
-def refuse_without_collection(options: argparse.Namespace, *, others: bool = False) -> None:
-    """Stop at options of :func:`add_collection` for a single scan.
+def is_collection(options: argparse.Namespace, *of_one: str, others: bool = False) -> bool:
+    """Whether the command is for a tree; stops at options that do not go with that.
 
+    :param of_one: options of a single scan alone.
     :param others: whether a single scan has others beside it, too.
     """
-    for name in _ONLY if others else (_OTHERS, *_ONLY):
-        if getattr(options, name, None) is not None:
-            options.refuse(f"--{name.replace('_', '-')} is for collections; add --collection, or leave it out")
-
-
-def refuse_with_collection(options: argparse.Namespace, *of_one: str) -> None:
-    """Stop at options of a single scan beside ``--collection``."""
-    for name in of_one:
-        if getattr(options, name) is not None:
-            options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
+    if options.collection:
+        for name in of_one:
+            if getattr(options, name) is not None:
+                options.refuse(f"--{name} is of one scan and --collection takes all; leave one of them out")
+    else:
+        for name in _ONLY if others else (_OTHERS, *_ONLY):
+            if getattr(options, name, None) is not None:
+                options.refuse(f"--{name.replace('_', '-')} is for collections; add --collection, or leave it out")
+    return options.collection
 
 
 def tree_values(options: argparse.Namespace, key: Key | None = None) -> dict[str, Any]:
@@ -165,20 +165,14 @@ def trust(options: argparse.Namespace) -> Trust:
     return read_trust(watermark, tuple(options.public_key or ()), tuple(options.certificate or ()))
 
 
-def is_for_collection(options: argparse.Namespace, *of_one: str) -> bool:
-    """Whether the command is for a collection; stops at options that do not go with that.
-
-    :param of_one: options of a single scan.
-    """
-    if not options.collection:
-        refuse_without_collection(options)
+def judges_collection(options: argparse.Namespace, *of_one: str) -> bool:
+    """As :func:`is_collection` for a command whose output is RESULTS."""
+    if not is_collection(options, *of_one):
         if options.output is not None:
             options.refuse("RESULTS is for collections; add --collection, or leave it out")
-        return False
-    refuse_with_collection(options, *of_one)
-    if options.output is None:
+    elif options.output is None:
         options.refuse("--collection needs RESULTS, a folder for the results")
-    return True
+    return options.collection
 
 
 def judge_collection(

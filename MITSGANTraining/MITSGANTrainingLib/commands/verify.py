@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if tree_options.is_for_collection(options, "series", "manifest", "map"):
+    if tree_options.judges_collection(options, "series", "manifest", "map"):
         return tree_options.judge_collection(options, verify_collection, "findings", "difference")
     shared.check_map(options)
     trust = tree_options.trust(options)

@@ -152,11 +152,8 @@ def mean_over_team(value: torch.Tensor) -> torch.Tensor:
 
     For losses that are no mean over samples (a logarithm of a mean, say): take the global mean first.
     """
-    return _SumOverTeam.apply(value) / dist.get_world_size() if _in_team() else value
-
-
-def _in_team() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not _working_alone.get()
+    in_team = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _SumOverTeam.apply(value) / dist.get_world_size() if in_team and not _working_alone.get() else value
 
 
 class _SumOverTeam(torch.autograd.Function):
