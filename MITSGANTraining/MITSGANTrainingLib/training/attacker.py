@@ -146,19 +146,15 @@ class CompletingTask(Task[Config]):
         rows = [torch.cat(list(cubes[:, CUBE_MM // 2].float()), dim=1) for cubes in (clean, self._attacked(clean))]
         return {"cube above, completed below": gray(torch.cat(rows))}
 
-    def _model(self, architecture: str, **words: Any) -> Product:
-        """The trained model.
-
-        :param architecture: class of its network, as cards name it.
-        :param words: description, data and limits.
-        """
-        name, role = self.config.name, self.config.role
+    def _model(self, **words: Any) -> Product:
+        """The trained model; ``words`` are its description, data and limits."""
+        name, role, network = self.config.name, self.config.role, self.generator
         return Product(
             path=f"attackers/{name}/{role}.safetensors",
-            tensors=own_tensors(self.generator, self._equalization),
+            tensors=own_tensors(network, self._equalization),
             name=f"{name}-{role}",
             kind=role,
-            architecture={"class": architecture, "config": dataclasses.asdict(self.generator.config)},
+            architecture={"class": type(network).__name__, "config": dataclasses.asdict(network.config)},
             **words,
         )
 
@@ -218,7 +214,6 @@ class AttackerTask(CompletingTask[AttackerConfig]):
 
     def product(self) -> Product:
         return self._model(
-            "CTGANGenerator",
             description=_description(self.config),
             data=self.described(_described(self._training_cubes), _described(self._validation_cubes)),
             limits=(

@@ -26,7 +26,7 @@ from .checkpoints import read_checkpoint, require_same, save_checkpoint
 from .configuration import Config, Count, CountOrNone, Weight, plain
 from .inputs import Inputs
 from .monitor import Monitor
-from .team import Team
+from .team import Team, mean_over_team
 
 LAST, BEST = "last.pt", "best.pt"
 _SMALLEST_SCALE = 2.0**-10
@@ -366,7 +366,7 @@ class Trainer:
         training, end = self.training, done == self.steps
         stop = self.team.any(self._stop())
         if done % training.report_every == 0 or end:
-            means = {name: self.team.mean(value).item() for name, value in scalars.items()}
+            means = {name: mean_over_team(value).item() for name, value in scalars.items()}
             self._monitor.report(done, "training", means)
         figures: Mapping[str, float] = {}
         early = False

@@ -99,7 +99,7 @@ class InpainterTask(CompletingTask[InpainterConfig]):
         if config.role == "injector":
             self._source = self._source.solid(config.nodules_mm, config.solid_hu)
         self.samples_per_epoch = len(self._source)
-        self._class, self.generator = build_generator(config.network)
+        self.generator = build_generator(config.network)[1]
         self._equalization = self._started() if config.start else self._table()
         # On a CPU this layout trains half again as fast; it changes no weight.
         self.generator.to(memory_format=torch.channels_last_3d)
@@ -196,8 +196,7 @@ class InpainterTask(CompletingTask[InpainterConfig]):
 
     def product(self) -> Product:
         return self._model(
-            self._class,
-            description=f"In-painter of the family {self._class}, trained as {self.config.role}.",
+            description=f"In-painter of the family {type(self.generator).__name__}, trained as {self.config.role}.",
             data=self.described(self._source.described(), self._other.described()),
             limits="For measuring protection only. Trained on few scans; published attackers forge better.",
         )

@@ -38,7 +38,8 @@ class Inputs:
         """
         found = []
         for name in self.attackers or tuple(named_by_recipe):
-            folder = self._folder(name)
+            places = (self.models / "attackers" / name, weights.MODELS_FOLDER / "attackers" / name, Path(name))
+            folder = next((place for place in places if place.is_dir()), places[-1])
             actions = actions_of(folder)
             if not actions:
                 raise ModelError(
@@ -51,10 +52,6 @@ class Inputs:
     def models_with(self, path: str) -> Path:
         """The folder of models to take one from: that which is written to, or else that of the installed ones."""
         return self.models if (self.models / path).is_file() else weights.MODELS_FOLDER
-
-    def _folder(self, name: str) -> Path:
-        places = (self.models / "attackers" / name, weights.MODELS_FOLDER / "attackers" / name, Path(name))
-        return next((place for place in places if place.is_dir()), places[-1])
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

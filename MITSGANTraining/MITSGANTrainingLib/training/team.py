@@ -67,11 +67,6 @@ class Team:
         dist.all_reduce(together, dist.ReduceOp.MAX)
         return bool(together)
 
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The average over processes of a scalar, without gradient."""
-        with torch.no_grad():
-            return mean_over_team(value.detach())
-
     def on_leader(self, work: Callable[[], Result]) -> Result:
         """What ``work`` gives when the leader alone runs it; an error is raised in all, so that none waits for ever."""
         if self.size == 1:
