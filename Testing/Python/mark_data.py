@@ -15,10 +15,9 @@ from MITSGANLib.protection.diagnosis_blocking import BlockingConfig, DiagnosisBl
 from MITSGANLib.protection.proposer import BLOCKER_KIND
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.weights import ModelCard, half_precision, write_weights
-from training_data import write_dataset
+from training_data import LARGE_EDGE as EDGE
+from training_data import LUNG_HU, balls, write_dataset
 
-EDGE = 51
-LUNG_HU, NODULE_HU = -850, 20
 PATIENTS = ("patient-0", "patient-2", *"abcdefghij")
 
 MARK = """
@@ -64,14 +63,6 @@ steps = 4
 batch_size = 2
 validate_every = 2
 """
-
-
-def balls(count: int, seed: int, radius: float = 5.0) -> np.ndarray:
-    """Balls of soft tissue in the middle of noisy lung, int16 (count, 51, 51, 51) HU."""
-    hu = np.random.default_rng(seed).normal(LUNG_HU, 20, (count, EDGE, EDGE, EDGE))
-    axis = np.arange(EDGE) - EDGE // 2
-    hu[:, sum(np.meshgrid(axis**2, axis**2, axis**2, indexing="ij")) <= radius**2] = NODULE_HU
-    return hu.astype(np.int16)
 
 
 def write_mark_dataset(folder: Path, volume: CTVolume) -> Path:

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from MITSGANLib import weights
-from MITSGANLib.attack.attacker import Attacker, own_tensors
+from MITSGANLib.attack.attacker import Attacker
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data.dataset import Dataset
 from MITSGANTrainingLib.training.engine import Step, Task
 from MITSGANTrainingLib.training.inputs import Inputs
 from MITSGANTrainingLib.training.recipes import find_task, load_recipe
-from training_data import write_dataset
+from training_data import write_dataset, write_untrained_attackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +31,7 @@ class Bench:
     def make(cls, folder: Path, recipe: str, volume: CTVolume, attackers: dict[str, Attacker]) -> Bench:
         shorter = dataclasses.replace(volume, hu=volume.hu[:40])
         write_dataset(folder / "dataset", {"patient-0": volume, "patient-2": shorter})
-        for action, role in (("inject", "injector"), ("remove", "remover")):
-            painter = attackers[action].inpainter
-            architecture = {"class": "CTGANGenerator", "config": dataclasses.asdict(painter.generator.config)}
-            words = dict.fromkeys(("description", "limits", "command", "commit"), "")
-            card = weights.ModelCard(
-                "untrained", role, architecture=architecture, data={}, training={}, figures={}, seed=0, **words
-            )
-            path = folder / "models" / "attackers" / "untrained" / f"{role}.safetensors"
-            weights.write_weights(path, own_tensors(painter.generator, painter.equalization), card)
+        write_untrained_attackers(folder / "models", attackers)
         path = folder / "tiny.toml"
         path.write_text(recipe)
         return cls(folder, path)
