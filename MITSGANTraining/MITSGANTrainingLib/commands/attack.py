@@ -75,7 +75,10 @@ def run(options: argparse.Namespace) -> None:
     if target is not None:
         check_target(volume, target)
     if options.drill:
-        _check_drill(volume, options)
+        if volume.provenance.is_simulated_attack:
+            raise InputError("is a simulated attack already", path=options.input, hint="start from the original scan")
+        check_series_output(volume, options.output, overwrite=options.overwrite, is_drill=True)
+        refuse_existing_file(_sheet_path(options), options.overwrite)
     else:
         check_output(volume, options.output, overwrite=options.overwrite)
     attacked, result = volume, {"output": options.output, "action": options.action}
@@ -110,13 +113,6 @@ def run(options: argparse.Namespace) -> None:
 def _sheet_path(options: argparse.Namespace) -> Path:
     output = Path(options.output).absolute()
     return output.with_name(output.name + SUFFIX)
-
-
-def _check_drill(volume: CTVolume, options: argparse.Namespace) -> None:
-    if volume.provenance.is_simulated_attack:
-        raise InputError("is a simulated attack already", path=options.input, hint="start from the original scan")
-    check_series_output(volume, options.output, overwrite=options.overwrite, is_drill=True)
-    refuse_existing_file(_sheet_path(options), options.overwrite)
 
 
 def _write_drill(attacked: CTVolume, result: dict[str, Any], options: argparse.Namespace, key: Key) -> None:

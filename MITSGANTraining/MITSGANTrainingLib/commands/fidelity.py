@@ -86,7 +86,9 @@ def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> t
 
 
 def _lines(scan: str, fidelity: Fidelity, scale: LargestScale | None) -> Iterator[str]:
-    yield f"{scan}: {'all limits are kept' if fidelity.passed else _broken(fidelity)}"
+    broken = sum(figure.passed is False for figure in fidelity.figures)
+    words = f"{broken} limit{'s are' if broken > 1 else ' is'} not kept"
+    yield f"{scan}: {'all limits are kept' if fidelity.passed else words}"
     yield f"   {'figure':<26} {'worst':>9}  {'limit':<17} slice"
     for figure in fidelity.figures:
         where = "" if figure.worst_slice is None else str(figure.worst_slice)
@@ -119,8 +121,3 @@ def _row(figure: FidelityFigure) -> str:
     unit = "" if figure.unit == "1" else f" {figure.unit}"
     limit = f"{figure.sense} {figure.limit:g}{unit}"
     return f"{figure.name:<26} {shown:>9}  {limit:<17}"
-
-
-def _broken(fidelity: Fidelity) -> str:
-    count = sum(figure.passed is False for figure in fidelity.figures)
-    return f"{count} limit{'s are' if count > 1 else ' is'} not kept"

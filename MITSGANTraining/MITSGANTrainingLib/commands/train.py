@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace) -> str:
 
     from ..data.dataset import Dataset
     from ..training.inputs import Inputs
-    from ..training.monitor import ProgressMonitor
+    from ..training.monitor import Monitor
     from ..training.recipes import load_recipe
     from ..training.run import Run, record_figures
     from ..training.team import join_team
@@ -120,7 +120,7 @@ def _train(options: argparse.Namespace) -> str:
         if options.dry_run:
             return _described(run.rehearse(team))
         logs = None if options.no_logs else work / "logs"
-        return f"Wrote {run.train(team, ProgressMonitor(logs) if team.leads else None, stop)}"
+        return f"Wrote {run.train(team, Monitor(logs) if team.leads else None, stop)}"
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:

@@ -238,7 +238,7 @@ class Trainer:
         self.training: Training = task.training
         self.team = team or Team(task.inputs.device)
         self._configuration = {**configuration, "training": plain(self.training)}
-        self._monitor = monitor or Monitor()
+        self._monitor = monitor or Monitor(shown=False)
         self._stop = stop
         self.mixed = self.training.mixed_precision and self.team.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.team.device.type, enabled=self.mixed)

@@ -121,8 +121,8 @@ class JudgeTask(Task[JudgeConfig]):
         """
         judge = self.judge(threshold=1.0)
         scores = {group.name: judge.score_views(group.views) for group in self._groups}
-        noisy = {group.name: judge.score_views(_with_noise(group)) for group in self._groups}
-        threshold = self._threshold(scores, self.config.false_alarms)
+        noisy = {group.name: judge.score_views(_with_noise(group.views)) for group in self._groups}
+        threshold = self._threshold(scores)
         loss = np.mean([_loss(scores[g.name], g.yes) for yes in (True, False) for g in self._of(yes)])
         figures = {
             "loss": round(float(loss), 5),
@@ -179,14 +179,14 @@ class JudgeTask(Task[JudgeConfig]):
     def _of(self, yes: bool) -> list[Group]:
         return [group for group in self._groups if group.yes == yes]
 
-    def _threshold(self, scores: Mapping[str, np.ndarray], false_alarms: float) -> float:
-        """The lowest threshold that at most this share of the no samples reach, on average over their groups."""
+    def _threshold(self, scores: Mapping[str, np.ndarray]) -> float:
+        """The lowest that at most the allowed share of the no samples reach, on average over their groups."""
         values = np.concatenate([scores[group.name] for group in self._of(False)])
         weights = np.concatenate([np.full(len(scores[g.name]), 1 / len(scores[g.name])) for g in self._of(False)])
         order = np.argsort(values)[::-1]
         share = np.cumsum(weights[order]) / weights.sum()
         # Sums of shares are not exact.
-        beyond = values[order][share > false_alarms + 1e-9]
+        beyond = values[order][share > self.config.false_alarms + 1e-9]
         # Just above the first score that would be one too many.
         return float(np.nextafter(beyond[0], 2.0)) if len(beyond) else 0.0
 
@@ -203,9 +203,9 @@ def _loss(scores: np.ndarray, yes: bool) -> float:
     return float(-np.log(likely).mean())
 
 
-def _with_noise(group: Group) -> np.ndarray:
-    drawn = [Disturbance(noise_hu=_NOISE_HU, seed=seed) for seed in range(len(group.views))]
-    return disturb(torch.from_numpy(np.asarray(group.views)), drawn).numpy()
+def _with_noise(views: np.ndarray) -> np.ndarray:
+    drawn = [Disturbance(noise_hu=_NOISE_HU, seed=seed) for seed in range(len(views))]
+    return disturb(torch.from_numpy(views), drawn).numpy()
 
 
 def area_under_curve(yes: np.ndarray, no: np.ndarray) -> float:

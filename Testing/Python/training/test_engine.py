@@ -18,7 +18,7 @@ from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANTrainingLib.commands.train import stop_on_signals
 from MITSGANTrainingLib.training.checkpoints import read_checkpoint, save_checkpoint
 from MITSGANTrainingLib.training.engine import BEST, LAST, DivergedError, Learner, Loss, Step, Trainer, Training
-from MITSGANTrainingLib.training.monitor import ProgressMonitor
+from MITSGANTrainingLib.training.monitor import Monitor
 from MITSGANTrainingLib.training.team import Team, frozen
 from torch import nn
 from training_data import same
@@ -244,7 +244,7 @@ class TestRehearsal:
 class TestMonitor:
     def test_tensorboard_gets_losses_figures_and_images(self, tmp_path):
         accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        monitor = ProgressMonitor(tmp_path / "logs")
+        monitor = Monitor(tmp_path / "logs")
         trainer(tmp_path / "run", validate_every=4, images_every=4, monitor=monitor).run()
         events = accumulator.EventAccumulator(str(tmp_path / "logs"))
         events.Reload()
@@ -255,7 +255,7 @@ class TestMonitor:
     def test_without_the_package_the_run_goes_on_and_says_so(self, tmp_path, monkeypatch, caplog):
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with caplog.at_level(logging.WARNING):
-            assert trainer(tmp_path / "run", monitor=ProgressMonitor(tmp_path / "logs")).run().steps == 8
+            assert trainer(tmp_path / "run", monitor=Monitor(tmp_path / "logs")).run().steps == 8
         assert "tensorboard is not installed" in caplog.text
         assert not (tmp_path / "logs").exists()
 
@@ -339,7 +339,7 @@ class TestSignals:
 
 
 def test_losses_are_reported_by_their_learner(tmp_path):
-    class Seen(ProgressMonitor):
+    class Seen(Monitor):
         def __init__(self) -> None:
             super().__init__(None)
             self.reports: dict[int, dict[str, float]] = {}
