@@ -90,7 +90,7 @@ def exit_code(check: Check, place: Place | None) -> int:
 
 
 def _budget(options: argparse.Namespace, key: WatermarkKey) -> Budget | None:
-    """The budget of the watermark that the named protection leaves; None where none is named."""
+    """The budget of the named protection's watermark; None where none is named."""
     if options.model is None and options.strength_hu is None:
         return None
     own_key = key if options.watermark else None

@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def nodules_to_plant(data: Dataset, file: str, held_out: Sequence[str]) -> Nodules:
-    """Nodules of the validation side's patients, where a file holds any that can be planted; else drawn ones."""
+    """A file's nodules of the validation side's patients; drawn ones where it has none."""
     from ..evaluation.planting import SYNTHETIC, NoduleFile
     from ..training.nodule_samples import split_nodules, training_nodules
 

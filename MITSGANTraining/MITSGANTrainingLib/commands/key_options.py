@@ -75,7 +75,7 @@ def key(options: argparse.Namespace, *, is_new: bool = False) -> Key | None:
 
 def warn_of_readers(path: str | os.PathLike[str]) -> None:
     """One line where others than its owner may read the file of a secret key."""
-    if not is_private(path):
+    if Path(path).is_file() and not is_private(path):  # what is missing, its reader says
         shared.note(f"warning: others may read the key file {path}; run: chmod 600 {path}")
 
 

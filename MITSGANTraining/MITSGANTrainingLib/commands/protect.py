@@ -204,7 +204,7 @@ def _copy_others(tree: Path, folder: Path) -> int:
 
 
 def _lines_beside(beside: Sequence[LeftBehind], copied: int) -> Iterator[str]:
-    """Lines of what the folder holds besides the series, and what of it still refers to the original."""
+    """Lines about the rest of the folder, and what of it still refers to the original."""
     kinds = {
         "refer to the original images, not to the protected ones": [one for one in beside if one.refers],
         "of other series, not protected; --collection takes all series": [

@@ -98,7 +98,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def check_search(options: argparse.Namespace) -> None:
-    """Refuse what ``--minutes`` and ``--keep-search`` ask for where it does not fit."""
+    """Refuse ``--minutes`` and ``--keep-search`` without a search of one scan."""
     searches = options.minutes is not None or options.keep_search is not None
     if searches and (options.model != SEARCH or getattr(options, "collection", False)):
         options.refuse("--minutes and --keep-search belong to --model search, for one scan")
@@ -244,7 +244,7 @@ def read_scan(path: str | Path, series: str | None = None) -> CTVolume:
 
 @contextmanager
 def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """What writes a line of JSON at once, for a program that reads them while this one works; as :func:`write_json`.
+    """A function that writes a line of JSON at once, for a program that follows the work; as :func:`write_json`.
 
     A reader that goes away does not stop the work.
 
@@ -267,7 +267,7 @@ def json_lines(destination: str | None) -> Iterator[Callable[[dict[str, Any]], N
 
 
 def say(text: str) -> None:
-    """A line of the result on standard output; nothing where that was closed before Python began.
+    """A line of the result on standard output, if that is open.
 
     :raises OutputError: the disk behind it is full.
     """
@@ -318,7 +318,7 @@ def progress_bar(description: str, unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def stage_bars(units: Callable[[str], str]) -> Iterator[Callable[[str, int, int], None]]:
-    """What shows (stage, done, total): one progress bar after the other, as the stages of a work come and go.
+    """A callable (stage, done, total) that shows one progress bar for each stage.
 
     :param units: gives what a stage counts.
     """

@@ -89,14 +89,14 @@ def run(options: argparse.Namespace) -> int:
             "--study and --pixels-only sign every series with --key; leave --exam, --dicom-key, --series out"
         )
     passphrase = key_options.passphrase(options)
+    for secret in filter(None, (options.key, options.dicom_key)):
+        key_options.warn_of_readers(secret)
     if tree_options.is_collection(options):
         return _sign_collection(options, passphrase and passphrase.secret)
     key = options.key and load_signing_key(options.key, passphrase and passphrase.secret)
     dicom = options.dicom_key and load_dicom_signer(
         options.dicom_key, options.certificate, key_options.passphrase_from(options.dicom_passphrase_env)
     )
-    for secret in filter(None, (options.key, options.dicom_key)):
-        key_options.warn_of_readers(secret)
     if options.exam:
         _sign_exam(options, dicom)
     elif is_study:
@@ -119,8 +119,6 @@ def _sign_collection(options: argparse.Namespace, passphrase: bytes | None) -> i
         certificate=options.certificate,
         dicom_passphrase=key_options.passphrase_from(options.dicom_passphrase_env),
     )
-    for secret in filter(None, (options.key, options.dicom_key)):
-        key_options.warn_of_readers(secret)
     return tree_options.run_collection(options, partial(sign_collection, config))
 
 

@@ -130,7 +130,7 @@ def _say_report(report: TreeReport, whole: str, details: Sequence[str], output: 
 
 
 def printable(text: str) -> str:
-    """What to show: names are foreign, and what is no text, or would steer a terminal, becomes question marks."""
+    """A foreign name for a terminal: what is no text, or would steer it, becomes question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _exam_document(options: argparse.Namespace) -> Path | None:
-    """The document that signs the whole study, if that is to be verified."""
+    """The document of the whole study, if that is to be verified."""
     if options.series or not Path(options.input).is_dir():
         return None
     if options.manifest is None:
@@ -129,7 +129,7 @@ def _exam_document(options: argparse.Namespace) -> Path | None:
 
 
 def _study_manifest(options: argparse.Namespace) -> StudyManifest | None:
-    """The manifest of the whole study, where that is what is to be verified."""
+    """The manifest of the whole study, if that is to be verified."""
     path = Path(options.input)
     if options.series or not path.is_dir() or (options.manifest and not options.manifest.is_file()):
         return None

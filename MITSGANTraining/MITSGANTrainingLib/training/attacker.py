@@ -81,7 +81,7 @@ class AttackerConfig:
 
 
 class CompletingTask(Task[Config]):
-    """What trains an attacker's model has in common: its learners, losses of a GAN, sample images, the product.
+    """Common parts of the tasks that train an attacker: learners, losses of a GAN, sample images, the product.
 
     A subclass sets ``generator``, ``_equalization`` and ``_shown``, int16 cubes (n, 32, 32, 32) for sample images.
     """
@@ -92,7 +92,7 @@ class CompletingTask(Task[Config]):
     _shown: np.ndarray
 
     def _learn(self, discriminator_filters: int, last_rate: float = 1.0) -> None:
-        """Make the discriminator, where it has filters, and the learners, whose rates fall to a share."""
+        """Make the discriminator, unless it has no filters, and the learners."""
         config = self.config
         self.discriminator = CTGANDiscriminator(discriminator_filters) if discriminator_filters else None
         modules = {"generator": (self.generator, config.learning_rate)}

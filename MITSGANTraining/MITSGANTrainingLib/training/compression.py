@@ -1,4 +1,4 @@
-"""Compression like JPEG's that gradients pass through, for training against attackers who get compressed scans.
+"""Compression like JPEG's with gradients, for training against attackers of compressed scans.
 
 Baseline JPEG (ITU-T T.81) of one gray channel without its lossless last stage: HU in a window to integer samples,
 discrete cosine transform of 8x8 blocks, quantization by Annex K's luminance table scaled by a quality, and back. With

@@ -117,7 +117,7 @@ def blocked_cube(
     seed: int,
     device: str = "auto",
 ) -> np.ndarray:
-    """A cube, all of it body, changed by a blocker that does not know which 32 mm a judge will look at.
+    """A cube, all of it body, changed by a blocker. It does not know the 32 mm of a judge.
 
     :param hu: int16 (slices, rows, columns), at least 32 mm along each axis.
     """
@@ -156,7 +156,7 @@ class BlockingTrainingConfig:
 
 
 class BlockingTask(Task[BlockingTrainingConfig]):
-    """No learner and a step that does nothing: the product is what the recipe names, and the figures are measured."""
+    """No learner and no work in a step: the product is what the recipe names, and the figures are measured."""
 
     Configuration = BlockingTrainingConfig
     learners: Mapping[str, Learner] = {}

@@ -50,7 +50,7 @@ class Inputs:
         return found
 
     def models_with(self, path: str) -> Path:
-        """The folder of models to take one from: that which is written to, or else that of the installed ones."""
+        """The folder of models that holds this file: the one written to, or else that of the installed ones."""
         return self.models if (self.models / path).is_file() else weights.MODELS_FOLDER
 
 

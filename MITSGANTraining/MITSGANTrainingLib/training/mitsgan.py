@@ -104,7 +104,7 @@ class MITSGANSample:
 
 
 class MITSGANTask(SlabTask[MITSGANConfig]):
-    """A generator whose slices pass for originals and differ as much as they can from what an attack makes of them."""
+    """A generator of slices that pass for originals and differ much from their forgeries."""
 
     Configuration = MITSGANConfig
 

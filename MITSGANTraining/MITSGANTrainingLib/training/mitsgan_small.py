@@ -56,7 +56,7 @@ class SmallProtectorConfig(ProtectorConfig):
 
 
 class SmallProtectorTask(ProtectorTask[SmallProtectorConfig]):
-    """A generator whose change, within the budget, moves what frozen attackers forge as far as it can."""
+    """A generator of a bounded change that moves frozen attackers' forgeries far."""
 
     Configuration = SmallProtectorConfig
 

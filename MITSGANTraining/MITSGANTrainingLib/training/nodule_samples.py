@@ -74,7 +74,7 @@ def training_nodules(path: Path) -> Nodules:
 
 
 def split_nodules(nodules: Nodules, data: Dataset, held_out: Sequence[str]) -> dict[Part, Nodules]:
-    """Both sides, patients of the dataset where it has them, the others drawn with its seed; none that are held out."""
+    """Both sides without patients held out; those that the dataset does not know are drawn with its seed."""
     known = {part: set(data.patients(part)) for part in ("training", "validation")}
     others = sorted(set(nodules.patients.tolist()) - known["training"] - known["validation"] - set(held_out))
     if len(others) > 1:

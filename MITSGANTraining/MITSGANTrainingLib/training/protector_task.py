@@ -1,4 +1,4 @@
-"""What tasks share that train a protector against frozen attackers: settings, data, fixed places, the card."""
+"""Common parts of the tasks that train a protector: settings, data, fixed places, the card."""
 
 from __future__ import annotations
 

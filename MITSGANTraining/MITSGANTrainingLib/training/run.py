@@ -70,7 +70,7 @@ class Run:
         return Trainer(task, configuration, self.work, team=team, monitor=monitor, stop=stop), start
 
     def _require_not_installed(self, task: Task) -> None:
-        """What the extension came with is behind every figure of it; and hours later is too late to ask."""
+        """Refuse, before hours of training, to replace a model that published figures rest on."""
         folder, path = self.inputs.models, task.product().path
         if not self.overwrite and folder.resolve() == weights.MODELS_FOLDER.resolve() and (folder / path).exists():
             raise OutputError(

@@ -1,4 +1,4 @@
-"""Places of whole scans that protectors train on, and the slabs around them that an attacker tampers with.
+"""Places of whole scans, and the slabs of voxels around them, for the training of protectors.
 
 Arrays are (slice, row, column); a place is a voxel (k, j, i). Voxels stay on disk. All slabs of a step come from one
 scan, since slices of different scans need not have the same size.
@@ -74,7 +74,7 @@ class ScanTargets:
         self._packed_mask = np.packbits(body_mask(scan.hu, scan.padding_hu, scan.spacing_kji), axis=-1)
 
     def marks(self) -> Iterator[np.ndarray]:
-        """What tells this scan from another, without reading all of it; for :func:`~.inputs.fingerprint`."""
+        """Some voxels and all places, for :func:`~.inputs.fingerprint`."""
         yield self.scan.hu[tuple(slice(None, None, n) for n in _STRIDE)]
         yield self.lung
         yield self._structures

@@ -68,7 +68,7 @@ class Team:
         return bool(together)
 
     def on_leader(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives when the leader alone runs it; an error is raised in all, so that none waits for ever."""
+        """The leader's result of ``work``; an error is raised in all, so that none waits for ever."""
         if self.size == 1:
             return work()
         outcome: list[Any] = [None, None]

@@ -218,6 +218,7 @@ class TestSign:
         ("arguments", "code", "words"),
         [
             (["{scan}", "out", "--key", "missing.pem"], 3, "missing.pem"),
+            (["{scan}", "out", "--key", "missing.pem", "--collection"], 3, "missing.pem"),
             (["{scan}", "{scan}", "--key", "{key}"], 4, "never overwritten"),
             (["{scan}", "out.nrrd", "--key", "{key}"], 4, "exists"),
             (["{scan}", "--key", "{public}"], 3, "private key"),
