@@ -17,7 +17,7 @@ import os
 import secrets
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,12 +260,10 @@ def verify_study(
     """
     scan = scan_study(path)
     documents = set(exam_documents(scan))
-    groups = [[h for h in one.headers if h.path not in documents] for one in scan.series]
-    lost = [*scan.damaged, *scan.without_series]
-
+    headers = [header for one in scan.series for header in one.headers if header.path not in documents]
     if manifest.covers == PIXELS:
-        return _verify_pixels(scan, manifest, groups, progress)
-    headers = [header for group in groups for header in group] + list(scan.others)
+        return _verify_pixels(scan, manifest, headers, progress)
+    headers += scan.others
     studies = Counter(header.text("StudyInstanceUID") for header in headers)
     key = next(
         (
@@ -292,20 +290,20 @@ def verify_study(
         best = (intact or candidates)[0]
         found[number]["intact" if intact else "changed"].append(scan.name(best.path))
         found[number]["extra"] += [scan.name(header.path) for header in candidates if header is not best]
-    extra = [scan.name(header.path) for left in by_uid.values() for header in left] + [scan.name(file) for file in lost]
+    extra = [header.path for left in by_uid.values() for header in left] + [*scan.damaged, *scan.without_series]
     if added:
         notes.append(f"Elements were added that the manifest does not cover: {', '.join(sorted(added))}.")
-    return _verification(manifest, found, extra, notes)
+    return _verification(manifest, found, map(scan.name, extra), notes)
 
 
 def _verify_pixels(
-    scan: DicomScan, manifest: StudyManifest, groups: Sequence[Sequence[Header]], progress: Progress | None
+    scan: DicomScan, manifest: StudyManifest, headers: Sequence[Header], progress: Progress | None
 ) -> StudyVerification:
     """Find slices by what they show and where, whatever their series: a de-identified copy has other UIDs."""
     other = 0
     unreadable = [scan.name(file) for file in scan.damaged]
     left: dict[bytes, list[tuple[bytes, str]]] = defaultdict(list)
-    for header in counted([header for headers in groups for header in headers], progress):
+    for header in counted(headers, progress):
         try:
             slices = list(_slices(header, manifest.salt))
         except InputError:
@@ -345,7 +343,7 @@ def _numbered(manifest: StudyManifest, word: str) -> list[tuple[int, str, Instan
 
 
 def _verification(
-    manifest: StudyManifest, found: Sequence[dict[str, list[str]]], extra: Sequence[str], notes: Sequence[str]
+    manifest: StudyManifest, found: Sequence[dict[str, list[str]]], extra: Iterable[str], notes: Sequence[str]
 ) -> StudyVerification:
     results = (
         SeriesResult(f"series {number} of {len(found)}", **{kind: tuple(sorted(one[kind])) for kind in KINDS})

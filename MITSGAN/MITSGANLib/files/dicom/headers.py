@@ -240,7 +240,7 @@ def read_dataset(path: Path, **options: object) -> Dataset:
 
     if not options:
         return read_encoded(path).dataset
-    with _failures_named(path), quiet_pydicom():
+    with damage_named(path), quiet_pydicom():
         dataset = pydicom.dcmread(path, force=True, **options)
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = native_syntax(*dataset.original_encoding)
@@ -252,20 +252,8 @@ def read_encoded(path: Path) -> EncodedFile:
 
     :raises InputError: the file is damaged or cannot be opened.
     """
-    with _failures_named(path), quiet_pydicom():
+    with damage_named(path), quiet_pydicom():
         return EncodedFile.parse(path.read_bytes())
-
-
-@contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
-    """:raises InputError: in place of whatever reading raised, naming the file."""
-    with damage_named(path):
-        try:
-            yield
-        except OSError as error:
-            if error.errno is None:  # pydicom's own, of a damaged sequence
-                raise
-            raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
 
 
 @contextmanager
@@ -273,13 +261,16 @@ def damage_named(path: Path, damaged: Callable[[Path], InputError] | None = None
     """Take whatever pydicom and decoders raise at foreign bytes as damage: many types, none of them documented.
 
     :param damaged: makes the error from the path, in place of :func:`damaged_file`.
-    :raises InputError: in place of anything that is not an error of ours, or of this computer.
+    :raises InputError: in place of anything that is not an error of ours, or of this computer; the system's refusal to
+        read the file, too.
     """
     try:
         yield
     except (MITSGANError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # pydicom raises one without, of a damaged sequence
+            raise InputError(f"cannot be read ({error.strerror})", path=path, hint="check its permissions") from error
         raise (damaged or damaged_file)(path) from error
 
 
