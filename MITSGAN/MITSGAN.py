@@ -10,22 +10,13 @@ from typing import Annotated, Any
 import slicer
 from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.slicer_bridge import export, operations, self_test
-from MITSGANLib.slicer_bridge.examine import examine_node, show_finding
-from MITSGANLib.slicer_bridge.folders import load_scan
+from MITSGANLib.slicer_bridge.examine import examine_node, show_examined
 from MITSGANLib.slicer_bridge.layout import register_layout
 from MITSGANLib.slicer_bridge.operations import compute_here, operation
 from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
 from MITSGANLib.slicer_bridge.panel.panel import MITSGANPanel
-from MITSGANLib.slicer_bridge.restore import restore_scan
 from MITSGANLib.slicer_bridge.tables import table_text
 from MITSGANLib.slicer_bridge.volumes import ras_from_voxel
-from slicer import (
-    vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsFiducialNode,
-    vtkMRMLPlotChartNode,
-    vtkMRMLScalarVolumeNode,
-    vtkMRMLTableNode,
-)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
@@ -74,7 +65,7 @@ Y. Mirsky et al., "CT-GAN: Malicious tampering of 3D medical imagery using deep 
             thumbnailFileName=self.resourcePath("Icons/MITSGAN.png"),
         )
 
-    def onSampleRequested(self, _source) -> list[vtkMRMLScalarVolumeNode]:
+    def onSampleRequested(self, _source) -> list[slicer.vtkMRMLScalarVolumeNode]:
         """Make the synthetic thorax for Sample Data."""
         with slicer.util.tryWithErrorDisplay(_("Failed to make the sample."), waitCursor=True):
             return [MITSGANLogic().loadPhantom()]
@@ -82,47 +73,36 @@ Y. Mirsky et al., "CT-GAN: Malicious tampering of 3D medical imagery using deep 
 
 @parameterNodeWrapper
 class MITSGANParameterNode:
-    """What the user chose in the panel and what was computed, saved with the scene.
+    """What the user chose in the panel and what was computed, saved with the scene."""
 
-    volume - The volume that the views show, which the panel is about.
-    sourceVolume - The scan that it is or was made from, which is protected and attacked.
-    model - Name of the protection model, or "watermark".
-    strengthHU - Largest change of a voxel in HU; 0 is the strength that the model was made for.
-    device - Where networks run.
-    protectedVolume - The protected version of the source volume.
-    targetPoint - Point list whose last point is the target of the simulated attack.
-    action - Whether the attack injects or removes a nodule.
-    attacker - Name of an installed attacker, or a folder of attacker files.
-    sourceAttacked, protectedAttacked - Results of the last simulated attack.
-    protectionHeatmap, sourceAttackedHeatmap, protectedAttackedHeatmap - Differences that the comparison shows.
-    metricsTable, figuresTable, rmseChart, summary - Results of the last comparison.
-    showHeatmaps, heatmapOpacity, heatmapThresholdPercent - How the differences are shown.
-    changeMap - Where the last examination found changes.
-    showChanges - Whether that is shown.
-    """
-
-    volume: vtkMRMLScalarVolumeNode
-    sourceVolume: vtkMRMLScalarVolumeNode
+    # What the views show, and what it is or was made from, which is protected and attacked.
+    volume: slicer.vtkMRMLScalarVolumeNode
+    sourceVolume: slicer.vtkMRMLScalarVolumeNode
+    # Name of a protection model or "watermark"; largest change of a voxel, 0 for what the model was made for.
     model: str = "default"
     strengthHU: Annotated[float, WithinRange(0, 30)] = 0.0
     device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
-    protectedVolume: vtkMRMLScalarVolumeNode
-    targetPoint: vtkMRMLMarkupsFiducialNode
+    protectedVolume: slicer.vtkMRMLScalarVolumeNode
+    # The target is the last point.
+    targetPoint: slicer.vtkMRMLMarkupsFiducialNode
     action: Annotated[str, Choice(["inject", "remove"])] = "inject"
+    # Name of an installed attacker, or a folder of attacker files.
     attacker: str = DEFAULT_ATTACKER
-    sourceAttacked: vtkMRMLScalarVolumeNode
-    protectedAttacked: vtkMRMLScalarVolumeNode
-    protectionHeatmap: vtkMRMLScalarVolumeNode
-    sourceAttackedHeatmap: vtkMRMLScalarVolumeNode
-    protectedAttackedHeatmap: vtkMRMLScalarVolumeNode
-    metricsTable: vtkMRMLTableNode
-    figuresTable: vtkMRMLTableNode
-    rmseChart: vtkMRMLPlotChartNode
+    sourceAttacked: slicer.vtkMRMLScalarVolumeNode
+    protectedAttacked: slicer.vtkMRMLScalarVolumeNode
+    # Results of the last comparison, and how its differences are shown.
+    protectionHeatmap: slicer.vtkMRMLScalarVolumeNode
+    sourceAttackedHeatmap: slicer.vtkMRMLScalarVolumeNode
+    protectedAttackedHeatmap: slicer.vtkMRMLScalarVolumeNode
+    metricsTable: slicer.vtkMRMLTableNode
+    figuresTable: slicer.vtkMRMLTableNode
+    rmseChart: slicer.vtkMRMLPlotChartNode
     summary: str = ""
     showHeatmaps: bool = False
     heatmapOpacity: Annotated[float, WithinRange(0, 1)] = 0.5
     heatmapThresholdPercent: Annotated[float, WithinRange(0, 100)] = 20.0
-    changeMap: vtkMRMLLabelMapVolumeNode
+    # Where the last examination found changes.
+    changeMap: slicer.vtkMRMLLabelMapVolumeNode
     showChanges: bool = True
 
 
@@ -171,11 +151,11 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
     checkDicomExport = staticmethod(export.exportable_files)
     exportDicom = operation(export.export_dicom)
     exportFile = operation(export.export_file)
-    restoreOriginal = operation(restore_scan)
+    restoreOriginal = operation(export.restore_scan)
     watermark = operation(operations.watermark_node)
     examine = operation(examine_node)
-    showFinding = staticmethod(show_finding)
-    loadScan = operation(load_scan)
+    showExamined = staticmethod(show_examined)
+    loadScan = operation(operations.load_scan)
 
 
 class MITSGANTest(ScriptedLoadableModuleTest):
@@ -183,18 +163,6 @@ class MITSGANTest(ScriptedLoadableModuleTest):
 
     def runTest(self) -> None:
         """Run all tests, each in an empty scene."""
-        for test in (self.test_ProtectAndAttack, self.test_SealAndSign, self.test_WatermarkAndCheck):
+        for test in (self_test.protect_and_attack, self_test.seal_and_sign, self_test.watermark_and_check):
             slicer.mrmlScene.Clear()
-            test()
-
-    def test_ProtectAndAttack(self) -> None:
-        """Protection and attack keep the geometry, follow the transform and mark their results."""
-        self_test.protect_and_attack(self, MITSGANLogic())
-
-    def test_SealAndSign(self) -> None:
-        """A sealed and signed file gives back the original, and shows the one voxel that was changed."""
-        self_test.seal_and_sign(self, MITSGANLogic())
-
-    def test_WatermarkAndCheck(self) -> None:
-        """A watermark is missing where the scan was painted over, and nowhere else."""
-        self_test.watermark_and_check(self, MITSGANLogic())
+            test(self, MITSGANLogic())

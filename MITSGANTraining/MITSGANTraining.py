@@ -13,10 +13,9 @@ import slicer
 from MITSGANLib.slicer_bridge.layout import show_table
 from MITSGANLib.slicer_bridge.operations import compute_here, measure_nodes, operation
 from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
-from MITSGANLib.slicer_bridge.panel.shared import Panel, Section
+from MITSGANLib.slicer_bridge.panel.shared import Panel
 from MITSGANLib.slicer_bridge.privacy import path_kept_from_log
 from MITSGANLib.slicer_bridge.reports import last_report, show_report
-from slicer import vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import parameterNodeWrapper
@@ -50,99 +49,73 @@ The method follows MITS-GAN (Pasqualino et al.); the simulated attack follows CT
 
 @parameterNodeWrapper
 class MITSGANTrainingParameterNode:
-    """What the user chose in the panel, saved with the scene.
+    """What the user chose in the panel, saved with the scene: the volume to measure is on the grid of the reference."""
 
-    referenceVolume - The volume to compare with.
-    comparedVolume - The volume to measure, on the same grid.
-    """
-
-    referenceVolume: vtkMRMLScalarVolumeNode
-    comparedVolume: vtkMRMLScalarVolumeNode
-
-
-class EvaluateSection(Section):
-    """Measures two loaded volumes."""
-
-    def __init__(self, panel: Panel) -> None:
-        super().__init__(panel)
-        panel.add_job(
-            panel.ui.evaluateButton,
-            panel.ui.progressBar,
-            self.evaluate,
-            unit=_("slices"),
-            failure=_("Failed to evaluate the volumes."),
-            missing=self._missing,
-        )
-
-    def evaluate(self, progress: Callable[[int, int], None]) -> None:
-        """Measure the two volumes and show the table."""
-        panel, parameters = self._panel, self._panel.parameters
-        table = panel.logic.evaluate(parameters.referenceVolume, parameters.comparedVolume, progress=progress)
-        show_table(table)
-        panel.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
-
-    def _missing(self) -> str:
-        parameters = self._panel.parameters
-        has_both = parameters and parameters.referenceVolume and parameters.comparedVolume
-        return "" if has_both else _("Select two volumes.")
-
-
-class CommandsSection(Section):
-    """Offers the commands for a terminal."""
-
-    def __init__(self, panel: Panel) -> None:
-        super().__init__(panel)
-        panel.ui.commandComboBox.connect("currentIndexChanged(int)", self.show_command)
-        panel.ui.commandLineEdit.connect("textChanged(QString)", self.show_line)
-        panel.ui.copyButton.connect("clicked()", self.copy)
-        for name, purpose in panel.logic.commands():
-            panel.ui.commandComboBox.addItem(name, purpose)
-
-    def show_command(self, index: int) -> None:
-        """Show the command's purpose, and the part of its line that is not the same for all."""
-        ui = self._panel.ui
-        ui.purposeLabel.text = ui.commandComboBox.itemData(index)
-        ui.commandLineEdit.text = f"{ui.commandComboBox.itemText(index)} --help"
-
-    def show_line(self, arguments: str) -> None:
-        """Show the whole line in the tool tip."""
-        self._panel.ui.commandLineEdit.toolTip = self._panel.logic.commandLine(arguments)
-
-    def copy(self) -> None:
-        """Put the whole line on the clipboard."""
-        slicer.app.clipboard().setText(self._panel.logic.commandLine(self._panel.ui.commandLineEdit.text))
-        self._panel.jobs.say(_("Copied the whole line. Paste it into a terminal."))
-
-
-class ReportsSection(Section):
-    """Opens reports of commands, and of the MITSGAN module, in a window."""
-
-    def __init__(self, panel: Panel) -> None:
-        super().__init__(panel)
-        panel.ui.openReportButton.connect("clicked()", self.open)
-        panel.ui.lastReportButton.connect("clicked()", lambda: self._show(last_report()))
-        panel.add_control(panel.ui.lastReportButton, missing=self._missing)
-
-    def open(self) -> None:
-        """Let the user choose a report, and show it."""
-        self._show(self._panel.ask_for_file(_("Report"), _("Reports") + " (*.html *.md)"))
-
-    def _show(self, path: Path | None) -> None:
-        if path is not None:
-            with self._panel.trying(_("Failed to open the report.")), path_kept_from_log(path):
-                show_report(path)
-        self._panel.changed()
-
-    def _missing(self) -> str:
-        return "" if last_report() else _("There is no report of this session yet; open one.")
+    referenceVolume: slicer.vtkMRMLScalarVolumeNode
+    comparedVolume: slicer.vtkMRMLScalarVolumeNode
 
 
 class TrainingPanel(Panel):
-    """The module's panel, from the arguments of :class:`Panel`."""
+    """The module's panel: measures two loaded volumes, offers commands for a terminal, and opens their reports."""
 
     def __init__(self, *arguments: Any) -> None:
+        """Connect the widgets; the arguments are those of :class:`Panel`."""
         super().__init__(*arguments)
-        self.sections = (EvaluateSection(self), CommandsSection(self), ReportsSection(self))
+        ui = self.ui
+        self.add_job(
+            ui.evaluateButton,
+            ui.progressBar,
+            self.evaluate,
+            unit=_("slices"),
+            failure=_("Failed to evaluate the volumes."),
+            missing=self._missing_volumes,
+        )
+        ui.commandComboBox.connect("currentIndexChanged(int)", self.show_command)
+        ui.commandLineEdit.connect("textChanged(QString)", self.show_line)
+        ui.copyButton.connect("clicked()", self.copy)
+        for name, purpose in self.logic.commands():
+            ui.commandComboBox.addItem(name, purpose)
+        ui.openReportButton.connect("clicked()", self.open_report)
+        ui.lastReportButton.connect("clicked()", lambda: self._show_report(last_report()))
+        self.add_control(ui.lastReportButton, missing=self._missing_report)
+
+    def evaluate(self, progress: Callable[[int, int], None]) -> None:
+        """Measure the two volumes and show the table."""
+        parameters = self.parameters
+        table = self.logic.evaluate(parameters.referenceVolume, parameters.comparedVolume, progress=progress)
+        show_table(table)
+        self.jobs.say(_("The figures are in the table {name}.").format(name=table.GetName()))
+
+    def show_command(self, index: int) -> None:
+        """Show the command's purpose, and the part of its line that is not the same for all."""
+        self.ui.purposeLabel.text = self.ui.commandComboBox.itemData(index)
+        self.ui.commandLineEdit.text = f"{self.ui.commandComboBox.itemText(index)} --help"
+
+    def show_line(self, arguments: str) -> None:
+        """Show the whole line in the tool tip."""
+        self.ui.commandLineEdit.toolTip = self.logic.commandLine(arguments)
+
+    def copy(self) -> None:
+        """Put the whole line on the clipboard."""
+        slicer.app.clipboard().setText(self.logic.commandLine(self.ui.commandLineEdit.text))
+        self.jobs.say(_("Copied the whole line. Paste it into a terminal."))
+
+    def open_report(self) -> None:
+        """Let the user choose a report, of a command or of the MITSGAN module, and show it."""
+        self._show_report(self.ask_for_file(_("Report"), _("Reports") + " (*.html *.md)"))
+
+    def _show_report(self, path: Path | None) -> None:
+        if path is not None:
+            with self.trying(_("Failed to open the report.")), path_kept_from_log(path):
+                show_report(path)
+        self.changed()
+
+    def _missing_volumes(self) -> str:
+        has_both = self.parameters and self.parameters.referenceVolume and self.parameters.comparedVolume
+        return "" if has_both else _("Select two volumes.")
+
+    def _missing_report(self) -> str:
+        return "" if last_report() else _("There is no report of this session yet; open one.")
 
 
 class MITSGANTrainingWidget(ModuleWidget):

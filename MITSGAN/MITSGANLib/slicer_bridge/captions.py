@@ -7,7 +7,6 @@ live as long as the views do, whatever layout shows them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import slicer
@@ -16,41 +15,25 @@ import vtk
 _TEXT, _KEY = "MITSGAN.Caption", "MITSGAN.ColorKey"
 _FONT_SIZE, _KEY_FONT_SIZE = 15, 11
 _KEY_PIXELS = (80, 110)
-_WHITE, _BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+WHITE, _BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 # What is behind the words shines through a little: they have to be read on lung and on bone.
 _SHADE = 0.55
 _HIDDEN = (0.25, 0.25, 0.25, 1.0)
 
 
-@dataclass(frozen=True)
-class ColorKey:
-    """The colors of a heatmap.
-
-    :param limit_hu: difference with the full color, positive or negative.
-    :param colors: from -limit to +limit; what is not shown is transparent.
-    """
-
-    limit_hu: float
-    colors: vtk.vtkLookupTable
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What one view says in its image.
-
-    :param text: in one or more lines.
-    :param rgb: of the text, 0 to 1.
-    """
-
-    text: str
-    rgb: tuple[float, float, float] = _WHITE
-    key: ColorKey | None = None
-
-
-def write_caption(view: str, caption: Caption) -> None:
+def write_caption(
+    view: str,
+    words: str,
+    rgb: tuple[float, float, float] = WHITE,
+    limit_hu: float | None = None,
+    colors: vtk.vtkLookupTable | None = None,
+) -> None:
     """Write into the image of a slice view, in place of what was written before.
 
     :param view: the view's name in the layout; nothing is done while it has no widget.
+    :param words: in one or more lines.
+    :param limit_hu: difference with the full color of a heatmap, positive or negative; None for no key of its colors.
+    :param colors: from -limit to +limit; what is not shown is transparent.
     """
     manager = slicer.app.layoutManager()
     widget = manager.sliceWidget(view) if manager else None
@@ -58,17 +41,17 @@ def write_caption(view: str, caption: Caption) -> None:
         return
     renderer = widget.sliceView().renderWindow().GetRenderers().GetFirstRenderer()
     text, key = _actor(renderer, _TEXT, _new_text), _actor(renderer, _KEY, _new_key)
-    limit = caption.key.limit_hu if caption.key else None
-    said = (text.GetInput(), text.GetTextProperty().GetColor(), _limit(key) if key.GetVisibility() else None)
+    shown_limit = key.GetLookupTable().GetRange()[1] if key.GetVisibility() and key.GetLookupTable() else None
+    said = (text.GetInput(), text.GetTextProperty().GetColor(), shown_limit)
     # Views change many times when the comparison is shown; the text says the threshold of the colors.
-    if said == (caption.text, caption.rgb, limit):
+    if said == (words, rgb, limit_hu):
         return
-    text.SetInput(caption.text)
-    text.GetTextProperty().SetColor(caption.rgb)
+    text.SetInput(words)
+    text.GetTextProperty().SetColor(rgb)
     slicer.app.applicationLogic().UseCustomFontFile(text.GetTextProperty())
-    key.SetVisibility(caption.key is not None)
-    if caption.key:
-        key.SetLookupTable(_opaque(caption.key))
+    key.SetVisibility(limit_hu is not None)
+    if limit_hu is not None:
+        key.SetLookupTable(_opaque(colors, limit_hu))
     widget.sliceView().scheduleRender()
 
 
@@ -123,16 +106,11 @@ def _new_key() -> vtk.vtkScalarBarActor:
     return key
 
 
-def _limit(key: vtk.vtkScalarBarActor) -> float | None:
-    colors = key.GetLookupTable()
-    return colors.GetRange()[1] if colors else None
-
-
-def _opaque(key: ColorKey) -> vtk.vtkLookupTable:
-    colors = vtk.vtkLookupTable()
-    colors.DeepCopy(key.colors)
-    colors.SetRange(-key.limit_hu, key.limit_hu)
-    for index in range(colors.GetNumberOfTableValues()):
-        if not colors.GetTableValue(index)[3]:
-            colors.SetTableValue(index, *_HIDDEN)
-    return colors
+def _opaque(colors: vtk.vtkLookupTable, limit_hu: float) -> vtk.vtkLookupTable:
+    opaque = vtk.vtkLookupTable()
+    opaque.DeepCopy(colors)
+    opaque.SetRange(-limit_hu, limit_hu)
+    for index in range(opaque.GetNumberOfTableValues()):
+        if not opaque.GetTableValue(index)[3]:
+            opaque.SetTableValue(index, *_HIDDEN)
+    return opaque

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import slicer
@@ -11,14 +11,11 @@ from slicer.i18n import tr as _
 
 from ..scan.volume import CTVolume
 from ..signature.verification import CHANGED_TILE, INTACT, MAP_VALUES, MISSING_SLICE, WRONG_SLICE
-from .layout import restore_layout, set_labels_opacity, show_in_ordinary_views, show_labels
-from .volumes import SOURCE_ROLE, image_from_volume, ras_on_grid, set_grid
+from .volumes import SOURCE_ROLE, add_colors, free_name, image_from_volume, set_grid
 
 CHANGE_MAP_ATTRIBUTE = "MITSGAN.ChangeMap"
 LEGEND_CHANGED, LEGEND_UNTOLD = 1, 2
 """Labels of :func:`examination_legend`."""
-
-_OPACITY = 0.4
 
 RGBA = tuple[float, float, float, float]
 
@@ -32,13 +29,10 @@ _FAINT_GRAY: RGBA = (0.55, 0.55, 0.60, 0.4)
 
 @dataclass(frozen=True)
 class Legend:
-    """What a map is called, and what its labels mean.
-
-    :param labels: for each value from 0 on, its name and color.
-    """
+    """What a map is called, and what its labels mean."""
 
     title: str
-    labels: Mapping[int, tuple[str, RGBA]]
+    labels: Mapping[int, tuple[str, RGBA]]  # for each value from 0 on, its name and color
 
 
 def signature_legend() -> Legend:
@@ -64,61 +58,27 @@ def image_of_labels(labels: CTVolume) -> vtk.vtkImageData:
 
 def change_map_node(
     labels: CTVolume,
-    over: slicer.vtkMRMLScalarVolumeNode | None,
+    over: slicer.vtkMRMLScalarVolumeNode,
     legend: Legend,
     image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLLabelMapVolumeNode:
     """A new label map node.
 
     :param labels: of the values in the legend.
-    :param over: the volume that it is about, under whose transform it is put; None where none is in the scene.
+    :param over: the volume that it is about, under whose transform it is put.
     :param image: of :func:`image_of_labels`; None makes it.
     """
-    scene = slicer.mrmlScene
     node = slicer.vtkMRMLLabelMapVolumeNode()
-    # The scene numbers also names of which the node is gone.
-    node.SetName(scene.GenerateUniqueName(legend.title) if scene.GetFirstNodeByName(legend.title) else legend.title)
+    node.SetName(free_name(legend.title))
     node.SetAttribute(CHANGE_MAP_ATTRIBUTE, "true")
     set_grid(node, labels)
     node.SetAndObserveImageData(image or image_of_labels(labels))
-    scene.AddNode(node)
+    slicer.mrmlScene.AddNode(node)
     node.CreateDefaultDisplayNodes()
-    node.GetDisplayNode().SetAndObserveColorNodeID(_colors(node.GetName(), legend).GetID())
-    if over is not None:
-        node.SetAndObserveTransformNodeID(over.GetTransformNodeID())
-        node.SetNodeReferenceID(SOURCE_ROLE, over.GetID())
-    return node
-
-
-def show_changes(
-    node: slicer.vtkMRMLLabelMapVolumeNode,
-    over: slicer.vtkMRMLScalarVolumeNode | None,
-    *,
-    visible: bool,
-    kji: Sequence[float] | None = None,
-) -> None:
-    """Show a change map over its volume in the ordinary views.
-
-    :param kji: voxel (slice, row, column) that the views go to; None leaves them where they are.
-    """
-    restore_layout()
-    if over is not None:
-        show_in_ordinary_views(over)
-    show_labels(node, _OPACITY if visible else 0.0, kji and ras_on_grid(node, kji))
-
-
-def set_changes_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -> None:
-    """Show or hide a change map in the views that have it."""
-    set_labels_opacity(node, _OPACITY if visible else 0.0)
-
-
-def _colors(name: str, legend: Legend) -> slicer.vtkMRMLColorTableNode:
-    # Not hidden from editors: a scene file keeps no colors of those that are.
-    colors = slicer.vtkMRMLColorTableNode()
-    colors.SetTypeToUser()
-    colors.SetName(_("{name} colors").format(name=name))
-    colors.SetNumberOfColors(len(legend.labels))
+    colors = add_colors(node, len(legend.labels), hidden=False)
     for value, (words, rgba) in legend.labels.items():
         colors.SetColor(value, words, *rgba)
-    slicer.mrmlScene.AddNode(colors)
-    return colors
+    node.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+    node.SetAndObserveTransformNodeID(over.GetTransformNodeID())
+    node.SetNodeReferenceID(SOURCE_ROLE, over.GetID())
+    return node

@@ -18,7 +18,7 @@ from vtk import vtkImageData
 from ..errors import InputError
 from ..report.pictures import color_limit
 from ..scan.volume import CTVolume
-from .volumes import DIFFERENCE_ATTRIBUTE, image_from_volume, node_from_volume
+from .volumes import DIFFERENCE_ATTRIBUTE, add_colors, image_from_volume, node_from_volume, own_colors
 
 DEFAULT_THRESHOLD = 0.2
 """Share of a map's full color up to which nothing is colored: 1 HU of 5, 100 HU of 500."""
@@ -62,7 +62,32 @@ def difference(reference: CTVolume, other: CTVolume) -> Difference:
 
     :raises InputError: when the two volumes do not lie on the same grid.
     """
-    volume = _difference(reference, other)
+    if not reference.same_geometry(other):
+        raise InputError(_("The two volumes do not lie on the same grid; compare a scan with its own result."))
+    hu = np.empty(reference.shape, np.int16)
+    # Slice by slice: the wider integers of a whole scan would take half a gigabyte.
+    changed = [np.zeros(size, bool) for size in reference.shape]
+    for k, (before, after) in enumerate(zip(reference.hu, other.hu, strict=True)):
+        hu[k] = np.clip(np.subtract(after, before, dtype=np.int32), -32768, 32767)
+        is_changed = hu[k] != 0
+        rows = is_changed.any(axis=1)
+        changed[0][k] = rows.any()
+        changed[1] |= rows
+        changed[2] |= is_changed.any(axis=0)
+    box = []
+    for axis in changed:
+        present = np.flatnonzero(axis)
+        # Identical volumes still give a node: one voxel of no difference.
+        low, high = (int(present[0]), int(present[-1]) + 1) if present.size else (0, 1)
+        box.append(slice(low, high))
+    volume = CTVolume(
+        hu[tuple(box)],
+        reference.spacing,
+        tuple(reference.voxel_to_lps([part.start for part in box])),
+        reference.direction,
+        # The marks of an attack stay with what is computed from it; identifiers of the source do not matter here.
+        dataclasses.replace(other.provenance, padding_hu=None),
+    )
     # Every slice of an attacked cube, some of a whole scan: enough for a round number.
     limit_hu = color_limit(volume.hu[:: max(1, volume.shape[0] // _SLICES_FOR_LIMIT)])
     return Difference(volume, limit_hu, image_from_volume(volume))
@@ -100,16 +125,7 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold: fl
     limit = _limit(node)
     threshold_hu = threshold * limit
     shown = f"{threshold_hu:g}"
-    display = node.GetDisplayNode()
-    colors = display.GetColorNode()
-    name = f"{node.GetName()} colors"
-    if colors is None or colors.GetName() != name:
-        colors = slicer.vtkMRMLColorTableNode()
-        colors.SetTypeToUser()
-        colors.SetName(name)
-        colors.SetHideFromEditors(True)
-        colors.SetNumberOfColors(_COLORS)
-        slicer.mrmlScene.AddNode(colors)
+    colors = own_colors(node) or add_colors(node, _COLORS, hidden=True)
     # Each color that is set makes all displays follow. A scene file keeps the attribute but not the colors of a node
     # that is hidden from editors; the brightest of a table without colors is black.
     brightest = colors.GetLookupTable().GetTableValue(_COLORS - 1)[:3]
@@ -119,40 +135,11 @@ def set_difference_threshold(node: slicer.vtkMRMLScalarVolumeNode, threshold: fl
             colors.GetLookupTable().SetRange(-limit, limit)
             for index, rgba in enumerate(_rgba(limit, threshold_hu)):
                 colors.SetColor(index, f"{limit * (2 * index / (_COLORS - 1) - 1):+.1f} HU", *rgba)
-    display.SetAndObserveColorNodeID(colors.GetID())
+    node.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
 
 
 def _limit(node: slicer.vtkMRMLScalarVolumeNode) -> float:
     return float(node.GetAttribute(DIFFERENCE_ATTRIBUTE))
-
-
-def _difference(reference: CTVolume, other: CTVolume) -> CTVolume:
-    if not reference.same_geometry(other):
-        raise InputError(_("The two volumes do not lie on the same grid; compare a scan with its own result."))
-    difference = np.empty(reference.shape, np.int16)
-    # Slice by slice: the wider integers of a whole scan would take half a gigabyte.
-    changed = [np.zeros(size, bool) for size in reference.shape]
-    for k, (before, after) in enumerate(zip(reference.hu, other.hu, strict=True)):
-        difference[k] = np.clip(np.subtract(after, before, dtype=np.int32), -32768, 32767)
-        is_changed = difference[k] != 0
-        rows = is_changed.any(axis=1)
-        changed[0][k] = rows.any()
-        changed[1] |= rows
-        changed[2] |= is_changed.any(axis=0)
-    box = []
-    for axis in changed:
-        present = np.flatnonzero(axis)
-        # Identical volumes still give a node: one voxel of no difference.
-        low, high = (int(present[0]), int(present[-1]) + 1) if present.size else (0, 1)
-        box.append(slice(low, high))
-    return CTVolume(
-        difference[tuple(box)],
-        reference.spacing,
-        tuple(reference.voxel_to_lps([part.start for part in box])),
-        reference.direction,
-        # The marks of an attack stay with what is computed from it; identifiers of the source do not matter here.
-        dataclasses.replace(other.provenance, padding_hu=None),
-    )
 
 
 def _rgba(limit: float, threshold_hu: float) -> list[tuple[float, ...]]:

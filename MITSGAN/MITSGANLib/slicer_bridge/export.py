@@ -1,4 +1,4 @@
-"""Writing protected volumes: as a derived DICOM series or a file, sealed and signed where keys are given."""
+"""Writing protected volumes, as a derived DICOM series or a file, sealed and signed, and restoring their originals."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from ..errors import MITSGANError, OutputError
 from ..files.atomic import atomic_file, atomic_folder
-from ..files.storage import is_dicom_output
+from ..files.storage import is_dicom_output, load_volume
 from ..files.volume_files import SUFFIXES, format_of, read_file
+from ..keys.key_files import Key
 from ..save_protected import Proofs, remove_stale, save_protected
 from ..scan.volume import CTVolume
+from ..seal.sealing import Restored, restore
 from ..watermark.pattern import watermark_key
-from .dicom_source import dicom_files_of, with_dicom_source
 from .operations import Compute, compute_here, matching_scans
-from .privacy import path_kept_from_log
-from .scan_on_disk import file_behind
-from .volumes import is_simulated_attack, require_ct, same_scan, source_of, volume_from_node
+from .origin import ScanOnDisk, dicom_files_of, file_behind, with_dicom_source
+from .privacy import path_kept_from_log, paths_kept_from_log
+from .volumes import is_simulated_attack, node_from_volume, require_ct, same_scan, source_of, volume_from_node
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,46 @@ def export_file(
     source, protected = matching_scans(source_node, protected_node)
 
     with path_kept_from_log(path), new_output(path, overwrite=True) as new:
-        compute(lambda report: _save(*map(require_ct, (protected, source)), new, proofs, report, own), progress)
+
+        def work(report: Any) -> None:
+            original = require_ct(source)
+            _save(require_ct(protected), _as_in_file(original, own) if proofs.key else original, new, proofs, report)
+
+        compute(work, progress)
     remove_stale(path, proofs)
     logger.info("MITSGAN exported %s as a file", protected_node.GetID())
+
+
+def restore_scan(
+    scan: ScanOnDisk,
+    destination: str | Path,
+    key: Key,
+    *,
+    name: str,
+    progress: Callable[..., None] | None = None,
+    compute: Compute = compute_here,
+) -> tuple[Restored, slicer.vtkMRMLScalarVolumeNode]:
+    """Restore the original of a sealed scan on the disk; what was restored, and a new node of this name that shows it.
+
+    :param destination: a new folder for DICOM; a file for a file, which is replaced if it exists.
+    :raises InputError: no seal, the wrong key, or the scan or the seal was changed.
+    :raises OutputError: the destination cannot be written.
+    """
+    destination = Path(destination)
+    words = {destination: _("the chosen place"), scan.path: _("the protected scan")}
+    with paths_kept_from_log(words):
+        if not scan.is_file and (destination.is_relative_to(scan.path) or scan.path.is_relative_to(destination)):
+            raise OutputError(_("The original cannot lie within the protected scan; choose another folder."))
+        if scan.is_file and destination.exists() and destination.samefile(scan.path):
+            raise OutputError(_("The original cannot take the place of the protected scan; choose another name."))
+        with new_output(destination, overwrite=scan.is_file) as new:
+
+            def work(report: Any) -> tuple[Restored, CTVolume]:
+                return restore(scan.path, new, key, series=scan.series, progress=report), load_volume(new)
+
+            restored, volume = compute(work, progress)
+    logger.info("MITSGAN restored a scan")
+    return restored, node_from_volume(volume, name)
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -112,18 +151,10 @@ def new_output(path: Path, *, overwrite: bool = False) -> AbstractContextManager
     return (atomic_folder if is_dicom_output(path) else atomic_file)(path, overwrite=overwrite)
 
 
-def _save(
-    volume: CTVolume,
-    original: CTVolume,
-    path: Path,
-    proofs: Proofs,
-    report: Callable[..., None] | None,
-    own: Path | None = None,
-) -> None:
+def _save(volume: CTVolume, original: CTVolume, path: Path, proofs: Proofs, report: Callable[..., None] | None) -> None:
     """Save a protected volume as DICOM or a file, sealed and signed.
 
     :param original: what the seal restores; for DICOM, its files.
-    :param own: the file that ``original`` may have been loaded from: if it shows the same, the seal restores it.
     """
     key = proofs.key
     # Mostly the same key file made the watermark; with another's the seal is as exact, but longer.
@@ -134,12 +165,14 @@ def _save(
             # How long sealing and signing take is not known beforehand.
             report(*((done, total) if done < total or not proofs else (0, 0)))
 
-    original = _as_in_file(original, own) if key else original
     save_protected(volume, path, proofs, original, watermark=watermark, progress=while_writing)
 
 
 def _as_in_file(original: CTVolume, own: Path | None) -> CTVolume:
-    """The original as its file has it, with the type of its values and its header; or as it is."""
+    """The original as its file has it, with the type of its values and its header, if that shows the same; or as it is.
+
+    :param own: the file that it may have been loaded from.
+    """
     if own is None:
         return original
     try:

@@ -18,23 +18,13 @@ _SLICES_TO_READ = 8
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the panel says about a volume.
+    """What the panel says about a volume."""
 
-    :param problem: why it cannot be used; empty when it looks like CT in HU.
-    :param noise_sd_hu: None where there is too little soft tissue to measure it in.
-    :param warnings: sentences about what a careful user should know.
-    """
-
-    problem: str = ""
+    problem: str = ""  # why it cannot be used; empty when it looks like CT in HU
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    noise_sd_hu: float | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def is_ct(self) -> bool:
-        """Whether nothing speaks against a CT."""
-        return not self.problem
+    noise_sd_hu: float | None = None  # None where there is too little soft tissue to measure it in
+    warnings: tuple[str, ...] = ()  # sentences about what a careful user should know
 
 
 def inspect_scan(scan: CTVolume) -> Inspection:
@@ -43,10 +33,8 @@ def inspect_scan(scan: CTVolume) -> Inspection:
         volume = require_ct(scan)
     except InputError as error:
         return Inspection(problem=str(error))
-    noise = scan_noise(volume.hu, volume.spacing_kji).sd_hu
-    return Inspection(
-        "", volume.shape, volume.spacing, noise, tuple(warning.text for warning in volume.provenance.warnings)
-    )
+    warnings = tuple(warning.text for warning in volume.provenance.warnings)
+    return Inspection("", volume.shape, volume.spacing, scan_noise(volume.hu, volume.spacing_kji).sd_hu, warnings)
 
 
 def carries_open_watermark(scan: CTVolume) -> bool:

@@ -5,8 +5,10 @@ Nothing here keeps a key, names its file in an error, or puts it into the scene.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from slicer.i18n import tr as _
 
@@ -18,13 +20,20 @@ from ..signature.signing import Signers
 from .privacy import paths_kept_from_log
 
 
+@contextmanager
+def _key_file(path: Path, *, is_new: bool = False) -> Iterator[None]:
+    with paths_kept_from_log({path: _("the key file")}):
+        if is_new and path.exists():
+            raise OutputError(_("There is a file of this name. A key file is never replaced; choose another name."))
+        yield
+
+
 def make_key_file(path: Path) -> str:
     """Write a new key file, readable by its owner only, and give the identity of its key.
 
     :raises OutputError: the file exists, or cannot be written.
     """
-    with _key_path_kept(path):
-        _refuse_existing(path)
+    with _key_file(path, is_new=True):
         key = generate_key()
         write_key_file(key, path)
         return key.id
@@ -35,12 +44,9 @@ def make_signing_key_file(path: Path) -> tuple[str, Path]:
 
     :raises OutputError: a file of either name exists, or cannot be written.
     """
-    with _key_path_kept(path):
-        _refuse_existing(path)
+    with _key_file(path, is_new=True):
         key = signing_keys.new_signing_key()
-        return signing_keys.fingerprint(signing_keys.raw_public_key(key.public_key())), signing_keys.save_signing_key(
-            key, path
-        )
+        return _fingerprint(key.public_key()), signing_keys.save_signing_key(key, path)
 
 
 def key_identity(path: Path) -> str:
@@ -48,7 +54,7 @@ def key_identity(path: Path) -> str:
 
     :raises InputError: it is no key file.
     """
-    with _key_path_kept(path):
+    with _key_file(path):
         return read_key_file(path).id
 
 
@@ -57,10 +63,9 @@ def signing_key_identity(path: Path) -> str | None:
 
     :raises InputError: it is no Ed25519 private key.
     """
-    with _key_path_kept(path):
-        if b"ENCRYPTED" in signing_keys.read_pem(path):
-            return None
-        return signing_keys.fingerprint(signing_keys.raw_public_key(signing_keys.load_signing_key(path).public_key()))
+    with _key_file(path):
+        is_locked = b"ENCRYPTED" in signing_keys.read_pem(path)
+        return None if is_locked else _fingerprint(signing_keys.load_signing_key(path).public_key())
 
 
 def public_key_identity(path: Path) -> str:
@@ -68,8 +73,8 @@ def public_key_identity(path: Path) -> str:
 
     :raises InputError: it is no Ed25519 public key.
     """
-    with _key_path_kept(path):
-        return signing_keys.fingerprint(signing_keys.raw_public_key(signing_keys.load_public_key(path)))
+    with _key_file(path):
+        return _fingerprint(signing_keys.load_public_key(path))
 
 
 def open_proofs(key_path: Path | None, signing_path: Path | None, passphrase: str) -> Proofs:
@@ -78,12 +83,9 @@ def open_proofs(key_path: Path | None, signing_path: Path | None, passphrase: st
     :param passphrase: of the signing key, where one locks it; empty for none.
     :raises InputError: a file is no such key, or its passphrase is missing or wrong.
     """
-    key = signers = None
-    if key_path is not None:
-        with _key_path_kept(key_path):
-            key = read_key_file(key_path)
+    key, signers = open_key(key_path, "") if key_path else None, None
     if signing_path is not None:
-        with _key_path_kept(signing_path):
+        with _key_file(signing_path):
             if not passphrase and signing_key_identity(signing_path) is None:
                 raise InputError(_("The signing key is locked; type its passphrase."))
             unlock = passphrase_key(passphrase).secret if passphrase else None
@@ -98,13 +100,9 @@ def open_key(key_path: Path | None, passphrase: str) -> Key:
     """
     if key_path is None:
         return passphrase_key(passphrase)
-    return open_proofs(key_path, None, "").key
+    with _key_file(key_path):
+        return read_key_file(key_path)
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise OutputError(_("There is a file of this name. A key file is never replaced; choose another name."))
-
-
-def _key_path_kept(path: Path) -> AbstractContextManager[None]:
-    return paths_kept_from_log({path: _("the key file")})
+def _fingerprint(key: Any) -> str:
+    return signing_keys.fingerprint(signing_keys.raw_public_key(key))

@@ -24,6 +24,7 @@ _VIEW_GROUP = 14771
 _PLOT, _TABLE = "MITSGANPlot", "MITSGANTable"
 _FIGURES = {"vtkMRMLPlotViewNode": _PLOT, "vtkMRMLTableViewNode": _TABLE}
 _ZOOM_MM = 120.0
+_LABELS_OPACITY = 0.4
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class SliceView:
     color: str
 
 
-def _hex(rgb: Sequence[float]) -> str:
+def hex_color(rgb: Sequence[float]) -> str:
+    """A color as HTML and Slicer's layouts write it, of red, green and blue from 0 to 1."""
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
@@ -43,31 +45,50 @@ def _hex(rgb: Sequence[float]) -> str:
 VIEWS = {
     "source": SliceView("MITSGANSource", "O", "#7a8793"),
     "protected": SliceView("MITSGANProtected", "P", "#2f80c3"),
-    "source attacked": SliceView("MITSGANSourceAttacked", "OA", _hex(SIMULATED_ATTACK_COLOR)),
-    "protected attacked": SliceView("MITSGANProtectedAttacked", "PA", _hex(SIMULATED_ATTACK_COLOR)),
+    "source attacked": SliceView("MITSGANSourceAttacked", "OA", hex_color(SIMULATED_ATTACK_COLOR)),
+    "protected attacked": SliceView("MITSGANProtectedAttacked", "PA", hex_color(SIMULATED_ATTACK_COLOR)),
 }
 
 
 def layout_description() -> str:
     """The layout as Slicer's XML: a tab of images, before the attack above after it, and a tab of plot and table."""
-    tabs = _layout("tab")
-    images = _layout("vertical", _item(tabs, name=_("Images")))
-    for pair in (("source", "protected"), ("source attacked", "protected attacked")):
-        row = _layout("horizontal", _item(images))
-        for name in pair:
-            node = _view(_item(row), "vtkMRMLSliceNode", VIEWS[name].tag, VIEWS[name].label)
-            _property(node, "orientation", "Axial")
-            _property(node, "viewcolor", VIEWS[name].color)
-            _property(node, "viewgroup", str(_VIEW_GROUP))
-    figures = _layout("vertical", _item(tabs, name=_("Figures")))
-    for (class_name, tag), label in zip(_FIGURES.items(), "FT", strict=True):
-        _view(_item(figures), class_name, tag, label)
+    slices = [
+        _view(
+            "vtkMRMLSliceNode",
+            view.tag,
+            viewlabel=view.label,
+            orientation="Axial",
+            viewcolor=view.color,
+            viewgroup=str(_VIEW_GROUP),
+        )
+        for view in VIEWS.values()
+    ]
+    images = _layout("vertical", [_layout("horizontal", slices[:2]), _layout("horizontal", slices[2:])])
+    figures = [_view(kind, tag, viewlabel=label) for (kind, tag), label in zip(_FIGURES.items(), "FT", strict=True)]
+    tabs = _layout("tab", [images, _layout("vertical", figures)], names=(_("Images"), _("Figures")))
     return ElementTree.tostring(tabs, encoding="unicode")
+
+
+def _layout(kind: str, contents: Sequence[ElementTree.Element], names: Sequence[str] = ()) -> ElementTree.Element:
+    layout = ElementTree.Element("layout", {"type": kind, "split": "true"})
+    for index, content in enumerate(contents):
+        # Views of a row share its width, rows the height; a tab has a name.
+        attributes = {"name": names[index]} if names else {"splitSize": "500"}
+        ElementTree.SubElement(layout, "item", attributes).append(content)
+    return layout
+
+
+def _view(class_name: str, tag: str, **properties: str) -> ElementTree.Element:
+    node = ElementTree.Element("view", {"class": class_name, "singletontag": tag})
+    for name, value in properties.items():
+        # Without an action: also of views that were made before the layout was shown.
+        ElementTree.SubElement(node, "property", name=name).text = value
+    return node
 
 
 def register_layout() -> slicer.vtkMRMLLayoutNode | None:
     """Make the layout known to the scene's layout node, and give that node; None in a scene without views."""
-    node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    node = _layout_node()
     if node is not None and not node.IsLayoutDescription(COMPARISON_LAYOUT):
         node.AddLayoutDescription(COMPARISON_LAYOUT, layout_description())
     return node
@@ -123,7 +144,7 @@ def show_comparison(
     slicer.app.processEvents()
     require_in_scene(*filter(None, volumes.values()))
     set_window(volumes.values(), window)
-    views = _views()
+    views = comparison_views()
     for _name, _slice_node, composite in views:
         composite.SetLinkedControl(False)
     for name, slice_node, composite in views:
@@ -164,15 +185,14 @@ def plot_view_node() -> slicer.vtkMRMLPlotViewNode | None:
 
 def comparison_is_shown() -> bool:
     """Whether the comparison layout is the current one."""
-    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
-    return layout is not None and layout.GetViewArrangement() == COMPARISON_LAYOUT
+    return layout_before_comparison() is not None
 
 
 def layout_before_comparison() -> int | None:
     """The number of the layout before the comparison; None while no comparison is shown."""
-    if not comparison_is_shown():
+    layout = _layout_node()
+    if layout is None or layout.GetViewArrangement() != COMPARISON_LAYOUT:
         return None
-    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     previous = layout.GetAttribute(PREVIOUS_LAYOUT_ATTRIBUTE)
     return int(previous) if previous else layout.SlicerLayoutConventionalView
 
@@ -186,28 +206,23 @@ def restore_layout() -> None:
 
 def set_layout(number: int) -> None:
     """Show a layout."""
-    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout = _layout_node()
     layout.RemoveAllMaximizedViewNodes()
     layout.SetViewArrangement(number)
 
 
 def show_volume(view: str, node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
     """Put a volume into one view of the comparison (a name in :data:`VIEWS`), all else unchanged."""
-    for name, composite in composites():
+    for name, _slice_node, composite in comparison_views():
         if name == view:
             composite.SetBackgroundVolumeID(_id(node))
-
-
-def composites() -> list[tuple[str, slicer.vtkMRMLSliceCompositeNode]]:
-    """What each view of the comparison is composed of, by its name in :data:`VIEWS`; empty before it was shown."""
-    return [(name, composite) for name, _slice_node, composite in _views()]
 
 
 def show_heatmaps(
     heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None], *, visible: bool, opacity: float
 ) -> None:
     """Show or hide the overlays in the comparison views."""
-    for name, _slice_node, composite in _views():
+    for name, _slice_node, composite in comparison_views():
         node = heatmaps.get(name)
         with slicer.util.NodeModify(composite):
             composite.SetForegroundVolumeID(_id(node))
@@ -227,28 +242,28 @@ def show_in_ordinary_views(node: slicer.vtkMRMLScalarVolumeNode, *, fit: bool = 
     logic.PropagateBackgroundVolumeSelection(int(fit))
 
 
-def ordinary_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
-    """The nodes that say what the ordinary slice views show."""
-    return _ordinary("vtkMRMLSliceCompositeNode")
-
-
 def displayed_volume() -> slicer.vtkMRMLVolumeNode | None:
     """The volume in the background of the ordinary slice views; None where they show none."""
-    for composite in ordinary_composites():
+    for composite in ordinary_views("vtkMRMLSliceCompositeNode"):
         node = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
         if node is not None:
             return node
     return None
 
 
-def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float, ras: Sequence[float] | None) -> None:
-    """Lay a label map over what the ordinary slice views show, and move them to a world point in mm, if given."""
+def show_labels(node: slicer.vtkMRMLLabelMapVolumeNode) -> None:
+    """Lay a label map over what the ordinary slice views show."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveLabelVolumeID(node.GetID())
     logic.PropagateLabelVolumeSelection(0)
-    set_labels_opacity(node, opacity)
-    if ras is not None:
-        go_to(ras)
+
+
+def set_labels_visible(node: slicer.vtkMRMLLabelMapVolumeNode, visible: bool) -> None:
+    """Show or hide a label map in the views that have it."""
+    opacity = _LABELS_OPACITY if visible else 0.0
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        if composite.GetLabelVolumeID() == node.GetID() and composite.GetLabelOpacity() != opacity:
+            composite.SetLabelOpacity(opacity)
 
 
 def go_to(ras: Sequence[float]) -> None:
@@ -257,19 +272,11 @@ def go_to(ras: Sequence[float]) -> None:
         slice_node.JumpSliceByOffsetting(*ras)
 
 
-def set_labels_opacity(node: slicer.vtkMRMLLabelMapVolumeNode, opacity: float) -> None:
-    """Set how strongly a label map covers the scan, in those views that show this label map."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        if composite.GetLabelVolumeID() == node.GetID() and composite.GetLabelOpacity() != opacity:
-            composite.SetLabelOpacity(opacity)
-
-
 def show_table(node: slicer.vtkMRMLTableNode) -> None:
     """Show a table, in a layout that has room for one."""
-    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    layout = _layout_node()
     if layout is not None and not comparison_is_shown():
-        layout.RemoveAllMaximizedViewNodes()
-        layout.SetViewArrangement(layout.SlicerLayoutFourUpTableView)
+        set_layout(layout.SlicerLayoutFourUpTableView)
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveTableID(node.GetID())
     logic.PropagateTableSelection()
@@ -280,7 +287,7 @@ def keep_out_of_comparison(display: slicer.vtkMRMLDisplayNode) -> None:
     # Together: each change draws.
     with slicer.util.NodeModify(display):
         display.RemoveAllViewNodeIDs()
-        for node in _ordinary("vtkMRMLAbstractViewNode"):
+        for node in ordinary_views("vtkMRMLAbstractViewNode"):
             display.AddViewNodeID(node.GetID())
 
 
@@ -290,29 +297,34 @@ def jump_to_slice(node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
     if not 0 <= k < slices:
         return
     ras = ras_from_voxel(node, (k, rows // 2, columns // 2))
-    for _name, slice_node, _composite in _views():
+    for _name, slice_node, _composite in comparison_views():
         slice_node.JumpSliceByOffsetting(*ras)
 
 
 def set_window(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None], window: Window) -> None:
     """Show volumes in a display window in HU."""
-    for node in nodes:
-        if node is None:
-            continue
+    for node in filter(None, nodes):
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetAutoWindowLevel(False)
         display.SetWindowLevel(window.width, window.center)
 
 
-def _ordinary(class_name: str) -> list[Any]:
+def ordinary_views(class_name: str) -> list[Any]:
     """The views of a class, or their composite nodes, but for those of the comparison."""
     tags = {view.tag for view in VIEWS.values()}
     return [node for node in slicer.util.getNodesByClass(class_name) if node.GetLayoutName() not in tags]
 
 
-def _views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceCompositeNode]]:
-    """The comparison's views that exist by now; they are made when the layout is first shown."""
+def _layout_node() -> slicer.vtkMRMLLayoutNode | None:
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+
+
+def comparison_views() -> list[tuple[str, slicer.vtkMRMLSliceNode, slicer.vtkMRMLSliceCompositeNode]]:
+    """Name in :data:`VIEWS`, slice node and composite node of the comparison's views that exist by now.
+
+    They are made when the layout is first shown.
+    """
     found = []
     for name, view in VIEWS.items():
         slice_node = slicer.mrmlScene.GetSingletonNode(view.tag, "vtkMRMLSliceNode")
@@ -352,26 +364,3 @@ def _zoom(slice_node: slicer.vtkMRMLSliceNode, millimeters: float) -> None:
 
 def _id(node: slicer.vtkMRMLNode | None) -> str | None:
     return node.GetID() if node is not None else None
-
-
-def _layout(kind: str, parent: ElementTree.Element | None = None) -> ElementTree.Element:
-    attributes = {"type": kind, "split": "true"}
-    if parent is None:
-        return ElementTree.Element("layout", attributes)
-    return ElementTree.SubElement(parent, "layout", attributes)
-
-
-def _item(parent: ElementTree.Element, name: str = "") -> ElementTree.Element:
-    # Views of a row share its width, rows the height; a tab has a name.
-    return ElementTree.SubElement(parent, "item", {"name": name} if name else {"splitSize": "500"})
-
-
-def _view(parent: ElementTree.Element, class_name: str, tag: str, label: str) -> ElementTree.Element:
-    node = ElementTree.SubElement(parent, "view", {"class": class_name, "singletontag": tag})
-    _property(node, "viewlabel", label)
-    return node
-
-
-def _property(parent: ElementTree.Element, name: str, value: str) -> None:
-    # Without an action: also of views that were made before the layout was shown.
-    ElementTree.SubElement(parent, "property", name=name).text = value

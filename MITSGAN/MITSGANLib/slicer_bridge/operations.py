@@ -8,19 +8,22 @@ and may raise CancelledError to stop.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from ..errors import InputError
+from ..files.storage import load_volume
 from ..keys.key_files import Key
 from ..measure.attack_effect import ComparedPair, Effect, measure_effect
 from ..measure.lpips_distance import load_lpips
@@ -33,10 +36,11 @@ from ..scan.targets import Target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.pattern import OPEN_KEY, watermark_key
-from .differences import DEFAULT_THRESHOLD, REFERENCES, Difference, difference_node, differences
+from .differences import DEFAULT_THRESHOLD, REFERENCES, difference_node, differences
 from .layout import VIEWS, set_window, show_in_ordinary_views
+from .origin import steps_in_header
 from .packages import FIGURES, NETWORKS, are_installed
-from .privacy import path_kept_from_log
+from .privacy import path_kept_from_log, paths_kept_from_log
 from .tables import figures_table, metrics_table, rmse_chart
 from .volumes import (
     SOURCE_CHECKSUM_ATTRIBUTE,
@@ -48,9 +52,6 @@ from .volumes import (
     scan_from_node,
     voxel_from_ras,
 )
-
-if TYPE_CHECKING:
-    from vtk import vtkImageData
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +78,41 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slicer.vtkMRMLScalarVolumeNode:
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
-
-    def work(_report: Any) -> CTVolume:
-        return sample_phantom().volume
-
-    node = node_from_volume(compute(work, progress), _("Synthetic thorax"))
+    volume = compute(lambda _report: sample_phantom().volume, progress)
+    node = node_from_volume(volume, _("Synthetic thorax"))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "true")
     set_window([node], LUNG)
     show_in_ordinary_views(node, fit=True)
+    return node
+
+
+def load_scan(
+    path: Path,
+    series: str | None = None,
+    *,
+    progress: Callable[..., None] | None = None,
+    compute: Compute = compute_here,
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new node with a scan on the disk, named after its file or folder; it knows what was done to it before.
+
+    :param series: Series Instance UID, of several in a folder.
+    :raises InputError: it cannot be read.
+    """
+
+    def work(report: Any) -> CTVolume:
+        volume = load_volume(path, series, report)
+        provenance = volume.provenance
+        if provenance.steps or not provenance.dicom_files:
+            return volume
+        provenance = dataclasses.replace(provenance, steps=steps_in_header(Path(provenance.dicom_files[0])))
+        return dataclasses.replace(volume, provenance=provenance)
+
+    with paths_kept_from_log({path: _("the scan")}):
+        volume = compute(work, progress)
+    node = node_from_volume(volume, path.name)
+    if path.is_file() and not volume.provenance.dicom_files:
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(path))
     return node
 
 
@@ -95,10 +123,8 @@ def describe_device(device: str, model: Any, volume: CTVolume | None) -> tuple[s
     """
     devices.load_torch()
     where = devices.resolve_device(device)
-    words = devices.describe_device(where)
-    if volume is None:
-        return words, None
-    return words, seconds_to_protect(volume, model, where)
+    seconds = None if volume is None else seconds_to_protect(volume, model, where)
+    return devices.describe_device(where), seconds
 
 
 def protect_node(
@@ -120,7 +146,7 @@ def protect_node(
     """
     volume = scan_from_node(node)
 
-    def work(report: Any) -> tuple[CTVolume, vtkImageData, str]:
+    def work(report: Any) -> tuple[CTVolume, vtk.vtkImageData, str]:
         # Slice by slice, the same voxels as in batches: on a CPU a batch is long enough to be felt.
         scan = require_ct(volume)
         protected = protector.protect(
@@ -172,18 +198,15 @@ def attack_nodes(
     :param replaces: results of an earlier attack, whose names those of this one take; remove them once they are no
         longer displayed.
     """
-    scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
-    kji = voxel_from_ras(source_node, ras)
+    read, kji = _reader(source_node, protected_node), voxel_from_ras(source_node, ras)
 
-    def work(report: Any) -> list[tuple[CTVolume, vtkImageData]]:
+    def work(report: Any) -> list[tuple[CTVolume, vtk.vtkImageData]]:
         from ..attack.attacker import simulate_attack
 
-        _require_unchanged(scans[0], checksum)
-        ready = _attacker(attacker, action)
-        attacked = []
-        for scan in map(require_ct, scans):
+        attacked, scans, ready = [], read(), _attacker(attacker, action)
+        for scan in scans:
             if report:
-                report(len(attacked), len(scans))
+                report(len(attacked), 2)
             result = simulate_attack(scan, kji, action, attacker=ready, device=device)
             attacked.append((result, image_from_volume(result)))
         return attacked
@@ -211,17 +234,12 @@ def prepare_measuring() -> bool:
 
 @dataclass(frozen=True)
 class ComparisonNodes:
-    """The nodes and figures of one comparison.
+    """The nodes and figures of one comparison."""
 
-    :param table: every metric with its definition.
-    :param figures: the few that answer the question, in plain words.
-    :param heatmaps: by view, see :data:`~MITSGANLib.slicer_bridge.differences.REFERENCES`.
-    """
-
-    table: slicer.vtkMRMLTableNode
-    figures: slicer.vtkMRMLTableNode
+    table: slicer.vtkMRMLTableNode  # every metric with its definition
+    figures: slicer.vtkMRMLTableNode  # the few that answer the question, in plain words
     chart: slicer.vtkMRMLPlotChartNode
-    heatmaps: dict[str, slicer.vtkMRMLScalarVolumeNode]
+    heatmaps: dict[str, slicer.vtkMRMLScalarVolumeNode]  # by view, see differences.REFERENCES
     effect: Effect
 
 
@@ -242,38 +260,26 @@ def compare_nodes(
     :param attacker: who attacked, to attack noise of the same RMSE as a control; None leaves the control out.
     :param threshold: share of a heatmap's full color up to which nothing is colored.
     """
-    scans = [*matching_scans(source_node, protected_node), *map(scan_from_node, attacked_nodes)]
-    checksum = _recorded_checksum(protected_node)
+    read, attacked = _reader(source_node, protected_node), [scan_from_node(node) for node in attacked_nodes]
 
     def work(report: Any) -> Any:
-        _require_unchanged(scans[0], checksum)
-        volumes = [require_ct(scan) for scan in scans]
+        volumes = [*read(), *map(require_ct, attacked)]
         effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
         return effect, differences(dict(zip(VIEWS, volumes, strict=False)))
 
     effect, shown = compute(work, progress)
     nodes = (source_node, protected_node, *attacked_nodes)
     require_in_scene(*nodes)
-    return _comparison(effect, shown, dict(zip(VIEWS, nodes, strict=False)), threshold)
-
-
-def _comparison(
-    effect: Effect,
-    shown: Mapping[str, Difference],
-    volumes: Mapping[str, slicer.vtkMRMLScalarVolumeNode],
-    threshold: float,
-) -> ComparisonNodes:
-    """Its nodes, made in the scene; differences and volumes go by the names of the views."""
+    by_view, name = dict(zip(VIEWS, nodes, strict=False)), source_node.GetName()
     heatmaps = {
         view: difference_node(
             difference,
-            _("{name} difference").format(name=volumes[view].GetName()),
-            volumes[REFERENCES[view]],
+            _("{name} difference").format(name=by_view[view].GetName()),
+            by_view[REFERENCES[view]],
             threshold=threshold,
         )
         for view, difference in shown.items()
     }
-    name = volumes["source"].GetName()
     return ComparisonNodes(
         metrics_table(effect.comparisons, _("{name} metrics").format(name=name), effect.watermark),
         figures_table(effect, _("{name} figures").format(name=name)),
@@ -292,14 +298,11 @@ def measure_nodes(
 ) -> slicer.vtkMRMLTableNode:
     """A new table node of how far a CT volume is from a reference on the same grid, with definitions."""
     scans = scan_from_node(reference_node), scan_from_node(other_node)
-
-    def work(report: Any) -> Any:
-        return compare(*map(require_ct, scans), windows=(LUNG, MEDIASTINUM), progress=report)
-
-    comparison = compute(work, progress)
+    windows = (LUNG, MEDIASTINUM)
+    comparison = compute(lambda report: compare(*map(require_ct, scans), windows=windows, progress=report), progress)
     require_in_scene(reference_node, other_node)
-    finding = ComparedPair(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
-    return metrics_table([finding], _("{name} evaluation").format(name=other_node.GetName()))
+    pair = ComparedPair(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
+    return metrics_table([pair], _("{name} evaluation").format(name=other_node.GetName()))
 
 
 def save_report(
@@ -325,9 +328,7 @@ def save_report(
         all four, if that was at this target; else it is all done once more.
     :param progress: called with the stage, steps done and in all.
     """
-    path = Path(path)
-    scans, checksum = matching_scans(source_node, protected_node), _recorded_checksum(protected_node)
-    kji = voxel_from_ras(source_node, ras)
+    path, read, kji = Path(path), _reader(source_node, protected_node), voxel_from_ras(source_node, ras)
     is_measured = effect and effect.attack and (effect.attack.kji, effect.attack.action) == (kji, action)
     attacked_scans = [scan_from_node(node) for node in attacked_nodes] if is_measured else []
     synthetic = source_node.GetAttribute(SYNTHETIC_ATTRIBUTE) == "true"
@@ -336,8 +337,7 @@ def save_report(
         from ..report import page as reports
         from ..report.demonstration import demonstrate
 
-        _require_unchanged(scans[0], checksum)
-        volume, protected = map(require_ct, scans)
+        volume, protected = read()
         demonstration = demonstrate(
             volume,
             [Target(action, kji, "chosen by the user")],
@@ -367,20 +367,29 @@ def _checksum(scan: CTVolume) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(scan.hu)):08x}"
 
 
-def _recorded_checksum(protected_node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
-    """That of the voxels that a volume was made from; None where it was not made here."""
-    return protected_node.GetAttribute(SOURCE_CHECKSUM_ATTRIBUTE)
+def _reader(
+    source_node: slicer.vtkMRMLScalarVolumeNode, protected_node: slicer.vtkMRMLScalarVolumeNode
+) -> Callable[[], Iterable[CTVolume]]:
+    """A function for the background that gives copies of a volume and its protected version, one after the other.
 
+    :raises InputError: as :func:`matching_scans`. The function itself: as ``require_ct``, and if the scan's voxels are
+        not those that the protected version was made from.
+    """
+    scans = matching_scans(source_node, protected_node)
+    # None where it was not made here.
+    checksum = protected_node.GetAttribute(SOURCE_CHECKSUM_ATTRIBUTE)
 
-def _require_unchanged(scan: CTVolume, checksum: str | None) -> None:
-    """:raises InputError: the scan's voxels are not those that the protected version was made from."""
-    if checksum and _checksum(scan) != checksum:
-        raise InputError(
-            _(
-                "The scan shows other voxels than when it was protected, as another frame of a sequence does. Show "
-                "those, or protect again."
+    def read() -> Iterable[CTVolume]:
+        if checksum and _checksum(scans[0]) != checksum:
+            raise InputError(
+                _(
+                    "The scan shows other voxels than when it was protected, as another frame of a sequence does. Show "
+                    "those, or protect again."
+                )
             )
-        )
+        return map(require_ct, scans)
+
+    return read
 
 
 def matching_scans(

@@ -6,12 +6,11 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import slicer
 from slicer.i18n import tr as _
 
-from ..errors import CancelledError, DependencyError
+from ..errors import DependencyError
 
 KEYS = ("cryptography",)
 """What watermarks and signatures need, by the names that Python imports."""
@@ -29,13 +28,10 @@ TORCH = "torch"
 
 @dataclass(frozen=True)
 class Package:
-    """A package to install.
-
-    :param megabytes: that are loaded with it, in round numbers.
-    """
+    """A package to install."""
 
     name: str
-    megabytes: int
+    megabytes: int  # that are loaded with it, in round numbers
     purpose: str
 
 
@@ -89,7 +85,11 @@ def install(
     if others:
         say(_("Installing {names}…").format(names=", ".join(others)))
         slicer.app.processEvents()
-        packaging = _packaging()
+        try:
+            from slicer import packaging
+        except ImportError as error:
+            words = _("Install 3D Slicer 5.12 or later; this one cannot install Python packages.")
+            raise DependencyError(words) from error
         wanted = [one for one in packaging.load_requirements(requirements_path) if one.name in others]
         try:
             packaging.pip_ensure(wanted, prompt_install=False, requester="MITSGAN")
@@ -100,11 +100,6 @@ def install(
     if left and not slicer.app.testingEnabled():
         raise _failed(", ".join(left))
     say("")
-
-
-def declined() -> CancelledError:
-    """What is raised where the user does not want the packages."""
-    return CancelledError(_("Canceled: the packages are needed for this, and nothing was installed."))
 
 
 def _install_torch(say: Callable[[str], None], *, cpu_only: bool) -> None:
@@ -134,11 +129,3 @@ def _failed(names: str) -> DependencyError:
             names=names
         )
     )
-
-
-def _packaging() -> ModuleType:
-    try:
-        from slicer import packaging
-    except ImportError as error:
-        raise DependencyError(_("Install 3D Slicer 5.12 or later; this one cannot install Python packages.")) from error
-    return packaging

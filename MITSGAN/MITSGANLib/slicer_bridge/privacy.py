@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -12,11 +12,9 @@ from ..errors import CHOOSE_SERIES, CancelledError, MITSGANError
 from ..files.atomic import output_error
 
 
-@contextmanager
-def path_kept_from_log(path: Path) -> Iterator[None]:
+def path_kept_from_log(path: Path) -> AbstractContextManager[None]:
     """Put words in the place of the path of an output."""
-    with paths_kept_from_log({path: _("the chosen place")}):
-        yield
+    return paths_kept_from_log({path: _("the chosen place")})
 
 
 @contextmanager
@@ -41,10 +39,10 @@ def paths_kept_from_log(words: Mapping[Path, str]) -> Iterator[None]:
 
 def _subject(path: str | Path | None, words: Mapping[Path, str]) -> str:
     """Words for the path of an error: of one that was chosen, or of a file in such a folder."""
-    for chosen, instead in words.items():
+    for chosen, instead in words.items() if path is not None else ():
         # Writers work on a file of the same name in a temporary folder.
-        if path is not None and (Path(path) == chosen or Path(path).name == chosen.name):
+        if Path(path) == chosen or Path(path).name == chosen.name:
             return instead
-        if path is not None and chosen in Path(path).parents:
+        if chosen in Path(path).parents:
             return _("a file of {chosen}").format(chosen=instead)
     return _("a file")

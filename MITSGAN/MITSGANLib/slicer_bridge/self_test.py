@@ -17,15 +17,15 @@ import vtk
 
 from ..errors import CancelledError
 from ..files.volume_files import read_file, write_file
-from ..keys.key_files import Key, write_key_file
+from ..keys.key_files import Key
 from ..scan import phantom
 from ..scan.volume import CTVolume, ProcessingStep
 from ..scan.windows import LUNG
 from . import volumes
 from .key_files import make_key_file, make_signing_key_file, open_key, open_proofs
 from .layout import VIEWS, restore_layout, show_comparison
+from .origin import ScanOnDisk
 from .packages import are_installed
-from .scan_on_disk import ScanOnDisk
 
 
 def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
@@ -125,15 +125,15 @@ def seal_and_sign(test: unittest.TestCase, logic: Any) -> None:
         loaded_node = volumes.node_from_volume(forged, "Signed")
         loaded_node.AddDefaultStorageNode()
         loaded_node.GetStorageNode().SetFileName(str(path))
-        finding = logic.examine(loaded_node, None, folder / "self.pub.pem")
-        test.assertEqual(finding.verdict.outcome.value, "intact (signed)")
+        examined = logic.examine(loaded_node, None, folder / "self.pub.pem")
+        test.assertEqual(examined.verdict.outcome.value, "intact (signed)")
         values = forged.hu.copy()
         values[5, 40, 10] += 1
         write_file(CTVolume(values, forged.spacing, forged.origin, forged.direction), path, overwrite=True)
         slicer.util.updateVolumeFromArray(loaded_node, values)
-        finding = logic.examine(loaded_node)
-        test.assertEqual(finding.verdict.outcome.value, "changed")
-        labels = slicer.util.arrayFromVolume(logic.showFinding(finding, loaded_node))
+        examined = logic.examine(loaded_node)
+        test.assertEqual(examined.verdict.outcome.value, "changed")
+        labels = slicer.util.arrayFromVolume(logic.showExamined(examined, loaded_node))
         test.assertEqual(np.argwhere(labels)[0].tolist(), [5, 32, 0])
         test.assertEqual(int(np.count_nonzero(labels)), 32 * 32)
     test.delayDisplay("Test passed")
@@ -148,11 +148,8 @@ def watermark_and_check(test: unittest.TestCase, logic: Any) -> None:
     # The voxels of a clinical scan: those of the other phantom are too large for a watermark.
     case = phantom.thorax_phantom((12, 340, 404), (2.5, 0.9, 0.9), seed=5, noise_hu=24)
     volume_node = volumes.node_from_volume(case.volume, "CT")
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "self.key"
-        # Always the same key, so that this test always sees the same.
-        write_key_file(Key(bytes(range(32))), path)
-        key = open_key(path, "")
+    # Always the same key, so that this test always sees the same.
+    key = Key(bytes(range(32)))
     marked_node = logic.watermark(volume_node, key)
     test.assertEqual(marked_node.GetAttribute(volumes.PROTECTED_ATTRIBUTE), "true")
 
@@ -166,8 +163,8 @@ def watermark_and_check(test: unittest.TestCase, logic: Any) -> None:
     intact = logic.examine(marked_node, key)
     test.assertTrue(intact.is_keyed)
     test.assertEqual(intact.verdict.places, ())
-    finding = logic.examine(painted_node, key)
-    test.assertLess(float(np.abs(np.subtract(finding.verdict.places[0].kji, lung) * (2.5, 0.9, 0.9)).max()), 10.0)
-    change_map = logic.showFinding(finding, painted_node)
+    examined = logic.examine(painted_node, key)
+    test.assertLess(float(np.abs(np.subtract(examined.verdict.places[0].kji, lung) * (2.5, 0.9, 0.9)).max()), 10.0)
+    change_map = logic.showExamined(examined, painted_node)
     test.assertEqual(int(slicer.util.arrayFromVolume(change_map)[lung]), 1)
     test.delayDisplay("Test passed")

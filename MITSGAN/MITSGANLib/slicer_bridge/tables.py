@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import slicer
@@ -49,102 +51,59 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
 
 def figures_table(effect: attack_effect.Effect, name: str) -> slicer.vtkMRMLTableNode:
     """A new table node of the few figures that answer what protection and attack did, in plain words."""
-    whole = effect.protection
+    rmse, most, noise = effect.protection.rmse.value, effect.protection.max_abs_difference, effect.noise_sd_hu
+    of_noise = _("{ratio:.2f} of the scan's noise").format(ratio=rmse / noise) if noise else ""
+    where = _("one voxel, in slice {k}").format(k=most.worst_slice.slice)
     rows = [
         (
             _("Protection changed the scan by"),
-            _("{rmse:.1f} HU").format(rmse=whole.rmse.value),
-            _("{ratio:.2f} of the scan's noise").format(ratio=whole.rmse.value / effect.noise_sd_hu)
-            if effect.noise_sd_hu
-            else _("root mean square of all voxels"),
+            _("{rmse:.1f} HU").format(rmse=rmse),
+            of_noise or _("root mean square of all voxels"),
         ),
-        (
-            _("Largest change by protection"),
-            _("{most:.0f} HU").format(most=whole.max_abs_difference.value),
-            _("one voxel, in slice {k}").format(k=whole.max_abs_difference.worst_slice.slice),
-        ),
+        (_("Largest change by protection"), _("{most:.0f} HU").format(most=most.value), where),
     ]
-    likeness = next((metric for metric in whole.windowed_ssim if metric.window is LUNG), None)
+    likeness = next((metric for metric in effect.protection.windowed_ssim if metric.window is LUNG), None)
     if likeness and likeness.value is not None:
-        rows.append(
-            (
-                _("Likeness to the original"),
-                _("{value:.4f}").format(value=likeness.value),
-                _("1 is the same (SSIM, lung window)"),
-            )
-        )
+        value = _("{value:.4f}").format(value=likeness.value)
+        rows.append((_("Likeness to the original"), value, _("1 is the same (SSIM, lung window)")))
     if effect.attack and effect.attack.forgery.own.rmse.value:
         rows += _attack_rows(effect.attack)
     return _text_table(FIGURE_COLUMNS, rows, name)
 
 
-def _attack_rows(effect: attack_effect.AttackEffect) -> list[tuple[str, str, str]]:
-    forgery, shares = effect.forgery, effect.forgery.noise_shares
-    rows = [
-        (
-            _("The attack changed what it forged by"),
-            _("{attack:.0f} HU").format(attack=forgery.own.rmse.value),
-            _("in the 20 mm that the network makes up"),
-        ),
-        (
-            _("Protection moved the forgery by"),
-            _("{share:.1%}").format(share=forgery.share(attack_effect.PROTECTED)),
-            _("of the attack's own change"),
-        ),
-    ]
+def _attack_rows(effect: attack_effect.AttackEffect) -> Iterator[tuple[str, str, str]]:
+    forgery, share, shares = effect.forgery, _("{share:.1%}"), effect.forgery.noise_shares
+    change = _("{attack:.0f} HU").format(attack=forgery.own.rmse.value)
+    yield _("The attack changed what it forged by"), change, _("in the 20 mm that the network makes up")
+    moved = share.format(share=forgery.share(attack_effect.PROTECTED))
+    yield _("Protection moved the forgery by"), moved, _("of the attack's own change")
     if shares:
-        rows.append(
-            (
-                _("Noise of the same size moved it by"),
-                _("{share:.1%}").format(share=forgery.share(attack_effect.NOISE)),
-                _("from {low:.1%} to {high:.1%} in {count} draws").format(
-                    low=shares[0], high=shares[-1], count=len(shares)
-                ),
-            )
-        )
+        words = _("from {low:.1%} to {high:.1%} in {count} draws")
+        words = words.format(low=shares[0], high=shares[-1], count=len(shares))
+        yield _("Noise of the same size moved it by"), share.format(share=forgery.share(attack_effect.NOISE)), words
     tried = (attack_effect.CLEAN, attack_effect.PROTECTED, attack_effect.INTO_ORIGINAL, attack_effect.NOISE)
     arms = [effect.succeeded(arm) for arm in tried]
     if None not in arms:
         (original, _one), (protected, _one), (painted, _one), (noisy, draws) = arms
-        words = {0: _("fails"), 1: _("succeeds")}
-        rows.append(
-            (
-                _("On the protected scan the attack"),
-                words[protected],
-                _("on the original it {outcome}, with noise {noisy} of {draws} times; two small networks judge").format(
-                    outcome=words[original], noisy=noisy, draws=draws
-                ),
-            )
-        )
+        outcome = {0: _("fails"), 1: _("succeeds")}
+        words = _("on the original it {outcome}, with noise {noisy} of {draws} times; two small networks judge")
+        words = words.format(outcome=outcome[original], noisy=noisy, draws=draws)
+        yield _("On the protected scan the attack"), outcome[protected], words
         if painted > protected:
-            rows.append(
-                (
-                    _("What it painted there, in the original,"),
-                    words[painted],
-                    _("so protection misleads the judges, and prevents nothing"),
-                )
-            )
+            words = _("so protection misleads the judges, and prevents nothing")
+            yield _("What it painted there, in the original,"), outcome[painted], words
     place = effect.watermark
     if place is not None:
-        rows.append(
-            (
-                _("Watermark left at the forgery"),
-                _("{share:.0%}").format(share=max(place.seen / place.expected, 0)) if place.can_tell else "–",
-                _("the forgery shows")
-                if place.is_missing
-                else _("the forgery does not show")
-                if place.can_tell
-                else _("too weak there to tell"),
-            )
-        )
-    return rows
+        left = _("{share:.0%}").format(share=max(place.seen / place.expected, 0)) if place.can_tell else "–"
+        if place.is_missing:
+            words = _("the forgery shows")
+        else:
+            words = _("the forgery does not show") if place.can_tell else _("too weak there to tell")
+        yield _("Watermark left at the forgery"), left, words
 
 
 def table_text(node: slicer.vtkMRMLTableNode, separator: str = "\t") -> str:
     """The table as lines of text, the titles first. Cells that hold the separator or quotes are quoted as in CSV."""
-    import csv
-    import io
-
     table = node.GetTable()
     columns = range(table.GetNumberOfColumns())
     text = io.StringIO()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
@@ -99,9 +97,3 @@ def _voxels_of(node: slicer.vtkMRMLScalarVolumeNode) -> CTVolume:
     """The voxels of a volume with their spacing; its place in the patient is left out, and mostly nothing is copied."""
     values = slicer.util.arrayFromVolume(node)
     return CTVolume(values, node.GetSpacing()) if values.dtype == np.int16 else volume_from_node(node)
-
-
-def target_events() -> Sequence[int]:
-    """Events of a point list after which its target may be another: it is dragged, moved by a script, or removed."""
-    markups = slicer.vtkMRMLMarkupsNode
-    return (markups.PointPositionUndefinedEvent, markups.PointModifiedEvent, markups.PointRemovedEvent)

@@ -29,8 +29,7 @@ from ..scan.volume import (
     VolumeWarning,
     lps_from_ras,
 )
-from .dicom_source import declared_padding_hu
-from .history import STEPS_ATTRIBUTE, steps_of, unreadable
+from .origin import STEPS_ATTRIBUTE, declared_padding_hu, steps_of, unreadable
 
 PADDING_ATTRIBUTE = SLICER_PADDING_FIELD
 PROTECTED_ATTRIBUTE = "MITSGAN.Protected"
@@ -140,25 +139,29 @@ def node_from_volume(
         transform and place in the subject hierarchy are taken from it.
     :param image: of :func:`image_from_volume`; None makes it.
     """
-    scene = slicer.mrmlScene
-    provenance = volume.provenance
+    scene, provenance = slicer.mrmlScene, volume.provenance
     if provenance.is_simulated_attack and SIMULATED_ATTACK_MARK not in name.casefold():
         name = f"{name} ({SIMULATED_ATTACK_MARK})"
 
     # Complete before it enters the scene, so that no observer ever sees a half-written volume.
     node = slicer.vtkMRMLScalarVolumeNode()
-    # The scene numbers also names of which the node is gone.
-    node.SetName(scene.GenerateUniqueName(name) if scene.GetFirstNodeByName(name) else name)
+    node.SetName(free_name(name))
     set_grid(node, volume)
     _write_provenance(node, provenance)
     node.SetAndObserveImageData(image or image_from_volume(volume))
 
     scene.AddNode(node)
-    if source_node is not None and source_node.GetDisplayNode():
-        # Instead of a default one, which takes longer than all else to find a window for the voxels.
+    source_display = source_node.GetDisplayNode() if source_node is not None else None
+    if source_display is not None:
+        # Instead of a default one, which takes longer than all else to find a window for the voxels; and a fixed window
+        # keeps both volumes comparable by eye.
         display = slicer.vtkMRMLScalarVolumeDisplayNode()
         display.SetAutoWindowLevel(False)
-        node.SetAndObserveDisplayNodeID(scene.AddNode(display).GetID())
+        scene.AddNode(display)
+        display.SetWindowLevel(source_display.GetWindow(), source_display.GetLevel())
+        display.SetInterpolate(source_display.GetInterpolate())
+        display.SetAndObserveColorNodeID(source_display.GetColorNodeID())
+        node.SetAndObserveDisplayNodeID(display.GetID())
     node.CreateDefaultDisplayNodes()
     if provenance.is_simulated_attack:
         node.GetDisplayNode().SetColor(SIMULATED_ATTACK_COLOR)
@@ -166,11 +169,16 @@ def node_from_volume(
         storage = scene.AddNewNodeByClass("vtkMRMLNRRDStorageNode")
         node.SetAndObserveStorageNodeID(storage.GetID())
     if source_node is not None:
-        _copy_display(source_node, node)
         node.SetAndObserveTransformNodeID(source_node.GetTransformNodeID())
         _place_beside(source_node, node)
         node.SetNodeReferenceID(SOURCE_ROLE, source_node.GetID())
     return node
+
+
+def free_name(name: str) -> str:
+    """A name for a new node: with a number where there is a node of that name."""
+    # The scene numbers also names of which the node is gone.
+    return slicer.mrmlScene.GenerateUniqueName(name) if slicer.mrmlScene.GetFirstNodeByName(name) else name
 
 
 def set_grid(node: slicer.vtkMRMLVolumeNode, volume: CTVolume) -> None:
@@ -180,6 +188,25 @@ def set_grid(node: slicer.vtkMRMLVolumeNode, volume: CTVolume) -> None:
     node.SetIJKToRASDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
     node.SetSpacing(volume.spacing)
     node.SetOrigin(lps_from_ras(volume.origin))
+
+
+def own_colors(node: slicer.vtkMRMLVolumeNode) -> slicer.vtkMRMLColorTableNode | None:
+    """The colors that :func:`add_colors` made for a map; None for a scan, which shares its gray with all others."""
+    colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
+    return colors if colors and colors.GetName() == f"{node.GetName()} colors" else None
+
+
+def add_colors(node: slicer.vtkMRMLVolumeNode, count: int, *, hidden: bool) -> slicer.vtkMRMLColorTableNode:
+    """A new table of colors that belongs to a map alone.
+
+    :param hidden: from editors; a scene file keeps no colors of those that are.
+    """
+    colors = slicer.vtkMRMLColorTableNode()
+    colors.SetTypeToUser()
+    colors.SetName(f"{node.GetName()} colors")
+    colors.SetHideFromEditors(hidden)
+    colors.SetNumberOfColors(count)
+    return slicer.mrmlScene.AddNode(colors)
 
 
 def source_of(node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode | None:
@@ -223,9 +250,7 @@ def remove_result(node: slicer.vtkMRMLNode) -> None:
         series = [node.GetNthPlotSeriesNode(index) for index in range(node.GetNumberOfPlotSeriesNodes())]
         own = [*series, *{one.GetTableNode() for one in series}]
     elif node.IsA("vtkMRMLVolumeNode"):
-        # A map has colors of its own; a scan shares its gray with all others.
-        colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
-        own = [colors if colors and colors.GetName() == f"{node.GetName()} colors" else None]
+        own = [own_colors(node)]
     if node.IsA("vtkMRMLDisplayableNode"):
         own += [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
@@ -235,32 +260,30 @@ def remove_result(node: slicer.vtkMRMLNode) -> None:
             scene.RemoveNode(other)
 
 
+def history_of(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
+    """The steps that led to a node's voxels, as it, or the file behind it, tells them, and nothing else."""
+    return Provenance(steps=steps_of(node))
+
+
 def is_simulated_attack(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the node's attributes say that it holds, or was computed from, a simulated attack."""
-    if node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true":
-        return True
-    return Provenance(steps=steps_of(node)).is_simulated_attack
-
-
-def is_watermarked(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the node's attributes say that a watermark was put into it, or into what it was computed from."""
-    return watermark_kind(node) is not None
-
-
-def watermark_kind(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
-    """The kind of the last watermark in a node, as its attributes say: "open", "keyed", or None without one."""
-    kinds = [step.parameters["watermark"] for step in steps_of(node) if "watermark" in step.parameters]
-    return str(kinds[-1]) if kinds else None
+    """Whether a node says that it holds, or was computed from, a simulated attack."""
+    return node.GetAttribute(SIMULATED_ATTACK_ATTRIBUTE) == "true" or history_of(node).is_simulated_attack
 
 
 def is_protected(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the node, or the file behind it, says that it, or what it was computed from, was protected."""
-    return Provenance(steps=steps_of(node)).last(PROTECTION) is not None
+    """Whether a node says that it, or what it was computed from, was protected."""
+    return history_of(node).last(PROTECTION) is not None
 
 
-def is_changed_by_model(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the node's attributes say that a model protected it, or what it was computed from."""
-    return any("model" in step.parameters for step in steps_of(node))
+def is_watermarked_alone(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether a node says that a watermark was put into its voxels, and no model's change."""
+    return watermark_kind(node) is not None and not any("model" in step.parameters for step in steps_of(node))
+
+
+def watermark_kind(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
+    """The kind of the last watermark in a node, as it says: "open", "keyed", or None without one."""
+    kinds = [step.parameters["watermark"] for step in steps_of(node) if "watermark" in step.parameters]
+    return str(kinds[-1]) if kinds else None
 
 
 def same_scan(one: CTVolume, other: CTVolume) -> bool:
@@ -285,7 +308,7 @@ def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -
     :raises TargetError: when the point lies outside the volume.
     """
     _require_scalar_volume(node)
-    own_ras = _transform_between(None, node).TransformPoint(_point(ras))
+    own_ras = _transform_between(None, node.GetParentTransformNode()).TransformPoint(tuple(ras))
     to_ijk = vtk.vtkMatrix4x4()
     node.GetRASToIJKMatrix(to_ijk)
     i, j, k = (int(np.floor(value + 0.5)) for value in to_ijk.MultiplyPoint((*own_ras, 1.0))[:3])
@@ -298,16 +321,11 @@ def voxel_from_ras(node: slicer.vtkMRMLScalarVolumeNode, ras: Sequence[float]) -
 def ras_from_voxel(node: slicer.vtkMRMLScalarVolumeNode, kji: Sequence[float]) -> tuple[float, float, float]:
     """World RAS point in mm of the center of voxel (slice, row, column), through every transform above the node."""
     _require_scalar_volume(node)
-    return ras_on_grid(node, kji)
-
-
-def ras_on_grid(node: slicer.vtkMRMLVolumeNode, kji: Sequence[float]) -> tuple[float, float, float]:
-    """:func:`ras_from_voxel` for volumes of any kind, such as label maps."""
-    k, j, i = _point(kji)
+    k, j, i = kji
     to_ras = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(to_ras)
     own_ras = to_ras.MultiplyPoint((i, j, k, 1.0))[:3]
-    return tuple(_transform_between(node, None).TransformPoint(own_ras))
+    return tuple(_transform_between(node.GetParentTransformNode(), None).TransformPoint(own_ras))
 
 
 def _require_scalar_volume(node: slicer.vtkMRMLScalarVolumeNode | None) -> None:
@@ -339,33 +357,18 @@ def _exact_int16(values: np.ndarray) -> np.ndarray:
     )
 
 
-def _point(values: Sequence[float]) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
-
-
 def _transform_between(
-    source: slicer.vtkMRMLTransformableNode | None, target: slicer.vtkMRMLTransformableNode | None
+    source: slicer.vtkMRMLTransformNode | None, target: slicer.vtkMRMLTransformNode | None
 ) -> vtk.vtkGeneralTransform:
-    """Map from the coordinates in which ``source`` is defined to those of ``target``; None is the world."""
+    """Map from the coordinates under ``source`` to those under ``target``; None is the world."""
     transform = vtk.vtkGeneralTransform()
-    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
-        source.GetParentTransformNode() if source else None,
-        target.GetParentTransformNode() if target else None,
-        transform,
-    )
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, transform)
     return transform
 
 
 def _provenance_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Provenance:
-    warnings = ()
-    if node.GetParentTransformNode():
-        warnings = (
-            VolumeWarning(
-                "parent-transform",
-                _("The volume lies under a transform; positions in this copy are those before that transform."),
-            ),
-        )
+    text = _("The volume lies under a transform; positions in this copy are those before that transform.")
+    warnings = (VolumeWarning("parent-transform", text),) if node.GetParentTransformNode() else ()
     padding = node.GetAttribute(PADDING_ATTRIBUTE)
     try:
         padding_hu = int(padding) if padding else declared_padding_hu(node)
@@ -398,17 +401,6 @@ def _series_instance_uid(node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
     if item == hierarchy.GetInvalidItemID():
         return None
     return hierarchy.GetItemUID(item, slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMUIDName()) or None
-
-
-def _copy_display(source_node: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
-    source, target = source_node.GetDisplayNode(), node.GetDisplayNode()
-    if source is None:
-        return
-    # The automatic window follows the voxels; a fixed one keeps both volumes comparable by eye.
-    target.SetAutoWindowLevel(False)
-    target.SetWindowLevel(source.GetWindow(), source.GetLevel())
-    target.SetInterpolate(source.GetInterpolate())
-    target.SetAndObserveColorNodeID(source.GetColorNodeID())
 
 
 def _place_beside(source_node: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLScalarVolumeNode) -> None:

@@ -65,7 +65,7 @@ def panel(standin, module, request, monkeypatch, on_its_grid):  # noqa: ARG001
     monkeypatch.setattr("MITSGANLib.measure.attack_effect.NOISE_SEEDS", (0, 1))
     # Nobody waits for answers that are there.
     monkeypatch.setattr("MITSGANLib.runtime.background.INTERVAL_SECONDS", 0.005)
-    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.inquiry.INTERVAL_MILLISECONDS", 2)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.INQUIRY_MILLISECONDS", 2)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.run_in_background", run_in_lockstep)
     widget = standin.open_panel(module)
     yield widget

@@ -320,7 +320,7 @@ def test_heatmaps_follow_the_controls(loaded, scan, pictures):
     assert caption("source") == ("Original", False)
     pictures.take_comparison("comparison")
     loaded.ui.flickerButton.checked = True
-    loaded.panel.compare.flicker_timer.timeout.emit()
+    loaded.panel.views.flicker_timer.timeout.emit()
     assert shown["protected"].GetForegroundOpacity() == 0, "colors would hide what flickers"
     assert caption("protected") == ("Original", False)
     loaded.ui.flickerButton.checked = False
@@ -402,7 +402,7 @@ def test_a_clicked_point_of_the_plot_goes_to_its_slice(loaded, scan):
     select_points({first: [7], second: [11]})
     select_points({first: [3], second: [11]})
     assert slices_shown(loaded) == {3}
-    loaded.panel.compare.show()
+    loaded.panel.views.show()
     select_points({first: [3], second: [11]})
     assert slices_shown(loaded) == {3}, "the same point again"
     select_points({})
@@ -417,16 +417,16 @@ def test_flicker_alternates_and_restores(loaded, scan):
     view = composites()["protected"]
     assert caption("protected") == ("Protected", False)
     loaded.ui.flickerButton.checked = True
-    loaded.panel.compare.flicker_timer.timeout.emit()
+    loaded.panel.views.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.sourceVolume.GetID()
     assert caption("protected") == ("Original", False), "it says what is seen at the moment"
-    loaded.panel.compare.flicker_timer.timeout.emit()
+    loaded.panel.views.flicker_timer.timeout.emit()
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
     assert caption("protected") == ("Protected", False)
-    loaded.panel.compare.flicker_timer.timeout.emit()
+    loaded.panel.views.flicker_timer.timeout.emit()
     loaded.ui.flickerButton.checked = False
     assert view.GetBackgroundVolumeID() == parameters.protectedVolume.GetID()
-    assert not loaded.panel.compare.flicker_timer.active
+    assert not loaded.panel.views.flicker_timer.active
 
 
 @pytest.mark.slow
@@ -1114,7 +1114,7 @@ def test_a_volume_that_is_loaded_while_none_is_selected_is_selected(panel, scan)
 @pytest.mark.slow
 def test_a_fresh_protection_removes_the_map_of_the_last_check(loaded, scan):
     labels = dataclasses.replace(scan.volume, hu=np.ones_like(scan.volume.hu))
-    loaded._parameterNode.changeMap = change_map_node(labels, None, examination_legend())
+    loaded._parameterNode.changeMap = change_map_node(labels, loaded._parameterNode.volume, examination_legend())
     loaded.ui.protectButton.click()
     assert loaded._parameterNode.changeMap is None
     assert node_names("vtkMRMLLabelMapVolumeNode") == []

@@ -28,8 +28,8 @@ from MITSGANLib.watermark.pattern import watermark_key
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from MITSGANLib.slicer_bridge.history import STEPS_ATTRIBUTE, steps_of
 from MITSGANLib.slicer_bridge.layout import VIEWS, comparison_is_shown
+from MITSGANLib.slicer_bridge.origin import STEPS_ATTRIBUTE, steps_of
 from MITSGANLib.slicer_bridge.volumes import node_from_volume, ras_from_voxel
 from panel_data import (
     add_scan,

@@ -17,7 +17,6 @@ from MITSGANLib.scan.volume import PROTECTION, ProcessingStep
 slicer = pytest.importorskip("slicer", reason="slicer-core needs system OpenGL libraries", exc_type=ImportError)
 pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL libraries", exc_type=ImportError)
 
-from MITSGANLib.slicer_bridge.folders import EXAMINE, PROTECT, FolderJob, Told
 from panel_data import choose, click_failing, wait_until
 
 # What the command would do: tell, wait to be ended, fail.
@@ -36,12 +35,20 @@ with open(told, "w") as file:
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path):
+def folders(module):  # noqa: ARG001 - the module brings qt
+    """The section's file."""
+    from MITSGANLib.slicer_bridge.panel import folders
+
+    return folders
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, folders):
     """What the panel's command writes, and how it ends."""
     lines = []
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(
-        FolderJob, "line", lambda _job, told: [sys.executable, str(tmp_path / "program.py"), str(told), *lines]
+        folders.FolderJob, "line", lambda _job, told: [sys.executable, str(tmp_path / "program.py"), str(told), *lines]
     )
     return lines
 
@@ -153,7 +160,7 @@ def test_the_command_is_that_of_a_terminal(panel, dialogs, key_file, tmp_path, m
     assert watermark.options == ("--model", "none", "--device", "auto", "--key", key, "--watermark", key)
     _python, script, name, tree, out, *options = protect.line(tmp_path / "told")
     assert Path(script).is_file()
-    assert (name, tree, out) == (PROTECT, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert (name, tree, out) == ("protect", str(tmp_path / "in"), str(tmp_path / "out"))
     assert options[:3] == ["--collection", "--json-lines", str(tmp_path / "told")]
 
 
@@ -165,8 +172,8 @@ def test_a_locked_signing_key_is_refused(panel, dialogs, tmp_path):
     click_failing(panel.ui.protectFolderButton, "without a passphrase")
 
 
-def test_half_a_line_waits_for_its_end(tmp_path):
-    told = Told(tmp_path / "told")
+def test_half_a_line_waits_for_its_end(tmp_path, folders):
+    told = folders.Told(tmp_path / "told")
     assert list(told.new()) == []
     (tmp_path / "told").write_text('{"a": 1}\nno json\n{"b"')
     assert list(told.new()) == [{"a": 1}]
@@ -176,11 +183,11 @@ def test_half_a_line_waits_for_its_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_command_examines_a_folder(panel, scan, tmp_path):
+def test_the_real_command_examines_a_folder(panel, folders, scan, tmp_path):
     # Of slices that are wider than any CT's nobody seeks what was cropped, which takes long.
     volume = dataclasses.replace(scan.volume, hu=scan.volume.hu[:4, 40:80].repeat(9, axis=2))
     (tmp_path / "studies").mkdir()
     write_file(volume, tmp_path / "studies" / "in.nrrd")
-    panel.panel.folders.start(FolderJob(EXAMINE, tmp_path / "studies", tmp_path / "results"))
+    panel.panel.folders.start(folders.FolderJob("examine", tmp_path / "studies", tmp_path / "results"))
     wait_until(lambda: is_idle(panel))
     assert [source for source, _result in rows(panel)] == ["in.nrrd"]

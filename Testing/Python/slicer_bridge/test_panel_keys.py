@@ -341,7 +341,7 @@ class TestRestore:
             panel.panel.jobs.cancel()
             return original(*arguments, **{**options, "progress": None})
 
-        monkeypatch.setattr("MITSGANLib.slicer_bridge.restore.restore", restoring_meanwhile)
+        monkeypatch.setattr("MITSGANLib.slicer_bridge.export.restore", restoring_meanwhile)
         before, nodes = sorted(folder.iterdir()), snapshot()
         dialogs.answers = [one_of(folder / "sealed"), folder]
         panel.ui.restoreButton.click()

@@ -25,7 +25,7 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt needs system OpenGL librarie
 from MITSGANLib.slicer_bridge.tables import table_text
 from MITSGANLib.slicer_bridge.volumes import (
     PROTECTED_ATTRIBUTE,
-    is_watermarked,
+    is_watermarked_alone,
     source_of,
     watermark_kind,
 )
@@ -140,8 +140,8 @@ class TestProtect:
         assert node.GetName() == "CT watermarked"
         assert node.GetAttribute(PROTECTED_ATTRIBUTE) == "true"
         assert source_of(node) is source
-        assert is_watermarked(node)
-        assert not is_watermarked(source)
+        assert is_watermarked_alone(node)
+        assert watermark_kind(source) is None
         assert node.GetParentTransformNode() is transform
         np.testing.assert_array_equal(hu(node), marked.hu)
         assert keyed._parameterNode.volume is node

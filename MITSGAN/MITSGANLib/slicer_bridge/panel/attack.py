@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -17,24 +16,17 @@ from ..operations import prepare_measuring
 from ..packages import KEYS, NETWORKS
 from ..volumes import remove_result
 from . import sentences
-from .compare import CompareSection
-from .examine import ExamineSection
-from .shared import Panel, Section, select
+from .shared import Section, select
 
 _VIEWS_MILLISECONDS = 200
 _REST_MILLISECONDS = 100
 
 
 class AttackSection(Section):
-    """Places the target with one click in a view, and attacks both volumes there.
+    """Places the target with one click in a view, and attacks both volumes there."""
 
-    :param compare: shows all volumes after the attack.
-    :param examine: shows what was found, which is of what was displayed before.
-    """
-
-    def __init__(self, panel: Panel, compare: CompareSection, examine: ExamineSection) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        self._compare, self._examine = compare, examine
         self._observed: Any = None
         ui = panel.ui
         for name in available_attackers():
@@ -43,10 +35,11 @@ class AttackSection(Section):
         panel.bind(ui.attackerComboBox, "attacker")
         ui.injectRadioButton.connect("toggled(bool)", self._on_inject_toggled)
         ui.placeTargetButton.connect("clicked()", self.place_target)
-        ui.attackerFolderButton.connect("clicked()", self.choose_attacker_folder)
+        ui.attackerFolderButton.connect("clicked()", self._choose_attacker_folder)
         self._views_timer = panel.timer(_VIEWS_MILLISECONDS, self._prepare_view)
         # A point that is dragged moves with every pixel.
-        self._rest_timer = panel.timer(_REST_MILLISECONDS, self._on_target_rests)
+        self._rest_timer = panel.timer(_REST_MILLISECONDS, self._on_target_changed)
+        self._rest_timer.setSingleShot(True)
         ui.attackCollapsibleButton.connect("contentsCollapsed(bool)", self._on_folded)
         panel.add_control(
             ui.protectedVolumeSelector,
@@ -68,7 +61,6 @@ class AttackSection(Section):
         )
 
     def refresh(self) -> None:
-        """Show what the parameter node says."""
         parameters, ui = self._panel.parameters, self._panel.ui
         # parameterNodeWrapper has no connector for radio buttons, nor for a combo box filled at run time.
         if ui.attackerComboBox.findData(parameters.attacker) < 0:
@@ -102,8 +94,7 @@ class AttackSection(Section):
             observer.addObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed)
         targets.start_placing(parameters.targetPoint)
 
-    def choose_attacker_folder(self) -> None:
-        """Let the user choose a folder of attacker files."""
+    def _choose_attacker_folder(self) -> None:
         folder = self._panel.ask_for_folder(_("Folder with attacker files"))
         if folder and self._panel.parameters:
             self._panel.parameters.attacker = str(folder)
@@ -126,11 +117,11 @@ class AttackSection(Section):
         )
         panel.jobs.breathe(source, protected)
         with panel.changing():
-            self._examine.discard(parameters)
-            self._compare.discard(parameters)
+            panel.examine.discard(parameters)
+            panel.compare.discard(parameters)
             parameters.sourceAttacked, parameters.protectedAttacked = source, protected
         panel.jobs.breathe(source, protected)
-        self._compare.show()
+        panel.views.show()
         panel.jobs.breathe(source, protected)
         with panel.changing():
             show_in_ordinary_views(protected)
@@ -159,30 +150,31 @@ class AttackSection(Section):
         """Follow the point list: placing, moving or deleting a point does not change the parameter node."""
         if target is self._observed:
             return
-        observations = [(slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self._on_target_placed)]
-        observations += [(event, self._on_target_moves) for event in targets.target_events()]
-        for event, method in observations:
+        markups = slicer.vtkMRMLMarkupsNode
+        for event, method in (
+            (markups.PointPositionDefinedEvent, self._on_target_placed),
+            # It is dragged, moved by a script, or removed.
+            (markups.PointPositionUndefinedEvent, self._on_target_moves),
+            (markups.PointModifiedEvent, self._on_target_moves),
+            (markups.PointRemovedEvent, self._on_target_moves),
+        ):
             if self._observed:
                 self._panel.observer.removeObserver(self._observed, event, method)
             if target:
                 self._panel.observer.addObserver(target, event, method)
         self._observed = target
 
-    def _on_target_placed(self, _caller: Any = None, _event: Any = None) -> None:
+    def _on_target_placed(self, _caller: Any, _event: Any) -> None:
         # Not within the event: the view that placed the point still holds on to the list.
-        qt.QTimer.singleShot(0, self._keep_last_target)
+        self._panel.later(self._keep_last_target)
 
     def _keep_last_target(self) -> None:
-        if self._observed and not self._panel.is_closed:
+        if self._observed:
             targets.keep_last_point(self._observed)
             self._on_target_changed()
 
-    def _on_target_moves(self, _caller: Any = None, _event: Any = None) -> None:
+    def _on_target_moves(self, _caller: Any, _event: Any) -> None:
         self._rest_timer.start()
-
-    def _on_target_rests(self) -> None:
-        self._rest_timer.stop()
-        self._on_target_changed()
 
     def _on_target_changed(self, _caller: Any = None, _event: Any = None) -> None:
         if self._panel.parameters and not self._panel.is_closed:

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from slicer.i18n import tr as _
 
-from ..dicom_source import INSTANCES_ATTRIBUTE
+from ..origin import INSTANCES_ATTRIBUTE
 from ..packages import FIGURES, KEYS, NETWORKS, PAGE
 from ..reports import remember_report
 from ..targets import target_from_markups
-from ..volumes import is_changed_by_model, is_simulated_attack, is_watermarked
-from .compare import CompareSection
-from .keys import KeysSection
-from .shared import Panel, Section
+from ..volumes import is_simulated_attack, is_watermarked_alone
+from .shared import Section
 
 
 class ExportSection(Section):
-    """Writes DICOM, files and the report.
+    """Writes DICOM, files and the report."""
 
-    :param compare: has measured what the report shows, or has not.
-    """
-
-    def __init__(self, panel: Panel, keys: KeysSection, compare: CompareSection) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        self._keys, self._compare = keys, compare
         ui, failure = panel.ui, _("Failed to export the protected volume.")
         panel.add_job(
             ui.exportDicomButton,
             ui.protectProgressBar,
-            self.export_dicom,
+            lambda *arguments: self.export(panel.logic.exportDicom, *arguments),
             unit=_("slices"),
             failure=failure,
             icon="Export",
@@ -40,7 +35,7 @@ class ExportSection(Section):
         panel.add_job(
             ui.exportFileButton,
             ui.protectProgressBar,
-            self.export_file,
+            lambda *arguments: self.export(panel.logic.exportFile, *arguments),
             unit=_("steps"),
             failure=failure,
             icon="Export",
@@ -58,21 +53,14 @@ class ExportSection(Section):
             ask=lambda: panel.ask_for_new_file(_("Report"), "report.html", "HTML (*.html)"),
         )
 
-    def export_dicom(self, progress: Callable[..., None], folder: Path) -> None:
-        """Write the protected volume as DICOM into a folder."""
-        self._export(self._panel.logic.exportDicom, progress, folder)
-
-    def export_file(self, progress: Callable[..., None], path: Path) -> None:
-        """Write the protected volume as a file."""
-        self._export(self._panel.logic.exportFile, progress, path)
-
-    def _export(self, write: Callable[..., Path | None], progress: Callable[..., None], path: Path) -> None:
+    def export(self, write: Callable[..., Path | None], progress: Callable[..., None], path: Path) -> None:
+        """Write the protected volume, as DICOM into a folder or as a file."""
         parameters = self._panel.parameters
         written = write(
             parameters.protectedVolume,
             path,
             parameters.sourceVolume,
-            proofs=self._keys.open_proofs(),
+            proofs=self._panel.keys.open_proofs(),
             progress=progress,
         )
         self._panel.jobs.say(_("Wrote {path}.").format(path=written or path))
@@ -89,7 +77,7 @@ class ExportSection(Section):
             parameters.action,
             parameters.attacker,
             attacked_nodes=[node for node in (parameters.sourceAttacked, parameters.protectedAttacked) if node],
-            effect=self._compare.effect,
+            effect=panel.compare.effect,
             device=parameters.device,
             progress=progress,
         )
@@ -118,7 +106,6 @@ class ExportSection(Section):
 
     def _missing_for_report(self) -> str:
         missing = self._panel.missing_target()
-        protected = self._panel.parameters.protectedVolume if not missing else None
-        if protected and is_watermarked(protected) and not is_changed_by_model(protected):
+        if not missing and is_watermarked_alone(self._panel.parameters.protectedVolume):
             return _("The report shows what a model's protection does to an attack. A watermark does nothing to it.")
         return missing

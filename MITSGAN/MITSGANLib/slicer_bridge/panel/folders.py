@@ -2,39 +2,88 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
-from ..folders import EXAMINE, PROTECT, FolderJob, Told
+from ...errors import DependencyError
 from ..packages import COLLECTIONS, KEYS, NETWORKS
-from .keys import KeysSection
 from .protect import WATERMARK
-from .shared import Panel, Section
+from .shared import Section
+
+PROTECT, EXAMINE = "protect", "examine"
 
 _MILLISECONDS = 300
 _PATIENCE_MILLISECONDS = 5000
 _ERROR_SHOWN = 300
 
 
+@dataclass(frozen=True)
+class FolderJob:
+    """A command over a tree of studies."""
+
+    command: str  # PROTECT or EXAMINE
+    tree: Path  # is only read
+    out: Path  # the same tree protected, or a folder of results
+    options: tuple[str, ...] = ()  # as for a terminal
+
+    def line(self, told: Path) -> list[str]:
+        """Program and arguments.
+
+        :param told: the file in which the command tells of each scan as soon as it is done.
+        :raises DependencyError: the commands are not installed.
+        """
+        # Installed, all modules lie in one folder; in a checkout each has its own.
+        folder = Path(__file__).resolve().parents[3]
+        scripts = [place / "run_mitsgan.py" for place in (folder, folder.parent / "MITSGANTraining")]
+        script = next((path for path in scripts if path.is_file()), None)
+        if script is None:
+            raise DependencyError(_("The module MITSGAN Training, which has the commands, is not installed."))
+        python = shutil.which("PythonSlicer") or sys.executable
+        places = [str(self.tree), str(self.out), "--collection", "--json-lines", str(told)]
+        return [python, str(script), self.command, *places, *self.options]
+
+
+class Told:
+    """The lines of JSON that a command writes to a file while it works."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Whole lines that were not there the last time."""
+        try:
+            data = self._path.read_bytes()[self._read :]
+        except OSError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
 class FoldersSection(Section):
     """Starts a command, follows it, ends it on request, and opens the scan of a line."""
 
-    def __init__(self, panel: Panel, keys: KeysSection) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        self._keys = keys
         self._process: Any = None
         self._job: FolderJob | None = None
         self._told: Told | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
         self._was_canceled = self._has_ended = self._opens = False
         self._lines: list[dict[str, Any]] = []
-        # Qt's table does not keep them.
-        self._items: list[Any] = []
         self._timer = panel.timer(_MILLISECONDS, self.poll)
         ui = panel.ui
         self._buttons = {PROTECT: ui.protectFolderButton, EXAMINE: ui.examineFolderButton}
@@ -56,8 +105,9 @@ class FoldersSection(Section):
             self.cancel()
             return
         panel = self._panel
+        needs_networks = command == PROTECT and panel.parameters.model != WATERMARK
         with panel.trying(_("Failed to start.")):
-            panel.ensure_packages(*KEYS, *COLLECTIONS, *(NETWORKS if self._needs_networks(command) else ()))
+            panel.ensure_packages(*KEYS, *COLLECTIONS, *(NETWORKS if needs_networks else ()))
             options = self._options(command)
             tree = panel.ask_for_folder(_("Folder with studies; it is only read"))
             if tree is None:
@@ -76,7 +126,7 @@ class FoldersSection(Section):
         path = Path(self._folder.name) / "told.jsonl"
         program, *arguments = job.line(path)
         self._job, self._told, self._was_canceled, self._has_ended = job, Told(path), False, False
-        self._lines, self._items = [], []
+        self._lines = []
         ui = self._panel.ui
         ui.scansTable.setRowCount(0)
         self._process = qt.QProcess(self._panel.window)
@@ -128,7 +178,7 @@ class FoldersSection(Section):
         place = job.out if line.get("outcome") == "protected" else job.tree
         self._opens = True
         try:
-            with slicer.util.tryWithErrorDisplay(_("Failed to open the scan.")), panel.jobs.showing_error():
+            with panel.trying(_("Failed to open the scan.")):
                 node = panel.logic.loadScan(place / str(line["source"]), line.get("series_instance_uid"))
                 if panel.parameters:
                     panel.parameters.volume = node
@@ -136,31 +186,22 @@ class FoldersSection(Section):
             self._opens = False
 
     def _take(self, line: dict[str, Any]) -> None:
-        ui = self._panel.ui
-        done, total = int(line.get("done") or 0), int(line.get("total") or 0)
-        if line.get("event") in ("begin", "scan"):
+        ui, event = self._panel.ui, line.get("event")
+        if event in ("begin", "scan"):
+            done, total, left = int(line.get("done") or 0), int(line.get("total") or 0), line.get("seconds_left")
             ui.foldersProgressBar.setRange(0, total)
             ui.foldersProgressBar.setValue(done)
-            left = line.get("seconds_left")
             words = _("{done} of {total} scans").format(done=done, total=total)
             if left:
                 words += ", " + _("{minutes:.0f} min left").format(minutes=max(1, left / 60))
             self._panel.show_text(ui.foldersLabel, words)
-        self._has_ended = line.get("event") == "end"
-        if line.get("event") == "scan" and "source" in line:
+        self._has_ended = event == "end"
+        if event == "scan" and "source" in line:
             self._lines.append(line)
-            self._add_row(line)
-
-    def _add_row(self, line: dict[str, Any]) -> None:
-        table, row = self._panel.ui.scansTable, len(self._lines) - 1
-        table.setRowCount(row + 1)
-        outcome, reason = str(line.get("outcome", "")), line.get("reason") or line.get("error") or ""
-        for column, text in enumerate((str(line["source"]), f"{outcome}: {reason}" if reason else outcome)):
-            item = qt.QTableWidgetItem(text)
-            item.setToolTip(text)
-            table.setItem(row, column, item)
-            self._items.append(item)
-        table.setVisible(True)
+            result = ": ".join(filter(None, (str(line.get("outcome", "")), line.get("reason") or line.get("error"))))
+            ui.scansTable.setRowCount(len(self._lines))
+            self._panel.set_row(ui.scansTable, len(self._lines) - 1, (str(line["source"]), result))
+            ui.scansTable.setVisible(True)
 
     def _end(self) -> None:
         error = self._process.readAllStandardError().data()
@@ -200,15 +241,12 @@ class FoldersSection(Section):
         """
         parameters = self._panel.parameters
         if command == EXAMINE:
-            return self._keys.options_to_examine()
+            return self._panel.keys.options_to_examine()
         model = "none" if parameters.model == WATERMARK else parameters.model
         options = ["--model", model, "--device", parameters.device]
         if model != "none" and parameters.strengthHU:
             options += ["--strength-hu", f"{parameters.strengthHU:g}"]
-        return (*options, *self._keys.options_to_protect(with_watermark=model == "none"))
-
-    def _needs_networks(self, command: str) -> bool:
-        return command == PROTECT and self._panel.parameters.model != WATERMARK
+        return (*options, *self._panel.keys.options_to_protect(with_watermark=model == "none"))
 
     def _missing(self, command: str) -> str:
         if self.is_running and self._job.command != command:

@@ -1,9 +1,9 @@
-"""One heavy job at a time: its button cancels it, its bar shows progress, the status line says how it ended."""
+"""Work in the background: one heavy job at a time, and questions for whose answers nobody waits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import CancelledError
-from ...runtime.background import Pace, Throttle, run_in_background
+from ...runtime.background import BackgroundTask, Pace, Throttle, run_in_background
 from ..volumes import require_in_scene
 
 DOUBLE_CLICK_SECONDS = 0.6
@@ -20,30 +20,35 @@ PROGRESS_SECONDS = 0.5
 """Between two changes of the progress bar: each draws the whole window anew, which slows down what it is about."""
 
 
+INQUIRY_MILLISECONDS = 100
+# Python's threads run only while Python waits: Qt's event loop does not let go of Python's lock.
+_WAIT_SECONDS = 0.05
+
+Question = tuple[Hashable, ...]
+
+
 class JobRunner:
-    """Runs the heavy work of a panel in the background while the application stays responsive.
+    """Runs the heavy work of a panel while the application stays responsive.
+
+    The button of a job cancels it, its bar shows progress, and the status line says how it ended.
 
     :param status_label: where results and errors are left to be read.
     """
 
     def __init__(self, status_label: Any, on_change: Callable[[], None]) -> None:
         self._status_label, self._on_change = status_label, on_change
-        self._button: Any = None
+        self.button: Any = None
+        """Of the job that is running; None when there is none."""
         self._cancel_words = ""
         self._started = 0.0
         self._closed = False
 
-    @property
-    def button(self) -> Any:
-        """The button of the job that is running; None when there is none."""
-        return self._button
-
     def press(self, button: Any) -> bool:
         """Whether a press of ``button`` was meant to cancel, or came while other work runs; cancels its own job."""
-        if self._button is None:
+        if self.button is None:
             return False
         # The second half of a double-click is no wish to cancel.
-        if self._button is button and time.monotonic() - self._started > DOUBLE_CLICK_SECONDS:
+        if self.button is button and time.monotonic() - self._started > DOUBLE_CLICK_SECONDS:
             self.cancel()
         return True
 
@@ -52,10 +57,10 @@ class JobRunner:
 
         :param words: said then; empty for that the user canceled.
         """
-        if self._button is not None:
+        if self.button is not None:
             self._cancel_words = words or _("Canceled; nothing was changed.")
             if not self._closed:
-                self._button.text = _("Canceling…")
+                self.button.text = _("Canceling…")
 
     def close(self) -> None:
         """Cancel, and touch no widget any more: they are about to be destroyed."""
@@ -78,7 +83,7 @@ class JobRunner:
     def running(self, button: Any, bar: Any, unit: str) -> Iterator[Callable[..., None]]:
         """While inside, ``button`` cancels. Gives a function ([stage,] done, total) that shows progress."""
         text = button.text
-        self._button, self._cancel_words, self._started = button, "", time.monotonic()
+        self.button, self._cancel_words, self._started = button, "", time.monotonic()
         button.text = _("Cancel")
         bar.setRange(0, 0)
         bar.format = ""
@@ -90,7 +95,7 @@ class JobRunner:
             with self.showing_error():
                 yield self._progress(bar, unit)
         finally:
-            self._button = None
+            self.button = None
             if not self._closed:
                 button.text = text
                 bar.setVisible(False)
@@ -153,3 +158,76 @@ def _progress_text(stage: Sequence[str], done: int, total: int, pace: Pace, unit
     return words + _("{done} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left").format(
         done=done, total=total, unit=unit, rate=pace.rate(done), left=left
     )
+
+
+class Inquiry:
+    """Asks one question at a time, each once, in a thread, and remembers the answer, which may be an exception.
+
+    :param make_timer: makes a stopped timer from milliseconds and what it calls.
+    :param on_answer: called in the panel's thread when an answer has come.
+    """
+
+    def __init__(self, make_timer: Callable[[int, Callable[[], None]], Any], on_answer: Callable[[], None]) -> None:
+        self._timer, self._on_answer = make_timer(INQUIRY_MILLISECONDS, self._poll), on_answer
+        self._task: BackgroundTask | None = None
+        self._asked: Question = ()
+        self._wanted: dict[Hashable, tuple[Question, Callable[[], Any]]] = {}
+        self._answers: dict[Question, Any] = {}
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question is under way."""
+        return self._task is not None
+
+    def answer(self, question: Question) -> Any:
+        """What is known by now; None for nothing."""
+        return self._answers.get(question)
+
+    def remember(self, question: Question, answer: Any) -> None:
+        """Take an answer that need not be looked for."""
+        self._answers[question] = answer
+
+    def ask(self, question: Question, find_out: Callable[[], Any]) -> Any:
+        """The answer if it is known; else None, and ``find_out`` runs in a thread once its turn has come.
+
+        :param question: its first part is the topic. Of a topic's questions that wait, the last alone is asked.
+        """
+        if question not in self._answers and not (self._task and question == self._asked):
+            self._wanted[question[0]] = (question, find_out)
+            self._next()
+        return self.answer(question)
+
+    def forget(self) -> None:
+        """Ask nothing until :meth:`ask` is called again; what the questions are about may be about to go."""
+        self._wanted.clear()
+
+    def clear(self) -> None:
+        """Forget the answers, too."""
+        self.forget()
+        self._answers.clear()
+
+    def stop(self) -> None:
+        """Ask no more at all; a question under way runs to its end unheard."""
+        self._timer.stop()
+        self.forget()
+        if self._task is not None:
+            self._task.abandon()
+
+    def _next(self) -> None:
+        if self._task is None and self._wanted:
+            self._asked, find_out = self._wanted.pop(next(iter(self._wanted)))
+            self._task = BackgroundTask(find_out)
+            self._timer.start()
+
+    def _poll(self) -> None:
+        """Give the thread time to work, and take its answer when there is one."""
+        if self._task is None or not self._task.wait(_WAIT_SECONDS):
+            return
+        self._timer.stop()
+        task, self._task = self._task, None
+        try:
+            self._answers[self._asked] = task.result()
+        except Exception as error:  # noqa: BLE001 - a broken torch or driver raises whatever it likes
+            self._answers[self._asked] = error
+        self._next()
+        self._on_answer()

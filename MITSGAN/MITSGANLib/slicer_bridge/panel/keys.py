@@ -1,4 +1,4 @@
-"""The section on key files: which key seals exports, which signs them, and which signer is expected.
+"""The section on key files: which key seals exports, which signs them, which signer is expected; and restoring.
 
 These choices belong to the person at this computer and not to the scene, so they live here and in the widgets alone:
 neither the parameter node nor the application's settings ever see them. Of a key file only the place is kept; keys are
@@ -17,68 +17,111 @@ from ...errors import InputError
 from ...keys.key_files import Key, is_private
 from ...save_protected import Proofs
 from .. import key_files
+from ..export import free_folder
+from ..origin import ScanOnDisk, may_be_on_disk, scan_of_file, scan_of_node, steps_of
 from ..packages import KEYS
 from . import sentences
-from .shared import Panel, Section
+from .shared import Section
 
 
-class ChosenPath:
-    """A file or folder that the user chose: its name in a read-only line edit, its path in the tool tip."""
+class ChosenKey:
+    """A key file that the user chose: its name in a read-only line edit, its path in the tool tip.
 
-    def __init__(self, panel: Panel, line_edit: Any, forget_button: Any) -> None:
-        self._panel, self._line_edit = panel, line_edit
-        self._tool_tip = line_edit.toolTip
+    :param widgets: the line edit, and the buttons that let the user choose another, and none.
+    :param title: of the dialog.
+    :param kinds: of files, as file dialogs want them.
+    :param identify: gives the identity of the key in a file, as others name it, and refuses what is no such key.
+    :param failure: what the message box says then.
+    """
+
+    def __init__(
+        self,
+        panel: Any,
+        widgets: tuple[Any, Any, Any],
+        title: str,
+        kinds: str,
+        identify: Callable[[Path], str | None],
+        failure: str,
+    ) -> None:
+        self._line_edit, choose_button, forget_button = widgets
+        self._panel, self._tool_tip = panel, self._line_edit.toolTip
+        self._title, self._kinds, self._identify, self._failure = title, kinds, identify, failure
         self.path: Path | None = None
         self.identity: str | None = None
+        choose_button.connect("clicked()", self._ask)
+        forget_button.connect("clicked()", lambda: self.choose(None))
+        panel.add_control(choose_button, waits=True)
         panel.add_control(forget_button, missing=lambda: "" if self.path else _("Nothing is chosen."), waits=True)
 
     def choose(self, path: Path | None, identity: str | None = None) -> None:
-        """Keep a path, or none.
-
-        :param identity: of the key in a key file, as others name it.
-        """
+        """Keep a path and the identity of its key, or none."""
         self.path, self.identity = path, identity
         self._line_edit.text = path.name if path else ""
         self._line_edit.toolTip = str(path) if path else self._tool_tip
         self._panel.changed()
 
+    def _ask(self) -> None:
+        path = self._panel.ask_for_file(self._title, self._kinds + ";;" + _("All files") + " (*)")
+        if path is None:
+            return
+        with self._panel.trying(self._failure):
+            self._panel.ensure_packages(*KEYS)
+            self.choose(path, self._identify(path))
+            is_open = self._identify is not key_files.public_key_identity and not is_private(path)
+            self._panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
+
 
 class KeysSection(Section):
-    """Chooses and makes key files, and opens them for one job each."""
+    """Chooses and makes key files, opens them for one job each, and restores originals with them."""
 
-    def __init__(self, panel: Panel) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        ui = panel.ui
-        self._key = ChosenPath(panel, ui.keyFileLineEdit, ui.forgetKeyButton)
-        self._signing = ChosenPath(panel, ui.signingKeyLineEdit, ui.forgetSigningKeyButton)
-        self._public = ChosenPath(panel, ui.publicKeyLineEdit, ui.forgetPublicKeyButton)
+        ui, pem_files = panel.ui, _("PEM files") + " (*.pem)"
+        self._key = ChosenKey(
+            panel,
+            (ui.keyFileLineEdit, ui.keyFileButton, ui.forgetKeyButton),
+            _("Key file"),
+            _("Key files") + " (*.key)",
+            key_files.key_identity,
+            _("Failed to read the key file."),
+        )
+        self._signing = ChosenKey(
+            panel,
+            (ui.signingKeyLineEdit, ui.signingKeyButton, ui.forgetSigningKeyButton),
+            _("Signing key"),
+            pem_files,
+            key_files.signing_key_identity,
+            _("Failed to read the signing key."),
+        )
+        self._public = ChosenKey(
+            panel,
+            (ui.publicKeyLineEdit, ui.publicKeyButton, ui.forgetPublicKeyButton),
+            _("Public key"),
+            pem_files,
+            key_files.public_key_identity,
+            _("Failed to read the public key."),
+        )
         # A passphrase can stand for a key file.
         ui.passphraseLineEdit.connect("textChanged(QString)", lambda _text: panel.changed())
-        buttons = (
-            (ui.keyFileButton, self.choose_key_file),
-            (ui.newKeyButton, self.make_key_file),
-            (ui.signingKeyButton, self.choose_signing_key),
-            (ui.newSigningKeyButton, self.make_signing_key),
-            (ui.publicKeyButton, self.choose_public_key),
+        ui.newKeyButton.connect("clicked()", self.make_key_file)
+        ui.newSigningKeyButton.connect("clicked()", self.make_signing_key)
+        panel.add_control(ui.passphraseLineEdit, ui.newKeyButton, ui.newSigningKeyButton, waits=True)
+        panel.add_job(
+            ui.restoreButton,
+            ui.keysProgressBar,
+            self.restore,
+            unit=_("files"),
+            failure=_("Failed to restore the original."),
+            icon="Restore",
+            missing=self._missing_to_restore,
+            ask=self._ask_what_to_restore,
         )
-        for button, slot in (
-            *buttons,
-            (ui.forgetKeyButton, lambda: self._key.choose(None)),
-            (ui.forgetSigningKeyButton, lambda: self._signing.choose(None)),
-            (ui.forgetPublicKeyButton, lambda: self._public.choose(None)),
-        ):
-            button.connect("clicked()", slot)
-        panel.add_control(ui.passphraseLineEdit, *(button for button, _slot in buttons), waits=True)
+        panel.show_text(ui.keysResultLabel, "")
 
     @property
     def has_key(self) -> bool:
         """Whether a key file is chosen."""
         return self._key.path is not None
-
-    @property
-    def can_open(self) -> bool:
-        """Whether there is a key or a passphrase to restore with."""
-        return self.has_key or bool(self._panel.ui.passphraseLineEdit.text)
 
     @property
     def public_key(self) -> Path | None:
@@ -95,6 +138,10 @@ class KeysSection(Section):
         """Forget the passphrase."""
         self._panel.ui.passphraseLineEdit.clear()
 
+    def scene_closes(self) -> None:
+        """Forget what was restored. It may be of a patient, and the scene is closed."""
+        self._panel.show_text(self._panel.ui.keysResultLabel, "")
+
     def open_proofs(self) -> Proofs | None:
         """The keys for an export, None where none is chosen; the passphrase is forgotten.
 
@@ -105,24 +152,16 @@ class KeysSection(Section):
         self._panel.ensure_packages(*KEYS)
         return key_files.open_proofs(self._key.path, self._signing.path, self._take_passphrase())
 
-    def open_key(self) -> Key:
-        """The key to restore with, that of the file or else of the passphrase, which is forgotten.
-
-        :raises InputError: as :meth:`open_proofs`.
-        """
-        return key_files.open_key(self._key.path, self._take_passphrase())
-
-    def open_key_file(self) -> Key:
-        """The key of the file, for a watermark; a passphrase will not do.
+    def open_key_file(self) -> Key | None:
+        """The key of the file, for a watermark; None where none is chosen: a passphrase will not do.
 
         :raises InputError: it is no key file any more.
         """
-        return key_files.open_key(self._key.path, "")
+        return key_files.open_key(self._key.path, "") if self.has_key else None
 
     def options_to_examine(self) -> tuple[str, ...]:
         """The chosen keys, as the command ``examine`` takes them."""
-        chosen = (("--watermark", self._key.path), ("--public-key", self._public.path))
-        return tuple(word for option, path in chosen if path for word in (option, str(path)))
+        return _options(("--watermark", self._key.path), ("--public-key", self._public.path))
 
     def options_to_protect(self, *, with_watermark: bool) -> tuple[str, ...]:
         """The chosen keys, as the command ``protect`` takes them.
@@ -133,23 +172,9 @@ class KeysSection(Section):
         if self._signing.path is not None and key_files.signing_key_identity(self._signing.path) is None:
             raise InputError(_("For whole folders choose a signing key without a passphrase."))
         key = self._key.path
-        chosen = (("--key", key), ("--watermark", key if with_watermark else None), ("--sign", self._signing.path))
-        return tuple(word for option, path in chosen if path for word in (option, str(path)))
-
-    def choose_key_file(self) -> None:
-        """Let the user choose a key file."""
-        path = self._panel.ask_for_file(_("Key file"), _("Key files") + " (*.key);;" + _("All files") + " (*)")
-        self._choose(self._key, path, key_files.key_identity, _("Failed to read the key file."))
-
-    def choose_signing_key(self) -> None:
-        """Let the user choose a signing key."""
-        path = self._panel.ask_for_file(_("Signing key"), self._pem_files)
-        self._choose(self._signing, path, key_files.signing_key_identity, _("Failed to read the signing key."))
-
-    def choose_public_key(self) -> None:
-        """Let the user choose the public key of a signer."""
-        path = self._panel.ask_for_file(_("Public key"), self._pem_files)
-        self._choose(self._public, path, key_files.public_key_identity, _("Failed to read the public key."))
+        return _options(
+            ("--key", key), ("--watermark", key if with_watermark else None), ("--sign", self._signing.path)
+        )
 
     def make_key_file(self) -> None:
         """Make a key file and use it."""
@@ -177,28 +202,58 @@ class KeysSection(Section):
                 _("Made the signing key. Give it to nobody; give {name} to those who verify.").format(name=public.name)
             )
 
-    @property
-    def _pem_files(self) -> str:
-        return _("PEM files") + " (*.pem);;" + _("All files") + " (*)"
+    def restore(self, progress: Callable[..., None], what: tuple[ScanOnDisk, Path, str]) -> None:
+        """Restore the original of a sealed scan, and load it.
+
+        :param what: the scan, where its original goes, and the name of the volume that shows it.
+        """
+        scan, destination, name = what
+        panel = self._panel
+        panel.show_text(panel.ui.keysResultLabel, "")
+        panel.ensure_packages(*KEYS)
+        key = key_files.open_key(self._key.path, self._take_passphrase())
+        restored, node = panel.logic.restoreOriginal(scan, destination, key, name=name, progress=progress)
+        panel.show_text(panel.ui.keysResultLabel, sentences.about_restored(scan.path.name, restored))
+        if panel.parameters:
+            panel.parameters.volume = node
+        panel.jobs.say(_("Wrote {path}.").format(path=destination))
+
+    def _missing_to_restore(self) -> str:
+        if self.has_key or self._panel.ui.passphraseLineEdit.text:
+            return ""
+        return _("Choose the key file that the scan was sealed with, or type the passphrase.")
+
+    def _ask_what_to_restore(self) -> tuple[ScanOnDisk, Path, str] | None:
+        """The scan, where to put its original, by default beside it, and a name; None when the user closes a dialog."""
+        panel = self._panel
+        node = panel.parameters.volume if panel.parameters else None
+        # What was never processed has no original.
+        if may_be_on_disk(node) and steps_of(node):
+            scan, name = scan_of_node(node), _("{name} restored").format(name=node.GetName())
+        else:
+            chosen = panel.ask_for_file(_("Sealed file, or one file of a sealed series"), _("All files") + " (*)")
+            if chosen is None:
+                return None
+            scan, name = scan_of_file(chosen), _("Restored scan")
+        if scan.is_file:
+            stem, dot, suffixes = scan.path.name.partition(".")
+            beside = scan.path.with_name(f"{stem}-restored{dot}{suffixes}")
+            destination = panel.ask_for_new_file(_("Restored original"), str(beside), panel.volume_files)
+        else:
+            destination = panel.ask_for_folder(_("Folder to put the restored series in"), str(scan.path.parent))
+            destination = destination and free_folder(destination, f"{scan.path.name}-restored")
+        return (scan, destination, name) if destination else None
 
     def _ask_for_new_key(self, title: str, name: str, suffix: str) -> Path | None:
         path = self._panel.ask_for_new_file(title, name + suffix, f"{title} (*{suffix})")
         # Not every system's dialog adds it.
         return path.with_name(path.name + suffix) if path and not path.suffix else path
 
-    def _choose(
-        self, chosen: ChosenPath, path: Path | None, identify: Callable[[Path], str | None], failure: str
-    ) -> None:
-        """Take a key file that holds such a key, and explain any other."""
-        if path is None:
-            return
-        with self._panel.trying(failure):
-            self._panel.ensure_packages(*KEYS)
-            chosen.choose(path, identify(path))
-            is_open = chosen is not self._public and not is_private(path)
-            self._panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
-
     def _take_passphrase(self) -> str:
         text = self._panel.ui.passphraseLineEdit.text
         self._panel.ui.passphraseLineEdit.clear()
         return text
+
+
+def _options(*chosen: tuple[str, Path | None]) -> tuple[str, ...]:
+    return tuple(word for option, path in chosen if path for word in (option, str(path)))

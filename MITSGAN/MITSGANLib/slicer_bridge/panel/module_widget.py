@@ -46,13 +46,14 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 policy.setHorizontalPolicy(qt.QSizePolicy.Ignored)
                 widget.setSizePolicy(policy)
         top.setMRMLScene(slicer.mrmlScene)
-        self.panel = makePanel(self.ui, self.parent, self, makeLogic, self.resourcePath)
+        self.panel = makePanel(self, makeLogic)
         self.logic = self.panel.logic
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
-        self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneEndBatchProcess)
+        # What was not shown while nodes came and went: a scene opened in place of another ends its import so.
+        self.addObserver(scene, scene.EndBatchProcessEvent, self.onParametersModified)
         # Quitting waits for work in progress: the application calls cleanup only after it.
         slicer.app.connect("lastWindowClosed()", self.panel.jobs.cancel)
         self.enter()
@@ -68,7 +69,8 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         """Called each time the user opens this module."""
         self.setParameterNode(self.logic.getParameterNode())
-        self.panel.enter()
+        for section in self.panel.sections:
+            section.enter()
 
     def exit(self) -> None:
         """Called each time the user opens a different module."""
@@ -97,17 +99,14 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneEndClose(self, _caller: Any, _event: Any) -> None:
         """Take a new parameter node if the panel is open."""
-        self.panel.scene_closed()
+        for section in self.panel.sections:
+            section.scene_closed()
         self.onSceneEndImport()
 
     def onSceneEndImport(self, _caller: Any = None, _event: Any = None) -> None:
         """Show what a scene that was just loaded says, if the panel is open."""
         if self.parent.isEntered:
             self.enter()
-
-    def onSceneEndBatchProcess(self, _caller: Any, _event: Any) -> None:
-        """Show what was not shown while nodes came and went: a scene opened in place of another ends its import so."""
-        self.onParametersModified()
 
     def setParameterNode(self, inputParameterNode: Any) -> None:
         """Show and observe a parameter node, or none."""

@@ -1,4 +1,4 @@
-"""The whole panel: its sections, and who needs whom."""
+"""The whole panel: its sections, in the order in which they follow the parameter node."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .export import ExportSection
 from .folders import FoldersSection
 from .keys import KeysSection
 from .protect import ProtectSection
-from .restore import RestoreSection
 from .shared import Panel
 from .state_line import StateSection
+from .views import ViewsSection
 from .volume import VolumeSection
 
 
@@ -22,29 +22,17 @@ class MITSGANPanel(Panel):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.volume = VolumeSection(self)
+        self.protect = ProtectSection(self)
+        self.examine = ExamineSection(self)
+        self.attack = AttackSection(self)
         self.compare = CompareSection(self)
-        self.volume = VolumeSection(self, self.compare)
+        self.views = ViewsSection(self)
+        self.export = ExportSection(self)
         self.keys = KeysSection(self)
-        self.examine = ExamineSection(self, self.volume, self.keys, self.compare)
-        self.state_line = StateSection(self, self.examine)
-        self.protect = ProtectSection(self, self.volume, self.compare, self.keys, self.examine)
-        self.attack = AttackSection(self, self.compare, self.examine)
-        self.export = ExportSection(self, self.keys, self.compare)
-        self.restore = RestoreSection(self, self.keys)
-        self.folders = FoldersSection(self, self.keys)
-        self.sections = (
-            self.volume,
-            self.protect,
-            self.examine,
-            self.attack,
-            self.compare,
-            self.export,
-            self.keys,
-            self.restore,
-            self.folders,
-            # Last: it says what the others have found out.
-            self.state_line,
-        )
+        self.folders = FoldersSection(self)
+        # Last: it says what the others have found out.
+        self.state_line = StateSection(self)
         ui = self.ui
         tasks = (ui.protectionCollapsibleButton, ui.examineCollapsibleButton)
         # The demonstration and the other tasks are not in sight together.

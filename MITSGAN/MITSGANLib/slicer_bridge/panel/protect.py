@@ -11,44 +11,27 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...protection import presets
+from ...weights import ModelCard
 from ..layout import show_in_ordinary_views
 from ..packages import KEYS, NETWORKS, are_installed
 from ..volumes import is_protected, scan_from_node
 from . import sentences
-from .compare import CompareSection
-from .examine import ExamineSection
-from .keys import KeysSection
-from .shared import Panel, Section, select
-from .volume import VolumeSection
+from .shared import Section, select
 
 WATERMARK = "watermark"
 """The watermark among the names of models, as the parameter node has it."""
 
 
 class ProtectSection(Section):
-    """Chooses model and device, says how long it takes, and protects.
+    """Chooses model and device, says how long it takes, and protects."""
 
-    :param volume: knows when the source is another.
-    :param compare: shows results, which are of the last protection.
-    :param examine: shows what was found, which is of what was displayed before.
-    """
-
-    def __init__(
-        self,
-        panel: Panel,
-        volume: VolumeSection,
-        compare: CompareSection,
-        keys: KeysSection,
-        examine: ExamineSection,
-    ) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        self._volume, self._compare, self._keys = volume, compare, keys
-        self._examine = examine
         ui = panel.ui
         for name, card in presets.choices().items():
-            if name in presets.FOR_READERS or panel.is_developer:
-                self._add_model(name, sentences.model(name, card))
-        self._add_model(WATERMARK, sentences.watermark())
+            if name in presets.FOR_READERS or panel.observer.developerMode:
+                self._add_model(name, card)
+        self._add_model(WATERMARK)
         devices = [(_("Automatic (NVIDIA GPU where there is one)"), "auto"), (_("CPU"), "cpu")]
         devices.append((_("Apple GPU"), "mps") if sys.platform == "darwin" else (_("NVIDIA GPU"), "cuda"))
         for text, device in devices:
@@ -73,11 +56,9 @@ class ProtectSection(Section):
         parameters, ui = self._panel.parameters, self._panel.ui
         # parameterNodeWrapper has no connector for a combo box filled at run time.
         name = presets.choice(parameters.model)
-        if ui.modelComboBox.findData(name) < 0:
+        if ui.modelComboBox.findData(name) < 0 and (card := presets.choices().get(name)):
             # Of a scene that was saved in developer mode.
-            card = presets.choices().get(name)
-            if card:
-                self._add_model(name, sentences.model(name, card))
+            self._add_model(name, card)
         select(ui.modelComboBox, name)
         index = ui.modelComboBox.currentIndex
         words = ui.modelComboBox.itemData(index, qt.Qt.ToolTipRole) if index >= 0 else ""
@@ -88,23 +69,23 @@ class ProtectSection(Section):
 
     def protect(self, progress: Callable[..., None]) -> None:
         """Protect the scan and show the result."""
-        parameters, source = self._panel.parameters, self._panel.parameters.sourceVolume
+        panel, parameters, source = self._panel, self._panel.parameters, self._panel.parameters.sourceVolume
         protected = self._protected(parameters, progress)
-        self._panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
+        panel.jobs.say(_("Created {name}.").format(name=protected.GetName()))
         # Another source may have been selected by a script or another module meanwhile.
         if parameters.sourceVolume is source:
-            with self._panel.changing():
-                self._examine.discard(parameters)
-                self._compare.discard(parameters)
+            with panel.changing():
+                panel.examine.discard(parameters)
+                panel.compare.discard(parameters)
                 parameters.sourceAttacked = parameters.protectedAttacked = None
                 parameters.protectedVolume = protected
                 show_in_ordinary_views(protected)
                 parameters.volume = protected
-            self._compare.refill()
+            panel.views.refill()
 
-    def _add_model(self, name: str, words: tuple[str, str]) -> None:
+    def _add_model(self, name: str, card: ModelCard | None = None) -> None:
         combo_box = self._panel.ui.modelComboBox
-        title, description = words
+        title, description = sentences.model(name, card)
         combo_box.addItem(title, name)
         combo_box.setItemData(combo_box.count - 1, description, qt.Qt.ToolTipRole)
 
@@ -129,8 +110,7 @@ class ProtectSection(Section):
             parameters.model, needs_network = WATERMARK, False
         if not needs_network:
             panel.ensure_packages(*KEYS)
-            key = self._keys.open_key_file() if self._keys.has_key else None
-            return panel.logic.watermark(source, key, progress=progress)
+            return panel.logic.watermark(source, panel.keys.open_key_file(), progress=progress)
         return panel.logic.protect(
             source, parameters.model, parameters.strengthHU or None, device=parameters.device, progress=progress
         )
@@ -147,7 +127,7 @@ class ProtectSection(Section):
         device, model, node = parameters.device, parameters.model, None
         if panel.is_usable and not panel.ui.advancedCollapsibleButton.collapsed and panel.jobs.button is None:
             node = parameters.sourceVolume
-        question = ("device", device, node and model, node and self._volume.key)
+        question = ("device", device, node and model, node and panel.volume.key)
         answer = panel.inquiry.answer(question)
         if answer is None:
             scan = node and scan_from_node(node)

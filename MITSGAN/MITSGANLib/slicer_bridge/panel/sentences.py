@@ -13,52 +13,57 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import MITSGANError
-from ...examination.verdict import ChangedPlace, Outcome
+from ...examination.verdict import ChangedPlace, Outcome, Voxel
 from ...measure.attack_effect import NOISE, PROTECTED, Effect
 from ...protection.presets import preset_of
-from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep, Provenance
+from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep
 from ...seal.sealing import Restored
 from ...watermark.places import Place
 from ...weights import ModelCard
 from ..examine import ExaminedVolume
-from ..history import carries_signature, place_of_attack, steps_of
 from ..inspection import Inspection
+from ..layout import hex_color
+from ..origin import carries_signature, place_of_attack
 from ..targets import has_target, is_placing, is_too_large, target_from_markups, target_problem
-from ..volumes import SIMULATED_ATTACK_COLOR, voxel_from_ras
+from ..volumes import SIMULATED_ATTACK_COLOR, history_of, voxel_from_ras
 
 _FINGERPRINT_SHOWN = 16
 _DIGITS_OF_DAY = 10
 
-Voxel = tuple[int, int, int]
-
 
 class Tone(enum.Enum):
-    """What a state means, as a color."""
+    """What a state means, as a color: red, green, blue. Each can be read on a light and on a dark window."""
 
-    NONE = "nothing to say"
-    GOOD = "protected, or as signed"
-    NEUTRAL = "nothing found"
-    UNKNOWN = "cannot be told"
-    ATTACK = "simulated attack"
-    CHANGED = "changed"
+    NONE = "128, 128, 128"
+    GOOD = "38, 145, 75"  # protected, or as signed
+    NEUTRAL = "47, 128, 195"  # nothing found
+    UNKNOWN = "160, 125, 20"  # cannot be told
+    ATTACK = "217, 89, 0"
+    CHANGED = "205, 30, 60"
 
 
 @dataclass(frozen=True)
 class StateWords:
-    """The state of a volume.
-
-    :param text: rich text.
-    :param kji: voxel (slice, row, column) to go to; None where there is none.
-    """
+    """The state of a volume."""
 
     tone: Tone
-    text: str
-    kji: Voxel | None = None
+    text: str  # rich
+    kji: Voxel | None = None  # voxel (slice, row, column) to go to
 
 
-def model(name: str, card: ModelCard) -> tuple[str, str]:
-    """The title of a protection model or preset in the list, and what it is; the first sentence says most."""
+def model(name: str, card: ModelCard | None = None) -> tuple[str, str]:
+    """The title of a protection model or preset in the list, and what it is; the first sentence says most.
+
+    :param card: has title and text where the panel has none of its own, and the text of "paper".
+    """
     known = {
+        "watermark": (
+            _("Watermark alone: no network"),
+            _(
+                "Hides signs in the scan's noise, which what is painted over later lacks; no attack is stopped. With a "
+                "key file chosen, only that can find or forge them; else anyone can."
+            ),
+        ),
         "default": (
             _("Default: forgeries often show"),
             _(
@@ -71,7 +76,7 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
             _("Strong: the change may be seen"),
             _("Three times as strong as the default, for comparison; no attack is stopped."),
         ),
-        "paper": (_("After the paper: for comparison only"), card.description),
+        "paper": (_("After the paper: for comparison only"), card and card.description),
         "block-ai": (
             _("Block unauthorized AI: hides nodules from some networks"),
             _(
@@ -82,26 +87,12 @@ def model(name: str, card: ModelCard) -> tuple[str, str]:
             ),
         ),
     }
-    return known.get(name, (card.name, card.description))
+    return known.get(name) or (card.name, card.description)
 
 
-def watermark() -> tuple[str, str]:
-    """The title of the watermark in the list of models, and what it does."""
-    return (
-        _("Watermark alone: no network"),
-        _(
-            "Hides signs in the scan's noise, which what is painted over later lacks; no attack is stopped. With a key "
-            "file chosen, only that can find or forge them; else anyone can."
-        ),
-    )
-
-
-def about_protecting(words: str, parameters: Any) -> str:
-    """What the button will do, in a sentence or two.
-
-    :param words: on the chosen model.
-    """
-    first = words.partition(". ")[0].removesuffix(".") + "." if words else ""
+def about_protecting(about_model: str, parameters: Any) -> str:
+    """What the button will do, in a sentence or two."""
+    first = about_model.partition(". ")[0].removesuffix(".") + "." if about_model else ""
     source, volume = parameters.sourceVolume, parameters.volume
     if source and volume and source is not volume:
         first += " " + _("Protecting again makes another copy of the original, {name}.").format(name=source.GetName())
@@ -114,27 +105,23 @@ def about_volume(node: slicer.vtkMRMLScalarVolumeNode | None, inspection: Inspec
         return _("Load a CT, or a sample:"), ""
     if inspection is None:
         return _("Looking at its voxels…"), ""
-    if not inspection.is_ct:
+    if inspection.problem:
         return _("<b>Not usable:</b> {reason}").format(reason=html.escape(inspection.problem)), ""
     slices, rows, columns = inspection.shape
-    noise = (
-        _("noise {sd:.0f} HU").format(sd=inspection.noise_sd_hu)
-        if inspection.noise_sd_hu is not None
-        else _("noise not measurable")
-    )
+    sd = inspection.noise_sd_hu
+    noise = _("noise not measurable") if sd is None else _("noise {sd:.0f} HU").format(sd=sd)
     words = _("CT: {columns}×{rows}×{slices}, {thickness:.3g} mm, {noise}").format(
         columns=columns, rows=rows, slices=slices, thickness=inspection.spacing[2], noise=noise
     )
-    remarks = len(inspection.warnings)
-    if remarks:
-        words += ", " + (_("1 remark") if remarks == 1 else _("{count} remarks").format(count=remarks))
+    if inspection.warnings:
+        words += ", " + _counted(len(inspection.warnings), _("1 remark"), _("{count} remarks"))
     return words, "\n".join(inspection.warnings)
 
 
 def about_state(
     node: slicer.vtkMRMLScalarVolumeNode | None,
     inspection: Inspection | None,
-    finding: ExaminedVolume | None,
+    examined: ExaminedVolume | None,
     has_open_watermark: bool | None = None,
 ) -> StateWords:
     """What is known of a volume: from its examination, else from what its node, file or DICOM header says.
@@ -144,16 +131,16 @@ def about_state(
     if node is None:
         return StateWords(Tone.NONE, _("<b>No CT is shown</b>"))
     try:
-        history = Provenance(steps=steps_of(node))
+        history = history_of(node)
     except MITSGANError as error:
         return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> {reason}").format(reason=html.escape(str(error))))
-    if inspection is not None and not inspection.is_ct:
+    if inspection is not None and inspection.problem:
         return StateWords(Tone.UNKNOWN, _("<b>Cannot be told:</b> this volume cannot be used, see below"))
     attack, protection = history.last(SIMULATED_ATTACK), history.last(PROTECTION)
     if attack is not None:
-        return _about_attack(attack, finding)
-    if finding is not None:
-        return _about_found(finding, protection)
+        return _about_attack(attack, examined)
+    if examined is not None:
+        return _about_found(examined, protection)
     if carries_signature(node):
         words = _("<b>Signed</b>, not verified yet: press Examine")
         return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
@@ -169,14 +156,10 @@ def about_state(
 
 def _protected(step: ProcessingStep) -> str:
     """By what a volume is protected, and when."""
-    preset, parameters = preset_of(step.parameters), step.parameters
-    by = (
-        preset
-        or parameters.get("model")
-        or {"open": _("open watermark"), "keyed": _("watermark with a key")}.get(str(parameters.get("watermark")))
-    )
-    what = _("<b>Protected ({by})</b> by MITSGAN").format(by=html.escape(str(by))) if by else None
-    words = what or _("<b>Protected</b> by MITSGAN")
+    parameters, kinds = step.parameters, {"open": _("open watermark"), "keyed": _("watermark with a key")}
+    by = preset_of(parameters) or parameters.get("model") or kinds.get(str(parameters.get("watermark")))
+    words = _("<b>Protected ({by})</b> by MITSGAN") if by else _("<b>Protected</b> by MITSGAN")
+    words = words.format(by=html.escape(str(by)))
     try:
         day = datetime.date.fromisoformat(step.time[:_DIGITS_OF_DAY])
     except ValueError:
@@ -184,17 +167,17 @@ def _protected(step: ProcessingStep) -> str:
     return words + ", " + day.isoformat()
 
 
-def _about_attack(step: ProcessingStep, finding: ExaminedVolume | None) -> StateWords:
+def _about_attack(step: ProcessingStep, examined: ExaminedVolume | None) -> StateWords:
     kji = place_of_attack(step)
     action = {"inject": _("nodule added"), "remove": _("nodule removed")}.get(str(step.parameters.get("action")))
     words = _("<b>Simulated attack</b>, no patient's scan")
     if action and kji:
         words = _("<b>Simulated attack:</b> {action} in slice {k}").format(action=action, k=kji[0])
-    if finding is not None:
-        places = finding.verdict.places
+    if examined is not None:
+        places = examined.verdict.places
         if places:
-            found = _("The examination found: {where}").format(where=where(finding, places[0]))
-        elif kji and (place := finding.at(kji)) and place.strength >= 1:
+            found = _("The examination found: {where}").format(where=where(examined, places[0]))
+        elif kji and (place := examined.asked.get(kji)) and place.strength >= 1:
             found = _("The examination lists no place; asked about this one, it says changed")
         else:
             found = _("The examination found no place; only the header tells")
@@ -203,8 +186,8 @@ def _about_attack(step: ProcessingStep, finding: ExaminedVolume | None) -> State
     return StateWords(Tone.ATTACK, words, kji)
 
 
-def _about_found(finding: ExaminedVolume, protection: ProcessingStep | None) -> StateWords:
-    verdict = finding.verdict
+def _about_found(examined: ExaminedVolume, protection: ProcessingStep | None) -> StateWords:
+    verdict = examined.verdict
     if verdict.outcome is Outcome.CHANGED:
         if not verdict.places:
             reason = next((one.text for one in verdict.evidence if one.strength >= 1), "")
@@ -213,13 +196,13 @@ def _about_found(finding: ExaminedVolume, protection: ProcessingStep | None) -> 
         head = _("<b>Painted over:</b> {where}") if place.is_sure else _("<b>Probably painted over:</b> {where}")
         if any(one.kind == "signature" for one in place.evidence):
             head = _("<b>Changed since it was signed:</b> {where}")
-        words = head.format(where=where(finding, place))
+        words = head.format(where=where(examined, place))
         more = len(verdict.places) - 1
         if more:
             words += ", " + (_("and 1 more place") if more == 1 else _("and {more} more places").format(more=more))
         return StateWords(Tone.CHANGED, words, place.kji)
     if verdict.outcome is Outcome.INTACT:
-        manifest = finding.signed and finding.signed.verification and finding.signed.verification.manifest
+        manifest = examined.verification and examined.verification.manifest
         by = _("by the key that you chose, {key}…").format(key=manifest.fingerprint[:8]) if manifest else _("by DICOM")
         return StateWords(Tone.GOOD, _("<b>Signed: intact</b>, {by}").format(by=by))
     if verdict.outcome is Outcome.CANNOT_TELL:
@@ -230,14 +213,14 @@ def _about_found(finding: ExaminedVolume, protection: ProcessingStep | None) -> 
     return StateWords(Tone.NEUTRAL, f"{_protected(protection)}<br>{words}" if protection else words)
 
 
-def where(finding: ExaminedVolume, place: ChangedPlace) -> str:
+def where(examined: ExaminedVolume, place: ChangedPlace) -> str:
     """The slice and the lung of a place."""
-    side = finding.side(place)
+    side = examined.side(place)
     words = _("slice {k}").format(k=place.kji[0])
     return f"{words}, {side}" if side else words
 
 
-def about_place(finding: ExaminedVolume, place: ChangedPlace) -> tuple[str, str, str]:
+def about_place(examined: ExaminedVolume, place: ChangedPlace) -> tuple[str, str, str]:
     """A line of the table of places: where, how surely, and why in a few words."""
     plain = {
         "signature": _("not as signed"),
@@ -251,65 +234,67 @@ def about_place(finding: ExaminedVolume, place: ChangedPlace) -> tuple[str, str,
         "forensic judge": _("judged forged"),
     }
     why = list(dict.fromkeys(plain.get(one.kind, one.kind) for one in place.evidence))
-    return where(finding, place), _("surely") if place.is_sure else _("probably"), ", ".join(why)
+    return where(examined, place), _("surely") if place.is_sure else _("probably"), ", ".join(why)
 
 
-def about_finding(finding: ExaminedVolume, target: Voxel | None) -> str:
+def about_verdict(examined: ExaminedVolume, target: Voxel | None) -> str:
     """The verdict in a few lines of rich text.
 
     :param target: voxel (slice, row, column) that the user asks about; None for none.
     """
-    verdict = finding.verdict
-    count = len(verdict.places)
-    head = {
-        Outcome.INTACT: _("<b>Intact</b>: nothing changed since it was signed."),
-        Outcome.CHANGED: _("<b>Changed</b> in 1 place, listed below.")
-        if count == 1
-        else _("<b>Changed</b> in {count} places, listed below.").format(count=count)
-        if count
-        else _("<b>Simulated</b>, says the header. The voxels show no place.")
-        if finding.volume.provenance.is_simulated_attack
-        else _("<b>Changed</b>."),
-        Outcome.NOTHING_FOUND: _("<b>Nothing found.</b> That is not “genuine”: see below what was not examined."),
-        Outcome.CANNOT_TELL: _("<b>Cannot be told.</b>"),
-    }[verdict.outcome]
-    lines = [head, *(html.escape(_sentence(reason)) for reason in verdict.reasons)]
-    lines.append(_about_watermark(finding))
+    verdict = examined.verdict
+    lines = [_head(examined), *(html.escape(_sentence(reason)) for reason in verdict.reasons)]
+    lines.append(_about_watermark(examined))
     lines += [html.escape(_sentence(one.text)) for one in verdict.evidence if one.kind == "signature"]
-    if finding.signed and finding.signed.verification and not finding.signed.is_signer_known:
+    if examined.verification and not examined.is_signer_known:
         lines.append(_("Anyone can sign with a key of their own. Choose the public key of the signer you expect."))
-    if finding.note:
-        lines.append(html.escape(finding.note))
+    lines.append(html.escape(examined.note))
     if target is not None:
-        lines.append(_about_target_place(finding, target))
+        lines.append(_about_target_place(examined, target))
     return "<br>".join(filter(None, lines))
 
 
-def _about_watermark(finding: ExaminedVolume) -> str:
-    mark = finding.examination.mark
-    whose = _("your key's watermark") if finding.is_keyed else _("the open watermark")
+def _head(examined: ExaminedVolume) -> str:
+    outcome, places = examined.verdict.outcome, examined.verdict.places
+    if outcome is Outcome.CHANGED:
+        if places:
+            many = _("<b>Changed</b> in {count} places, listed below.")
+            return _counted(len(places), _("<b>Changed</b> in 1 place, listed below."), many)
+        if examined.volume.provenance.is_simulated_attack:
+            return _("<b>Simulated</b>, says the header. The voxels show no place.")
+    return {
+        Outcome.INTACT: _("<b>Intact</b>: nothing changed since it was signed."),
+        Outcome.CHANGED: _("<b>Changed</b>."),
+        Outcome.NOTHING_FOUND: _("<b>Nothing found.</b> That is not “genuine”: see below what was not examined."),
+        Outcome.CANNOT_TELL: _("<b>Cannot be told.</b>"),
+    }[outcome]
+
+
+def _about_watermark(examined: ExaminedVolume) -> str:
+    mark = examined.examination.mark
+    whose = _("your key's watermark") if examined.is_keyed else _("the open watermark")
     if not mark.is_found:
-        return _("No watermark was found. One with a key needs the key file.") if not finding.is_keyed else ""
+        return _("No watermark was found. One with a key needs the key file.") if not examined.is_keyed else ""
     if mark.is_degraded:
         words = _("It carries {whose}, but {share:.0%} of it is left, as after lossy compression.")
         return words.format(whose=whose, share=mark.gain)
     return _("It carries {whose}.").format(whose=whose)
 
 
-def _about_target_place(finding: ExaminedVolume, target: Voxel) -> str:
-    place = finding.at(target)
+def _about_target_place(examined: ExaminedVolume, target: Voxel) -> str:
+    place = examined.asked.get(target)
     if place is None:
         return _("At the target: being looked at…")
     if place.strength >= 1:
         return _("At the target: <b>{words}</b>.").format(words=html.escape(place.words.partition(":")[0]))
-    if not finding.examination.can_tell(target):
+    if not examined.examination.can_tell(target):
         return _("At the target: cannot be told.")
     return _("At the target: nothing was found.")
 
 
-def about_examination(finding: ExaminedVolume) -> str:
+def about_examination(examined: ExaminedVolume) -> str:
     """What was examined and what was not, in full; rich text."""
-    verdict = finding.verdict
+    verdict = examined.verdict
     told = [
         _("{kind}: {share:.0%} of the lungs can be told about").format(kind=html.escape(kind), share=share)
         for kind, share in verdict.told
@@ -327,13 +312,12 @@ def about_examination(finding: ExaminedVolume) -> str:
     )
 
 
-def legend(finding: ExaminedVolume) -> str:
+def legend(examined: ExaminedVolume) -> str:
     """The key of the map's colors; rich text."""
-    names = []
-    for words, rgba in (finding.legend.labels[value] for value in finding.legend.labels if value):
-        color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in rgba[:3]))
-        names.append(f'<span style="color:{color}">■</span> {html.escape(words)}')
-    return " &nbsp; ".join(names)
+    shown = [label for value, label in examined.legend.labels.items() if value]
+    return " &nbsp; ".join(
+        f'<span style="color:{hex_color(rgba[:3])}">■</span> {html.escape(words)}' for words, rgba in shown
+    )
 
 
 def _sentence(text: str) -> str:
@@ -345,11 +329,11 @@ def about_attacked(nodes: Iterable[slicer.vtkMRMLScalarVolumeNode | None]) -> tu
     attacked = list(filter(None, nodes))
     if not attacked:
         return "", ""
-    color = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in SIMULATED_ATTACK_COLOR))
-    step = Provenance(steps=steps_of(attacked[0])).last(SIMULATED_ATTACK)
+    step = history_of(attacked[0]).last(SIMULATED_ATTACK)
     by = html.escape(str(step.parameters.get("attacker", ""))) if step else ""
     words = _("Simulated attack by {by}: source and protected").format(by=by)
-    return f'<span style="color:{color}">■ {words}</span>', "\n".join(node.GetName() for node in attacked)
+    names = "\n".join(node.GetName() for node in attacked)
+    return f'<span style="color:{hex_color(SIMULATED_ATTACK_COLOR)}">■ {words}</span>', names
 
 
 def about_target(
@@ -379,35 +363,27 @@ def about_effect(effect: Effect) -> str:
     """The result of a comparison in two to four sentences."""
     rmse, noise = effect.protection.rmse, effect.noise_sd_hu
     of_noise = _(" ({ratio:.2f} of its noise)").format(ratio=rmse.value / noise) if noise else ""
-    sentences = [
-        _("Protection changed the scan by RMSE {rmse:.1f} HU{of_noise}, most in slice {k} ({worst:.1f} HU).").format(
-            rmse=rmse.value, of_noise=of_noise, k=rmse.worst_slice.slice, worst=rmse.worst_slice.value
-        )
-    ]
+    words = _("Protection changed the scan by RMSE {rmse:.1f} HU{of_noise}, most in slice {k} ({worst:.1f} HU).")
+    worst = rmse.worst_slice
+    words = words.format(rmse=rmse.value, of_noise=of_noise, k=worst.slice, worst=worst.value)
     forgery = effect.attack and effect.attack.forgery
     if forgery and forgery.own.rmse.value:
-        attack, moved, shares = forgery.own.rmse.value, forgery.share(PROTECTED), forgery.noise_shares
-        sentences.append(_("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=attack))
-        sentences.append(_("Protection moved the forgery by {share:.1%} of that.").format(share=moved))
+        attack = _("The attack changed what it forged by RMSE {attack:.0f} HU.").format(attack=forgery.own.rmse.value)
+        moved = _("Protection moved the forgery by {share:.1%} of that.").format(share=forgery.share(PROTECTED))
+        words, shares = f"{words} {attack} {moved}", forgery.noise_shares
         if shares:
-            words = _("Noise of the same RMSE moved it by {share:.1%} ({low:.1%} to {high:.1%} in {count} draws).")
-            sentences.append(
-                words.format(share=forgery.share(NOISE), low=shares[0], high=shares[-1], count=len(shares))
-            )
-    if effect.watermark is not None:
-        sentences.append(about_forgery(effect.watermark))
-    return " ".join(sentences)
+            control = _("Noise of the same RMSE moved it by {share:.1%} ({low:.1%} to {high:.1%} in {count} draws).")
+            words += " " + control.format(share=forgery.share(NOISE), low=shares[0], high=shares[-1], count=len(shares))
+    return words if effect.watermark is None else f"{words} {_about_forgery(effect.watermark)}"
 
 
-def about_forgery(place: Place) -> str:
+def _about_forgery(place: Place) -> str:
     """Whether the open watermark shows that the attacked place was forged."""
     if not place.can_tell:
         return _("The watermark is too weak there to show the forgery.")
-    words = (
-        _("The forgery shows: of the watermark {share:.0%} of what is to be expected is left there.")
-        if place.is_missing
-        else _("The watermark does not show the forgery: {share:.0%} of the expected watermark is there.")
-    )
+    words = _("The watermark does not show the forgery: {share:.0%} of the expected watermark is there.")
+    if place.is_missing:
+        words = _("The forgery shows: of the watermark {share:.0%} of what is to be expected is left there.")
     return words.format(share=max(place.seen / place.expected, 0))
 
 
@@ -430,10 +406,11 @@ def about_proofs(key_id: str | None, is_signed: bool, *, typed_alone: bool = Fal
 
 def about_restored(name: str, restored: Restored) -> str:
     """What was restored of the scan of this file name; rich text."""
-    count = _("1 file") if restored.files == 1 else _("{count} files").format(count=restored.files)
-    lines = [
-        _("{name}: <b>restored {count}, bit for bit.</b> SHA-256 {digest}…").format(
-            name=html.escape(name), count=count, digest=restored.sha256[:_FINGERPRINT_SHOWN]
-        )
-    ]
-    return "<br>".join([*lines, *(html.escape(str(warning)) for warning in restored.warnings)])
+    count = _counted(restored.files, _("1 file"), _("{count} files"))
+    words = _("{name}: <b>restored {count}, bit for bit.</b> SHA-256 {digest}…")
+    words = words.format(name=html.escape(name), count=count, digest=restored.sha256[:_FINGERPRINT_SHOWN])
+    return "<br>".join([words, *(html.escape(str(warning)) for warning in restored.warnings)])
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return one if count == 1 else many.format(count=count)

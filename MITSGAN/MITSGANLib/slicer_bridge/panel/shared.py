@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,16 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ...errors import CancelledError
+from .. import packages
 from ..inspection import Inspection
-from ..packages import FIGURES, KEYS, NETWORKS, TORCH, declined, install, missing
+from ..packages import FIGURES, KEYS, NETWORKS, TORCH
 from ..targets import has_target, target_problem
 from ..volumes import is_protected
-from .inquiry import Inquiry
-from .install import InstallChoice, ask_to_install
-from .jobs import JobRunner
+from .jobs import Inquiry, JobRunner
 
 # After which a text has its width: on a slow computer, Slicer shows the panel's scroll bar late.
 _SETTLED_MILLISECONDS = (0, 300, 1000)
-
-
-@dataclass(frozen=True)
-class _Control:
-    """A widget that is enabled while nothing is missing.
-
-    :param tool_tip: of the widget while it is enabled.
-    :param missing: what the user has to do first; empty when nothing.
-    :param waits: whether it is disabled while a job runs.
-    """
-
-    widget: Any
-    tool_tip: str
-    missing: Callable[[], str]
-    waits: bool
 
 
 def nothing() -> str:
@@ -45,10 +29,14 @@ def nothing() -> str:
 
 
 class Section:
-    """One section of the panel; what it has no need of, it leaves as it is here."""
+    """One section of the panel; what it has no need of, it leaves as it is here.
 
-    def __init__(self, panel: Panel) -> None:
+    Sections find each other by their names in the panel, as in ``self._panel.keys``.
+    """
+
+    def __init__(self, panel: Any) -> None:
         self._panel = panel
+        panel.sections.append(self)
 
     def refresh(self) -> None:
         """Show what the parameter node says."""
@@ -63,48 +51,39 @@ class Section:
         """End what must not go on when the user leaves the module or closes the scene."""
 
     def scene_closes(self) -> None:
-        """Forget what is about the scene that is about to go."""
+        """Forget what is about the scene that is about to go; IDs of nodes are used again in another."""
 
     def scene_closed(self) -> None:
-        """Forget what was about the scene that has gone."""
+        """Do what has to wait until that scene has gone."""
 
     def close(self) -> None:
         """Let go of what outlives the panel."""
 
 
 class Panel:
-    """Widgets, logic, the running job, the parameter node, and whether its source looks like CT.
+    """Widgets, logic, the running job, the parameter node, and what is known of the displayed volume.
 
-    :param ui: the widgets of the ``.ui`` by name.
-    :param window: parent of timers and dialogs.
-    :param observer: has ``addObserver`` and ``removeObserver`` of Slicer's VTKObservationMixin, and removes all in the
-        end; and ``developerMode`` of a module's widget.
+    :param widget: the module's widget: has the widgets of the ``.ui`` by name, the window, the module's resources and
+        Slicer's VTKObservationMixin, which removes all observers in the end.
     :param make_logic: makes the module's logic from what runs its work, see :meth:`JobRunner.compute`.
-    :param resource_path: gives the path of a file of the module's resources.
 
     ``inspection`` of the displayed volume is None while its voxels are being looked at; ``has_open_watermark`` says
     whether one of which nothing is recorded carries it, None for not known.
     """
 
-    def __init__(
-        self,
-        ui: Any,
-        window: Any,
-        observer: Any,
-        make_logic: Callable[[Callable[..., Any]], Any],
-        resource_path: Callable[[str], str],
-    ) -> None:
-        self.ui, self.window, self.observer, self._resource_path = ui, window, observer, resource_path
-        self.jobs = JobRunner(ui.statusLabel, self.changed)
+    def __init__(self, widget: Any, make_logic: Callable[[Callable[..., Any]], Any]) -> None:
+        self.ui, self.window, self.observer = widget.ui, widget.parent, widget
+        self.jobs = JobRunner(self.ui.statusLabel, self.changed)
         self.logic = make_logic(self.jobs.compute)
-        self.is_developer = bool(observer.developerMode)
         self.parameters: Any = None
         self.inspection: Inspection | None = None
         self.has_open_watermark: bool | None = None
         self.inquiry = Inquiry(self.timer, self._refresh_if_open)
         self.is_closed = self._is_changing = False
-        self.sections: Sequence[Section] = ()
-        self._controls: list[_Control] = []
+        self.sections: list[Section] = []
+        self._controls: list[tuple[Any, str, Callable[[], str], bool]] = []
+        # Qt's tables do not keep them.
+        self._items: dict[tuple[str, int, int], Any] = {}
 
     # All sections
 
@@ -133,20 +112,15 @@ class Panel:
         for section in self.sections:
             section.update()
         running = self.jobs.button
-        for control in self._controls:
-            if control.widget is running:
+        for widget, tool_tip, missing, waits in self._controls:
+            if widget is running:
                 reason, tool_tip = "", _("Stop; nothing is left behind.")
+            elif running is not None and waits:
+                reason = _("Wait until the work in progress is finished, or cancel it.")
             else:
-                waits = running is not None and control.waits
-                reason = _("Wait until the work in progress is finished, or cancel it.") if waits else control.missing()
-                tool_tip = control.tool_tip
-            control.widget.enabled = not reason
-            control.widget.toolTip = reason or tool_tip
-
-    def enter(self) -> None:
-        """Choose what the user has not chosen, when the module is opened or another scene is there."""
-        for section in self.sections:
-            section.enter()
+                reason = missing()
+            widget.enabled = not reason
+            widget.toolTip = reason or tool_tip
 
     def leave(self) -> None:
         """End what must not go on when the user leaves the module or closes the scene."""
@@ -156,15 +130,9 @@ class Panel:
 
     def scene_closes(self) -> None:
         """Forget what is about the scene that is about to go."""
-        for section in self.sections:
-            section.scene_closes()
-
-    def scene_closed(self) -> None:
-        """Forget what was about the scene that has gone."""
-        # IDs of nodes are used again in another scene.
         self.inquiry.clear()
         for section in self.sections:
-            section.scene_closed()
+            section.scene_closes()
 
     def close(self) -> None:
         """Cancel, and touch no widget any more: they are about to be destroyed."""
@@ -186,7 +154,7 @@ class Panel:
         :param missing: what the user has to do first; empty when nothing.
         :param waits: whether they are disabled while a job runs.
         """
-        self._controls += [_Control(widget, widget.toolTip, missing, waits) for widget in widgets]
+        self._controls += [(widget, widget.toolTip, missing, waits) for widget in widgets]
 
     def add_job(
         self,
@@ -215,14 +183,12 @@ class Panel:
             if self.jobs.press(button):
                 return
             with slicer.util.tryWithErrorDisplay(failure):
-                answers = ()
+                answers = []
                 if ask:
-                    answer = None
                     with self.jobs.showing_error():
-                        answer = ask()
-                    if answer is None:
+                        answers.append(ask())
+                    if answers in ([], [None]):
                         return
-                    answers = (answer,)
                 with self.jobs.running(button, bar, unit) as progress:
                     work(progress, *answers)
 
@@ -240,7 +206,7 @@ class Panel:
     @property
     def is_usable(self) -> bool:
         """Whether the displayed volume looks like CT in HU."""
-        return self.inspection is not None and self.inspection.is_ct
+        return self.inspection is not None and not self.inspection.problem
 
     def missing_volume(self) -> str:
         """What the user has to do before there is a CT volume; empty when nothing."""
@@ -251,28 +217,27 @@ class Panel:
     def missing_source(self) -> str:
         """What the user has to do before there is the scan that the volume is or was made from; empty when nothing."""
         missing = self.missing_volume()
-        if not missing and not self.parameters.sourceVolume:
-            missing = _("The original of this volume is no longer in the scene; load it again.")
-        return missing
+        if missing or self.parameters.sourceVolume:
+            return missing
+        return _("The original of this volume is no longer in the scene; load it again.")
 
     def missing_protected(self) -> str:
         """What the user has to do before there is a CT volume and its protected version; empty when nothing."""
         missing = self.missing_source()
-        if not missing and self.parameters.protectedVolume in (None, self.parameters.sourceVolume):
-            is_lonely = is_protected(self.parameters.sourceVolume)
-            missing = (
-                _("The original of this protected volume is not in the scene; load it.")
-                if is_lonely
-                else _("Protect the scan first.")
-            )
-        return missing
+        if missing or self.parameters.protectedVolume not in (None, self.parameters.sourceVolume):
+            return missing
+        if is_protected(self.parameters.sourceVolume):
+            return _("The original of this protected volume is not in the scene; load it.")
+        return _("Protect the scan first.")
 
     def missing_target(self) -> str:
         """What the user has to do before both volumes can be attacked; empty when nothing."""
         missing = self.missing_protected()
-        if not missing and not has_target(self.parameters.targetPoint):
-            missing = _("Place a target.")
-        return missing or target_problem(self.parameters.targetPoint, self.parameters.sourceVolume)
+        if missing:
+            return missing
+        if not has_target(self.parameters.targetPoint):
+            return _("Place a target.")
+        return target_problem(self.parameters.targetPoint, self.parameters.sourceVolume)
 
     # Widgets, packages and dialogs
 
@@ -283,9 +248,13 @@ class Panel:
         timer.connect("timeout()", slot)
         return timer
 
+    def later(self, do: Callable[[], object], milliseconds: int = 0) -> None:
+        """Do something once the present event is over, unless the panel is closed by then."""
+        qt.QTimer.singleShot(milliseconds, lambda: None if self.is_closed else do())
+
     def set_icon(self, button: Any, name: str) -> None:
         """Give a button one of the module's icons."""
-        button.setIcon(qt.QIcon(self._resource_path(f"Icons/{name}.png")))
+        button.setIcon(qt.QIcon(self.observer.resourcePath(f"Icons/{name}.png")))
 
     def show_text(self, label: Any, text: str) -> None:
         """Show a text, all of it, or no label where there is none."""
@@ -295,28 +264,27 @@ class Panel:
         # Or Qt keeps the height that a shorter text had. Not now: a label has its width once it is shown, and another
         # once the panel needs a scroll bar.
         for milliseconds in _SETTLED_MILLISECONDS:
-            qt.QTimer.singleShot(milliseconds, lambda: self._fit(label))
+            self.later(lambda: _fit(label), milliseconds)
 
-    def _fit(self, label: Any) -> None:
-        if not self.is_closed and label.visible:
-            label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
-            # Or the row below may stay where it was, over the last line.
-            layout = label.parent().layout()
-            if layout is not None:
-                layout.invalidate()
-                layout.activate()
+    def set_row(self, table: Any, row: int, texts: Sequence[str], tool_tip: str = "") -> None:
+        """Fill a row of a table, which has it already; the tool tip of a cell is its text where there is no other."""
+        for column, text in enumerate(texts):
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(tool_tip or text)
+            table.setItem(row, column, item)
+            self._items[table.name, row, column] = item
 
     def bring_into_sight(self, widget: Any) -> None:
         """Scroll Slicer's module panel to a widget, once its text has its height."""
 
         def scroll() -> None:
-            area = None if self.is_closed else widget.parent()
+            area = widget.parent()
             while area is not None and not area.inherits("QScrollArea"):
                 area = area.parent()
             if area is not None:
                 area.ensureWidgetVisible(widget)
 
-        qt.QTimer.singleShot(_SETTLED_MILLISECONDS[-1], scroll)
+        self.later(scroll, _SETTLED_MILLISECONDS[-1])
 
     def bind(self, combo_box: Any, parameter: str) -> None:
         """Let the choice in a combo box, the data of its item, be the value of a parameter."""
@@ -335,17 +303,44 @@ class Panel:
         :raises CancelledError: the user does not want the packages.
         :raises DependencyError: they cannot be installed.
         """
-        lacking = missing(names or (*KEYS, *NETWORKS, *FIGURES))
+        lacking = packages.missing(names or (*KEYS, *NETWORKS, *FIGURES))
         if not lacking or slicer.app.testingEnabled():
             return True
-        answer = ask_to_install(self.window, lacking, has_other_way=has_other_way and TORCH in lacking)
-        if answer is InstallChoice.NOTHING:
-            raise declined()
-        if answer is InstallChoice.WITHOUT_NETWORKS:
-            lacking = missing(KEYS)
+        chosen = self._ask_to_install(lacking, has_other_way=has_other_way and TORCH in lacking)
+        if chosen is None:
+            raise CancelledError(_("Canceled: the packages are needed for this, and nothing was installed."))
         cpu_only = bool(self.parameters) and self.parameters.device == "cpu"
-        install(lacking, self._resource_path("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
-        return answer is InstallChoice.ALL
+        packages.install(chosen, self.observer.resourcePath("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
+        return chosen == lacking
+
+    def _ask_to_install(self, names: Sequence[str], *, has_other_way: bool) -> Sequence[str] | None:
+        """Which of these packages may be installed; None where the user wants nothing of it."""
+        known = packages.known_packages()
+        lines = [
+            _("• {name}, about {size} MB: {purpose}").format(name=one.name, size=one.megabytes, purpose=one.purpose)
+            for one in (known[name] for name in names)
+        ]
+        if TORCH in names:
+            words = _(
+                "PyTorch for an NVIDIA GPU takes up to 3,000 MB. Choose the device CPU under Advanced for the small "
+                "one."
+            )
+            lines.append(words)
+        box = qt.QMessageBox(self.window)
+        box.setWindowTitle(_("Install Python packages?"))
+        box.setText(_("MITSGAN needs packages that Slicer does not ship. They are loaded from the internet once."))
+        box.setInformativeText("\n".join(lines))
+        install = box.addButton(_("Install"), qt.QMessageBox.AcceptRole)
+        other = None
+        if has_other_way:
+            other = box.addButton(_("Only watermark and signatures (no PyTorch)"), qt.QMessageBox.AcceptRole)
+        box.addButton(_("Cancel"), qt.QMessageBox.RejectRole)
+        # Qt 5 in Python knows the one name, Qt 6 the other.
+        (box.exec_ if hasattr(box, "exec_") else box.exec)()
+        pressed = box.clickedButton()
+        if pressed == install:
+            return names
+        return [name for name in names if name in KEYS] if other is not None and pressed == other else None
 
     def ask_for_file(self, title: str, kinds: str) -> Path | None:
         """A file that exists; None when the user closes the dialog."""
@@ -368,6 +363,16 @@ class Panel:
 def select(combo_box: Any, data: Any) -> None:
     """Select the item of a combo box that was filled at run time by its data."""
     combo_box.setCurrentIndex(combo_box.findData(data))
+
+
+def _fit(label: Any) -> None:
+    if label.visible:
+        label.setMinimumHeight(max(0, label.heightForWidth(label.width)))
+        # Or the row below may stay where it was, over the last line.
+        layout = label.parent().layout()
+        if layout is not None:
+            layout.invalidate()
+            layout.activate()
 
 
 def _path(text: str) -> Path | None:

@@ -5,32 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
 
 from ...errors import InputError, MITSGANError
+from ...scan.volume import CTVolume
 from ...scan.windows import LUNG
 from .. import volumes
-from ..history import steps_of
 from ..inspection import Inspection, carries_open_watermark, inspect_scan
-from ..layout import displayed_volume, ordinary_composites, set_window, show_in_ordinary_views
+from ..layout import displayed_volume, ordinary_views, set_window, show_in_ordinary_views
+from ..origin import steps_of
 from ..packages import KEYS, are_installed
 from . import sentences
-from .compare import CompareSection
-from .shared import Panel, Section
+from .jobs import Question
+from .shared import Section
 
 
 class VolumeSection(Section):
-    """Follows what the views show, and lets them show what is selected; finds the scan and its results to it.
+    """Follows what the views show, and lets them show what is selected; finds the scan and its results to it."""
 
-    :param compare: shows results, which go when they are of another volume.
-    """
-
-    def __init__(self, panel: Panel, compare: CompareSection) -> None:
+    def __init__(self, panel: Any) -> None:
         super().__init__(panel)
-        self._compare = compare
         self._inspected: tuple[str, int] | None = None
         self._follows_soon = False
         self._seen: set[str] = set()
@@ -39,12 +35,12 @@ class VolumeSection(Section):
         # Before the selectors, which fall back on another volume.
         observer.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._on_node_removed, priority=1.0)
         ui = panel.ui
-        ui.sampleChestButton.connect("clicked()", self.load_chest)
+        ui.sampleChestButton.connect("clicked()", self._load_chest)
         panel.add_control(ui.volumeSelector, ui.sampleChestButton, waits=True)
         panel.add_job(
             ui.samplePhantomButton,
             ui.protectProgressBar,
-            self.load_phantom,
+            self._load_phantom,
             unit="",
             failure=_("Failed to make the sample."),
         )
@@ -58,12 +54,11 @@ class VolumeSection(Section):
         """Inspect the volume whenever it is another node or has other voxels, and find what belongs to it."""
         parameters, ui = self._panel.parameters, self._panel.ui
         node = parameters.volume
-        inspected = _identity(node)
-        before, self._inspected = self._inspected, inspected
-        self._panel.inspection = self._inspect(node, inspected) if node else None
-        self._panel.has_open_watermark = self._look_for_watermark(node, inspected) if self._panel.is_usable else None
+        before, self._inspected = self._inspected, _identity(node)
+        self._panel.inspection = self._inspect(node) if node else None
+        self._panel.has_open_watermark = self._look_for_watermark(node) if self._panel.is_usable else None
         # A volume that is being deleted is still referred to here when it is no longer there.
-        if inspected != before and slicer.mrmlScene.IsNodePresent(node):
+        if self._inspected != before and slicer.mrmlScene.IsNodePresent(node):
             # First, or what the views show is taken for the user's choice.
             if displayed_volume() is not node:
                 show_in_ordinary_views(node)
@@ -82,13 +77,11 @@ class VolumeSection(Section):
         if not parameters.volume:
             parameters.volume = volumes.first_scan()
 
-    def scene_closed(self) -> None:
-        """Inspect anew whatever is selected next: IDs of nodes are used again in another scene."""
+    def scene_closes(self) -> None:
         self._inspected = None
         self._seen.clear()
 
-    def load_chest(self) -> None:
-        """Load the chest CT of Slicer's Sample Data."""
+    def _load_chest(self) -> None:
         with slicer.util.tryWithErrorDisplay(_("Failed to load the sample."), waitCursor=True):
             import SampleData
 
@@ -102,46 +95,45 @@ class VolumeSection(Section):
             set_window(nodes, LUNG)
             parameters.volume = nodes[0]
 
-    def load_phantom(self, progress: Callable[..., None]) -> None:
-        """Make the synthetic thorax."""
+    def _load_phantom(self, progress: Callable[..., None]) -> None:
         parameters = self._panel.parameters
         parameters.volume = self._panel.logic.loadPhantom(progress)
 
-    def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode, identity: tuple[str, int]) -> Inspection | None:
+    def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode) -> Inspection | None:
         """What is known of a volume's voxels; None while they are being looked at.
 
         Of a result that was just made, that is what is known of the scan that it was made from.
         """
-        inquiry, question = self._panel.inquiry, ("inspection", *identity)
-        known = inquiry.answer(question)
-        if known is None and node.GetID() not in self._seen and volumes.source_of(node):
-            known = inquiry.answer(("inspection", *_identity(volumes.source_of(node))))
+        inquiry, question = self._panel.inquiry, ("inspection", *_identity(node))
+        source = volumes.source_of(node)
+        if node.GetID() not in self._seen and source and inquiry.answer(question) is None:
+            known = inquiry.answer(("inspection", *_identity(source)))
             if known is not None:
                 inquiry.remember(question, known)
         self._seen.add(node.GetID())
-        if known is None:
-            try:
-                scan = volumes.scan_from_node(node)
-            except InputError as error:
-                return Inspection(problem=str(error))
-            known = inquiry.ask(question, lambda: inspect_scan(scan))
-        if isinstance(known, Exception):
-            return Inspection(problem=str(known))
-        return known
+        try:
+            known = self._ask(question, node, inspect_scan)
+        except InputError as error:
+            known = error
+        return Inspection(problem=str(known)) if isinstance(known, Exception) else known
 
-    def _look_for_watermark(self, node: slicer.vtkMRMLScalarVolumeNode, identity: tuple[str, int]) -> bool | None:
+    def _look_for_watermark(self, node: slicer.vtkMRMLScalarVolumeNode) -> bool | None:
         """Whether a volume of which nothing is recorded carries the open watermark; None while that is not known."""
-        inquiry, question = self._panel.inquiry, ("watermark", *identity)
-        answer = inquiry.answer(question)
-        if answer is None:
-            try:
-                if steps_of(node) or not are_installed(*KEYS):
-                    return None
-                scan = volumes.scan_from_node(node)
-            except MITSGANError:
+        try:
+            if steps_of(node) or not are_installed(*KEYS):
                 return None
-            answer = inquiry.ask(question, lambda: carries_open_watermark(scan))
+            answer = self._ask(("watermark", *_identity(node)), node, carries_open_watermark)
+        except MITSGANError:
+            return None
         return None if isinstance(answer, Exception) else answer
+
+    def _ask(self, question: Question, node: slicer.vtkMRMLScalarVolumeNode, look: Callable[[CTVolume], Any]) -> Any:
+        """What a look at a volume's voxels tells; None while that is not known."""
+        answer = self._panel.inquiry.answer(question)
+        if answer is None:
+            scan = volumes.scan_from_node(node)
+            answer = self._panel.inquiry.ask(question, lambda: look(scan))
+        return answer
 
     def _find_origin(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Select a volume's source, which may be itself, and the protected version that belongs to it."""
@@ -150,20 +142,19 @@ class VolumeSection(Section):
             had_one = parameters.sourceVolume is not None
             parameters.sourceVolume = origin
             if had_one:
-                self._compare.follow(origin)
+                self._panel.compare.follow(origin)
         protected = node
-        while protected is not origin and (
-            volumes.is_simulated_attack(protected) or not volumes.is_protected(protected)
-        ):
+        is_attacked, is_protected = volumes.is_simulated_attack, volumes.is_protected
+        while protected is not origin and (is_attacked(protected) or not is_protected(protected)):
             protected = volumes.source_of(protected)
         if protected is not origin and protected is not parameters.protectedVolume:
             parameters.protectedVolume = protected
             parameters.sourceAttacked = parameters.protectedAttacked = None
-            self._compare.discard(parameters)
+            self._panel.compare.discard(parameters)
 
     def _observe_views(self) -> None:
         observer, modified = self._panel.observer, vtk.vtkCommand.ModifiedEvent
-        for composite in ordinary_composites():
+        for composite in ordinary_views("vtkMRMLSliceCompositeNode"):
             if not observer.hasObserver(composite, modified, self._on_view_changed):
                 observer.addObserver(composite, modified, self._on_view_changed)
 
@@ -171,20 +162,16 @@ class VolumeSection(Section):
         # Not now: Slicer changes one view after the other.
         if not self._follows_soon:
             self._follows_soon = True
-            qt.QTimer.singleShot(0, self._follow)
+            self._panel.later(self._follow)
 
     def _follow(self) -> None:
         """Select what the views show."""
         self._follows_soon = False
         parameters = self._panel.parameters
-        if self._panel.is_closed or not parameters or slicer.mrmlScene.IsBatchProcessing():
+        if not parameters or slicer.mrmlScene.IsBatchProcessing():
             return
         shown = displayed_volume()
-        if (
-            shown is not None
-            and shown is not parameters.volume
-            and not shown.GetAttribute(volumes.DIFFERENCE_ATTRIBUTE)
-        ):
+        if shown not in (None, parameters.volume) and not shown.GetAttribute(volumes.DIFFERENCE_ATTRIBUTE):
             # Of a color image or a label map nothing can be said, and nothing may be said of another volume.
             parameters.volume = shown if shown.GetClassName() == "vtkMRMLScalarVolumeNode" else None
 
@@ -195,12 +182,12 @@ class VolumeSection(Section):
             self._observe_views()
         if node.IsA("vtkMRMLScalarVolumeNode") and not scene.IsBatchProcessing():
             # Not now: it has neither voxels nor a source yet.
-            qt.QTimer.singleShot(0, lambda: self._select_added(node.GetID()))
+            self._panel.later(lambda: self._select_added(node))
 
-    def _select_added(self, node_id: str) -> None:
-        panel, node = self._panel, slicer.mrmlScene.GetNodeByID(node_id)
-        if not panel.is_closed and panel.parameters and not panel.parameters.volume and node and volumes.is_scan(node):
-            panel.parameters.volume = node
+    def _select_added(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+        parameters = self._panel.parameters
+        if parameters and not parameters.volume and node.GetScene() is slicer.mrmlScene and volumes.is_scan(node):
+            parameters.volume = node
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_node_removed(self, scene: Any, _event: Any, node: Any) -> None:
