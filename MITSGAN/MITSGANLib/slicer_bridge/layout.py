@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import slicer
 from slicer.i18n import tr as _
 
-from ..scan.windows import Window
+from ..scan.windows import LUNG, Window
 from .volumes import SIMULATED_ATTACK_COLOR, ras_from_voxel, require_in_scene
 
 # Custom layouts need a number of their own; Slicer's are below 100.
@@ -119,11 +119,10 @@ def show_comparison(
     *,
     heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode | None],
     target_ras: Sequence[float] | None,
-    window: Window,
     table: slicer.vtkMRMLTableNode | None = None,
     chart: slicer.vtkMRMLPlotChartNode | None = None,
 ) -> None:
-    """Switch to the comparison layout and fill it.
+    """Switch to the comparison layout and fill it, in a lung window.
 
     :param volumes, heatmaps: by the names in :data:`VIEWS`; views without a volume are empty.
     :param target_ras: world point in mm that all views are centered on and zoomed to; None shows whole slices.
@@ -143,7 +142,7 @@ def show_comparison(
     # New views get their size now; the zoom below depends on it.
     slicer.app.processEvents()
     require_in_scene(*filter(None, volumes.values()))
-    set_window(volumes.values(), window)
+    set_window(volumes.values(), LUNG)
     views = comparison_views()
     for _name, _slice_node, composite in views:
         composite.SetLinkedControl(False)

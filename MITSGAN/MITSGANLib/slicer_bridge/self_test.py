@@ -20,7 +20,6 @@ from ..files.volume_files import read_file, write_file
 from ..keys.key_files import Key
 from ..scan import phantom
 from ..scan.volume import CTVolume, ProcessingStep
-from ..scan.windows import LUNG
 from . import volumes
 from .key_files import make_key_file, make_signing_key_file, open_key, open_proofs
 from .layout import VIEWS, restore_layout, show_comparison
@@ -76,7 +75,6 @@ def protect_and_attack(test: unittest.TestCase, logic: Any) -> None:
         dict(zip(VIEWS, (volume_node, protected_node, *attacked_nodes), strict=True)),
         heatmaps=comparison.heatmaps,
         target_ras=ras,
-        window=LUNG,
         table=comparison.figures,
         chart=comparison.chart,
     )

@@ -89,9 +89,8 @@ class AttackSection(Section):
             return
         if not parameters.targetPoint:
             parameters.targetPoint = targets.new_target_list()
-        observer, interaction = self._panel.observer, targets.interaction_node()
-        if not observer.hasObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed):
-            observer.addObserver(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed)
+        interaction = targets.interaction_node()
+        self._panel.observe(interaction, interaction.InteractionModeChangedEvent, self._on_target_changed)
         targets.start_placing(parameters.targetPoint)
 
     def _choose_attacker_folder(self) -> None:

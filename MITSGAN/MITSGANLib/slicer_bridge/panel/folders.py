@@ -141,9 +141,7 @@ class FoldersSection(Section):
         self._panel.changed()
 
     def cancel(self) -> None:
-        """End the command; scans that it has finished are kept."""
-        if self._process is None:
-            return
+        """End the running command; scans that it has finished are kept."""
         self._was_canceled = True
         process = self._process
         process.terminate()

@@ -8,6 +8,7 @@ read anew for each job.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,51 +25,43 @@ from . import sentences
 from .shared import Section
 
 
+@dataclass(eq=False)
 class ChosenKey:
-    """A key file that the user chose: its name in a read-only line edit, its path in the tool tip.
+    """A key file that the user chose: its name in a read-only line edit, its path in the tool tip."""
 
-    :param widgets: the line edit, and the buttons that let the user choose another, and none.
-    :param title: of the dialog.
-    :param kinds: of files, as file dialogs want them.
-    :param identify: gives the identity of the key in a file, as others name it, and refuses what is no such key.
-    :param failure: what the message box says then.
-    """
+    panel: Any
+    widgets: tuple[Any, Any, Any]  # the line edit, and the buttons that let the user choose another, and none
+    title: str  # of the dialog
+    kinds: str  # of files, as file dialogs want them
+    identify: Callable[[Path], str | None]  # names the key in a file, and refuses what is no such key
+    failure: str  # what the message box says then
+    path: Path | None = None
+    identity: str | None = None
 
-    def __init__(
-        self,
-        panel: Any,
-        widgets: tuple[Any, Any, Any],
-        title: str,
-        kinds: str,
-        identify: Callable[[Path], str | None],
-        failure: str,
-    ) -> None:
-        self._line_edit, choose_button, forget_button = widgets
-        self._panel, self._tool_tip = panel, self._line_edit.toolTip
-        self._title, self._kinds, self._identify, self._failure = title, kinds, identify, failure
-        self.path: Path | None = None
-        self.identity: str | None = None
+    def __post_init__(self) -> None:
+        line_edit, choose_button, forget_button = self.widgets
+        self._line_edit, self._tool_tip = line_edit, line_edit.toolTip
         choose_button.connect("clicked()", self._ask)
         forget_button.connect("clicked()", lambda: self.choose(None))
-        panel.add_control(choose_button, waits=True)
-        panel.add_control(forget_button, missing=lambda: "" if self.path else _("Nothing is chosen."), waits=True)
+        self.panel.add_control(choose_button, waits=True)
+        self.panel.add_control(forget_button, missing=lambda: "" if self.path else _("Nothing is chosen."), waits=True)
 
     def choose(self, path: Path | None, identity: str | None = None) -> None:
         """Keep a path and the identity of its key, or none."""
         self.path, self.identity = path, identity
         self._line_edit.text = path.name if path else ""
         self._line_edit.toolTip = str(path) if path else self._tool_tip
-        self._panel.changed()
+        self.panel.changed()
 
     def _ask(self) -> None:
-        path = self._panel.ask_for_file(self._title, self._kinds + ";;" + _("All files") + " (*)")
+        path = self.panel.ask_for_file(self.title, self.kinds + ";;" + _("All files") + " (*)")
         if path is None:
             return
-        with self._panel.trying(self._failure):
-            self._panel.ensure_packages(*KEYS)
-            self.choose(path, self._identify(path))
-            is_open = self._identify is not key_files.public_key_identity and not is_private(path)
-            self._panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
+        with self.panel.trying(self.failure):
+            self.panel.ensure_packages(*KEYS)
+            self.choose(path, self.identify(path))
+            is_open = self.identify is not key_files.public_key_identity and not is_private(path)
+            self.panel.jobs.say(_("Other people on this computer may read this key file.") if is_open else "")
 
 
 class KeysSection(Section):

@@ -248,6 +248,11 @@ class Panel:
         timer.connect("timeout()", slot)
         return timer
 
+    def observe(self, node: Any, event: int, method: Callable[..., None]) -> None:
+        """Call a method of events of a node, once for each, however often it is asked for."""
+        if not self.observer.hasObserver(node, event, method):
+            self.observer.addObserver(node, event, method)
+
     def later(self, do: Callable[[], object], milliseconds: int = 0) -> None:
         """Do something once the present event is over, unless the panel is closed by then."""
         qt.QTimer.singleShot(milliseconds, lambda: None if self.is_closed else do())

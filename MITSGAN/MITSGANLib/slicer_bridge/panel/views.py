@@ -80,7 +80,7 @@ class ViewsSection(Section):
 
     def refresh(self) -> None:
         """Show or hide the overlays as the parameter node says, and listen to the plot if there is one by now."""
-        parameters, observer = self._panel.parameters, self._panel.observer
+        parameters = self._panel.parameters
         if not parameters:
             return
         heatmaps = self._nodes(HEATMAPS)
@@ -90,8 +90,7 @@ class ViewsSection(Section):
         visible = parameters.showHeatmaps and not self._panel.ui.flickerButton.checked
         layout.show_heatmaps(heatmaps, visible=visible, opacity=parameters.heatmapOpacity)
         for _view, _slice_node, composite in layout.comparison_views():
-            if not observer.hasObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions):
-                observer.addObserver(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions)
+            self._panel.observe(composite, vtk.vtkCommand.ModifiedEvent, self._write_captions)
         self._write_captions()
         self._connect_plot()
 
@@ -116,7 +115,7 @@ class ViewsSection(Section):
             self._plot_view = None
 
     def show(self) -> None:
-        """Switch to the comparison layout, centered on the target, in a lung window."""
+        """Switch to the comparison layout, centered on the target."""
         panel, parameters = self._panel, self._panel.parameters
         if not parameters:
             return
@@ -125,7 +124,6 @@ class ViewsSection(Section):
             self._nodes(VOLUMES),
             heatmaps=self._nodes(HEATMAPS),
             target_ras=target_from_markups(parameters.targetPoint) if has_target(parameters.targetPoint) else None,
-            window=LUNG,
             table=parameters.figuresTable,
             chart=parameters.rmseChart,
         )
@@ -135,9 +133,9 @@ class ViewsSection(Section):
         if parameters.targetPoint:
             layout.keep_out_of_comparison(parameters.targetPoint.GetDisplayNode())
         self.refresh()
-        node, modified = layout.register_layout(), vtk.vtkCommand.ModifiedEvent
-        if node and not panel.observer.hasObserver(node, modified, self._on_layout_changed):
-            panel.observer.addObserver(node, modified, self._on_layout_changed)
+        node = layout.register_layout()
+        if node:
+            panel.observe(node, vtk.vtkCommand.ModifiedEvent, self._on_layout_changed)
         panel.changed()
 
     def refill(self) -> None:

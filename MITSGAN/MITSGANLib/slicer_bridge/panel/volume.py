@@ -153,10 +153,8 @@ class VolumeSection(Section):
             self._panel.compare.discard(parameters)
 
     def _observe_views(self) -> None:
-        observer, modified = self._panel.observer, vtk.vtkCommand.ModifiedEvent
         for composite in ordinary_views("vtkMRMLSliceCompositeNode"):
-            if not observer.hasObserver(composite, modified, self._on_view_changed):
-                observer.addObserver(composite, modified, self._on_view_changed)
+            self._panel.observe(composite, vtk.vtkCommand.ModifiedEvent, self._on_view_changed)
 
     def _on_view_changed(self, _caller: Any, _event: Any) -> None:
         # Not now: Slicer changes one view after the other.
