@@ -126,8 +126,8 @@ class MITSGANLogic(ScriptedLoadableModuleLogic):
         comparison = logic.compare(volumeNode, protectedNode, attackedNodes, attacker="default")
 
     ``help(logic.protect)`` gives parameters and results; the functions are in ``MITSGANLib.slicer_bridge``. PyTorch and
-    the packages in ``Resources/requirements.txt`` must be installed. What takes ``progress`` calls it with steps done
-    and in all; it may raise CancelledError to stop, and then the scene is as it was.
+    the packages in ``Resources/requirements.txt`` must be installed. Where they say ``run``, say ``progress``: it is
+    called with steps done and in all, and may raise CancelledError to stop; then the scene is as it was.
     """
 
     def __init__(self, compute: Callable[..., Any] = compute_here) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ..watermark.checking import check_watermark
 from ..watermark.pattern import OPEN_KEY, watermark_key
 from . import change_map, layout
 from .key_files import public_key_identity
-from .operations import Compute, compute_here
+from .operations import Run, run_here
 from .origin import ScanOnDisk, may_be_on_disk, place_of_attack, reversed_slices, scan_of_node
 from .packages import NETWORKS, are_installed
 from .privacy import paths_kept_from_log
@@ -99,15 +99,14 @@ def examine_node(
     public_key: Path | None = None,
     *,
     places: Sequence[Voxel] = (),
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> ExaminedVolume:
     """Examine a CT volume and the files that it was loaded from.
 
     :param key: of a watermark to look for besides the open one, which is looked for where this one is not found.
     :param public_key: file with the public key of the expected signer.
     :param places: voxels (slice, row, column) to ask about, besides that of a simulated attack.
-    :param progress: called with (done, all) in percent.
+    :param run: hears (done, all) in percent.
     :raises InputError: the node is no CT, or a key is none.
     """
     scanned = scan_from_node(node)
@@ -142,7 +141,7 @@ def examine_node(
         return dataclasses.replace(examined, labels=labels, image=change_map.image_of_labels(labels))
 
     with paths_kept_from_log({scan.path: _("the scan")} if scan else {}):
-        examined = compute(work, progress)
+        examined = run(work)
     require_in_scene(node)
     logger.info("MITSGAN examined %s: %s", node.GetID(), examined.verdict.outcome.value)
     return examined

@@ -20,7 +20,7 @@ from ..save_protected import Proofs, remove_stale, save_protected
 from ..scan.volume import CTVolume
 from ..seal.sealing import Restored, restore
 from ..watermark.pattern import watermark_key
-from .operations import Compute, compute_here, matching_scans
+from .operations import Run, matching_scans, run_here
 from .origin import ScanOnDisk, dicom_files_of, file_behind, with_dicom_source
 from .privacy import path_kept_from_log, paths_kept_from_log
 from .volumes import is_simulated_attack, node_from_volume, require_ct, same_scan, source_of, volume_from_node
@@ -49,8 +49,7 @@ def export_dicom(
     source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
     proofs: Proofs | None = None,
     *,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> Path:
     """Write a protected volume as a derived DICOM series that keeps the headers of its source.
 
@@ -65,7 +64,7 @@ def export_dicom(
     volume = with_dicom_source(volume_from_node(protected_node), files)
 
     with path_kept_from_log(folder), new_output(folder) as new:
-        compute(lambda report: _save(volume, volume, new, proofs or Proofs(), report), progress)
+        run(lambda report: _save(volume, volume, new, proofs or Proofs(), report))
     logger.info("MITSGAN exported %s as DICOM", protected_node.GetID())
     return folder
 
@@ -76,8 +75,7 @@ def export_file(
     source_node: slicer.vtkMRMLScalarVolumeNode | None = None,
     proofs: Proofs | None = None,
     *,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> None:
     """Write a protected volume as NRRD, NIfTI or MetaImage, by suffix; a file that exists is replaced.
 
@@ -101,7 +99,7 @@ def export_file(
             original = require_ct(source)
             _save(require_ct(protected), _as_in_file(original, own) if proofs.key else original, new, proofs, report)
 
-        compute(work, progress)
+        run(work)
     remove_stale(path, proofs)
     logger.info("MITSGAN exported %s as a file", protected_node.GetID())
 
@@ -112,8 +110,7 @@ def restore_scan(
     key: Key,
     *,
     name: str,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> tuple[Restored, slicer.vtkMRMLScalarVolumeNode]:
     """Restore the original of a sealed scan on the disk; what was restored, and a new node of this name that shows it.
 
@@ -133,7 +130,7 @@ def restore_scan(
             def work(report: Any) -> tuple[Restored, CTVolume]:
                 return restore(scan.path, new, key, series=scan.series, progress=report), load_volume(new)
 
-            restored, volume = compute(work, progress)
+            restored, volume = run(work)
     logger.info("MITSGAN restored a scan")
     return restored, node_from_volume(volume, name)
 

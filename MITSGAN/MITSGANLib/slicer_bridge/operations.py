@@ -1,9 +1,8 @@
 """What the module does with volume nodes: protect, attack, compare, measure, report.
 
 Each operation reads what it needs from the nodes, computes without touching the scene, and adds its results when all is
-done; whoever stops it finds the scene as it was. ``compute`` runs ``work(progress)``, given both: the panel passes one
-that works in the background and keeps the application responsive. ``progress`` is called with steps done and in all,
-and may raise CancelledError to stop.
+done; whoever stops it finds the scene as it was. ``run`` runs ``work(report)``, in the panel in the background. A
+report says how many steps are done, and of how many.
 """
 
 from __future__ import annotations
@@ -55,31 +54,35 @@ from .volumes import (
 
 logger = logging.getLogger(__name__)
 
-Compute = Callable[[Callable[[Any], Any], Any], Any]
+Run = Callable[[Callable[[Any], Any]], Any]
+
+
+def run_here(work: Callable[[Any], Any]) -> Any:
+    """The simplest ``run``: in this thread, now, and nobody hears how far it is."""
+    return work(None)
 
 
 def compute_here(work: Callable[[Any], Any], progress: Any) -> Any:
-    """The simplest ``compute``: in this thread, now."""
+    """The simplest ``compute`` of a module's logic: in this thread, now."""
     return work(progress)
 
 
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an operation a method of a module's logic, whose ``compute`` says how it works.
+    """Make an operation a method of a module's logic, which takes ``progress`` in place of ``run``.
 
-    ``help`` of the method shows the signature and the docstring of the function.
+    The logic's ``compute`` says how the work is done. ``help`` of the method shows the docstring of the function.
     """
 
     @functools.wraps(function)
-    def method(logic: Any, *arguments: Any, **options: Any) -> Any:
-        return function(*arguments, compute=logic.compute, **options)
+    def method(logic: Any, *arguments: Any, progress: Any = None, **options: Any) -> Any:
+        return function(*arguments, run=lambda work: logic.compute(work, progress), **options)
 
     return method
 
 
-def load_phantom(progress: Any = None, compute: Compute = compute_here) -> slicer.vtkMRMLScalarVolumeNode:
+def load_phantom(*, run: Run = run_here) -> slicer.vtkMRMLScalarVolumeNode:
     """A synthetic thorax with a nodule, made on this computer, as a new node that is shown."""
-    volume = compute(lambda _report: sample_phantom().volume, progress)
-    node = node_from_volume(volume, _("Synthetic thorax"))
+    node = node_from_volume(run(lambda _report: sample_phantom().volume), _("Synthetic thorax"))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "true")
     set_window([node], LUNG)
     show_in_ordinary_views(node, fit=True)
@@ -90,8 +93,7 @@ def load_scan(
     path: Path,
     series: str | None = None,
     *,
-    progress: Callable[..., None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new node with a scan on the disk, named after its file or folder; it knows what was done to it before.
 
@@ -108,7 +110,7 @@ def load_scan(
         return dataclasses.replace(volume, provenance=provenance)
 
     with paths_kept_from_log({path: _("the scan")}):
-        volume = compute(work, progress)
+        volume = run(work)
     node = node_from_volume(volume, path.name)
     if path.is_file() and not volume.provenance.dicom_files:
         node.AddDefaultStorageNode()
@@ -134,8 +136,7 @@ def protect_node(
     *,
     device: str = "auto",
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new node with the protected copy of a CT volume, under the same transform and study as the source.
 
@@ -154,7 +155,7 @@ def protect_node(
         )
         return protected, image_from_volume(protected), _checksum(scan)
 
-    protected, image, checksum = compute(work, progress)
+    protected, image, checksum = run(work)
     require_in_scene(node)
     logger.info("MITSGAN protected %s", node.GetID())
     made = node_from_volume(protected, name or _("{name} protected").format(name=node.GetName()), node, image)
@@ -166,8 +167,7 @@ def watermark_node(
     node: slicer.vtkMRMLScalarVolumeNode,
     key: Key | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new node with the watermarked copy of a CT volume, under the same transform and study as the source.
 
@@ -176,7 +176,7 @@ def watermark_node(
     """
     name = _("{name} watermarked").format(name=node.GetName())
     protector = watermark_alone(OPEN_KEY if key is None else watermark_key(key))
-    return protect_node(node, protector, name=name, progress=progress, compute=compute)
+    return protect_node(node, protector, name=name, run=run)
 
 
 def attack_nodes(
@@ -188,8 +188,7 @@ def attack_nodes(
     *,
     device: str = "auto",
     replaces: Sequence[slicer.vtkMRMLScalarVolumeNode | None] = (),
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> tuple[slicer.vtkMRMLScalarVolumeNode, slicer.vtkMRMLScalarVolumeNode]:
     """New nodes with the attacked source and the attacked protected volume, both forged at the same voxel.
 
@@ -211,7 +210,7 @@ def attack_nodes(
             attacked.append((result, image_from_volume(result)))
         return attacked
 
-    results = compute(work, progress)
+    results = run(work)
     require_in_scene(source_node, protected_node)
     logger.info("MITSGAN simulated an attack (%s) on %s, %s", action, source_node.GetID(), protected_node.GetID())
     for node in filter(None, replaces):
@@ -251,8 +250,7 @@ def compare_nodes(
     attacker: Any = None,
     device: str = "auto",
     threshold: float = DEFAULT_THRESHOLD,
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> ComparisonNodes:
     """Measure protection and attack; table, chart and heatmaps are new nodes.
 
@@ -267,7 +265,7 @@ def compare_nodes(
         effect = measure_effect(*volumes, attacker=attacker, device=device, lpips=load_lpips(), progress=report)
         return effect, differences(dict(zip(VIEWS, volumes, strict=False)))
 
-    effect, shown = compute(work, progress)
+    effect, shown = run(work)
     nodes = (source_node, protected_node, *attacked_nodes)
     require_in_scene(*nodes)
     by_view, name = dict(zip(VIEWS, nodes, strict=False)), source_node.GetName()
@@ -293,13 +291,12 @@ def measure_nodes(
     reference_node: slicer.vtkMRMLScalarVolumeNode,
     other_node: slicer.vtkMRMLScalarVolumeNode,
     *,
-    progress: Callable[[int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> slicer.vtkMRMLTableNode:
     """A new table node of how far a CT volume is from a reference on the same grid, with definitions."""
     scans = scan_from_node(reference_node), scan_from_node(other_node)
     windows = (LUNG, MEDIASTINUM)
-    comparison = compute(lambda report: compare(*map(require_ct, scans), windows=windows, progress=report), progress)
+    comparison = run(lambda report: compare(*map(require_ct, scans), windows=windows, progress=report))
     require_in_scene(reference_node, other_node)
     pair = ComparedPair(f"{other_node.GetName()} − {reference_node.GetName()}", comparison)
     return metrics_table([pair], _("{name} evaluation").format(name=other_node.GetName()))
@@ -317,8 +314,7 @@ def save_report(
     attacked_nodes: Sequence[slicer.vtkMRMLScalarVolumeNode] = (),
     effect: Effect | None = None,
     device: str = "auto",
-    progress: Callable[[str, int, int], None] | None = None,
-    compute: Compute = compute_here,
+    run: Run = run_here,
 ) -> None:
     """Write the report of the demonstration for this scan and target.
 
@@ -326,7 +322,7 @@ def save_report(
     :param model: a Protector to use instead of the installed one that the protected node names.
     :param attacked_nodes, effect: the attacked source and protected volume, and what :func:`compare_nodes` measured of
         all four, if that was at this target; else it is all done once more.
-    :param progress: called with the stage, steps done and in all.
+    :param run: also hears the stage, before the steps done and in all.
     """
     path, read, kji = Path(path), _reader(source_node, protected_node), voxel_from_ras(source_node, ras)
     is_measured = effect and effect.attack and (effect.attack.kji, effect.attack.action) == (kji, action)
@@ -353,7 +349,7 @@ def save_report(
         reports.save_report(demonstration, path, title="Scan in 3D Slicer", synthetic=synthetic)
 
     with path_kept_from_log(path):
-        compute(work, progress)
+        run(work)
     logger.info("MITSGAN wrote a report on %s", source_node.GetID())
 
 

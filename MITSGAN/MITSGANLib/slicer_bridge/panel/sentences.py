@@ -1,4 +1,4 @@
-"""What the panel says about volumes, states, findings, targets and figures."""
+"""What the panel says about volumes, states, verdicts, targets and figures."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class VolumeSection(Section):
 
     def _load_phantom(self, progress: Callable[..., None]) -> None:
         parameters = self._panel.parameters
-        parameters.volume = self._panel.logic.loadPhantom(progress)
+        parameters.volume = self._panel.logic.loadPhantom(progress=progress)
 
     def _inspect(self, node: slicer.vtkMRMLScalarVolumeNode) -> Inspection | None:
         """What is known of a volume's voxels; None while they are being looked at.
