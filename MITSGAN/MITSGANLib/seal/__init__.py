@@ -1,7 +1,6 @@
 """Seals: a protected scan carries, encrypted, what turns it back into its original, bit for bit.
 
 ====================  =======================================================================
-``keys``              key files and passphrases
 ``container``         the encrypted, authenticated container
 ``change``            the compact, exact description of what protection changed
 ``dicom_original``    what is sealed of a DICOM series: the change and the files' other bytes

@@ -53,7 +53,12 @@ class StoredSeries:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self.frames = [_frames(path) for path in paths]
+        self.frames: list[list[Frame]] = []
+        for path in paths:
+            header = read_header(path)
+            if header is None:
+                raise damaged_file(path)
+            self.frames.append(frames_of(header))
         self._of_planes = list(itertools.chain(*self.frames))
         self._file: tuple[Path | None, np.ndarray] = (None, np.empty(0))
         self.planes = Slices(len(self._of_planes), self._plane)
@@ -182,10 +187,3 @@ def _pixel_span(data: bytes, dataset: Dataset, path: Path) -> tuple[int, int, bo
     if element is None or data[start:end] != element.value[: end - start]:
         raise damaged_file(path)
     return start, end, element.is_little_endian
-
-
-def _frames(path: Path) -> tuple[Frame, ...]:
-    header = read_header(path)
-    if header is None:
-        raise damaged_file(path)
-    return tuple(frames_of(header))

@@ -309,10 +309,9 @@ def _compare_slices(placed: list[_Placed], signed: SignedManifest, tiles: np.nda
             at[one.k].append(one)
     homes: dict[bytes, int] = {record.tiles.tobytes(): k for k, record in sorted(signed.records.items(), reverse=True)}
     missing = [k for k in range(count) if k not in at]
-    twice = [k for k in sorted(at) if len(at[k]) > 1]
-    extra = [one for one in placed if one.k is None]
-    twice = sorted({*twice, *(homes[one.content] for one in extra if one.content in homes)})
-    extra = [one for one in extra if one.content not in homes]
+    elsewhere = [one for one in placed if one.k is None]
+    extra = [one for one in elsewhere if one.content not in homes]
+    twice = {k for k in at if len(at[k]) > 1} | {homes[one.content] for one in elsewhere if one.content in homes}
     unsigned, moved, replaced, edited = [], {}, [], {}
     for k, found in sorted(at.items()):
         record = signed.records.get(k)
@@ -336,7 +335,7 @@ def _compare_slices(placed: list[_Placed], signed: SignedManifest, tiles: np.nda
             tiles[k][difference] = CHANGED_TILE
     tiles[missing] = MISSING_SLICE
     tiles[unsigned] = MISSING_SLICE
-    yield from _slice_findings(missing, twice, unsigned, replaced)
+    yield from _slice_findings(missing, sorted(twice), unsigned, replaced)
     if extra:
         text = "more than signed: of another scan, or outside the signed one."
         yield Discrepancy("slice-extra", f"{len(extra)} {_plural(len(extra), 'slice')} {text}")
