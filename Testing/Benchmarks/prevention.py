@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--hu", action="store_true", help="budgets are HU, the same for every voxel of lung")
     parser.add_argument("--adapt", choices=[*ADAPTATIONS, READS_ORIGINAL, INTO_ORIGINAL], nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=400, help="for each of the region's blocks of 32 mm")
-    parser.add_argument("--blind", action="store_true", help="ask judges about the changed scan, which blinds them")
+    parser.add_argument("--blind", action="store_true", help="ask judges about the changed scan, as protect does")
     parser.add_argument("--half", action="store_true", help="search in bfloat16, where the processor has it")
     parser.add_argument("--action", choices=["inject", "remove"], default="inject")
     parser.add_argument("--nodules", type=Path, help="nodules to plant for removals; made-up ones where missing")

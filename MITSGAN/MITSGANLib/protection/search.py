@@ -3,8 +3,9 @@
 The upper bound of prevention, and a product for data that are protected once. A search sees attackers and nodule
 judges. It moves every voxel of the lungs within its budget, so that at places drawn anew in every step an injection
 shows no nodule, and a removal leaves one. It never asks how far a forgery moves: what moves a forgery makes another
-nodule (docs/research/protection.md). The attacker reads the changed scan, and the judges see what is painted in the
-original: asked about the changed scan, a search blinds them (docs/results/prevention.md).
+nodule (docs/research/protection.md). The attacker reads the changed scan, and the judges see there what he paints. They
+see less of it; he paints on, and an eye sees it. A patient's own nodules stay seen where they are clearer than forged
+ones (docs/results/prevention.md).
 
 Held by construction: whole HU within the budget; nothing slower than about 20 mm, so that densitometry stays as it is
 and no attacker subtracts an offset; a mean of 0 over the lungs. Arrays are (slice, row, column).
@@ -63,8 +64,8 @@ class SearchConfig:
     :param block_mm: edge of the blocks of lung that are searched in turn.
     :param slower_mm: standard deviation of the Gaussian whose part is taken out; 6 mm takes what is slower than 20 mm.
     :param noise_hu: largest standard deviation of noise that is added to what attackers see, drawn for each place.
-    :param into_original: judges see what is painted in the original. Else they see it in the changed scan and are
-        blinded by it, which measures what a search can hide from them.
+    :param into_original: judges see what is painted in the original, which asks about the attacker alone and has moved
+        nothing. Else they see it in the changed scan, as software that reads a protected copy does.
     :param half: networks compute in bfloat16, which takes two thirds of the time where a processor has it.
     """
 
@@ -74,7 +75,7 @@ class SearchConfig:
     block_mm: float = 32.0
     slower_mm: float = 6.0
     noise_hu: float = 4.0
-    into_original: bool = True
+    into_original: bool = False
     half: bool = False
 
     def __post_init__(self) -> None:
@@ -383,11 +384,12 @@ def outcomes(
 ) -> torch.Tensor:
     """What an attacker who reads protected scans paints, in other scans: (places, 32, 32, 32) HU at 1 mm.
 
-    Judges who see it in the protected scan are blinded by that: asked so, a search leaves the attacker as he is and the
-    nodule where it is, and would hide a patient's own from software (docs/results/prevention.md). Differentiable.
+    Judges who see it in the protected scan tell what software sees of it there; in the original, what the attacker's
+    network was misled to (docs/results/prevention.md). Differentiable.
 
     :param scans: for each place, the protected scan that the attacker reads.
-    :param into: for each place, the scan in HU (slices, rows, columns) that it is pasted into, such as the original.
+    :param into: for each place, the scan in HU (slices, rows, columns) that it is pasted into: the protected one, or
+        the original.
     :param noise_hu: largest standard deviation of noise that is added to what the attacker sees.
     """
     import torch

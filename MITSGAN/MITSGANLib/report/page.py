@@ -48,7 +48,7 @@ _ARM_TITLES = {
 }
 _BLINDED = (
     "Where it fails on the protected scan, and what is painted from that succeeds in the original, protection misled "
-    "the judges and prevented nothing"
+    "the judges; for the eye the nodule is there"
 )
 
 

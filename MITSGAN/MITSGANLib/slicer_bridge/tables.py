@@ -90,7 +90,7 @@ def _attack_rows(effect: attack_effect.AttackEffect) -> Iterator[tuple[str, str,
         words = words.format(outcome=outcome[original], noisy=noisy, draws=draws)
         yield _("On the protected scan the attack"), outcome[protected], words
         if painted > protected:
-            words = _("so protection misleads the judges, and prevents nothing")
+            words = _("so protection misleads the judges; for the eye the nodule is there")
             yield _("What it painted there, in the original,"), outcome[painted], words
     place = effect.watermark
     if place is not None:
