@@ -59,6 +59,7 @@ from panel_data import (
     snapshot,
     wait_until,
 )
+from PySide6 import QtCore
 from vtk.util.numpy_support import vtk_to_numpy
 
 ATTACK = "simulated attack"
@@ -1069,6 +1070,17 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
     assert parameters.volume is parameters.sourceVolume is None
     wait_until(lambda: "a sample" in loaded.ui.inspectionLabel.text)
     assert slicer.mrmlScene.IsNodePresent(other)
+
+
+def test_a_removed_volume_is_freed_and_no_timer_stays(panel, scan):
+    timers = len(panel.parent.findChildren(QtCore.QTimer))
+    node, freed = node_from_volume(scan.volume, "CT"), vtk.vtkWeakReference()
+    freed.Set(node)
+    wait_until(lambda: panel._parameterNode.volume is node and panel.panel.inspection is not None)
+    slicer.mrmlScene.RemoveNode(node)
+    node = None
+    wait_until(lambda: freed.Get() is None)
+    wait_until(lambda: len(panel.parent.findChildren(QtCore.QTimer)) <= timers)
 
 
 @pytest.mark.slow

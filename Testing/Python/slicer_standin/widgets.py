@@ -322,7 +322,13 @@ def qt_module():
     module.QTableWidgetItem = QtWidgets.QTableWidgetItem
     module.QApplication = QtWidgets.QApplication
     module.QTimer, module.QProcess = with_manners(QtCore.QTimer), with_manners(QtCore.QProcess)
+    module.QTimer.singleShot = staticmethod(_refuse_single_shot)
     return module
+
+
+def _refuse_single_shot(*_arguments):
+    """Slicer's own makes a timer that stays, with all that its slot refers to, until the application ends."""
+    raise AssertionError("Slicer never frees what QTimer.singleShot calls; use Panel.later")
 
 
 def slicer_widgets():

@@ -146,7 +146,7 @@ class FoldersSection(Section):
         process = self._process
         process.terminate()
         # What does not listen, as a console program of Windows.
-        qt.QTimer.singleShot(_PATIENCE_MILLISECONDS, lambda: self._process is process and process.kill())
+        self._panel.later(lambda: self._process is process and process.kill(), _PATIENCE_MILLISECONDS)
 
     def close(self) -> None:
         """End the command with the panel."""

@@ -255,7 +255,16 @@ class Panel:
 
     def later(self, do: Callable[[], object], milliseconds: int = 0) -> None:
         """Do something once the present event is over, unless the panel is closed by then."""
-        qt.QTimer.singleShot(milliseconds, lambda: None if self.is_closed else do())
+
+        def fire() -> None:
+            # Slicer's own singleShot keeps each timer until it ends, and so all that is called, a removed scan as well.
+            timer.deleteLater()
+            if not self.is_closed:
+                do()
+
+        timer = self.timer(milliseconds, fire)
+        timer.setSingleShot(True)
+        timer.start()
 
     def set_icon(self, button: Any, name: str) -> None:
         """Give a button one of the module's icons."""
