@@ -263,15 +263,16 @@ class Trainer:
         """
         with self._ready() as done, contextlib.closing(self._monitor):
             self._monitor.start(done, self.steps)
-            early, figures = self._out_of_patience(), {}
-            while done < self.steps and not early:
+            figures: Mapping[str, float] = {}
+            while done < self.steps and not self._out_of_patience():
                 scalars = self.take_step(done)
                 done += 1
-                figures, early = self._after(done, scalars)
+                figures = self._after(done, scalars)
         if self.training.keep == "best" and self._record.best_step:
             self._take_best()
             figures = {}
-        return Result(done, figures or self.team.on_leader(lambda: self._measure(self.task.validate)), early)
+        figures = figures or self.team.on_leader(lambda: self._measure(self.task.validate))
+        return Result(done, figures, self._out_of_patience())
 
     def rehearse(self) -> dict[str, Any]:
         """One step forward and backward, and what a run takes; nothing is written.
@@ -361,26 +362,24 @@ class Trainer:
             group["lr"] = group["initial_lr"] * learner.rate(number / self.steps)
         self.scaler.step(optimizer)
 
-    def _after(self, done: int, scalars: dict[str, torch.Tensor]) -> tuple[Mapping[str, float], bool]:
-        """Reports, validation and checkpoint where they are due; figures where it is validated, and whether to end."""
+    def _after(self, done: int, scalars: dict[str, torch.Tensor]) -> Mapping[str, float]:
+        """Reports, validation and checkpoint where they are due; gives the figures of the validation."""
         training, end = self.training, done == self.steps
         stop = self.team.any(self._stop())
         if done % training.report_every == 0 or end:
             means = {name: mean_over_team(value).item() for name, value in scalars.items()}
             self._monitor.report(done, "training", means)
-        figures: Mapping[str, float] = {}
-        early = False
-        if training.validate_every and (done % training.validate_every == 0 or end):
-            figures, early = self._validate(done)
+        is_due = training.validate_every and (done % training.validate_every == 0 or end)
+        figures = self._validate(done) if is_due else {}
         if training.images_every and (done % training.images_every == 0 or end):
             self.team.on_leader(lambda: self._monitor.images(done, self._measure(self.task.images)))
         if figures or stop or end or done % training.save_every == 0:
             self.team.on_leader(lambda: self._save(done))
-        if stop and not end and not early:
+        if stop and not end and not self._out_of_patience():
             raise CancelledError(f"Stopped after step {done} of {self.steps}; run the same command again to go on.")
-        return figures, early
+        return figures
 
-    def _validate(self, done: int) -> tuple[Mapping[str, float], bool]:
+    def _validate(self, done: int) -> Mapping[str, float]:
         figures = self.team.on_leader(lambda: self._measure(self.task.validate))
         if self.task.watched not in figures:
             raise InputError("There is nothing to validate on; prepare validation data, or set validate_every to 0.")
@@ -392,18 +391,16 @@ class Trainer:
             self.team.on_leader(lambda: save_checkpoint(self.folder / BEST, content))
         else:
             record.since += 1
-        return figures, self._out_of_patience()
+        return figures
 
     def _out_of_patience(self) -> bool:
         return 0 < self.training.patience <= self._record.since
 
     def _measure(self, work: Callable[[], Any]) -> Any:
-        for learner in self.task.learners.values():
-            learner.module.eval()
+        modules = nn.ModuleList(learner.module for learner in self.task.learners.values()).eval()
         with torch.no_grad():
             result = work()
-        for learner in self.task.learners.values():
-            learner.module.train()
+        modules.train()
         return result
 
     def _diverged(self, what: str, number: int) -> DivergedError:
