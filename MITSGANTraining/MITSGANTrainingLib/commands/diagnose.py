@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
     from ..data.dataset import Dataset
     from ..evaluation import diagnosis_blocking as study
-    from ..evaluation.rendering import to_markdown
+    from ..evaluation.layout import to_markdown
     from ..training.diagnosis_blocking import CubeSampling
     from ..training.nodule_samples import NoduleSampling, NoduleSource
     from ..training.run import commit
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "commit": commit(),
     }
-    report = study.BlockingResults(study.described(blocker), study.described(default), names, black, found, facts)
+    report = study.BlockingResults(blocker, default, names, black, found, facts)
     text = to_markdown("What protection does to diagnosis networks", report.sections())
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         (folder / "diagnose.json").write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")

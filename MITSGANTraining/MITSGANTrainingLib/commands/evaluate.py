@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     # Imports torch, which takes seconds that --help and wrong usage need not wait for.
     from ..evaluation.evaluate import EvaluationPlan, evaluate
-    from ..evaluation.rendering import to_markdown
+    from ..evaluation.layout import to_markdown
 
     if options.pictures < 0:
         raise InputError("--pictures must be at least 0.")

@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.protector import Protector, protect
 
 from ..archives.collection import load_settings
-from ..evaluation.fidelity import Fidelity, FidelityFigure, LargestScale, largest_scale, measure_fidelity
 from . import shared
+
+if TYPE_CHECKING:
+    from ..evaluation.fidelity import Fidelity, FidelityFigure, LargestScale
 
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _measured(scan: str, protector: Protector, options: argparse.Namespace) -> tuple[Fidelity, LargestScale | None]:
     # Imports what takes a while, and is not needed for --help.
+    from ..evaluation.fidelity import largest_scale, measure_fidelity
     from ..evaluation.scans import ScanSource
 
     with shared.progress_bar("Reading", "slice") as progress:

@@ -126,8 +126,7 @@ class Dataset:
         """
         if role not in ROLES:
             raise InputError(f"Cubes are prepared for {' and '.join(ROLES)}, not '{role}'.")
-        patients = set(self.patients(part))
-        parts = [*self._cubes_of_scans(role, patients), *self._ready_cubes(role, patients)]
+        parts = list(self._cubes(role, set(self.patients(part))))
         if not parts:
             raise InputError(
                 f"{self.folder} has no {role} cubes for {part}; prepare more scans or findings, or another split."
@@ -136,10 +135,10 @@ class Dataset:
 
     def count(self, role: Role, part: Part) -> int:
         """How many cubes :meth:`cubes` would give."""
-        patients = set(self.patients(part))
+        patients = self.patients(part)
         of_scans = sum(entry[role] for entry in self.record["scans"] if entry["patient"] in patients)
-        counts = [entry["patients"] for entry in self.record["cubes"] if entry[role]]
-        return of_scans + sum(one.get(patient, 0) for one in counts for patient in patients)
+        ready = [entry["patients"] for entry in self.record["cubes"] if entry[role]]
+        return of_scans + sum(counts.get(patient, 0) for counts in ready for patient in patients)
 
     def scans(self, part: Part) -> list[PreparedScan]:
         """The whole scans of one side of the split, in the order of ``dataset.json``; may be empty.
@@ -150,8 +149,7 @@ class Dataset:
         return [self._scan(entry) for entry in self.record["scans"] if entry["patient"] in patients]
 
     def _scan(self, entry: Mapping[str, Any]) -> PreparedScan:
-        folder = self.folder / SCANS_FOLDER / entry["id"]
-        record = self._scan_record(entry)
+        folder, record = self.folder / SCANS_FOLDER / entry["id"], self._scan_record(entry)
         hu = _load_array(folder / "scan.npy", mmap_mode="r")
         if hu.dtype != np.int16 or list(hu.shape) != list(entry["shape"]):
             raise _changed(folder)
@@ -176,27 +174,19 @@ class Dataset:
             raise _changed(folder)
         return record
 
-    def _cubes_of_scans(self, role: Role, patients: set[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _cubes(self, role: Role, patients: set[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Cubes with the patient of each, file by file."""
         for entry in self.record["scans"]:
             if entry["patient"] in patients and entry[role]:
                 self._scan_record(entry)
-                path = self.folder / SCANS_FOLDER / entry["id"] / f"{role}.npz"
-                hu = _load_array(path)["hu"]
-                if len(hu) != entry[role]:
-                    raise _changed(path)
+                hu = _load_cubes(self.folder / SCANS_FOLDER / entry["id"] / f"{role}.npz", entry[role])["hu"]
                 yield hu, np.full(len(hu), entry["patient"])
-
-    def _ready_cubes(self, role: Role, patients: set[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for entry in self.record["cubes"]:
-            if not entry[role]:
-                continue
-            path = self.folder / CUBES_FOLDER / f"{entry['id']}.npz"
-            data = _load_array(path)
-            if len(data["hu"]) != entry[role]:
-                raise _changed(path)
-            wanted = np.isin(data["patient"], sorted(patients))
-            if wanted.any():
-                yield data["hu"][wanted], data["patient"][wanted]
+            if entry[role]:
+                data = _load_cubes(self.folder / CUBES_FOLDER / f"{entry['id']}.npz", entry[role])
+                wanted = np.isin(data["patient"], sorted(patients))
+                if wanted.any():
+                    yield data["hu"][wanted], data["patient"][wanted]
 
 
 def _positions(rows: list[list[int]]) -> np.ndarray:
@@ -223,6 +213,13 @@ def _load_array(path: Path, **options: Any) -> Any:
             return {name: data[name] for name in data.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _changed(path) from error
+
+
+def _load_cubes(path: Path, count: int) -> dict[str, np.ndarray]:
+    data = _load_array(path)
+    if len(data["hu"]) != count:
+        raise _changed(path)
+    return data
 
 
 def _changed(path: Path) -> InputError:

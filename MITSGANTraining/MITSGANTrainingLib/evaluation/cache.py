@@ -36,7 +36,7 @@ class Cache:
         """The result stored under this key; None where there is none, or it is damaged."""
         try:
             stored = json.loads(self._path(key, ".json").read_text(encoding="utf-8"))
-            return stored["result"] if stored["key"] == json.loads(_canonical(key)) else None
+            return stored["result"] if stored["key"] == json.loads(json.dumps(key)) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -60,8 +60,5 @@ class Cache:
             np.savez_compressed(temporary, **arrays)
 
     def _path(self, key: Key, suffix: str) -> Path:
-        return self.folder / f"{hashlib.sha256(_canonical(key).encode()).hexdigest()[:40]}{suffix}"
-
-
-def _canonical(key: Key) -> str:
-    return json.dumps(key, sort_keys=True, allow_nan=False)
+        text = json.dumps(key, sort_keys=True, allow_nan=False)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}{suffix}"

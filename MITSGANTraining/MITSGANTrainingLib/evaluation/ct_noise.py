@@ -18,30 +18,21 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.measure.noise_controls import NOISE_CONTROL, neighbors
 from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
+from scipy import fft, ndimage, optimize
 
 # Squares in which noise is measured: small enough to fit between vessels and fat, large enough for a spectrum.
 _SQUARE_MM = 16.0
-
 _SQUARE_MINIMUM_VOXELS = 8
-
 _MINIMUM_SQUARES = 20
-
 _TISSUE_HU = (-50.0, 150.0)
-
 # Anatomy only adds to a square's standard deviation. On four development scans the lowest frequencies held up to 7 %
 # more power at 1.25 times the lower quartile than at 1.1 times, and up to 52 % more at twice, by edges of organs.
 _UNIFORM_TIMES_QUARTILE = 1.25
-
 _LEVEL_TIMES_QUARTILE = 1.6
-
 _LEVEL_REACH_MM = (15.0, 40.0)  # along slices, within the slice: how far the level of noise is averaged
-
 _LEVEL_PRIOR = 0.05  # weight of the scan's mean level, in squares, where there are none nearby
-
 _LAGS = 3
-
 _TAPS = 4
-
 # Budgets spend most below this value; a control that did not would leave the lungs nearly alone.
 _LUNG_BELOW_HU = -500
 
@@ -65,8 +56,6 @@ class NoiseTexture:
 
     def level(self, k: int, shape: tuple[int, int]) -> np.ndarray:
         """Standard deviation in HU at each voxel (rows, columns) of slice ``k``, float32."""
-        from scipy import ndimage
-
         positions = [
             np.clip((np.arange(size) + 0.5) / self.block_voxels - 0.5, 0, blocks - 1)
             for size, blocks in zip(shape, self.level_hu.shape[1:], strict=True)
@@ -90,31 +79,26 @@ def measure_texture(volume: CTVolume) -> NoiseTexture:
         )
     quartile = float(np.quantile(squares.deviation, 0.25))
     uniform = squares.deviation <= _UNIFORM_TIMES_QUARTILE * quartile
-    frequency, power = _radial_spectrum(squares.residual[uniform], volume.spacing_kji[1:])
     return NoiseTexture(
-        frequency,
-        power,
+        *_radial_spectrum(squares.residual[uniform], volume.spacing_kji[1:]),
         _slice_correlation(squares, uniform),
         _local_level(squares, quartile, volume),
         squares.edge,
     )
 
 
-def equal_rmse_ct_noise(
-    clean: CTVolume, protected: CTVolume, seed: int = 0, texture: NoiseTexture | None = None
-) -> CTVolume:
+def equal_rmse_ct_noise(clean: CTVolume, protected: CTVolume, seed: int, texture: NoiseTexture) -> CTVolume:
     """``clean`` with noise like its own in place of the protection: same RMSE, within the voxels that may change.
 
     In every slice the RMSE is equal among voxels below -500 HU and among the others, so the control spends in lung what
     protection spends there. Within each of the two it is as strong as the scan's own noise is from place to place.
 
-    :param texture: of ``clean``, where it is already measured.
+    :param texture: of ``clean``.
     :return: int16 HU of the same geometry, its RMSE against ``clean`` within 1 % of the protection's.
-    :raises InputError: when the two scans do not share their geometry, or the scan's noise cannot be measured.
+    :raises InputError: when the two scans do not share their geometry.
     """
     if not clean.same_geometry(protected):
         raise InputError("The control needs the protected scan of the same geometry; protect this very scan first.")
-    texture = texture or measure_texture(clean)
     noisy = clean.hu.copy()
     for k, draw in enumerate(draw_noise(texture, clean, seed)):
         before = clean.hu[k]
@@ -123,12 +107,8 @@ def equal_rmse_ct_noise(
         for tissue in (before < _LUNG_BELOW_HU, before >= _LUNG_BELOW_HU):
             where = reach & tissue
             noisy[k][where] = with_power(before[where], draw[where], float(np.sum(change[tissue] ** 2)))
-    step = ProcessingStep(
-        NOISE_CONTROL,
-        "noise like the scan's own, of the protection's RMSE, a control without a network",
-        {"seed": seed},
-    )
-    return clean.with_hu(noisy, step)
+    words = "noise like the scan's own, of the protection's RMSE, a control without a network"
+    return clean.with_hu(noisy, ProcessingStep(NOISE_CONTROL, words, {"seed": seed}))
 
 
 def noise_baseline(volume: CTVolume, rms_hu: float, seed: int = 0, texture: NoiseTexture | None = None) -> CTVolume:
@@ -150,10 +130,8 @@ def noise_baseline(volume: CTVolume, rms_hu: float, seed: int = 0, texture: Nois
         where = (allowed_change(before, budget, mask[k], padding) > 0) & _has_signal(before)
         noisy[k][where] = with_power(before[where], draw[where], rms_hu**2 * np.count_nonzero(where))
     kind = "noise like the scan's own" if texture else "white Gaussian noise"
-    step = ProcessingStep(
-        PROTECTION, f"{kind} of {rms_hu:g} HU, a baseline without a network", {"rms_hu": float(rms_hu), "seed": seed}
-    )
-    return volume.with_hu(noisy, step)
+    words = f"{kind} of {rms_hu:g} HU, a baseline without a network"
+    return volume.with_hu(noisy, ProcessingStep(PROTECTION, words, {"rms_hu": float(rms_hu), "seed": seed}))
 
 
 def draw_noise(texture: NoiseTexture | None, volume: CTVolume, seed: int) -> Iterator[np.ndarray]:
@@ -162,8 +140,6 @@ def draw_noise(texture: NoiseTexture | None, volume: CTVolume, seed: int) -> Ite
     if texture is None:
         yield from (_white(seed, k, shape) for k in range(slices))
         return
-    from scipy import fft
-
     gain = _gain(texture, tuple(shape), volume.spacing_kji[1:])
     taps = _slice_taps(texture.slice_correlation)
     near = deque((_white(seed, k, shape) for k in range(len(taps) - 1)), maxlen=len(taps))
@@ -190,8 +166,6 @@ class _Squares:
 
 
 def _soft_squares(volume: CTVolume) -> _Squares:
-    from scipy import ndimage
-
     edge = max(_SQUARE_MINIMUM_VOXELS, round(_SQUARE_MM / float(np.mean(volume.spacing_kji[1:]))))
     surface = _quadratic_surfaces(edge)
     positions, residuals = [np.empty((0, 3), int)], [np.empty((0, edge * edge), np.float32)]
@@ -230,7 +204,7 @@ def _radial_spectrum(residual: np.ndarray, spacing: tuple[float, float]) -> tupl
     # What the surfaces that were taken off left of each coefficient of white noise, which had edge^2 before.
     left = edge**2 - np.sum(np.abs(np.fft.fft2(surface)) ** 2, axis=0)
     step = 1 / (edge * float(np.mean(spacing)))
-    ring = np.rint(_frequencies((edge, edge), spacing, half=False) / step).astype(int).ravel()
+    ring = np.rint(_frequencies((edge, edge), spacing) / step).astype(int).ravel()
     power_of_ring, left_of_ring = (np.bincount(ring, values.ravel()) for values in (power, left))
     radial = spacing[0] * spacing[1] * power_of_ring / np.maximum(left_of_ring, 1e-6 * edge**2)
     # The surfaces hold the mean of the square, so the spectrum says nothing at frequency 0.
@@ -238,10 +212,9 @@ def _radial_spectrum(residual: np.ndarray, spacing: tuple[float, float]) -> tupl
     return np.arange(len(radial)) * step, radial
 
 
-def _frequencies(shape: tuple[int, int], spacing: tuple[float, float], half: bool = True) -> np.ndarray:
-    """Radial frequency in 1/mm of every coefficient of a 2-D transform (of real values, where ``half``)."""
-    down = np.fft.fftfreq(shape[0], spacing[0])
-    across = (np.fft.rfftfreq if half else np.fft.fftfreq)(shape[1], spacing[1])
+def _frequencies(shape: tuple[int, int], spacing: tuple[float, float]) -> np.ndarray:
+    """Radial frequency in 1/mm of every coefficient of a 2-D transform."""
+    down, across = map(np.fft.fftfreq, shape, spacing)
     return np.hypot(down[:, None], across[None, :])
 
 
@@ -249,19 +222,14 @@ def _slice_correlation(squares: _Squares, uniform: np.ndarray) -> tuple[float, .
     number = {tuple(place): index for index, place in enumerate(squares.position.tolist()) if uniform[index]}
     correlations = []
     for lag in range(1, _LAGS + 1):
-        pairs = [(n, number.get((k + lag, j, i))) for (k, j, i), n in number.items()]
-        first, second = (
-            squares.residual[[pair[side] for pair in pairs if pair[1] is not None]].astype(np.float64)
-            for side in (0, 1)
-        )
+        pairs = [(n, number[k + lag, j, i]) for (k, j, i), n in number.items() if (k + lag, j, i) in number]
+        first, second = squares.residual[np.array(pairs, int).reshape(-1, 2).T].astype(np.float64)
         energy = (np.sum(first**2) + np.sum(second**2)) / 2
         correlations.append(float(np.sum(first * second) / energy) if energy else 0.0)
     return tuple(correlations)
 
 
 def _local_level(squares: _Squares, quartile: float, volume: CTVolume) -> np.ndarray:
-    from scipy import ndimage
-
     slices, rows, columns = volume.shape
     shape = (slices, max(1, rows // squares.edge), max(1, columns // squares.edge))
     usable = squares.deviation <= _LEVEL_TIMES_QUARTILE * quartile
@@ -282,9 +250,7 @@ def _gain(texture: NoiseTexture, shape: tuple[int, int], spacing: tuple[float, f
     """Factors for the real 2-D transform of white noise that give it the texture's spectrum and leave its variance."""
     power = np.interp(_frequencies(shape, spacing), texture.frequency_per_mm, texture.power)
     power[0, 0] = 0  # noise does not move the mean of a slice
-    full = np.interp(_frequencies(shape, spacing, half=False), texture.frequency_per_mm, texture.power)
-    full[0, 0] = 0
-    return np.sqrt(power / full.mean()).astype(np.float32)
+    return np.sqrt(power[:, : shape[1] // 2 + 1] / power.mean()).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -308,8 +274,6 @@ def _has_signal(hu: np.ndarray) -> np.ndarray:
 
 def with_power(before: np.ndarray, draw: np.ndarray, wanted: float) -> np.ndarray:
     """``before`` plus ``draw`` (both (n,)), scaled so that the squares of the whole HU added sum up to ``wanted``."""
-    from scipy import optimize
-
     if wanted == 0 or draw.size == 0:
         return before
 

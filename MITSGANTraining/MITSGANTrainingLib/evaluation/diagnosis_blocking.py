@@ -36,7 +36,7 @@ from ..training.diagnosis_blocking import blocked_cube
 from ..training.samples import Group
 from .layout import Cell, Column, ResultSection, Row, Table, cell_of
 from .planting import APART_MM, Voxel, apart_mm, draw_scenes, planted
-from .statistics import CONFIDENCE, PLACE_RESAMPLES, Estimate
+from .statistics import PLACE_RESAMPLES, Estimate, interval
 
 CLEAN, BLOCKED, UNBLOCKED, RESTORED, NOISE = "clean", "blocked", "unblocked", "restored", "noise"
 PROTECTED, PROTECTED_NOISE = "default", "default noise"
@@ -74,30 +74,37 @@ class BlockingCase:
     patients: np.ndarray
     cubes: bool = False
 
+    def counts(self) -> dict[str, int]:
+        """How many places there are with a nodule and without, and of how many patients."""
+        nodules, healthy = int(self.yes.sum()), int((~self.yes).sum())
+        return {"nodules": nodules, "healthy": healthy, "patients": len(np.unique(self.patients))}
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What one network says at the places of a case.
 
     :param said: bool (draws, places); there is more than one draw of noise.
+    :param before: bool (places,), what it says of the clean scan.
     """
 
     judge: str
     arm: str
-    yes: np.ndarray
-    patients: np.ndarray
+    case: BlockingCase
     said: np.ndarray
     before: np.ndarray
 
-    @property
-    def right(self) -> np.ndarray:
-        """Share of right answers at each place."""
-        return (self.said == self.yes).mean(axis=0)
+    def right(self, yes: bool) -> float:
+        """Share of right answers at the places with a nodule, or without."""
+        return float((self.said == self.case.yes).mean(axis=0)[self.case.yes == yes].mean())
 
-    @property
-    def changed(self) -> np.ndarray:
-        """Share of answers at each place that differ from the one on the clean scan."""
-        return (self.said != self.before).mean(axis=0)
+    def accuracy(self) -> Estimate:
+        """Mean of the shares of right answers with and without a nodule, 0..1."""
+        return _estimated((self.said == self.case.yes).mean(axis=0), self.case)
+
+    def changed(self) -> Estimate:
+        """Share of decisions that differ from those on the clean scan, nodules and healthy lung counting the same."""
+        return _estimated((self.said != self.before).mean(axis=0), self.case)
 
 
 def cube_case(groups: Sequence[Group], most: int | None = None) -> BlockingCase:
@@ -106,21 +113,18 @@ def cube_case(groups: Sequence[Group], most: int | None = None) -> BlockingCase:
     :param most: nodules at most; all where None.
     :raises InputError: when one side is missing.
     """
-    sides = []
-    for yes in (True, False):
-        of = [group for group in groups if group.yes == yes]
-        if not of:
-            raise InputError("The dataset has no cubes with, or none without, a nodule to validate on; prepare more.")
-        sides.append(of)
-    count = sum(len(group.views) for group in sides[0])
-    with_nodule = _spread(sides[0], count if most is None else min(count, most))
-    without = _spread(sides[1], len(with_nodule))
-    with_nodule = with_nodule[: len(without)]
-    views = np.concatenate([[view for view, _ in side] for side in (with_nodule, without)]).astype(np.int16)
-    patients = np.array([patient for side in (with_nodule, without) for _, patient in side])
+    with_nodule, without = ([group for group in groups if group.yes == yes] for yes in (True, False))
+    if not with_nodule or not without:
+        raise InputError("The dataset has no cubes with, or none without, a nodule to validate on; prepare more.")
+    count = sum(len(group.views) for group in with_nodule)
+    chosen = _spread(with_nodule, count if most is None else min(count, most))
+    healthy = _spread(without, len(chosen))
+    chosen = chosen[: len(healthy)]
+    views = np.stack([view for view, _ in (*chosen, *healthy)]).astype(np.int16)
+    patients = np.array([patient for _, patient in (*chosen, *healthy)])
     edge = views.shape[1]
     places = tuple((edge * n + edge // 2, edge // 2, edge // 2) for n in range(len(views)))
-    yes = np.arange(len(views)) < len(with_nodule)
+    yes = np.arange(len(views)) < len(chosen)
     return BlockingCase("cubes", CTVolume(views.reshape(-1, edge, edge)), places, yes, patients, cubes=True)
 
 
@@ -137,9 +141,8 @@ def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: i
     choices = [(plants[:n], _clear([one.kji for one in plants[:n]], lung, spacing)) for n in range(1, len(plants) + 1)]
     plants, clear = max(choices, key=lambda choice: min(map(len, choice)))
     pairs = min(len(plants), len(clear))
-    plants, clear = plants[:pairs], clear[:pairs]
-    yes = np.arange(2 * pairs) < pairs
-    places = (*(one.kji for one in plants), *clear)
+    plants, yes = plants[:pairs], np.arange(2 * pairs) < pairs
+    places = (*(one.kji for one in plants), *clear[:pairs])
     return BlockingCase(name, planted(volume, plants, nodules), places, yes, np.full(len(yes), name))
 
 
@@ -161,14 +164,15 @@ def make_arms(
     """
     clean = case.volume
     blocked, protected = protected_voxels(case, blocker, device, progress), protected_voxels(case, default, device)
-    arms = {CLEAN: [clean], BLOCKED: [blocked]}
-    arms[NOISE] = [equal_rmse_noise(clean, blocked, seed) for seed in range(draws)]
-    if unblock is not None:
-        arms[UNBLOCKED] = [blocked.with_hu(unblock(blocked.hu))]
-    arms[RESTORED] = [_restored(clean, blocked)]
-    arms[PROTECTED] = [protected]
-    arms[PROTECTED_NOISE] = [equal_rmse_noise(clean, protected, seed) for seed in range(draws)]
-    return arms
+    return {
+        CLEAN: [clean],
+        BLOCKED: [blocked],
+        NOISE: [equal_rmse_noise(clean, blocked, seed) for seed in range(draws)],
+        **({UNBLOCKED: [blocked.with_hu(unblock(blocked.hu))]} if unblock is not None else {}),
+        RESTORED: [_restored(clean, blocked)],
+        PROTECTED: [protected],
+        PROTECTED_NOISE: [equal_rmse_noise(clean, protected, seed) for seed in range(draws)],
+    }
 
 
 def answers(case: BlockingCase, arms: Arms, judges: Sequence[Judge]) -> Iterator[Answers]:
@@ -179,17 +183,7 @@ def answers(case: BlockingCase, arms: Arms, judges: Sequence[Judge]) -> Iterator
             for arm, volumes in arms.items()
         }
         for arm, values in said.items():
-            yield Answers(judge.name, arm, case.yes, case.patients, values, said[CLEAN][0])
-
-
-def balanced_accuracy(found: Answers) -> Estimate:
-    """Mean of the shares of right answers with and without a nodule, 0..1; interval by a bootstrap over patients."""
-    return _estimated(found.right, found.yes, found.patients)
-
-
-def changed_decisions(found: Answers) -> Estimate:
-    """Share of decisions that differ from those on the clean scan, nodules and healthy lung counting the same."""
-    return _estimated(found.changed, found.yes, found.patients)
+            yield Answers(judge.name, arm, case, values, said[CLEAN][0])
 
 
 def rmse_hu(arms: Arms, arm: str) -> float:
@@ -209,8 +203,8 @@ class BlockingResults:
     :param facts: what else the report holds, JSON-ready.
     """
 
-    blocker: Mapping[str, Any]
-    default: Mapping[str, Any]
+    blocker: Protector
+    default: Protector
     judges: tuple[str, ...]
     black_boxes: tuple[str, ...]
     cases: Mapping[str, tuple[Sequence[Answers], Mapping[str, float]]]
@@ -218,40 +212,35 @@ class BlockingResults:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form: shares from 0 to 1, with intervals by patient."""
+        cases = {}
+        for name, (found, rmse) in self.cases.items():
+            networks = [
+                {
+                    "judge": one.judge,
+                    "box": self._box(one.judge),
+                    "arm": one.arm,
+                    "accuracy": one.accuracy().to_dict(),
+                    "right_nodules": one.right(True),
+                    "right_healthy": one.right(False),
+                    "changed": one.changed().to_dict(),
+                }
+                for one in found
+            ]
+            cases[name] = {**found[0].case.counts(), "rmse_hu": dict(rmse), "networks": networks}
         return {
-            "blocker": dict(self.blocker),
-            "default": dict(self.default),
+            "blocker": _described(self.blocker),
+            "default": _described(self.default),
             "black_boxes": list(self.black_boxes),
             "paper_accuracy_percent": PAPER,
             **self.facts,
-            "cases": {
-                name: {
-                    "nodules": int(found[0].yes.sum()),
-                    "healthy": int((~found[0].yes).sum()),
-                    "patients": len(np.unique(found[0].patients)),
-                    "rmse_hu": dict(rmse),
-                    "networks": [
-                        {
-                            "judge": one.judge,
-                            "box": self._box(one.judge),
-                            "arm": one.arm,
-                            "accuracy": balanced_accuracy(one).to_dict(),
-                            "right_nodules": float(one.right[one.yes].mean()),
-                            "right_healthy": float(one.right[~one.yes].mean()),
-                            "changed": changed_decisions(one).to_dict(),
-                        }
-                        for one in found
-                    ],
-                }
-                for name, (found, rmse) in self.cases.items()
-            },
+            "cases": cases,
         }
 
     def sections(self) -> tuple[ResultSection, ...]:
         """Tables of accuracy and of changed decisions, for each case, and what they say."""
         what = (
-            f"Blocker: {self.blocker['model']}, at most {self.blocker['budget']['strength_hu']:g} HU. Default "
-            f"protection: {self.default['model']}. Networks decide at their own thresholds whether a place shows a "
+            f"Blocker: {self.blocker.name}, at most {self.blocker.budget.strength_hu:g} HU. Default "
+            f"protection: {self.default.name}. Networks decide at their own thresholds whether a place shows a "
             "nodule; accuracy is the mean of the shares that are right with a nodule and without. In brackets: 95 % by "
             "bootstrap over patients (of one patient: over places)."
         )
@@ -261,45 +250,28 @@ class BlockingResults:
         )
         sections = [ResultSection("common", "What holds for all tables", (what, published), ())]
         for name, (found, rmse) in self.cases.items():
-            yes, patients = found[0].yes, len(np.unique(found[0].patients))
-            counts = f"{int(yes.sum())} places with a nodule, {int((~yes).sum())} without, of {patients} patient(s)"
-            accuracy = self._table("Accuracy in percent (right with a nodule / without)", found, rmse, _accuracy_cell)
-            arms = (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE)
-            changed = self._table(
-                "Decisions that change against the clean scan, in percent", found, rmse, _changed_cell, arms
-            )
-            sections.append(ResultSection(name, f"{name}: {counts}", (), (accuracy, changed)))
+            words = "{nodules} places with a nodule, {healthy} without, of {patients} patient(s)"
+            title = f"{name}: {words.format_map(found[0].case.counts())}"
+            columns = tuple(Column(self._box(judge), judge) for judge in self.judges)
+            tables = []
+            for caption, cell, arms in _TABLES:
+                cells = {(one.arm, one.judge): cell(one) for one in found}
+                rows = (
+                    Row((ARMS[arm], f"{rmse[arm]:.1f}"), tuple(cells[arm, judge] for judge in self.judges))
+                    for arm in arms
+                    if arm in rmse
+                )
+                tables.append(Table("", caption, ("Scan", "RMSE, HU"), columns, tuple(rows)))
+            sections.append(ResultSection(name, title, (), tuple(tables)))
         return tuple(sections)
-
-    def _table(
-        self,
-        caption: str,
-        found: Sequence[Answers],
-        rmse: Mapping[str, float],
-        cell: Callable[[Answers], Cell],
-        arms: Sequence[str] = (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED),
-    ) -> Table:
-        cells = {(one.arm, one.judge): cell(one) for one in found}
-        rows = (
-            Row((ARMS[arm], f"{rmse[arm]:.1f}"), tuple(cells[arm, judge] for judge in self.judges))
-            for arm in arms
-            if arm in rmse
-        )
-        columns = tuple(Column(self._box(judge), judge) for judge in self.judges)
-        return Table("", caption, ("Scan", "RMSE, HU"), columns, tuple(rows))
 
     def _box(self, judge: str) -> str:
         return "black box" if judge in self.black_boxes else "white box"
 
 
-def described(protector: Protector) -> dict[str, Any]:
-    """A protector for reports."""
-    return {
-        "model": protector.name,
-        "sha256": protector.digest,
-        "seed": protector.seed,
-        "budget": protector.budget.to_dict(),
-    }
+def _described(protector: Protector) -> dict[str, Any]:
+    budget = protector.budget.to_dict()
+    return {"model": protector.name, "sha256": protector.digest, "seed": protector.seed, "budget": budget}
 
 
 def _clear(taken: Sequence[Voxel], candidates: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[Voxel]:
@@ -314,15 +286,12 @@ def _clear(taken: Sequence[Voxel], candidates: Sequence[Voxel], spacing_kji: Seq
 
 def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]:
     """Up to ``count`` cubes with their patients, the groups taking turns, each one's own spread over all it has."""
-    shares = [0] * len(groups)
-    while sum(shares) < count and any(n < len(g.views) for n, g in zip(shares, groups, strict=True)):
-        for number, group in enumerate(groups):
-            if shares[number] < len(group.views) and sum(shares) < count:
-                shares[number] += 1
+    most = max(len(group.views) for group in groups)
+    turns = [group for n in range(most) for group in groups if n < len(group.views)][:count]
     return [
         (group.views[n], str(group.patients[n]))
-        for group, share in zip(groups, shares, strict=True)
-        for n in np.unique(np.linspace(0, len(group.views) - 1, share).astype(int))
+        for group in groups
+        for n in np.unique(np.linspace(0, len(group.views) - 1, sum(turn is group for turn in turns)).astype(int))
     ]
 
 
@@ -343,24 +312,25 @@ def protected_voxels(
         for number in range(len(hu) // edge):
             cube = slice(number * edge, (number + 1) * edge)
             seed = int(np.random.default_rng((protector.seed, number)).integers(2**31))
-            found = (volume.hu[cube], volume.spacing_kji, protector.proposer, protector.budget, seed, device)
-            hu[cube] = blocked_cube(*found)
+            hu[cube] = blocked_cube(
+                volume.hu[cube], volume.spacing_kji, protector.proposer, protector.budget, seed, device
+            )
             if progress:
                 progress(cube.stop, len(hu))
         return volume.with_hu(hu, step)
 
-    def around(hu: np.ndarray) -> Surroundings:
-        return Surroundings.of(hu, volume.spacing_kji, all_body=True)
+    def around(slab: slice) -> Surroundings:
+        return Surroundings.of(volume.hu[slab], volume.spacing_kji, all_body=True)
 
     def allowed_in(slab: slice) -> np.ndarray:
-        return around(volume.hu[slab]).allowed(volume.hu[slab], protector.budget)
+        return around(slab).allowed(volume.hu[slab], protector.budget)
 
     signs = ScanSigns.of(volume, protector.watermark.key) if protector.watermark else None
     execution = Execution(protector.seed, protector.budget.strength_hu, device)
     for slab, allowed, change in protector.proposer.propose(volume, allowed_in, execution):
         hu[slab] = apply_change(volume.hu[slab], change, allowed)
         if protector.watermark:
-            hu[slab] = protector.watermark.marked(hu[slab], around(volume.hu[slab]), signs, slab.start)
+            hu[slab] = protector.watermark.marked(hu[slab], around(slab), signs, slab.start)
     return volume.with_hu(hu, step)
 
 
@@ -382,9 +352,9 @@ def _restored(clean: CTVolume, blocked: CTVolume) -> CTVolume:
     return clean.with_hu(restored.hu)
 
 
-def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray) -> Estimate:
+def _estimated(values: np.ndarray, case: BlockingCase) -> Estimate:
     """Mean of the two sides' means; patients are resampled with all their places, places where there is one patient."""
-    names, owner = np.unique(patients, return_inverse=True)
+    yes, (names, owner) = case.yes, np.unique(case.patients, return_inverse=True)
     if len(names) < 2:
         owner = np.arange(len(values))
     units = int(owner.max()) + 1
@@ -394,15 +364,29 @@ def _estimated(values: np.ndarray, yes: np.ndarray, patients: np.ndarray) -> Est
     # A draw without any place of one side says nothing about it.
     usable = weights[(weights[:, yes].sum(axis=1) > 0) & (weights[:, ~yes].sum(axis=1) > 0)]
     sides = [usable[:, side] @ values[side] / usable[:, side].sum(axis=1) for side in (yes, ~yes)]
-    low, high = np.quantile(np.mean(sides, axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value, float(low), float(high), len(names), len(values))
+    return Estimate(value, *interval(np.mean(sides, axis=0)), len(names), len(values))
 
 
 def _accuracy_cell(found: Answers) -> Cell:
-    sides = (100 * found.right[found.yes].mean(), 100 * found.right[~found.yes].mean())
-    cell = cell_of(balanced_accuracy(found).times(100), 1)
-    return dataclasses.replace(cell, text=f"{cell.text} ({sides[0]:.0f} / {sides[1]:.0f})")
+    cell = cell_of(found.accuracy().times(100), 1)
+    return dataclasses.replace(
+        cell, text=f"{cell.text} ({100 * found.right(True):.0f} / {100 * found.right(False):.0f})"
+    )
 
 
 def _changed_cell(found: Answers) -> Cell:
-    return cell_of(changed_decisions(found).times(100), 1)
+    return cell_of(found.changed().times(100), 1)
+
+
+_TABLES = (
+    (
+        "Accuracy in percent (right with a nodule / without)",
+        _accuracy_cell,
+        (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED),
+    ),
+    (
+        "Decisions that change against the clean scan, in percent",
+        _changed_cell,
+        (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE),
+    ),
+)

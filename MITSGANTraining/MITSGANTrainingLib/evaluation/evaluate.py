@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,11 @@ from .cache import Cache
 from .figures import Example, attacks_figure, changes_figure
 from .layout import ResultSection
 from .measure import AttackerChoice, MeasuringJob, MeasuringTask, Settings, measure
-from .outcomes import MeasuredAttack, Setup, WholeScan
 from .planting import SYNTHETIC, NoduleFile
 from .protections import ProtectionArm, read_protections
 from .results import REPORT, to_record, write_results
 from .scans import Case, ScanRequest, ScanSource, inspect, scan_names
-from .tables import build_sections
+from .tables import MeasuredAttack, Setup, WholeScan, build_sections
 from .targets import read_targets
 
 RESULTS, CACHE = "results", "cache"
@@ -44,9 +44,9 @@ class EvaluationPlan:
     :param attackers: names or folders.
     :param sweep: protectors of Table 3; all with a known alpha where empty.
     :param targets: places for each action, chosen with ``seed``, unless ``targets_file`` gives them.
-    :param judges: names or files of the judges that decide about success, one of each question, the default where none
-        is named; ("none",) leaves success out.
-    :param nodules: an .npz of nodules to plant for removals, "default" for synthetic ones, or "none".
+    :param judges: names or files, one of each question, the default where none is named; ("none",) leaves success out.
+    :param nodules: an .npz of nodules to plant for removals, "default" for synthetic ones, or "none" for none, as with
+        a ``targets_file``.
     :param own_names: call scans by their file's or folder's name instead of a number and a digest.
     :param pictures: targets of each action that the figures show.
     """
@@ -77,12 +77,11 @@ class EvaluationPlan:
 class NotMeasured:
     """What could not be measured: a scan, or a scan with one protection. ``reason`` is for the terminal alone."""
 
-    scan: str
-    protection: str
+    what: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.scan} with {self.protection}" if self.protection else self.scan
+        return self.what
 
 
 @dataclass(frozen=True)
@@ -232,50 +231,34 @@ def _digest(attacker: Attacker) -> str:
 
 
 def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | None]:
-    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out."""
+    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out.
+
+    :raises ModelError: when a judge that was named cannot be used.
+    :raises InputError: when the file of nodules cannot be used.
+    """
     lpips = load_lpips(plan.lpips_weights, net=plan.lpips_net)
-    weights = str(Path(plan.lpips_weights).resolve()) if plan.lpips_weights else None
+    words, digest = notes.NO_LPIPS, ""
     if isinstance(lpips, LpipsUnavailable):
         tell(f"LPIPS is left out. {lpips.reason}.")
-        words, digest = notes.NO_LPIPS, ""
     else:
         words, digest = f"{lpips.description}; of the picture in the lung window.", lpips.weights_sha256
-    jury = _jury(plan, tell)
+    jury, plants = None, not plan.targets_file and plan.nodules != "none"
+    if not plan.judges and set(DEFAULT_JUDGES.values()) - set(available_judges()):
+        tell(notes.NO_JUDGES)
+    elif plan.judges != ("none",):
+        jury = Jury.load(plan.judges)
     settings = Settings(
         seed=plan.seed,
         data_range_hu=plan.data_range_hu,
         device=plan.device,
-        lpips_weights=weights,
+        lpips_weights=str(Path(plan.lpips_weights).resolve()) if plan.lpips_weights else None,
         lpips_net=plan.lpips_net,
         lpips=digest,
         judges=tuple(str(Path(n).resolve()) if n.endswith(".safetensors") else n for n in plan.judges),
         jury=jury.identity() if jury else None,
-        nodules=_nodules(plan),
+        nodules=NoduleFile.of(SYNTHETIC if plan.nodules == "default" else Path(plan.nodules)) if plants else None,
     )
     return settings, words, jury
-
-
-def _jury(plan: EvaluationPlan, tell: Note) -> Jury | None:
-    """The judges asked for; none where the default ones are not installed.
-
-    :raises ModelError: when one that was named cannot be used.
-    """
-    if plan.judges == ("none",):
-        return None
-    if not plan.judges and set(DEFAULT_JUDGES.values()) - set(available_judges()):
-        tell(notes.NO_JUDGES)
-        return None
-    return Jury.load(plan.judges)
-
-
-def _nodules(plan: EvaluationPlan) -> NoduleFile | None:
-    """What is planted for removals; nothing where the user gives the places, or plants none.
-
-    :raises InputError: when the file cannot be used.
-    """
-    if plan.targets_file or plan.nodules == "none":
-        return None
-    return NoduleFile.of(SYNTHETIC if plan.nodules == "default" else Path(plan.nodules))
 
 
 def _cases(
@@ -283,17 +266,10 @@ def _cases(
 ) -> tuple[list[Case], list[NotMeasured]]:
     """Every scan that can be read, with its targets, in the order given."""
     given = read_targets(plan.targets_file, plan.scans) if plan.targets_file else {}
-    wanted = [
-        ScanRequest(
-            ScanSource(str(Path(scan).resolve()), plan.series),
-            plan.actions,
-            given.get(scan),
-            plan.targets,
-            plan.seed,
-            nodules,
-        )
-        for scan in dict.fromkeys(plan.scans)
-    ]
+    wanted = []
+    for scan in dict.fromkeys(plan.scans):
+        source = ScanSource(str(Path(scan).resolve()), plan.series)
+        wanted.append(ScanRequest(source, plan.actions, given.get(scan), plan.targets, plan.seed, nodules))
     outcomes = {}
     report("Reading", 0, len(wanted))
     for outcome in run_all(inspect, wanted, processes=plan.processes, scheduler=plan.scheduler):
@@ -309,7 +285,7 @@ def _cases(
         if subject and any(subject.digest == case.subject.digest for case in cases):
             problem = f"{path} holds the same voxels as another scan given; leave one out."
         if problem:
-            failures.append(NotMeasured(name, "", problem))
+            failures.append(NotMeasured(name, problem))
             tell(f"{name}: {problem}")
             continue
         cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
@@ -325,27 +301,16 @@ def _tasks(
 ) -> dict[str, tuple[MeasuringTask, ...]]:
     """What is done to each case, by its name."""
     pictured = _pictured(cases, plan)
-
-    def shown(*scene: str | int, count: int) -> tuple[int, ...]:
-        return tuple(n for n in range(count) if (*scene, n) in pictured)
-
-    return {
-        case.name: tuple(
-            MeasuringTask(
-                attacker,
-                action,
-                targets,
-                number,
-                scene.plants,
-                shown(case.subject.digest, action, number, count=len(targets)),
-            )
-            for attacker in attackers
-            for action in plan.actions
-            for number, scene in enumerate(case.subject.scenes)
-            if (targets := tuple(target for target in scene.targets if target.action == action))
-        )
-        for case in cases
-    }
+    tasks: dict[str, tuple[MeasuringTask, ...]] = {case.name: () for case in cases}
+    for case in cases:
+        scenes = list(enumerate(case.subject.scenes))
+        for attacker, action, (number, scene) in itertools.product(attackers, plan.actions, scenes):
+            targets = tuple(target for target in scene.targets if target.action == action)
+            place = (case.subject.digest, action, number)
+            shown = tuple(n for n in range(len(targets)) if (*place, n) in pictured)
+            if targets:
+                tasks[case.name] += (MeasuringTask(attacker, action, targets, number, scene.plants, shown),)
+    return tasks
 
 
 def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> set[tuple[str | int, ...]]:
@@ -380,8 +345,9 @@ def _measure(
     for done, outcome in enumerate(outcomes, start=1):
         attacked += outcome.result or 0
         if outcome.error:
-            failures.append(NotMeasured(outcome.item.case.name, outcome.item.protection.name, outcome.error))
-            tell(f"{failures[-1]}: {outcome.error}")
+            what = f"{outcome.item.case.name} with {outcome.item.protection.name}"
+            failures.append(NotMeasured(what, outcome.error))
+            tell(f"{what}: {outcome.error}")
         report("Measuring", done, len(todo))
     return attacked, failures
 

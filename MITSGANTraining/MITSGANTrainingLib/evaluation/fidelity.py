@@ -28,6 +28,7 @@ from MITSGANLib.runtime.threads import each_slice
 from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM, Window
+from PIL import Image, features
 
 from .ct_noise import measure_texture
 
@@ -142,19 +143,14 @@ def measure_fidelity(original: CTVolume, protected: CTVolume, progress: Progress
         raise InputError(
             "The two volumes differ in shape, spacing, position or orientation; compare a scan with its own protection."
         )
-    figures = list(_figures())
-    values: dict[str, list[float | None]] = {figure.name: [] for figure in figures}
-
-    def measure(k: int) -> dict[str, float]:
-        return _Slice.of(original, k).measure(protected.hu[k])
-
-    for k, found in enumerate(each_slice(measure, len(original.hu))):
-        for name, series in values.items():
-            series.append(found.get(name))
+    found: list[dict[str, float]] = []
+    for values in each_slice(lambda k: _Slice.of(original, k).measure(protected.hu[k]), len(original.hu)):
+        found.append(values)
         if progress:
-            progress(k + 1, len(original.hu))
+            progress(len(found), len(original.hu))
+    figures = [_of_worst_slice(figure, [values.get(figure.name) for values in found]) for figure in _figures()]
     flicker, figure = _flicker(original, protected)
-    return Fidelity((*(_of_worst_slice(figure, values[figure.name]) for figure in figures), figure), flicker)
+    return Fidelity((*figures, figure), flicker)
 
 
 def largest_scale(original: CTVolume, change: np.ndarray, progress: Progress | None = None) -> LargestScale:
@@ -209,21 +205,14 @@ def jpeg2000(plane: np.ndarray, ratio: float) -> np.ndarray:
     :param ratio: size before, at the 12 bits that this range takes, over size after.
     :raises DependencyError: when Pillow comes without JPEG 2000.
     """
-    from PIL import Image, features
-
     if not features.check("jpg_2000"):
         raise DependencyError("The installed Pillow cannot write JPEG 2000; install one from PyPI.")
     stored = (np.clip(plane, LOWEST_HU, HIGHEST_HU) - LOWEST_HU).astype(np.uint16)
     file = io.BytesIO()
-    Image.fromarray(stored).save(
-        file,
-        "JPEG2000",
-        irreversible=True,
-        quality_mode="rates",
-        # Pillow counts 16 bits a voxel.
-        quality_layers=[ratio * 16 / _STORED_BITS],
-        num_resolutions=min(6, int(math.log2(min(plane.shape))) + 1),
-    )
+    layers = [ratio * 16 / _STORED_BITS]  # Pillow counts 16 bits a voxel
+    resolutions = min(6, int(math.log2(min(plane.shape))) + 1)
+    options = {"irreversible": True, "quality_mode": "rates", "quality_layers": layers, "num_resolutions": resolutions}
+    Image.fromarray(stored).save(file, "JPEG2000", **options)
     return np.asarray(Image.open(file)).astype(np.int16) + np.int16(LOWEST_HU)
 
 
@@ -323,11 +312,11 @@ def _figures() -> Iterator[FidelityFigure]:
 
 
 def _of_worst_slice(figure: FidelityFigure, values: Sequence[float | None]) -> FidelityFigure:
-    known = [(value, k) for k, value in enumerate(values) if value is not None]
+    known = [k for k, value in enumerate(values) if value is not None]
     if not known:
         return dataclasses.replace(figure, reason="no slice has a value", per_slice=tuple(values))
-    value, k = (max if figure.sense == "at most" else min)(known, key=lambda item: item[0])
-    return dataclasses.replace(figure, value=value, worst_slice=k, per_slice=tuple(values))
+    worst = (max if figure.sense == "at most" else min)(known, key=values.__getitem__)
+    return dataclasses.replace(figure, value=values[worst], worst_slice=worst, per_slice=tuple(values))
 
 
 def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, FidelityFigure]:
@@ -338,7 +327,7 @@ def _flicker(original: CTVolume, protected: CTVolume) -> tuple[Flicker, Fidelity
         noise, reason = None, "the scan holds too little uniform soft tissue to measure its own noise"
     if change is None:
         reason = "there is no change in two neighboring slices"
-    worst = max((value, k) for k, value in enumerate(by_pair) if value is not None)[1] if change is not None else None
+    _, worst = max(((value, k) for k, value in enumerate(by_pair) if value is not None), default=(None, None))
     figure = FidelityFigure(
         "flicker",
         "1",
@@ -359,17 +348,16 @@ def z_difference_ratio(original: CTVolume, protected: CTVolume) -> tuple[float |
     Mean square of the difference of the change over the mean of the two slices' mean squares, over voxels that are body
     in both: 0 for a change that is the same in all slices, 2 for independent ones, 4 for one that alternates.
     """
-    padding, spacing = original.provenance.padding_hu, original.spacing_kji
+
+    def seen(k: int) -> tuple[np.ndarray, np.ndarray]:
+        body = body_mask(original.hu[k : k + 1], original.provenance.padding_hu, original.spacing_kji)[0]
+        return np.subtract(protected.hu[k], original.hu[k], dtype=np.float64), body
+
     differences, energies = [], []
-    last: tuple[np.ndarray, np.ndarray] | None = None
-    for before, after in zip(original.hu, protected.hu, strict=True):
-        body = body_mask(before[None], padding, spacing)[0]
-        change = np.subtract(after, before, dtype=np.float64)
-        if last is not None:
-            both = body & last[1]
-            differences.append(float(np.sum((change - last[0])[both] ** 2)))
-            energies.append(float(np.sum(change[both] ** 2 + last[0][both] ** 2)) / 2)
-        last = (change, body)
+    for (first, body), (second, other) in itertools.pairwise(map(seen, range(len(original.hu)))):
+        both = body & other
+        differences.append(float(np.sum((second - first)[both] ** 2)))
+        energies.append(float(np.sum(second[both] ** 2 + first[both] ** 2)) / 2)
     by_pair = [d / e if e else None for d, e in zip(differences, energies, strict=True)]
     total = sum(energies)
     return (sum(differences) / total if total else None), by_pair

@@ -9,7 +9,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,12 +20,13 @@ from MITSGANLib.scan.windows import LUNG
 
 from .measure import CLEAN, CT_LIKE, GAUSSIAN, PROTECTED
 
-_ZOOM_MM = 64.0
+SHOWN_MM = 64.0
 _CELL, _CONTEXT, _LABEL, _GAP, _TOP, _BAR = 1.7, 3.5, 0.35, 0.08, 0.95, 0.9  # inches
 _CAPTION = 0.3
 _DPI = 150
 _LETTERS_AN_INCH = 15  # of text of 8 points, at most
-LINE_COLOR = "#3ddc5a"
+_LINE_COLOR = "#3ddc5a"
+SIDEWAYS = {"rotation": 90, "ha": "center", "va": "center"}
 _CONTROLS = {GAUSSIAN: "Gaussian noise", CT_LIKE: "CT-like noise"}
 
 
@@ -41,8 +42,7 @@ class Example:
     slices: Mapping[str, Mapping[str, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class _Arm:
+class _Arm(NamedTuple):
     title: str
     protection: str
     arm: str
@@ -60,28 +60,28 @@ def attacks_figure(examples: Sequence[Example], attacker: str) -> Figure:
         width,
         height,
         f"Attacks by {attacker} on the clean and the protected scan (paper's Figure 6)",
-        f"SIMULATED ATTACKS, not patients' images. Shown in the {LUNG}. Left: the clean slice; right: {_ZOOM_MM:g} mm "
+        f"SIMULATED ATTACKS, not patients' images. Shown in the {LUNG}. Left: the clean slice; right: {SHOWN_MM:g} mm "
         "around the target. Frame: the 32 mm square of Table 2.",
     )
     for number, example in enumerate(examples):
         top = _TOP + number * (2 * (_CELL + _GAP) + 3 * _GAP)
         axes = axes_at(figure, _LABEL, top, _CONTEXT, 2 * _CELL + _GAP)
         first = next(iter(example.slices.values()))
-        _show(axes, first, first[CLEAN], frame=True)
-        label(figure, 0.45 * _LABEL, top + _CELL, example.title)
+        _show(axes, first, CLEAN)
+        text_at(figure, 0.45 * _LABEL, top + _CELL, example.title, **SIDEWAYS)
         for line, words in enumerate(("before attack", "after attack")):
-            label(figure, width - 0.5 * _LABEL, top + (line + 0.5) * (_CELL + _GAP), words)
+            text_at(figure, width - 0.5 * _LABEL, top + (line + 0.5) * (_CELL + _GAP), words, **SIDEWAYS)
         for column, arm in enumerate(arms):
             left = _LABEL + _CONTEXT + _GAP + column * (_CELL + _GAP)
             stored = example.slices[arm.protection]
             for line, image in enumerate((arm.arm, f"{arm.arm} attacked")):
                 axes = axes_at(figure, left, top + line * (_CELL + _GAP), _CELL, _CELL)
                 if image in stored:
-                    _show(axes, stored, stored[image], frame=True, zoom=True)
+                    _show(axes, stored, image, enlarged=True)
                 else:
                     axes.set_axis_off()
             if number == 0:
-                _heading(figure, left, top, arm.title)
+                text_at(figure, left, top - 0.04, arm.title, va="bottom")
     return figure
 
 
@@ -99,24 +99,24 @@ def changes_figure(examples: Sequence[Example]) -> Figure:
         "What protection changes in the slice (paper's Figure 7)",
         "|protected - clean| in HU, whole slice of the target; the color grows with the root of the difference.",
     )
-    image: Any = None
     for number, (example, row) in enumerate(zip(examples, differences, strict=True)):
         top = _TOP + number * (size + _CAPTION)
         # The longest name would run into the next row's.
         name = textwrap.fill(example.title, int(_LETTERS_AN_INCH * size), break_on_hyphens=False)
-        label(figure, 0.45 * _LABEL, top + size / 2, name)
+        text_at(figure, 0.45 * _LABEL, top + size / 2, name, **SIDEWAYS)
         for column, (arm, difference) in enumerate(zip(arms, row, strict=True)):
             left = _LABEL + column * (size + _GAP)
-            axes = axes_at(figure, left, top, size, size)
+            axes, stored = axes_at(figure, left, top, size, size), example.slices[arm.protection]
             if difference is None:
                 axes.set_axis_off()
             else:
-                image = _show_difference(axes, example.slices[arm.protection], difference, limit)
+                norm = PowerNorm(0.5, 0, limit, clip=True)
+                image = show_slice(axes, difference, *_standing(stored), cmap="inferno", norm=norm)
                 rmse = float(np.sqrt(np.mean(np.square(difference))))
                 words = f"RMSE {rmse:.1f}, largest {np.max(difference):.0f} HU"
                 axes.set_title(words, fontsize=7, y=-0.06, pad=0)
             if number == 0:
-                _heading(figure, left, top, arm.title)
+                text_at(figure, left, top - 0.04, arm.title, va="bottom")
     left = _LABEL + len(arms) * (size + _GAP) + 0.1
     bar = figure.colorbar(image, cax=axes_at(figure, left, _TOP, 0.15, size), extend="max")
     bar.set_label("HU", fontsize=8)
@@ -159,9 +159,9 @@ def _difference(stored: Mapping[str, np.ndarray], arm: str) -> np.ndarray | None
 def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     """An empty figure of so many inches, with its title and what is shown above."""
     figure = Figure(figsize=(width, height), facecolor="white")
-    figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=12, va="top")
+    text_at(figure, 0.1, 0.1, title, fontsize=12, va="top")
     columns = max(60, int(width * _LETTERS_AN_INCH))
-    figure.text(0.1 / width, 1 - 0.36 / height, textwrap.fill(subtitle, columns), fontsize=8, va="top", color="#444444")
+    text_at(figure, 0.1, 0.36, textwrap.fill(subtitle, columns), va="top", color="#444444")
     return figure
 
 
@@ -172,54 +172,50 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return figure.add_axes(box)
 
 
-def _heading(figure: Figure, left: float, top: float, text: str) -> None:
+def text_at(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text at inches from the left and upper edges."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - (top - 0.04) / height, text, fontsize=8, va="bottom")
+    figure.text(x / width, 1 - y / height, text, **{"fontsize": 8, **style})
 
 
-def label(figure: Figure, x: float, y: float, text: str) -> None:
-    """Text along a side, its middle at inches from the left and upper edges."""
-    width, height = figure.get_size_inches()
-    figure.text(x / width, 1 - y / height, text, fontsize=8, rotation=90, ha="center", va="center")
+def show_slice(
+    axes: Any,
+    values: np.ndarray,
+    view: Orientation,
+    spacing: Sequence[float],
+    around: tuple[float, float] | None = None,
+    **options: Any,
+) -> Any:
+    """Draw a slice (rows, columns) in square millimeters; HU in the lung window where no colors are asked for.
 
-
-def _show(
-    axes: Any, stored: Mapping[str, np.ndarray], values: np.ndarray, *, frame: bool = False, zoom: bool = False
-) -> None:
-    view, aspect = _view(stored)
-    axes.imshow(view.picture(window_image(values, LUNG)), cmap="gray", vmin=0, vmax=255, aspect=aspect)
+    :param spacing: mm along (row, column).
+    :param around: (row, column) around which to show 64 mm alone.
+    """
+    if not options:
+        values, options = window_image(values, LUNG), {"cmap": "gray", "vmin": 0, "vmax": 255}
+    across, down = spacing if view.transpose else spacing[::-1]
+    image = axes.imshow(view.picture(values), aspect=down / across, **options)
     axes.set_axis_off()
-    j0, j1, i0, i1 = (int(bound) for bound in stored["square"])
-    if frame:
-        x0, y0, x1, y1 = _corners(view, (j0, j1, i0, i1), values.shape)
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=LINE_COLOR, linewidth=0.8)
-    if zoom:
-        _, row_mm, column_mm = stored["spacing_kji"]
-        down, across = ((_ZOOM_MM / mm - (b - a)) / 2 for mm, a, b in ((row_mm, j0, j1), (column_mm, i0, i1)))
-        x0, y0, x1, y1 = _corners(view, (j0 - down, j1 + down, i0 - across, i1 + across), values.shape)
-        axes.set_xlim(x0, x1)
-        axes.set_ylim(y1, y0)
+    if around is not None:
+        x, y = view.point(*around, values.shape)
+        axes.set_xlim(x - SHOWN_MM / 2 / across, x + SHOWN_MM / 2 / across)
+        axes.set_ylim(y + SHOWN_MM / 2 / down, y - SHOWN_MM / 2 / down)
+    return image
 
 
-def _show_difference(axes: Any, stored: Mapping[str, np.ndarray], difference: np.ndarray, limit: float) -> Any:
-    view, aspect = _view(stored)
-    axes.set_axis_off()
-    norm = PowerNorm(0.5, 0, limit, clip=True)
-    return axes.imshow(view.picture(difference), cmap="inferno", norm=norm, aspect=aspect)
+def draw_line(axes: Any, view: Orientation, shape: tuple[int, ...], *places: tuple[float, float], width: float) -> None:
+    """A line through places (row, column) of a slice of this shape."""
+    axes.plot(*zip(*(view.point(*place, shape) for place in places), strict=True), color=_LINE_COLOR, linewidth=width)
 
 
-def _view(stored: Mapping[str, np.ndarray]) -> tuple[Orientation, float]:
-    """How the slice stands as radiologists expect, and the picture's height of a voxel by its width."""
-    view = Orientation.of(stored["direction"])
-    _, row_mm, column_mm = (float(mm) for mm in stored["spacing_kji"])
-    return view, column_mm / row_mm if view.transpose else row_mm / column_mm
+def _show(axes: Any, stored: Mapping[str, np.ndarray], name: str, *, enlarged: bool = False) -> None:
+    """One of the slices, the whole of it or what is around the target, with the frame of the square."""
+    view, spacing = _standing(stored)
+    j0, j1, i0, i1 = (bound - 0.5 for bound in stored["square"].tolist())
+    show_slice(axes, stored[name], view, spacing, ((j0 + j1) / 2, (i0 + i1) / 2) if enlarged else None)
+    draw_line(axes, view, stored[name].shape, (j0, i0), (j0, i1), (j1, i1), (j1, i0), (j0, i0), width=0.8)
 
 
-def _corners(
-    view: Orientation, bounds: tuple[float, float, float, float], shape: tuple[int, ...]
-) -> tuple[float, float, float, float]:
-    """Left, upper, right and lower edge in the picture of rows j0..j1-1 and columns i0..i1-1."""
-    j0, j1, i0, i1 = bounds
-    x0, y0 = view.point(j0 - 0.5, i0 - 0.5, shape)
-    x1, y1 = view.point(j1 - 0.5, i1 - 0.5, shape)
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+def _standing(stored: Mapping[str, np.ndarray]) -> tuple[Orientation, list[float]]:
+    """How the slices stand as radiologists expect, and mm along (row, column)."""
+    return Orientation.of(stored["direction"]), stored["spacing_kji"][1:].tolist()

@@ -174,12 +174,11 @@ class MeasuringJob:
     @property
     def groups(self) -> tuple[tuple[MeasuringTask, ...], ...]:
         """Tasks that share a protected volume."""
-        if self.protection.knows_the_attack:
-            return tuple((task,) for task in self.tasks)
-        by_plants: dict[tuple[Plant, ...], list[MeasuringTask]] = {}
-        for task in self.tasks:
-            by_plants.setdefault(task.plants, []).append(task)
-        return tuple(map(tuple, by_plants.values()))
+        found: dict[int | tuple[Plant, ...], tuple[MeasuringTask, ...]] = {}
+        for number, task in enumerate(self.tasks):
+            shared = number if self.protection.knows_the_attack else task.plants
+            found[shared] = (*found.get(shared, ()), task)
+        return tuple(found.values())
 
 
 def measure(job: MeasuringJob) -> int:
@@ -251,9 +250,7 @@ class _Arms:
             return {arm: torch.from_numpy(volume.hu).to(self.device) for arm, volume in self.volumes.items()}
 
 
-@functools.lru_cache(maxsize=2)
-def _attacker(source: str, action: str) -> Attacker:
-    return load_attacker(source, action)
+_attacker = functools.lru_cache(maxsize=2)(load_attacker)
 
 
 @functools.lru_cache(maxsize=1)
@@ -281,15 +278,9 @@ def _run_task(arms: _Arms, task: MeasuringTask, lpips: Any, jury: Jury | None) -
         if index in pictured:
             job.cache.store_arrays(job.picture_key(task, index), attack.slices())
     if not measured:
-        job.cache.store(
-            job.attack_key(task),
-            {
-                "targets": records,
-                "absent": arms.absent,
-                "device": describe_device(arms.device),
-                "seconds": round(time.monotonic() - started, 2),
-            },
-        )
+        seconds, device = round(time.monotonic() - started, 2), describe_device(arms.device)
+        found = {"targets": records, "absent": arms.absent, "device": device, "seconds": seconds}
+        job.cache.store(job.attack_key(task), found)
     return len(todo)
 
 
@@ -408,8 +399,5 @@ def _whole_scan(arms: _Arms, lpips: Any) -> dict[str, Any]:
         figures[f"{name}_worst_slice"] = metric.worst_slice.value if metric.worst_slice else None
         if metric.worst_tile:
             figures[f"{name}_worst_tile"] = metric.worst_tile.value
-    return {
-        "figures": figures,
-        "noise_hu": estimate_noise(clean.hu, clean.spacing_kji).sd_hu,
-        "seconds": round(arms.seconds, 2),
-    }
+    noise = estimate_noise(clean.hu, clean.spacing_kji).sd_hu
+    return {"figures": figures, "noise_hu": noise, "seconds": round(arms.seconds, 2)}

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from .outcomes import MeasuredAttack, Setup
-from .statistics import CONFIDENCE, RESAMPLES
-
 IMAGE = "Ours: the whole slice of the target, all of its voxels, compared with the clean slice."
 SQUARE = (
     "Ours: the square of 32 mm (not pixels) on the target's slice, where the attack pastes; its whole cube is 32 mm"
@@ -91,40 +86,3 @@ KINDS = {
     ),
 }
 NO_LPIPS = "not measured: no network's ImageNet weights are on this machine, or a package that LPIPS needs is missing."
-
-
-def common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
-    """What holds for all tables: data range, averages, controls, LPIPS, and what is missing."""
-    patients = len({one.patient for one in attacks})
-    counted = f"{count(len({one.scan for one in attacks}), 'scan')} of {count(patients, 'patient')}"
-    if patients < 2:
-        spread = f"{counted}: there is no confidence interval, which takes at least two patients."
-    else:
-        spread = (
-            f"{counted}; each figure is the mean over patients of each one's own, in brackets its {CONFIDENCE:.0%} "
-            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.settings.seed})."
-        )
-        if patients < 10:
-            spread += " With so few patients the interval is too narrow."
-    notes = [
-        f"PSNR and SSIM with a data range of {setup.settings.data_range_hu:g} HU. {spread}",
-        CONTROLS,
-        f"LPIPS: {setup.lpips}",
-    ]
-    if setup.planted and "remove" in setup.actions:
-        notes.append(PLANTED.format_map(setup.planted))
-    kinds = {protection.kind for protection in setup.protections}
-    notes += [text for kind, text in KINDS.items() if kind in kinds]
-    absences = dict.fromkeys(
-        f"{one.protection} ({reason.rstrip('.')})" for one in attacks for reason in one.result["absent"].values()
-    )
-    if absences:
-        notes.append(f"Without one or both noise controls: {'; '.join(absences)}.")
-    if setup.failures:
-        notes.append(f"Not measured, so that columns may stand on different scans: {'; '.join(setup.failures)}.")
-    return tuple(notes)
-
-
-def count(number: int, word: str) -> str:
-    """Such as "1 scan" or "2 scans"."""
-    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -106,8 +106,7 @@ def draw_scenes(volume: CTVolume, count: int, nodules: Nodules, seed: int) -> tu
     """
     rng = np.random.default_rng((seed, _STREAM))
     lung = lung_mask(volume)
-    drawn = lung_positions(volume, _CANDIDATES * count, int(rng.integers(2**31)), mask=lung)
-    candidates = list(dict.fromkeys(drawn))
+    candidates = list(dict.fromkeys(lung_positions(volume, _CANDIDATES * count, int(rng.integers(2**31)), mask=lung)))
     # Places with room in the order drawn, then the others, the roomiest first.
     shares = {kji: _share_of_lung(lung, volume.spacing_kji, kji) for kji in candidates}
     candidates.sort(key=lambda kji: -min(shares[kji], _ROOM_SHARE))
@@ -122,14 +121,22 @@ def draw_scenes(volume: CTVolume, count: int, nodules: Nodules, seed: int) -> tu
             Plant(kji, next(numbers), tuple(bool(flip) for flip in rng.random(3) < 0.5), int(rng.integers(4)))
             for kji in group
         )
-        scenes.append(Scene(tuple(_target(plant, nodules, seed) for plant in plants), plants))
+        words = "another nodule of {:.0f} mm, planted, seed {}"
+        targets = [Target("remove", p.kji, words.format(2 * nodules.radii[p.nodule], seed)) for p in plants]
+        scenes.append(Scene(tuple(targets), plants))
     return tuple(scenes)
 
 
 def planted(volume: CTVolume, plants: Sequence[Plant], nodules: Nodules) -> CTVolume:
     """The scan with these nodules in it, marked as simulated; the scan itself without any."""
     for plant in plants:
-        cube, center = _turned(plant, nodules)
+        cube, center = nodules.hu[plant.nodule], nodules.centers[plant.nodule].copy()
+        axes = np.flatnonzero(plant.flips)
+        cube, center[axes] = np.flip(cube, axes), -center[axes]
+        for _ in range(plant.quarter_turns):
+            # As rot90 in the plane of the last two axes: what lay at (row, column) comes to lie at (-column, row).
+            center = np.array([center[0], -center[2], center[1]])
+        cube = np.rot90(cube, plant.quarter_turns, axes=(1, 2))
         volume = plant_nodule(volume, plant.kji, cube, float(nodules.radii[plant.nodule]), center)
     return volume
 
@@ -151,22 +158,6 @@ def _read(file: NoduleFile) -> Nodules:
             "others, or --nodules none."
         )
     return nodules.take(fits)
-
-
-def _turned(plant: Plant, nodules: Nodules) -> tuple[np.ndarray, np.ndarray]:
-    """The cube as flipped and turned, and its nodule's middle in mm from the cube's middle voxel."""
-    cube, center = nodules.hu[plant.nodule], nodules.centers[plant.nodule].copy()
-    axes = np.flatnonzero(plant.flips)
-    cube, center[axes] = np.flip(cube, axes), -center[axes]
-    for _ in range(plant.quarter_turns):
-        # As rot90 in the plane of the last two axes: what lay at (row, column) comes to lie at (-column, row).
-        center = np.array([center[0], -center[2], center[1]])
-    return np.rot90(cube, plant.quarter_turns, axes=(1, 2)), center
-
-
-def _target(plant: Plant, nodules: Nodules, seed: int) -> Target:
-    diameter = 2 * nodules.radii[plant.nodule]
-    return Target("remove", plant.kji, f"another nodule of {diameter:.0f} mm, planted, seed {seed}")
 
 
 def _in_turn(kinds: int, count: int, rng: np.random.Generator) -> Iterator[int]:

@@ -1,16 +1,10 @@
 """What ``--protectors`` names: a model, noise without a network, or what is found on the scan against the attacker.
 
-- ``NAME`` is an installed protector, or a preset, which may carry the open watermark; ``FILE`` a ``.safetensors`` with
-  its card beside it; both also with ``@HU`` for that strength instead of their own. ``none`` is the open watermark
-  alone.
-- ``noise:HU`` is white Gaussian noise of this root mean square in the patient, ``ct-noise:HU`` noise like the scan's
-  own.
-- ``gradient:N@HU`` is N signed-gradient steps of at most HU (less in soft tissue and bone, as in the default budget)
-  through the attacker that is measured, at the target: what a protector of this strength could reach at best, and no
-  protection that anyone can use.
-- ``search:N@HU`` is the search of ``protect --model search`` with N steps in each block of lung and at most HU, against
-  the attacker that is measured alone, and only in the lung within 8 mm of the targets, whose places it does not know:
-  whole lungs against all attackers take hours. A removal's places are those that a search takes for nodules by itself.
+``NAME`` is an installed protector, or a preset, which may carry the open watermark; ``FILE`` a ``.safetensors`` with
+its card beside it; both also with ``@HU`` for that strength instead of their own. ``none`` is the open watermark alone.
+What ``noise:HU``, ``ct-noise:HU``, ``gradient:N@HU`` and ``search:N@HU`` are stands in ``notes.KINDS``. Signed
+gradients move soft tissue and bone less, as the default budget does. A search sees the lung near the targets alone, as
+whole lungs against all attackers take hours; a removal's places are those that it takes for nodules by itself.
 """
 
 from __future__ import annotations
@@ -35,9 +29,7 @@ from .ct_noise import measure_texture, noise_baseline
 from .gradient_search import protect_by_gradient, protect_by_search
 
 Kind = Literal["network", "noise", "ct-noise", "gradient", "search"]
-_STEPPED = ("gradient", "search")
-_WITHOUT_A_MODEL = ("noise", "ct-noise", *_STEPPED)
-_ALPHA_KEYS = ("alpha", "paper_weight")
+_STEPPED, _NOISE = ("gradient", "search"), ("noise", "ct-noise")
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class ProtectionArm:
     @property
     def needs_noise_controls(self) -> bool:
         """Whether noise of equal RMSE says something beside it; noise is its own control."""
-        return self.kind in ("network", *_STEPPED)
+        return self.kind not in _NOISE
 
     @property
     def knows_the_attack(self) -> bool:
@@ -102,8 +94,6 @@ class ProtectionArm:
             ready = load_protector(self.source, strength_hu=self.amount_hu, seed=self.seed)
             return protect(volume, model=ready, device=device)
         if self.knows_the_attack:
-            if attacker is None:
-                raise ValueError(f"{self.kind} needs the attacker")
             way = protect_by_gradient if self.kind == "gradient" else protect_by_search
             budget = Budget(**self.budget)
             return way(volume, targets, [attacker], budget=budget, steps=self.steps, seed=self.seed, device=device)
@@ -131,15 +121,15 @@ def read_protections(words: Sequence[str], seed: int) -> tuple[ProtectionArm, ..
 def read_protection(word: str, seed: int) -> ProtectionArm:
     """One word; see the module for its forms."""
     kind, colon, rest = word.partition(":")
-    if colon and kind in _WITHOUT_A_MODEL:
-        if kind in _STEPPED:
-            steps, _, strength = rest.partition("@")
-            if not steps.isdigit() or int(steps) < 1:
-                raise InputError(f"'{word}' names no number of steps; write {kind}:STEPS@HU, such as {kind}:20@18.")
-            amount = _amount(word, strength)
-            budget = Budget(amount) if kind == "gradient" else SEARCH_BUDGET.at_strength(amount)
-            return ProtectionArm(kind, word, seed, amount_hu=amount, steps=int(steps), budget=budget.to_dict())
+    if colon and kind in _NOISE:
         return ProtectionArm(kind, word, seed, amount_hu=_amount(word, rest))
+    if colon and kind in _STEPPED:
+        steps, _, strength = rest.partition("@")
+        if not steps.isdigit() or int(steps) < 1:
+            raise InputError(f"'{word}' names no number of steps; write {kind}:STEPS@HU, such as {kind}:20@18.")
+        amount = _amount(word, strength)
+        budget = Budget(amount) if kind == "gradient" else SEARCH_BUDGET.at_strength(amount)
+        return ProtectionArm(kind, word, seed, amount_hu=amount, steps=int(steps), budget=budget.to_dict())
     # A folder's name may hold an @ as well; what ends in the suffix is a path as it stands.
     source, at, strength = ("", "", "") if word.endswith(".safetensors") else word.rpartition("@")
     source, amount = (source, _amount(word, strength)) if at else (word, None)
@@ -179,8 +169,6 @@ def _amount(word: str, text: str) -> float:
 
 def _alpha(training: Mapping[str, Any]) -> float | None:
     """The weight of the paper's term, at any depth of a card's training configuration."""
-    for key in _ALPHA_KEYS:
-        if isinstance(training.get(key), (int, float)):
-            return float(training[key])
+    own = [float(training[key]) for key in ("alpha", "paper_weight") if isinstance(training.get(key), (int, float))]
     nested = (_alpha(value) for value in training.values() if isinstance(value, Mapping))
-    return next((alpha for alpha in nested if alpha is not None), None)
+    return own[0] if own else next((alpha for alpha in nested if alpha is not None), None)

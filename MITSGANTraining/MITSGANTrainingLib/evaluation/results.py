@@ -19,16 +19,13 @@ from MITSGANLib.files.atomic import atomic_folder
 
 from ..training.run import commit
 from .figures import as_png, as_svg
-from .layout import ResultSection
-from .outcomes import MeasuredAttack, Setup, WholeScan
-from .rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
+from .layout import CSV_COLUMNS, ResultSection, to_csv_rows, to_latex, to_markdown
 from .scans import Case
+from .tables import MeasuredAttack, Setup, WholeScan
 
 REPORT = "evaluation.json"
-_MEASUREMENT_COLUMNS = (
-    *("scan", "patient", "protection", "attacker", "action"),
-    *("k", "j", "i", "image", "region", "figure", "value"),
-)
+_ATTACK = ("scan", "patient", "protection", "attacker", "action")
+_MEASUREMENT_COLUMNS = (*_ATTACK, "k", "j", "i", "image", "region", "figure", "value")
 
 
 def to_record(
@@ -66,14 +63,11 @@ def to_record(
                 "spacing_kji_mm": list(case.subject.spacing_kji),
                 "noise_hu": case.subject.noise_hu,
                 "targets": [
-                    {"action": target.action, "kji": list(target.kji), "reason": target.reason, "scene": number}
+                    {**_plain(target), "scene": number}
                     for number, scene in enumerate(case.subject.scenes)
                     for target in scene.targets
                 ],
-                "left_out": [
-                    {"action": target.action, "kji": list(target.kji), "reason": reason}
-                    for target, reason in case.subject.skipped
-                ],
+                "left_out": [{**_plain(target), "reason": reason} for target, reason in case.subject.skipped],
             }
             for case in cases
         ],
@@ -129,9 +123,8 @@ def _measurement_rows(record: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     The forgery's own and moved are RMSE in HU, its share a ratio; judges' scores are from 0 to 1, verdicts 0 or 1.
     """
     for found in record["measurements"]:
-        place = tuple(found[key] for key in ("scan", "patient", "protection", "attacker", "action"))
         for target in found["targets"]:
-            start = (*place, *target["kji"])
+            start = (*(found[key] for key in _ATTACK), *target["kji"])
             for image, regions in target["against_clean"].items():
                 for region, figures in regions.items():
                     for name, value in figures.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.files.storage import describe, load_volume
@@ -32,15 +33,12 @@ class ScanSource:
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> CTVolume:
         """:raises InputError: when it is no CT, or holds several series and none of them is named."""
-        return load_volume(self.path, series=self._chosen(), progress=progress)
-
-    def _chosen(self) -> str | None:
-        if not self.series or not Path(self.path).is_dir():
-            return None
-        here = [found.series_instance_uid for found in describe(self.path) if found.series_instance_uid in self.series]
+        here: list[str] = []
+        if self.series and Path(self.path).is_dir():
+            here = [one.series_instance_uid for one in describe(self.path) if one.series_instance_uid in self.series]
         if len(here) > 1:
             raise InputError(f"{self.path} holds several of the series named; name one of them.")
-        return here[0] if here else None
+        return load_volume(self.path, series=next(iter(here), None), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,6 @@ class Subject:
     scenes: tuple[Scene, ...]
     skipped: tuple[tuple[Target, str], ...]
 
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The targets of all scenes."""
-        return tuple(target for scene in self.scenes for target in scene.targets)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -115,31 +108,23 @@ def inspect(wanted: ScanRequest) -> Subject:
     if not scenes:
         reason = skipped[0][1] if skipped else "No target has one of the actions asked for."
         raise TargetError(f"None of the {len(skipped)} places can be attacked; the first: {reason}")
-    return Subject(
-        wanted.source,
-        content_digest(volume),
-        _patient(volume),
-        volume.shape,
-        volume.spacing_kji,
-        estimate_noise(volume.hu, volume.spacing_kji).sd_hu,
-        tuple(scenes),
-        tuple(skipped),
-    )
+    who, shape, spacing_kji = (content_digest(volume), _patient(volume)), volume.shape, volume.spacing_kji
+    noise_hu = estimate_noise(volume.hu, spacing_kji).sd_hu
+    return Subject(wanted.source, *who, shape, spacing_kji, noise_hu, tuple(scenes), tuple(skipped))
 
 
 def _scenes(volume: CTVolume, wanted: ScanRequest) -> tuple[Scene, ...]:
     """The places wanted, by scene: first those of the scan as it is, then removals of planted nodules."""
-    planting = wanted.given is None and wanted.nodules is not None and "remove" in wanted.actions
     if wanted.given is not None:
-        targets = tuple(given.resolve(volume) for given in wanted.given)
+        targets = [given.resolve(volume) for given in wanted.given]
     else:
         targets = choose_targets(volume, wanted.count, wanted.seed)
+    planting = wanted.given is None and wanted.nodules is not None and "remove" in wanted.actions
     actions = {*wanted.actions} - {"remove"} if planting else wanted.actions
     asked = [target for target in targets if target.action in actions]
-    scenes = (Scene(tuple(sorted(asked, key=lambda target: ACTIONS.index(target.action)))),)
-    if planting:
-        scenes += draw_scenes(volume, wanted.count, wanted.nodules.read(), wanted.seed)
-    return scenes
+    scene = Scene(tuple(sorted(asked, key=lambda target: ACTIONS.index(target.action))))
+    plants = draw_scenes(volume, wanted.count, wanted.nodules.read(), wanted.seed) if planting else ()
+    return scene, *plants
 
 
 def content_digest(volume: CTVolume) -> str:
@@ -165,8 +150,6 @@ def scan_names(paths: list[str], digests: list[str], *, own_names: bool) -> list
 def _patient(volume: CTVolume) -> str:
     """A word that a patient's scans share, from the DICOM Patient ID; without one each scan is a patient of its own."""
     if volume.provenance.dicom_files:
-        import pydicom
-
         tags = ["PatientID", "IssuerOfPatientID"]
         header = pydicom.dcmread(volume.provenance.dicom_files[0], specific_tags=tags, stop_before_pixels=True)
         identity = [str(header.get(tag, "")).strip() for tag in tags]

@@ -6,14 +6,15 @@ Places are seeded, not picked: random lung voxels to inject at, the most nodule-
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from MITSGANLib.attack.attacker import Attacker, simulate_attack
-from MITSGANLib.report.pictures import Orientation, window_image
+from MITSGANLib.report.pictures import Orientation
 from MITSGANLib.runtime.progress import Progress, counted
 from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.targets import Target
@@ -21,9 +22,8 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG
 from PIL import Image
 
-from .figures import LINE_COLOR, axes_at, label, new_figure
+from .figures import SHOWN_MM, SIDEWAYS, axes_at, draw_line, new_figure, show_slice, text_at
 
-SHOWN_MM = 64.0
 _CELL, _LABEL, _TOP, _GAP = 1.35, 0.32, 0.75, 0.06  # inches
 _DPI, _COLORS = 130, 128
 
@@ -73,19 +73,15 @@ def forge(
     forgeries = []
     for target in counted(targets, progress):
         attacked = simulate_attack(scan, target.kji, target.action, attacker=by_action[target.action], device=device)
-        k, j, i = target.kji
-        z_mm, row_mm, column_mm = (float(mm) for mm in scan.spacing_kji)
+        (k, j, i), (z_mm, row_mm, column_mm) = target.kji, map(float, scan.spacing_kji)
         # Copies, so that no whole attacked scan stays in memory.
-        axial = (scan.hu[k].copy(), attacked.hu[k].copy())
-        coronal = (scan.hu[:, j].copy(), attacked.hu[:, j].copy())
-        forgeries.append(
-            PicturedForgery(
-                target.action,
-                Plane(*axial, (j, i), (row_mm, column_mm), Orientation.of(scan.direction)),
-                Plane(*coronal, (k, i), (z_mm, column_mm), Orientation.of(scan.direction, vertical=2)),
-                f"{name}\nslice {k}",
-            )
+        axial, coronal = ([one.hu[index].copy() for one in (scan, attacked)] for index in (k, np.s_[:, j]))
+        across_slices = Orientation.of(scan.direction, vertical=2)
+        planes = (
+            Plane(*axial, (j, i), (row_mm, column_mm), Orientation.of(scan.direction)),
+            Plane(*coronal, (k, i), (z_mm, column_mm), across_slices),
         )
+        forgeries.append(PicturedForgery(target.action, *planes, f"{name}\nslice {k}"))
     return forgeries
 
 
@@ -98,32 +94,24 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[PicturedForgery]]], title: str
     lines = ("before", "after", "after, across slices")
     step = len(lines) * (_CELL + _GAP) + 0.42
     width, height = 2 * _LABEL + columns * (_CELL + _GAP), _TOP + len(rows) * step
-    figure = new_figure(
-        width,
-        height,
-        title,
+    subtitle = (
         f"SIMULATED ATTACKS, not patients' images. {SHOWN_MM:g} mm around the target, {LUNG}; the corners mark the "
-        f"attacked cube of {CUBE_MM} mm.",
+        f"attacked cube of {CUBE_MM} mm."
     )
+    figure = new_figure(width, height, title, subtitle)
     for number, (words, forgeries) in enumerate(rows):
         top = _TOP + number * step
-        label(figure, 0.12, top + len(lines) * (_CELL + _GAP) / 2, words)
+        bottom = top + len(lines) * (_CELL + _GAP)
+        text_at(figure, 0.12, (top + bottom) / 2, words, **SIDEWAYS)
         for line, when in enumerate(lines):
-            label(figure, width - 0.14, top + line * (_CELL + _GAP) + _CELL / 2, when)
+            text_at(figure, width - 0.14, top + line * (_CELL + _GAP) + _CELL / 2, when, **SIDEWAYS)
         for column, forgery in enumerate(forgeries):
             left = _LABEL + column * (_CELL + _GAP)
             for line in range(len(lines)):
                 axes = axes_at(figure, left, top + line * (_CELL + _GAP), _CELL, _CELL)
                 plane = forgery.coronal if line == 2 else forgery.axial
                 _show(axes, plane, plane.after if line else plane.before)
-            figure.text(
-                (left + _CELL / 2) / width,
-                1 - (top + len(lines) * (_CELL + _GAP)) / height,
-                forgery.caption,
-                fontsize=6,
-                ha="center",
-                va="top",
-            )
+            text_at(figure, left + _CELL / 2, bottom, forgery.caption, fontsize=6, ha="center", va="top")
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(_DPI)
     canvas.draw()
@@ -133,21 +121,12 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[PicturedForgery]]], title: str
     return stream.getvalue()
 
 
-def _show(axes: Axes, plane: Plane, hu: np.ndarray) -> None:
-    across, down = plane.spacing if plane.view.transpose else plane.spacing[::-1]
-    x, y = plane.view.point(*plane.center, hu.shape)
-    picture = plane.view.picture(window_image(hu, LUNG))
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=down / across)
-    axes.set_axis_off()
-    half, reach, arm = SHOWN_MM / 2, CUBE_MM / 2, 4.0
-    axes.set_xlim(x - half / across, x + half / across)
-    axes.set_ylim(y + half / down, y - half / down)
-    for right in (-1, 1):
-        for lower in (-1, 1):
-            corner_x, corner_y = x + right * reach / across, y + lower * reach / down
-            axes.plot(
-                [corner_x - right * arm / across, corner_x, corner_x],
-                [corner_y, corner_y, corner_y - lower * arm / down],
-                color=LINE_COLOR,
-                linewidth=0.6,
-            )
+def _show(axes: Any, plane: Plane, hu: np.ndarray) -> None:
+    """What is around the target, with the corners of the attacked cube."""
+    show_slice(axes, hu, plane.view, plane.spacing, plane.center)
+    reach, arm = (mm / np.array(plane.spacing) for mm in (CUBE_MM / 2, 4.0))
+    for corner in itertools.product((-1, 1), (-1, 1)):
+        row, column = plane.center + corner * reach
+        down, right = corner * arm
+        ends = (row, column - right), (row, column), (row - down, column)
+        draw_line(axes, plane.view, hu.shape, *ends, width=0.6)

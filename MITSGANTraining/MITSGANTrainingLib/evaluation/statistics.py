@@ -20,14 +20,6 @@ PLACE_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One value at one target of one patient (a number, not an identity); None where there is no value."""
-
-    patient: int
-    value: float | None
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A figure over patients.
 
@@ -52,23 +44,19 @@ class Estimate:
 
 
 def estimate(
-    observations: Sequence[Observation], *, within: Literal["mean", "median"] = "mean", seed: int = 0
+    observed: Mapping[int, Sequence[float]], *, within: Literal["mean", "median"] = "mean", seed: int = 0
 ) -> Estimate:
     """Mean over patients of the mean or median over each one's values, with its percentile bootstrap interval.
 
+    :param observed: values at targets, by patient (a number, not an identity).
     :param within: how a patient's own values become one: the median where single values run far off.
-    :param seed: of the resampling; the same observations in any order give the same interval.
+    :param seed: of the resampling; the same values in any order give the same interval.
     """
-    by_patient: dict[int, list[float]] = {}
-    for observation in observations:
-        if observation.value is not None:
-            by_patient.setdefault(observation.patient, []).append(observation.value)
+    # Sorted within and between patients: the order of the work must not show in the last digits.
+    by_patient = [sorted(values) for _, values in sorted(observed.items()) if values]
     if not by_patient:
         return Estimate(None)
-    combine = np.mean if within == "mean" else np.median
-    # Sorted within and between patients: the order of the work must not show in the last digits.
-    own = np.array([combine(sorted(by_patient[patient])) for patient in sorted(by_patient)])
-    count = sum(len(values) for values in by_patient.values())
+    own, count = np.array(list(map(np.mean if within == "mean" else np.median, by_patient))), sum(map(len, by_patient))
     if len(own) < 2:
         return Estimate(float(own[0]), patients=1, values=count)
     found = stats.bootstrap(
@@ -79,8 +67,7 @@ def estimate(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    low, high = (float(bound) for bound in found.confidence_interval)
-    return Estimate(float(own.mean()), low, high, len(own), count)
+    return Estimate(float(own.mean()), *map(float, found.confidence_interval), len(own), count)
 
 
 @dataclass(frozen=True)
@@ -124,9 +111,12 @@ def estimate_by_place(own: Mapping[int, PlaceFigure], seed: int = 0) -> Estimate
     patients = rng.integers(len(figures), size=(PLACE_RESAMPLES, len(figures)))
     drawn = np.empty(patients.shape)
     for number, figure in enumerate(figures):
-        chosen = patients == number
-        n = figure.places
+        chosen, n = patients == number, figure.places
         drawn[chosen] = figure.of(rng.multinomial(n, np.full(n, 1 / n), size=int(chosen.sum())).astype(np.float64))
-    bounds = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = (float(bound) for bound in np.quantile(drawn.mean(axis=1), bounds))
-    return Estimate(value, low, high, len(figures), places)
+    return Estimate(value, *interval(drawn.mean(axis=1)), len(figures), places)
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of a figure from its draws (n,)."""
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

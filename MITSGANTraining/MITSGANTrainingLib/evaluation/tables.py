@@ -5,19 +5,20 @@ A section holds the tables of one kind (one for each attacker and action) and sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from . import notes, paper
 from .layout import NONE, Cell, Column, ResultSection, Row, Table, cell_of
-from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED
-from .outcomes import MeasuredAttack, Setup, WholeScan
+from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED, AttackerChoice, Settings
+from .protections import ProtectionArm
 from .statistics import (
     CONFIDENCE,
     PLACE_RESAMPLES,
+    RESAMPLES,
     Estimate,
-    Observation,
     PlaceFigure,
     area_of_places,
     estimate,
@@ -26,6 +27,7 @@ from .statistics import (
 )
 
 Pair = tuple[str, str]  # attacker and action
+Observed = dict[int, list[float]]  # by patient
 Value = Callable[[Mapping[str, Any]], float | None]  # of what was measured at one target, or of its verdicts by arm
 
 _ROWS = {
@@ -58,6 +60,59 @@ _SUCCESS_COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class MeasuredAttack:
+    """What was measured at the targets of one scan, with one protection, by one attacker's action.
+
+    :param patient: number of the patient, from 1.
+    :param result: as :mod:`measure` stored it.
+    :param scene: number of the scan's scene, where it has several.
+    """
+
+    scan: str
+    patient: int
+    protection: str
+    attacker: str
+    action: str
+    result: Mapping[str, Any]
+    scene: int = 0
+
+
+@dataclass(frozen=True)
+class WholeScan:
+    """What protection changed in one scan, all slices. ``protection`` names the attack too, where that matters."""
+
+    scan: str
+    patient: int
+    protection: str
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the tables need to know of the evaluation.
+
+    :param sweep: protections of Table 3, with what its columns are called.
+    :param lpips: the network that measured LPIPS, or why it was not measured.
+    :param judges: as :meth:`~.jury.Jury.describe` says it; None where success is not measured.
+    :param failures: what could not be measured.
+    """
+
+    protections: tuple[ProtectionArm, ...]
+    attackers: tuple[AttackerChoice, ...]
+    actions: tuple[str, ...]
+    sweep: tuple[tuple[str, str], ...]
+    settings: Settings
+    lpips: str
+    judges: Mapping[str, Any] | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def planted(self) -> dict[str, Any] | None:
+        """Nodules planted for removals, as :meth:`~.planting.NoduleFile.describe` says it; None where none are."""
+        return self.settings.nodules.describe() if self.settings.nodules else None
+
+
 def build_sections(
     attacks: Sequence[MeasuredAttack], whole: Sequence[WholeScan], setup: Setup
 ) -> tuple[ResultSection, ...]:
@@ -72,7 +127,7 @@ def build_sections(
         return tuple(draw(pair, found, setup, *options) for pair, found in reached.items() if found)
 
     return (
-        ResultSection("common", "What holds for all tables", notes.common_notes(setup, attacks), ()),
+        ResultSection("common", "What holds for all tables", _common_notes(setup, attacks), ()),
         _change_section(whole, setup),
         ResultSection(
             "table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), tables(_image_table, 1, plain)
@@ -99,6 +154,38 @@ def build_sections(
             tables(_success_table, names) if setup.judges else (),
         ),
     )
+
+
+def _common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
+    """What holds for all tables: data range, averages, controls, LPIPS, and what is missing."""
+    patients = len({one.patient for one in attacks})
+    counted = f"{_count(len({one.scan for one in attacks}), 'scan')} of {_count(patients, 'patient')}"
+    if patients < 2:
+        spread = f"{counted}: there is no confidence interval, which takes at least two patients."
+    else:
+        spread = (
+            f"{counted}; each figure is the mean over patients of each one's own, in brackets its {CONFIDENCE:.0%} "
+            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.settings.seed})."
+        )
+        if patients < 10:
+            spread += " With so few patients the interval is too narrow."
+    said = [
+        f"PSNR and SSIM with a data range of {setup.settings.data_range_hu:g} HU. {spread}",
+        notes.CONTROLS,
+        f"LPIPS: {setup.lpips}",
+    ]
+    if setup.planted and "remove" in setup.actions:
+        said.append(notes.PLANTED.format_map(setup.planted))
+    kinds = {protection.kind for protection in setup.protections}
+    said += [text for kind, text in notes.KINDS.items() if kind in kinds]
+    absences = dict.fromkeys(
+        f"{one.protection} ({reason.rstrip('.')})" for one in attacks for reason in one.result["absent"].values()
+    )
+    if absences:
+        said.append(f"Without one or both noise controls: {'; '.join(absences)}.")
+    if setup.failures:
+        said.append(f"Not measured, so that columns may stand on different scans: {'; '.join(setup.failures)}.")
+    return tuple(said)
 
 
 def _image_table(
@@ -135,13 +222,10 @@ def _image_table(
             cells += figures if arm == PROTECTED else [Cell()] * len(figures)
             rows.append(Row((_METRIC_WORDS[metric], words), tuple(cells)))
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
-    return Table(
-        f"table-{number}-{pair[0]}-{pair[1]}",
-        f"{where}; {_attack_words(pair, attacks)}; data range {setup.settings.data_range_hu:g} HU",
-        ("Metric", "Image compared with the real one"),
-        (*(Column(group, words) for group in images for _, words in names), *theirs),
-        tuple(rows),
-    )
+    caption = f"{where}; {_attack_words(pair, attacks)}; data range {setup.settings.data_range_hu:g} HU"
+    columns = (*(Column(group, words) for group in images for _, words in names), *theirs)
+    corner = ("Metric", "Image compared with the real one")
+    return Table(f"table-{number}-{pair[0]}-{pair[1]}", caption, corner, columns, tuple(rows))
 
 
 def _forgery_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, names: Sequence[str]) -> Table:
@@ -149,10 +233,10 @@ def _forgery_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, 
     percent = partial(mean, within="median", factor=100.0)
 
     def cells(found: Sequence[MeasuredAttack], arm: str) -> tuple[Cell, ...]:
-        def figure(key: str) -> list[Observation]:
+        def figure(key: str) -> Observed:
             return _observed(found, lambda record: record["forgery"].get(arm, {}).get(key))
 
-        def lead(control: str) -> list[Observation]:
+        def lead(control: str) -> Observed:
             def difference(record: Mapping[str, Any]) -> float | None:
                 return _less(*(record["forgery"].get(each, {}).get("share") for each in (PROTECTED, control)))
 
@@ -162,14 +246,9 @@ def _forgery_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, 
         return mean(figure("own")), mean(figure("moved")), percent(figure("share")), *leads
 
     own = _observed(_unprotected(attacks), lambda record: record["forgery"][CLEAN]["own"])
-    unprotected = Row(("none", _ROWS[CLEAN]), (mean(own), *[Cell()] * 4))
-    return Table(
-        f"forgery-{pair[0]}-{pair[1]}",
-        f"middle 20 mm of the attacked cube; {_attack_words(pair, attacks)}",
-        ("Protection", "Image"),
-        _FORGERY_COLUMNS,
-        (unprotected, *_rows_of_arms(attacks, names, cells)),
-    )
+    rows = _rows_of_arms((mean(own), *[Cell()] * 4), attacks, names, cells)
+    caption = f"middle 20 mm of the attacked cube; {_attack_words(pair, attacks)}"
+    return Table(f"forgery-{pair[0]}-{pair[1]}", caption, ("Protection", "Image"), _FORGERY_COLUMNS, rows)
 
 
 def _success_notes(setup: Setup) -> tuple[str, ...]:
@@ -186,14 +265,9 @@ def _success_notes(setup: Setup) -> tuple[str, ...]:
 
 def _success_table(pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, names: Sequence[str]) -> Table:
     cells = partial(_success_cells, seed=setup.settings.seed)
-    unprotected = Row(("none", _ROWS[CLEAN]), cells(_unprotected(attacks), CLEAN))
-    return Table(
-        f"table-4-{pair[0]}-{pair[1]}",
-        f"32 mm cube and the slices around its middle; {_attack_words(pair, attacks)}",
-        ("Protection", "Image"),
-        _SUCCESS_COLUMNS,
-        (unprotected, *_rows_of_arms(attacks, names, cells)),
-    )
+    rows = _rows_of_arms(cells(_unprotected(attacks), CLEAN), attacks, names, cells)
+    caption = f"32 mm cube and the slices around its middle; {_attack_words(pair, attacks)}"
+    return Table(f"table-4-{pair[0]}-{pair[1]}", caption, ("Protection", "Image"), _SUCCESS_COLUMNS, rows)
 
 
 def _success_cells(attacks: Sequence[MeasuredAttack], arm: str, seed: int) -> tuple[Cell, ...]:
@@ -257,7 +331,7 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> ResultSection:
         del columns["lpips"]
 
     def cell(name: str, key: str, digits: int) -> Cell:
-        values = [Observation(w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name]
+        values = _by_patient((w.patient, _whole_value(w.result, key)) for w in whole if w.protection == name)
         return _mean_cell(values, digits, setup.settings.seed)
 
     rows = [
@@ -265,13 +339,9 @@ def _change_section(whole: Sequence[WholeScan], setup: Setup) -> ResultSection:
         for name in dict.fromkeys(w.protection for w in whole)
     ]
     limits = Row(("our limit for what cannot be seen",), tuple(Cell(limit or NONE) for _, _, limit in columns.values()))
-    table = Table(
-        "change",
-        f"whole volume, all slices; data range {setup.settings.data_range_hu:g} HU",
-        ("Protection",),
-        tuple(column for column, _, _ in columns.values()),
-        (*rows, limits),
-    )
+    caption = f"whole volume, all slices; data range {setup.settings.data_range_hu:g} HU"
+    heads = tuple(column for column, _, _ in columns.values())
+    table = Table("change", caption, ("Protection",), heads, (*rows, limits))
     nearby = any(protection.knows_the_attack for protection in setup.protections)
     explained = (notes.CHANGE, notes.CHANGE_NEARBY) if nearby else (notes.CHANGE,)
     return ResultSection("change", "What protection changes in the scan", explained, (table,) if rows else ())
@@ -286,13 +356,15 @@ def _whole_value(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def _rows_of_arms(
+    unprotected: tuple[Cell, ...],
     attacks: Sequence[MeasuredAttack],
     names: Sequence[str],
     cells: Callable[[Sequence[MeasuredAttack], str], tuple[Cell, ...]],
-) -> list[Row]:
-    """A row for each protection and arm that has a figure."""
+) -> tuple[Row, ...]:
+    """The row of the unprotected scan, and one for each protection and arm that has a figure."""
     rows = [Row((name, _ROWS[arm]), cells(_of(name, attacks), arm)) for name in names for arm in ARMS]
-    return [row for row in rows if any(cell.text != NONE for cell in row.cells)]
+    known = [row for row in rows if any(cell.text != NONE for cell in row.cells)]
+    return Row(("none", _ROWS[CLEAN]), unprotected), *known
 
 
 def _of(protection: str, attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
@@ -307,25 +379,37 @@ def _unprotected(attacks: Sequence[MeasuredAttack]) -> list[MeasuredAttack]:
 def _attack_words(pair: Pair, attacks: Sequence[MeasuredAttack]) -> str:
     """For captions: the attack and at how many places."""
     places = sum(len(found.result["targets"]) for found in _unprotected(attacks))
-    return f"attack: {pair[1]} by {pair[0]} at {notes.count(places, 'place')}"
+    return f"attack: {pair[1]} by {pair[0]} at {_count(places, 'place')}"
+
+
+def _count(number: int, word: str) -> str:
+    """Such as "1 scan" or "2 scans"."""
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _less(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or theirs is None else ours - theirs
 
 
-def _observed(attacks: Sequence[MeasuredAttack], value: Value) -> list[Observation]:
-    """One value for each target."""
-    return [Observation(one.patient, value(record)) for one in attacks for record in one.result["targets"]]
+def _observed(attacks: Sequence[MeasuredAttack], value: Value) -> Observed:
+    return _by_patient((one.patient, value(record)) for one in attacks for record in one.result["targets"])
+
+
+def _by_patient(values: Iterable[tuple[int, float | None]]) -> Observed:
+    found: Observed = {}
+    for patient, value in values:
+        if value is not None:
+            found.setdefault(patient, []).append(value)
+    return found
 
 
 def _mean_cell(
-    observations: Sequence[Observation],
+    observed: Observed,
     digits: int,
     seed: int,
     within: Literal["mean", "median"] = "mean",
     factor: float = 1.0,
 ) -> Cell:
     """The mean over patients with its interval, times ``factor``; arguments as of :func:`.estimate`."""
-    scaled = [Observation(o.patient, None if o.value is None else factor * o.value) for o in observations]
+    scaled = {patient: [factor * value for value in values] for patient, values in observed.items()}
     return cell_of(estimate(scaled, within=within, seed=seed), digits)

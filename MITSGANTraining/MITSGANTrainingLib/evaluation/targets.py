@@ -61,16 +61,15 @@ def read_targets(path: str | Path, scans: Sequence[str]) -> dict[str, tuple[Give
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            columns = tuple((name or "").strip().lower() for name in reader.fieldnames or ())
-            axes = _axes(path, columns)
-            reader.fieldnames = list(columns)
+            reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+            axes = _axes(path, reader.fieldnames)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The targets {path} cannot be read ({error}); give a CSV file in UTF-8.") from error
-    names = _names(scans)
+    called = {scan: {scan, str(Path(scan)), Path(scan).name, file_stem(Path(scan).name)} for scan in scans}
     found: dict[str, list[GivenTarget]] = {scan: [] for scan in scans}
     for line, row in rows:
-        scan, target = _read_row(path, line, row, axes, names)
+        scan, target = _read_row(path, line, row, axes, called)
         found[scan].append(target)
     for scan, targets in found.items():
         if not targets:
@@ -80,12 +79,10 @@ def read_targets(path: str | Path, scans: Sequence[str]) -> dict[str, tuple[Give
 
 def _axes(path: Path, columns: Sequence[str]) -> tuple[str, str, str]:
     for axes in (VOXEL_COLUMNS, WORLD_COLUMNS):
-        wanted = ("scan", "action", *axes)
-        if sorted(columns) == sorted(wanted):
+        if sorted(columns) == sorted(("scan", "action", *axes)):
             return axes
-    known = ("scan", "action", *VOXEL_COLUMNS, *WORLD_COLUMNS)
+    known, hint = ("scan", "action", *VOXEL_COLUMNS, *WORLD_COLUMNS), ""
     unknown = [name for name in columns if name not in known]
-    hint = ""
     if unknown:
         near = get_close_matches(unknown[0], known, 1)
         hint = f" '{unknown[0]}' is none of them{f'; did you mean {near[0]}?' if near else '.'}"
@@ -95,24 +92,14 @@ def _axes(path: Path, columns: Sequence[str]) -> tuple[str, str, str]:
     )
 
 
-def _names(scans: Sequence[str]) -> dict[str, list[str]]:
-    """The scans that each possible name may mean."""
-    names: dict[str, list[str]] = {}
-    for scan in scans:
-        path = Path(scan)
-        for name in {scan, str(path), path.name, file_stem(path.name)}:
-            names.setdefault(name, []).append(scan)
-    return names
-
-
 def _read_row(
-    path: Path, line: int, row: dict[str, str | None], axes: tuple[str, str, str], names: dict[str, list[str]]
+    path: Path, line: int, row: dict[str, str | None], axes: tuple[str, str, str], called: dict[str, set[str]]
 ) -> tuple[str, GivenTarget]:
     where = f"Line {line} of the targets {path}"
     name, action = (row["scan"] or "").strip(), (row["action"] or "").strip().lower()
     if None in row:
         raise InputError(f"{where} has more cells than columns; write numbers with a point, not with a comma.")
-    meant = names.get(name, [])
+    meant = [scan for scan, names in called.items() if name in names]
     if len(meant) != 1:
         problem = "is the name of several scans; write the path" if meant else "is none of the scans to evaluate"
         raise InputError(f"{where}: '{name}' {problem}.")

@@ -51,12 +51,14 @@ class PreparationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.positions < 0:
-            raise InputError(f"The number of positions cannot be {self.positions}; give 0 or more.")
-        if self.readers < 1:
-            raise InputError(f"The number of readers cannot be {self.readers}; give 1 or more.")
-        if self.seed < 0:
-            raise InputError(f"The seed cannot be {self.seed}; give 0 or more.")
+        least = {
+            "number of positions": (self.positions, 0),
+            "number of readers": (self.readers, 1),
+            "seed": (self.seed, 0),
+        }
+        for name, (given, lowest) in least.items():
+            if given < lowest:
+                raise InputError(f"The {name} cannot be {given}; give {lowest} or more.")
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Samples:
 class Cutting:
     """All that one scan gives, and (what, reason) for findings that give no cube."""
 
-    injector: Samples
-    remover: Samples
+    samples: dict[Role, Samples]
     lung_positions: list[tuple[int, int, int]]
     nodule_like_positions: list[tuple[int, int, int]]
     left_out: tuple[tuple[str, str], ...]
@@ -100,25 +101,22 @@ def cut_samples(volume: CTVolume, findings: Sequence[Finding], options: Preparat
     lung_seed, healthy_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2))
     lung = lung_mask(volume)
     targets = lung_positions(volume, options.lung_targets, lung_seed, CUBE_MM / 2, lung)
-    chosen: dict[str, list[Finding]] = {"injector": [], "remover": []}
+    chosen: dict[Role, list[Finding]] = {"injector": [], "remover": []}
     left_out = []
     for finding in findings:
-        role = role_of(finding, options)
-        problem = _problem(finding, role, volume, options)
-        if problem:
-            place = "slice {:.0f}, row {:.0f}, column {:.0f}".format(*finding.kji)
-            left_out.append((f"{finding.kind} at {place}", problem))
+        role, what = role_of(finding, options), "{} at slice {:.0f}, row {:.0f}, column {:.0f}"
+        what = what.format(finding.kind, *finding.kji)
+        if role and distance_to_border_mm(volume, finding.kji) < CUBE_MM / 2:
+            left_out.append((what, f"its {CUBE_MM} mm cube leaves the scan"))
         elif role:
             chosen[role].append(finding)
+        elif (finding.diameter_mm or 0) > options.injector_to_mm:
+            reason = f"with {finding.diameter_mm:.0f} mm it is larger than what a {CUBE_MM} mm cube shows"
+            left_out.append((what, reason))
     healthy = healthy_positions(volume, findings, options.positions, healthy_seed, lung)
     chosen["remover"] += [Finding(tuple(map(float, kji)), None, "healthy", None, 0.0) for kji in healthy]
-    return Cutting(
-        injector=_samples(volume, chosen["injector"]),
-        remover=_samples(volume, chosen["remover"]),
-        lung_positions=targets,
-        nodule_like_positions=nodule_like_positions(volume, options.structures),
-        left_out=tuple(left_out),
-    )
+    samples = {role: _samples(volume, places) for role, places in chosen.items()}
+    return Cutting(samples, targets, nodule_like_positions(volume, options.structures), tuple(left_out))
 
 
 def healthy_positions(
@@ -157,31 +155,14 @@ def cut_cube(volume: CTVolume, kji: Sequence[float], edge: int = EDGE) -> np.nda
     stop = start + (edge - 1) / spacing
     low = np.maximum(np.floor(start).astype(int) - _SPLINE_REACH, 0)
     high = np.minimum(np.ceil(stop).astype(int) + _SPLINE_REACH + 1, volume.shape)
-    cube = np.maximum(volume.hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], LOWEST_HU).astype(
-        np.float32
-    )
+    part = volume.hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    cube = np.maximum(part, LOWEST_HU).astype(np.float32)
     # Linear and separable, so one small matrix per axis does it, ten times as fast as all axes at once.
-    for axis in range(3):
-        weights = _spline_weights(cube.shape[axis], edge, 1 / spacing[axis], start[axis] - low[axis])
-        cube = np.moveaxis(np.tensordot(weights, cube, (1, axis)), 0, axis)
+    for axis, size in enumerate(cube.shape):
+        step, first = 1 / spacing[axis], start[axis] - low[axis]
+        weights = ndimage.affine_transform(np.eye(size), (step, 1), (first, 0), (edge, size), order=3, mode="nearest")
+        cube = np.moveaxis(np.tensordot(weights.astype(np.float32), cube, (1, axis)), 0, axis)
     return np.clip(hu_from_float(cube), LOWEST_HU, HIGHEST_HU)
-
-
-def _spline_weights(size: int, count: int, step: float, first: float) -> np.ndarray:
-    """Matrix (count, size) that interpolates ``size`` samples at ``first``, ``first + step``, ... by cubic splines."""
-    identity = np.eye(size)
-    return ndimage.affine_transform(identity, (step, 1), (first, 0), (count, size), order=3, mode="nearest").astype(
-        np.float32
-    )
-
-
-def _problem(finding: Finding, role: Role | None, volume: CTVolume, options: PreparationOptions) -> str | None:
-    """Why a finding that one would expect among the samples gives none."""
-    if role and distance_to_border_mm(volume, finding.kji) < CUBE_MM / 2:
-        return f"its {CUBE_MM} mm cube leaves the scan"
-    if role is None and finding.diameter_mm is not None and finding.diameter_mm > options.injector_to_mm:
-        return f"with {finding.diameter_mm:.0f} mm it is larger than what a {CUBE_MM} mm cube shows"
-    return None
 
 
 def _samples(volume: CTVolume, findings: Sequence[Finding]) -> Samples:

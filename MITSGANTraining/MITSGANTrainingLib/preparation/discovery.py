@@ -73,22 +73,16 @@ class DiscoveredScan:
 
 
 @dataclass(frozen=True)
-class _Image:
-    """A DICOM file of a series, in brief."""
-
-    file: ScanFile
-    series_uid: str
-    instance_uid: str
-    patient_id: str
-
-
-@dataclass(frozen=True)
 class _Folder:
-    """What lies in one folder: DICOM images, why each of their series is unusable (by UID), and volume files."""
+    """What lies in one folder.
 
-    images: tuple[_Image, ...] = ()
-    problems: tuple[tuple[str, str], ...] = ()
-    volumes: tuple[ScanFile, ...] = ()
+    :param images: Series Instance UID, SOP Instance UID and patient of each DICOM image, and its file.
+    :param problems: why series are unusable, by UID.
+    """
+
+    images: tuple[tuple[str, str, str, ScanFile], ...]
+    problems: tuple[tuple[str, str], ...]
+    volumes: tuple[ScanFile, ...]
 
 
 def discover(
@@ -134,8 +128,13 @@ def _in_path(
         base = root.resolve().parent.parent
         if volume_files.format_of(root):
             yield from _volume_sources([_stamp(root.resolve())], base, left)
-        else:
-            yield from _series_of(root, base)
+            return
+        header = read_header(root)
+        if header is None:
+            raise InputError(f"{root} is neither DICOM nor a file of {', '.join(volume_files.SUFFIXES)}.")
+        # One slice stands for all of its series in the folder.
+        uid, siblings = header.text("SeriesInstanceUID"), read_folder(str(root.resolve().parent))
+        yield from (source for source in _series_sources([siblings], base) if source.series_uid == uid)
         return
     folders = sorted(str(folder) for folder, names in walk_folders(root.resolve()) if names)
     workers = min(processes, len(folders) // _FOLDERS_PER_PROCESS)
@@ -153,22 +152,12 @@ def _in_path(
         yield from _volume_sources(folder.volumes, base, left)
 
 
-def _series_of(file: Path, base: Path) -> Iterator[DiscoveredScan]:
-    """The series in the file's folder that the file belongs to: one slice stands for all."""
-    header = read_header(file)
-    if header is None:
-        raise InputError(f"{file} is neither DICOM nor a file of {', '.join(volume_files.SUFFIXES)}.")
-    uid = header.text("SeriesInstanceUID")
-    siblings = read_folder(str(file.resolve().parent))
-    yield from (source for source in _series_sources([siblings], base) if source.series_uid == uid)
-
-
 def read_folder(folder: str) -> _Folder:
     """The scans' headers in one folder, without its sub-folders."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     scan = scan_files(Path(folder), [path for path in files if not volume_files.format_of(path)])
     images = [
-        _Image(_stamp(header.path), series.uid, header.text("SOPInstanceUID"), header.text("PatientID"))
+        (series.uid, header.text("SOPInstanceUID"), header.text("PatientID"), _stamp(header.path))
         for series in scan.series
         for header in series.headers
     ]
@@ -184,24 +173,23 @@ def read_folder(folder: str) -> _Folder:
 
 
 def _series_sources(folders: Iterable[_Folder], base: Path) -> Iterator[DiscoveredScan]:
-    images: dict[str, dict[str, _Image]] = {}
+    images: dict[str, dict[str, tuple[str, ScanFile]]] = {}
     problems: dict[str, str] = {}
     for folder in folders:
-        for image in folder.images:
+        for uid, instance, patient, file in folder.images:
             # A copy of an image in another folder counts once.
-            images.setdefault(image.series_uid, {}).setdefault(image.instance_uid or image.file.path, image)
+            images.setdefault(uid, {}).setdefault(instance or file.path, (patient, file))
         problems.update(folder.problems)
     for uid, members in images.items():
-        chosen = list(members.values())
-        patient = chosen[0].patient_id
-        parents = {Path(image.file.path).parent for image in chosen}
+        (patient, *_), files = zip(*members.values(), strict=True)
+        parents = {Path(file.path).parent for file in files}
         names = (
             frozenset([uid]),
             frozenset(parent.relative_to(base).as_posix() for parent in parents),
             frozenset(parent.name for parent in parents),
             frozenset([patient] if patient else []),
         )
-        yield DiscoveredScan(uid, tuple(image.file for image in chosen), uid, patient, names, problems.get(uid, ""))
+        yield DiscoveredScan(uid, files, uid, patient, names, problems.get(uid, ""))
 
 
 def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Path]) -> Iterator[DiscoveredScan]:
@@ -210,21 +198,13 @@ def _volume_sources(volumes: Iterable[ScanFile], base: Path, left: Collection[Pa
         if path.resolve() in left:
             continue
         key = path.relative_to(base).as_posix()
-        names = (
-            frozenset([key, key.partition("/")[2]]),
-            frozenset([path.name]),
-            frozenset([file_stem(path.name)]),
-        )
-        yield DiscoveredScan(key, (file,), names=names, problem=_header_problem(path))
-
-
-def _header_problem(path: Path) -> str:
-    """Why a file is no CT, as far as its header tells."""
-    try:
-        volume_files.read_file_header(path)
-    except InputError as error:
-        return str(error)
-    return ""
+        names = tuple(map(frozenset, ([key, key.partition("/")[2]], [path.name], [file_stem(path.name)])))
+        problem = ""
+        try:
+            volume_files.read_file_header(path)
+        except InputError as error:
+            problem = str(error)
+        yield DiscoveredScan(key, (file,), names=names, problem=problem)
 
 
 def file_stem(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from MITSGANLib.scan.volume import CTVolume
+from scipy.spatial.distance import pdist
 
 from ..data.dataset import Finding
 
@@ -74,11 +75,8 @@ def locate_all(marks: Iterable[Mark], volume: CTVolume, readers: int) -> Located
 def outside(volume: CTVolume, kji: Sequence[float]) -> str | None:
     """Why (slice, row, column) is no place in the scan, or None where it is one."""
     nearest = [int(np.floor(value + 0.5)) for value in kji]
-    if volume.contains(nearest):
-        return None
-    return "slice {}, row {}, column {} lies outside the scan of {} slices, {} rows, {} columns".format(
-        *nearest, *volume.shape
-    )
+    words = "slice {}, row {}, column {} lies outside the scan of {} slices, {} rows, {} columns"
+    return None if volume.contains(nearest) else words.format(*nearest, *volume.shape)
 
 
 def measure(voxels: np.ndarray, spacing_kji: Sequence[float]) -> tuple[np.ndarray, float, float]:
@@ -94,19 +92,17 @@ def measure(voxels: np.ndarray, spacing_kji: Sequence[float]) -> tuple[np.ndarra
     spacing = np.asarray(spacing_kji, dtype=np.float64)
     center = voxels.mean(axis=0)
     reach = float(np.linalg.norm((voxels - center) * spacing, axis=1).max() + spacing.max() / 2)
-    longest = 0.0
-    for k in np.unique(voxels[:, 0]):
-        ends = _row_ends(voxels[voxels[:, 0] == k, 1:]) * spacing[1:]
-        distances = np.linalg.norm(ends[:, None] - ends[None], axis=2)
-        longest = max(longest, float(distances.max()))
-    return center, longest + float(spacing[1:].mean()), reach
+    ordered = voxels[np.lexsort(voxels.T[::-1])]
+    # The farthest pair of a slice is among the first and last pixels of its rows.
+    starts = np.flatnonzero(np.diff(ordered[:, :2], axis=0, prepend=-1).any(axis=1))
+    ends = ordered[np.concatenate([starts, np.append(starts[1:], len(ordered)) - 1])]
+    longest = max(pdist(ends[ends[:, 0] == k, 1:] * spacing[1:]).max() for k in np.unique(ends[:, 0]))
+    return center, float(longest + spacing[1:].mean()), reach
 
 
-def _row_ends(pixels: np.ndarray) -> np.ndarray:
-    """First and last pixel of every row: the farthest pair is among them."""
-    rows, index = np.unique(pixels[:, 0], return_inverse=True)
-    low = np.full(len(rows), np.iinfo(np.int64).max)
-    high = np.full(len(rows), np.iinfo(np.int64).min)
-    np.minimum.at(low, index, pixels[:, 1])
-    np.maximum.at(high, index, pixels[:, 1])
-    return np.concatenate([np.stack([rows, low], axis=1), np.stack([rows, high], axis=1)])
+def nodule(
+    kji: tuple[float, float, float], diameter_mm: float, readers: int | None, reach_mm: float | None = None
+) -> Finding:
+    """A measured nodule, which LIDC calls small below 3 mm; its reach is its radius where no other is known."""
+    kind = "small nodule" if diameter_mm < 2 * SMALL_REACH_MM else "nodule"
+    return Finding(kji, diameter_mm, kind, readers, diameter_mm / 2 if reach_mm is None else reach_mm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from MITSGANLib.files import volume_files
 
 from .discovery import DiscoveredScan, file_stem
 from .findings import FindingsFile, Mark
-from .readings import ReadingFile, open_reading
+from .readings import open_reading
 from .segmentations import Segmentation
 from .tables import Coordinates, TableRow, read_table
 
@@ -38,10 +38,10 @@ def open_findings(argument: str, coordinates: Coordinates, healthy: bool = False
     if path.is_dir():
         if healthy:
             raise InputError(f"{path} is a folder; healthy places come from a CSV table.")
-        readings = [reading for file in sorted(path.rglob("*.xml")) if (reading := open_reading(file))]
+        readings = tuple(filter(None, map(open_reading, sorted(path.rglob("*.xml")))))
         if not readings:
             raise InputError(f"{path} holds no LIDC reading of a CT (*.xml); give the folder of the readings.")
-        return FindingsFile(path, tuple(readings))
+        return FindingsFile(path, readings)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a CSV table, LIDC XML readings or a segmentation.")
     if path.suffix.lower() == ".csv":
@@ -68,11 +68,15 @@ def match(opened: Sequence[FindingsFile], scans: Sequence[DiscoveredScan]) -> Ma
     marks: dict[str, list[Mark]] = {}
     left_out: list[tuple[str, str]] = [entry for file in opened for entry in file.left_out]
     elsewhere = 0
-    index = _Index(scans)
+    named: dict[str, list[tuple[int, DiscoveredScan]]] = {}
+    for scan in scans:
+        for precision, names in enumerate(scan.names):
+            for name in names:
+                named.setdefault(name, []).append((precision, scan))
     for file in opened:
         matched = 0
         for mark in file.marks:
-            found = index.scans_of(mark)
+            found = _scans_of(mark, named)
             matched += bool(found)
             if len(found) == 1:
                 marks.setdefault(found[0].key, []).append(mark)
@@ -92,30 +96,17 @@ def match(opened: Sequence[FindingsFile], scans: Sequence[DiscoveredScan]) -> Ma
     return Matched({key: tuple(found) for key, found in marks.items()}, tuple(left_out), elsewhere)
 
 
-class _Index:
-    """Scans by everything they may be called."""
-
-    def __init__(self, scans: Iterable[DiscoveredScan]) -> None:
-        self._by_name: dict[str, list[tuple[int, DiscoveredScan]]] = {}
-        for scan in scans:
-            for precision, names in enumerate(scan.names):
-                for name in names:
-                    self._by_name.setdefault(name, []).append((precision, scan))
-
-    def scans_of(self, mark: Mark) -> list[DiscoveredScan]:
-        for name in mark.scan_names:
-            for candidate in [name] if isinstance(mark, Segmentation | ReadingFile) else _spellings(name):
-                found = self._by_name.get(candidate)
-                if found:
-                    best = min(precision for precision, _ in found)
-                    unique = {scan.key: scan for precision, scan in found if precision == best}
-                    return list(unique.values())
-        return []
+def _scans_of(mark: Mark, named: Mapping[str, Sequence[tuple[int, DiscoveredScan]]]) -> list[DiscoveredScan]:
+    """The scans that a mark names most precisely."""
+    names = _spellings(mark.scan_name) if isinstance(mark, TableRow) else mark.scan_names
+    found = next((named[name] for name in names if name in named), ())
+    best = min((precision for precision, _ in found), default=0)
+    return list({scan.key: scan for precision, scan in found if precision == best}.values())
 
 
-def _spellings(name: str) -> list[str]:
+def _spellings(name: str) -> tuple[str, ...]:
     """A table's name for a scan, as written, then without folders, then without suffix; ``.dcm`` names its folder."""
     path = PurePosixPath(name.replace("\\", "/").strip("/"))
     if path.suffix.lower() == ".dcm":
         path = path.parent
-    return list(dict.fromkeys([path.as_posix(), path.name, file_stem(path.name)]))
+    return path.as_posix(), path.name, file_stem(path.name)

@@ -82,6 +82,12 @@ class PreparationPlan:
     split: Split
     matched: Matched
 
+    @property
+    def public_names(self) -> dict[str, str]:
+        """What each patient is called in the prepared data."""
+        patients = (*self.split.training, *self.split.validation)
+        return {patient: patient if self.request.keep_names else f"p-{short_digest(patient)}" for patient in patients}
+
 
 def make_plan(request: Request, progress: Progress | None = None) -> PreparationPlan:
     """Everything that can be found wrong without reading voxels is found here.

@@ -26,36 +26,20 @@ from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, Mark, measur
 _ROOT = "LidcReadMessage"
 # Two readers' points for one place differ by at least this much.
 _SAME_PLACE_MM = 3.0
-_RANK = ("nodule", "non-nodule", "small nodule")
+Kind = Literal["nodule", "small nodule", "non-nodule"]
+_RANK: tuple[Kind, ...] = ("nodule", "non-nodule", "small nodule")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One reader's points in one slice: pixels (n, 2) as (row, column); ``hole`` where they bound what is left out."""
+    """One reader's points in one slice: pixels (row, column), a single one for kinds other than "nodule".
+
+    :param hole: whether they bound what is left out.
+    """
 
     z_mm: float
-    pixels: np.ndarray
+    pixels: list[tuple[int, int]]
     hole: bool = False
-
-
-@dataclass(frozen=True)
-class ReaderMark:
-    """What one reader marked: its kind, and its outlines (a single point for kinds other than "nodule")."""
-
-    reader: int
-    kind: Literal["nodule", "small nodule", "non-nodule"]
-    outlines: tuple[Outline, ...]
-
-
-@dataclass(frozen=True)
-class PlacedMark:
-    """A reader's mark in voxels of the scan; ``diameter_mm`` is None for marks of a single point."""
-
-    reader: int
-    kind: Literal["nodule", "small nodule", "non-nodule"]
-    kji: tuple[float, float, float]
-    diameter_mm: float | None
-    reach_mm: float
 
 
 @dataclass(frozen=True)
@@ -72,11 +56,11 @@ class ReadingFile(Mark):
 
     def locate(self, volume: CTVolume, readers: int) -> Located:  # noqa: ARG002 - readers are counted, not filtered
         placed, left_out = [], []
-        for number, mark in enumerate(read_marks(self.path), start=1):
+        for number, (reader, kind, outlines) in enumerate(_marks(self.path), start=1):
             try:
-                placed.append(place_mark(mark, volume))
+                placed.append((reader, _place(kind, outlines, volume)))
             except _OutsideError as error:
-                left_out.append((f"mark {number} (reader {mark.reader + 1}, {mark.kind}) of the reading", str(error)))
+                left_out.append((f"mark {number} (reader {reader + 1}, {kind}) of the reading", str(error)))
         return Located(tuple(merge_readers(placed, volume.spacing_kji)), tuple(left_out))
 
 
@@ -98,8 +82,8 @@ def open_reading(path: Path) -> ReadingFile | None:
     return ReadingFile(path, uid.strip())
 
 
-def read_marks(path: Path) -> list[ReaderMark]:
-    """All marks of all readers in an XML file.
+def _marks(path: Path) -> list[tuple[int, Kind, list[Outline]]]:
+    """All marks of all readers in an XML file, each with the reader's number and its outlines.
 
     :raises InputError: when it is damaged or lacks what its format requires.
     """
@@ -107,27 +91,25 @@ def read_marks(path: Path) -> list[ReaderMark]:
     try:
         for reader, session in enumerate(_parse(path).findall("{*}readingSession")):
             for nodule in session.findall("{*}unblindedReadNodule"):
-                outlines = tuple(_outline(roi, "{*}edgeMap") for roi in nodule.findall("{*}roi"))
+                outlines = [_outline(roi, "{*}edgeMap") for roi in nodule.findall("{*}roi")]
                 if outlines:
                     points = sum(len(outline.pixels) for outline in outlines)
-                    marks.append(ReaderMark(reader, "nodule" if points > 1 else "small nodule", outlines))
+                    marks.append((reader, "nodule" if points > 1 else "small nodule", outlines))
             for other in session.findall("{*}nonNodule"):
-                marks.append(ReaderMark(reader, "non-nodule", (_outline(other, "{*}locus"),)))
+                marks.append((reader, "non-nodule", [_outline(other, "{*}locus")]))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} lacks a coordinate that an LIDC reading has; take the original file.") from error
     return marks
 
 
-def place_mark(mark: ReaderMark, volume: CTVolume) -> PlacedMark:
-    """A mark in the scan's voxels, measured from the pixels inside its outlines."""
-    parts = []
-    for outline in mark.outlines:
+def _place(kind: Kind, outlines: Sequence[Outline], volume: CTVolume) -> Finding:
+    """One reader's mark in voxels of the scan, measured from the pixels inside its outlines."""
+    solid, holes = set(), set()
+    for outline in outlines:
         k = _slice_of(outline.z_mm, volume)
-        pixels = _inside(outline.pixels) if mark.kind == "nodule" else outline.pixels
-        parts.append((outline.hole, np.insert(pixels, 0, k, axis=1)))
-    solid = np.unique(np.concatenate([part for hole, part in parts if not hole] or [np.empty((0, 3), int)]), axis=0)
-    holes = {tuple(voxel) for hole, part in parts if hole for voxel in part.tolist()}
-    voxels = np.array([voxel for voxel in solid.tolist() if tuple(voxel) not in holes], dtype=int).reshape(-1, 3)
+        pixels = _inside(outline.pixels) if kind == "nodule" else outline.pixels
+        (holes if outline.hole else solid).update((k, *pixel) for pixel in pixels)
+    voxels = np.array(sorted(solid - holes))
     if not len(voxels):
         raise _OutsideError("its outline encloses nothing")
     for corner in (voxels.min(axis=0), voxels.max(axis=0)):
@@ -135,15 +117,13 @@ def place_mark(mark: ReaderMark, volume: CTVolume) -> PlacedMark:
         if problem:
             raise _OutsideError(problem)
     center, diameter, reach = measure(voxels, volume.spacing_kji)
-    kji = tuple(center.tolist())
-    if mark.kind == "nodule":
-        return PlacedMark(mark.reader, mark.kind, kji, diameter, reach)
-    reach = SMALL_REACH_MM if mark.kind == "small nodule" else NON_NODULE_REACH_MM
-    return PlacedMark(mark.reader, mark.kind, kji, None, reach)
+    if kind != "nodule":
+        diameter, reach = None, SMALL_REACH_MM if kind == "small nodule" else NON_NODULE_REACH_MM
+    return Finding(tuple(center.tolist()), diameter, kind, 1, reach)
 
 
-def merge_readers(marks: Sequence[PlacedMark], spacing_kji: Sequence[float]) -> list[Finding]:
-    """One finding for each place that readers marked.
+def merge_readers(marks: Sequence[tuple[int, Finding]], spacing_kji: Sequence[float]) -> list[Finding]:
+    """One finding for each place that readers marked, from (reader, what that one marked).
 
     Marks of different readers are one place when their centers are nearer than the larger one's radius (or 3 mm, or one
     slice), nearest pairs first; two marks of one reader never are. A place is a nodule when any reader outlined one,
@@ -152,24 +132,24 @@ def merge_readers(marks: Sequence[PlacedMark], spacing_kji: Sequence[float]) -> 
     :return: findings in the order of their first mark; every mark is part of exactly one.
     """
     spacing = np.asarray(spacing_kji, dtype=np.float64)
-    centers = np.array([mark.kji for mark in marks]).reshape(-1, 3) * spacing
+    centers = np.array([mark.kji for _, mark in marks]).reshape(-1, 3) * spacing
     pairs = []
     for a, b in itertools.combinations(range(len(marks)), 2):
         distance = float(np.linalg.norm(centers[a] - centers[b]))
-        radius = max(_radius(marks[a]), _radius(marks[b]), _SAME_PLACE_MM, float(spacing[0]))
+        radius = max(*((marks[n][1].diameter_mm or 0.0) / 2 for n in (a, b)), _SAME_PLACE_MM, float(spacing[0]))
         if distance <= radius:
             pairs.append((distance, a, b))
     places: dict[int, list[int]] = {index: [index] for index in range(len(marks))}
     for _, a, b in sorted(pairs):
         one, other = places[a], places[b]
-        if {marks[index].reader for index in one}.isdisjoint(marks[index].reader for index in other):
+        if {marks[index][0] for index in one}.isdisjoint(marks[index][0] for index in other):
             joined = sorted(one + other)
             places.update(dict.fromkeys(joined, joined))
     groups = [group for index, group in places.items() if group[0] == index]
-    return [_finding([marks[index] for index in group], spacing) for group in groups]
+    return [_merged([marks[index][1] for index in group], spacing) for group in groups]
 
 
-def _finding(marks: Sequence[PlacedMark], spacing: np.ndarray) -> Finding:
+def _merged(marks: Sequence[Finding], spacing: np.ndarray) -> Finding:
     kind = min((mark.kind for mark in marks), key=_RANK.index)
     agreeing = [mark for mark in marks if mark.kind == kind]
     center = np.mean([mark.kji for mark in agreeing], axis=0)
@@ -177,10 +157,6 @@ def _finding(marks: Sequence[PlacedMark], spacing: np.ndarray) -> Finding:
     diameters = [mark.diameter_mm for mark in agreeing if mark.diameter_mm is not None]
     diameter = float(np.mean(diameters)) if diameters else None
     return Finding(tuple(center.tolist()), diameter, kind, len(agreeing), reach)
-
-
-def _radius(mark: PlacedMark) -> float:
-    return mark.diameter_mm / 2 if mark.diameter_mm else 0.0
 
 
 def _slice_of(z_mm: float, volume: CTVolume) -> int:
@@ -196,21 +172,23 @@ def _slice_of(z_mm: float, volume: CTVolume) -> int:
     return int(np.clip(round(k), 0, volume.shape[0] - 1))
 
 
-def _inside(outline: np.ndarray) -> np.ndarray:
-    """Pixels (n, 2) that an outline encloses without itself; the outline where it is too narrow to enclose any."""
-    rows, columns = outline.T
-    filled = set(zip(*(axis.tolist() for axis in polygon(rows, columns)), strict=True))
-    border = set(zip(*(axis.tolist() for axis in polygon_perimeter(rows, columns)), strict=True))
-    inner = sorted(filled - border)
-    return np.array(inner) if inner else outline
+def _inside(outline: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pixels that an outline encloses without itself; the outline where it is too narrow to enclose any."""
+    filled, border = (
+        set(zip(*(axis.tolist() for axis in draw(*zip(*outline, strict=True))), strict=True))
+        for draw in (polygon, polygon_perimeter)
+    )
+    return sorted(filled - border) or outline
 
 
 def _outline(element: ElementTree.Element, points: str) -> Outline:
-    pixels = [[round(float(point.findtext(f"{{*}}{axis}Coord"))) for axis in "yx"] for point in element.findall(points)]
+    pixels = [
+        tuple(round(float(point.findtext(f"{{*}}{axis}Coord"))) for axis in "yx") for point in element.findall(points)
+    ]
     if not pixels:
         raise ValueError("no points")
     hole = (element.findtext("{*}inclusion") or "TRUE").strip().upper() == "FALSE"
-    return Outline(float(element.findtext("{*}imageZposition")), np.array(pixels), hole)
+    return Outline(float(element.findtext("{*}imageZposition")), pixels, hole)
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -46,14 +46,12 @@ def read_ready_cubes(path: Path, injector_from_mm: float) -> ReadyCubes:
     """
     try:
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in ("hu", "patient", "diameter_mm")}
+            hu, patients, diameter = (data[name] for name in ("hu", "patient", "diameter_mm"))
     except KeyError as error:
-        raise InputError(
-            f"{path} lacks the array {error.args[0]}; it must hold hu, patient and diameter_mm."
-        ) from error
+        problem = f"{path} lacks the array {error.args[0]}; it must hold hu, patient and diameter_mm."
+        raise InputError(problem) from error
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read; give an .npz file with hu, patient and diameter_mm.") from error
-    hu, patients, diameter = arrays["hu"], arrays["patient"], arrays["diameter_mm"]
     if hu.ndim != 4 or len(set(hu.shape[1:])) != 1 or patients.shape != hu.shape[:1] or diameter.shape != hu.shape[:1]:
         raise InputError(f"{path}: hu must be (n, edge, edge, edge), and patient and diameter_mm of length n.")
     if not np.issubdtype(hu.dtype, np.integer):

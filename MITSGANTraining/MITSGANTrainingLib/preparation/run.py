@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, atomic_folder
 from MITSGANLib.runtime.progress import Progress
-from MITSGANLib.scan.volume import PROTECTION, CTVolume
+from MITSGANLib.scan.volume import PROTECTION
 
 from ..data.dataset import CUBES_FOLDER, DATASET_FILE, FORMAT_VERSION, PARTS, ROLES
 from ..workers import run_all
-from .cutting import Cutting, cut_samples
+from .cutting import cut_samples
 from .discovery import DiscoveredScan
-from .findings import Located, locate_all
+from .findings import locate_all
 from .plan import PreparationPlan, ScanTask, nothing_usable, short_digest
-from .ready import ReadyCubes
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def prepare(plan: PreparationPlan, progress: Progress | None = None) -> Report:
     record = _record(plan, finished, skipped)
     out = plan.request.out.resolve()
     for entry, cubes in zip(record["cubes"], plan.ready, strict=True):
-        cubes.write(out / CUBES_FOLDER / f"{entry['id']}.npz", _public_names(plan))
+        cubes.write(out / CUBES_FOLDER / f"{entry['id']}.npz", plan.public_names)
     with atomic_file(out / DATASET_FILE, overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     cut = sum(task in todo for task, _ in finished)
@@ -80,19 +78,6 @@ def prepare_scan(task: ScanTask) -> str:
         raise InputError("It is a protected or attacked scan; give the original.")
     located = locate_all(task.marks, volume, task.options.readers)
     cutting = cut_samples(volume, located.findings, task.options, task.seed)
-    try:
-        with atomic_folder(task.folder, overwrite=True) as folder:
-            _write_scan(folder, task, volume, located, cutting)
-    except OutputError as error:
-        return str(error)
-    return ""
-
-
-def _write_scan(folder: Path, task: ScanTask, volume: CTVolume, located: Located, cutting: Cutting) -> None:
-    np.save(folder / "scan.npy", volume.hu)
-    for role in ROLES:
-        samples = getattr(cutting, role)
-        np.savez(folder / f"{role}.npz", hu=samples.hu, diameter_mm=samples.diameter_mm, kji=samples.kji)
     noise = estimate_noise(volume.hu, volume.spacing_kji).sd_hu
     record = {
         "digest": task.digest,
@@ -103,13 +88,21 @@ def _write_scan(folder: Path, task: ScanTask, volume: CTVolume, located: Located
         "padding_hu": volume.provenance.padding_hu,
         "noise_sd_hu": None if noise is None else round(noise, 3),
         "warnings": [warning.name for warning in volume.provenance.warnings],
-        **{role: len(getattr(cutting, role).hu) for role in ROLES},
+        **{role: len(cutting.samples[role].hu) for role in ROLES},
         "lung_positions": cutting.lung_positions,
         "nodule_like_positions": cutting.nodule_like_positions,
         "findings": [dataclasses.asdict(finding) for finding in located.findings],
         "left_out": [*located.left_out, *cutting.left_out],
     }
-    (folder / "scan.json").write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
+    try:
+        with atomic_folder(task.folder, overwrite=True) as folder:
+            np.save(folder / "scan.npy", volume.hu)
+            for role, samples in cutting.samples.items():
+                np.savez(folder / f"{role}.npz", **vars(samples))
+            (folder / "scan.json").write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
+    except OutputError as error:
+        return str(error)
+    return ""
 
 
 def _cut_all(
@@ -146,13 +139,18 @@ def _record(
 
     :raises InputError: when one side of the split lost all of its patients.
     """
-    request, names = plan.request, _public_names(plan)
+    request, names = plan.request, plan.public_names
     copied = ("shape", "spacing_kji", *ROLES, "padding_hu", "noise_sd_hu", "warnings", "digest")
     scans = [
         {"id": task.id, "patient": names[task.patient], **{key: record[key] for key in copied}}
         for task, record in finished
     ]
-    cubes = [_cubes_entry(number, one, names, request.keep_names) for number, one in enumerate(plan.ready, start=1)]
+    cubes = []
+    for number, ready in enumerate(plan.ready, start=1):
+        name = f"{number}-{ready.path.stem}" if request.keep_names else str(number)
+        counts = Counter(names[patient] for patient in ready.patients.tolist())
+        cubes.append({"id": name, "injector": len(ready.hu), "remover": 0, "patients": dict(sorted(counts.items()))})
+    present = {scan["patient"] for scan in scans}.union(*(entry["patients"] for entry in cubes))
     left_out = [{"scan": "", "finding": what, "reason": reason} for what, reason in plan.matched.left_out]
     for task, record in finished:
         left_out += [{"scan": task.id, "finding": what, "reason": reason} for what, reason in record["left_out"]]
@@ -165,7 +163,10 @@ def _record(
         "split": {
             "seed": request.split.seed,
             "validation_share": request.split.validation_share,
-            **_sides(plan, names, {scan["patient"] for scan in scans}.union(*(one["patients"] for one in cubes))),
+            **{
+                part: _side(part, present.intersection(names[one] for one in getattr(plan.split, part)))
+                for part in PARTS
+            },
         },
         "scans": scans,
         "cubes": cubes,
@@ -175,27 +176,11 @@ def _record(
     }
 
 
-def _sides(plan: PreparationPlan, names: Mapping[str, str], present: set[str]) -> dict[str, list[str]]:
-    """Both sides of the split, without patients of whom nothing is left."""
-    sides = {part: sorted(present.intersection(names[one] for one in getattr(plan.split, part))) for part in PARTS}
-    for part, members in sides.items():
-        if not members:
-            raise InputError(
-                f"No scan of the {part} side of the split could be used; give more scans, or another --seed."
-            )
-    return sides
-
-
-def _public_names(plan: PreparationPlan) -> dict[str, str]:
-    """What each patient is called in the prepared data."""
-    patients = (*plan.split.training, *plan.split.validation)
-    return {patient: patient if plan.request.keep_names else f"p-{short_digest(patient)}" for patient in patients}
-
-
-def _cubes_entry(number: int, cubes: ReadyCubes, names: Mapping[str, str], keep_names: bool) -> dict[str, Any]:
-    counts = Counter(names[patient] for patient in cubes.patients.tolist())
-    name = f"{number}-{cubes.path.stem}" if keep_names else str(number)
-    return {"id": name, "injector": len(cubes.hu), "remover": 0, "patients": dict(sorted(counts.items()))}
+def _side(part: str, members: set[str]) -> list[str]:
+    """One side of the split, without patients of whom nothing is left."""
+    if not members:
+        raise InputError(f"No scan of the {part} side of the split could be used; give more scans, or another --seed.")
+    return sorted(members)
 
 
 def _skipped(source: DiscoveredScan, reason: str, keep_names: bool) -> dict[str, str]:

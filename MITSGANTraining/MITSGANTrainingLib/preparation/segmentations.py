@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.nrrd import is_sound_header
 from MITSGANLib.scan.volume import CTVolume
+from skimage.measure import regionprops
 
-from ..data.dataset import Finding
-from .findings import SMALL_REACH_MM, Located, Mark, measure, outside
+from .findings import Located, Mark, measure, nodule, outside
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Segmentation(Mark):
         one without any still counts as a finding to keep clear of.
         """
         image = _read(self.path)
-        labels = sitk.GetArrayFromImage(image)
-        if labels.min() < 0:
+        votes_of_all, spacing_kji = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+        if votes_of_all.min() < 0:
             raise InputError(f"{self.path} holds values below 0, so it is no segmentation; give the label map.")
-        spacing_kji = image.GetSpacing()[::-1]
         findings, left_out = [], []
-        for index, component in enumerate(_components(image), start=1):
-            votes = labels[tuple(component.T)]
+        components = regionprops(sitk.GetArrayFromImage(sitk.ConnectedComponent(image > 0, True)))
+        for index, component in enumerate((one.coords for one in components), start=1):
+            votes = votes_of_all[tuple(component.T)]
             seen = component[votes >= readers] if (votes >= readers).any() else component
             center, diameter, reach = measure(seen, spacing_kji)
             kji = volume.lps_to_voxel(image.TransformContinuousIndexToPhysicalPoint(center[::-1].tolist()))
@@ -57,20 +56,10 @@ class Segmentation(Mark):
             if problem:
                 left_out.append((f"component {index} of the segmentation", f"{problem}; take this scan's own"))
                 continue
-            kind = "small nodule" if diameter < 2 * SMALL_REACH_MM else "nodule"
             count = int(votes.max()) if readers > 1 else None
             whole_reach = max(reach, measure(component, spacing_kji)[2])
-            findings.append(Finding(tuple(kji.tolist()), diameter, kind, count, whole_reach))
+            findings.append(nodule(tuple(kji.tolist()), diameter, count, whole_reach))
         return Located(tuple(findings), tuple(left_out))
-
-
-def _components(image: sitk.Image) -> list[np.ndarray]:
-    """Voxels (n, 3) as (slice, row, column) of each component of labels above 0."""
-    numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(image > 0, True))
-    voxels = np.argwhere(numbers)
-    order = np.argsort(numbers[numbers > 0], kind="stable")
-    sizes = np.bincount(numbers[numbers > 0])[1:]
-    return np.split(voxels[order], np.cumsum(sizes)[:-1]) if len(sizes) else []
 
 
 def _read(path: Path) -> sitk.Image:

@@ -18,7 +18,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
 
 from ..data.dataset import Finding
-from .findings import SMALL_REACH_MM, UNMEASURED_REACH_MM, FindingsFile, Located, Mark, outside
+from .findings import UNMEASURED_REACH_MM, FindingsFile, Located, Mark, nodule, outside
 
 Coordinates = Literal["world", "voxel"]
 
@@ -62,15 +62,11 @@ class TableRow(Mark):
         if problem:
             hint = f"the table was read as {self.coordinates} coordinates, see --coordinates"
             return Located(left_out=((self.place, f"{problem}; {hint}"),))
-        return Located((self._finding(kji),))
-
-    def _finding(self, kji: tuple[float, float, float]) -> Finding:
         if self.healthy:
-            return Finding(kji, None, "healthy", None, 0.0)
+            return Located((Finding(kji, None, "healthy", None, 0.0),))
         if self.diameter_mm is None:
-            return Finding(kji, None, "nodule", None, UNMEASURED_REACH_MM)
-        kind = "small nodule" if self.diameter_mm < 2 * SMALL_REACH_MM else "nodule"
-        return Finding(kji, self.diameter_mm, kind, None, self.diameter_mm / 2)
+            return Located((Finding(kji, None, "nodule", None, UNMEASURED_REACH_MM),))
+        return Located((nodule(kji, self.diameter_mm, None),))
 
 
 def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> FindingsFile:
@@ -107,8 +103,7 @@ def read_table(path: Path, coordinates: Coordinates, healthy: bool = False) -> F
         diameter = _number(row.get("diameter_mm", ""), f"diameter_mm in {place}")
         if diameter is not None and diameter <= 0:
             raise InputError(f"The diameter_mm in {place} is not above 0; correct it, or leave it empty if unknown.")
-        patient = row.get("patient", "")
-        rows.append(TableRow(row["filename"], place, point, coordinates, diameter, patient, healthy))
+        rows.append(TableRow(row["filename"], place, point, coordinates, diameter, row.get("patient", ""), healthy))
     return FindingsFile(path, tuple(rows), tuple(left_out))
 
 

@@ -36,8 +36,6 @@ from MITSGANTrainingLib.evaluation.diagnosis_blocking import (
     Answers,
     BlockingCase,
     answers,
-    balanced_accuracy,
-    changed_decisions,
     cube_case,
     make_arms,
     protected_voxels,
@@ -99,7 +97,9 @@ def arms(case, mark, default):
 
 
 def answers_of(said: np.ndarray, yes: np.ndarray, patients: np.ndarray, before: np.ndarray) -> Answers:
-    return Answers("mine", BLOCKED, yes, patients, said[None], before)
+    places = tuple((n, 0, 0) for n in range(len(yes)))
+    case = BlockingCase("places", CTVolume(np.zeros((1, 1, 1), np.int16)), places, yes, patients)
+    return Answers("mine", BLOCKED, case, said[None], before)
 
 
 class TestPlaces:
@@ -189,9 +189,9 @@ class TestArms:
 
     def test_a_trained_judge_is_right_on_clean_cubes_and_as_right_on_restored_ones(self, case, arms, judges):
         found = {one.arm: one for one in answers(case, arms, judges)}
-        assert balanced_accuracy(found[CLEAN]).value == 1
+        assert found[CLEAN].accuracy().value == 1
         assert np.array_equal(found[RESTORED].said, found[CLEAN].said)
-        assert changed_decisions(found[RESTORED]).value == 0
+        assert found[RESTORED].changed().value == 0
 
 
 class TestFigures:
@@ -201,25 +201,25 @@ class TestFigures:
         yes = np.arange(count) % 2 == 0
         draw = [np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count))) for _ in range(2)]
         found = answers_of(draw[0], yes, np.arange(count) % patients, draw[1])
-        accuracy, changed = balanced_accuracy(found), changed_decisions(found)
+        accuracy, changed = found.accuracy(), found.changed()
         right = draw[0] == yes
         assert accuracy.value == pytest.approx((right[yes].mean() + right[~yes].mean()) / 2)
         for one in (accuracy, changed):
             assert 0 <= one.low <= one.high <= 1
-        assert changed_decisions(answers_of(draw[0], yes, yes, draw[0])).value == 0
+        assert answers_of(draw[0], yes, yes, draw[0]).changed().value == 0
 
     def test_who_always_says_yes_is_right_by_half(self):
         yes = np.arange(6) < 3
         found = answers_of(np.ones(6, bool), yes, np.arange(6), yes)
-        assert balanced_accuracy(found).value == 0.5
-        assert changed_decisions(found).value == 0.5
+        assert found.accuracy().value == 0.5
+        assert found.changed().value == 0.5
 
     def test_places_of_one_patient_go_together(self):
         """Ten places that agree are no more than one where they are one patient's."""
         yes = np.tile([True, False], 20)
         said = np.where(np.arange(40) < 20, yes, ~yes)
         apart, together = (
-            balanced_accuracy(answers_of(said, yes, patients, yes)) for patients in (np.arange(40), np.arange(40) // 20)
+            answers_of(said, yes, patients, yes).accuracy() for patients in (np.arange(40), np.arange(40) // 20)
         )
         assert (together.low, together.high) == (0, 1)
         assert apart.high - apart.low < 0.5

@@ -453,7 +453,7 @@ class TestScans:
             GivenTarget(4, "remove", (14, 70, 85), False),
         )
         subject = inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), given, 1, 0))
-        assert [target.kji for target in subject.targets] == [(14, 70, 85)]
+        assert [target.kji for scene in subject.scenes for target in scene.targets] == [(14, 70, 85)]
         ((target, reason),) = subject.skipped
         assert isinstance(target, Target)
         assert "border" in reason
@@ -462,7 +462,7 @@ class TestScans:
 
     def test_targets_are_seeded(self, world):
         chosen = [
-            inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), None, 3, seed)).targets for seed in (0, 0, 1)
+            inspect(ScanRequest(ScanSource(str(world.scan)), ("inject",), None, 3, seed)).scenes for seed in (0, 0, 1)
         ]
         assert chosen[0] == chosen[1] != chosen[2]
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from MITSGANTrainingLib.evaluation import paper
 from MITSGANTrainingLib.evaluation.figures import Example, as_png, as_svg, attacks_figure, changes_figure
+from MITSGANTrainingLib.evaluation.layout import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
 from MITSGANTrainingLib.evaluation.measure import AttackerChoice, Settings
-from MITSGANTrainingLib.evaluation.outcomes import MeasuredAttack, Setup, WholeScan
 from MITSGANTrainingLib.evaluation.protections import ProtectionArm
-from MITSGANTrainingLib.evaluation.rendering import CSV_COLUMNS, to_csv_rows, to_latex, to_markdown
-from MITSGANTrainingLib.evaluation.tables import build_sections
+from MITSGANTrainingLib.evaluation.tables import MeasuredAttack, Setup, WholeScan, build_sections
 
 NAMES = ("first_&_model", "second")
 

@@ -116,23 +116,23 @@ class TestCutSamples:
     def test_findings_and_healthy_lung(self, phantom):
         findings = [nodule(phantom.nodule_kji, phantom.nodule_diameter_mm), nodule((2, 64, 40), 12.0)]
         cutting = cut_samples(phantom.volume, findings, self.OPTIONS, seed=1)
-        assert len(cutting.injector.hu) == 1
-        assert np.median(cutting.injector.hu[0, 23:28, 23:28, 23:28]) == pytest.approx(30, abs=30)
-        assert cutting.injector.diameter_mm.tolist() == [phantom.nodule_diameter_mm]
+        assert len(cutting.samples["injector"].hu) == 1
+        assert np.median(cutting.samples["injector"].hu[0, 23:28, 23:28, 23:28]) == pytest.approx(30, abs=30)
+        assert cutting.samples["injector"].diameter_mm.tolist() == [phantom.nodule_diameter_mm]
         ((what, reason),) = cutting.left_out
         assert "slice 2, row 64, column 40" in what
         assert "leaves the scan" in reason
-        assert cutting.remover.hu.shape == (6, EDGE, EDGE, EDGE)
-        assert np.isnan(cutting.remover.diameter_mm).all()
-        assert np.median(cutting.remover.hu[:, 20:31, 20:31, 20:31]) == pytest.approx(-850, abs=80)
+        assert cutting.samples["remover"].hu.shape == (6, EDGE, EDGE, EDGE)
+        assert np.isnan(cutting.samples["remover"].diameter_mm).all()
+        assert np.median(cutting.samples["remover"].hu[:, 20:31, 20:31, 20:31]) == pytest.approx(-850, abs=80)
         assert len(cutting.lung_positions) == 20
         assert len(cutting.nodule_like_positions) == 3
 
     @pytest.mark.slow
     def test_same_seed_same_samples_and_findings_do_not_change_the_targets(self, phantom):
         first, second = (cut_samples(phantom.volume, [], self.OPTIONS, seed=1) for _ in range(2))
-        assert (first.remover.kji == second.remover.kji).all()
-        assert (first.remover.hu == second.remover.hu).all()
+        assert (first.samples["remover"].kji == second.samples["remover"].kji).all()
+        assert (first.samples["remover"].hu == second.samples["remover"].hu).all()
         other = cut_samples(phantom.volume, [nodule(phantom.nodule_kji, 14.0)], self.OPTIONS, seed=1)
         assert other.lung_positions == first.lung_positions
         assert cut_samples(phantom.volume, [], self.OPTIONS, seed=2).lung_positions != first.lung_positions
@@ -142,14 +142,14 @@ class TestCutSamples:
         findings = [nodule(places[0], 2.0, kind="small nodule"), nodule(places[1], None, kind="healthy")]
         options = PreparationOptions(positions=0, lung_targets=5, structures=1)
         cutting = cut_samples(phantom.volume, findings, options, seed=0)
-        assert cutting.remover.kji.tolist() == [list(map(float, place)) for place in places]
-        assert cutting.remover.diameter_mm[0] == 2.0
-        assert np.isnan(cutting.remover.diameter_mm[1])
-        assert len(cutting.injector.hu) == 0
+        assert cutting.samples["remover"].kji.tolist() == [list(map(float, place)) for place in places]
+        assert cutting.samples["remover"].diameter_mm[0] == 2.0
+        assert np.isnan(cutting.samples["remover"].diameter_mm[1])
+        assert len(cutting.samples["injector"].hu) == 0
 
     def test_what_no_cube_can_show_is_said(self, phantom):
         cutting = cut_samples(phantom.volume, [nodule(phantom.nodule_kji, 60.0)], self.OPTIONS, seed=0)
-        assert len(cutting.injector.hu) == 0
+        assert len(cutting.samples["injector"].hu) == 0
         assert "60 mm" in cutting.left_out[0][1]
 
     @settings(deadline=None, max_examples=25)

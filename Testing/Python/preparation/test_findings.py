@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from MITSGANLib.errors import InputError
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANTrainingLib.data.dataset import Finding
 from MITSGANTrainingLib.preparation.findings import measure
-from MITSGANTrainingLib.preparation.readings import PlacedMark, ReadingFile, merge_readers, open_reading
+from MITSGANTrainingLib.preparation.readings import ReadingFile, merge_readers, open_reading
 from MITSGANTrainingLib.preparation.segmentations import Segmentation
 from MITSGANTrainingLib.preparation.tables import read_table
 from scipy import ndimage
@@ -286,15 +287,19 @@ class TestReading:
             ReadingFile(path, "").locate(volume, 1)
 
 
+def placed(reader: int, kind: str, kji: tuple, diameter_mm: float | None, reach_mm: float) -> tuple[int, Finding]:
+    return reader, Finding(kji, diameter_mm, kind, 1, reach_mm)
+
+
 @st.composite
-def placed_marks(draw) -> list[PlacedMark]:
+def placed_marks(draw) -> list[tuple[int, Finding]]:
     kinds = st.sampled_from(["nodule", "small nodule", "non-nodule"])
     marks = []
     for _ in range(draw(st.integers(0, 10))):
         kind = draw(kinds)
         kji = tuple(draw(st.integers(0, 12)) * 1.0 for _ in range(3))
         diameter = draw(st.integers(3, 12)) * 1.0 if kind == "nodule" else None
-        marks.append(PlacedMark(draw(st.integers(0, 3)), kind, kji, diameter, (diameter or 3) / 2))
+        marks.append(placed(draw(st.integers(0, 3)), kind, kji, diameter, (diameter or 3) / 2))
     return marks
 
 
@@ -306,8 +311,8 @@ class TestMerging:
         assert len(findings) <= len(marks)
         assert all(1 <= finding.readers <= 4 for finding in findings)
         for reader in range(4):
-            assert len(findings) >= sum(mark.reader == reader for mark in marks)
-        for mark in marks:
+            assert len(findings) >= sum(of == reader for of, _ in marks)
+        for _, mark in marks:
             distances = [np.linalg.norm(np.subtract(mark.kji, f.kji)) + mark.reach_mm - f.reach_mm for f in findings]
             assert min(distances) <= 1e-9
 
@@ -317,15 +322,15 @@ class TestMerging:
     def test_numbering_of_the_readers_does_not_matter(self, marks, random):
         numbers = list(range(4))
         random.shuffle(numbers)
-        renamed = [PlacedMark(numbers[m.reader], m.kind, m.kji, m.diameter_mm, m.reach_mm) for m in marks]
+        renamed = [(numbers[reader], mark) for reader, mark in marks]
         assert merge_readers(renamed, (1.0, 1.0, 1.0)) == merge_readers(marks, (1.0, 1.0, 1.0))
 
     def test_an_outline_outranks_a_point(self):
         marks = [
-            PlacedMark(0, "non-nodule", (5, 5, 5), None, 5.0),
-            PlacedMark(1, "nodule", (5, 5, 6), 8.0, 4.0),
-            PlacedMark(2, "nodule", (5, 6, 6), 10.0, 5.0),
-            PlacedMark(3, "small nodule", (5, 50, 50), None, 1.5),
+            placed(0, "non-nodule", (5, 5, 5), None, 5.0),
+            placed(1, "nodule", (5, 5, 6), 8.0, 4.0),
+            placed(2, "nodule", (5, 6, 6), 10.0, 5.0),
+            placed(3, "small nodule", (5, 50, 50), None, 1.5),
         ]
         merged, alone = merge_readers(marks, (1.0, 1.0, 1.0))
         assert (merged.kind, merged.readers, merged.diameter_mm) == ("nodule", 2, 9.0)
