@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judges import Place, _attackers, _usable, _view
+from judges import Place, forged_view, load_attackers
 from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
@@ -25,6 +25,7 @@ from MITSGANLib.protection.protector import protect
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
+from subjects import attackable
 
 SEED = 7
 NODULE_JUDGES = ("nodule-residual", "nodule-planes")
@@ -40,7 +41,7 @@ def measure(
     forged = [AttackedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
 
     def after(judge: Judge) -> np.ndarray:
-        views = [_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]
+        views = [forged_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]
         return judge.says_yes(judge.score_views(views))
 
     reached = np.stack([after(judge) == wanted for judge in nodule], axis=1)
@@ -60,13 +61,13 @@ def rows(
         return protect(scan, model=preset, device="cpu") if preset else scan
 
     nodule, forensic = [load_judge(one) for one in NODULE_JUDGES], load_judge("forensic")
-    lung = _usable(volume, lung_positions(volume, count, SEED))
+    lung = attackable(volume, lung_positions(volume, count, SEED))
     nodules = NoduleFile.of(SYNTHETIC).read()
     scenes = []
     if any(attacker.action == "remove" for attacker in attackers):
         for scene in draw_scenes(volume, count // 2, nodules, SEED):
             with_nodules = guarded(planted(volume, scene.plants, nodules))
-            scenes.append((with_nodules, _usable(volume, [plant.kji for plant in scene.plants])))
+            scenes.append((with_nodules, attackable(volume, [plant.kji for plant in scene.plants])))
     attacked = guarded(volume)
     for attacker in attackers:
         shown = [(attacked, lung)] if attacker.action == "inject" else scenes
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--preset", default="", metavar="NAME", help="protect each scan with this first")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
-    attackers = list(_attackers(options.attackers, options.actions))
+    attackers = list(load_attackers(options.attackers, options.actions))
     columns = ("attacker", "action", "scan", "places", *NODULE_JUDGES, "both", "unnoticed")
     print("| " + " | ".join(columns) + " | success | 95 % |\n" + "|---" * (len(columns) + 2) + "|")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, check_target, load_attacker
-from MITSGANLib.errors import MITSGANError, TargetError
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
+from MITSGANLib.errors import MITSGANError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, available_judges, load_judge
 from MITSGANLib.protection.protector import protect
@@ -24,6 +24,7 @@ from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
 from MITSGANTrainingLib.evaluation.statistics import PlaceFigure, area_of_places, estimate_by_place, share_of_places
+from subjects import attackable
 
 NOISE_HU = 5.0
 SEED = 7
@@ -49,11 +50,11 @@ def judge_scan(volume: CTVolume, judges: Sequence[Judge], attackers: Sequence[At
             for kji in places:
                 forged = AttackedScan(shown.hu, *attack_patch(scan, kji, shown.spacing_kji, by))
                 for judge, scores in zip(judges, found, strict=True):
-                    score = judge.score_views([_view(judge, forged, shown, kji)])[0]
+                    score = judge.score_views([forged_view(judge, forged, shown, kji)])[0]
                     scores.setdefault(f"{kind} {by.name}", []).append(float(score))
 
-    lung = _usable(volume, lung_positions(volume, count, SEED))
-    structures = _usable(volume, nodule_like_positions(volume, count // 2))
+    lung = attackable(volume, lung_positions(volume, count, SEED))
+    structures = attackable(volume, nodule_like_positions(volume, count // 2))
     noise = np.random.default_rng(SEED).normal(0, NOISE_HU, volume.shape)
     shown = {"": volume, ", noise": _with(volume, volume.hu + noise), ", protected": protect(volume, device="cpu")}
     for words, arm in shown.items():
@@ -62,7 +63,7 @@ def judge_scan(volume: CTVolume, judges: Sequence[Judge], attackers: Sequence[At
     attack("injected by", volume, lung, "inject")
     nodules = NoduleFile.of(SYNTHETIC).read()
     for scene in draw_scenes(volume, count // 2, nodules, SEED):
-        places = _usable(volume, [plant.kji for plant in scene.plants])
+        places = attackable(volume, [plant.kji for plant in scene.plants])
         with_nodules = planted(volume, scene.plants, nodules)
         look("planted", with_nodules, places)
         attack("removed by", with_nodules, places, "remove")
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=100, help="in the lung of each scan (default: 100)")
     options = parser.parse_args()
     judges = [load_judge(name) for name in options.judges or available_judges()]
-    attackers = list(_attackers(options.attackers))
+    attackers = list(load_attackers(options.attackers))
     scans = [judge_scan(load_volume(Path(scan)), judges, attackers, options.places) for scan in options.scans]
     for number, judge in enumerate(judges):
         print(f"\n**{judge.name}** (threshold {judge.threshold:.3f})\n")
@@ -130,7 +131,8 @@ def main() -> None:
         print("\n".join(lines(judge, [scan[number] for scan in scans])), flush=True)
 
 
-def _attackers(names: Sequence[str], actions: Sequence[str] = ("inject", "remove")) -> Iterator[Attacker]:
+def load_attackers(names: Sequence[str], actions: Sequence[str] = ("inject", "remove")) -> Iterator[Attacker]:
+    """Every attacker with the actions that it can do; what one cannot do is said."""
     for name in names:
         for action in actions:
             try:
@@ -139,23 +141,11 @@ def _attackers(names: Sequence[str], actions: Sequence[str] = ("inject", "remove
                 print(f"{name} cannot {action}: {error}")
 
 
-def _view(judge: Judge, forged: AttackedScan, volume: CTVolume, kji: Place) -> np.ndarray:
+def forged_view(judge: Judge, forged: AttackedScan, volume: CTVolume, kji: Place) -> np.ndarray:
+    """What a judge sees of an attacked place."""
     box = judge.view.box(volume.shape, volume.spacing_kji, kji)
     inside = tuple(k - part.start for k, part in zip(kji, box, strict=True))
     return judge.view.cut(forged.part(box), volume.spacing_kji, inside)
-
-
-def _usable(volume: CTVolume, places: Sequence[Place]) -> list[Place]:
-    """The places that can be attacked."""
-
-    def usable(kji: Place) -> bool:
-        try:
-            check_target(volume, kji)
-        except TargetError:
-            return False
-        return True
-
-    return [kji for kji in places if usable(kji)]
 
 
 def _with(volume: CTVolume, values: np.ndarray) -> CTVolume:

@@ -17,16 +17,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, check_target, load_attacker
+from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
 from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.budget.budget import Budget
-from MITSGANLib.errors import MITSGANError, TargetError
+from MITSGANLib.errors import MITSGANError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.gradient_search import protect_by_gradient
+from subjects import attackable
 
 SEED = 13
 REACH_MM = 12.0
@@ -62,17 +63,9 @@ def region(volume: CTVolume, lung: np.ndarray, middle: Place, count: int, seed: 
         place = tuple(int(index) for index in kji)
         if len(found) == count:
             break
-        if place != middle and attackable(volume, place):
+        if place != middle and attackable(volume, [place]):
             found.append(place)
     return found
-
-
-def attackable(volume: CTVolume, kji: Place) -> bool:
-    try:
-        check_target(volume, kji)
-    except TargetError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def main() -> None:
             drawn = lung_positions(volume, 2 * options.regions, SEED, margin_mm=16 + REACH_MM, mask=lung)
         except MITSGANError as error:
             parser.exit(error.exit_code, f"{scan}: {error}\n")
-        middles = [kji for kji in drawn if attackable(volume, kji)][: options.regions]
+        middles = attackable(volume, drawn)[: options.regions]
         scans.append((volume, lung, middles))
     print("| places that share one change | protection | forgery moved | success |\n| --- | --- | --- | --- |")
     for together in options.together:

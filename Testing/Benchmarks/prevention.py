@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from attackers import wilson
-from judges import Place, _usable, _view
+from judges import Place, forged_view
 from MITSGANLib.attack.attacker import AttackedScan, Attacker, load_attacker
 from MITSGANLib.attack.chain import forge_cube, touch_up
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
@@ -52,6 +52,7 @@ from MITSGANTrainingLib.evaluation.planting import NoduleFile, Plant, apart_mm, 
 from MITSGANTrainingLib.evaluation.sheet import draw_sheet, forge
 from MITSGANTrainingLib.evaluation.statistics import Estimate, estimate_by_place, share_of_places
 from scipy import ndimage
+from subjects import attackable
 
 SEED = 7
 ASKED = ("nodule-residual", "nodule-plain")
@@ -104,7 +105,7 @@ def region_of(volume: CTVolume, edge_mm: float, seed: int) -> np.ndarray:
 
 def places_in(volume: CTVolume, lung: np.ndarray, count: int, seed: int) -> list[Place]:
     """Seeded voxels of lung where attacks are judged."""
-    return _usable(volume, sorted(set(lung_positions(volume, count, seed, mask=lung))))
+    return attackable(volume, sorted(set(lung_positions(volume, count, seed, mask=lung))))
 
 
 def nodules_at(places: Sequence[Place], nodules: Nodules, seed: int) -> list[Plant]:
@@ -133,7 +134,7 @@ def with_nodules(
         for plant in scene.plants
         if min(apart_mm(plant.kji, other, volume.spacing_kji) for other in structures) <= _NEAR_MM
     ]
-    places = _usable(volume, near)
+    places = attackable(volume, near)
     for judge in map(load_judge, DECIDE):
         seen = judge.says_yes(judge.score(volume, places))
         places = [kji for kji, yes in zip(places, seen, strict=True) if yes]
@@ -203,7 +204,7 @@ class Jury:
         untouched = [AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16))] * len(forged)
 
         def said(judge: Judge, scans: Sequence[AttackedScan]) -> np.ndarray:
-            views = [_view(judge, one, shown, kji) for one, kji in zip(scans, self.places, strict=True)]
+            views = [forged_view(judge, one, shown, kji) for one, kji in zip(scans, self.places, strict=True)]
             return judge.says_yes(judge.score_views(views))
 
         found = {judge.name: said(judge, forged) == wants_nodule for judge in self._nodule}

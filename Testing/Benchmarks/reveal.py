@@ -31,8 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import attack_patch, check_target, load_attacker
-from MITSGANLib.errors import TargetError
+from MITSGANLib.attack.attacker import attack_patch, load_attacker
 from MITSGANLib.examination.examiner import Examination, examine
 from MITSGANLib.examination.touch_up import touch_up_edge
 from MITSGANLib.examination.verdict import ChangedPlace
@@ -43,6 +42,7 @@ from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.data.nodules import Nodules
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile
+from subjects import attackable
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
 
@@ -83,11 +83,7 @@ class Subject:
 def spread(volume: CTVolume, candidates: Sequence[Voxel], apart_mm: float, count: int) -> list[Voxel]:
     """Up to ``count`` candidates that an attack can be aimed at, apart from each other along some axis."""
     kept: list[Voxel] = []
-    for kji in candidates:
-        try:
-            check_target(volume, kji)
-        except TargetError:
-            continue
+    for kji in attackable(volume, candidates):
         if all(np.abs(np.subtract(kji, other) * volume.spacing_kji).max() >= apart_mm for other in kept):
             kept.append(kji)
     return kept[:count]

@@ -35,6 +35,7 @@ from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import check_watermark
 from MITSGANLib.watermark.embedding import Watermark
 from MITSGANLib.watermark.pattern import LAYER_MM, Grid, ScanSigns, WatermarkKey, tile_levels
+from subjects import middle_slices
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
 
@@ -224,7 +225,7 @@ def main() -> None:
         print(head + "\n|" + " --- |" * (head.count("|") - 1), flush=True)
         for name, volume in scans.items():
             try:
-                for row in rows(name, _middle(volume, options.slices)):
+                for row in rows(name, middle_slices(volume, options.slices)):
                     print(row, flush=True)
             except TargetError as error:
                 print(f"| {name} | {error} |")
@@ -234,13 +235,6 @@ def main() -> None:
     for name, volume in scans.items():
         for is_one_grid in (True, False):
             print(*copies_row(name, volume, is_one_grid=is_one_grid), sep="\n", flush=True)
-
-
-def _middle(volume: CTVolume, slices: int) -> CTVolume:
-    first = max(0, (volume.shape[0] - slices) // 2)
-    return dataclasses.replace(
-        volume, hu=volume.hu[first : first + slices], origin=tuple(volume.voxel_to_lps((first, 0, 0)))
-    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""What is measured: scans, the paper's generator, and the naive way to run a generator."""
+"""What is measured: scans and their places, the paper's generator, and the naive way to run a generator."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from MITSGANLib.budget.budget import Budget
+from MITSGANLib.errors import TargetError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.generator import Generator, GeneratorConfig, draw_noise
 from MITSGANLib.protection.inference import hu_to_network, network_to_hu
 from MITSGANLib.protection.protector import Protector
+from MITSGANLib.scan.cubes import Voxel
 from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.targets import check_target
 from MITSGANLib.scan.volume import CTVolume
 from torch import nn
 
@@ -25,6 +30,23 @@ def scan_or_phantom(path: Path | None, edge: int = 512) -> CTVolume:
     if path is not None and path.exists():
         return load_volume(path)
     return thorax_phantom(shape=(9, edge, edge), spacing_kji=(20.0, 360 / edge, 360 / edge), seed=1).volume
+
+
+def middle_slices(volume: CTVolume, slices: int | None) -> CTVolume:
+    """So many slices from the middle of a scan; all of it for None."""
+    first = 0 if slices is None else max(0, (volume.shape[0] - slices) // 2)
+    part = volume.hu[first : None if slices is None else first + slices]
+    return dataclasses.replace(volume, hu=part, origin=tuple(volume.voxel_to_lps((first, 0, 0))))
+
+
+def attackable(volume: CTVolume, places: Iterable[Voxel]) -> list[Voxel]:
+    """The places (slice, row, column) that an attack can be aimed at."""
+    found = []
+    for kji in places:
+        with contextlib.suppress(TargetError):
+            check_target(volume, kji)
+            found.append(kji)
+    return found
 
 
 def without_source(volume: CTVolume) -> CTVolume:

@@ -15,7 +15,6 @@ tissue, CT-GAN's noise source and the forensic judge, which take half of the tim
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -37,6 +36,7 @@ from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import check_watermark
 from reveal import NETWORKS_APART_MM, SEED, bright, ends, holds, read, spread
+from subjects import middle_slices
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))
 
@@ -219,15 +219,9 @@ def main() -> None:
     for scan in options.scans:
         path, _, uid = scan.partition("@")
         name = Path(path).name.split(".")[0] + (f"-{uid[-4:]}" if uid else "")
-        volume = _middle(load_volume(path, uid or None), options.slices)
+        volume = middle_slices(load_volume(path, uid or None), options.slices)
         study(options.records, name, volume, options)
     print(*table(read(options.records)), sep="\n")
-
-
-def _middle(volume: CTVolume, slices: int | None) -> CTVolume:
-    first = 0 if slices is None else max(0, (volume.shape[0] - slices) // 2)
-    part = volume.hu[first : None if slices is None else first + slices]
-    return dataclasses.replace(volume, hu=part, origin=tuple(volume.voxel_to_lps((first, 0, 0))))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import Attacker, attack_patch, check_target, load_attacker
-from MITSGANLib.errors import MITSGANError, TargetError
+from MITSGANLib.attack.attacker import Attacker, attack_patch, load_attacker
+from MITSGANLib.errors import MITSGANError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.jury import Jury
 from MITSGANLib.keys.key_files import Key
@@ -38,6 +38,7 @@ from MITSGANTrainingLib.evaluation.measure import CHECKED_APART_MM
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, apart, draw_scenes, planted
 from MITSGANTrainingLib.training.judge import area_under_curve
 from scipy import ndimage
+from subjects import attackable
 
 SEED = 11
 NEAR_MM = 15.0
@@ -112,18 +113,6 @@ def compressed(volume: CTVolume) -> CTVolume:
     return volume.with_hu(np.stack([jpeg2000(plane, 5) for plane in volume.hu]))
 
 
-def usable(volume: CTVolume, places: Sequence[Place]) -> list[Place]:
-    """Places that an attack can be aimed at."""
-    found = []
-    for kji in places:
-        try:
-            check_target(volume, kji)
-        except TargetError:
-            continue
-        found.append(kji)
-    return found
-
-
 @dataclass(frozen=True)
 class Bench:
     """What every scan is measured with."""
@@ -147,13 +136,13 @@ class Bench:
             f"listed in the untouched copy: {len(intact.regions)}",
             flush=True,
         )
-        lung = usable(volume, lung_positions(volume, 2 * self.count, SEED))
+        lung = attackable(volume, lung_positions(volume, 2 * self.count, SEED))
         untouched = lung[self.count :]
         nodules = self.nodules.read()
         scenes = {"inject": [(volume, marked, lung[: self.count])], "remove": []}
         for scene in draw_scenes(volume, self.count, nodules, SEED):
             with_nodules = planted(volume, scene.plants, nodules)
-            places = usable(volume, [plant.kji for plant in scene.plants])
+            places = attackable(volume, [plant.kji for plant in scene.plants])
             scenes["remove"].append((with_nodules, protect(with_nodules, model=self.protector, device="cpu"), places))
         for by in self.attackers:
             for action, of_action in scenes.items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from evaluation_data import small_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +17,8 @@ scores = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = REPOSITORY / "Testing" / "Benchmarks" / "judges.py"
-    spec = importlib.util.spec_from_file_location("judges_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script) -> ModuleType:
+    return script("judges")
 
 
 @settings(deadline=None, max_examples=30)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from evaluation_data import small_scan
 from judge_data import SQUARES, write_judge
 from MITSGANLib.budget.budget import Budget
@@ -17,15 +14,9 @@ from MITSGANLib.judges.jury import Jury
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 
 
-@pytest.fixture
-def benchmark(monkeypatch) -> ModuleType:
-    path = REPOSITORY / "Testing" / "Benchmarks" / "places.py"
-    spec = importlib.util.spec_from_file_location("places_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def benchmark(script) -> ModuleType:
+    return script("places")
 
 
 def test_a_region_is_of_different_places_around_its_middle(benchmark):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from MITSGANLib.budget.budget import Budget, allowed_in_slices
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANTrainingLib.data.nodules import synthetic_nodules
 from MITSGANTrainingLib.evaluation.planting import planted
 
 
-@pytest.fixture
-def benchmark(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "Testing" / "Benchmarks"))  # it imports others of that folder
-    return importlib.import_module("prevention")
+@pytest.fixture(scope="module")
+def benchmark(script) -> ModuleType:
+    return script("prevention")
 
 
 def test_each_nodule_is_taken_once_before_one_comes_again(benchmark):

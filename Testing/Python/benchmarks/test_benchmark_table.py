@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 
 import pytest
-from conftest import REPOSITORY
-
-NAMES = ("floor", "protection_table", "rendering", "speed", "subjects", "timing", "whole_scan")
 
 
-@pytest.fixture
-def table(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "Testing" / "Benchmarks")
-    yield importlib.import_module("protection_table")
-    for name in NAMES:
-        sys.modules.pop(name, None)
+@pytest.fixture(scope="module")
+def table(script):
+    return script("protection_table")
 
 
 def place(unprotected: bool, protected: bool, found: bool, moved: float = 0.1, possible: bool = True) -> dict:

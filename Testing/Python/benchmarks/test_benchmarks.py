@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +12,14 @@ from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.generator import GeneratorConfig
 from torch import nn
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "Benchmarks"
 EDGE = 128
 
 
 @pytest.fixture(scope="module")
-def benchmarks():
-    """The modules of the benchmarks, which import one another as the scripts that they are."""
-    import importlib
-
-    sys.path.insert(0, str(BENCHMARKS))
+def benchmarks(script):
+    """The modules of the benchmarks."""
     names = ("bench", "floor", "measuring", "memory", "rendering", "speed", "subjects", "timing", "whole_scan")
-    try:
-        yield type("Benchmarks", (), {name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in names:
-            sys.modules.pop(name, None)
+    return type("Benchmarks", (), {name: script(name) for name in names})
 
 
 class TestCounting:

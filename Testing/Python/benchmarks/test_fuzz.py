@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,21 +10,14 @@ from dicom_factory import PATIENT_NAME
 from hypothesis import given
 from MITSGANLib.errors import InputError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "Benchmarks"
 INPUTS = 100
 KERAS_INPUTS = 30  # each forks this process, which takes 0.2 s of it
 KINDS = ("card", "dicom", "keras", "manifest", "metaimage", "nifti", "nrrd", "seal")
 
 
 @pytest.fixture(scope="module")
-def fuzz():
-    """The module, which is a script."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("fuzz")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("fuzz", None)
+def fuzz(script):
+    return script("fuzz")
 
 
 @pytest.mark.slow

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "Benchmarks"
 
 
 @pytest.fixture(scope="module")
-def proofs():
-    """The module, which is a script."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("proofs")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("proofs", None)
+def proofs(script):
+    return script("proofs")
 
 
 @pytest.mark.slow
