@@ -119,7 +119,7 @@ def _effect(
     )
     study = evaluate(plan, lambda stage, done, total: print(f"{stage} {done} of {total}", file=sys.stderr))
     if study.failures:
-        raise SystemExit(f"Not measured: {'; '.join(f'{one}: {one.reason}' for one in study.failures)}")
+        raise SystemExit(f"Not measured: {'; '.join(map(': '.join, study.failures.items()))}")
     if not study.record["settings"]["judges"]:
         raise SystemExit("No judges are installed, so nothing tells whether an attack succeeds.")
     return effect_rows(study.record["measurements"], options.held_out)

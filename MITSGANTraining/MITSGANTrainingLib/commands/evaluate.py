@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         study = evaluate(plan, progress, lambda text: shared.note(f"warning: {text}"))
     shared.answer(options, study.record, to_markdown("Evaluation", study.sections), f"Wrote {study.results}")
     if study.failures:
-        shared.note(f"mitsgan: not measured: {'; '.join(map(str, study.failures))}. The reasons stand above.")
+        shared.note(f"mitsgan: not measured: {'; '.join(study.failures)}. The reasons stand above.")
         return InputError.exit_code
     return 0
 

@@ -59,13 +59,10 @@ def published_variants(cube: np.ndarray) -> np.ndarray:
     slices = cube[low[0] : low[0] + CUBE_MM].astype(np.float64)
     for axis in (1, 2):
         slices = ndimage.spline_filter1d(slices, order=3, axis=axis, mode="reflect")
-    return np.stack(
-        [
-            *(_crop(variant, low) for variant in flips),
-            *(hu_from_float(_turned_middle(slices, angle, low[1:])) for angle in range(6, 360, 6)),
-            *(_crop(cube, shifted) for shifted in shifts),
-        ]
-    )
+    variants = [_crop(variant, low) for variant in flips]
+    variants += [hu_from_float(_turned_middle(slices, angle, low[1:])) for angle in range(6, 360, 6)]
+    variants += [_crop(cube, shifted) for shifted in shifts]
+    return np.stack(variants)
 
 
 def _turned_middle(splines: np.ndarray, degrees: float, low: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from MITSGANLib.errors import InputError, TargetError
+from MITSGANLib.scan.cubes import Box, box_at, intersection, whole
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
 from scipy import ndimage
 
@@ -55,9 +56,8 @@ def read_nodules(path: Path, at_least: int = 1) -> Nodules:
                 middle = (np.array(hu.shape[1:]) - 1) // 2
                 centers = np.stack([np.argwhere(mask).mean(axis=0) for mask in data["mask"]]) - middle
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"The nodules {path} cannot be read ({error}); give an .npz with hu, patient and diameter_mm."
-        ) from error
+        problem = f"The nodules {path} cannot be read ({error}); give an .npz with hu, patient and diameter_mm."
+        raise InputError(problem) from error
     if hu.ndim != 4 or min(hu.shape) < 1 or min(hu.shape[1:]) < at_least:
         raise InputError(f"The nodules {path} are {hu.shape[1:]} voxels; they must be cubes of at least {at_least}.")
     return Nodules(hu, centers, diameters / 2, patients)
@@ -115,7 +115,7 @@ def nodule_patch(
     nodule: np.ndarray,
     radius_mm: float,
     center_mm: Sequence[float] = (0, 0, 0),
-) -> tuple[tuple[slice, slice, slice], np.ndarray]:
+) -> tuple[Box, np.ndarray]:
     """What planting changes in a scan: where, and the int16 HU there.
 
     The nodule fades into the lung around it, and bears the scan's own noise: without it a nodule from a cube at 1 mm
@@ -133,15 +133,12 @@ def nodule_patch(
         )
     spacing = np.array(spacing_kji)
     reach = np.ceil((radius_mm + FADE_MM) / spacing).astype(int)
-    low = np.maximum(np.array(kji) - reach, 0)
-    high = np.minimum(np.array(kji) + reach + 1, hu.shape)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    axes = [(np.arange(a, b) - k) * mm for a, b, k, mm in zip(low, high, kji, spacing, strict=True)]
+    box = intersection(box_at(np.array(kji) - reach, 2 * reach + 1), whole(hu.shape))
+    axes = [(np.arange(part.start, part.stop) - k) * mm for part, k, mm in zip(box, kji, spacing, strict=True)]
     from_middle = np.stack(np.meshgrid(*axes, indexing="ij"))
     middle = (np.array(nodule.shape) - 1) // 2 + np.array(center_mm)
-    values = ndimage.map_coordinates(
-        nodule.astype(np.float64), from_middle + middle[:, None, None, None], order=1, mode="nearest"
-    )
+    at = from_middle + middle[:, None, None, None]
+    values = ndimage.map_coordinates(nodule.astype(np.float64), at, order=1, mode="nearest")
     before = hu[box].astype(np.float64)
     detail = before - ndimage.gaussian_filter(before, (0, 1, 1))
     # Vessels stand far out of the noise, and must not show through the nodule.

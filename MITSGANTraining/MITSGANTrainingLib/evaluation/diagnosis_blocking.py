@@ -137,8 +137,18 @@ def scan_case(name: str, volume: CTVolume, nodules: Nodules, count: int, seed: i
     plants = draw_scenes(volume, count, nodules, seed)[0].plants
     lung = list(dict.fromkeys(lung_positions(volume, _CANDIDATES * count, seed, mask=lung_mask(volume))))
     spacing = volume.spacing_kji
+
+    def clear_of(taken: Sequence[Voxel]) -> list[Voxel]:
+        """Places of lung far from all that is taken and from one another, at most as many as are taken."""
+        clear: list[Voxel] = []
+        for kji in lung:
+            others = (*taken, *clear)
+            if len(clear) < len(taken) and all(apart_mm(kji, one, spacing) >= APART_MM for one in others):
+                clear.append(kji)
+        return clear
+
     # In a small scan nodules could take all the room.
-    choices = [(plants[:n], _clear([one.kji for one in plants[:n]], lung, spacing)) for n in range(1, len(plants) + 1)]
+    choices = [(plants[:n], clear_of([one.kji for one in plants[:n]])) for n in range(1, len(plants) + 1)]
     plants, clear = max(choices, key=lambda choice: min(map(len, choice)))
     pairs = min(len(plants), len(clear))
     plants, yes = plants[:pairs], np.arange(2 * pairs) < pairs
@@ -253,8 +263,13 @@ class BlockingResults:
             words = "{nodules} places with a nodule, {healthy} without, of {patients} patient(s)"
             title = f"{name}: {words.format_map(found[0].case.counts())}"
             columns = tuple(Column(self._box(judge), judge) for judge in self.judges)
+            accuracy = "Accuracy in percent (right with a nodule / without)"
+            changed = "Decisions that change against the clean scan, in percent"
             tables = []
-            for caption, cell, arms in _TABLES:
+            for caption, cell, arms in (
+                (accuracy, _accuracy_cell, (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED)),
+                (changed, _changed_cell, (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE)),
+            ):
                 cells = {(one.arm, one.judge): cell(one) for one in found}
                 rows = (
                     Row((ARMS[arm], f"{rmse[arm]:.1f}"), tuple(cells[arm, judge] for judge in self.judges))
@@ -272,16 +287,6 @@ class BlockingResults:
 def _described(protector: Protector) -> dict[str, Any]:
     budget = protector.budget.to_dict()
     return {"model": protector.name, "sha256": protector.digest, "seed": protector.seed, "budget": budget}
-
-
-def _clear(taken: Sequence[Voxel], candidates: Sequence[Voxel], spacing_kji: Sequence[float]) -> list[Voxel]:
-    """Candidates far from all that is taken and from one another, at most as many as are taken."""
-    clear: list[Voxel] = []
-    for kji in candidates:
-        others = (*taken, *clear)
-        if len(clear) < len(taken) and all(apart_mm(kji, one, spacing_kji) >= APART_MM for one in others):
-            clear.append(kji)
-    return clear
 
 
 def _spread(groups: Sequence[Group], count: int) -> list[tuple[np.ndarray, str]]:
@@ -335,10 +340,7 @@ def protected_voxels(
 
 
 def _restored(clean: CTVolume, blocked: CTVolume) -> CTVolume:
-    """The clean voxels back from the sealed, blocked file, by way of the disk.
-
-    :raises InputError: when they are not what they were.
-    """
+    """The clean voxels back from the sealed, blocked file, by way of the disk."""
     key = generate_key()
     with TemporaryDirectory() as temporary:
         original, sealed, back = (Path(temporary) / f"{name}.nrrd" for name in ("original", "sealed", "back"))
@@ -368,25 +370,9 @@ def _estimated(values: np.ndarray, case: BlockingCase) -> Estimate:
 
 
 def _accuracy_cell(found: Answers) -> Cell:
-    cell = cell_of(found.accuracy().times(100), 1)
-    return dataclasses.replace(
-        cell, text=f"{cell.text} ({100 * found.right(True):.0f} / {100 * found.right(False):.0f})"
-    )
+    cell, sides = cell_of(found.accuracy().times(100), 1), [100 * found.right(yes) for yes in (True, False)]
+    return dataclasses.replace(cell, text=f"{cell.text} ({sides[0]:.0f} / {sides[1]:.0f})")
 
 
 def _changed_cell(found: Answers) -> Cell:
     return cell_of(found.changed().times(100), 1)
-
-
-_TABLES = (
-    (
-        "Accuracy in percent (right with a nodule / without)",
-        _accuracy_cell,
-        (CLEAN, BLOCKED, NOISE, UNBLOCKED, RESTORED),
-    ),
-    (
-        "Decisions that change against the clean scan, in percent",
-        _changed_cell,
-        (BLOCKED, NOISE, PROTECTED, PROTECTED_NOISE),
-    ),
-)

@@ -34,6 +34,7 @@ RESULTS, CACHE = "results", "cache"
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
+Fail = Callable[[str, str], None]  # what was not measured, and why
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,18 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class NotMeasured:
-    """What could not be measured: a scan, or a scan with one protection. ``reason`` is for the terminal alone."""
-
-    what: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.what
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A finished evaluation.
 
     :param record: all of it as in the JSON file.
+    :param failures: why a scan, or a scan with one protection, was not measured, for the terminal alone.
     :param results: folder of the files.
     :param attacked: targets attacked in this run; the rest came from the cache.
     """
 
     sections: tuple[ResultSection, ...]
     record: Mapping[str, Any]
-    failures: tuple[NotMeasured, ...]
+    failures: Mapping[str, str]
     results: Path
     attacked: int
 
@@ -113,15 +104,20 @@ def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note 
     protections, sweep = _protections(plan)
     attackers = _attackers(plan)
     settings, lpips, jury = _settings(plan, tell)
-    cases, failures = _cases(plan, settings.nodules, report, tell)
+    failures: dict[str, str] = {}
+
+    def fail(what: str, reason: str) -> None:
+        failures[what] = reason
+        tell(f"{what}: {reason}")
+
+    cases = _cases(plan, settings.nodules, report, tell, fail)
     tasks, cache = _tasks(cases, attackers, plan), Cache(plan.output.resolve() / CACHE)
     jobs = [MeasuringJob(case, arm, tasks[case.name], settings, cache) for case in cases for arm in protections]
-    attacked, broken = _measure(jobs, plan, report, tell)
-    failures += broken
+    attacked = _measure(jobs, plan, report, fail)
     jobs.sort(key=lambda job: protections.index(job.protection))
     attacks, whole = _collect(jobs)
     if not attacks:
-        raise _nothing_measured(failures)
+        raise InputError(f"No scan could be measured. The first reason: {next(iter(failures.values()))}")
     measured = {one.protection for one in attacks}
     setup = Setup(
         protections=protections,
@@ -131,13 +127,13 @@ def evaluate(plan: EvaluationPlan, progress: Progress | None = None, note: Note 
         settings=settings,
         lpips=lpips,
         judges=jury.describe() if jury else None,
-        failures=tuple(map(str, failures)),
+        failures=tuple(failures),
     )
     sections = build_sections(attacks, whole, setup)
     record = to_record(setup, cases, attacks, whole, sections)
     figures = _figures([job for job in jobs if job.protection.name in measured])
     write_results(plan.output / RESULTS, sections, figures, record)
-    return Evaluation(sections, record, tuple(failures), plan.output / RESULTS, attacked)
+    return Evaluation(sections, record, failures, plan.output / RESULTS, attacked)
 
 
 def _collect(jobs: Sequence[MeasuringJob]) -> tuple[list[MeasuredAttack], list[WholeScan]]:
@@ -199,10 +195,7 @@ def _protections(plan: EvaluationPlan) -> tuple[tuple[ProtectionArm, ...], tuple
 
 
 def _attackers(plan: EvaluationPlan) -> tuple[AttackerChoice, ...]:
-    """Every attacker once, loaded to see that each action is there.
-
-    :raises ModelError: when one is missing or corrupt.
-    """
+    """Every attacker once, loaded to see that each action is there."""
     choices: list[AttackerChoice] = []
     for source in dict.fromkeys(plan.attackers):
         loaded = {action: load_attacker(source, action) for action in plan.actions}
@@ -220,22 +213,14 @@ def _attackers(plan: EvaluationPlan) -> tuple[AttackerChoice, ...]:
 
 def _digest(attacker: Attacker) -> str:
     """SHA-256 of the weights and the look-up table, where no card gives one."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(attacker.inpainter.generator.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().numpy().tobytes())
-    table = attacker.inpainter.equalization
-    digest.update(table.bins.tobytes() + table.cdf.tobytes())
-    digest.update(repr((table.mean, table.minimum, table.maximum)).encode())
-    return digest.hexdigest()
+    weights, table = attacker.inpainter.generator.state_dict(), attacker.inpainter.equalization
+    parts = [name.encode() + tensor.cpu().numpy().tobytes() for name, tensor in sorted(weights.items())]
+    parts += [table.bins.tobytes(), table.cdf.tobytes(), repr((table.mean, table.minimum, table.maximum)).encode()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | None]:
-    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out.
-
-    :raises ModelError: when a judge that was named cannot be used.
-    :raises InputError: when the file of nodules cannot be used.
-    """
+    """Settings, what measures LPIPS, and the judges. Why nothing does names folders, so the results leave it out."""
     lpips = load_lpips(plan.lpips_weights, net=plan.lpips_net)
     words, digest = notes.NO_LPIPS, ""
     if isinstance(lpips, LpipsUnavailable):
@@ -261,9 +246,7 @@ def _settings(plan: EvaluationPlan, tell: Note) -> tuple[Settings, str, Jury | N
     return settings, words, jury
 
 
-def _cases(
-    plan: EvaluationPlan, nodules: NoduleFile | None, report: Progress, tell: Note
-) -> tuple[list[Case], list[NotMeasured]]:
+def _cases(plan: EvaluationPlan, nodules: NoduleFile | None, report: Progress, tell: Note, fail: Fail) -> list[Case]:
     """Every scan that can be read, with its targets, in the order given."""
     given = read_targets(plan.targets_file, plan.scans) if plan.targets_file else {}
     wanted = []
@@ -279,21 +262,17 @@ def _cases(
     digests = [outcomes[path].result.digest if outcomes[path].result else "unread" for path in paths]
     patients: dict[str, int] = {}
     cases: list[Case] = []
-    failures: list[NotMeasured] = []
     for path, name in zip(paths, scan_names(paths, digests, own_names=plan.own_names), strict=True):
         subject, problem = outcomes[path].result, outcomes[path].error
         if subject and any(subject.digest == case.subject.digest for case in cases):
             problem = f"{path} holds the same voxels as another scan given; leave one out."
         if problem:
-            failures.append(NotMeasured(name, problem))
-            tell(f"{name}: {problem}")
+            fail(name, problem)
             continue
         cases.append(Case(name, patients.setdefault(subject.patient, len(patients) + 1), subject))
         for target, reason in subject.skipped:
             tell(f"{name}: {target.action} at {target.kji} is left out. {reason}")
-    if not cases:
-        raise _nothing_measured(failures)
-    return cases, failures
+    return cases
 
 
 def _tasks(
@@ -334,23 +313,15 @@ def _pictured(cases: Sequence[Case], plan: EvaluationPlan) -> set[tuple[str | in
     return chosen
 
 
-def _measure(
-    jobs: Sequence[MeasuringJob], plan: EvaluationPlan, report: Progress, tell: Note
-) -> tuple[int, list[NotMeasured]]:
-    """Do what the cache lacks; how many targets were attacked, and what failed."""
+def _measure(jobs: Sequence[MeasuringJob], plan: EvaluationPlan, report: Progress, fail: Fail) -> int:
+    """Do what the cache lacks; how many targets were attacked."""
     todo = [job for job in (job.lacking() for job in jobs) if job.tasks]
-    attacked, failures = 0, []
+    attacked = 0
     report("Measuring", 0, len(todo))
     outcomes = run_all(measure, todo, processes=plan.processes, scheduler=plan.scheduler)
     for done, outcome in enumerate(outcomes, start=1):
         attacked += outcome.result or 0
         if outcome.error:
-            what = f"{outcome.item.case.name} with {outcome.item.protection.name}"
-            failures.append(NotMeasured(what, outcome.error))
-            tell(f"{what}: {outcome.error}")
+            fail(f"{outcome.item.case.name} with {outcome.item.protection.name}", outcome.error)
         report("Measuring", done, len(todo))
-    return attacked, failures
-
-
-def _nothing_measured(failures: Sequence[NotMeasured]) -> InputError:
-    return InputError(f"No scan could be measured. The first reason: {failures[0].reason}")
+    return attacked

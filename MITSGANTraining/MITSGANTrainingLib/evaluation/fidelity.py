@@ -13,7 +13,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,8 +75,7 @@ class FidelityFigure:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; no NaN or infinity."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "per_slice": list(self.per_slice), "passed": self.passed}
+        return {**dataclasses.asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,8 @@ class Fidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; no NaN or infinity."""
-        return {
-            "passed": self.passed,
-            "figures": {figure.name: figure.to_dict() for figure in self.figures},
-            "flicker": dataclasses.asdict(self.flicker),
-        }
+        figures = {figure.name: figure.to_dict() for figure in self.figures}
+        return {"passed": self.passed, "figures": figures, "flicker": dataclasses.asdict(self.flicker)}
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ def measure_fidelity(original: CTVolume, protected: CTVolume, progress: Progress
             "The two volumes differ in shape, spacing, position or orientation; compare a scan with its own protection."
         )
     found: list[dict[str, float]] = []
-    for values in each_slice(lambda k: _Slice.of(original, k).measure(protected.hu[k]), len(original.hu)):
+    for values in each_slice(lambda k: _Slice(original, k).measure(protected.hu[k]), len(original.hu)):
         found.append(values)
         if progress:
             progress(len(found), len(original.hu))
@@ -166,15 +162,13 @@ def largest_scale(original: CTVolume, change: np.ndarray, progress: Progress | N
     change = np.asarray(change)
     if change.shape != original.shape or not np.all(np.isfinite(change)):
         raise InputError(f"The change must be finite and have the scan's shape {original.shape}, not {change.shape}.")
-    slices = len(original.hu)
-    found = LargestScale(_HIGHEST_SCALE, None, None)
+    slices, found, kept = len(original.hu), LargestScale(_HIGHEST_SCALE, None, None), 0
     # A slice that kept all limits at a larger scale nearly always does at a smaller one, but rounding to whole HU may
     # spoil that: go round until all slices in a row keep them at the same scale.
-    kept = 0
     for done, k in enumerate(itertools.cycle(range(slices))):
         if kept == slices:
             break
-        one = _Slice.of(original, k)
+        one = _Slice(original, k)
         broken = one.broken(change[k], found.scale)
         kept += 1
         if broken:
@@ -216,27 +210,20 @@ def jpeg2000(plane: np.ndarray, ratio: float) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(np.int16) + np.int16(LOWEST_HU)
 
 
-@dataclass(frozen=True, eq=False)
 class _Slice:
     """What the figures of one slice need of the original.
 
-    :param regions: which voxels belong to each region that is large enough to speak of.
-    :param noise: standard deviation in HU at each voxel.
+    :ivar regions: which voxels belong to each region that is large enough to speak of.
+    :ivar noise: standard deviation in HU at each voxel.
     """
 
-    hu: np.ndarray
-    body: np.ndarray
-    regions: Mapping[str, np.ndarray]
-    noise: np.ndarray
-
-    @classmethod
-    def of(cls, original: CTVolume, k: int) -> _Slice:
+    def __init__(self, original: CTVolume, k: int) -> None:
         hu, padding, spacing = original.hu[k : k + 1], original.provenance.padding_hu, original.spacing_kji
-        body = body_mask(hu, padding, spacing)[0]
+        self.hu, self.body = hu[0], body_mask(hu, padding, spacing)[0]
         smallest = _SMALLEST_REGION_MM2 / (spacing[1] * spacing[2])
-        regions = {name: body & (hu[0] >= low) & (hu[0] < high) for name, (low, high) in REGIONS_HU.items()}
-        large = {name: region for name, region in regions.items() if np.count_nonzero(region) >= smallest}
-        return cls(hu[0], body, large, local_noise(hu, spacing, padding).at()[0])
+        regions = {name: self.body & (hu[0] >= low) & (hu[0] < high) for name, (low, high) in REGIONS_HU.items()}
+        self.regions = {name: region for name, region in regions.items() if np.count_nonzero(region) >= smallest}
+        self.noise = local_noise(hu, spacing, padding).at()[0]
 
     def measure(self, protected: np.ndarray) -> dict[str, float]:
         """Every figure that the slice has, by name."""

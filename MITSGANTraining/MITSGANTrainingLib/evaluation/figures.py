@@ -56,13 +56,12 @@ def attacks_figure(examples: Sequence[Example], attacker: str) -> Figure:
     arms = [_Arm("clean", next(iter(examples[0].slices)), CLEAN), *_arms(examples)]
     width = _LABEL + _CONTEXT + len(arms) * (_CELL + _GAP) + _LABEL
     height = _TOP + len(examples) * (2 * (_CELL + _GAP) + 3 * _GAP)
-    figure = new_figure(
-        width,
-        height,
-        f"Attacks by {attacker} on the clean and the protected scan (paper's Figure 6)",
+    shown = (
         f"SIMULATED ATTACKS, not patients' images. Shown in the {LUNG}. Left: the clean slice; right: {SHOWN_MM:g} mm "
-        "around the target. Frame: the 32 mm square of Table 2.",
+        "around the target. Frame: the 32 mm square of Table 2."
     )
+    title = f"Attacks by {attacker} on the clean and the protected scan (paper's Figure 6)"
+    figure = new_figure(width, height, title, shown)
     for number, example in enumerate(examples):
         top = _TOP + number * (2 * (_CELL + _GAP) + 3 * _GAP)
         axes = axes_at(figure, _LABEL, top, _CONTEXT, 2 * _CELL + _GAP)
@@ -88,17 +87,17 @@ def attacks_figure(examples: Sequence[Example], attacker: str) -> Figure:
 def changes_figure(examples: Sequence[Example]) -> Figure:
     """Figure 7: the absolute difference of each protected slice from the clean one, all with one color range."""
     arms = _arms(examples)
-    differences = [[_difference(example.slices[arm.protection], arm.arm) for arm in arms] for example in examples]
+
+    def difference_of(stored: Mapping[str, np.ndarray], arm: str) -> np.ndarray | None:
+        return np.abs(stored[arm].astype(np.float64) - stored[CLEAN]) if arm in stored else None
+
+    differences = [[difference_of(example.slices[arm.protection], arm.arm) for arm in arms] for example in examples]
     limit = max(color_limit(values) for row in differences for values in row if values is not None)
     size = 1.6 * _CELL
     width = _LABEL + len(arms) * (size + _GAP) + _BAR
     height = _TOP + len(examples) * (size + _CAPTION)
-    figure = new_figure(
-        width,
-        height,
-        "What protection changes in the slice (paper's Figure 7)",
-        "|protected - clean| in HU, whole slice of the target; the color grows with the root of the difference.",
-    )
+    shown = "|protected - clean| in HU, whole slice of the target; the color grows with the root of the difference."
+    figure = new_figure(width, height, "What protection changes in the slice (paper's Figure 7)", shown)
     for number, (example, row) in enumerate(zip(examples, differences, strict=True)):
         top = _TOP + number * (size + _CAPTION)
         # The longest name would run into the next row's.
@@ -149,11 +148,6 @@ def _arms(examples: Sequence[Example]) -> list[_Arm]:
             as_of = f"\nas of {having[0]}" if len(protections) > 1 else ""
             arms.append(_Arm(words + as_of, having[0], control))
     return arms
-
-
-def _difference(stored: Mapping[str, np.ndarray], arm: str) -> np.ndarray | None:
-    """|arm - clean| in HU, float64 (rows, columns)."""
-    return np.abs(stored[arm].astype(np.float64) - stored[CLEAN]) if arm in stored else None
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:

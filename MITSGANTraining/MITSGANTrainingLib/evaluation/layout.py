@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,9 @@ NONE = "–"
 CSV_COLUMNS = ("table", "row", "image", "group", "column", "value", "low", "high", "patients", "values", "source")
 
 _LATEX = str.maketrans(
-    {
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
         "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "–": "--",
@@ -134,17 +129,13 @@ def _rendered(template: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(resources_folder(Path(__file__).resolve().parents[1])),
     )
     environment.filters |= {
-        "wrapped": _wrapped,
+        "wrapped": partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False),
         "cell": lambda text: text.replace("|", "\\|"),
         "tex": lambda text: text.translate(_LATEX),
         "tex_cell": _latex_cell,
         "spans": _spans,
     }
     return environment.get_template(template).render(values)
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _spans(table: Table) -> Iterator[tuple[str, int, int]]:

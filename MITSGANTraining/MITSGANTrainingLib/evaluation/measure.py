@@ -26,7 +26,7 @@ from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
-from MITSGANLib.scan.cubes import Box, Voxel
+from MITSGANLib.scan.cubes import Box, Voxel, whole
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
@@ -202,8 +202,7 @@ def measure(job: MeasuringJob) -> int:
         if job.cache.load(key) is None:
             bare = not task.plants or job.protection.knows_the_attack
             job.cache.store(key, _whole_scan(arms if bare else _Arms(volume, job, task), lpips))
-        for one in tasks:
-            attacked += _run_task(arms, one, lpips, jury)
+        attacked += sum(_run_task(arms, one, lpips, jury) for one in tasks)
     return attacked
 
 
@@ -214,15 +213,11 @@ class _Arms:
     """
 
     def __init__(self, volume: CTVolume, job: MeasuringJob, task: MeasuringTask) -> None:
-        self.job, self.clean = job, volume
-        self.device = resolve_device(job.settings.device)
-        started = time.monotonic()
-        self.protected = job.protection.apply(
-            volume,
-            targets=[target.kji for target in task.targets],
-            attacker=_attacker(task.attacker.source, task.action) if job.protection.knows_the_attack else None,
-            device=job.settings.device,
-        )
+        self.job, self.clean, self.device = job, volume, resolve_device(job.settings.device)
+        places, attacker, started = [target.kji for target in task.targets], None, time.monotonic()
+        if job.protection.knows_the_attack:
+            attacker = _attacker(task.attacker.source, task.action)
+        self.protected = job.protection.apply(volume, targets=places, attacker=attacker, device=job.settings.device)
         self.seconds = time.monotonic() - started
         self.volumes = {CLEAN: volume, PROTECTED: self.protected}
         self.absent: dict[str, str] = {}
@@ -316,8 +311,7 @@ class _Attack:
             arm: AttackedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, self.clean.spacing_kji, attacker))
             for arm, scan in arms.tensors.items()
         }
-        k, (_, rows, columns) = target.kji[0], self.clean.shape
-        self.whole_slice = (slice(k, k + 1), slice(0, rows), slice(0, columns))
+        self.whole_slice = (slice(target.kji[0], target.kji[0] + 1), *whole(self.clean.shape)[1:])
         self.places = regions_at(self.clean, target.kji)
 
     def images(self, box: Box) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from MITSGANLib.errors import InputError
-from MITSGANLib.scan.cubes import Voxel
+from MITSGANLib.scan.cubes import Voxel, box_at, intersection, whole
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
@@ -111,7 +111,7 @@ def draw_scenes(volume: CTVolume, count: int, nodules: Nodules, seed: int) -> tu
     shares = {kji: _share_of_lung(lung, volume.spacing_kji, kji) for kji in candidates}
     candidates.sort(key=lambda kji: -min(shares[kji], _ROOM_SHARE))
     roomy = sum(share >= _ROOM_SHARE for share in shares.values())
-    groups = []
+    groups: list[list[Voxel]] = []
     for group in apart(candidates[: max(roomy, count)], volume.spacing_kji, APART_MM):
         groups.append(group[: count - sum(map(len, groups))])
     numbers = _in_turn(len(nodules.hu), sum(map(len, groups)), rng)
@@ -188,5 +188,4 @@ def apart_mm(one: Voxel, other: Voxel, spacing_kji: Sequence[float]) -> float:
 
 def _share_of_lung(lung: np.ndarray, spacing_kji: Sequence[float], kji: Sequence[int]) -> float:
     reach = np.ceil(_ROOM_MM / np.asarray(spacing_kji)).astype(int)
-    box = tuple(slice(max(0, k - n), k + n + 1) for k, n in zip(kji, reach, strict=True))
-    return float(lung[box].mean())
+    return float(lung[intersection(box_at(np.subtract(kji, reach), 2 * reach + 1), whole(lung.shape))].mean())

@@ -33,9 +33,8 @@ class ScanSource:
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> CTVolume:
         """:raises InputError: when it is no CT, or holds several series and none of them is named."""
-        here: list[str] = []
-        if self.series and Path(self.path).is_dir():
-            here = [one.series_instance_uid for one in describe(self.path) if one.series_instance_uid in self.series]
+        found = describe(self.path) if self.series and Path(self.path).is_dir() else ()
+        here = [one.series_instance_uid for one in found if one.series_instance_uid in self.series]
         if len(here) > 1:
             raise InputError(f"{self.path} holds several of the series named; name one of them.")
         return load_volume(self.path, series=next(iter(here), None), progress=progress)
@@ -108,9 +107,9 @@ def inspect(wanted: ScanRequest) -> Subject:
     if not scenes:
         reason = skipped[0][1] if skipped else "No target has one of the actions asked for."
         raise TargetError(f"None of the {len(skipped)} places can be attacked; the first: {reason}")
-    who, shape, spacing_kji = (content_digest(volume), _patient(volume)), volume.shape, volume.spacing_kji
-    noise_hu = estimate_noise(volume.hu, spacing_kji).sd_hu
-    return Subject(wanted.source, *who, shape, spacing_kji, noise_hu, tuple(scenes), tuple(skipped))
+    noise_hu = estimate_noise(volume.hu, volume.spacing_kji).sd_hu
+    facts = (content_digest(volume), _patient(volume), volume.shape, volume.spacing_kji, noise_hu)
+    return Subject(wanted.source, *facts, tuple(scenes), tuple(skipped))
 
 
 def _scenes(volume: CTVolume, wanted: ScanRequest) -> tuple[Scene, ...]:

@@ -56,7 +56,8 @@ def estimate(
     by_patient = [sorted(values) for _, values in sorted(observed.items()) if values]
     if not by_patient:
         return Estimate(None)
-    own, count = np.array(list(map(np.mean if within == "mean" else np.median, by_patient))), sum(map(len, by_patient))
+    combine = np.mean if within == "mean" else np.median
+    own, count = np.array([combine(values) for values in by_patient]), sum(map(len, by_patient))
     if len(own) < 2:
         return Estimate(float(own[0]), patients=1, values=count)
     found = stats.bootstrap(

@@ -10,25 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from . import notes, paper
+from . import notes, paper, statistics
 from .layout import NONE, Cell, Column, ResultSection, Row, Table, cell_of
 from .measure import ARMS, CLEAN, CT_LIKE, GAUSSIAN, METRICS, PROTECTED, AttackerChoice, Settings
 from .protections import ProtectionArm
-from .statistics import (
-    CONFIDENCE,
-    PLACE_RESAMPLES,
-    RESAMPLES,
-    Estimate,
-    PlaceFigure,
-    area_of_places,
-    estimate,
-    estimate_by_place,
-    share_of_places,
-)
 
 Pair = tuple[str, str]  # attacker and action
 Observed = dict[int, list[float]]  # by patient
 Value = Callable[[Mapping[str, Any]], float | None]  # of what was measured at one target, or of its verdicts by arm
+Judged = Sequence[Mapping[str, Any]]  # of each place the verdicts by arm
 
 _ROWS = {
     PROTECTED: "protected",
@@ -126,34 +116,31 @@ def build_sections(
     def tables(draw: Callable[..., Table], *options: Any) -> tuple[Table, ...]:
         return tuple(draw(pair, found, setup, *options) for pair, found in reached.items() if found)
 
-    return (
-        ResultSection("common", "What holds for all tables", _common_notes(setup, attacks), ()),
-        _change_section(whole, setup),
-        ResultSection(
-            "table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), tables(_image_table, 1, plain)
-        ),
-        ResultSection(
-            "table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), tables(_image_table, 2, plain)
-        ),
-        ResultSection(
+    of_sweep = (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,)
+    sections = (
+        ("table-1", "Table 1: the whole image", (notes.IMAGE, *paper.reading(1)), tables(_image_table, 1, plain)),
+        ("table-2", "Table 2: the tampered square", (notes.SQUARE, *paper.reading(2)), tables(_image_table, 2, plain)),
+        (
             "table-3",
             "Table 3: the weight alpha of the paper's term",
-            (notes.SWEEP, *paper.reading(3)) if setup.sweep else (notes.NO_SWEEP,),
+            of_sweep,
             tables(_image_table, 3, setup.sweep) if setup.sweep else (),
         ),
-        ResultSection(
+        (
             "forgery",
             "How far the forgery moved",
             (notes.FORGERY, notes.FORGERY_STATISTICS),
             tables(_forgery_table, names),
         ),
-        ResultSection(
+        (
             "table-4",
             "Table 4: visibility and success",
             _success_notes(setup),
             tables(_success_table, names) if setup.judges else (),
         ),
     )
+    common = ResultSection("common", "What holds for all tables", _common_notes(setup, attacks), ())
+    return common, _change_section(whole, setup), *(ResultSection(*section) for section in sections)
 
 
 def _common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str, ...]:
@@ -164,8 +151,9 @@ def _common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str,
         spread = f"{counted}: there is no confidence interval, which takes at least two patients."
     else:
         spread = (
-            f"{counted}; each figure is the mean over patients of each one's own, in brackets its {CONFIDENCE:.0%} "
-            f"percentile bootstrap interval over patients ({RESAMPLES} resamples, seed {setup.settings.seed})."
+            f"{counted}; each figure is the mean over patients of each one's own, in brackets its "
+            f"{statistics.CONFIDENCE:.0%} percentile bootstrap interval over patients ({statistics.RESAMPLES} "
+            f"resamples, seed {setup.settings.seed})."
         )
         if patients < 10:
             spread += " With so few patients the interval is too narrow."
@@ -189,11 +177,7 @@ def _common_notes(setup: Setup, attacks: Sequence[MeasuredAttack]) -> tuple[str,
 
 
 def _image_table(
-    pair: Pair,
-    attacks: Sequence[MeasuredAttack],
-    setup: Setup,
-    number: int,
-    names: Sequence[tuple[str, str]],
+    pair: Pair, attacks: Sequence[MeasuredAttack], setup: Setup, number: int, names: Sequence[tuple[str, str]]
 ) -> Table:
     """The paper's Table 1, 2 or 3; ``names`` are protections with what their columns are called."""
     region = "slice" if number == 1 else "square"
@@ -218,7 +202,7 @@ def _image_table(
             # LPIPS that nobody measured is no row; the notes say why.
             if metric == "lpips" and all(cell.text == NONE for cell in cells):
                 continue
-            figures = [Cell(f"{value:.3f}", Estimate(value), published=True) for value in published[metric]]
+            figures = [Cell(f"{value:.3f}", statistics.Estimate(value), published=True) for value in published[metric]]
             cells += figures if arm == PROTECTED else [Cell()] * len(figures)
             rows.append(Row((_METRIC_WORDS[metric], words), tuple(cells)))
     where = "whole slice of the target" if number == 1 else "32 mm square around the target on its slice"
@@ -259,7 +243,8 @@ def _success_notes(setup: Setup) -> tuple[str, ...]:
         f"{question} judge '{judge['name']}' (threshold {judge['threshold']:.3f}, SHA-256 {judge['sha256'][:8]})"
         for question, judge in setup.judges.items()
     )
-    interval = notes.SUCCESS_INTERVAL.format(confidence=CONFIDENCE, resamples=PLACE_RESAMPLES, seed=setup.settings.seed)
+    bootstrap = {"confidence": statistics.CONFIDENCE, "resamples": statistics.PLACE_RESAMPLES}
+    interval = notes.SUCCESS_INTERVAL.format(**bootstrap, seed=setup.settings.seed)
     return notes.SUCCESS, notes.SUCCESS_COUNT, f"Judges: {judges}. {interval}"
 
 
@@ -277,15 +262,16 @@ def _success_cells(attacks: Sequence[MeasuredAttack], arm: str, seed: int) -> tu
         judged = [record["judged"] for record in one.result["targets"]]
         places.setdefault(one.patient, []).extend(place for place in judged if place and arm in place)
 
-    def by_place(figure: Callable[[Sequence[Mapping[str, Any]]], PlaceFigure], digits: int, factor: float) -> Cell:
-        found = estimate_by_place({patient: figure(own) for patient, own in places.items()}, seed)
+    def by_place(figure: Callable[[Judged], statistics.PlaceFigure], digits: int, factor: float) -> Cell:
+        found = statistics.estimate_by_place({patient: figure(own) for patient, own in places.items()}, seed)
         return cell_of(found.times(factor), digits)
 
     def percent(value: Value) -> Cell:
-        return by_place(lambda own: share_of_places([value(place) for place in own]), 1, 100.0)
+        return by_place(lambda own: statistics.share_of_places([value(place) for place in own]), 1, 100.0)
 
-    def area(own: Sequence[Mapping[str, Any]]) -> PlaceFigure:
-        return area_of_places(*([place[arm][f"forgery_{when}"] for place in own] for when in ("after", "before")))
+    def area(own: Judged) -> statistics.PlaceFigure:
+        after, before = ([place[arm][f"forgery_{when}"] for place in own] for when in ("after", "before"))
+        return statistics.area_of_places(after, before)
 
     def by_check(key: str) -> Cell:
         checked = any(key in place[arm] for own in places.values() for place in own)
@@ -412,4 +398,4 @@ def _mean_cell(
 ) -> Cell:
     """The mean over patients with its interval, times ``factor``; arguments as of :func:`.estimate`."""
     scaled = {patient: [factor * value for value in values] for patient, values in observed.items()}
-    return cell_of(estimate(scaled, within=within, seed=seed), digits)
+    return cell_of(statistics.estimate(scaled, within=within, seed=seed), digits)

@@ -51,14 +51,12 @@ class PreparationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "number of positions": (self.positions, 0),
-            "number of readers": (self.readers, 1),
-            "seed": (self.seed, 0),
-        }
-        for name, (given, lowest) in least.items():
-            if given < lowest:
-                raise InputError(f"The {name} cannot be {given}; give {lowest} or more.")
+        if self.positions < 0:
+            raise InputError(f"The number of positions cannot be {self.positions}; give 0 or more.")
+        if self.readers < 1:
+            raise InputError(f"The number of readers cannot be {self.readers}; give 1 or more.")
+        if self.seed < 0:
+            raise InputError(f"The seed cannot be {self.seed}; give 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ def cut_samples(volume: CTVolume, findings: Sequence[Finding], options: Preparat
     chosen: dict[Role, list[Finding]] = {"injector": [], "remover": []}
     left_out = []
     for finding in findings:
-        role, what = role_of(finding, options), "{} at slice {:.0f}, row {:.0f}, column {:.0f}"
-        what = what.format(finding.kind, *finding.kji)
+        role = role_of(finding, options)
+        what = "{} at slice {:.0f}, row {:.0f}, column {:.0f}".format(finding.kind, *finding.kji)
         if role and distance_to_border_mm(volume, finding.kji) < CUBE_MM / 2:
             left_out.append((what, f"its {CUBE_MM} mm cube leaves the scan"))
         elif role:

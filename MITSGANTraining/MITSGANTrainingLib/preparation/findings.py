@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +61,6 @@ class FindingsFile:
     path: Path
     marks: tuple[Mark, ...]
     left_out: tuple[tuple[str, str], ...] = ()
-
-
-def locate_all(marks: Iterable[Mark], volume: CTVolume, readers: int) -> Located:
-    """All marks of one scan together."""
-    found = [mark.locate(volume, readers) for mark in marks]
-    return Located(
-        tuple(finding for one in found for finding in one.findings),
-        tuple(entry for one in found for entry in one.left_out),
-    )
 
 
 def outside(volume: CTVolume, kji: Sequence[float]) -> str | None:

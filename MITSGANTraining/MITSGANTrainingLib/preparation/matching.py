@@ -66,8 +66,7 @@ def match(opened: Sequence[FindingsFile], scans: Sequence[DiscoveredScan]) -> Ma
     :raises InputError: when nothing in one of the files belongs to any scan, or a segmentation has no single scan.
     """
     marks: dict[str, list[Mark]] = {}
-    left_out: list[tuple[str, str]] = [entry for file in opened for entry in file.left_out]
-    elsewhere = 0
+    left_out, elsewhere = [entry for file in opened for entry in file.left_out], 0
     named: dict[str, list[tuple[int, DiscoveredScan]]] = {}
     for scan in scans:
         for precision, names in enumerate(scan.names):
@@ -88,9 +87,9 @@ def match(opened: Sequence[FindingsFile], scans: Sequence[DiscoveredScan]) -> Ma
                 what = mark.place if isinstance(mark, TableRow) else f"the reading {mark.path.name}"
                 left_out.append((what, f"names {len(found)} scans; name one by its series UID, file or folder"))
         if file.marks and not matched:
-            named = PurePosixPath(file.marks[0].scan_names[0].replace("\\", "/")).name
+            first = PurePosixPath(file.marks[0].scan_names[0].replace("\\", "/")).name
             raise InputError(
-                f"Nothing in {file.path} belongs to any of the {len(scans)} scans; it names '{named}', where the "
+                f"Nothing in {file.path} belongs to any of the {len(scans)} scans; it names '{first}', where the "
                 "series UID, file or folder name, or PatientID of a scan is expected (for a segmentation: NAME=FILE)."
             )
     return Matched({key: tuple(found) for key, found in marks.items()}, tuple(left_out), elsewhere)

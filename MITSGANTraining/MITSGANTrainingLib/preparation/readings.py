@@ -23,7 +23,6 @@ from skimage.draw import polygon, polygon_perimeter
 from ..data.dataset import Finding
 from .findings import NON_NODULE_REACH_MM, SMALL_REACH_MM, Located, Mark, measure, outside
 
-_ROOT = "LidcReadMessage"
 # Two readers' points for one place differ by at least this much.
 _SAME_PLACE_MM = 3.0
 Kind = Literal["nodule", "small nodule", "non-nodule"]
@@ -74,7 +73,7 @@ def open_reading(path: Path) -> ReadingFile | None:
     :raises InputError: when the file cannot be read.
     """
     root = _parse(path)
-    if _name(root) != _ROOT:
+    if _name(root) != "LidcReadMessage":
         return None
     # Its case differs between files.
     header = root.iterfind("{*}ResponseHeader/*")
@@ -83,10 +82,7 @@ def open_reading(path: Path) -> ReadingFile | None:
 
 
 def _marks(path: Path) -> list[tuple[int, Kind, list[Outline]]]:
-    """All marks of all readers in an XML file, each with the reader's number and its outlines.
-
-    :raises InputError: when it is damaged or lacks what its format requires.
-    """
+    """All marks of all readers in an XML file, each with the reader's number and its outlines."""
     marks = []
     try:
         for reader, session in enumerate(_parse(path).findall("{*}readingSession")):

@@ -64,6 +64,5 @@ def read_ready_cubes(path: Path, injector_from_mm: float) -> ReadyCubes:
     if not large.any():
         raise InputError(f"{path} has no nodule of at least {injector_from_mm:g} mm.")
     first = hu.shape[1] // 2 - EDGE // 2
-    middle = (slice(first, first + EDGE),) * 3
-    cubes = hu[large][(slice(None), *middle)].astype(np.int16)
+    cubes = hu[large][:, *(slice(first, first + EDGE),) * 3].astype(np.int16)
     return ReadyCubes(path, cubes, patients[large].astype(np.str_), diameter[large].astype(np.float32))

@@ -21,7 +21,6 @@ from ..data.dataset import CUBES_FOLDER, DATASET_FILE, FORMAT_VERSION, PARTS, RO
 from ..workers import run_all
 from .cutting import cut_samples
 from .discovery import DiscoveredScan
-from .findings import locate_all
 from .plan import PreparationPlan, ScanTask, nothing_usable, short_digest
 
 
@@ -76,8 +75,9 @@ def prepare_scan(task: ScanTask) -> str:
     volume = task.source.load()
     if volume.provenance.is_simulated_attack or volume.provenance.last(PROTECTION):
         raise InputError("It is a protected or attacked scan; give the original.")
-    located = locate_all(task.marks, volume, task.options.readers)
-    cutting = cut_samples(volume, located.findings, task.options, task.seed)
+    located = [mark.locate(volume, task.options.readers) for mark in task.marks]
+    findings = [finding for one in located for finding in one.findings]
+    cutting = cut_samples(volume, findings, task.options, task.seed)
     noise = estimate_noise(volume.hu, volume.spacing_kji).sd_hu
     record = {
         "digest": task.digest,
@@ -91,8 +91,8 @@ def prepare_scan(task: ScanTask) -> str:
         **{role: len(cutting.samples[role].hu) for role in ROLES},
         "lung_positions": cutting.lung_positions,
         "nodule_like_positions": cutting.nodule_like_positions,
-        "findings": [dataclasses.asdict(finding) for finding in located.findings],
-        "left_out": [*located.left_out, *cutting.left_out],
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "left_out": [*(entry for one in located for entry in one.left_out), *cutting.left_out],
     }
     try:
         with atomic_folder(task.folder, overwrite=True) as folder:
@@ -135,10 +135,7 @@ def _record(
     finished: Sequence[tuple[ScanTask, Mapping[str, Any]]],
     skipped: Sequence[tuple[DiscoveredScan, str]],
 ) -> dict[str, Any]:
-    """The content of ``dataset.json``.
-
-    :raises InputError: when one side of the split lost all of its patients.
-    """
+    """The content of ``dataset.json``."""
     request, names = plan.request, plan.public_names
     copied = ("shape", "spacing_kji", *ROLES, "padding_hu", "noise_sd_hu", "warnings", "digest")
     scans = [

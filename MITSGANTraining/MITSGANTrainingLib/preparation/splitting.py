@@ -42,8 +42,7 @@ def split_patients(groups: Sequence[Collection[str]], options: SplitOptions) -> 
         counts in the first group that names them.
     :raises InputError: when a patient to hold out is not there, or a side would be empty.
     """
-    seen: set[str] = set()
-    distinct = []
+    seen, distinct = set(), []
     for group in groups:
         distinct.append(sorted(set(group) - seen))
         seen.update(group)
@@ -56,11 +55,9 @@ def split_patients(groups: Sequence[Collection[str]], options: SplitOptions) -> 
         validation.update(_drawn(group, options, rng))
     training = seen - validation
     if not training or not validation:
-        side = "validation" if training else "training"
-        raise InputError(
-            f"The split of {len(seen)} patient{'s' * (len(seen) != 1)} leaves {side} empty; give scans of more "
-            "patients, or another --split or --hold-out."
-        )
+        side, patients = "validation" if training else "training", f"patient{'s' * (len(seen) != 1)}"
+        hint = "give scans of more patients, or another --split or --hold-out."
+        raise InputError(f"The split of {len(seen)} {patients} leaves {side} empty; {hint}")
     return Split(tuple(sorted(training)), tuple(sorted(validation)))
 
 
