@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from MITSGANLib.budget.budget import WATERMARK_BUDGET, Surroundings
 from MITSGANLib.errors import TargetError
-from MITSGANLib.examination.noise import residual
+from MITSGANLib.examination.noise import fine_kernel, residual
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
@@ -77,7 +77,9 @@ class Scene:
 def with_estimate(scene: Scene) -> np.ndarray:
     """Signs estimated from the marked copy's own layers, put into what was forged."""
     reach = max(1, round(LAYER_MM / 2 / scene.marked.spacing_kji[0]))
-    estimate = np.sign(shared(averaged(residual(scene.marked), reach), Grid.of(scene.marked)))
+    estimate = np.sign(
+        shared(averaged(residual(scene.marked, fine_kernel(scene.marked)), reach), Grid.of(scene.marked))
+    )
     around = Surroundings.of(scene.forged.hu, scene.forged.spacing_kji, scene.forged.provenance.padding_hu)
     added = scene.forged.hu + estimate * around.allowed(scene.forged.hu, WATERMARK_BUDGET)
     return np.where(scene.painted, added, scene.forged.hu)
@@ -160,7 +162,7 @@ def layer_row(name: str, volume: CTVolume) -> Iterator[str]:
     lungs = lung_mask(volume) & (marked.hu != volume.hu)
     signs = ScanSigns.of(marked, KEY)
     truth = np.stack([signs.of_slice(k, marked.hu[k]) for k in range(marked.shape[0])])
-    fine, grid = residual(marked), Grid.of(marked)
+    fine, grid = residual(marked, fine_kernel(marked)), Grid.of(marked)
     shares = [sign_share(fine, truth, lungs)]
     for mm in (0.0, 2.5, 5.0):
         reach = round(mm / 2 / volume.spacing_kji[0])
@@ -184,7 +186,7 @@ def copies_row(name: str, volume: CTVolume, *, is_one_grid: bool) -> Iterator[st
         own = signs if is_one_grid else ScanSigns.of(_elsewhere(volume, number), KEY)
         hu = volume.hu[k] + own.of_slice(0, volume.hu[k]) * allowed[k]
         marked = dataclasses.replace(volume, hu=hu[None].astype(np.int16))
-        fine = shared(np.clip(residual(marked), -60, 60), grid)[0] * (allowed[k] > 0) * lungs[k]
+        fine = shared(np.clip(residual(marked, fine_kernel(marked)), -60, 60), grid)[0] * (allowed[k] > 0) * lungs[k]
         levels = tile_levels(grid.turned(marked.hu[0]))[0].repeat(8, axis=0).repeat(8, axis=1)
         plane = grid.turned(np.pad(levels, [(0, size - n) for size, n in zip(hu.shape, levels.shape, strict=True)]))
         for level in np.unique(plane[fine != 0]):

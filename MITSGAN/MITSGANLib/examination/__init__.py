@@ -2,7 +2,7 @@
 
 =============  =============================================================================
 ``placement``  where a copy's voxels lie in what is examined of it
-``blocks``     where evidence is added up
+``blocks``     what the blocks look like that evidence is added up in, and which are lung
 ``noise``      noise that is missing, or of another color than the tissue's around
 ``whitened``   the lungs after the sharpest filter that a scan's own noise allows
 ``copies``     tissue that is there twice, and CT-GAN's own noise source

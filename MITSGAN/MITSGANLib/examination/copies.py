@@ -51,22 +51,20 @@ class Copy:
     by_touch_up: bool = False
 
 
-def find_copies(blocks: Blocks, fine: np.ndarray, lungs: np.ndarray) -> list[Copy]:
+def find_copies(blocks: Blocks, fine: np.ndarray) -> list[Copy]:
     """Everything within the lungs that is there twice, the surest first.
 
     :param fine: of :func:`.noise.residual`.
-    :param lungs: bool (slices, block rows, block columns).
     """
-    mask = blocks.voxels(lungs).astype(bool)
+    mask = blocks.voxels(blocks.lungs).astype(bool)
     usual = float(np.median(np.abs(fine[::3, ::5, ::5][mask[::3, ::5, ::5]]))) if mask.any() else 0.0
     if usual <= 0:
         return []
-    numbers, places = _numbers(fine, mask, _QUIET * usual)
-    one, other = _pairs(numbers, places)
-    first, second = (np.stack(np.unravel_index(flat, fine.shape), axis=1) for flat in (one, other))
-    mm = np.array(blocks.volume.spacing_kji)
-    far = np.linalg.norm((second - first) * mm, axis=1) > _NEAR_MM
-    return _clusters(blocks, fine, usual, first[far], second[far])
+    pairs = _pairs(*_numbers(fine, mask, _QUIET * usual))
+    first, second = (np.stack(np.unravel_index(flat, fine.shape), axis=1) for flat in pairs)
+    noise = _Noise(fine, usual, np.array(blocks.volume.spacing_kji))
+    far = np.linalg.norm((second - first) * noise.mm, axis=1) > _NEAR_MM
+    return _clusters(noise, first[far], (second - first)[far])
 
 
 def _numbers(fine: np.ndarray, mask: np.ndarray, quiet: float) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +105,13 @@ def _pairs(numbers: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.minimum(first, second), np.maximum(first, second)
 
 
-def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray, second: np.ndarray) -> list[Copy]:
+def _clusters(noise: _Noise, first: np.ndarray, shifts: np.ndarray) -> list[Copy]:
     """Pairs at the same shift, near each other, that the correlation of the noise confirms."""
     from scipy import ndimage
 
-    mm = np.array(blocks.volume.spacing_kji)
-    shifts = second - first
+    mm = noise.mm
     # As one number each: rows are compared one by one, with Python's lock, for seconds in a long scan.
-    _, rows, columns = fine.shape
+    _, rows, columns = noise.fine.shape
     numbers = (shifts[:, 0] * (2 * rows) + shifts[:, 1]) * (2 * columns) + shifts[:, 2]
     _, one_of, which, counts = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
     order = [number for number in np.argsort(-counts)[:_MOST_SHIFTS] if counts[number] >= _PAIRS]
@@ -136,34 +133,39 @@ def _clusters(blocks: Blocks, fine: np.ndarray, usual: float, first: np.ndarray,
             if np.abs(shift[1:]).max() <= _STRAIGHT and size.min() < _STRAIGHT_MM:
                 continue
             middle = np.round(of_label.mean(axis=0)).astype(int) + np.array((0, _EDGE // 2, _EDGE // 2))
-            sd = _correlation(fine, usual, middle, shift, mm)
-            if sd >= FOUND_SD and not _is_upright(fine, usual, middle, shift, mm, sd):
+            sd = noise.correlation(middle, shift)
+            if sd >= FOUND_SD and not noise.is_upright(middle, shift, sd):
                 ends = (tuple(int(i) for i in at) for at in (middle, middle + shift))
                 found.append(Copy(*ends, sd, tuple(round(float(edge), 1) for edge in size)))
     return apart(found, mm)
 
 
-def _correlation(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray) -> float:
-    """By how many standard deviations the noise around two places is alike."""
-    half = np.maximum(np.round(_CONFIRMED_MM / 2 / mm), 0).astype(int)
-    low = np.maximum(np.maximum(kji - half, 0), -shift)
-    high = np.minimum(np.minimum(kji + half + 1, fine.shape), fine.shape - shift)
-    if (high <= low).any():
-        return 0.0
-    limit = _CLIP_SD * 1.48 * usual
-    one, other = (
-        np.clip(fine[tuple(map(slice, low + by, high + by))], -limit, limit) for by in (np.zeros(3, int), shift)
-    )
-    product = one * other
-    return float(product.sum() / np.sqrt(max(float(np.square(product).sum()), 1e-9)))
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """A scan's noise (slices, rows, columns) in HU, its usual height, and its voxels in mm."""
 
+    fine: np.ndarray
+    usual: float
+    mm: np.ndarray
 
-def _is_upright(fine: np.ndarray, usual: float, kji: np.ndarray, shift: np.ndarray, mm: np.ndarray, sd: float) -> bool:
-    """Whether two places are alike because the edge of something upright passes both: so are then slices beside."""
-    if np.abs(shift[1:]).max() > _STRAIGHT:
-        return False
-    beside = [shift + np.array((slices, 0, 0)) for slices in np.array((-1, 1)) * int(np.ceil(_NEAR_MM / 2 / mm[0]))]
-    return sd - max(_correlation(fine, usual, kji, one, mm) for one in beside) < _SHARP_SD
+    def correlation(self, kji: np.ndarray, shift: np.ndarray) -> float:
+        """By how many standard deviations the noise around two places is alike."""
+        fine, limit = self.fine, _CLIP_SD * 1.48 * self.usual
+        half = np.maximum(np.round(_CONFIRMED_MM / 2 / self.mm), 0).astype(int)
+        low = np.maximum(np.maximum(kji - half, 0), -shift)
+        high = np.minimum(np.minimum(kji + half + 1, fine.shape), fine.shape - shift)
+        if (high <= low).any():
+            return 0.0
+        one, other = (np.clip(fine[tuple(map(slice, low + by, high + by))], -limit, limit) for by in (0, shift))
+        product = one * other
+        return float(product.sum() / np.sqrt(max(float(np.square(product).sum()), 1e-9)))
+
+    def is_upright(self, kji: np.ndarray, shift: np.ndarray, sd: float) -> bool:
+        """Whether two places are alike because the edge of something upright passes both: so are slices beside."""
+        if np.abs(shift[1:]).max() > _STRAIGHT:
+            return False
+        reach = int(np.ceil(_NEAR_MM / 2 / self.mm[0]))
+        return sd - max(self.correlation(kji, shift + np.array((by, 0, 0))) for by in (-reach, reach)) < _SHARP_SD
 
 
 def apart(copies: Sequence[Copy], mm: np.ndarray) -> list[Copy]:

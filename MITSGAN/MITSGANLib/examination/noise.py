@@ -54,13 +54,11 @@ def fine_kernel(volume: CTVolume) -> np.ndarray:
     return whitening_kernel(part, (part > -970) & (part < 300))
 
 
-def residual(volume: CTVolume, kernel: np.ndarray | None = None) -> np.ndarray:
+def residual(volume: CTVolume, kernel: np.ndarray) -> np.ndarray:
     """What neighboring voxels do not tell of each voxel, float32 (slices, rows, columns) in HU.
 
-    :param kernel: of :func:`fine_kernel`, where it is known already.
+    :param kernel: of :func:`fine_kernel`.
     """
-    if kernel is None:
-        kernel = fine_kernel(volume)
     found = np.empty(volume.shape, np.float32)
 
     def whiten(k: int) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Collection
 import numpy as np
 
 from ..errors import InputError
+from ..runtime.progress import Progress
 from ..scan.volume import CTVolume
 from ..signature.contents import ScanContents
 from ..signature.dicom.digital_signature import ImageSignatures
 from ..signature.digests import TILE
 from ..signature.verification import INTACT, Verification
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
-from .examiner import Examination, Progress, examine
+from .examiner import Examination, examine
 from .verdict import ChangedPlace, Evidence, Outcome, Verdict
 
 SIGNATURE = "signature"
@@ -36,42 +37,31 @@ def with_signatures(
     :param signatures: DICOM's own.
     :param trusted: fingerprints of signers that the user trusts.
     """
-    evidence, places, is_intact, is_changed = [], [], False, False
+    evidence, places, outcome = [], [], verdict.outcome
     if verification is not None:
-        is_changed = not verification.is_intact
         known = verification.manifest.fingerprint in trusted
         signer = "by a signer you trust" if known else "by an unknown signer"
-        if is_changed:
+        if not verification.is_intact:
             kinds = sorted({one.kind for one in verification.discrepancies})
             text = f"it is not what was signed {signer}: {', '.join(kinds) or 'voxels'}"
             evidence.append(Evidence(SIGNATURE, text, 2.0))
-            places = _changed_tiles(verification, volume)
+            places, outcome = _changed_tiles(verification, volume), Outcome.CHANGED
         else:
             evidence.append(Evidence(SIGNATURE, f"it is as it was signed {signer}"))
-            is_intact = known
+            outcome = Outcome.INTACT if known else outcome
     if signatures.signed:
         if signatures.changed or (verification is None and not signatures.all_signed):
-            is_changed = True
+            outcome = Outcome.CHANGED
             evidence.append(Evidence(SIGNATURE, "DICOM's own signatures do not fit all images", 2.0))
         elif verification is None and signatures.all_valid:
-            is_intact = signatures.all_trusted
-            signer = "certificates you trust" if is_intact else "unknown certificates"
+            signer = "certificates you trust" if signatures.all_trusted else "unknown certificates"
             evidence.append(Evidence(SIGNATURE, f"DICOM's own signatures fit all images, by {signer}"))
-    outcome = verdict.outcome
-    if is_changed:
-        outcome = Outcome.CHANGED
-    elif is_intact:
-        outcome = Outcome.INTACT
+            outcome = Outcome.INTACT if signatures.all_trusted else outcome
     reasons = verdict.reasons
     if outcome is Outcome.INTACT and verdict.places:
         reasons = (*reasons, "what stands out below was there when it was signed, or is a false alarm")
-    return dataclasses.replace(
-        verdict,
-        outcome=outcome,
-        places=(*places, *verdict.places),
-        evidence=(*evidence, *verdict.evidence),
-        reasons=reasons,
-    )
+    places, evidence = (*places, *verdict.places), (*evidence, *verdict.evidence)
+    return dataclasses.replace(verdict, outcome=outcome, places=places, evidence=evidence, reasons=reasons)
 
 
 def examine_contents(
@@ -109,11 +99,10 @@ def _changed_tiles(verification: Verification, volume: CTVolume | None) -> list[
     found = []
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         tiles = int(np.count_nonzero(labels[box] == number))
-        edges = (1, TILE, TILE)
-        low = [part.start * edge for part, edge in zip(box, edges, strict=True)]
-        high = [min(part.stop * edge, size) for part, edge, size in zip(box, edges, signed.shape, strict=True)]
-        middle = [(a + b - 1) // 2 for a, b in zip(low, high, strict=True)]
-        size_mm = tuple(round((b - a) * mm, 1) for a, b, mm in zip(low, high, signed.spacing_kji, strict=True))
+        axes = zip(box, (1, TILE, TILE), signed.shape, strict=True)
+        ends = [(part.start * edge, min(part.stop * edge, size)) for part, edge, size in axes]
+        middle = [(low + high - 1) // 2 for low, high in ends]
+        size_mm = tuple(round((high - low) * mm, 1) for (low, high), mm in zip(ends, signed.spacing_kji, strict=True))
         lps = signed.voxel_to_lps(middle)
         kji = tuple(middle) if volume is None else volume.nearest_voxel(lps)
         text = f"{tiles} tile{'s' if tiles > 1 else ''} of 32x32 voxels not as signed"

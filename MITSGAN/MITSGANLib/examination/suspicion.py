@@ -95,7 +95,6 @@ def asked_limit(near: np.ndarray, lungs: np.ndarray) -> float:
     """What is an alarm at a place that somebody asks about; a whole scan has a million places.
 
     :param near: the most of :func:`together` within :data:`NEAR_MM`.
-    :param lungs: bool of the same shape.
     """
     low, high = _ASKED
     usual = np.percentile(near[lungs], _ASKED_PERCENTILE) if lungs.any() else high
@@ -113,38 +112,43 @@ def strength(kinds: Mapping[str, float]) -> float:
     return max([float(np.linalg.norm(own)), *others])
 
 
-def of_noise(noise: NoiseMap, lungs: np.ndarray) -> list[Suspicion]:
-    """Noise that is missing in either band, or of another color.
+class _Windows:
+    """One kind of evidence, sought in one window after the other: the most of all counts."""
 
-    :param lungs: bool (slices, block rows, block columns).
-    """
-    color = noise.differences[:, FINE] - noise.differences[:, COARSE]
+    def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
+        self._kind, self._score, self._told = kind, np.zeros(shape, np.float32), np.zeros(shape, bool)
+
+    def add(self, here: np.ndarray, times: np.ndarray, can_tell: np.ndarray | bool) -> None:
+        """Where there is a window, how many times its limit it shows, and where a forgery would reach that."""
+        np.maximum(self._score, np.where(here, times, 0), out=self._score)
+        self._told |= here & can_tell
+
+    def suspicion(self, power: float = 1.0) -> Suspicion:
+        return Suspicion(self._kind, self._score**power, self._told)
+
+
+def of_noise(noise: NoiseMap, lungs: np.ndarray) -> list[Suspicion]:
+    """Noise that is missing in either band, or of another color."""
+    fine, coarse = noise.differences[:, FINE], noise.differences[:, COARSE]
+    kinds = (NOISE, _FINE_LIMITS, -fine), (COARSE_NOISE, _COARSE_LIMITS, -coarse), (COLOR, _COLOR_LIMITS, fine - coarse)
     found = []
-    for kind, limits, values in (
-        (NOISE, _FINE_LIMITS, -noise.differences[:, FINE]),
-        (COARSE_NOISE, _COARSE_LIMITS, -noise.differences[:, COARSE]),
-        (COLOR, _COLOR_LIMITS, color),
-    ):
-        score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
-        for window, (scatters, least) in enumerate(limits):
-            here = lungs & noise.known[window]
+    for kind, limits, values in kinds:
+        windows = _Windows(kind, lungs.shape)
+        for one, known, (scatters, least) in zip(values, noise.known, limits, strict=True):
+            here = lungs & known
             if np.count_nonzero(here) < _FEW_BLOCKS:
                 continue
             # Vessels and edges fill the other side, so this one has to tell: what fills a quarter hides itself.
-            middle, scatter = _scatter(values[window][here], 75)
+            middle, scatter = _scatter(one[here], 75)
             limit = max(scatters * scatter, least)
-            np.maximum(score, np.where(here, (values[window] - middle) / limit, 0), out=score)
-            told |= here & (limit <= _MOST_LIMIT[kind])
-        found.append(Suspicion(kind, score**_NOISE_POWER, told))
+            windows.add(here, (one - middle) / limit, limit <= _MOST_LIMIT[kind])
+        found.append(windows.suspicion(_NOISE_POWER))
     return found
 
 
 def of_faded_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
-    """A watermark of which compression or smoothing left a part, where it falls short of its surroundings.
-
-    :param lungs: bool (slices, block rows, block columns).
-    """
-    score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
+    """A watermark of which compression or smoothing left a part, where it falls short of its surroundings."""
+    windows = _Windows(WATERMARK, lungs.shape)
     for limit, seen, expected in zip(_FADED_LIMITS, check.seen_in_lungs, check.expected_in_lungs, strict=True):
         here = lungs & (expected >= _FADED_SD)
         if np.count_nonzero(here) < _FEW_BLOCKS:
@@ -153,19 +157,16 @@ def of_faded_watermark(check: Check, lungs: np.ndarray) -> Suspicion:
         # Nothing adds to a watermark, so what is above the expected is chance, and what tissue makes of it.
         middle, scatter = _scatter(short[here], 16)
         allowed = limit * np.hypot(max(scatter, _LEAST_SCATTER), _FADED_VARIES * expected)
-        np.maximum(score, np.where(here, (short - max(middle, 0)) / allowed, 0), out=score)
-        told |= here & (expected >= allowed)
-    return Suspicion(WATERMARK, score, told)
+        windows.add(here, (short - max(middle, 0)) / allowed, expected >= allowed)
+    return windows.suspicion()
 
 
-def of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
-    """A watermark that falls short of its surroundings.
-
-    :param lungs: bool (slices, block rows, block columns).
-    """
-    score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
+def of_watermark(blocks: Blocks, whitened: Whitened) -> Suspicion:
+    """A watermark that falls short of its surroundings."""
+    lungs = blocks.lungs
+    windows = _Windows(WATERMARK, lungs.shape)
     # Outside of the lungs nothing is forged, and hides what is.
-    parts = [values * lungs for values in (whitened.held, _left(blocks, whitened, lungs), whitened.squares)]
+    parts = [values * lungs for values in (whitened.held, _left(blocks, whitened), whitened.squares)]
     marked = lungs & ~whitened.is_bare[:, None, None]
     for sigma_mm in _WATERMARK_MM:
         seen, expected = (blocks.around(values, sigma_mm) for values in parts[:2])
@@ -177,16 +178,15 @@ def of_watermark(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspi
         # Nothing adds to a watermark, so what is above the expected is chance alone. Slices that share signs have less.
         _, scatter = _scatter(((expected - seen) / root)[here & marked], 16)
         allowed = _WATERMARK_LIMIT * np.hypot(max(scatter, _LEAST_SCATTER) * root, _GAIN_VARIES * expected)
-        np.maximum(score, np.where(here, (expected - seen) / allowed, 0), out=score)
-        told |= here & (expected >= allowed)
-    return Suspicion(WATERMARK, score, told)
+        windows.add(here, (expected - seen) / allowed, expected >= allowed)
+    return windows.suspicion()
 
 
-def _left(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> np.ndarray:
+def _left(blocks: Blocks, whitened: Whitened) -> np.ndarray:
     """What each block would hold of the watermark if it were like its surroundings: lung, and what is denser."""
     left = np.zeros_like(whitened.full)
-    is_lung = whitened.texture.level < _DENSE_HU
-    for tissue in (lungs & is_lung, lungs & ~is_lung):
+    is_lung = blocks.texture.level < _DENSE_HU
+    for tissue in (blocks.lungs & is_lung, blocks.lungs & ~is_lung):
         held, full = (values * tissue for values in (whitened.held, whitened.full))
         of_marked = full[~whitened.is_bare].sum()
         usual = float(held[~whitened.is_bare].sum() / max(of_marked, 1e-9))
@@ -196,35 +196,23 @@ def _left(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> np.ndarray:
     return left
 
 
-def of_foreign_noise(blocks: Blocks, whitened: Whitened, lungs: np.ndarray) -> Suspicion:
-    """Noise that the scanner does not let through.
-
-    :param lungs: bool (slices, block rows, block columns).
-    """
-    score, told = np.zeros(lungs.shape, np.float32), np.zeros(lungs.shape, bool)
-    number = np.ones_like(whitened.texture.level)
+def of_foreign_noise(blocks: Blocks, whitened: Whitened) -> Suspicion:
+    """Noise that the scanner does not let through."""
+    lungs, texture = blocks.lungs_and_pleura, blocks.texture
+    windows, number = _Windows(FOREIGN, lungs.shape), np.ones_like(texture.level)
+    clipped = texture.level.clip(-1024, 200) / 300
+    maps = whitened.whitened, whitened.bare, texture.fine, texture.coarse, texture.steepness, clipped
     times = _LOSSY_TIMES if 0 < whitened.gain_of_marked < _LOSSY_GAIN else 1.0
     for edge_mm, usual_limit in _FOREIGN_LIMITS:
-        limit = times * usual_limit
         count = blocks.in_boxes(number, edge_mm)
-        means = [
-            blocks.in_boxes(values, edge_mm) / count
-            for values in (
-                whitened.whitened,
-                whitened.bare,
-                whitened.texture.fine,
-                whitened.texture.coarse,
-                whitened.texture.steepness,
-                whitened.texture.level.clip(-1024, 200) / 300,
-            )
-        ]
-        left = np.minimum(means[0], means[1])
-        about = [means[2], means[3], np.log(np.maximum(means[4], 0) + 3), means[5]]
+        of_all, of_bare, fine, coarse, steepness, level = (blocks.in_boxes(values, edge_mm) / count for values in maps)
+        left = np.minimum(of_all, of_bare)
+        about = [fine, coarse, np.log(np.maximum(steepness, 0) + 3), level]
         unexplained, scatter = _unexplained(left, about, lungs)
-        np.maximum(score, np.where(lungs, unexplained / (limit * scatter), 0), out=score)
+        limit = times * usual_limit * scatter
         # White noise as strong as what is fine here would leave that much more.
-        told |= lungs & (means[2] + np.log(whitened.spread) - left >= limit * scatter)
-    return Suspicion(FOREIGN, score**_FOREIGN_POWER, told)
+        windows.add(lungs, unexplained / limit, fine + np.log(whitened.spread) - left >= limit)
+    return windows.suspicion(_FOREIGN_POWER)
 
 
 def _unexplained(values: np.ndarray, about: list[np.ndarray], where: np.ndarray) -> tuple[np.ndarray, float]:

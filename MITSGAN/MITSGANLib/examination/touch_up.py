@@ -59,18 +59,17 @@ class TouchUp:
 
 
 def find_touch_up(
-    blocks: Blocks, fine: np.ndarray, kernel: np.ndarray, lungs: np.ndarray, *, is_lossy: bool | None = None
+    blocks: Blocks, fine: np.ndarray, kernel: np.ndarray, *, is_lossy: bool | None = None
 ) -> TouchUp | None:
     """Look everywhere for the noise of CT-GAN's fixed source; None where the source has no lung.
 
     :param fine: of :func:`.noise.residual`.
     :param kernel: that gave it, of :func:`.noise.fine_kernel`.
-    :param lungs: bool (slices, block rows, block columns).
     :param is_lossy: whether the copy was compressed or smoothed; None where nothing tells.
     """
     from scipy import ndimage
 
-    source = _Source.of(blocks, lungs)
+    source = _Source.of(blocks, blocks.lungs)
     if np.count_nonzero(blocks.volume.hu[source.box_around()] < _LUNG_HU) < _FEW_VOXELS:
         return None
     removed = _in_all_tissue(source, fine, _FOUND_IN_LOSSY_SD if is_lossy else _FOUND_SD)
@@ -80,12 +79,12 @@ def find_touch_up(
     def most_within(values: np.ndarray, reach_mm: float) -> np.ndarray:
         return ndimage.maximum_filter(values, [2 * max(1, round(reach_mm / edge)) + 1 for edge in blocks.mm])
 
-    wide = _Source.of(blocks, most_within(lungs, _AROUND_LUNGS_MM))
+    wide = _Source.of(blocks, most_within(blocks.lungs, _AROUND_LUNGS_MM))
     added, bands = _in_dense_tissue(wide, fine, kernel, _ADDED_SD if is_lossy is False else _ADDED_IN_LOSSY_SD)
     dense = np.zeros(blocks.shape, np.float32)
     for dense_sd in bands:
         near = most_within(dense_sd, NEAR_MM)
-        asked_sd = max(_ASKED_SD, _ASKED_TIMES * float(np.percentile(near[lungs], _ASKED_PERCENTILE)))
+        asked_sd = max(_ASKED_SD, _ASKED_TIMES * float(np.percentile(near[blocks.lungs], _ASKED_PERCENTILE)))
         np.maximum(dense, near / asked_sd, out=dense)
     listed = apart([*removed, *added], np.array(blocks.volume.spacing_kji))
     return TouchUp(tuple(int(at) for at in source.kji), tuple(listed), dense)
@@ -116,10 +115,7 @@ class _Source:
 
     @classmethod
     def of(cls, blocks: Blocks, lungs: np.ndarray) -> _Source:
-        """That of a scan.
-
-        :param lungs: bool (slices, block rows, block columns).
-        """
+        """That of a scan."""
         volume = blocks.volume
         kji = np.array([int(size * share) for size, share in zip(volume.shape, NOISE_SOURCE, strict=True)])
         edge = touch_up_edge(volume.spacing_kji)
@@ -172,17 +168,41 @@ class _Source:
             yield Copy(kji, source, most, (0.0,) * 3, by_touch_up=True), beside
 
 
+class _Correlation:
+    """Sums of products of a box's voxels with a template's, with this at every voxel of the box."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        from scipy import fft
+
+        self._inside = tuple(map(slice, values.shape))
+        self._shape = tuple(fft.next_fast_len(int(size), real=True) for size in values.shape)
+        self._spectrum = fft.rfftn(values, self._shape, workers=usable_threads())
+
+    def sums(self, template: np.ndarray, middle: Sequence[int]) -> np.ndarray:
+        """
+        :param middle: voxel (slice, row, column) of the template that is put on each of the box.
+        """
+        from scipy import fft
+
+        # As ``rfftn`` of the template in a box of zeros, its middle in the corner; lines of zeros are left out.
+        found = template
+        for axis, transform in ((2, fft.rfft), (0, fft.fft), (1, fft.fft)):
+            wide = np.zeros((*found.shape[:axis], self._shape[axis], *found.shape[axis + 1 :]), found.dtype)
+            at = (np.arange(found.shape[axis]) - middle[axis]) % self._shape[axis]
+            wide[(*[slice(None)] * axis, at)] = found
+            found = transform(wide, axis=axis, overwrite_x=True, workers=usable_threads())
+        np.conj(found, out=found)
+        found *= self._spectrum
+        return fft.irfftn(found, self._shape, workers=usable_threads(), overwrite_x=True)[self._inside]
+
+
 def _in_all_tissue(source: _Source, fine: np.ndarray, least_sd: float) -> list[Copy] | None:
     """Where whole regions have the source's noise, as removals leave it; None where the source has too little."""
-    from scipy import fft
-
     inside = source.mask[source.box]
     noise = _normalized(fine[source.box])
     noise[~inside] = 0
     usable = noise * (source.blocks.volume.hu[source.box] < _LUNG_HU)
-    shape = tuple(fft.next_fast_len(int(size), real=True) for size in noise.shape)
-    workers = usable_threads()
-    spectrum = fft.rfftn(noise, shape, workers=workers)
+    correlation = _Correlation(noise)
     found: list[Copy] = []
     any_template = False
     for size_mm in _SIZES_MM:
@@ -191,8 +211,7 @@ def _in_all_tissue(source: _Source, fine: np.ndarray, least_sd: float) -> list[C
         if np.count_nonzero(template) < _FEW_VOXELS:
             continue
         any_template = True
-        both = fft.irfftn(spectrum * fft.rfftn(template, shape, workers=workers).conj(), shape, workers=workers)
-        both = np.roll(both, source.before(part), (0, 1, 2))[tuple(map(slice, noise.shape))]
+        both = correlation.sums(template, source.before(part))
         both /= np.sqrt(np.sum(template**2))
         both /= max(1.0, 1.48 * float(np.median(np.abs(both[::2, ::3, ::3][inside[::2, ::3, ::3]]))))
         both[~inside] = 0
@@ -217,25 +236,23 @@ def _in_dense_tissue(
         dense = (smooth(hu[k].astype(np.float32), _DENSE_VOXELS) - _DENSE_HU) / _DENSE_WIDTH_HU
         return source.mask[source.box][k] / (1 + np.exp(-dense.clip(-30, 30)))
 
-    def band(k: int) -> np.ndarray:
-        plane = hu[k].astype(np.float32)
+    def coarser(plane: np.ndarray) -> np.ndarray:
         return plane - smooth(plane, _BAND_VOXELS)
 
     weights = np.stack(map_slices(weigh, len(hu)))
-    part = source.box_around(2 * _REACH * _SIGMA_MM)
-    noise = np.maximum(blocks.volume.hu[part], LOWEST_HU).astype(np.float32)
+    noise = np.maximum(blocks.volume.hu[source.box_around(2 * _REACH * _SIGMA_MM)], LOWEST_HU).astype(np.float32)
     if not (noise < _LUNG_HU).any():  # lung lies farther from its middle alone
         return [], []
     noise[noise >= _LUNG_HU] = noise[noise < _LUNG_HU].mean()
-    finest = np.stack([correlate(plane, kernel) for plane in noise])
     bands = [
-        _alike(source, weights, lambda k: fine[source.box][k], finest),
-        _alike(source, weights, band, np.stack([plane - smooth(plane, _BAND_VOXELS) for plane in noise])),
+        (lambda k: fine[source.box][k], lambda plane: correlate(plane, kernel)),
+        (lambda k: coarser(hu[k].astype(np.float32)), coarser),
     ]
     found, of_blocks = [], []
     size_mm = (2 * _SIGMA_MM,) * 3
     plane = np.zeros(blocks.volume.shape[1:], np.float32)
-    for sd in bands:
+    for band, of_source in bands:
+        sd = _alike(source, weights, band, np.stack([of_source(one) for one in noise]))
         sd[source.near(source.kji - source.low)] = 0
         _keep_sharp(sd)
         of_band = np.zeros(blocks.shape, np.float32)
@@ -269,8 +286,6 @@ def _alike(source: _Source, weights: np.ndarray, band: Callable[[int], np.ndarra
     :param band: what is compared of a slice of the box.
     :param noise: the same of what lies within some standard deviations of :data:`_SIGMA_MM` of the source.
     """
-    from scipy import fft
-
     part = source.box_around(2 * _REACH * _SIGMA_MM)
     is_noise = source.blocks.volume.hu[part] < _LUNG_HU
     template = np.clip(noise / (1.25 * float(np.abs(noise[is_noise]).mean()) + 0.1), -_CLIP_SD, _CLIP_SD)
@@ -280,16 +295,8 @@ def _alike(source: _Source, weights: np.ndarray, band: Callable[[int], np.ndarra
     away = sum(np.square(axis * mm) for axis, mm in zip(axes, source.mm, strict=True)) / _SIGMA_MM**2
     template = (template * np.exp(-0.5 * away) * (away < _REACH**2)).astype(np.float32)
     values = np.stack(map_slices(lambda k: _normal(band(k)) * weights[k], len(weights)))
-    shape = tuple(fft.next_fast_len(int(size), real=True) for size in values.shape)
-
-    def summed(values: np.ndarray, template: np.ndarray) -> np.ndarray:
-        spectrum = fft.rfftn(values, shape, workers=usable_threads())
-        spectrum *= fft.rfftn(template, shape, workers=usable_threads()).conj()
-        whole = fft.irfftn(spectrum, shape, workers=usable_threads())
-        return np.roll(whole, source.before(part), (0, 1, 2))[tuple(map(slice, values.shape))]
-
-    sd = summed(values, template)
-    squares = summed(np.square(values, out=values), np.square(template))
+    sd = _Correlation(values).sums(template, source.before(part))
+    squares = _Correlation(np.square(values, out=values)).sums(np.square(template), source.before(part))
     told = source.mask[source.box] & (squares > _LEAST_SQUARES)
     sd = np.where(told, sd / np.sqrt(np.maximum(squares, _LEAST_SQUARES)), 0)
     if told.any():

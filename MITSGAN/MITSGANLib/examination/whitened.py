@@ -12,21 +12,20 @@ Arrays of blocks are those of :mod:`.blocks`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..budget.budget import Budget
 from ..runtime.threads import map_slices, slabs
 from ..scan.filters import smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
+from ..watermark.blocks import BLOCK, enlarge
 from ..watermark.embedding import Watermark
 from ..watermark.pattern import (
     LAYER_MM,
     TILE,
-    UNCHECKERED,
     Grid,
     ScanSigns,
     WatermarkKey,
@@ -34,8 +33,8 @@ from ..watermark.pattern import (
     of_signs,
     tile_levels,
 )
-from ..watermark.sums import BLOCK, FOUND_SD, Reading, enlarge
-from .blocks import Blocks, Texture
+from ..watermark.sums import FOUND_SD, Reading
+from .blocks import Blocks
 
 # Neighbors along rows and columns that a voxel is told from: in its slice, in the next ones, in those after.
 _REACH = (3, 2, 1)
@@ -66,7 +65,6 @@ class Whitened:
     :param squares: variance of ``held`` by chance, whatever the image: each sign is as likely as its opposite.
     :param whitened: mean logarithm of what the filter left.
     :param bare: the same of the scan without its watermark.
-    :param texture: what the blocks look like.
     :param gain: of the watermark in the lungs, 0 where there is none.
     :param sd: how many standard deviations it stands out in the voxels that the filter was learned from.
     :param spread: by how much the filter multiplies white noise.
@@ -78,7 +76,6 @@ class Whitened:
     squares: np.ndarray
     whitened: np.ndarray
     bare: np.ndarray
-    texture: Texture
     gain: float
     sd: float
     spread: float
@@ -109,6 +106,39 @@ class Whitened:
 
 
 @dataclass(frozen=True, eq=False)
+class _Marks:
+    """What a watermark should have added to each voxel of a scan, and where that is sure; (slices, rows, columns).
+
+    :param hu: int16.
+    :param sure: bool: voxels of tiles whose level the signs themselves cannot have changed.
+    :param version: of the signs.
+    """
+
+    hu: np.ndarray
+    sure: np.ndarray
+    version: int
+
+    @classmethod
+    def of(cls, blocks: Blocks, watermark: Watermark) -> _Marks:
+        volume, grid = blocks.volume, blocks.grid
+        reading = Reading.bare(volume, watermark.key, watermark.budget)
+        signs = _signs(volume, watermark.key)
+        marks, sure = np.empty(volume.shape, np.int16), np.zeros(volume.shape, bool)
+        rows, columns = (size // TILE for size in volume.shape[1:])
+        inner = slice(rows * TILE), slice(columns * TILE)
+
+        def mark(k: int) -> None:
+            marks[k] = reading.allowed_in(k)[0] * signs.of_slice(k, volume.hu[k])
+            height = grid.turned(np.abs(marks[k]).astype(np.float32))[inner]
+            of_tiles = height.reshape(rows, TILE, columns, TILE).mean(axis=(1, 3))
+            _, unsure = tile_levels(grid.turned(volume.hu[k]), _LEVEL_HU + _LEVEL_SHARE * of_tiles)
+            grid.turned(sure[k])[inner] = ~enlarge(unsure, TILE)
+
+        map_slices(mark, volume.shape[0])
+        return cls(marks, sure, watermark.key.version)
+
+
+@dataclass(frozen=True, eq=False)
 class _Kernel:
     """Weights (slices, rows, columns) with 1 in the middle, and the watermark that was taken off to learn them."""
 
@@ -117,36 +147,18 @@ class _Kernel:
     sd: float
 
 
-def whiten(blocks: Blocks, watermark: Watermark | None) -> Whitened | None:
+def whiten(blocks: Blocks, watermark: Watermark) -> Whitened | None:
     """Filter the lungs; None where they are too small to learn from.
 
-    :param watermark: that the scan was marked with; None where it was not.
+    :param watermark: that the scan may be marked with.
     """
-    volume = blocks.volume
-    lung = blocks.lung
-    marks = np.zeros(volume.shape, np.int16) if watermark is None else _marks(volume, watermark.key, watermark.budget)
-    sure = np.ones(volume.shape, bool) if watermark is None else _sure(blocks, marks)
-    kernel = _learned(volume.hu, marks, lung, sure)
+    marks = _Marks.of(blocks, watermark)
+    kernel = _learned(blocks.volume.hu, marks, blocks.lung)
     if kernel is None:
         return None
-    version = UNCHECKERED if watermark is None else watermark.key.version
-    planes = [part for slab in slabs(volume.shape[0]) for part in _filtered(blocks, slab, marks, sure, kernel, version)]
-    stacked = [np.stack(values).astype(np.float32) for values in zip(*planes, strict=True)]
-    spread = float(np.linalg.norm(kernel.weights))
-    return Whitened(*stacked, blocks.texture, kernel.gain, kernel.sd, spread, marks)
-
-
-def _marks(volume: CTVolume, key: WatermarkKey, budget: Budget) -> np.ndarray:
-    """What the watermark should have added to each voxel, in whole HU."""
-    reading = Reading.bare(volume, key, budget)
-    signs = _signs(volume, key)
-    marks = np.empty(volume.shape, np.int16)
-
-    def mark(k: int) -> None:
-        marks[k] = reading.allowed_in(k)[0] * signs.of_slice(k, volume.hu[k])
-
-    map_slices(mark, volume.shape[0])
-    return marks
+    planes = zip(*_filtered(blocks, marks, kernel), strict=True)
+    stacked = [np.stack(values).astype(np.float32) for values in planes]
+    return Whitened(*stacked, kernel.gain, kernel.sd, float(np.linalg.norm(kernel.weights)), marks.hu)
 
 
 def _signs(volume: CTVolume, key: WatermarkKey) -> ScanSigns:
@@ -164,23 +176,7 @@ def _signs(volume: CTVolume, key: WatermarkKey) -> ScanSigns:
     return min(found, key=lambda signs: float((signs.of_slice(middle, volume.hu[middle]) * rest).sum()))
 
 
-def _sure(blocks: Blocks, marks: np.ndarray) -> np.ndarray:
-    """Voxels of tiles whose level the signs themselves cannot have changed, bool (slices, rows, columns)."""
-    volume = blocks.volume
-    sure = np.zeros(volume.shape, bool)
-
-    def look(k: int) -> None:
-        height = blocks.grid.turned(np.abs(marks[k]).astype(np.float32))
-        rows, columns = (size // TILE for size in height.shape)
-        of_tiles = height[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE).mean(axis=(1, 3))
-        _, unsure = tile_levels(blocks.grid.turned(volume.hu[k]), _LEVEL_HU + _LEVEL_SHARE * of_tiles)
-        blocks.grid.turned(sure[k])[: rows * TILE, : columns * TILE] = ~enlarge(unsure, TILE)
-
-    map_slices(look, volume.shape[0])
-    return sure
-
-
-def _learned(hu: np.ndarray, marks: np.ndarray, lung: np.ndarray, sure: np.ndarray) -> _Kernel | None:
+def _learned(hu: np.ndarray, marks: _Marks, lung: np.ndarray) -> _Kernel | None:
     """The filter, by robust least squares on voxels of the lung; once more without the watermark, where it is there."""
     if min(hu.shape[1:]) <= 2 * _WIDE or hu.shape[0] <= 2 * _DEPTH:
         return None
@@ -207,10 +203,10 @@ def _learned(hu: np.ndarray, marks: np.ndarray, lung: np.ndarray, sure: np.ndarr
     x, y = around(hu)
     x, y = np.maximum(x, LOWEST_HU), np.maximum(y, LOWEST_HU)
     weights, gain, sd = _robust_weights(x, y), 0.0, 0.0
-    if marks.any():
-        mark_x, mark_y = around(marks)
+    if marks.hu.any():
+        mark_x, mark_y = around(marks.hu)
         left, mark = y - x @ weights, mark_y - mark_x @ weights
-        told = sure[at] & (np.abs(left) < _CLIP_SD * 1.48 * np.median(np.abs(left)))
+        told = marks.sure[at] & (np.abs(left) < _CLIP_SD * 1.48 * np.median(np.abs(left)))
         held, full = (left * mark)[told], (mark * mark)[told]
         sd = float(held.sum() / max(np.sqrt(np.square(held).sum()), 1e-9))
         if sd >= FOUND_SD:
@@ -238,10 +234,8 @@ def _robust_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return weights + (1 - weights.sum()) / len(weights)
 
 
-def _filtered(
-    blocks: Blocks, slab: slice, marks: np.ndarray, sure: np.ndarray, kernel: _Kernel, version: int
-) -> list[tuple[np.ndarray, ...]]:
-    """What :class:`Whitened` holds of some slices."""
+def _filtered(blocks: Blocks, marks: _Marks, kernel: _Kernel) -> Iterator[tuple[np.ndarray, ...]]:
+    """What :class:`Whitened` holds of each slice."""
     from scipy import fft
 
     hu = blocks.volume.hu
@@ -252,32 +246,35 @@ def _filtered(
     for (k, j, i), weight in np.ndenumerate(kernel.weights):
         placed[k, (_WIDE - j) % shape[0], (_WIDE - i) % shape[1]] = weight
     of_kernel = fft.rfft2(placed)
-    first = slab.start - _DEPTH
-    some = np.clip(np.arange(first, slab.stop + _DEPTH), 0, len(hu) - 1)
-    any_marks = bool(marks[some].any())
 
-    def spectrum(number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        k = some[number]
+    def spectrum(k: int) -> tuple[np.ndarray, np.ndarray | None]:
         plane = np.pad(np.maximum(hu[k], LOWEST_HU).astype(np.float32), edges, mode="edge")
-        return fft.rfft2(plane), fft.rfft2(np.pad(marks[k].astype(np.float32), edges)) if any_marks else None
+        mark = marks.hu[k]
+        return fft.rfft2(plane), fft.rfft2(np.pad(mark.astype(np.float32), edges)) if mark.any() else None
 
-    spectra = map_slices(spectrum, len(some))
-
-    def back(parts: Sequence[np.ndarray]) -> np.ndarray:
-        total = sum(part * weights for part, weights in zip(parts, of_kernel, strict=True))
+    def back(parts: Iterable[np.ndarray | None]) -> np.ndarray:
+        total, product = np.zeros_like(of_kernel[0]), np.empty_like(of_kernel[0])
+        for part, weights in zip(parts, of_kernel, strict=True):
+            if part is not None:
+                total += np.multiply(part, weights, out=product)
         return fft.irfft2(total, shape)[: hu.shape[1], : hu.shape[2]]
 
-    def look(number: int) -> tuple[np.ndarray, ...]:
-        near = spectra[number : number + 2 * _DEPTH + 1]
-        left = back([of_plane for of_plane, _ in near])
-        mark = back([of_marks for _, of_marks in near]) if any_marks else np.zeros_like(left)
-        k = slab.start + number
+    spectra: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+
+    def look(k: int) -> tuple[np.ndarray, ...]:
+        near = [spectra[index] for index in np.clip(np.arange(k - _DEPTH, k + _DEPTH + 1), 0, len(hu) - 1)]
+        left, mark = map(back, zip(*near, strict=True))
         # At either end neighbors are missing. Where slices share signs, what each adds averages out with the next.
         inner = (min(k, len(hu) - 1 - k) - _DEPTH + 1) * blocks.mm[0] / LAYER_MM
         share = np.float32(np.clip(inner, 0, 1)) if 2 * blocks.mm[0] < LAYER_MM else 1
-        return _sums(blocks, hu[k], left, mark, marks[k] * sure[k] * share, kernel.gain, version)
+        return _sums(blocks, hu[k], left, mark, marks.hu[k] * marks.sure[k] * share, kernel.gain, marks.version)
 
-    return map_slices(look, slab.stop - slab.start)
+    for slab in slabs(len(hu)):
+        # Of slices that the slab before looked at, too, the spectra are there.
+        spectra = {k: spectra[k] for k in spectra if k >= slab.start - _DEPTH}
+        new = range(max(spectra, default=-1) + 1, min(slab.stop + _DEPTH, len(hu)))
+        spectra |= zip(new, map_slices(lambda number, new=new: spectrum(new[number]), len(new)), strict=True)
+        yield from map_slices(lambda number, first=slab.start: look(first + number), slab.stop - slab.start)
 
 
 def _sums(

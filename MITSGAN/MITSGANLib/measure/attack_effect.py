@@ -26,9 +26,8 @@ from ..runtime.threads import side_by_side
 from ..scan.regions import Region
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
-from ..watermark.checking import check_place
+from ..watermark.checking import Place, check_place
 from ..watermark.pattern import OPEN_KEY, WatermarkKey
-from ..watermark.places import Place
 from .metrics import Comparison, compare
 from .noise_controls import noise_in_boxes
 

@@ -31,8 +31,7 @@ from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
 from ..scan.targets import Target
 from ..scan.volume import CTVolume
-from ..watermark.checking import check_place
-from ..watermark.places import Place
+from ..watermark.checking import Place, check_place
 
 Progress = Callable[[str, int, int], None]
 

@@ -14,7 +14,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 from ..measure import attack_effect
 from ..scan.windows import LUNG
-from ..watermark.places import Place
+from ..watermark.checking import Place
 
 COLUMNS = ("Compared", "Region", "Metric", "Value", "Unit", "Worst slice", "Worst value", "Definition")
 FIGURE_COLUMNS = ("What", "Value", "Meaning")

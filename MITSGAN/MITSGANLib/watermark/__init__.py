@@ -10,10 +10,10 @@ has: it shows forgeries by whoever does not know of it.
 ``pattern``    the signs of a slice, from the key, the slice's place and its HU
 ``embedding``  a scan with its watermark
 ``whitening``  the filter that takes anatomy and smooth noise out before the signs are sought
+``blocks``     where evidence is added up
 ``sums``       the evidence in each block of a scan
 ``fading``     what lossy compression, smoothing and other formats left of the signs
 ``regridding`` copies that were cropped, flipped, resampled or turned, and where they lie on the marked scan's grid
-``checking``   where the watermark is and where it should be and is not
-``places``     what is left of it at one place that is asked about
+``checking``   where the watermark is and where it should be and is not, and what is left at a place that is asked about
 =============  =============================================================================
 """

@@ -87,12 +87,11 @@ def recorded_watermark(volume: CTVolume, key: WatermarkKey = OPEN_KEY) -> Waterm
     :param key: that it was marked with, of whatever version.
     """
     for step in reversed(volume.provenance.steps):
-        strength = step.parameters.get(_STRENGTH)
         # What a file says may be anything.
+        strength, version = step.parameters.get(_STRENGTH), step.parameters.get(_VERSION, 1)
         if step.kind == PROTECTION and isinstance(strength, (int, float)) and 0 < strength <= HIGHEST_HU - LOWEST_HU:
-            version = step.parameters.get(_VERSION, 1)
+            version = version if isinstance(version, (int, float)) else 1
             *newer, oldest = versions(key)
-            is_number = isinstance(version, (int, float))
-            own = next((one for one in newer if is_number and version >= one.version), oldest)
+            own = next((one for one in newer if version >= one.version), oldest)
             return dataclasses.replace(own, budget=own.budget.at_strength(float(strength)))
     return None

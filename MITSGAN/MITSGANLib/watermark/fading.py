@@ -44,16 +44,16 @@ def faded(reading: Reading) -> tuple[Reading, float] | None:
 
     :return: and the share of the signs that is left as they were put in; None where nothing of the watermark is.
     """
-    found: list[tuple[float, Reading, float]] = []
-    for lost in (1.0, _NOISE_LOST):
-        share = reading.budget.noise_share
-        budget = dataclasses.replace(reading.budget, noise_share=None if share is None else lost * share)
-        noisier = dataclasses.replace(reading, budget=budget)
-        fading = fading_of(noisier)
-        if fading is not None:
-            gain = found[0][-1] if found else fading.gain
-            found.append((fading.sd, dataclasses.replace(noisier, fading=fading.weights), gain))
-    return max(found, key=lambda one: one[0])[1:] if found else None
+    share = reading.budget.noise_share
+    found = []
+    for noise_share in (None,) if share is None else (share, _NOISE_LOST * share):
+        noisier = dataclasses.replace(reading, budget=dataclasses.replace(reading.budget, noise_share=noise_share))
+        if (fading := fading_of(noisier)) is not None:
+            found.append((fading, noisier))
+    if not found:
+        return None
+    fading, best = max(found, key=lambda pair: pair[0].sd)
+    return dataclasses.replace(best, fading=fading.weights), found[0][0].gain
 
 
 def with_lost_padding(reading: Reading) -> Reading:
@@ -80,7 +80,11 @@ def fading_of(reading: Reading) -> Fading | None:
 
     :param reading: without a filter.
     """
-    rings = _rings()
+    # All weights that a filter without a direction may have: float32 (kinds, 5, 5) of 0 and 1.
+    away = np.abs(np.arange(-_REACH, _REACH + 1))
+    far, near = np.maximum.outer(away, away), np.minimum.outer(away, away)
+    kinds = [(a, b) for a in range(_REACH + 1) for b in range(a + 1)]
+    rings = np.stack([(far == a) & (near == b) for a, b in kinds]).astype(np.float32)
     found: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     for k in _some_slices(reading.volume.shape[0]):
         for place, marked in enumerate(reading.marked(k)):
@@ -94,19 +98,10 @@ def fading_of(reading: Reading) -> Fading | None:
         weights = np.linalg.lstsq(variance, sums, rcond=1e-9)[0]
         gained = float(weights @ sums)
         if gained >= _FOUND and (best is None or gained > best.sd**2):
-            best = Fading(
-                np.tensordot(weights, rings, 1).astype(np.float32), gained**0.5, float(sums[0]) / max(full, 1e-12)
-            )
+            filtered = np.tensordot(weights, rings, 1).astype(np.float32)
+            best = Fading(filtered, gained**0.5, float(sums[0]) / max(full, 1e-12))
     return best
 
 
 def _some_slices(count: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, _MOST_SLICES + 2).astype(int)[1:-1]).tolist()
-
-
-def _rings() -> np.ndarray:
-    """All weights that a filter without a direction may have: float32 (kinds, 5, 5) of 0 and 1."""
-    away = np.abs(np.arange(-_REACH, _REACH + 1))
-    far, near = np.maximum.outer(away, away), np.minimum.outer(away, away)
-    kinds = [(a, b) for a in range(_REACH + 1) for b in range(a + 1)]
-    return np.stack([(far == a) & (near == b) for a, b in kinds]).astype(np.float32)

@@ -177,10 +177,7 @@ def tile_levels(plane: np.ndarray, margin_hu: float | np.ndarray = LEVEL_MARGIN_
 
 @dataclass(frozen=True)
 class GridSecret:
-    """What the signs of all slices of a scan are derived from.
-
-    :param version: of the signs.
-    """
+    """What the signs of all slices of a scan, of some version, are derived from."""
 
     secret: bytes = field(repr=False)
     version: int = VERSION
@@ -245,7 +242,6 @@ def of_signs(products: np.ndarray, version: int) -> np.ndarray:
     """What voxels that share a sign come to, at the first of them, and 0 at the others; where none do, as they are.
 
     :param products: (..., rows, columns) along growing LPS, from the first voxel of a tile on.
-    :param version: of the signs.
     """
     if version == UNCHECKERED:
         return products
@@ -261,7 +257,6 @@ def products_of_tiles(products: np.ndarray, version: int) -> np.ndarray:
     """What tiles add to the correlation with their signs, as :func:`signs_of_tiles` has these: (tiles, 64).
 
     :param products: (..., 8, 8), what each voxel would add if its sign were +1.
-    :param version: of the signs.
     """
     if version != UNCHECKERED:
         products = of_signs(products * _CHECKERS, version)
@@ -271,7 +266,6 @@ def products_of_tiles(products: np.ndarray, version: int) -> np.ndarray:
 def layers(secret: GridSecret, depth: float, shape: Sequence[int]) -> np.ndarray:
     """The number of the layer that each tile of a slice lies in, int64.
 
-    :param secret: of :func:`grid_secret`.
     :param depth: of the slice, in layers.
     :param shape: (tile rows, tile columns).
     """
@@ -282,8 +276,7 @@ def layers(secret: GridSecret, depth: float, shape: Sequence[int]) -> np.ndarray
 def signs(secret: GridSecret, depth: float, levels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """+1 or -1 for each voxel of a slice along growing LPS, int8; 0 where no whole tile fits.
 
-    :param secret: of :func:`grid_secret`.
-    :param depth: of the slice, in layers.
+    :param depth: as in :func:`layers`.
     :param levels: of each tile, as :func:`tile_levels` has them.
     :param shape: (rows, columns) of the slice.
     """
@@ -304,8 +297,7 @@ def signs_of_tiles(
     :param tiles: their numbers in the slice, row after row.
     :param shape: (tile rows, tile columns) of the slice.
     """
-    limits = np.frombuffer(keystream(derive(secret.secret, None, b"limits"), 0, math.prod(shape)), np.uint8)[tiles]
-    of_tile = np.floor(depth + limits / 256).astype(np.int64)
+    of_tile = layers(secret, depth, shape).ravel()[tiles]
     packed = np.empty((len(tiles), _TILE_BYTES), np.uint8)
     for layer in np.unique(of_tile):
         of_layer = derive(secret.secret, None, struct.pack("<q", int(layer)))

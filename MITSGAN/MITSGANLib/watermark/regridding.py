@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from ..errors import InputError
 from ..runtime.threads import map_slices
 from ..scan.alignment import aligned, between, pasted
 from ..scan.hounsfield import LOWEST_HU
-from ..scan.volume import PROTECTION, CTVolume
+from ..scan.volume import PROTECTION, CTVolume, Provenance
 from .pattern import TILE, Grid, GridSecret, WatermarkKey, grid_secret, products_of_tiles, signs_of_tiles, tile_levels
 from .sums import Reading
+
+T = TypeVar("T")
 
 GRID_FIELD = "watermark_grid"
 """In a protection's record: the grid of the scan that was marked."""
@@ -63,8 +65,9 @@ class Regridding:
 
     def moved(self, copy: CTVolume) -> CTVolume:
         """The copy on the grid; what it does not hold is padding."""
+        beyond = LOWEST_HU - 1
         if self.is_exact:
-            hu = pasted(copy.hu, self.to_grid, self.grid.shape, LOWEST_HU - 1)
+            hu = pasted(copy.hu, self.to_grid, self.grid.shape, beyond)
             return dataclasses.replace(self.grid, hu=hu, provenance=copy.provenance)
         from scipy import ndimage
 
@@ -72,19 +75,15 @@ class Regridding:
         back = np.linalg.inv(self.to_grid)
         # Mostly the slices are the same, and each can be taken for itself.
         alone = np.allclose(back[0], (1, 0, 0, 0)) and np.allclose(back[1:3, 0], 0)
-        linear = {"order": 1, "mode": "constant", "cval": float(LOWEST_HU - 1)}
 
         def look(k: int) -> None:
             if alone:
-                values = ndimage.affine_transform(
-                    copy.hu[k].astype(np.float32), back[1:3, 1:3], back[1:3, 3], hu.shape[1:], **linear
-                )
+                values, matrix, offset = copy.hu[k], back[1:3, 1:3], back[1:3, 3]
             else:
-                offset = back[:3, 3] + k * back[:3, 0]
-                values = ndimage.affine_transform(
-                    copy.hu.astype(np.float32), back[:3, :3], offset, (1, *hu.shape[1:]), **linear
-                )[0]
-            hu[k] = np.rint(values)
+                values, matrix, offset = copy.hu, back[:3, :3], back[:3, 3] + k * back[:3, 0]
+            shape = hu.shape[1:] if alone else (1, *hu.shape[1:])
+            values = values.astype(np.float32)
+            hu[k] = np.rint(ndimage.affine_transform(values, matrix, offset, shape, order=1, cval=float(beyond)))
 
         map_slices(look, len(hu))
         return dataclasses.replace(self.grid, hu=hu, provenance=copy.provenance)
@@ -110,7 +109,12 @@ def recorded_grid(volume: CTVolume) -> CTVolume | None:
         shape = tuple(int(size) for size in record["shape"])
         if len(shape) != 3 or not all(0 < size <= 4096 for size in shape):
             return None
-        return _empty(shape, record["spacing"], record["origin"], np.reshape(record["direction"], (3, 3)))
+        return CTVolume(
+            np.broadcast_to(np.int16(0), shape),
+            tuple(record["spacing"]),
+            tuple(record["origin"]),
+            np.reshape(record["direction"], (3, 3)),
+        )
     except (KeyError, TypeError, ValueError, InputError):  # what a file says may be anything
         return None
 
@@ -131,59 +135,29 @@ def find_regridding(
     for key in keys:
         by_version.setdefault(key.version, key)
     probe = _Probe.of(upright, tuple(by_version.values()), budget, alive)
-    if probe is None:
+    found = probe and probe.searched(recorded_grid(volume))
+    if found is None:
         return None
-    tries: list[Callable[[], Iterator[_Try]]] = [
-        lambda: _recorded(upright, recorded_grid(volume)),
-        lambda: _arrangements(upright),
-    ]
-    for attempts in tries:
-        for attempt in attempts():
-            if probe.sd(attempt) >= _FOUND_SD:
-                return _told(attempt, rearranged)
-    is_usual = upright.shape[1] == upright.shape[2] and upright.shape[1] in _EDGES
-    # The longest search comes last.
-    last = (probe.turned, probe.cropped) if is_usual else (probe.cropped, probe.turned)
-    for search in (probe.other_slices, probe.resampled, *last):
-        attempt = search()
-        if attempt is not None:
-            return _told(attempt, rearranged)
-    return None
+    # The same for the copy as it is stored.
+    is_permuted = not np.allclose(np.abs(rearranged[:3, :3]), np.eye(3))
+    words = ", ".join(filter(None, ("axes permuted" if is_permuted else "", found.words)))
+    return Regridding(found.grid, found.to_grid @ rearranged, words or "stored in another order")
 
 
-@dataclass(frozen=True, eq=False)
-class _Try:
-    """A grid that the upright copy may lie on, and how; see :class:`Regridding`."""
-
-    grid: CTVolume
-    to_grid: np.ndarray
-    words: str
-
-
-def _told(attempt: _Try, rearranged: np.ndarray) -> Regridding:
-    """The same for the copy as it is stored."""
-    words = [attempt.words] if attempt.words else []
-    turn = rearranged[:3, :3]
-    if not np.allclose(np.abs(turn), np.eye(3)):
-        words.insert(0, "axes permuted")
-    return Regridding(attempt.grid, attempt.to_grid @ rearranged, ", ".join(words) or "stored in another order")
-
-
-def _recorded(upright: CTVolume, grid: CTVolume | None) -> Iterator[_Try]:
-    if grid is None:
-        return
+def _recorded(upright: CTVolume, grid: CTVolume) -> Regridding:
     grid = aligned(grid, np.eye(3))
     to_grid = between(upright, grid)
     # A copy that is only cropped keeps its own voxels; others are looked at in its own slices, if they are parallel.
     if not np.allclose(to_grid, np.rint(to_grid), atol=0.02) and np.allclose(to_grid[0, 1:3], 0, atol=1e-4):
         corner = grid.voxel_to_lps((to_grid[0, 3], 0, 0))
         spacing = (*grid.spacing[:2], upright.spacing[2])
-        grid = _empty((upright.shape[0], *grid.shape[1:]), spacing, corner, grid.direction)
+        grid = _empty(grid, (upright.shape[0], *grid.shape[1:]), spacing=spacing, origin=tuple(corner))
         to_grid = between(upright, grid)
-    yield _Try(grid, np.where(np.abs(to_grid - np.rint(to_grid)) < 0.02, np.rint(to_grid), to_grid), "on another grid")
+    near = np.rint(to_grid)
+    return Regridding(grid, np.where(np.abs(to_grid - near) < 0.02, near, to_grid), "on another grid")
 
 
-def _arrangements(upright: CTVolume) -> Iterator[_Try]:
+def _arrangements(upright: CTVolume) -> Iterator[Regridding]:
     """The array flipped or transposed, and the header not."""
     names = ("slices in the opposite order", "flipped back to front", "flipped left to right")
     is_square = upright.shape[1] == upright.shape[2] and np.isclose(*upright.spacing[:2])
@@ -198,10 +172,10 @@ def _arrangements(upright: CTVolume) -> Iterator[_Try]:
             words = ["rows and columns exchanged", *words]
         elif swap:
             continue
-        yield _Try(_empty_as(upright), matrix, ", ".join(words))
+        yield Regridding(_empty(upright), matrix, ", ".join(words))
 
 
-def _other_slices(upright: CTVolume) -> Iterator[_Try]:
+def _other_slices(upright: CTVolume) -> Iterator[Regridding]:
     """A scan that begins some slices earlier or later."""
     count = upright.shape[0]
     for missing in sorted(range(-count, count + 1), key=abs):
@@ -210,7 +184,7 @@ def _other_slices(upright: CTVolume) -> Iterator[_Try]:
             matrix[0, 3] = missing
             shape = (max(count, count + missing), *upright.shape[1:])
             words = f"the first {missing} slices left out" if missing > 0 else f"{-missing} slices added in front"
-            yield _Try(_empty(shape, upright.spacing, upright.origin, upright.direction), matrix, words)
+            yield Regridding(_empty(upright, shape), matrix, words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +224,23 @@ class _Probe:
         planes = tuple((hu, product) for _, _, hu, product in best)
         return cls(volume, keys, tuple(k for _, k, _, _ in best), planes, alive)
 
-    def sd(self, attempt: _Try, slices: int = _SLICES) -> float:
+    def searched(self, recorded: CTVolume | None) -> Regridding | None:
+        """The grid on which the slices carry the signs; None where they do on none that is tried.
+
+        :param recorded: of :func:`recorded_grid`.
+        """
+        volume = self.volume
+        told = () if recorded is None else (_recorded(volume, recorded),)
+        for attempt in itertools.chain(told, _arrangements(volume)):
+            if self.sd(attempt) >= _FOUND_SD:
+                return attempt
+        is_usual = volume.shape[1] == volume.shape[2] and volume.shape[1] in _EDGES
+        # The longest search comes last.
+        last = (self.turned, self.cropped) if is_usual else (self.cropped, self.turned)
+        found = (search() for search in (self.other_slices, self.resampled, *last))
+        return next((one for one in found if one is not None), None)
+
+    def sd(self, attempt: Regridding, slices: int = _SLICES) -> float:
         """By how many standard deviations signs stand out in a try, of the version that does so most."""
         self.alive()
         grid = Grid.of(attempt.grid)
@@ -268,12 +258,11 @@ class _Probe:
                 squares[number] += many
         return float((total / np.sqrt(np.maximum(squares, 1e-12))).max())
 
-    def other_slices(self) -> _Try | None:
+    def other_slices(self) -> Regridding | None:
         """Slices left out at an end, and the header not told."""
-        best = self._best(_other_slices(self.volume))
-        return None if best is None else best[1]
+        return self._best(_other_slices(self.volume))
 
-    def cropped(self) -> _Try | None:
+    def cropped(self) -> Regridding | None:
         """Rows or columns cut off, told in the header or not."""
         rows, columns = self.volume.shape[1:]
         k, (plane, product), key = self.numbers[0], self.planes[0], self.keys[0]
@@ -286,8 +275,7 @@ class _Probe:
             left -= len(offsets)
             if left < 0:
                 return None
-            shape = (self.volume.shape[0], edge, edge)
-            grid = Grid.of(_empty(shape, self.volume.spacing, self.volume.origin, self.volume.direction))
+            grid = Grid.of(_empty(self.volume, (self.volume.shape[0], edge, edge)))
             depth = grid.first_depth + k * grid.step_depth
             steps = _steps(self.volume)
             kept = grid_secret(key, grid.place(0))
@@ -308,53 +296,49 @@ class _Probe:
                         # The filter spreads each sign, so that its neighbors are promising as well.
                         near = itertools.product(range(row - 3, row + 4), range(column - 3, column + 4))
                         inside = [one for one in near if 0 <= one[0] <= edge - rows and 0 <= one[1] <= edge - columns]
-                        best = self._best(_cropped_try(self.volume, edge, *one, is_told=is_told) for one in inside)
-                        return best and best[1]
+                        return self._best(_cropped_try(self.volume, edge, *one, is_told=is_told) for one in inside)
         return None
 
-    def resampled(self) -> _Try | None:
+    def resampled(self) -> Regridding | None:
         """From square slices of the usual number of rows to other voxels."""
         _, rows, columns = self.volume.shape
         spacing = np.array(self.volume.spacing[:2])
+        if rows != columns or not np.isclose(*spacing):
+            return None
         for edge in _EDGES:
-            if rows != columns or rows == edge or not np.isclose(*spacing):
+            if rows == edge:
                 continue
-            middle = rows * spacing[0] / edge
-            reach = 1.5 * spacing[0] / edge
-            around = np.arange(-reach, reach + _SPACING_MM, _SPACING_MM)
-            best = self._promising(
-                _resampled_try(self.volume, edge, middle + more, kept) for kept in (0.0, 0.5, 1.0) for more in around
-            )
+            middle, reach = rows * spacing[0] / edge, 1.5 * spacing[0] / edge
+            around = middle + np.arange(-reach, reach + _SPACING_MM, _SPACING_MM)
+            rough = itertools.product((0.0, 0.5, 1.0), around)
+            best = self._promising(lambda one, edge=edge: _resampled_try(self.volume, edge, *one), rough)
             if best is not None:
-                fine = np.arange(-_SPACING_MM, _SPACING_MM + _FINE_SPACING_MM, _FINE_SPACING_MM)
-                step = best.grid.spacing[0]
-                found = self._best(_resampled_try(self.volume, edge, step + more, best.kept) for more in fine)
-                return found and found[1]
+                fine = best[1] + np.arange(-_SPACING_MM, _SPACING_MM + _FINE_SPACING_MM, _FINE_SPACING_MM)
+                return self._best(_resampled_try(self.volume, edge, best[0], step) for step in fine)
         return None
 
-    def turned(self) -> _Try | None:
+    def turned(self) -> Regridding | None:
         """Turned in the plane about the middle, told in the header or not."""
         upright = _upright_try(self.volume)
         if self.sd(upright) >= _FOUND_SD:
             return upright
         angles = np.arange(-_MOST_DEGREES, _MOST_DEGREES + _DEGREES, _DEGREES)
-        best = self._promising(_turned_try(self.volume, degrees) for degrees in angles if abs(degrees) > 0.1)
+        best = self._promising(lambda degrees: _turned_try(self.volume, degrees), angles[np.abs(angles) > 0.1])
         if best is None:
             return None
         fine = np.arange(-_DEGREES, _DEGREES + _FINE_DEGREES, _FINE_DEGREES)
-        found = self._best(_turned_try(self.volume, best.degrees + more) for more in fine)
-        return found and found[1]
+        return self._best(_turned_try(self.volume, best + more) for more in fine)
 
-    def _promising(self, attempts: Iterator[Any]) -> Any:
-        """The best of rough tries in one slice; None where none is promising."""
-        found = [(self.sd(attempt, slices=1), attempt) for attempt in attempts]
-        best = max(found, key=lambda pair: pair[0], default=None)
-        return best[1] if best is not None and best[0] >= _ROUGH_SD else None
+    def _promising(self, attempt: Callable[[T], Regridding], values: Iterable[T]) -> T | None:
+        """The value of the best of rough tries in one slice; None where none is promising."""
+        found = ((self.sd(attempt(value), slices=1), value) for value in values)
+        sd, value = max(found, key=lambda pair: pair[0])
+        return value if sd >= _ROUGH_SD else None
 
-    def _best(self, attempts: Iterator[Any]) -> tuple[float, Any] | None:
-        found = [(self.sd(attempt), attempt) for attempt in attempts]
-        best = max(found, key=lambda pair: pair[0], default=None)
-        return best if best is not None and best[0] >= _FOUND_SD else None
+    def _best(self, attempts: Iterable[Regridding]) -> Regridding | None:
+        """The best of tries in all slices; None where none carries the signs."""
+        sd, attempt = max(((self.sd(one), one) for one in attempts), key=lambda pair: pair[0])
+        return attempt if sd >= _FOUND_SD else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,17 +396,7 @@ class _Tiles:
         return float(np.vdot(found.astype(np.float32), products)), squares
 
 
-@dataclass(frozen=True, eq=False)
-class _Resampled(_Try):
-    kept: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Turned(_Try):
-    degrees: float
-
-
-def _cropped_try(upright: CTVolume, edge: int, row: int, column: int, *, is_told: bool) -> _Try:
+def _cropped_try(upright: CTVolume, edge: int, row: int, column: int, *, is_told: bool) -> Regridding:
     rows, columns = upright.shape[1:]
     first = upright.voxel_to_lps((0, -row, -column)) if is_told else upright.origin
     matrix = np.eye(4)
@@ -430,36 +404,37 @@ def _cropped_try(upright: CTVolume, edge: int, row: int, column: int, *, is_told
     cut = (row, edge - rows - row, column, edge - columns - column)
     sides = ("in front", "at the back", "on the right", "on the left")
     words = ", ".join(f"{count} {'rows' if side < 2 else 'columns'} {sides[side]}" for side, count in enumerate(cut))
-    grid = _empty((upright.shape[0], edge, edge), upright.spacing, first, upright.direction)
-    return _Try(grid, matrix, f"cropped by {words}")
+    grid = _empty(upright, (upright.shape[0], edge, edge), origin=tuple(first))
+    return Regridding(grid, matrix, f"cropped by {words}")
 
 
-def _resampled_try(upright: CTVolume, edge: int, step: float, kept: float) -> _Resampled:
+def _resampled_try(upright: CTVolume, edge: int, kept: float, step: float) -> Regridding:
     """A grid whose first (0), middle (0.5) or last (1) voxels lie where the copy's do."""
     spacing = np.array(upright.spacing[:2])
     sizes = np.array(upright.shape[:0:-1])
     shift = kept * ((sizes - 1) * spacing - (edge - 1) * step)
     first = upright.voxel_to_lps((0, *(shift / spacing)[::-1]))
-    grid = _empty((upright.shape[0], edge, edge), (step, step, upright.spacing[2]), first, upright.direction)
+    shape = (upright.shape[0], edge, edge)
+    grid = _empty(upright, shape, spacing=(step, step, upright.spacing[2]), origin=tuple(first))
     words = f"resampled from {step:.3f} to {spacing[0]:.3f} mm in the plane"
-    return _Resampled(grid, between(upright, grid), words, kept)
+    return Regridding(grid, between(upright, grid), words)
 
 
-def _turned_try(upright: CTVolume, degrees: float) -> _Turned:
+def _turned_try(upright: CTVolume, degrees: float) -> Regridding:
     angle = np.deg2rad(degrees)
     middle = (np.array(upright.shape[1:]) - 1) / 2
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = np.eye(4)
     matrix[1:3, 1:3], matrix[1:3, 3] = turn, middle - turn @ middle
-    return _Turned(_empty_as(upright), matrix, f"turned by {abs(degrees):.1f} degrees in the plane", degrees)
+    return Regridding(_empty(upright), matrix, f"turned by {abs(degrees):.1f} degrees in the plane")
 
 
-def _upright_try(turned: CTVolume) -> _Try:
+def _upright_try(turned: CTVolume) -> Regridding:
     """A grid of the same size, about the same middle, along the patient's axes."""
     middle = (np.array(turned.shape) - 1) / 2
     first = turned.voxel_to_lps(middle) - middle[::-1] * turned.spacing
-    grid = _empty(turned.shape, turned.spacing, first, np.eye(3))
-    return _Try(grid, between(turned, grid), "turned in the plane, as its header says")
+    grid = _empty(turned, origin=tuple(first), direction=np.eye(3))
+    return Regridding(grid, between(turned, grid), "turned in the plane, as its header says")
 
 
 def _in_plane(plane: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -474,17 +449,14 @@ def _in_plane(plane: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Seq
 
 def _steps(upright: CTVolume) -> tuple[np.ndarray, np.ndarray]:
     """By how much :attr:`Grid.in_plane` grows from one row, and one column, to the next."""
-    moved = [
-        Grid.of(dataclasses.replace(_empty_as(upright), origin=tuple(upright.voxel_to_lps(kji)))).in_plane
+    first, row, column = (
+        Grid.of(_empty(upright, origin=tuple(upright.voxel_to_lps(kji)))).in_plane
         for kji in ((0, 0, 0), (0, 1, 0), (0, 0, 1))
-    ]
-    return moved[1] - moved[0], moved[2] - moved[0]
+    )
+    return row - first, column - first
 
 
-def _empty(shape: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: np.ndarray) -> CTVolume:
-    hu = np.broadcast_to(np.int16(0), tuple(shape))
-    return CTVolume(hu, tuple(spacing), tuple(float(value) for value in origin), direction)
-
-
-def _empty_as(volume: CTVolume) -> CTVolume:
-    return _empty(volume.shape, volume.spacing, volume.origin, volume.direction)
+def _empty(like: CTVolume, shape: Sequence[int] | None = None, **geometry: Any) -> CTVolume:
+    """A volume of 0 HU with some scan's geometry, or another in part; it takes no memory for its voxels."""
+    hu = np.broadcast_to(np.int16(0), tuple(like.shape if shape is None else shape))
+    return dataclasses.replace(like, hu=hu, provenance=Provenance(), **geometry)

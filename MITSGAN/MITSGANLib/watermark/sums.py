@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,17 +20,14 @@ import numpy as np
 from ..budget.body import body_mask
 from ..budget.budget import Budget, allowed_change
 from ..budget.noise import LocalNoise, hiding_noise, hiding_noise_in_lungs, local_noise
+from ..runtime.progress import Progress
 from ..runtime.threads import each_slice, map_slices
-from ..scan.filters import box_means, smooth, weigh
+from ..scan.filters import box_means, smooth
 from ..scan.hounsfield import LOWEST_HU
 from ..scan.volume import CTVolume
+from .blocks import BLOCK, BlockGrid, enlarge, sum_in_boxes
 from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, of_signs, signs, tile_levels
 from .whitening import whitening_kernel
-
-Progress = Callable[[int, int], None]
-
-BLOCK = 4
-"""Edge in voxels of the blocks that evidence is added up from."""
 
 SURROUNDING_MM = 60.0
 """Width of the surrounding that the watermark's remaining strength is measured in: compression takes a part."""
@@ -44,7 +41,6 @@ _LUNG_BELOW_HU = -500.0
 # allowed from none to 1 HU, nothing was embedded.
 _SURELY = 0.97
 _LUNG_MM, _LUNG_SHARE = 30.0, 0.5  # what has so much of it around belongs to the lung
-_REACH = 2.5  # of a Gaussian, in sigmas
 _LEAST_SIGNAL = 4.0  # squared standard deviations
 _CLIP_SD = 3.0
 _LEAST_VARIANCE = 0.25  # HU squared: rounding to whole HU alone leaves a third of it
@@ -116,37 +112,39 @@ class Reading:
         return allowed_change(hu, self.budget, mask, padding, noise_hu[None], lungs_hu[None])
 
     def look(self, k: int) -> SliceSigns:
-        """What slice ``k`` tells of the signs."""
-        return _best(marked.through(self.fading) for marked in self.marked(k))
+        """What slice ``k`` tells of the signs at its first place, or at another that clearly carries the watermark.
+
+        The largest of several would be above 0 by chance.
+        """
+        first, *others = (marked.through(self.fading) for marked in self.marked(k))
+        for other in others:
+            total = other.product.sum()
+            if total >= FOUND_SD * np.sqrt(np.square(other.product).sum()) and total > first.product.sum():
+                return other
+        return first
 
     def unsigned(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Slice ``k`` along growing LPS, and what each voxel would add to the correlation if its sign were +1.
 
         :return: int16 and float32 (rows, columns).
         """
-        from scipy import ndimage
-
-        allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)
-        plane = self.grid.turned(self.volume.hu[k])
-        product = np.zeros(plane.shape, np.float32)
-        box = _box_of_tiles(allowed)
-        if box is not None:
-            back, _ = _whitened(plane[box].astype(np.float32), allowed[box], self.kernel)
-            fading = self.fading
-            product[box] = allowed[box] * (back if fading is None else ndimage.correlate(back, fading[::-1, ::-1]))
-        return plane, product
+        one = self._whitened(k)
+        return one.plane, one.product(one.allowed, self.fading)
 
     def marked(self, k: int) -> Iterator[MarkedSlice]:
         """Slice ``k`` beside its signs, for each place where it may lie; mostly one."""
-        allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)
-        plane = self.grid.turned(self.volume.hu[k])
+        one = self._whitened(k)
         for place in self.grid.places(k):
-            yield MarkedSlice.of(plane, allowed, self.kernel, self.key, place)
+            yield MarkedSlice.of(one, self.key, place)
+
+    def _whitened(self, k: int) -> _WhitenedSlice:
+        allowed = self.grid.turned(self.allowed_in(k)[0]).astype(np.float32)
+        return _WhitenedSlice.of(self.grid.turned(self.volume.hu[k]), allowed, self.kernel)
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What the voxels of each block add up to; arrays (slices, blocks down, blocks across).
+    """What the voxels of each block add up to; arrays of blocks.
 
     :param correlation: of the whitened voxels with the signs.
     :param squares: its variance where the watermark is not, from the same voxels.
@@ -154,6 +152,7 @@ class Sums:
     :param is_lung: which blocks are lung.
     """
 
+    blocks: BlockGrid
     correlation: np.ndarray
     squares: np.ndarray
     full: np.ndarray
@@ -161,20 +160,17 @@ class Sums:
 
     @classmethod
     def of(cls, reading: Reading, progress: Progress | None = None) -> Sums:
-        """Add up a scan's blocks, slice after slice.
-
-        :param progress: called with (finished slices, all slices); may raise ``CancelledError``.
-        """
+        """Add up a scan's blocks, slice after slice."""
         volume, grid = reading.volume, reading.grid
         found = []
-        runs = _Runs(grid.turned(volume.hu[0]).shape)
+        runs = _Runs(volume.shape[1:])
         for k, best in enumerate(each_slice(reading.look, volume.shape[0])):
             planes = best.product, runs.squares(best), best.expected**2
             is_lung = block_sums(grid.turned(volume.hu[k]), BLOCK) < _LUNG_BELOW_HU * BLOCK**2
             found.append((*(block_sums(values, BLOCK) for values in planes), is_lung))
             if progress:
                 progress(k + 1, volume.shape[0])
-        return cls(*(np.stack(values) for values in zip(*found, strict=True)))
+        return cls(BlockGrid.of(volume), *(np.stack(values) for values in zip(*found, strict=True)))
 
     @property
     def sd(self) -> float:
@@ -186,70 +182,41 @@ class Sums:
         """The share of it that is left in the whole scan."""
         return float(self.correlation.sum()) / max(float(self.full.sum()), 1e-12)
 
-    def in_lungs(self, left: np.ndarray, sigma_mm: float, block_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """What Gaussian surroundings hold of the watermark within the lungs, and should, in standard deviations.
-
-        :param left: :meth:`left`.
-        :param block_mm: edges of a block along (slice, row, column).
-        """
-        near = sum_in_boxes(self.is_lung.astype(np.float32), _LUNG_MM, block_mm)
-        where = self.is_lung | (near > _LUNG_SHARE * sum_in_boxes(np.ones_like(near), _LUNG_MM, block_mm))
-        seen, expected = (sum_around(values * where, sigma_mm, block_mm) for values in (self.correlation, left))
-        squares = sum_around(self.squares.clip(0) * where, sigma_mm, block_mm, power=2)
-        root = np.sqrt(np.maximum(squares, _LEAST_SIGNAL))
-        return seen / root, expected / root
-
-    def left(self, block_mm: Sequence[float]) -> np.ndarray:
-        """What the correlation of each block comes to where as much of the watermark is lost as around.
-
-        :param block_mm: edges of a block along (slice, row, column).
-        """
+    @functools.cached_property
+    def left(self) -> np.ndarray:
+        """What the correlation of each block comes to where as much of the watermark is lost as around."""
         left = np.zeros_like(self.full)
         for tissue in (self.is_lung, ~self.is_lung):
-            near, wide = (
-                sum_in_boxes(values * tissue, SURROUNDING_MM, block_mm) for values in (self.correlation, self.full)
-            )
+            parts = self.correlation * tissue, self.full * tissue
+            near, wide = (self.blocks.in_boxes(values, SURROUNDING_MM) for values in parts)
             gain = np.where(wide > _LEAST_SIGNAL, near / np.maximum(wide, _LEAST_SIGNAL), 0).clip(0)
             left += gain * self.full * tissue
         return left
 
+    def in_boxes(self, edge_mm: float) -> tuple[np.ndarray, np.ndarray]:
+        """What boxes around each block hold of the watermark, and what they should, in standard deviations."""
+        in_boxes = self.blocks.in_boxes
+        squares, full = (in_boxes(values, edge_mm) for values in (self.squares, self.full))
+        # Products with slices before may be negative, so that few of them may come to too little, and all else to too
+        # much.
+        wide_squares, wide_full = (in_boxes(values, SURROUNDING_MM) for values in (self.squares, self.full))
+        squares = np.maximum(squares, full * (wide_squares / np.maximum(wide_full, _LEAST_SIGNAL)))
+        # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
+        any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
+        root = np.sqrt(np.where(any_signal, squares, 1))
+        held = (in_boxes(values, edge_mm) for values in (self.correlation, self.left))
+        seen, expected = (np.where(any_signal, values / root, 0).astype(np.float32) for values in held)
+        return seen, expected
 
-def sum_in_boxes(values: np.ndarray, edge_mm: float, block_mm: Sequence[float]) -> np.ndarray:
-    """Sum over a box with an odd number of blocks around each."""
-    size = [max(1, round((edge_mm / step - 1) / 2) * 2 + 1) for step in block_mm]
-    return box_means(values, size, "constant") * np.prod(size)
-
-
-def sum_around(values: np.ndarray, sigma_mm: float, block_mm: Sequence[float], power: int = 1) -> np.ndarray:
-    """Sum around each block, weighted by a Gaussian that is 1 in its middle, to a power; float32.
-
-    A variance of weighted sums wants their weights' squares: ``power=2``.
-    """
-    found = values.astype(np.float32, copy=False)
-    for axis, edge in enumerate(block_mm):
-        steps = np.arange(round(_REACH * sigma_mm / edge) + 1)
-        found = weigh(found, np.exp(-0.5 * np.square(steps * edge / sigma_mm)) ** power, axis)
-    return found
-
-
-def deviations(
-    sums: Sums, left: np.ndarray, edge_mm: float, block_mm: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What boxes around each block hold of the watermark, and what they should, in standard deviations.
-
-    :param left: :meth:`Sums.left`.
-    :param block_mm: edges of a block along (slice, row, column).
-    """
-    squares, full = (sum_in_boxes(values, edge_mm, block_mm) for values in (sums.squares, sums.full))
-    # Products with slices before may be negative, so that few of them may come to too little, and all else to too much.
-    wide_squares, wide_full = (sum_in_boxes(values, SURROUNDING_MM, block_mm) for values in (sums.squares, sums.full))
-    squares = np.maximum(squares, full * (wide_squares / np.maximum(wide_full, _LEAST_SIGNAL)))
-    # Running sums leave crumbs where nothing is; and a standard deviation wants more than a voxel or two.
-    any_signal = (full > _LEAST_SIGNAL) & (squares > _LEAST_SIGNAL)
-    root = np.sqrt(np.where(any_signal, squares, 1))
-    held = (sum_in_boxes(values, edge_mm, block_mm) for values in (sums.correlation, left))
-    seen, expected = (np.where(any_signal, values / root, 0).astype(np.float32) for values in held)
-    return seen, expected
+    def in_lungs(self, sigma_mm: float) -> tuple[np.ndarray, np.ndarray]:
+        """What Gaussian surroundings hold of the watermark within the lungs, and should, in standard deviations."""
+        blocks = self.blocks
+        near = blocks.in_boxes(self.is_lung.astype(np.float32), _LUNG_MM)
+        where = self.is_lung | (near > _LUNG_SHARE * blocks.in_boxes(np.ones_like(near), _LUNG_MM))
+        seen, expected = (blocks.around(values * where, sigma_mm) for values in (self.correlation, self.left))
+        squares = blocks.around(self.squares.clip(0) * where, sigma_mm, power=2)
+        root = np.sqrt(np.maximum(squares, _LEAST_SIGNAL))
+        return seen / root, expected / root
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,93 +305,99 @@ def _box_of_tiles(allowed: np.ndarray) -> tuple[slice, slice] | None:
 
 
 @dataclass(frozen=True, eq=False)
+class _WhitenedSlice:
+    """A slice, and its voxels after the filter; arrays (rows, columns) along growing LPS.
+
+    :param allowed: what the watermark may add at most, in HU.
+    :param box: of the slice, whole tiles around all that may be marked; None where nothing may.
+    :param back: the whitened voxels of the box, weighted, and back through the filter.
+    :param weight: of each whitened voxel of the box, in parts of its standard deviation.
+    """
+
+    plane: np.ndarray
+    allowed: np.ndarray
+    kernel: np.ndarray
+    box: tuple[slice, slice] | None
+    back: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray) -> _WhitenedSlice:
+        from scipy import ndimage
+
+        box = _box_of_tiles(allowed)
+        if box is None:
+            return cls(plane, allowed, kernel, None, *np.zeros((2, 0, 0), np.float32))
+        whitened = ndimage.correlate(plane[box].astype(np.float32), kernel)
+        tile_rows, tile_columns = (size // TILE for size in whitened.shape)
+        tiles = np.abs(whitened).reshape(tile_rows, TILE, tile_columns, TILE).transpose(0, 2, 1, 3)
+        middle = 1.48 * np.median(tiles.reshape(tile_rows, tile_columns, TILE * TILE), axis=-1)
+        limit = _CLIP_SD * np.maximum(middle, 0.5)[..., None, None]
+        variance = np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3))
+        marked = allowed[box].reshape(tile_rows, TILE, tile_columns, TILE).any(axis=(1, 3))
+        usual = float(np.median(variance[marked])) if marked.any() else 0.0
+        variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * usual))
+        spread = np.sqrt(enlarge(variance, TILE))
+        # At edges of anatomy and of the picture a voxel says nothing of the watermark.
+        usable = np.abs(whitened) < _CLIP_SD * spread
+        weighted = np.where(usable, whitened / spread**2, np.float32(0))
+        back = ndimage.correlate(weighted, kernel[::-1, ::-1])
+        return cls(plane, allowed, kernel, box, back, usable / spread)
+
+    def product(self, mark: np.ndarray, fading: np.ndarray | None) -> np.ndarray:
+        """What each voxel adds to the correlation with marks in HU that went through a filter, float32."""
+        from scipy import ndimage
+
+        product = np.zeros(self.plane.shape, np.float32)
+        if self.box is not None:
+            # Each voxel's own sign can be factored out: then squares add up to the variance.
+            back = self.back if fading is None else ndimage.correlate(self.back, fading[::-1, ::-1])
+            product[self.box] = mark[self.box] * back
+        return product
+
+    def expected(self, mark: np.ndarray, fading: np.ndarray | None) -> np.ndarray:
+        """What such marks come to in each voxel, in its standard deviations, float32."""
+        from scipy import ndimage
+
+        expected = np.zeros(self.plane.shape, np.float32)
+        if self.box is not None:
+            left = mark[self.box] if fading is None else ndimage.correlate(mark[self.box], fading)
+            expected[self.box] = ndimage.correlate(left, self.kernel) * self.weight
+        return expected
+
+
+@dataclass(frozen=True, eq=False)
 class MarkedSlice:
     """A slice, whitened, beside what the watermark adds to it; arrays (rows, columns) along growing LPS.
 
-    :param box: of the slice, around all that may be marked; None where nothing may.
-    :param mark: what the watermark adds in the box, in HU.
-    :param back: the whitened voxels of the box, weighted, and back through the filter.
-    :param weight: of each whitened voxel of the box, in parts of its standard deviation.
-    :param unsure: which tiles of the slice may have other signs.
+    :param mark: what the watermark adds, in HU.
+    :param unsure: which tiles may have other signs.
     :param tiles: of :class:`SliceSigns`.
     :param version: of the signs.
     """
 
-    shape: tuple[int, int]
-    box: tuple[slice, slice] | None
+    whitened: _WhitenedSlice
     mark: np.ndarray
-    back: np.ndarray
-    weight: np.ndarray
-    kernel: np.ndarray
     unsure: np.ndarray
     tiles: np.ndarray
     version: int
 
     @classmethod
-    def of(
-        cls, plane: np.ndarray, allowed: np.ndarray, kernel: np.ndarray, key: WatermarkKey, place: SlicePlace
-    ) -> MarkedSlice:
-        """A slice (rows, columns) at its place; see :class:`Reading`."""
-        levels, unsure = tile_levels(plane)
+    def of(cls, whitened: _WhitenedSlice, key: WatermarkKey, place: SlicePlace) -> MarkedSlice:
+        """A slice at its place."""
+        levels, unsure = tile_levels(whitened.plane)
         secret = grid_secret(key, place)
         tiles = np.stack([layers(secret, place.depth, levels.shape), levels])
-        box = _box_of_tiles(allowed)
-        mark = back = weight = np.zeros((0, 0), np.float32)
-        if box is not None:
-            mark = signs(secret, place.depth, levels, plane.shape)[box] * allowed[box]
-            back, weight = _whitened(plane[box].astype(np.float32), mark, kernel)
-        return cls(plane.shape, box, mark, back, weight, kernel, unsure, tiles, key.version)
+        mark = signs(secret, place.depth, levels, whitened.plane.shape) * whitened.allowed
+        return cls(whitened, mark, unsure, tiles, key.version)
 
     def through(self, fading: np.ndarray | None) -> SliceSigns:
         """What its voxels tell of signs that went through a filter; see :class:`Reading`."""
-        from scipy import ndimage
-
-        product, expected = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
-        if self.box is not None:
-            # Each voxel's own sign can be factored out: then squares add up to the variance.
-            back, left = self.back, self.mark
-            if fading is not None:
-                back, left = ndimage.correlate(back, fading[::-1, ::-1]), ndimage.correlate(left, fading)
-            product[self.box] = self.mark * back
-            expected[self.box] = ndimage.correlate(left, self.kernel) * self.weight
-            rows, columns = (size * TILE for size in self.unsure.shape)
-            for values in (product, expected):
-                values[:rows, :columns][enlarge(self.unsure, TILE)] = 0
+        product, expected = (look(self.mark, fading) for look in (self.whitened.product, self.whitened.expected))
+        rows, columns = (size * TILE for size in self.unsure.shape)
+        for values in (product, expected):
+            values[:rows, :columns][enlarge(self.unsure, TILE)] = 0
         return SliceSigns(of_signs(product, self.version), expected, self.tiles)
-
-
-def _whitened(values: np.ndarray, mark: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What :class:`MarkedSlice` holds of whole tiles: back and weight.
-
-    :param values: HU (rows, columns), float32.
-    :param mark: what the watermark adds to them.
-    """
-    from scipy import ndimage
-
-    whitened = ndimage.correlate(values, kernel)
-    tile_rows, tile_columns = (size // TILE for size in values.shape)
-    tiles = np.abs(whitened).reshape(tile_rows, TILE, tile_columns, TILE).transpose(0, 2, 1, 3)
-    middle = 1.48 * np.median(tiles.reshape(tile_rows, tile_columns, TILE * TILE), axis=-1)
-    limit = _CLIP_SD * np.maximum(middle, 0.5)[..., None, None]
-    variance = np.mean(np.minimum(tiles, limit) ** 2, axis=(2, 3))
-    marked = np.abs(mark).reshape(tile_rows, TILE, tile_columns, TILE).any(axis=(1, 3))
-    usual = float(np.median(variance[marked])) if marked.any() else 0.0
-    variance = np.maximum(variance, max(_LEAST_VARIANCE, _LEAST_SHARE * usual))
-    spread = np.sqrt(enlarge(variance, TILE))
-    # At edges of anatomy and of the picture a voxel says nothing of the watermark.
-    usable = np.abs(whitened) < _CLIP_SD * spread
-    weighted = np.where(usable, whitened / spread**2, np.float32(0))
-    return ndimage.correlate(weighted, kernel[::-1, ::-1]), usable / spread
-
-
-def _best(candidates: Iterator[SliceSigns]) -> SliceSigns:
-    """The first, unless another clearly carries the watermark: the largest of several would be above 0 by chance."""
-    first, *others = candidates
-    for other in others:
-        total = other.product.sum()
-        if total >= FOUND_SD * np.sqrt(np.square(other.product).sum()) and total > first.product.sum():
-            return other
-    return first
 
 
 class _Runs:
@@ -447,8 +420,3 @@ class _Runs:
         self._before += of.product
         self._tiles = of.tiles
         return squares
-
-
-def enlarge(blocks: np.ndarray, edge: int) -> np.ndarray:
-    """Each value of (rows, columns) as a square of so many voxels."""
-    return blocks.repeat(edge, axis=0).repeat(edge, axis=1)

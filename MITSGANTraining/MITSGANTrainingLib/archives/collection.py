@@ -6,30 +6,27 @@ a folder with the same several series, under their new UIDs. See ``trees`` for w
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from MITSGANLib.errors import DependencyError, ModelError
-from MITSGANLib.files.atomic import remove_leavings, require_space
-from MITSGANLib.files.dicom.read import read_series
-from MITSGANLib.files.storage import load_volume
+from MITSGANLib.files.atomic import remove_leavings
 from MITSGANLib.files.volume_files import data_files
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
 from MITSGANLib.protection.protector import Protector, load_protector, protect
 from MITSGANLib.save_protected import Proofs, save_protected
-from MITSGANLib.scan.volume import PROTECTION, CTVolume, VolumeWarning
+from MITSGANLib.scan.volume import PROTECTION, CTVolume
 from MITSGANLib.signature.signing import Signers
 from MITSGANLib.watermark.pattern import watermark_key
 
 from . import trees
-from .inventory import ATTACK, PROTECTED, StockedScan, take_stock
+from .inventory import ATTACK, PROTECTED, Inventory
 
 # A sealed scan takes some 5 % more than a plain, uncompressed one.
 _SEALED = 1.1
@@ -172,19 +169,17 @@ def measure_change(before: CTVolume, after: CTVolume) -> Change:
 def protect_collection(
     config: CollectionConfig, stage: trees.Stage | None = None, tell: trees.Tell | None = None
 ) -> ProtectionReport:
-    """Protect every CT scan of a tree into ``config.out``, and write the summary there.
+    """Protect every CT scan of a tree into ``config.out``; see :func:`trees.work_through`.
 
-    :raises InputError: the tree is missing or empty, a key cannot be read, or the Dask scheduler does not answer.
-    :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
-        too little space for all of it.
+    :raises InputError, OutputError: as :func:`trees.checked` and ``work_through``, or a key cannot be read.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
-    config = checked_collection(config)
+    config = trees.checked(config)
     report = ProtectionReport("protect", "Protecting", "protected", "slices")
     protector, _, settings = config.load()
     if not config.scheduler:
         protector.place(config.device)  # refuses one that is not there
-    return trees.work_through(config, report, ProtectionJob, settings, take_stock, stage, tell)
+    return trees.work_through(config, report, ProtectionJob, settings, stage, tell)
 
 
 @dataclass(frozen=True)
@@ -192,55 +187,57 @@ class ProtectionJob(trees.ScanJob):
     """One scan to protect."""
 
     record_type: ClassVar[type[trees.Record]] = ProtectionRecord
+    protected: ClassVar[bool | None] = False
 
     config: CollectionConfig
+
+    @staticmethod
+    def sorted_out(stock: Inventory, _tree: Path) -> Inventory:
+        return stock
 
     @property
     def expected_bytes(self) -> int:
         return math.ceil(self.scan.expected_bytes * (1 if self.config.key is None else _SEALED))
 
-    def work(self) -> trees.Done:
-        started = time.monotonic()
-        config, scan = self.config, self.scan
-        require_space(config.out, self.expected_bytes)
-        volume = _load(config.tree, scan)
+    def work(self) -> trees.Write | trees.Skipped:
+        volume = self.load()
         if volume.provenance.is_simulated_attack:
             return self.pass_over(ATTACK, may_copy=False)
         if volume.provenance.last(PROTECTION):
             return self.pass_over(PROTECTED)
-        protector, proofs, settings = config.load()
+        protector, proofs, settings = self.config.load()
         if settings != self.settings:
             raise ModelError("The model or a key file differs on this machine; install the same on all workers.")
-        protected = _protect(volume, protector, config.device)
-        change = measure_change(volume, protected)
+        protected = _protect(volume, protector, self.config.device)
+        values = {
+            "slices": volume.shape[0],
+            "change": measure_change(volume, protected),
+            "device": protector.place(self.config.device),
+        }
+        mark = protector.watermark and protector.watermark.key
 
         def write() -> tuple[list[str], dict[str, Any]]:
-            written, warnings = self.write(protected, volume, protector, proofs)
-            return written, {
-                "slices": volume.shape[0],
-                "change": change,
-                "device": protector.place(config.device),
-                "warnings": tuple(warning.name for warning in (*volume.provenance.warnings, *warnings)),
-            }
+            warnings = [*volume.provenance.warnings]
 
-        return self.finish(write, started)
+            def save(path: Path) -> None:
+                warnings.extend(save_protected(protected, path, proofs, volume, watermark=mark, overwrite=True))
 
-    def write(
-        self, protected: CTVolume, original: CTVolume, protector: Protector, proofs: Proofs
-    ) -> tuple[list[str], list[VolumeWarning]]:
-        """Write a protected scan at the places of its originals; their relative paths, and warnings."""
-        config, scan, warnings = self.config, self.scan, []
+            written = self.write(save, volume, proofs)
+            return written, {**values, "warnings": tuple(warning.name for warning in warnings)}
 
-        def save(path: Path, *, overwrite: bool = False) -> None:
-            warnings.extend(save_one(protected, original, protector, proofs, path, overwrite=overwrite))
+        return write
 
+    def write(self, save: Callable[[Path], None], original: CTVolume, proofs: Proofs) -> list[str]:
+        """Write a protected scan at the places of its originals; their relative paths.
+
+        :param save: writes it, with its proofs, to a file or a folder.
+        """
+        config, scan = self.config, self.scan
         if not scan.uid:
             target = config.out / scan.files[0]
             remove_leavings(target)
-            save(target, overwrite=True)
-            return trees.relative_files(
-                [target, *data_files(target), *proofs.companions(target)[0]], config.out
-            ), warnings
+            save(target)
+            return trees.relative_files([target, *data_files(target), *proofs.companions(target)[0]], config.out)
 
         def fill(folder: Path) -> list[Path]:
             save(folder / "new")
@@ -249,21 +246,7 @@ class ProtectionJob(trees.ScanJob):
 
         written = trees.relative_files(original.provenance.dicom_files, config.tree)
         trees.write_together(config.out, written, fill)
-        return written, warnings
-
-
-def save_one(
-    protected: CTVolume, original: CTVolume, protector: Protector, proofs: Proofs, path: Path, *, overwrite: bool
-) -> tuple[VolumeWarning, ...]:
-    """Save a protected scan with its proofs, as ``save_protected`` does."""
-    mark = protector.watermark and protector.watermark.key
-    return save_protected(protected, path, proofs, original, watermark=mark, overwrite=overwrite)
-
-
-def _load(tree: Path, scan: StockedScan) -> CTVolume:
-    if not scan.uid:
-        return load_volume(tree / scan.files[0])
-    return read_series(trees.found_series(tree, scan), source=str(tree / scan.source))
+        return written
 
 
 def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
@@ -275,14 +258,3 @@ def _protect(volume: CTVolume, protector: Protector, device: str) -> CTVolume:
         raise DependencyError(
             "The device ran out of memory; use fewer processes, which share one GPU, or the CPU."
         ) from error
-
-
-def checked_collection(config: CollectionConfig) -> CollectionConfig:
-    """The configuration with absolute paths, which other processes and machines understand, too.
-
-    :raises OutputError: tree and output overlap, or the output holds something else.
-    :raises InputError: a passphrase would have to be sent to a scheduler.
-    """
-    config = trees.checked(config)
-    is_file = config.model.endswith(".safetensors")
-    return dataclasses.replace(config, model=str(Path(config.model).absolute())) if is_file else config

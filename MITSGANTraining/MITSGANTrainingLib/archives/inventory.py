@@ -14,6 +14,7 @@ import math
 import os
 import posixpath
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ BESIDE_CT = "is a localizer or another object within a CT series"
 PROTECTED = "is protected already, or was written by MITSGAN for another reason"
 NOT_PROTECTED = "is not protected"
 ATTACK = "is a simulated attack"
+BESIDE = "is a seal or a manifest of another file"
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _KEPT_FORMAT = 1
@@ -97,6 +99,10 @@ class Other:
     def source(self) -> str:
         """The one file, or the folder of several."""
         return self.files[0] if len(self.files) == 1 else posixpath.dirname(self.files[0]) or "."
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready form for the summary."""
+        return {"source": self.source, "files": len(self.files), "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -187,12 +193,9 @@ class Inventory:
         """The SOP Instance UIDs of a DICOM series."""
         files = set(scan.files)
         folders = {posixpath.dirname(file) for file in files}
-        return [
-            instance
-            for part in (part for folder in folders for part in self.folders[folder].parts if part.uid == scan.uid)
-            for image, instance in zip(part.images, part.instances, strict=True)
-            if image.path in files
-        ]
+        parts = (part for folder in folders for part in self.folders[folder].parts if part.uid == scan.uid)
+        images = (pair for part in parts for pair in zip(part.images, part.instances, strict=True))
+        return [instance for image, instance in images if image.path in files]
 
     def keep(self, path: Path) -> None:
         """Write down what :func:`read_kept` gives to the next run, a line for each folder."""
@@ -252,25 +255,22 @@ def take_stock(
     return stock.inventory()
 
 
+@dataclass
 class _Stock:
-    """The inventory while it is taken."""
+    """The inventory while it is taken; see :func:`take_stock`."""
 
-    def __init__(
-        self,
-        tree: Path,
-        protected: bool | None,
-        kept: Mapping[str, FolderStock],
-        without: Path | None,
-        is_young: Callable[[FileFact], bool],
-    ) -> None:
-        self.tree, self.protected, self.kept, self.without = tree, protected, kept, without
-        self.is_young, self.young = is_young, set[str]()
-        self.scans: list[StockedScan] = []
-        self.others: list[Other] = []
-        self.failures: list[Failure] = []
-        self.folders: dict[str, FolderStock] = {}
-        self.damaged: dict[str, str] = {}  # by folder, the name of one
-        self.companions: set[str] = set()
+    tree: Path
+    protected: bool | None
+    kept: Mapping[str, FolderStock]
+    without: Path | None
+    is_young: Callable[[FileFact], bool]
+    young: set[str] = field(default_factory=set)
+    scans: list[StockedScan] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    folders: dict[str, FolderStock] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)  # by folder, the name of one
+    companions: set[str] = field(default_factory=set)
 
     def walk(self) -> Iterator[tuple[str, list[str]]]:
         """Every folder (relative, "" for the tree itself) and the names of its files, in a fixed order.
@@ -320,26 +320,20 @@ class _Stock:
 
     def inventory(self) -> Inventory:
         """All of it, once every folder was taken."""
-        by_uid: dict[str, list[_Part]] = {}
-        for found in self.folders.values():
-            for part in found.parts:
-                by_uid.setdefault(part.uid, []).append(part)
+        by_uid: dict[str, list[_Part]] = defaultdict(list)
+        for part in (part for found in self.folders.values() for part in found.parts):
+            by_uid[part.uid].append(part)
         for parts in by_uid.values():
             instances = [instance for part in parts for instance in part.instances]
             is_one = len(set(instances)) == len(instances)
             for group in [parts] if is_one else [[part] for part in parts]:
                 self._take_scan(group)
         for found in self.folders.values():
-            self._take_others(found.unknown, NOT_READ)
-            self._take_others(found.lost, LOST)
+            for facts, reason in ((found.unknown, NOT_READ), (found.lost, LOST)):
+                if left := [fact for fact in facts if fact.path not in self.companions]:
+                    self.others.append(_other(left, reason))
         scans = sorted(self.scans, key=lambda scan: (scan.source, scan.uid))
         return Inventory(tuple(scans), tuple(self.others), tuple(self.failures), self.folders, frozenset(self.young))
-
-    def _take_others(self, facts: Iterable[FileFact], reason: str) -> None:
-        """Files of one folder that are nobody's."""
-        left = [fact for fact in facts if fact.path not in self.companions]
-        if left:
-            self.others.append(_other(left, reason))
 
     def _refuse_folder(self, error: OSError) -> None:
         folder = relative_path(error.filename, self.tree) or "."
@@ -388,32 +382,28 @@ class _Stock:
         return found
 
     def _read_series(
-        self, folder: str, series: DicomSeries, all_facts: Mapping[Path, FileFact], found: FolderStock
+        self, folder: str, series: DicomSeries, facts: Mapping[Path, FileFact], found: FolderStock
     ) -> None:
-        uid, facts = series.uid, {header.path: all_facts[header.path] for header in series.headers}
+        def facts_of(headers: Iterable[Header]) -> tuple[FileFact, ...]:
+            return tuple(facts[header.path] for header in headers)
+
         problem = series.problem or (None if self.protected is not False else series.writing_problem)
-        if problem:
-            if series.text("Modality") == "CT" and any(_claims_hu(header) for header in series.images):
-                reason = f"The series {problem}; export it again from its source."
-                files = tuple(fact.path for fact in facts.values())
-                found.failures.append(Failure(folder or ".", reason, uid, files))
-            else:
-                found.others.append(_other(list(facts.values()), problem))
+        if problem and series.text("Modality") == "CT" and any(_claims_hu(header) for header in series.images):
+            reason = f"The series {problem}; export it again from its source."
+            files = tuple(fact.path for fact in facts_of(series.headers))
+            found.failures.append(Failure(folder or ".", reason, series.uid, files))
             return
         is_protected = any(MANUFACTURER in header.contributors for header in series.images)
-        if self.protected is not None and is_protected != self.protected:
-            found.others.append(_other(list(facts.values()), PROTECTED if is_protected else NOT_PROTECTED))
+        if not problem and self.protected not in (None, is_protected):
+            problem = PROTECTED if is_protected else NOT_PROTECTED
+        if problem:
+            found.others.append(_other(facts_of(series.headers), problem))
             return
         if series.left_out:
-            found.others.append(_other([facts[header.path] for header in series.left_out], BESIDE_CT))
-        part = _Part(
-            uid,
-            folder,
-            tuple(facts[header.path] for header in series.images),
-            tuple(header.text("SOPInstanceUID") for header in series.images),
-            sum(_voxels(header) for header in series.images),
-        )
-        found.parts.append(part)
+            found.others.append(_other(facts_of(series.left_out), BESIDE_CT))
+        instances = tuple(header.text("SOPInstanceUID") for header in series.images)
+        voxels = sum(_voxels(header) for header in series.images)
+        found.parts.append(_Part(series.uid, folder, facts_of(series.images), instances, voxels))
 
     def _take_scan(self, parts: Sequence[_Part]) -> None:
         uid = parts[0].uid

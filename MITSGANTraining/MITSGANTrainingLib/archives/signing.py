@@ -5,15 +5,12 @@ File for file: a signed image takes the relative path of its original. See ``tre
 
 from __future__ import annotations
 
-import functools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from MITSGANLib.files.atomic import remove_leavings, require_space
-from MITSGANLib.files.dicom.read import read_series
+from MITSGANLib.files.atomic import remove_leavings
 from MITSGANLib.keys.signing_keys import fingerprint, load_signing_key, raw_public_key
 from MITSGANLib.signature.contents import contents_of
 from MITSGANLib.signature.dicom.digital_signature import certificate_fingerprint, load_dicom_signer
@@ -21,8 +18,6 @@ from MITSGANLib.signature.manifest import manifest_path
 from MITSGANLib.signature.signing import Signers, sign_images, sign_scan
 
 from . import trees
-from .inventory import take_stock
-from .restoration import without_companions
 
 # A signed scan takes some 5 to 10 % more than it does without.
 _SIGNED = 1.1
@@ -66,20 +61,16 @@ class SigningRecord(trees.Record):
 def sign_collection(
     config: SigningConfig, stage: trees.Stage | None = None, tell: trees.Tell | None = None
 ) -> trees.TreeReport:
-    """Sign every CT scan of a tree into ``config.out``, and write the summary there.
+    """Sign every CT scan of a tree into ``config.out``; see :func:`trees.work_through`.
 
-    :raises InputError: the tree is missing or empty, a key cannot be read, a passphrase would have to be sent to a
-        scheduler, or the Dask scheduler does not answer.
-    :raises OutputError: the output overlaps the tree, holds something else, is in use by another run, or the disk has
-        too little space for all of it.
+    :raises InputError, OutputError: as :func:`trees.checked` and ``work_through``, or a key cannot be read.
     """
     report, config = trees.TreeReport("sign", "Signing", "signed", "slices"), trees.checked(config)
     signers = config.signers()
     settings: dict[str, Any] = {"signed_by": fingerprint(raw_public_key(signers.key.public_key()))}
     if signers.dicom:
         settings["certificate"] = certificate_fingerprint(signers.dicom.certificate)
-    stock = functools.partial(take_stock, protected=None)
-    return trees.work_through(config, report, _Signing, settings, without_companions(stock), stage, tell)
+    return trees.work_through(config, report, _Signing, settings, stage, tell)
 
 
 @dataclass(frozen=True)
@@ -94,9 +85,8 @@ class _Signing(trees.ScanJob):
     def expected_bytes(self) -> int:
         return int(self.scan.size * _SIGNED)
 
-    def work(self) -> trees.Done:
-        require_space(self.config.out, self.expected_bytes)
-        return self.finish(self._sign_series if self.scan.uid else self._sign_file, time.monotonic())
+    def work(self) -> trees.Write:
+        return self._sign_series if self.scan.uid else self._sign_file
 
     def _sign_file(self) -> tuple[list[str], dict[str, Any]]:
         source, target = (folder / self.scan.files[0] for folder in (self.config.tree, self.config.out))
@@ -106,8 +96,7 @@ class _Signing(trees.ScanJob):
         return written, {"slices": signed.manifest.shape[0], "signed": signed.manifest.created}
 
     def _sign_series(self) -> tuple[list[str], dict[str, Any]]:
-        tree = self.config.tree
-        volume = read_series(trees.found_series(tree, self.scan), source=str(tree / self.scan.source))
+        tree, volume = self.config.tree, self.load()
         scan = contents_of(volume, tree / self.scan.source)
         names, signed = trees.relative_files(scan.files, tree), []
 

@@ -22,25 +22,41 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from MITSGANLib import __version__
 from MITSGANLib.errors import InputError, OutputError, reading
 from MITSGANLib.files.atomic import atomic_file, output_error, remove_leavings, require_space
 from MITSGANLib.files.dicom.headers import read_header
+from MITSGANLib.files.dicom.read import read_series
 from MITSGANLib.files.dicom.series import DicomSeries
+from MITSGANLib.files.storage import load_volume
 from MITSGANLib.keys.key_files import Key, read_key_file
 from MITSGANLib.runtime.progress import Progress
+from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.seal.sealing import SEAL_SUFFIX
+from MITSGANLib.signature.manifest import SUFFIX as MANIFEST_SUFFIX
 
 from ..workers import run_all
-from .inventory import RECORDS, SUMMARY, Failure, Inventory, Other, StockedScan, read_kept, relative_path
+from .inventory import (
+    BESIDE,
+    NOT_READ,
+    RECORDS,
+    SUMMARY,
+    Failure,
+    Inventory,
+    Other,
+    StockedScan,
+    read_kept,
+    relative_path,
+    take_stock,
+)
 
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
 Tell = Callable[[dict[str, Any]], None]
 
 COMMAND = "command"
 KEPT = "folders.jsonl"
-_PROTECT = "protect"
 # Exit codes of single scans, the worst first: changed, unusable, cannot be told.
 _WORST = (7, InputError.exit_code, 8)
 
@@ -95,14 +111,10 @@ class Record:
     warnings: tuple[str, ...] = ()
     version: str = __version__
 
-    def to_json(self) -> str:
-        """The text of a record's file."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """A record of the values that JSON gave."""
-        return cls(**{**values, "warnings": tuple(values["warnings"])})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -114,16 +126,6 @@ class Record:
             return record if is_within else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-
-    def is_current(self, scan: StockedScan, settings: dict[str, Any], out: Path) -> bool:
-        """Whether this result still is what a run would make, and is still there."""
-        if self.stamp != scan.stamp or self.settings != settings:
-            return False
-        for output, size in self.outputs.items():
-            path = out / output
-            if not path.is_file() or path.stat().st_size != size:
-                return False
-        return True
 
     @property
     def files(self) -> int:
@@ -151,14 +153,33 @@ class Record:
         }
 
 
+class Finished(NamedTuple):
+    """A scan that is worked on, and whether an earlier run did it."""
+
+    record: Record
+    earlier: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready form for the summary."""
+        return {**self.record.summary(), "earlier": self.earlier}
+
+
+class Skipped(NamedTuple):
+    """Files that are no scan for this command, and whether they were copied."""
+
+    other: Other
+    copied: bool = False
+
+
+Outcome = Finished | Skipped | Failure
+
+
 @dataclass
 class TreeReport:
     """What became of everything in the tree.
 
     :param command, doing, verb: the command, as what it is, does, and has done.
     :param unit: what is counted of all finished scans, a number of their records; empty for nothing.
-    :param finished: the finished scans, and whether an earlier run had finished them.
-    :param skipped: files that are no scan for this command, and whether they were copied.
     :param left_over: sources of finished scans in the output that this run did not find, or not find usable.
     :param seconds: since ``started``, a time of ``time.monotonic``.
     """
@@ -167,13 +188,17 @@ class TreeReport:
     doing: str
     verb: str
     unit: str = ""
-    finished: list[tuple[Record, bool]] = field(default_factory=list)
-    skipped: list[tuple[Other, bool]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     complete: bool = False
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
+
+    def take(self, one: Outcome) -> None:
+        """Add what became of something."""
+        {Finished: self.finished, Skipped: self.skipped, Failure: self.failed}[type(one)].append(one)
 
     @property
     def skipped_by_reason(self) -> Counter[str]:
@@ -220,43 +245,44 @@ class TreeReport:
             **self.figures(),
             "skipped_files_by_reason": dict(self.skipped_by_reason.most_common()),
             self.verb: [
-                {**record.summary(), "earlier": earlier}
-                for record, earlier in sorted(self.finished, key=lambda pair: (pair[0].source, pair[0].uid))
+                one.summary() for one in sorted(self.finished, key=lambda one: (one.record.source, one.record.uid))
             ],
             "failed": [one.summary() for one in sorted(self.failed, key=lambda one: (one.source, one.uid))],
             "skipped": [
-                {"source": other.source, "files": len(other.files), "reason": other.reason, "copied": copied}
-                for other, copied in sorted(self.skipped, key=lambda pair: (pair[0].source, pair[0].reason))
+                {**other.summary(), "copied": copied}
+                for other, copied in sorted(self.skipped, key=lambda one: (one.other.source, one.other.reason))
             ],
             "left_over": sorted(self.left_over),
         }
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a job reports: a record, or the reason why there is none."""
-
-    record: Record | None = None
-    earlier: bool = False
-    reason: str = ""
-    copied: bool = False
+Write = Callable[[], tuple[Sequence[str], dict[str, Any]]]
+"""Writes the output of a scan, and gives its files by their paths relative to the output, and the values of its record
+that are not those of every record.
+"""
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan to work on, picklable; subclasses say how in ``work``. ``record`` is that of an earlier run."""
+    """One scan to work on, picklable; subclasses say how in ``work``.
+
+    :param settings: what decides the output besides the scan.
+    :param record: of an earlier run.
+    """
 
     record_type: ClassVar[type[Record]]
+    protected: ClassVar[bool | None] = None
+    """Which scans :func:`inventory.take_stock` is to take."""
 
     config: TreeConfig
     scan: StockedScan
     settings: dict[str, Any]
     record: Record | None
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that are worked on, relative to the tree."""
-        return self.scan.files
+    @staticmethod
+    def sorted_out(stock: Inventory, _tree: Path) -> Inventory:
+        """What the command makes of what lies in the tree: seals and manifests are of no use without their files."""
+        return without_companions(stock)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -273,29 +299,52 @@ class ScanJob:
         return Failure(self.scan.source, reason, self.scan.uid)
 
     def is_done(self, record: Record) -> bool:
-        """Whether a record of this scan says all that is to be done."""
-        return record.is_current(self.scan, self.settings, self.config.out)
+        """Whether a record of this scan still is what a run would make, and its output is still there."""
+        files = ((self.config.out / output, size) for output, size in record.outputs.items())
+        return (record.stamp, record.settings) == (self.scan.stamp, self.settings) and all(
+            path.is_file() and path.stat().st_size == size for path, size in files
+        )
 
-    def run(self) -> Done:
+    def run(self) -> Finished | Skipped:
         """Do the work."""
+        started = time.monotonic()
         with stopped_by_sigterm():
-            return self._refreshed() or self.work()
+            if refreshed := self._refreshed():
+                return refreshed
+            require_space(self.config.out, self.expected_bytes)
+            work = self.work()
+            return work if isinstance(work, Skipped) else self._finish(work, started)
+
+    def work(self) -> Write | Skipped:
+        """All that is to be done before the output is written."""
+        raise NotImplementedError
 
     def known(self) -> dict[str, Any]:
         """Values of the record that are known before the work."""
         return {}
 
-    def work(self) -> Done:
-        """Work on the scan."""
-        raise NotImplementedError
+    def load(self) -> CTVolume:
+        """The scan itself.
 
-    def finish(self, write: Callable[[], tuple[Sequence[str], dict[str, Any]]], started: float) -> Done:
-        """Write the output and then its record.
-
-        :param write: writes the output, and gives its files by their paths relative to it, and the values of the record
-            that are not those of every record.
-        :param started: a time of ``time.monotonic``.
+        :raises InputError: it is no CT volume, or changed since.
         """
+        tree, scan = self.config.tree, self.scan
+        if not scan.uid:
+            return load_volume(tree / scan.files[0])
+        return read_series(self.found_series(), source=str(tree / scan.source))
+
+    def found_series(self) -> DicomSeries:
+        """The headers of the DICOM series.
+
+        :raises InputError: a file is no DICOM any more.
+        """
+        headers = [read_header(self.config.tree / file) for file in self.scan.files]
+        if None in headers:
+            raise InputError("Files of the series changed while the collection was worked on; run the command again.")
+        return DicomSeries(self.scan.uid, tuple(headers))
+
+    def _finish(self, write: Write, started: float) -> Finished:
+        """Write the output and then its record."""
         out, scan = self.config.out, self.scan
         content = content_digest(self.config.tree, scan.files)
         # Without a record, what is there counts as unfinished: from here on the earlier one would not be true.
@@ -315,16 +364,16 @@ class ScanJob:
         write_record(out, scan.key, record)
         for obsolete in set(self.record.outputs if self.record else ()) - set(written):
             (out / obsolete).unlink(missing_ok=True)
-        return Done(record)
+        return Finished(record)
 
-    def pass_over(self, reason: str, *, may_copy: bool = True) -> Done:
+    def pass_over(self, reason: str, *, may_copy: bool = True) -> Skipped:
         """Leave the scan as it is, and copy it where such files are to be copied."""
         copied = may_copy and self.config.others == "copy"
         if copied:
             copy_files(self.config, self.scan.files)
-        return Done(reason=reason, copied=copied)
+        return Skipped(Other(self.scan.files, reason), copied)
 
-    def _refreshed(self) -> Done | None:
+    def _refreshed(self) -> Finished | None:
         """The earlier result, when the files were only touched or copied anew since."""
         if self.record is None or self.config.redo:
             return None
@@ -334,7 +383,7 @@ class ScanJob:
         if record.content != content_digest(self.config.tree, self.scan.files):
             return None
         write_record(self.config.out, self.scan.key, record)
-        return Done(record, earlier=True)
+        return Finished(record, earlier=True)
 
 
 @dataclass(frozen=True)
@@ -345,26 +394,24 @@ class CopyJob:
     other: Other
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The files that are worked on, relative to the tree."""
+    def targets(self) -> tuple[str, ...]:
+        """The files that are written, relative to the output."""
         return self.other.files
-
-    targets = files
 
     @property
     def expected_bytes(self) -> int:
-        """About what the output takes on the disk."""
+        """What the output takes on the disk."""
         return self.other.size
 
     def failed(self, reason: str) -> Failure:
         """What to report where the job failed."""
         return Failure(self.other.source, f"Not copied: {reason}")
 
-    def run(self) -> Done:
+    def run(self) -> Skipped:
         """Do the work."""
         with stopped_by_sigterm():
             copy_files(self.config, self.other.files)
-        return Done(reason=self.other.reason, copied=True)
+        return Skipped(self.other, copied=True)
 
 
 Job = ScanJob | CopyJob
@@ -376,45 +423,52 @@ def work_through(
     report: Report,
     job: type[ScanJob],
     settings: dict[str, Any],
-    take_stock: Callable[..., Inventory],
     stage: Stage | None,
     tell: Tell | None = None,
 ) -> Report:
-    """Do all that is left to do in a tree into ``report``, and write the summary, whatever happens.
+    """Do all that is left to do in a tree into ``report``, and write the summary there, whatever happens.
 
     :param config: as :func:`checked` gives it.
     :param settings: what decides the output besides the scan.
-    :param take_stock: gives what the tree holds, as :func:`inventory.take_stock` does.
     :param stage: gives the progress callable of a stage (called as ``progress(done, total)``) from its description and
         its unit. Progress may raise ``CancelledError``; what is finished then stays, and the summary says that it is
         not complete.
     :param tell: is told what becomes of each scan as soon as that is known, JSON-ready; see :class:`_Teller`.
+    :raises InputError: the tree is missing or empty, or the Dask scheduler does not answer.
     :raises OutputError: the output is another command's, is in use by another run, or the disk is too small for all.
     """
     stage, kept = stage or _no_stages, config.out / RECORDS / KEPT
     teller = _Teller(report, tell or (lambda _: None))
     with stage("Scanning", "file") as progress:
-        inventory = take_stock(
-            config.tree, teller.scanning(progress), kept=read_kept(kept), without=config.out.resolve()
-        )
-    jobs = _sort_out(config, inventory, job, settings, report)
+        telling, out = teller.scanning(progress), config.out.resolve()
+        stock = take_stock(config.tree, telling, protected=job.protected, kept=read_kept(kept), without=out)
+        stock = job.sorted_out(stock, config.tree)
+    jobs, known = _to_do(config, stock, job, settings, report)
     require_space(config.out, _expected_bytes(jobs, config))
     with claimed(config.out, report.command), _passing_on_sigterm(), _folders_for(jobs, config.out):
-        inventory.keep(kept)
-        del inventory
+        stock.keep(kept)
+        del stock
         try:
             with stage(report.doing, "scan") as progress:
-                _work_off(jobs, config, report, progress, teller)
+                teller.begin(len(known), len(jobs))
+                for one in known:
+                    teller.take(one)
+                before = len(report.finished)
+                progress(before, before + len(jobs))
+                for done, one in enumerate(_outcomes(jobs, config), start=before + 1):
+                    teller.take(one)
+                    progress(done, before + len(jobs))
             report.complete = True
         finally:
             report.seconds = time.monotonic() - report.started
-            _write_summary(config, settings, report)
+            summary = {"version": __version__, "settings": settings, **report.to_dict()}
+            _write_json(config.out / SUMMARY, summary)
             teller.end()
     return report
 
 
 class _Teller:
-    """Tells another program how far a run is: dictionaries, each with an ``event``.
+    """Takes down what becomes of everything, and tells another program of it: dictionaries, each with an ``event``.
 
     ``scanning`` (files ``done`` of ``total``, at most one each second), ``begin`` (scans ``done`` of ``total``),
     ``scan`` for each scan and each group of other files, with its ``outcome``, ``exit_code`` and ``seconds_left`` (None
@@ -437,55 +491,44 @@ class _Teller:
 
         return report
 
-    def begin(self, jobs: int) -> None:
-        """All that needs no work is known, and so many jobs are to be done."""
-        report, self._began = self._report, time.monotonic()
-        known = len(report.finished) + len(report.failed) + len(report.skipped)
-        self._earlier, self._total = known, known + jobs
-        self._tell({"event": "begin", "command": report.command, "done": known, "total": self._total})
-        for record, _ in report.finished:
-            self.finished(record, earlier=True)
-        for failure in report.failed:
-            self.failed(failure)
-        for other, copied in report.skipped:
-            self.skipped(other, copied)
+    def begin(self, known: int, jobs: int) -> None:
+        """So much needs no work, and so many jobs are to be done."""
+        self._began, self._earlier, self._total = time.monotonic(), known, known + jobs
+        self._tell({"event": "begin", "command": self._report.command, "done": known, "total": self._total})
 
-    def finished(self, record: Record, earlier: bool) -> None:
-        """Tell of a finished scan."""
-        outcome = record.outcome or self._report.verb
-        self._one(outcome, record.code, {**record.summary(), "earlier": earlier})
-
-    def failed(self, failure: Failure) -> None:
-        """Tell of a failed scan."""
-        self._one("failed", InputError.exit_code, failure.summary())
-
-    def skipped(self, other: Other, copied: bool) -> None:
-        """Tell of what is no scan for this command."""
-        values = {"source": other.source, "files": len(other.files), "reason": other.reason}
-        self._one("copied" if copied else "skipped", 0, values)
+    def take(self, one: Outcome) -> None:
+        """Add to the report, and tell."""
+        self._report.take(one)
+        self._done += 1
+        now, left = self._done - self._earlier, None
+        if now > 0:
+            left = round((time.monotonic() - self._began) / now * (self._total - self._done), 1)
+        if isinstance(one, Finished):
+            outcome, code, values = one.record.outcome or self._report.verb, one.record.code, one.summary()
+        elif isinstance(one, Failure):
+            outcome, code, values = "failed", InputError.exit_code, one.summary()
+        else:
+            outcome, code, values = "copied" if one.copied else "skipped", 0, one.other.summary()
+        place = {"event": "scan", "done": self._done, "total": self._total, "seconds_left": left}
+        self._tell({**place, "outcome": outcome, "exit_code": code, **values})
 
     def end(self) -> None:
         """The run ends."""
         self._tell({"event": "end", **self._report.totals()})
 
-    def _one(self, outcome: str, code: int, values: dict[str, Any]) -> None:
-        self._done += 1
-        now, left = self._done - self._earlier, None
-        if now > 0:
-            left = round((time.monotonic() - self._began) / now * (self._total - self._done), 1)
-        place = {"event": "scan", "done": self._done, "total": self._total, "seconds_left": left}
-        self._tell({**place, "outcome": outcome, "exit_code": code, **values})
 
-
-def found_series(tree: Path, scan: StockedScan) -> DicomSeries:
-    """The headers of a DICOM series that an inventory found.
-
-    :raises InputError: a file is no DICOM any more.
-    """
-    headers = [read_header(tree / file) for file in scan.files]
-    if None in headers:
-        raise InputError("Files of the series changed while the collection was worked on; run the command again.")
-    return DicomSeries(scan.uid, tuple(headers))
+def without_companions(stock: Inventory) -> Inventory:
+    """The same where seals and manifests are known as what they are, and the rest of what nobody reads is apart."""
+    others: list[Other] = []
+    for other in stock.others:
+        beside = tuple(file for file in other.files if file.endswith((SEAL_SUFFIX, MANIFEST_SUFFIX)))
+        if other.reason != NOT_READ or not beside:
+            others.append(other)
+            continue
+        if unknown := tuple(file for file in other.files if file not in beside):
+            others.append(dataclasses.replace(other, files=unknown))
+        others.append(Other(beside, BESIDE, may_copy=False))
+    return dataclasses.replace(stock, others=tuple(others))
 
 
 def checked(config: TreeConfig) -> TreeConfig:
@@ -507,18 +550,19 @@ def checked(config: TreeConfig) -> TreeConfig:
         raise OutputError(
             f"{config.out} holds files that no earlier run of this command wrote; choose a new or empty folder."
         )
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if config.scheduler and isinstance(config.key, Key):
         raise InputError("A passphrase is never sent to a scheduler; use a key file that all workers can read.")
-    if config.scheduler and any(isinstance(value, bytes) for value in values.values()):
+    if config.scheduler and any(isinstance(value, bytes) for value in vars(config).values()):
         raise InputError("A passphrase is never sent to a scheduler; sign with key files that none locks.")
-    return dataclasses.replace(config, **{name: _absolute(value) for name, value in values.items()})
+    return dataclasses.replace(config, **{name: _absolute(value) for name, value in vars(config).items()})
 
 
 def _absolute(value: Any) -> Any:
-    """A path, or each of several, made absolute; anything else as it is."""
+    """A path, a file of weights, or each of several, made absolute; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(map(_absolute, value))
+    if isinstance(value, str) and value.endswith(".safetensors"):
+        return str(Path(value).absolute())
     return value.absolute() if isinstance(value, Path) else value
 
 
@@ -574,18 +618,15 @@ def record_path(out: Path, key: str) -> Path:
     return out / RECORDS / f"{key}.json"
 
 
-def read_records(out: Path, kind: type[Record]) -> dict[str, Record]:
-    """The readable records of an output by the keys of their scans."""
-    found = {path.stem: kind.read(path) for path in (out / RECORDS).glob("*.json")}
-    return {key: record for key, record in found.items() if record}
-
-
 def write_record(out: Path, key: str, record: Record) -> None:
     """Write the record of a finished scan."""
-    path = record_path(out, key)
+    _write_json(record_path(out, key), dataclasses.asdict(record))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
     remove_leavings(path)
     with atomic_file(path, overwrite=True) as temporary:
-        temporary.write_text(record.to_json(), encoding="utf-8")
+        temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -620,47 +661,36 @@ def _no_stages(_description: str, _unit: str) -> AbstractContextManager[Progress
     return nullcontext(lambda _done, _total: None)
 
 
-def _sort_out(
-    config: TreeConfig, inventory: Inventory, job: type[ScanJob], settings: dict[str, Any], report: TreeReport
-) -> list[Job]:
-    """The jobs that are left to do; what needs none goes into ``report``."""
-    records = read_records(config.out, job.record_type)
-    report.failed += inventory.failures
-    report.left_over += _left_over(records, inventory.scans)
+def _to_do(
+    config: TreeConfig, stock: Inventory, job: type[ScanJob], settings: dict[str, Any], report: TreeReport
+) -> tuple[list[Job], list[Outcome]]:
+    """The jobs that are left to do, and what became of all that needs none."""
+    read = {path.stem: job.record_type.read(path) for path in (config.out / RECORDS).glob("*.json")}
+    records = {key: record for key, record in read.items() if record}
+    # What is recorded and gone, where no scan will write any of its files.
+    gone = records.keys() - {scan.key for scan in stock.scans}
+    written = {file for scan in stock.scans for file in scan.files}
+    report.left_over += [records[key].source for key in gone if written.isdisjoint(records[key].outputs)]
     jobs: list[Job] = []
-    for scan in inventory.scans:
+    finished: list[Finished] = []
+    skipped: list[Skipped] = []
+    for scan in stock.scans:
         one = job(config, scan, settings, records.get(scan.key))
         if one.record and not config.redo and one.is_done(one.record):
-            report.finished.append((one.record, True))
+            finished.append(Finished(one.record, earlier=True))
         else:
             jobs.append(one)
-    for other in inventory.others:
+    for other in stock.others:
         if config.others == "copy" and other.may_copy:
             jobs.append(CopyJob(config, other))
         else:
-            report.skipped.append((other, False))
-    return jobs
+            skipped.append(Skipped(other))
+    return jobs, [*finished, *(_relative(failure, config) for failure in stock.failures), *skipped]
 
 
-def _work_off(jobs: Sequence[Job], config: TreeConfig, report: TreeReport, progress: Progress, teller: _Teller) -> None:
-    report.failed = [_relative(failure, config) for failure in report.failed]
-    finished = len(report.finished)
-    total = finished + len(jobs)
-    progress(finished, total)
-    teller.begin(len(jobs))
-    outcomes = run_all(methodcaller("run"), jobs, processes=config.processes, scheduler=config.scheduler)
-    for done, outcome in enumerate(outcomes, start=finished + 1):
-        job, result = outcome.item, outcome.result
-        if result is None:
-            report.failed.append(_relative(job.failed(outcome.error), config))
-            teller.failed(report.failed[-1])
-        elif result.record:
-            report.finished.append((result.record, result.earlier))
-            teller.finished(*report.finished[-1])
-        else:
-            report.skipped.append((Other(job.files, result.reason), result.copied))
-            teller.skipped(*report.skipped[-1])
-        progress(done, total)
+def _outcomes(jobs: Sequence[Job], config: TreeConfig) -> Iterator[Outcome]:
+    for one in run_all(methodcaller("run"), jobs, processes=config.processes, scheduler=config.scheduler):
+        yield one.result or _relative(one.item.failed(one.error), config)
 
 
 @contextmanager
@@ -696,32 +726,25 @@ def claimed(out: Path, command: str) -> Iterator[None]:
     _make(out / RECORDS)
     lock = FileLock(out / RECORDS / "lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
             f"Another run of this command writes to {out}; wait for its end. If there is none, delete {lock.lock_file}."
         ) from error
     except OSError as error:
         raise output_error(error, out) from error
-    try:
-        _mark(out, command)
+    with held:
+        mark, owner = out / RECORDS / COMMAND, command
+        if mark.is_file():
+            owner = mark.read_text(encoding="utf-8").strip()
+        elif any((out / RECORDS).glob("*.json")):
+            owner = "protect"  # which came first, and did not write down whose its records are
+        if owner != command:
+            raise OutputError(f"{out} holds what mitsgan {owner} wrote; choose another folder.")
+        if not mark.is_file():
+            with atomic_file(mark) as temporary:
+                temporary.write_text(command + "\n", encoding="utf-8")
         yield
-    finally:
-        lock.release()
-
-
-def _mark(out: Path, command: str) -> None:
-    """Write down whose output this is; records without it are those of ``protect``, which came first."""
-    mark = out / RECORDS / COMMAND
-    if mark.is_file():
-        owner = mark.read_text(encoding="utf-8").strip()
-    else:
-        owner = _PROTECT if any((out / RECORDS).glob("*.json")) else command
-    if owner != command:
-        raise OutputError(f"{out} holds what mitsgan {owner} wrote; choose another folder.")
-    if not mark.is_file():
-        with atomic_file(mark) as temporary:
-            temporary.write_text(command + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -746,13 +769,6 @@ def _passing_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _left_over(records: dict[str, Record], scans: Sequence[StockedScan]) -> list[str]:
-    """Sources of recorded scans that are gone, where no scan will write any of their files."""
-    keys = {scan.key for scan in scans}
-    written = {file for scan in scans for file in scan.files}
-    return [r.source for key, r in records.items() if key not in keys and written.isdisjoint(r.outputs)]
-
-
 def _expected_bytes(jobs: Sequence[Job], config: TreeConfig) -> int:
     """Bytes that the jobs will take: all that is new, and for each process the largest that replaces another."""
     new, sizes = 0, [0]
@@ -761,14 +777,6 @@ def _expected_bytes(jobs: Sequence[Job], config: TreeConfig) -> int:
         if not all((config.out / file).exists() for file in job.targets):
             new += job.expected_bytes
     return new + sum(sorted(sizes)[-config.processes :])
-
-
-def _write_summary(config: TreeConfig, settings: dict[str, Any], report: TreeReport) -> None:
-    summary = {"version": __version__, "settings": settings, **report.to_dict()}
-    path = config.out / SUMMARY
-    remove_leavings(path)
-    with atomic_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _relative(failure: Failure, config: TreeConfig) -> Failure:

@@ -6,10 +6,13 @@ resumable.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import time
+import hashlib
+import os
+import posixpath
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from MITSGANLib.errors import InputError
 from MITSGANLib.examination.signed import examine_contents
 from MITSGANLib.examination.verdict import Outcome
+from MITSGANLib.files.dicom.headers import read_header
+from MITSGANLib.files.dicom.series import list_files
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.keys.signing_keys import fingerprint, load_public_key, raw_public_key
 from MITSGANLib.scan.volume import VolumeWarning
@@ -27,15 +32,14 @@ from MITSGANLib.signature.dicom.digital_signature import (
     load_certificates,
     verify_images,
 )
-from MITSGANLib.signature.dicom.exam import ExamVerification, verify_exam
+from MITSGANLib.signature.dicom.exam import ExamVerification, is_exam_document, verify_exam
+from MITSGANLib.signature.manifest import SUFFIX
 from MITSGANLib.signature.study import StudyVerification, find_study_manifest, is_study_manifest, verify_study
 from MITSGANLib.signature.verification import Verification, find_manifest, manifest_within, verify_scan
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
 
-from .inventory import StockedScan, take_stock
-from .restoration import without_companions
-from .studies import StockedMember, StockedStudy, take_signed_stock
-from .trees import Done, Record, ScanJob, Stage, Tell, TreeConfig, TreeReport, checked, found_series, work_through
+from .inventory import BESIDE_CT, Failure, Inventory, StockedScan, file_fact, relative_path, stock_files
+from .trees import Record, ScanJob, Stage, Tell, TreeConfig, TreeReport, Write, checked, work_through
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -51,12 +55,12 @@ EXAMINED = {Outcome.INTACT: 0, Outcome.NOTHING_FOUND: 0, Outcome.CHANGED: 7, Out
 
 OF_STUDY = "signed with its study"
 
+# As an inventory says of what may be an exam's document.
+_SELECTION = "Key Object Selection"
 _KINDS = ("intact", "changed", "missing", "extra", "unchecked")
 _MOST_TILES = _MOST_FINDINGS = 100
 # Exit code, verdict, what is known, and warnings.
 _Judged = tuple[int, str, dict[str, Any], tuple[VolumeWarning, ...]]
-# Complete or not: all of it is to be judged.
-_ALL = functools.partial(take_stock, protected=None)
 
 
 class Trust(NamedTuple):
@@ -153,13 +157,12 @@ class VerdictReport(TreeReport):
 def examine_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
     """Examine every CT scan of a tree, as ``signed.examine_contents`` does, and write what was found to ``config.out``.
 
-    :raises InputError: the tree is missing or empty, a key or a certificate cannot be read, or the Dask scheduler does
-        not answer.
-    :raises OutputError: the output overlaps the tree, holds something else, or is in use by another run.
+    :raises InputError, OutputError: as :func:`trees.checked` and ``work_through``, or a key or a certificate cannot be
+        read.
     """
     config = checked(config)
     report = VerdictReport("examine", "Examining", "examined")
-    return work_through(config, report, _Examination, config.settings(), without_companions(_ALL), stage, tell)
+    return work_through(config, report, _Examination, config.settings(), stage, tell)
 
 
 def verify_collection(config: VerdictConfig, stage: Stage | None = None, tell: Tell | None = None) -> VerdictReport:
@@ -169,8 +172,7 @@ def verify_collection(config: VerdictConfig, stage: Stage | None = None, tell: T
     """
     config = checked(config)
     report = VerdictReport("verify", "Verifying", "verified")
-    take = functools.partial(take_signed_stock, take=_ALL)
-    return work_through(config, report, _Verification, config.settings(), take, stage, tell)
+    return work_through(config, report, _Verification, config.settings(), stage, tell)
 
 
 def verification_code(verification: Verification | None, signatures: ImageSignatures, known: Collection[str]) -> int:
@@ -178,33 +180,59 @@ def verification_code(verification: Verification | None, signatures: ImageSignat
 
     :param known: fingerprints of the signers that the user trusts.
     """
-    if (verification and not verification.is_intact) or signatures.changed:
-        return CHANGED
     if verification:
-        return INTACT if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
+        is_changed = signatures.changed or not verification.is_intact
+        return _code(is_changed, verification.manifest.fingerprint in known)
     # Without a manifest DICOM's own signatures stand alone, so each image needs one that covers its pixels. One without
     # any among the others was put there, or lost its signature.
-    if not signatures.all_signed:
-        return CHANGED
-    if not signatures.all_valid:
-        return NOT_CHECKED
-    return INTACT if signatures.all_trusted else UNKNOWN_SIGNER
+    is_changed = signatures.changed or not signatures.all_signed
+    return _code(is_changed, signatures.all_trusted, signatures.all_valid)
 
 
 def study_code(verification: StudyVerification, known: Collection[str]) -> int:
     """What the manifest of a whole study says, as the exit code."""
-    if not verification.is_intact:
-        return CHANGED
-    return INTACT if verification.manifest.fingerprint in known else UNKNOWN_SIGNER
+    return _code(not verification.is_intact, verification.manifest.fingerprint in known)
 
 
 def exam_code(verification: ExamVerification) -> int:
     """What the document of a signed exam says, as the exit code."""
-    if verification.is_changed:
+    return _code(verification.is_changed, verification.is_trusted, verification.is_checked)
+
+
+def _code(is_changed: bool, is_trusted: bool, is_checked: bool = True) -> int:
+    if is_changed:
         return CHANGED
-    if not verification.is_checked:
+    if not is_checked:
         return NOT_CHECKED
-    return INTACT if verification.is_trusted else UNKNOWN_SIGNER
+    return INTACT if is_trusted else UNKNOWN_SIGNER
+
+
+@dataclass(frozen=True)
+class _Study(StockedScan):
+    """A signed study: all files of its folder, and the file that signs it.
+
+    :param folder, document: relative to the tree.
+    """
+
+    folder: str
+    document: str
+
+    @property
+    def source(self) -> str:
+        return self.folder or "."
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(os.fsencode(f"study\0{self.document}")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class _Member(StockedScan):
+    """A scan within a signed study, which needs no signature of its own."""
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"member\0{super().key}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -223,34 +251,35 @@ class _Judgement(ScanJob):
     def expected_bytes(self) -> int:
         return 0
 
-    def work(self) -> Done:
-        started = time.monotonic()
+    def work(self) -> Write:
         code, verdict, result, warnings = self.judged()
-        values = {"exit_code": code, "verdict": verdict, "result": result}
-        return self.finish(lambda: ([], {**values, "warnings": tuple(one.name for one in warnings)}), started)
+        names = tuple(one.name for one in warnings)
+        return lambda: ([], {"exit_code": code, "verdict": verdict, "result": result, "warnings": names})
 
     def judged(self) -> _Judged:
-        """What is said of the scan, once it is read."""
-        return self.judge(_contents(self.config.tree, self.scan))
-
-    def judge(self, scan: ScanContents) -> _Judged:
         """What is said of the scan."""
         raise NotImplementedError
 
-    def signatures(self, scan: ScanContents) -> tuple[Verification | None, ImageSignatures]:
-        """What its manifest and its DICOM signatures say."""
-        is_alone = not self.scan.uid or _fills_its_folder(self.config.tree, self.scan)
+    def read(self) -> tuple[ScanContents, Verification | None, ImageSignatures]:
+        """The scan, and what its manifest and its DICOM signatures say."""
+        tree, source = self.config.tree, self.config.tree / self.scan.source
+        if self.scan.uid:
+            scan = read_series_to_verify(self.found_series(), source)
+            # A manifest beside a folder is of a series that fills it.
+            is_alone = {path.name for path in source.iterdir()} == {Path(file).name for file in self.scan.files}
+        else:
+            scan, is_alone = read_contents_to_verify(tree / self.scan.files[0]), True
         signed = find_manifest(scan) if is_alone else manifest_within(scan)
         verification = signed and verify_scan(scan, signed, headers=not self.config.deidentified)
-        return verification, verify_images(scan.files, self.config.trust().certificates)
+        return scan, verification, verify_images(scan.files, self.config.trust().certificates)
 
 
 class _Examination(_Judgement):
     """One scan to examine."""
 
-    def judge(self, scan: ScanContents) -> _Judged:
-        trust = self.config.trust()
-        verdict, _ = examine_contents(scan, *self.signatures(scan), key=trust.key, trusted=trust.signers)
+    def judged(self) -> _Judged:
+        trust, (scan, *signed) = self.config.trust(), self.read()
+        verdict, _ = examine_contents(scan, *signed, key=trust.key, trusted=trust.signers)
         warnings = scan.volume.provenance.warnings if scan.volume else ()
         result = verdict.to_dict()
         return EXAMINED[verdict.outcome], result.pop("verdict"), result, warnings
@@ -259,9 +288,14 @@ class _Examination(_Judgement):
 class _Verification(_Judgement):
     """One scan to verify, or a study that is signed as a whole."""
 
+    @staticmethod
+    def sorted_out(stock: Inventory, tree: Path) -> Inventory:
+        return _with_signed_studies(ScanJob.sorted_out(stock, tree), tree)
+
     def judged(self) -> _Judged:
-        if not isinstance(self.scan, StockedStudy):
-            return super().judged()
+        return self._judged_study() if isinstance(self.scan, _Study) else self._judged_scan()
+
+    def _judged_study(self) -> _Judged:
         tree, trust = self.config.tree, self.config.trust()
         folder, document = tree / self.scan.folder, tree / self.scan.document
         manifest = find_study_manifest(document) if is_study_manifest(document) else None
@@ -281,10 +315,10 @@ class _Verification(_Judgement):
         }
         return code, VERDICTS[code], result, ()
 
-    def judge(self, scan: ScanContents) -> _Judged:
-        verification, signatures = self.signatures(scan)
+    def _judged_scan(self) -> _Judged:
+        _, verification, signatures = self.read()
         if verification is None and not signatures.signed:
-            if isinstance(self.scan, StockedMember):
+            if isinstance(self.scan, _Member):
                 return INTACT, OF_STUDY, {}, ()
             raise InputError("It is not signed: it carries no manifest, and none lies beside it.")
         code = verification_code(verification, signatures, self.config.trust().signers)
@@ -296,12 +330,64 @@ class _Verification(_Judgement):
         return code, VERDICTS[code], result, ()
 
 
-def _contents(tree: Path, scan: StockedScan) -> ScanContents:
-    if not scan.uid:
-        return read_contents_to_verify(tree / scan.files[0])
-    return read_series_to_verify(found_series(tree, scan), tree / scan.source)
+def _with_signed_studies(stock: Inventory, tree: Path) -> Inventory:
+    """What a tree holds, signed studies among the scans."""
+    studies, failures = [], list(stock.failures)
+    for document, folder in _documents(tree, stock):
+        try:
+            files = [document, *(relative_path(file, tree) for file in list_files(tree / folder))]
+        except InputError as error:
+            failures.append(Failure(folder or document, str(error)))
+            continue
+        facts = [fact for file in dict.fromkeys(files) if (fact := file_fact(tree, tree / file))]
+        studies.append(_Study(**dataclasses.asdict(stock_files(facts)), folder=folder, document=document))
+
+    def is_signed(files: Sequence[str]) -> bool:
+        return any(all(_is_within(file, study.folder) or file == study.document for file in files) for study in studies)
+
+    scans = (_Member(**dataclasses.asdict(one)) if is_signed(one.files) else one for one in stock.scans)
+    return dataclasses.replace(
+        stock,
+        scans=(*studies, *scans),
+        # What cannot be read is changed or extra, and all else is verified, too.
+        others=tuple(other for other in stock.others if not is_signed(other.files)),
+        failures=tuple(one for one in failures if not (one.files and is_signed(one.files))),
+    )
 
 
-def _fills_its_folder(tree: Path, scan: StockedScan) -> bool:
-    """Whether a folder holds nothing but the images of one series, so that a manifest beside it is of these."""
-    return {path.name for path in (tree / scan.source).iterdir()} == {Path(file).name for file in scan.files}
+def _documents(tree: Path, stock: Inventory) -> Iterator[tuple[str, str]]:
+    """What signs a study, and the folder of that, both relative to the tree."""
+    for file, reason in ((file, other.reason) for other in stock.others for file in other.files):
+        if file.endswith(SUFFIX):
+            if is_study_manifest(tree / file):
+                yield file, file.removesuffix(SUFFIX)
+        elif (_SELECTION in reason or reason == BESIDE_CT) and is_exam_document(tree / file):
+            yield file, _folder_of(tree, file, stock)
+
+
+def _folder_of(tree: Path, document: str, stock: Inventory) -> str:
+    """The folder of an exam: that of its document, or where that has a folder to itself, the next one with its images.
+
+    Archives give each series a folder.
+    """
+    own = posixpath.dirname(document)
+
+    def study_of(file: str) -> str:
+        try:
+            header = read_header(tree / file)
+        except InputError:
+            return ""
+        return header.text("StudyInstanceUID") if header else ""
+
+    if not any(_is_within(scan.files[0], own) for scan in stock.scans):
+        study = study_of(document)
+        folder = own
+        while folder and study:
+            folder = posixpath.dirname(folder)
+            if any(study_of(scan.files[0]) == study for scan in stock.scans if _is_within(scan.files[0], folder)):
+                return folder
+    return own
+
+
+def _is_within(file: str, folder: str) -> bool:
+    return not folder or file.startswith(f"{folder}/")

@@ -18,14 +18,13 @@ from typing import Any, ClassVar
 
 from MITSGANLib.errors import CancelledError, InputError, NoSpaceError, OutputError
 from MITSGANLib.files.atomic import output_error, remove_leavings
-from MITSGANLib.protection.protector import Protector
 from MITSGANLib.save_protected import Proofs
-from MITSGANLib.scan.volume import CTVolume, VolumeWarning
+from MITSGANLib.scan.volume import CTVolume
 
 from ..workers import reason_of
-from .collection import CollectionConfig, ProtectionJob, ProtectionRecord, checked_collection, save_one
+from .collection import CollectionConfig, ProtectionJob, ProtectionRecord
 from .inventory import Failure, FileFact, FolderStock, Inventory, StockedScan, take_stock
-from .trees import Record, Tell, claimed, record_path, relative_files
+from .trees import Record, Skipped, Tell, checked, claimed, record_path, relative_files
 
 REASON = "reason.txt"
 
@@ -59,7 +58,7 @@ def watch(config: WatchConfig, tell: Tell, stopped: Callable[[float], bool]) -> 
     :raises NoSpaceError: the disk is full. The series that could not be delivered stays where it is.
     :raises ModelError, DependencyError: the model or the device is not there.
     """
-    protection = checked_collection(config.protection)
+    protection = checked(config.protection)
     config = dataclasses.replace(config, protection=protection, failed=config.failed.absolute())
     if not protection.tree.is_dir():
         raise InputError("is not a folder", path=protection.tree, hint="give the folder that the receiver fills")
@@ -80,10 +79,6 @@ class DeliveryRecord(ProtectionRecord):
 
     instances: tuple[str, ...]
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DeliveryRecord:
-        return super().from_dict({**values, "instances": tuple(values["instances"])})
-
 
 @dataclass(frozen=True)
 class _Delivery(ProtectionJob):
@@ -99,13 +94,11 @@ class _Delivery(ProtectionJob):
     def is_done(self, record: Record) -> bool:
         return record.stamp == self.scan.stamp
 
-    def write(
-        self, protected: CTVolume, original: CTVolume, protector: Protector, proofs: Proofs
-    ) -> tuple[list[str], list[VolumeWarning]]:
+    def write(self, save: Callable[[Path], None], _original: CTVolume, _proofs: Proofs) -> list[str]:
         place = self.config.out / _name(self.scan.uid, self.scan.key)
         remove_leavings(place)
-        warnings = save_one(protected, original, protector, proofs, place, overwrite=True)
-        return relative_files(sorted(place.iterdir()), self.config.out), list(warnings)
+        save(place)
+        return relative_files(sorted(place.iterdir()), self.config.out)
 
 
 class _Watch:
@@ -158,7 +151,7 @@ class _Watch:
         if not self._is_done(scan):
             try:
                 done = job.run()
-                reason = "" if done.record else f"It {done.reason}."
+                reason = f"It {done.other.reason}." if isinstance(done, Skipped) else ""
             except (CancelledError, NoSpaceError):  # of which the next series would fail, too
                 raise
             except Exception as error:  # noqa: BLE001 - one unreadable series must not cost the others

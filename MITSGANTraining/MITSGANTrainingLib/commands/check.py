@@ -21,10 +21,9 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files.volume_files import write_file
 from MITSGANLib.keys.key_files import read_key_file
 from MITSGANLib.protection.protector import load_protector
-from MITSGANLib.watermark.checking import Check, check_watermark
+from MITSGANLib.watermark.checking import Check, Place, check_watermark
 from MITSGANLib.watermark.embedding import recorded_watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY, WatermarkKey, watermark_key
-from MITSGANLib.watermark.places import Place
 
 from . import shared
 

@@ -439,7 +439,7 @@ class TestResume:
             return load
 
         for name in ("load_volume", "read_series"):
-            monkeypatch.setattr(collection, name, noted(getattr(collection, name)))
+            monkeypatch.setattr(trees, name, noted(getattr(trees, name)))
         return sources
 
     @pytest.mark.usefixtures("tree")

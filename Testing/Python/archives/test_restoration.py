@@ -22,8 +22,8 @@ from MITSGANLib.seal import sealing
 from MITSGANLib.seal.sealing import save_sealed
 from MITSGANTrainingLib.archives import inventory, restoration, trees
 from MITSGANTrainingLib.archives.collection import CollectionConfig, protect_collection
-from MITSGANTrainingLib.archives.inventory import NOT_PROTECTED, RECORDS, SUMMARY
-from MITSGANTrainingLib.archives.restoration import BESIDE, restore_collection
+from MITSGANTrainingLib.archives.inventory import BESIDE, NOT_PROTECTED, RECORDS, SUMMARY
+from MITSGANTrainingLib.archives.restoration import restore_collection
 from MITSGANTrainingLib.archives.trees import COMMAND, TreeConfig, TreeReport, write_record
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.workers import ItemOutcome

@@ -13,7 +13,7 @@ from MITSGANLib.errors import TargetError
 from MITSGANLib.examination.blocks import Blocks
 from MITSGANLib.examination.copies import find_copies
 from MITSGANLib.examination.examiner import CHANGED, Examination, examine
-from MITSGANLib.examination.noise import residual
+from MITSGANLib.examination.noise import fine_kernel, residual
 from MITSGANLib.examination.signed import with_signatures
 from MITSGANLib.examination.verdict import ChangedPlace, Evidence, Outcome, Verdict
 from MITSGANLib.files.dicom.drill import drill_step
@@ -152,7 +152,7 @@ def test_the_watermark_is_missed_where_paint_has_no_noise(scan, place):
 
 def test_noise_alone_is_no_copy(scan):
     blocks = Blocks.of(scan)
-    assert find_copies(blocks, residual(scan), blocks.lungs()) == []
+    assert find_copies(blocks, residual(scan, fine_kernel(scan))) == []
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_the_edge_of_an_upright_vessel_is_no_copy():
     """The sample of Slicer's panel has one."""
     volume = thorax_phantom().volume
     blocks = Blocks.of(volume)
-    assert find_copies(blocks, residual(volume), blocks.lungs()) == []
+    assert find_copies(blocks, residual(volume, fine_kernel(volume))) == []
 
 
 @settings(deadline=None, max_examples=50)

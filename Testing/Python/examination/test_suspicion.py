@@ -30,8 +30,8 @@ KINDS = (WATERMARK, NOISE, COARSE_NOISE, FOREIGN)
 def scores_at(volume: CTVolume, kji: tuple[int, int, int]) -> dict[str, float]:
     """Scores of each kind of evidence at a place."""
     blocks = Blocks.of(volume)
-    whitened, lungs = whiten(blocks, Watermark()), blocks.lungs()
-    found = [look(blocks, whitened, lungs) for look in (of_foreign_noise, of_watermark)]
+    whitened = whiten(blocks, Watermark())
+    found = [look(blocks, whitened) for look in (of_foreign_noise, of_watermark)]
     return {one.kind: float(one.score[blocks.block_of(kji)]) for one in found}
 
 
@@ -90,4 +90,4 @@ def test_white_noise_as_strong_as_the_scans_own_is_foreign(scan, place):
 
 def test_without_lungs_there_is_nothing_to_learn_from(scan):
     water = scan.with_hu(np.zeros(scan.shape, np.int16))
-    assert whiten(Blocks.of(water), None) is None
+    assert whiten(Blocks.of(water), Watermark()) is None

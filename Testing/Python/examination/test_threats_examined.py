@@ -23,7 +23,7 @@ from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import CTVolume, Provenance
-from MITSGANLib.watermark.checking import likely_watermark
+from MITSGANLib.watermark.checking import Glance
 from MITSGANLib.watermark.embedding import versions
 from MITSGANLib.watermark.pattern import OPEN_KEY, ScanSigns
 from MITSGANLib.watermark.sums import Reading
@@ -112,7 +112,7 @@ def test_a_pasted_nodule_is_an_alarm_where_one_asks(marked, place):
 def test_a_copy_that_does_not_say_what_it_was_marked_with_is_no_alarm(other, watermark):
     marked = protect(other, model=watermark_alone(watermark.key, watermark.budget))
     silent = dataclasses.replace(marked, provenance=Provenance())
-    assert likely_watermark(silent).version == watermark.version
+    assert Glance(silent).watermark.version == watermark.version
     examination = looked_at(silent)
     assert examination.mark.is_found
     assert examination.verdict.outcome is Outcome.NOTHING_FOUND

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def sought(volume: CTVolume, *, is_lossy: bool = False) -> TouchUp | None:
     blocks = Blocks.of(volume)
     kernel = fine_kernel(volume)
-    return find_touch_up(blocks, residual(volume, kernel), kernel, blocks.lungs(), is_lossy=is_lossy)
+    return find_touch_up(blocks, residual(volume, kernel), kernel, is_lossy=is_lossy)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def injected(scan: CTVolume, place: Voxel) -> CTVolume:
 
 def alarms(volume: CTVolume, found: TouchUp) -> float:
     """Share of the lungs that would be an alarm where one asks."""
-    return float(np.mean(found.dense[Blocks.of(volume).lungs()] >= 1))
+    return float(np.mean(found.dense[Blocks.of(volume).lungs] >= 1))
 
 
 def test_in_an_untouched_scan_there_is_none(scan):

@@ -53,7 +53,7 @@ from MITSGANLib.slicer_bridge.volumes import (
     volume_from_node,
     voxel_from_ras,
 )
-from MITSGANLib.watermark.places import Place
+from MITSGANLib.watermark.checking import Place
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.8, 2.5)

@@ -19,7 +19,16 @@ from MITSGANLib.protection.protector import protect, watermark_alone
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep, Provenance
-from MITSGANLib.watermark.checking import ALTERED, MARKED, UNKNOWN, Check, MissingRegion, check_place, check_watermark
+from MITSGANLib.watermark.checking import (
+    ALTERED,
+    MARKED,
+    UNKNOWN,
+    Check,
+    MissingRegion,
+    Place,
+    check_place,
+    check_watermark,
+)
 from MITSGANLib.watermark.embedding import recorded_watermark
 from MITSGANLib.watermark.pattern import (
     LAYER_MM,
@@ -43,7 +52,6 @@ from MITSGANLib.watermark.pattern import (
     tile_levels,
     watermark_key,
 )
-from MITSGANLib.watermark.places import Place
 from MITSGANLib.watermark.whitening import whitening_kernel
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.commands.check import exit_code

@@ -18,7 +18,7 @@ from ...measure.attack_effect import NOISE, PROTECTED, Effect
 from ...protection.presets import preset_of
 from ...scan.volume import PROTECTION, SIMULATED_ATTACK, ProcessingStep
 from ...seal.sealing import Restored
-from ...watermark.places import Place
+from ...watermark.checking import Place
 from ...weights import ModelCard
 from ..examine import ExaminedVolume
 from ..inspection import Inspection
