@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import slicer
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.slicer_bridge import export, operations, self_test
 from MITSGANLib.slicer_bridge.examine import examine_node, show_examined
 from MITSGANLib.slicer_bridge.layout import register_layout
@@ -17,6 +16,7 @@ from MITSGANLib.slicer_bridge.panel.module_widget import ModuleWidget
 from MITSGANLib.slicer_bridge.panel.panel import MITSGANPanel
 from MITSGANLib.slicer_bridge.tables import table_text
 from MITSGANLib.slicer_bridge.volumes import ras_from_voxel
+from MITSGANLib.weights import DEFAULT_ATTACKER
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper

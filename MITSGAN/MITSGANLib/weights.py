@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ModelError
 from .files.atomic import atomic_file
 from .runtime.resources import resources_folder
+from .scan.targets import Action
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 LARGEST_NUMBER = 10_000
 
 MODELS_FOLDER = resources_folder(Path(__file__).resolve().parent) / "Models"
+
+DEFAULT_ATTACKER = "ctgan-small"
+ATTACKER_FILES: dict[Action, tuple[str, str]] = {
+    "inject": ("injector.safetensors", "INJ"),
+    "remove": ("remover.safetensors", "REM"),
+}
+"""What makes a folder an attacker: weights of our own, or a folder of published ones."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,17 @@ def installed_cards(folder: Path, first: Collection[str]) -> list[ModelCard]:
     """Cards of all models in a folder by name, but those named ``first`` first."""
     cards = [ModelCard.read(path) for path in sorted(folder.glob("*.json"))]
     return sorted(cards, key=lambda card: card.name not in first)
+
+
+def actions_of(folder: Path) -> list[Action]:
+    """What the attacker in a folder can do, by the files that it has."""
+    return [action for action, files in ATTACKER_FILES.items() if any((folder / file).exists() for file in files)]
+
+
+def available_attackers() -> list[str]:
+    """Names of all installed attackers, the default one first."""
+    names = sorted(path.name for path in (MODELS_FOLDER / "attackers").glob("*") if path.is_dir())
+    return sorted(names, key=lambda name: name != DEFAULT_ATTACKER)
 
 
 def weights_path(name: str | os.PathLike[str], folder: Path, what: str, installed: Callable[[], Sequence[str]]) -> Path:

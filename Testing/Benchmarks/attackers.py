@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from judges import Place, forged_view, load_attackers
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch
+from MITSGANLib.attack.attacker import Attacker, attack_patch
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.protection.protector import protect
+from MITSGANLib.scan.cubes import PatchedScan
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
@@ -38,7 +39,7 @@ def measure(
     wanted = attacker.action == "inject"
     scan = torch.from_numpy(np.array(volume.hu))
     before = np.stack([judge.says_yes(judge.score(volume, places)) for judge in nodule], axis=1)
-    forged = [AttackedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
+    forged = [PatchedScan(volume.hu, *attack_patch(scan, kji, volume.spacing_kji, attacker)) for kji in places]
 
     def after(judge: Judge) -> np.ndarray:
         views = [forged_view(judge, one, volume, kji) for one, kji in zip(forged, places, strict=True)]

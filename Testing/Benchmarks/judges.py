@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
+from MITSGANLib.attack.attacker import Attacker, attack_patch, load_attacker
 from MITSGANLib.errors import MITSGANError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, available_judges, load_judge
 from MITSGANLib.protection.protector import protect
+from MITSGANLib.scan.cubes import PatchedScan
 from MITSGANLib.scan.lungs import lung_positions, nodule_like_positions
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
 from MITSGANTrainingLib.evaluation.planting import SYNTHETIC, NoduleFile, draw_scenes, planted
@@ -48,7 +49,7 @@ def judge_scan(volume: CTVolume, judges: Sequence[Judge], attackers: Sequence[At
         scan = torch.from_numpy(np.array(shown.hu))
         for by in (attacker for attacker in attackers if attacker.action == action):
             for kji in places:
-                forged = AttackedScan(shown.hu, *attack_patch(scan, kji, shown.spacing_kji, by))
+                forged = PatchedScan(shown.hu, *attack_patch(scan, kji, shown.spacing_kji, by))
                 for judge, scores in zip(judges, found, strict=True):
                     score = judge.score_views([forged_view(judge, forged, shown, kji)])[0]
                     scores.setdefault(f"{kind} {by.name}", []).append(float(score))
@@ -141,11 +142,11 @@ def load_attackers(names: Sequence[str], actions: Sequence[str] = ("inject", "re
                 print(f"{name} cannot {action}: {error}")
 
 
-def forged_view(judge: Judge, forged: AttackedScan, volume: CTVolume, kji: Place) -> np.ndarray:
+def forged_view(judge: Judge, forged: PatchedScan, volume: CTVolume, kji: Place) -> np.ndarray:
     """What a judge sees of an attacked place."""
     box = judge.view.box(volume.shape, volume.spacing_kji, kji)
     inside = tuple(k - part.start for k, part in zip(kji, box, strict=True))
-    return judge.view.cut(forged.part(box), volume.spacing_kji, inside)
+    return judge.view.cut(forged[box], volume.spacing_kji, inside)
 
 
 def _with(volume: CTVolume, values: np.ndarray) -> CTVolume:

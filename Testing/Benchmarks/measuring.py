@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
@@ -10,7 +12,7 @@ from MITSGANLib.measure.lpips_distance import LpipsUnavailable, load_lpips
 from MITSGANLib.measure.metrics import DATA_RANGE_HU, ssim_map
 from MITSGANLib.protection.protector import load_protector, protect
 from MITSGANLib.report.demonstration import demonstrate
-from MITSGANLib.report.page import render_report
+from MITSGANLib.report.page import save_report
 from MITSGANLib.scan.targets import choose_targets
 from MITSGANLib.scan.volume import CTVolume
 from timing import Case, Stages, alternate
@@ -46,8 +48,8 @@ def measure_measuring(volume: CTVolume, repeats: int, model: str = "default") ->
         effect = measure_effect(volume, protected, *attacked, attacker=attacker, device="cpu", lpips=lpips)
     with stages.stage("report, figures"):
         demonstration = demonstrate(volume, [target], protector, [attacker], protected=protected, device="cpu")
-    with stages.stage("report, page"):
-        render_report(demonstration, title="benchmark")
+    with stages.stage("report, page"), tempfile.TemporaryDirectory() as folder:
+        save_report(demonstration, Path(folder, "report.html"), title="benchmark")
     return {
         "slices": volume.shape[0],
         "ssim_cpu_s": {name: times[name].cpu_s for name in SSIM_WAYS},

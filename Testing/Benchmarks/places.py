@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
-from MITSGANLib.attack.regions import regions_at
+from MITSGANLib.attack.attacker import Attacker, attack_patch, load_attacker
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import MITSGANError
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.jury import Jury
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
+from MITSGANLib.scan.cubes import PatchedScan
 from MITSGANLib.scan.lungs import lung_mask, lung_positions
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANTrainingLib.evaluation.gradient_search import protect_by_gradient
 from subjects import attackable
@@ -95,15 +96,15 @@ class Bench:
 
     def _attack(self, row: Row, clean: CTVolume, shown: CTVolume, kji: Place) -> None:
         plain, forged = (
-            AttackedScan(scan.hu, *attack_patch(torch.from_numpy(scan.hu.copy()), kji, scan.spacing_kji, self.attacker))
+            PatchedScan(scan.hu, *attack_patch(torch.from_numpy(scan.hu.copy()), kji, scan.spacing_kji, self.attacker))
             for scan in (clean, shown)
         )
         middle = regions_at(clean, kji).middle.index
-        own, other = (scan.part(middle).astype(float) for scan in (plain, forged))
+        own, other = (scan[middle].astype(float) for scan in (plain, forged))
         row.moved.append(_rms(other - own) / _rms(own - clean.hu[middle]))
         box = self.jury.box(clean.shape, clean.spacing_kji, kji)
         inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
-        parts = [clean.hu[box], shown.hu[box], forged.part(box)]
+        parts = [clean.hu[box], shown.hu[box], forged[box]]
         was, before, after = self.jury.look(parts, clean.spacing_kji, inside)
         row.succeeded.append(self.jury.verdict(self.attacker.action, before, after, clean=was).succeeded)
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from attackers import wilson
 from judges import Place, forged_view
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, load_attacker
+from MITSGANLib.attack.attacker import Attacker, load_attacker
 from MITSGANLib.attack.chain import forge_cube, touch_up
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.budget.noise import local_noise
@@ -43,7 +43,7 @@ from MITSGANLib.files.storage import load_volume
 from MITSGANLib.judges.judge import Judge, load_judge
 from MITSGANLib.protection.protector import protect
 from MITSGANLib.protection.search import ChangeSearch, SearchConfig
-from MITSGANLib.scan.cubes import Patch
+from MITSGANLib.scan.cubes import Patch, PatchedScan
 from MITSGANLib.scan.lungs import lung_mask, lung_positions, nodule_like_positions
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume, hu_from_float
@@ -145,7 +145,7 @@ def with_nodules(
     return volume, around, places
 
 
-def covered(volume: CTVolume, shown: CTVolume, plant: Plant, nodules: Nodules, budget: Budget) -> AttackedScan:
+def covered(volume: CTVolume, shown: CTVolume, plant: Plant, nodules: Nodules, budget: Budget) -> PatchedScan:
     """The changed scan as it is where a nodule lay before, with as much of the change as the budget allows there."""
     spacing = volume.spacing_kji
     box = tuple(
@@ -156,7 +156,7 @@ def covered(volume: CTVolume, shown: CTVolume, plant: Plant, nodules: Nodules, b
     moved = np.subtract(shown.hu[slices], volume.hu[slices])
     before = planted(volume, [plant], nodules).hu[slices]
     allowed = allowed_in_slices(before, budget, spacing, volume.provenance.padding_hu)
-    return AttackedScan(shown.hu, box, apply_change(before, moved, allowed)[:, box[1], box[2]])
+    return PatchedScan(shown.hu, box, apply_change(before, moved, allowed)[:, box[1], box[2]])
 
 
 class Jury:
@@ -193,17 +193,17 @@ class Jury:
         forged = []
         for kji, cube in zip(self.places, painted, strict=True):
             patch = touch_up(scan, kji, cube, attacker.action)
-            forged.append(AttackedScan(shown.hu, patch.slices, hu_from_float(patch.values.numpy())))
+            forged.append(PatchedScan(shown.hu, patch.slices, hu_from_float(patch.values.numpy())))
         return self._said(shown, forged, attacker.action == "inject")
 
     def real(self, shown: CTVolume, plants: Sequence[Plant], nodules: Nodules, budget: Budget) -> Found:
         """As :meth:`of`, for a nodule at each place that lay there before the change of the scan came over it."""
         return self._said(shown, [covered(self._volume, shown, plant, nodules, budget) for plant in plants], True)
 
-    def _said(self, shown: CTVolume, forged: Sequence[AttackedScan], wants_nodule: bool) -> Found:
-        untouched = [AttackedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16))] * len(forged)
+    def _said(self, shown: CTVolume, forged: Sequence[PatchedScan], wants_nodule: bool) -> Found:
+        untouched = [PatchedScan(shown.hu, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int16))] * len(forged)
 
-        def said(judge: Judge, scans: Sequence[AttackedScan]) -> np.ndarray:
+        def said(judge: Judge, scans: Sequence[PatchedScan]) -> np.ndarray:
             views = [forged_view(judge, one, shown, kji) for one, kji in zip(scans, self.places, strict=True)]
             return judge.says_yes(judge.score_views(views))
 

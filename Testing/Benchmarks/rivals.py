@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 from MITSGANLib.files.storage import load_volume
 from MITSGANLib.protection.protector import protect, watermark_alone
-from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.lungs import lung_mask
-from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.scan.volume import HIGHEST_HU, LOWEST_HU, CTVolume
 from MITSGANLib.watermark.checking import check_watermark
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Python"))

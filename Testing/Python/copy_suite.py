@@ -15,8 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.files.volume_files import read_file
-from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
-from MITSGANLib.scan.volume import CTVolume, Provenance, hu_from_float
+from MITSGANLib.scan.volume import HIGHEST_HU, LOWEST_HU, CTVolume, Provenance, hu_from_float
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
 
 Voxel = tuple[int, int, int]

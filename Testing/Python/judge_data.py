@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from MITSGANLib import weights
-from MITSGANLib.judges.judge import Sight, kind_of, network_classes
+from MITSGANLib.judges import networks
+from MITSGANLib.judges.judge import Sight, kind_of
 from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 
 CUBE, SQUARES = Sight("cube", 32), Sight("squares", 24, 3)
@@ -21,7 +22,7 @@ NETWORKS = {
 
 def untrained(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return network_classes()[name][0](NETWORKS[name]).eval()
+    return getattr(networks, name)(NETWORKS[name]).eval()
 
 
 def write_judge(

@@ -16,14 +16,22 @@ import torch
 
 from ..errors import ModelError
 from ..runtime.devices import resolve_device
-from ..scan.cubes import Box, box_at, cube_shape, cube_start, intersection, whole, within
+from ..scan.cubes import Box, box_at, cube_shape, cube_start, intersection, whole
 from ..scan.targets import ACTIONS, Action, check_target
 from ..scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep, hu_from_float
-from ..weights import MODELS_FOLDER, configuration, fill, half_precision, read_weights
+from ..weights import (
+    ATTACKER_FILES,
+    DEFAULT_ATTACKER,
+    MODELS_FOLDER,
+    available_attackers,
+    configuration,
+    fill,
+    half_precision,
+    read_weights,
+)
 from .chain import Inpainter, forge_cube, touch_up
 from .equalization import Equalization
 from .inpainters import FlowConfig, FlowInpainter, UNetConfig, UNetInpainter
-from .installed import DEFAULT_ATTACKER, FILES, available_attackers
 from .keras_files import load_equalization, load_keras_generator
 from .networks import CTGANConfig, CTGANGenerator
 
@@ -62,7 +70,7 @@ def load_attacker(name_or_folder: str | Path, action: Action) -> Attacker:
     name = DEFAULT_ATTACKER if str(name_or_folder) == "default" else str(name_or_folder)
     installed = MODELS_FOLDER / "attackers" / name
     folder = installed if name in available_attackers() else Path(name)
-    own, published = (folder / file for file in FILES[action])
+    own, published = (folder / file for file in ATTACKER_FILES[action])
     if own.exists():
         return _own_attacker(own, folder.name, action)
     if published.is_dir():
@@ -130,23 +138,6 @@ def attack_patch(
         cube = forge_cube(scan if read is None else read, kji, spacing_kji, attacker.to(scan.device).inpainter)
         patch = touch_up(scan, kji, cube, attacker.action)
     return patch.slices, hu_from_float(patch.values.cpu().numpy())
-
-
-@dataclass(frozen=True)
-class AttackedScan:
-    """A scan's voxels, and the patch that an attack puts into them; both int16 HU. No copy of the scan is needed."""
-
-    hu: np.ndarray
-    where: Box
-    values: np.ndarray
-
-    def part(self, box: Box) -> np.ndarray:
-        """A box of the attacked scan, as a copy."""
-        part = self.hu[box].copy()
-        common = intersection(box, self.where)
-        if common is not None:
-            part[within(common, box)] = self.values[within(common, self.where)]
-        return part
 
 
 def tampered_box(volume: CTVolume, kji: Sequence[int]) -> Box:

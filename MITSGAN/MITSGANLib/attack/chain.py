@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from ..scan.cubes import CUBE_MM, Box, Patch, box_at, cube_shape, cube_start, cut, intersection, rescale, whole, within
+from ..scan.regions import MASK, NOISE_SOURCE, TOUCH_UP_FACTOR
 from ..scan.targets import Action
 from .equalization import Equalization
-from .regions import MASK, NOISE_SOURCE, TOUCH_UP_FACTOR
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..scan.cubes import CUBE_MM
-from .chain import MASK
+from ..scan.regions import MASK
 
 _HEADS = 4
 _WAVES = 8  # of each phase, that a time is written in

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scan.cubes import box_around
 from ..scan.filters import enlarged
-from ..scan.hounsfield import as_volume, is_padding
+from ..scan.volume import as_volume, is_padding
 
 # Body mask: blocks of about 3 mm. The patient's skin is thicker than the shells of tables, which are 1 to 5 mm.
 _MASK_BLOCK_MM = 2.8

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import InputError, ModelError
 from ..runtime.threads import map_slices
 from ..scan.cubes import Box, box_around
-from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, require_int16
+from ..scan.volume import HIGHEST_HU, LOWEST_HU, require_int16
 from .body import body_mask
 from .noise import hiding_noise, hiding_noise_in_lungs, local_noise
 
@@ -223,11 +223,7 @@ class Surroundings:
 def allowed_in_slices(
     hu: np.ndarray, budget: Budget, spacing_kji: Sequence[float], padding_hu: int | None = None
 ) -> np.ndarray:
-    """The largest change of whole slices, int16 (slices, rows, columns), from their :class:`Surroundings`.
-
-    :param hu: int16 (slices, rows, columns) in HU: whole slices, not crops.
-    :param spacing_kji: mm along (slice, row, column).
-    """
+    """The largest change of whole slices, int16 (slices, rows, columns); parameters as of :meth:`Surroundings.of`."""
     around = Surroundings.of(hu, spacing_kji, padding_hu, with_noise=budget.noise_share is not None)
     return around.allowed(hu, budget)
 

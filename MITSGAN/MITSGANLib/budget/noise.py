@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runtime.threads import map_slices
 from ..scan.cubes import Box, box_around, within
-from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
+from ..scan.volume import HIGHEST_HU, LOWEST_HU, as_volume, is_padding
 from ..scan.windows import LUNG, MEDIASTINUM, Window
 from .body import lung_share
 

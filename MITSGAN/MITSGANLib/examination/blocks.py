@@ -12,8 +12,8 @@ import numpy as np
 
 from ..runtime.threads import map_slices
 from ..scan.filters import smooth
-from ..scan.hounsfield import LOWEST_HU
 from ..scan.lungs import lung_mask
+from ..scan.volume import LOWEST_HU
 from ..watermark.blocks import BLOCK, BlockGrid
 from ..watermark.pattern import block_sums
 

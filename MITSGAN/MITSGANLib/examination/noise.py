@@ -17,8 +17,7 @@ import numpy as np
 
 from ..runtime.threads import map_slices
 from ..scan.filters import correlate
-from ..scan.hounsfield import LOWEST_HU
-from ..scan.volume import CTVolume
+from ..scan.volume import LOWEST_HU, CTVolume
 from ..watermark.whitening import whitening_kernel
 from .blocks import Blocks
 

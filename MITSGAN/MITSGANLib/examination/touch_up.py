@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attack.regions import NOISE_SOURCE, TOUCH_UP_FACTOR
 from ..runtime.threads import map_slices, usable_threads
 from ..scan.filters import box_means, correlate, smooth
-from ..scan.hounsfield import LOWEST_HU
+from ..scan.regions import NOISE_SOURCE, TOUCH_UP_FACTOR
+from ..scan.volume import LOWEST_HU
 from .blocks import Blocks
 from .copies import Copy, apart
 from .suspicion import NEAR_MM

@@ -19,8 +19,7 @@ import numpy as np
 
 from ..runtime.threads import map_slices, slabs
 from ..scan.filters import smooth
-from ..scan.hounsfield import LOWEST_HU
-from ..scan.volume import CTVolume
+from ..scan.volume import LOWEST_HU, CTVolume
 from ..watermark.blocks import BLOCK, enlarge
 from ..watermark.embedding import Watermark
 from ..watermark.pattern import (

@@ -176,22 +176,12 @@ def kind_of(question: Question) -> str:
     return f"{_KIND}{question}"
 
 
-def network_classes() -> dict[str, tuple[type, type]]:
-    """Network and configuration of every architecture, by the name that cards give."""
-    from . import networks
-
-    return {
-        "PlainNetwork": (networks.PlainNetwork, networks.PlainConfig),
-        "ResidualNetwork": (networks.ResidualNetwork, networks.ResidualConfig),
-        "PlanesNetwork": (networks.PlanesNetwork, networks.PlanesConfig),
-        "SquaresNetwork": (networks.SquaresNetwork, networks.SquaresConfig),
-    }
-
-
 def maker(name: str, values: Mapping[str, Any]) -> Callable[[], torch.nn.Module]:
     """Makes a judge's network with random weights, from the class and the configuration that its card names.
 
     :raises KeyError: for an unknown class; otherwise as :func:`.weights.configured`.
     """
-    network, kind = network_classes()[name]
+    from .networks import NETWORKS
+
+    network, kind = NETWORKS[name]
     return functools.partial(network, weights.configured(kind, values))

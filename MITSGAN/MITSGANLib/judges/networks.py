@@ -257,3 +257,12 @@ def _padded(x: torch.Tensor, kernel: torch.Tensor, axis: int) -> torch.Tensor:
     place = 2 * (x.ndim - 1 - axis)
     padding[place] = padding[place + 1] = reach
     return F.pad(x, padding, mode="replicate")
+
+
+NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "PlainNetwork": (PlainNetwork, PlainConfig),
+    "ResidualNetwork": (ResidualNetwork, ResidualConfig),
+    "PlanesNetwork": (PlanesNetwork, PlanesConfig),
+    "SquaresNetwork": (SquaresNetwork, SquaresConfig),
+}
+"""Each with its configuration, by the name that cards give."""

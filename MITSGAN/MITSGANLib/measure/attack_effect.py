@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..attack.regions import TargetRegions, regions_at
 from ..budget.noise import scan_noise
 from ..errors import InputError
 from ..judges.jury import Judgment, Jury
 from ..runtime.devices import resolve_device
 from ..runtime.progress import Progress
 from ..runtime.threads import side_by_side
-from ..scan.regions import Region
+from ..scan.regions import Region, TargetRegions, regions_at
 from ..scan.volume import PROTECTION, SIMULATED_ATTACK, CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM
 from ..watermark.checking import Place, check_place
@@ -246,7 +245,8 @@ def measure_effect(
     noise = scan_noise(source.hu, source.spacing_kji).sd_hu
     if not is_attacked:
         return Effect(whole, curves, noise)
-    curves[ATTACK_PAIR] = _rmse_by_slice(source, source_attacked)
+    changes = (np.subtract(b, a, dtype=np.float32) for a, b in zip(source.hu, source_attacked.hu, strict=True))
+    curves[ATTACK_PAIR] = tuple(float(np.sqrt(np.mean(change**2))) for change in changes)
     effect = measure_attack(
         source,
         protected,
@@ -320,7 +320,6 @@ def measure_attack(
     def draw(seed: int) -> tuple[Comparison, Judgment, np.ndarray]:
         from ..attack.chain import boxes_read
 
-        # In all that the attack reads: it copies noise from a fixed place of the whole scan.
         boxes = boxes_read(source.shape, attack.kji, spacing)
         noise = attacked(noise_in_boxes(source, protected, boxes, seed))
         moved = compare(source_attacked.hu, noise, region=places.middle)
@@ -378,10 +377,3 @@ def _control_attacker(attack: _Attack, attacker: str | Path | Attacker | None) -
 
     ready = attacker if isinstance(attacker, Attacker) else load_attacker(attacker, attack.action)
     return ready if (ready.action, ready.digest) == (attack.action, attack.attacker_sha256) else None
-
-
-def _rmse_by_slice(reference: CTVolume, other: CTVolume) -> tuple[float, ...]:
-    return tuple(
-        float(np.sqrt(np.mean(np.subtract(b, a, dtype=np.float32) ** 2)))
-        for a, b in zip(reference.hu, other.hu, strict=True)
-    )

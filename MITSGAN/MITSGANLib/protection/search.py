@@ -360,9 +360,8 @@ class Search:
 
     def _on(self, volume: CTVolume, allowed: np.ndarray, seed: int, device: str) -> ChangeSearch:
         from ..attack.attacker import load_attacker
-        from ..attack.installed import actions_of, available_attackers
         from ..judges.judge import load_judge
-        from ..weights import MODELS_FOLDER
+        from ..weights import MODELS_FOLDER, actions_of, available_attackers
 
         attackers = []
         for name in self.attackers or available_attackers():

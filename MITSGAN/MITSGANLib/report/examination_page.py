@@ -7,7 +7,7 @@ from pathlib import Path
 from ..examination.verdict import ChangedPlace, Verdict, Voxel
 from ..scan.volume import CTVolume
 from ..scan.windows import LUNG, MEDIASTINUM, Window
-from .html import PagePicture, render_page, save_page
+from .html import PagePicture, save_page
 from .pictures import Look, render_slice
 
 _EDGE_MM = 64.0
@@ -15,24 +15,20 @@ _INCHES = 3.2
 _MOST_PLACES = 24
 
 
-def render_examination(volume: CTVolume, verdict: Verdict, *, title: str) -> str:
-    """The page as HTML with all pictures inside.
+def save_examination(volume: CTVolume, verdict: Verdict, path: Path, *, title: str) -> None:
+    """Write the page as HTML with all pictures inside; see :func:`.html.save_page`.
 
     :param title: what the scan is called; must not hold a patient's name.
     """
     shown = verdict.places[:_MOST_PLACES]
-    return render_page(
+    save_page(
+        path,
         "examination.html.j2",
         title=title,
         verdict=verdict,
         places=[(place, _figures(volume, place)) for place in shown],
         left_out=len(verdict.places) - len(shown),
     )
-
-
-def save_examination(volume: CTVolume, verdict: Verdict, path: Path, *, title: str) -> None:
-    """Write the page; it appears whole or not at all. An older one is replaced."""
-    save_page(render_examination(volume, verdict, title=title), path)
 
 
 def _figures(volume: CTVolume, place: ChangedPlace) -> list[PagePicture]:

@@ -25,17 +25,16 @@ class PagePicture(NamedTuple):
     caption: str
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The page that a template makes of these values; it shows tables and figures by the macros of ``page.html.j2``."""
+def save_page(path: Path, template: str, **values: Any) -> None:
+    """Write the page that a template makes of these values; it shows tables and figures by macros of ``page.html.j2``.
+
+    It appears whole or not at all. An older one is replaced.
+    """
     import jinja2
 
     loader = jinja2.FileSystemLoader(resources_folder(Path(__file__).resolve().parents[1]))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    return environment.get_template(template).render(values)
-
-
-def save_page(page: str, path: Path) -> None:
-    """Write a page; it appears whole or not at all. An older one is replaced."""
+    page = environment.get_template(template).render(values)
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")

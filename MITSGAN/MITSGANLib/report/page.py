@@ -26,7 +26,7 @@ from ..measure.attack_effect import (
 from ..measure.metrics import Metric
 from ..scan.regions import Region
 from .demonstration import Demonstration, TargetResult
-from .html import PagePicture, PageTable, render_page, save_page
+from .html import PagePicture, PageTable, save_page
 from .pictures import Look, difference_overlay, render_slice, rmse_bars
 
 _ZOOM_MM = 64.0
@@ -52,13 +52,14 @@ _BLINDED = (
 )
 
 
-def render_report(demonstration: Demonstration, *, title: str, synthetic: bool = False) -> str:
-    """The report as HTML with all pictures inside.
+def save_report(demonstration: Demonstration, path: Path, *, title: str, synthetic: bool = False) -> None:
+    """Write the report as HTML with all pictures inside; see :func:`.html.save_page`.
 
     :param title: what the scan is called in the report; must not hold a patient's name.
     :param synthetic: whether the scan is a phantom, which the report then says on top.
     """
-    return render_page(
+    save_page(
+        path,
         "report.html.j2",
         summary=_summary(demonstration),
         demo=demonstration,
@@ -285,8 +286,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def save_report(demonstration: Demonstration, path: Path, *, title: str, synthetic: bool = False) -> None:
-    """Write the report; it appears whole or not at all. An older one is replaced."""
-    save_page(render_report(demonstration, title=title, synthetic=synthetic), path)

@@ -52,13 +52,23 @@ class Look:
     crosshair: tuple[float, float] | None = None
     picture_inches: float = 6.4
 
+    @property
+    def view(self) -> Orientation:
+        """How the slice is turned."""
+        return Orientation.of(self.direction)
+
+    def size_mm(self, shape: tuple[int, ...]) -> tuple[float, float]:
+        """(height, width) of the picture of a slice of this shape."""
+        height, width = shape[0] * self.spacing[0], shape[1] * self.spacing[1]
+        return (width, height) if self.view.transpose else (height, width)
+
 
 def render_slice(slice_hu: np.ndarray, look: Look = Look()) -> bytes:
     """PNG of a slice."""
-    slice_hu, view = _as_slice(slice_hu), Orientation.of(look.direction)
-    figure, axes, _ = _figure(look, view.size_mm(slice_hu.shape, look.spacing), str(look.window))
-    _show_slice(axes, view, slice_hu, look)
-    _mark(axes, view, slice_hu.shape, look)
+    slice_hu = _as_slice(slice_hu)
+    figure, axes, _ = _figure(look, slice_hu.shape, str(look.window))
+    _show_slice(axes, look, slice_hu)
+    _mark(axes, look, slice_hu.shape)
     return _png(figure, look.title)
 
 
@@ -78,13 +88,12 @@ def difference_overlay(
     :raises InputError: when the slices differ in shape, or ``kind`` is unknown.
     """
     reference_slice, difference = _difference(reference_slice, other_slice)
-    limit, view = limit_hu or color_limit(difference), Orientation.of(look.direction)
-    size_mm = view.size_mm(reference_slice.shape, look.spacing)
-    figure, axes, bar_axes = _figure(look, size_mm, _size_in_words(difference, look), bar=True)
-    _show_slice(axes, view, reference_slice, look, white=_DIMMED_WHITE)
-    image = _show_difference(axes, view, difference, look.spacing, kind, limit)
+    limit = limit_hu or color_limit(difference)
+    figure, axes, bar_axes = _figure(look, difference.shape, _size_in_words(difference, look), bar=True)
+    _show_slice(axes, look, reference_slice, white=_DIMMED_WHITE)
+    image = _show_difference(axes, look, difference, kind, limit)
     _color_bar(figure, bar_axes, image, kind, limit, difference)
-    _mark(axes, view, reference_slice.shape, look)
+    _mark(axes, look, difference.shape)
     return _png(figure, look.title)
 
 
@@ -107,8 +116,8 @@ def render_square(
     if 0 in first.shape:
         raise InputError("The square lies outside the slice; choose it within the scan.")
     first, difference = _difference(first, second)
-    limit, view = limit_hu or color_limit(difference), Orientation.of(look.direction)
-    height_mm, width_mm = view.size_mm(first.shape, look.spacing)
+    limit = limit_hu or color_limit(difference)
+    height_mm, width_mm = look.size_mm(first.shape)
     width, margin, gap, top, right = 3.2, 0.12, 0.1, 0.9, 1.0
     height = width * height_mm / width_mm
     figure = _canvas(margin + 3 * (width + gap) + right, height + top + margin)
@@ -117,9 +126,9 @@ def render_square(
     bar_axes = _axes(figure, margin + 3 * (width + gap) + 0.05, margin + 0.05 * height, 0.16, 0.9 * height)
     whites = (255, 255, _DIMMED_WHITE)
     for axes, values, name, white in zip(panels, (first, second, first), (*titles, "difference"), whites, strict=True):
-        _show_slice(axes, view, values, look, white, interpolation="nearest")
+        _show_slice(axes, look, values, white, interpolation="nearest")
         axes.set_title(name, color=_FOREGROUND, fontsize=10)
-    image = _show_difference(panels[2], view, difference, look.spacing, "signed", limit, interpolation="nearest")
+    image = _show_difference(panels[2], look, difference, "signed", limit, interpolation="nearest")
     _color_bar(figure, bar_axes, image, "signed", limit, difference)
     return _png(figure, look.title)
 
@@ -253,11 +262,6 @@ class Orientation:
             row, column, height, width = column, row, width, height
         return (width - 1 - column if self.flip_horizontal else column, height - 1 - row if self.flip_vertical else row)
 
-    def size_mm(self, shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[float, float]:
-        """(height, width) of the picture."""
-        height, width = shape[0] * spacing[0], shape[1] * spacing[1]
-        return (width, height) if self.transpose else (height, width)
-
 
 def _canvas(width: float, height: float) -> Any:
     """An empty figure, in inches."""
@@ -273,9 +277,9 @@ def _axes(figure: Any, left: float, bottom: float, width: float, height: float, 
     return figure.add_axes(box, **options)
 
 
-def _figure(look: Look, size_mm: tuple[float, float], subtitle: str, bar: bool = False) -> tuple[Any, Any, Any]:
-    """Figure, axes of a picture of this (height, width), and axes of the color bar."""
-    height_mm, width_mm = size_mm
+def _figure(look: Look, shape: tuple[int, ...], subtitle: str, bar: bool = False) -> tuple[Any, Any, Any]:
+    """Figure, axes of a picture of a slice of this shape, and axes of the color bar."""
+    height_mm, width_mm = look.size_mm(shape)
     scale = look.picture_inches / max(height_mm, width_mm)
     # A narrow picture still needs room for the text above it.
     height, width = max(height_mm * scale, 2.0), max(width_mm * scale, min(4.0, look.picture_inches))
@@ -294,11 +298,12 @@ def _headline(figure: Any, title: str, subtitle: str, left: float) -> None:
     figure.text(left, 1 - 0.36 * inch, subtitle, color="#a8a8a8", fontsize=9, va="top")
 
 
-def _show(axes: Any, view: Orientation, values: np.ndarray, spacing: tuple[float, float], **options: Any) -> Any:
+def _show(axes: Any, look: Look, values: np.ndarray, **options: Any) -> Any:
     """Draw values as a picture with square millimeters and its orientation letters."""
     from matplotlib.patheffects import withStroke
 
-    across, down = (spacing[0], spacing[1]) if view.transpose else (spacing[1], spacing[0])
+    view = look.view
+    down, across = look.spacing[::-1] if view.transpose else look.spacing
     image = axes.imshow(view.picture(values), aspect=down / across, **options)
     axes.set_axis_off()
     for letter, x, y in zip(view.letters, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
@@ -309,23 +314,15 @@ def _show(axes: Any, view: Orientation, values: np.ndarray, spacing: tuple[float
     return image
 
 
-def _show_slice(axes: Any, view: Orientation, hu: np.ndarray, look: Look, white: float = 255, **options: Any) -> None:
-    _show(axes, view, window_image(hu, look.window), look.spacing, cmap="gray", vmin=0, vmax=white, **options)
+def _show_slice(axes: Any, look: Look, hu: np.ndarray, white: float = 255, **options: Any) -> None:
+    _show(axes, look, window_image(hu, look.window), cmap="gray", vmin=0, vmax=white, **options)
 
 
-def _show_difference(
-    axes: Any,
-    view: Orientation,
-    difference: np.ndarray,
-    spacing: tuple[float, float],
-    kind: str,
-    limit: float,
-    **options: Any,
-) -> Any:
+def _show_difference(axes: Any, look: Look, difference: np.ndarray, kind: str, limit: float, **options: Any) -> Any:
     if kind == "signed":
-        return _show(axes, view, difference, spacing, cmap=_signed_colors(), vmin=-limit, vmax=limit, **options)
+        return _show(axes, look, difference, cmap=_signed_colors(), vmin=-limit, vmax=limit, **options)
     if kind == "absolute":
-        return _show(axes, view, np.abs(difference), spacing, cmap=_absolute_colors(), vmin=0, vmax=limit, **options)
+        return _show(axes, look, np.abs(difference), cmap=_absolute_colors(), vmin=0, vmax=limit, **options)
     raise InputError(f"A difference is shown signed or absolute, not {kind}.")
 
 
@@ -372,11 +369,11 @@ def _color_bar(figure: Any, axes: Any, image: Any, kind: str, limit: float, diff
     bar.outline.set_edgecolor("#808080")
 
 
-def _mark(axes: Any, view: Orientation, shape: tuple[int, ...], look: Look) -> None:
+def _mark(axes: Any, look: Look, shape: tuple[int, ...]) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    style = {"linewidth": 1.2, "path_effects": [withStroke(linewidth=2.6, foreground=_BACKGROUND)]}
+    view, style = look.view, {"linewidth": 1.2, "path_effects": [withStroke(linewidth=2.6, foreground=_BACKGROUND)]}
     if look.square is not None:
         x0, y0 = view.point(look.square.j0 - 0.5, look.square.i0 - 0.5, shape)
         x1, y1 = view.point(look.square.j1 - 0.5, look.square.i1 - 0.5, shape)
@@ -409,22 +406,21 @@ def _draw_bars(axes: Any, values: Sequence[float], marked: Sequence[int]) -> Non
 def _overview(reference: CTVolume, found: _Differences, limit: float, shown: Sequence[int], title: str) -> bytes:
     """Two projections of the largest |difference| side by side at the same scale, and a bar for each slice's RMSE."""
     spacing_k, spacing_j, spacing_i = reference.spacing_kji
-    views = (Orientation.of(reference.direction), Orientation.of(reference.direction, horizontal=0, vertical=2))
-    projections = (found.along_slices, found.along_rows)
-    spacings = ((spacing_j, spacing_i), (spacing_k, spacing_i))
-    sizes = [view.size_mm(values.shape, s) for view, values, s in zip(views, projections, spacings, strict=True)]
-    scale = 9.0 / (sizes[0][1] + sizes[1][1])
-    picture_height = min(max(size[0] for size in sizes) * scale, 7.0)
+    axial = Look(spacing=(spacing_j, spacing_i), direction=reference.direction)
+    coronal = Look(spacing=(spacing_k, spacing_i), direction=reference.direction[:, [0, 2, 1]])
+    projections = ((axial, found.along_slices), (coronal, found.along_rows))
+    heights, widths = zip(*(look.size_mm(values.shape) for look, values in projections), strict=True)
+    scale = 9.0 / sum(widths)
+    picture_height = min(max(heights) * scale, 7.0)
     margin, gap, right, top, bars = 0.6, 0.25, 1.0, 0.95, 2.0
     figure = _canvas(margin + 9.0 + gap + right, top + picture_height + bars)
     largest = f"slice {found.worst} has the largest RMSE, {found.rmse[found.worst]:.3g} HU"
     _headline(figure, title, f"over all slices and over all rows; {largest}", margin)
     left = margin
-    for view, values, spacing, size in zip(views, projections, spacings, sizes, strict=True):
-        width = size[1] * scale
-        axes = _axes(figure, left, bars, width, picture_height, facecolor="#202020")
-        image = _show_difference(axes, view, values, spacing, "absolute", limit)
-        left += width + gap
+    for (look, values), width in zip(projections, widths, strict=True):
+        axes = _axes(figure, left, bars, width * scale, picture_height, facecolor="#202020")
+        image = _show_difference(axes, look, values, "absolute", limit)
+        left += width * scale + gap
     bar_axes = _axes(figure, left, bars + 0.05 * picture_height, 0.16, 0.9 * picture_height)
     _color_bar(figure, bar_axes, image, "absolute", limit, found.along_slices)
     _draw_bars(_axes(figure, margin, 0.5, 9.2, 1.3), found.rmse, shown)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,21 +80,23 @@ def _zoom_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 
 class PatchedScan:
-    """A scan with other voxels in one box, read like a tensor (slices, rows, columns) by the steps of an attack.
+    """A scan with other voxels in one box, read by boxes like the tensor or array (slices, rows, columns) that it is.
 
-    Gradients reach the box alone; neither they nor the new voxels take the memory of a whole scan.
+    A tensor's voxels come as float64, as the steps of an attack want them, an array's as they are. Gradients reach the
+    box alone; neither they nor the new voxels take the memory of a whole scan.
     """
 
-    def __init__(self, scan: torch.Tensor, box: Box, values: torch.Tensor) -> None:
+    def __init__(self, scan: Any, box: Box, values: Any) -> None:
         self._scan, self._box, self._values = scan, box, values
         self.shape, self.device = scan.shape, scan.device
 
-    def __getitem__(self, wanted: Box) -> torch.Tensor:
-        """Voxels of ``wanted`` (slices with start and stop inside the scan), float64."""
-        part = self._scan[wanted].double()
+    def __getitem__(self, wanted: Box) -> Any:
+        """A copy of the voxels of ``wanted`` (slices with start and stop inside the scan)."""
+        part = self._scan[wanted]
+        part = part.copy() if isinstance(part, np.ndarray) else part.double()
         common = intersection(wanted, self._box)
         if common is not None:
-            part[within(common, wanted)] = self._values[within(common, self._box)].double()
+            part[within(common, wanted)] = self._values[within(common, self._box)]
         return part
 
 

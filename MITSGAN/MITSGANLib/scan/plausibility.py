@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from .hounsfield import HIGHEST_HU, LOWEST_HU
-from .volume import HU_MAX, HU_MIN, VolumeWarning, hu_from_float
+from .volume import HIGHEST_HU, HU_MAX, HU_MIN, LOWEST_HU, VolumeWarning, hu_from_float
 
 AIR_HU = -1000
 # Air is near -1000 HU and fat near -100 HU, so a scan of a patient always has something below this.

@@ -1,13 +1,28 @@
-"""Boxes of voxels of a scan, half-open, with a name; arrays are (slice, row, column)."""
+"""Boxes of voxels of a scan, half-open, with a name; where CT-GAN changes a scan. Arrays are (slice, row, column).
+
+The attacker pastes a 32 mm cube but makes up only its middle 20 mm; the rest it sees and gives back. How far protection
+moves the forgery is therefore measured in the middle, as a share of what the attack itself changed there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import InputError, TargetError
 from .volume import CTVolume
+
+MASK = slice(6, 26)
+"""The in-painted middle of each axis of the cube."""
+
+TOUCH_UP_FACTOR = 1.3
+"""Edge of what the touch-up changes, in edges of the cube."""
+
+NOISE_SOURCE = (0.5, 0.43, 0.27)
+"""Where the touch-up copies noise from, as fractions of slices, rows and columns."""
+
+MIDDLE = "in-painted middle"
 
 
 @dataclass(frozen=True)
@@ -67,3 +82,24 @@ def cube_around(volume: CTVolume, kji: Sequence[int], size_mm: float = 32.0, nam
         start = int(center) - count // 2
         bounds += [max(0, start), min(size, start + count)]
     return Region(*bounds, name=name)
+
+
+@dataclass(frozen=True)
+class TargetRegions:
+    """The regions at a target.
+
+    :param square: the 32 mm square on the target's slice (the papers' tables).
+    :param cube: the 32 mm cube that the attack pastes.
+    :param middle: its middle 20 mm, which the attacker's network made up.
+    """
+
+    square: Region
+    cube: Region
+    middle: Region
+
+
+def regions_at(volume: CTVolume, kji: Sequence[int]) -> TargetRegions:
+    """The regions around voxel ``kji`` (slice, row, column), clipped to the volume."""
+    cube = cube_around(volume, kji)
+    square = replace(cube, k0=int(kji[0]), k1=int(kji[0]) + 1, name="target square")
+    return TargetRegions(square, cube, cube_around(volume, kji, MASK.stop - MASK.start, MIDDLE))

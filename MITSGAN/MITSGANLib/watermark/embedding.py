@@ -9,8 +9,7 @@ import numpy as np
 
 from ..budget.budget import WATERMARK_BUDGET, Budget, Surroundings, apply_change
 from ..runtime.threads import map_slices
-from ..scan.hounsfield import HIGHEST_HU, LOWEST_HU
-from ..scan.volume import PROTECTION, CTVolume
+from ..scan.volume import HIGHEST_HU, LOWEST_HU, PROTECTION, CTVolume
 from .pattern import OPEN_KEY, UNCHECKERED, ScanSigns, WatermarkKey
 from .pattern import VERSION as VERSION_OF_SIGNS
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..scan.hounsfield import LOWEST_HU
+from ..scan.volume import LOWEST_HU
 from .sums import Reading
 
 _REACH = 2

@@ -22,8 +22,7 @@ from ..budget.budget import Budget
 from ..errors import InputError
 from ..runtime.threads import map_slices
 from ..scan.alignment import aligned, between, pasted
-from ..scan.hounsfield import LOWEST_HU
-from ..scan.volume import PROTECTION, CTVolume, Provenance
+from ..scan.volume import LOWEST_HU, PROTECTION, CTVolume, Provenance
 from .pattern import TILE, Grid, GridSecret, WatermarkKey, grid_secret, products_of_tiles, signs_of_tiles, tile_levels
 from .sums import Reading
 

@@ -23,8 +23,7 @@ from ..budget.noise import LocalNoise, hiding_noise, hiding_noise_in_lungs, loca
 from ..runtime.progress import Progress
 from ..runtime.threads import each_slice, map_slices
 from ..scan.filters import box_means, smooth
-from ..scan.hounsfield import LOWEST_HU
-from ..scan.volume import CTVolume
+from ..scan.volume import LOWEST_HU, CTVolume
 from .blocks import BLOCK, BlockGrid, enlarge, sum_in_boxes
 from .pattern import TILE, Grid, SlicePlace, WatermarkKey, block_sums, grid_secret, layers, of_signs, signs, tile_levels
 from .whitening import whitening_kernel

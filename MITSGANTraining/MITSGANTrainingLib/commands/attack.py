@@ -13,8 +13,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from MITSGANLib.attack.installed import available_attackers
-from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.errors import InputError, OutputError
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.files.dicom.drill import Drill
@@ -24,8 +22,10 @@ from MITSGANLib.keys.key_files import Key
 from MITSGANLib.measure.drill import SUFFIX, AnswerSheet, Forgery, seal_sheet
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.runtime.devices import describe_device, resolve_device
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.targets import ACTIONS
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.weights import available_attackers
 
 from . import key_options, shared
 

@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.measure.attack_effect import compare_protection, measure_attack
 from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import Comparison, compare
 from MITSGANLib.report.pictures import save_heatmaps
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 
 from . import shared

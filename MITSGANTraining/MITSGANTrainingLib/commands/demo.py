@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import refuse_existing_file
 from MITSGANLib.protection.protector import load_protector
@@ -19,6 +18,7 @@ from MITSGANLib.runtime.devices import describe_device, resolve_device
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.targets import ACTIONS, Target, choose_targets
 from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.weights import DEFAULT_ATTACKER
 
 from ..data.sample_scan import NAME, fetch_sample_scan
 from . import shared

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER, actions_of
 from MITSGANLib.files.atomic import atomic_file, refuse_existing_file
 from MITSGANLib.scan.targets import ACTIONS, choose_targets
-from MITSGANLib.weights import MODELS_FOLDER
+from MITSGANLib.weights import DEFAULT_ATTACKER, MODELS_FOLDER, actions_of
 
 from ..evaluation.targets import read_targets
 from ..preparation.discovery import file_stem

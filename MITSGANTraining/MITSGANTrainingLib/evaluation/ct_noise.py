@@ -16,8 +16,7 @@ from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, allowed_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.measure.noise_controls import NOISE_CONTROL, neighbors
-from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
-from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
+from MITSGANLib.scan.volume import HIGHEST_HU, LOWEST_HU, PROTECTION, CTVolume, ProcessingStep
 from scipy import fft, ndimage, optimize
 
 # Squares in which noise is measured: small enough to fit between vessels and fat, large enough for a spectrum.

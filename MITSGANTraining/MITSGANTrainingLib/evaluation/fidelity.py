@@ -25,8 +25,7 @@ from MITSGANLib.errors import DependencyError, InputError
 from MITSGANLib.measure.metrics import DATA_RANGE_HU, TILE_VOXELS, ssim_map, tile_means
 from MITSGANLib.runtime.progress import Progress
 from MITSGANLib.runtime.threads import each_slice
-from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
-from MITSGANLib.scan.volume import CTVolume
+from MITSGANLib.scan.volume import HIGHEST_HU, LOWEST_HU, CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM, Window
 from PIL import Image, features
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from MITSGANLib.attack.attacker import Attacker, check_target, tampered_box
-from MITSGANLib.attack.chain import MASK, tamper
+from MITSGANLib.attack.chain import tamper
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import load_judge
 from MITSGANLib.protection.search import JUDGES, ChangeSearch, SearchConfig
 from MITSGANLib.runtime.devices import resolve_device
 from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, within
-from MITSGANLib.scan.regions import cube_around
+from MITSGANLib.scan.regions import MASK, cube_around
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 
 from ..training.slabs import shade

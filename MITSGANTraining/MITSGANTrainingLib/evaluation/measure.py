@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from MITSGANLib.attack.attacker import AttackedScan, Attacker, attack_patch, load_attacker
-from MITSGANLib.attack.regions import regions_at
+from MITSGANLib.attack.attacker import Attacker, attack_patch, load_attacker
 from MITSGANLib.budget.noise import estimate_noise
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.jury import Jury
@@ -26,7 +25,8 @@ from MITSGANLib.measure.lpips_distance import load_lpips
 from MITSGANLib.measure.metrics import compare
 from MITSGANLib.measure.noise_controls import equal_rmse_noise
 from MITSGANLib.runtime.devices import describe_device, resolve_device
-from MITSGANLib.scan.cubes import Box, Voxel, whole
+from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, whole
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.targets import Target
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.watermark.checking import Check, check_watermark
@@ -308,7 +308,7 @@ class _Attack:
     def __init__(self, arms: _Arms, target: Target, attacker: Attacker) -> None:
         self.arms, self.target, self.clean = arms, target, arms.clean
         self.attacked = {
-            arm: AttackedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, self.clean.spacing_kji, attacker))
+            arm: PatchedScan(arms.volumes[arm].hu, *attack_patch(scan, target.kji, self.clean.spacing_kji, attacker))
             for arm, scan in arms.tensors.items()
         }
         self.whole_slice = (slice(target.kji[0], target.kji[0] + 1), *whole(self.clean.shape)[1:])
@@ -317,7 +317,7 @@ class _Attack:
     def images(self, box: Box) -> dict[str, np.ndarray]:
         """A part of every arm as it is, by the arm's name, and of every arm after the attack, in the same order."""
         before = {arm: volume.hu[box] for arm, volume in self.arms.volumes.items()}
-        return before | {f"{arm} attacked": scan.part(box) for arm, scan in self.attacked.items()}
+        return before | {f"{arm} attacked": scan[box] for arm, scan in self.attacked.items()}
 
     def slices(self) -> dict[str, np.ndarray]:
         """The target's slice (rows, columns) int16 in every image, and where it is."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.scan.cubes import CUBE_MM
-from MITSGANLib.scan.hounsfield import HIGHEST_HU, LOWEST_HU
 from MITSGANLib.scan.lungs import distance_to_border_mm, lung_mask, lung_positions, nodule_like_positions
-from MITSGANLib.scan.volume import CTVolume, hu_from_float
+from MITSGANLib.scan.volume import HIGHEST_HU, LOWEST_HU, CTVolume, hu_from_float
 from scipy import ndimage
 
 from ..data.dataset import Finding, Role

@@ -16,9 +16,9 @@ import torch
 from MITSGANLib.attack.attacker import own_tensors
 from MITSGANLib.attack.chain import MASK, Inpainter, mask_center
 from MITSGANLib.attack.equalization import Equalization
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.attack.networks import CTGANConfig, CTGANDiscriminator, CTGANGenerator
 from MITSGANLib.scan.cubes import CUBE_MM
+from MITSGANLib.weights import DEFAULT_ATTACKER
 from torch import nn
 from torch.nn import functional as F
 

@@ -20,8 +20,7 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.files.atomic import atomic_file
 from MITSGANLib.judges.judge import Sight
 from MITSGANLib.scan.cubes import box_at
-from MITSGANLib.scan.hounsfield import LOWEST_HU
-from MITSGANLib.scan.volume import hu_from_float
+from MITSGANLib.scan.volume import LOWEST_HU, hu_from_float
 from scipy import ndimage
 
 from ..data.dataset import Dataset, Part, PreparedScan

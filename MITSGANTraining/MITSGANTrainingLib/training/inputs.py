@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from MITSGANLib import weights
 from MITSGANLib.attack.attacker import Attacker, load_attacker
-from MITSGANLib.attack.installed import actions_of
 from MITSGANLib.errors import ModelError
+from MITSGANLib.weights import actions_of
 
 from ..data.dataset import Dataset
 

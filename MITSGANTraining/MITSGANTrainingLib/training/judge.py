@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from MITSGANLib.errors import InputError
-from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, kind_of, network_classes
-from MITSGANLib.judges.networks import PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
+from MITSGANLib.judges.judge import THRESHOLD, Judge, Question, Sight, kind_of
+from MITSGANLib.judges.networks import NETWORKS, PlainConfig, PlanesConfig, ResidualConfig, SquaresConfig
 from MITSGANLib.scan.windows import LUNG
 from MITSGANLib.weights import half_precision
 from scipy import stats
@@ -92,7 +92,7 @@ class JudgeTask(Task[JudgeConfig]):
         self._training, self._validation = (self._source(part) for part in ("training", "validation"))
         self._groups = self._validation.groups()
         self.samples_per_epoch = len(self._training)
-        network = next(one for one, kind in network_classes().values() if isinstance(config.network, kind))
+        network = next(one for one, kind in NETWORKS.values() if isinstance(config.network, kind))
         self._class, self.network = network.__name__, network(config.network)
         optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         self.learners = {"judge": Learner(self.network, optimizer, config.last_rate)}

@@ -10,13 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.errors import InputError
 from MITSGANLib.protection.generator import draw_noise
 from MITSGANLib.protection.inference import hu_to_network
 from MITSGANLib.scan.cubes import CUBE_MM
-from MITSGANLib.weights import half_precision
+from MITSGANLib.weights import DEFAULT_ATTACKER, half_precision
 from torch import nn
 
 from ..data.dataset import PreparedScan

@@ -15,11 +15,10 @@ from keras_file import write_keras_file
 from MITSGANLib.attack import keras_files
 from MITSGANLib.attack.attacker import load_attacker, own_tensors, simulate_attack, tampered_box
 from MITSGANLib.attack.chain import mask_center
-from MITSGANLib.attack.installed import actions_of
 from MITSGANLib.attack.keras_files import load_equalization, load_keras_generator, load_numeric_pickle
 from MITSGANLib.attack.networks import CTGANConfig, CTGANGenerator
 from MITSGANLib.errors import ModelError, TargetError
-from MITSGANLib.weights import ModelCard, write_weights
+from MITSGANLib.weights import ModelCard, actions_of, write_weights
 from scipy import ndimage
 
 

@@ -11,7 +11,6 @@ import dicom_factory
 import numpy as np
 import pytest
 from MITSGANLib.attack import attacker as attacks
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER, available_attackers
 from MITSGANLib.errors import CancelledError, OutputError
 from MITSGANLib.files import storage
 from MITSGANLib.files.atomic import atomic_file
@@ -21,7 +20,7 @@ from MITSGANLib.protection.presets import DEFAULT_PROTECTOR, available_protector
 from MITSGANLib.scan import phantom as demo_command
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import lps_from_ras
-from MITSGANLib.weights import MODELS_FOLDER, read_weights
+from MITSGANLib.weights import DEFAULT_ATTACKER, MODELS_FOLDER, available_attackers, read_weights
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.data import sample_scan
 from pydicom import Dataset

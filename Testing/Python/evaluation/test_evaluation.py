@@ -17,10 +17,11 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from evaluation_data import small_scan, write_tiny_protector
-from MITSGANLib.attack.attacker import AttackedScan, attack_patch, simulate_attack
-from MITSGANLib.attack.regions import regions_at
+from MITSGANLib.attack.attacker import attack_patch, simulate_attack
 from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANLib.files.storage import save_volume
+from MITSGANLib.scan.cubes import PatchedScan
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.targets import Target
 from MITSGANTrainingLib.commandline import main
 from MITSGANTrainingLib.evaluation import evaluate as evaluating
@@ -90,10 +91,10 @@ class TestAttack:
             pasted = np.array(volume.hu)
             pasted[where] = values
             assert (pasted == whole).all()
-            attacked = AttackedScan(volume.hu, where, values)
+            attacked = PatchedScan(volume.hu, where, values)
             middle = regions_at(volume, kji).middle
             for box in (middle.index, np.s_[kji[0] : kji[0] + 1, 0:128, 0:128], np.s_[0:28, 0:3, 0:3]):
-                assert (attacked.part(box) == whole[box]).all()
+                assert (attacked[box] == whole[box]).all()
 
     @pytest.mark.slow
     def test_the_scan_is_left_alone(self, untrained_attackers):

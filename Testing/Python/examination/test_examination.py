@@ -18,7 +18,7 @@ from MITSGANLib.examination.signed import with_signatures
 from MITSGANLib.examination.verdict import ChangedPlace, Evidence, Outcome, Verdict
 from MITSGANLib.files.dicom.drill import drill_step
 from MITSGANLib.protection.protector import protect, watermark_alone
-from MITSGANLib.report.examination_page import render_examination
+from MITSGANLib.report.examination_page import save_examination
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
 from MITSGANLib.scan.volume import SIMULATED_ATTACK, CTVolume, ProcessingStep
@@ -95,8 +95,9 @@ class TestVerdicts:
         assert labels.same_geometry(painted.volume)
 
     @pytest.mark.slow
-    def test_a_page_has_pictures_of_each_place(self, painted):
-        html = render_examination(painted.volume, painted.verdict, title="a scan")
+    def test_a_page_has_pictures_of_each_place(self, painted, tmp_path):
+        save_examination(painted.volume, painted.verdict, tmp_path / "page.html", title="a scan")
+        html = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert html.count("data:image/png") == 2 * len(painted.verdict.places)
 
     @pytest.mark.slow

@@ -9,13 +9,13 @@ import copy_suite
 import numpy as np
 import pytest
 from MITSGANLib.attack.attacker import load_attacker, simulate_attack
-from MITSGANLib.attack.regions import NOISE_SOURCE
 from MITSGANLib.examination.blocks import Blocks
 from MITSGANLib.examination.examiner import TOUCH_UP, examine
 from MITSGANLib.examination.noise import fine_kernel, residual
 from MITSGANLib.examination.touch_up import TouchUp, find_touch_up
 from MITSGANLib.scan.lungs import lung_positions
 from MITSGANLib.scan.phantom import thorax_phantom
+from MITSGANLib.scan.regions import NOISE_SOURCE
 from MITSGANLib.scan.volume import CTVolume, Provenance
 from MITSGANTrainingLib.evaluation.fidelity import jpeg2000
 from scipy import ndimage

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from MITSGANLib.attack.attacker import simulate_attack
 from MITSGANLib.attack.chain import boxes_read
-from MITSGANLib.attack.regions import MIDDLE, regions_at
 from MITSGANLib.budget.noise import scan_noise
 from MITSGANLib.errors import CancelledError, InputError
 from MITSGANLib.judges.jury import Judgment, Jury, Seen
@@ -24,6 +23,7 @@ from MITSGANLib.measure.attack_effect import (
     measure_effect,
 )
 from MITSGANLib.measure.noise_controls import equal_rmse_noise, noise_in_boxes
+from MITSGANLib.scan.regions import MIDDLE, regions_at
 from MITSGANLib.scan.volume import PROTECTION, ProcessingStep
 
 

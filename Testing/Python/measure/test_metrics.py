@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from MITSGANLib.attack.regions import regions_at
 from MITSGANLib.errors import InputError, TargetError
 from MITSGANLib.measure.lpips_distance import LpipsUnavailable
 from MITSGANLib.measure.metrics import compare, ssim_map
-from MITSGANLib.scan.regions import Region, cube_around
+from MITSGANLib.scan.regions import Region, cube_around, regions_at
 from MITSGANLib.scan.volume import CTVolume
 from MITSGANLib.scan.windows import LUNG, MEDIASTINUM
 from skimage.metrics import structural_similarity

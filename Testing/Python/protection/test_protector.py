@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from MITSGANLib.attack.installed import DEFAULT_ATTACKER
 from MITSGANLib.budget.body import body_mask
 from MITSGANLib.budget.budget import Budget, Surroundings, allowed_in_slices, apply_change
 from MITSGANLib.errors import CancelledError, DependencyError, ModelError
@@ -30,7 +29,7 @@ from MITSGANLib.protection.tafim import TAFIM, TAFIMConfig
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, Provenance
 from MITSGANLib.watermark.embedding import Watermark
 from MITSGANLib.watermark.pattern import OPEN_KEY
-from MITSGANLib.weights import MODELS_FOLDER, ModelCard, half_precision, write_weights
+from MITSGANLib.weights import DEFAULT_ATTACKER, MODELS_FOLDER, ModelCard, half_precision, write_weights
 
 
 def untrained(output: str = "residual", seed: int = 0, **budget: float) -> Protector:

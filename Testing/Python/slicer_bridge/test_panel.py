@@ -984,7 +984,7 @@ def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin,
         ("MITSGANLib.budget.noise", "estimate_noise"),
         ("MITSGANLib.protection.protector", "protect"),
         ("MITSGANLib.attack.attacker", "simulate_attack"),
-        ("MITSGANLib.report.page", "render_report"),
+        ("MITSGANLib.report.page", "save_report"),
     ):
         watch(where, name)
     attack(loaded, scan)
@@ -1277,9 +1277,9 @@ def test_the_story_on_a_real_scan_with_the_installed_models(standin, module, rea
     """Thirty slices of a real chest CT around a reader's nodule; nothing but the application is a stand-in."""
     import json
 
-    from MITSGANLib.attack.installed import available_attackers
     from MITSGANLib.files.volume_files import read_file
     from MITSGANLib.protection.presets import available_protectors
+    from MITSGANLib.weights import available_attackers
 
     if not available_protectors() or not available_attackers():
         pytest.skip("no models are installed")

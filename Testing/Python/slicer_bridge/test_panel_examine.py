@@ -459,9 +459,9 @@ class TestSignature:
 def test_the_story_works_on_the_built_in_sample():
     """Untouched, protected with the installed default, with its nodule removed, and with another added."""
     from MITSGANLib.attack.attacker import simulate_attack
-    from MITSGANLib.attack.installed import available_attackers
     from MITSGANLib.examination.examiner import examine
     from MITSGANLib.protection.presets import available_protectors
+    from MITSGANLib.weights import available_attackers
 
     if not available_protectors() or not available_attackers():
         pytest.skip("no models are installed")

@@ -9,7 +9,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ...attack.installed import available_attackers
+from ...weights import available_attackers
 from .. import targets
 from ..layout import prepare_view, show_in_ordinary_views
 from ..operations import prepare_measuring
