@@ -9,15 +9,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MITSGANLib.keys.key_files import Key
 
 from ..archives.inventory import SUMMARY
 from ..archives.trees import Stage, Tell, TreeReport
-from ..archives.verdicts import Trust, VerdictConfig, VerdictRecord, VerdictReport, read_trust
 from . import shared
 from .shared import counted
+
+if TYPE_CHECKING:  # what judges takes a while to import, and not every command on trees judges
+    from ..archives.verdicts import Trust, VerdictConfig, VerdictRecord, VerdictReport
 
 _OTHERS, _ONLY = "others", ("processes", "scheduler", "json_lines")
 _LISTED, _NAMED = 50, 3
@@ -161,6 +163,8 @@ def trust(options: argparse.Namespace) -> Trust:
 
     :raises InputError: a file cannot be read, or holds something else.
     """
+    from ..archives.verdicts import read_trust
+
     watermark = getattr(options, "watermark", None)
     return read_trust(watermark, tuple(options.public_key or ()), tuple(options.certificate or ()))
 
@@ -185,6 +189,8 @@ def judge_collection(
 
     :param kind, noun: what was found, as the records have it, and one of it.
     """
+    from ..archives.verdicts import VerdictConfig
+
     config = VerdictConfig(
         **tree_values(options),
         watermark=getattr(options, "watermark", None),
