@@ -51,27 +51,25 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
 
 def figures_table(effect: attack_effect.Effect, name: str) -> slicer.vtkMRMLTableNode:
     """A new table node of the few figures that answer what protection and attack did, in plain words."""
+    return _text_table(FIGURE_COLUMNS, [*_protection_rows(effect), *_attack_rows(effect.attack)], name)
+
+
+def _protection_rows(effect: attack_effect.Effect) -> Iterator[tuple[str, str, str]]:
     rmse, most, noise = effect.protection.rmse.value, effect.protection.max_abs_difference, effect.noise_sd_hu
-    of_noise = _("{ratio:.2f} of the scan's noise").format(ratio=rmse / noise) if noise else ""
-    where = _("one voxel, in slice {k}").format(k=most.worst_slice.slice)
-    rows = [
-        (
-            _("Protection changed the scan by"),
-            _("{rmse:.1f} HU").format(rmse=rmse),
-            of_noise or _("root mean square of all voxels"),
-        ),
-        (_("Largest change by protection"), _("{most:.0f} HU").format(most=most.value), where),
-    ]
+    words = _("{ratio:.2f} of the scan's noise").format(ratio=rmse / noise) if noise else ""
+    words = words or _("root mean square of all voxels")
+    yield _("Protection changed the scan by"), _("{rmse:.1f} HU").format(rmse=rmse), words
+    words = _("one voxel, in slice {k}").format(k=most.worst_slice.slice)
+    yield _("Largest change by protection"), _("{most:.0f} HU").format(most=most.value), words
     likeness = next((metric for metric in effect.protection.windowed_ssim if metric.window is LUNG), None)
     if likeness and likeness.value is not None:
         value = _("{value:.4f}").format(value=likeness.value)
-        rows.append((_("Likeness to the original"), value, _("1 is the same (SSIM, lung window)")))
-    if effect.attack and effect.attack.forgery.own.rmse.value:
-        rows += _attack_rows(effect.attack)
-    return _text_table(FIGURE_COLUMNS, rows, name)
+        yield _("Likeness to the original"), value, _("1 is the same (SSIM, lung window)")
 
 
-def _attack_rows(effect: attack_effect.AttackEffect) -> Iterator[tuple[str, str, str]]:
+def _attack_rows(effect: attack_effect.AttackEffect | None) -> Iterator[tuple[str, str, str]]:
+    if effect is None or not effect.forgery.own.rmse.value:
+        return
     forgery, share, shares = effect.forgery, _("{share:.1%}"), effect.forgery.noise_shares
     change = _("{attack:.0f} HU").format(attack=forgery.own.rmse.value)
     yield _("The attack changed what it forged by"), change, _("in the 20 mm that the network makes up")

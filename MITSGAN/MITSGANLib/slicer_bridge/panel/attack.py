@@ -158,9 +158,9 @@ class AttackSection(Section):
             (markups.PointRemovedEvent, self._on_target_moves),
         ):
             if self._observed:
-                self._panel.observer.removeObserver(self._observed, event, method)
+                self._panel.module_widget.removeObserver(self._observed, event, method)
             if target:
-                self._panel.observer.addObserver(target, event, method)
+                self._panel.module_widget.addObserver(target, event, method)
         self._observed = target
 
     def _on_target_placed(self, _caller: Any, _event: Any) -> None:

@@ -25,7 +25,7 @@ from . import sentences
 from .shared import Section
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ChosenKey:
     """A key file that the user chose: its name in a read-only line edit, its path in the tool tip."""
 

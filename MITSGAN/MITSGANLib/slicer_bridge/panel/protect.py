@@ -29,7 +29,7 @@ class ProtectSection(Section):
         super().__init__(panel)
         ui = panel.ui
         for name, card in presets.choices().items():
-            if name in presets.FOR_READERS or panel.observer.developerMode:
+            if name in presets.FOR_READERS or panel.module_widget.developerMode:
                 self._add_model(name, card)
         self._add_model(WATERMARK)
         devices = [(_("Automatic (NVIDIA GPU where there is one)"), "auto"), (_("CPU"), "cpu")]

@@ -63,16 +63,16 @@ class Section:
 class Panel:
     """Widgets, logic, the running job, the parameter node, and what is known of the displayed volume.
 
-    :param widget: the module's widget: has the widgets of the ``.ui`` by name, the window, the module's resources and
-        Slicer's VTKObservationMixin, which removes all observers in the end.
+    :param module_widget: has the widgets of the ``.ui`` by name, the window, the module's resources and Slicer's
+        VTKObservationMixin, which removes all observers in the end.
     :param make_logic: makes the module's logic from what runs its work, see :meth:`JobRunner.compute`.
 
     ``inspection`` of the displayed volume is None while its voxels are being looked at; ``has_open_watermark`` says
     whether one of which nothing is recorded carries it, None for not known.
     """
 
-    def __init__(self, widget: Any, make_logic: Callable[[Callable[..., Any]], Any]) -> None:
-        self.ui, self.window, self.observer = widget.ui, widget.parent, widget
+    def __init__(self, module_widget: Any, make_logic: Callable[[Callable[..., Any]], Any]) -> None:
+        self.ui, self.window, self.module_widget = module_widget.ui, module_widget.parent, module_widget
         self.jobs = JobRunner(self.ui.statusLabel, self.changed)
         self.logic = make_logic(self.jobs.compute)
         self.parameters: Any = None
@@ -250,8 +250,8 @@ class Panel:
 
     def observe(self, node: Any, event: int, method: Callable[..., None]) -> None:
         """Call a method of events of a node, once for each, however often it is asked for."""
-        if not self.observer.hasObserver(node, event, method):
-            self.observer.addObserver(node, event, method)
+        if not self.module_widget.hasObserver(node, event, method):
+            self.module_widget.addObserver(node, event, method)
 
     def later(self, do: Callable[[], object], milliseconds: int = 0) -> None:
         """Do something once the present event is over, unless the panel is closed by then."""
@@ -268,7 +268,7 @@ class Panel:
 
     def set_icon(self, button: Any, name: str) -> None:
         """Give a button one of the module's icons."""
-        button.setIcon(qt.QIcon(self.observer.resourcePath(f"Icons/{name}.png")))
+        button.setIcon(qt.QIcon(self.module_widget.resourcePath(f"Icons/{name}.png")))
 
     def show_text(self, label: Any, text: str) -> None:
         """Show a text, all of it, or no label where there is none."""
@@ -324,7 +324,7 @@ class Panel:
         if chosen is None:
             raise CancelledError(_("Canceled: the packages are needed for this, and nothing was installed."))
         cpu_only = bool(self.parameters) and self.parameters.device == "cpu"
-        packages.install(chosen, self.observer.resourcePath("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
+        packages.install(chosen, self.module_widget.resourcePath("requirements.txt"), self.jobs.say, cpu_only=cpu_only)
         return chosen == lacking
 
     def _ask_to_install(self, names: Sequence[str], *, has_other_way: bool) -> Sequence[str] | None:

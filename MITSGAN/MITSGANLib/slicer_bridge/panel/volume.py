@@ -30,7 +30,7 @@ class VolumeSection(Section):
         self._inspected: tuple[str, int] | None = None
         self._follows_soon = False
         self._seen: set[str] = set()
-        scene, observer = slicer.mrmlScene, panel.observer
+        scene, observer = slicer.mrmlScene, panel.module_widget
         observer.addObserver(scene, scene.NodeAddedEvent, self._on_node_added)
         # Before the selectors, which fall back on another volume.
         observer.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._on_node_removed, priority=1.0)
