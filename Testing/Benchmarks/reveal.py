@@ -224,9 +224,7 @@ class Bench:
         return measure
 
     def _succeeds(self, before: CTVolume, after: CTVolume, action: str, kji: Voxel) -> bool | None:
-        box = self.jury.box(before.shape, before.spacing_kji, kji)
-        inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
-        was, is_now = self.jury.look([volume.hu[box] for volume in (before, after)], before.spacing_kji, inside)
+        was, is_now = self.jury.look([before.hu, after.hu], before.spacing_kji, kji)
         return self.jury.verdict(action, was, is_now).succeeded
 
 

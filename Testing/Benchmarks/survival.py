@@ -79,9 +79,7 @@ def forged(volume: CTVolume, attackers: Sequence[str], places: dict[str, int]) -
     def succeeds(action: str, kji: Voxel) -> bool | None:
         if action == "remove":
             return None
-        box = jury.box(volume.shape, volume.spacing_kji, kji)
-        inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
-        was, is_now = jury.look([one.hu[box] for one in (volume, after)], volume.spacing_kji, inside)
+        was, is_now = jury.look([volume.hu, after.hu], volume.spacing_kji, kji)
         return jury.verdict(action, was, is_now).succeeded
 
     targets = [Target(action, kji, name, succeeds(action, kji)) for (action, kji), name in zip(chosen, by, strict=True)]

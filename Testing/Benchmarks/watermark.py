@@ -182,10 +182,7 @@ class Bench:
     def _succeeds(
         self, clean: CTVolume, marked: CTVolume, attacked: CTVolume, attacker: Attacker, kji: Place
     ) -> bool | None:
-        box = self.jury.box(marked.shape, marked.spacing_kji, kji)
-        inside = tuple(index - part.start for index, part in zip(kji, box, strict=True))
-        parts = [volume.hu[box] for volume in (clean, marked, attacked)]
-        was, before, after = self.jury.look(parts, marked.spacing_kji, inside)
+        was, before, after = self.jury.look([clean.hu, marked.hu, attacked.hu], marked.spacing_kji, kji)
         return self.jury.verdict(attacker.action, before, after, clean=was).succeeded
 
 

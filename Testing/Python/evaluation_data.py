@@ -53,6 +53,24 @@ def write_tiny_protector(
     return path
 
 
+def small_plan(folder: Path, output: Path, **changes: object) -> EvaluationPlan:
+    """One place for each action, without pictures and LPIPS, of what is in a folder.
+
+    :param folder: with ``scan.nrrd``, ``tiny.safetensors``, the attacker ``untrained`` and the judges ``n`` and ``f``.
+    """
+    options = {
+        "scans": (str(folder / "scan.nrrd"),),
+        "protectors": (str(folder / "tiny.safetensors"),),
+        "attackers": (str(folder / "attackers" / "untrained"),),
+        "judges": tuple(str(folder / "judges" / f"{name}.safetensors") for name in "nf"),
+        "targets": 1,
+        "pictures": 0,
+        "device": "cpu",
+        "lpips_weights": str(folder / "no such file"),
+    }
+    return EvaluationPlan(output=output, **{**options, **changes})
+
+
 def small_evaluation(folder: Path, attackers: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure of one scan with a network and with the watermark alone, attacked by both actions, judged by two.
 
@@ -65,18 +83,7 @@ def small_evaluation(folder: Path, attackers: Mapping[str, Any]) -> dict[str, An
     write_untrained_attackers(folder, attackers)
     write_judge(folder, "n")
     write_judge(folder, "f", "forgery", "SquaresNetwork", SQUARES)
-    plan = EvaluationPlan(
-        scans=(str(folder / "scan.nrrd"),),
-        output=folder / "evaluation",
-        protectors=(str(tiny), "none"),
-        attackers=(str(folder / "attackers" / "untrained"),),
-        judges=tuple(str(folder / "judges" / f"{name}.safetensors") for name in "nf"),
-        targets=1,
-        pictures=0,
-        device="cpu",
-        lpips_weights=str(folder / "no such file"),
-    )
-    record = evaluate(plan).record
+    record = evaluate(small_plan(folder, folder / "evaluation", protectors=(str(tiny), "none"))).record
     return {
         part: _without(record[part], {"scan", "seconds", "device", "lpips"}) for part in ("measurements", "whole_scans")
     }

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from evaluation_data import small_scan, write_tiny_protector
+from evaluation_data import small_plan, small_scan, write_tiny_protector
 from MITSGANLib.attack.attacker import attack_patch, simulate_attack
 from MITSGANLib.errors import CancelledError, InputError, OutputError
 from MITSGANLib.files.storage import save_volume
@@ -48,17 +48,7 @@ class World:
         self.attacker = folder / "attackers" / "untrained"
 
     def plan(self, output: Path, **changes: object) -> EvaluationPlan:
-        options = {
-            "scans": (str(self.scan),),
-            "protectors": (str(self.protector),),
-            "attackers": (str(self.attacker),),
-            "judges": ("none",),
-            "targets": 1,
-            "pictures": 0,
-            "device": "cpu",
-            "lpips_weights": str(self.folder / "no such file"),
-        }
-        return EvaluationPlan(output=output, **{**options, **changes})
+        return small_plan(self.folder, output, **{"scans": (str(self.scan),), "judges": ("none",), **changes})
 
 
 @pytest.fixture(scope="module")

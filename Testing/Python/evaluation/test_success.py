@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_data import small_scan, write_tiny_protector
+from evaluation_data import small_plan, small_scan, write_tiny_protector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_data import SQUARES, write_judge
@@ -55,16 +55,7 @@ def folder(tmp_path_factory, untrained_attackers) -> Path:
 
 
 def plan(folder: Path, output: Path, **changes: object) -> EvaluationPlan:
-    options = {
-        "scans": (str(folder / "scan.nrrd"),),
-        "protectors": (str(folder / "tiny.safetensors"),),
-        "attackers": (str(folder / "attackers" / "untrained"),),
-        "judges": tuple(str(folder / "judges" / f"{name}.safetensors") for name in "nf"),
-        "targets": 2,
-        "pictures": 0,
-        "device": "cpu",
-    }
-    return EvaluationPlan(output=output, **{**options, **changes})
+    return small_plan(folder, output, **{"targets": 2, **changes})
 
 
 @pytest.fixture(scope="module")
