@@ -31,12 +31,14 @@ def test_the_change_lies_over_the_nodule_as_far_as_the_budget_allows_there(bench
     volume, nodules, budget = phantom.volume, synthetic_nodules(2), Budget(strength_hu=40.0, soft_tissue=0.3)
     (plant,) = benchmark.nodules_at(lung_positions(volume, 1, seed=2, margin_mm=20.0), nodules, seed=2)
     before = planted(volume, [plant], nodules).hu
+    reach = [round(16 / mm) for mm in volume.spacing_kji]  # no nodule is planted farther from its middle
+    where = tuple(slice(k - n, k + n + 1) for k, n in zip(plant.kji, reach, strict=True))
     untouched = benchmark.covered(volume, volume, plant, nodules, budget)
-    np.testing.assert_array_equal(untouched.values, before[untouched.where])
+    np.testing.assert_array_equal(untouched[where], before[where])
     shown = volume.with_hu(volume.hu + np.int16(40))
     found = benchmark.covered(volume, shown, plant, nodules, budget)
-    moved = found.values - before[found.where]
-    allowed = allowed_in_slices(before, budget, volume.spacing_kji, volume.provenance.padding_hu)[found.where]
+    moved = found[where] - before[where]
+    allowed = allowed_in_slices(before, budget, volume.spacing_kji, volume.provenance.padding_hu)[where]
     np.testing.assert_array_equal(moved, allowed)
-    middle = tuple(k - part.start for k, part in zip(plant.kji, found.where, strict=True))
+    middle = tuple(k - part.start for k, part in zip(plant.kji, where, strict=True))
     assert moved[middle] <= 12 < moved.max() == 40
