@@ -16,8 +16,9 @@ import numpy as np
 
 from .. import weights
 from ..errors import ModelError
+from ..scan.cubes import Box, union
 from ..scan.targets import Action
-from .judge import DEFAULT_JUDGES, QUESTIONS, Box, Judge, Question, load_judge
+from .judge import DEFAULT_JUDGES, QUESTIONS, Judge, Question, load_judge
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ class Jury:
 
     def box(self, shape: Sequence[int], spacing_kji: Sequence[float], kji: Sequence[int]) -> Box:
         """The part of a scan (slices, rows, columns) that the judges look at for a place; the rest is not read."""
-        boxes = [judge.view.box(shape, spacing_kji, kji) for judge in (self.nodule, self.forgery)]
-        return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes, strict=True))
+        return union(*(judge.view.box(shape, spacing_kji, kji) for judge in (self.nodule, self.forgery)))
 
     def to(self, device: str) -> Jury:
         """This jury with its networks on a device."""

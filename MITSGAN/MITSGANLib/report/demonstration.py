@@ -29,6 +29,7 @@ from ..measure.attack_effect import (
 from ..measure.lpips_distance import load_lpips
 from ..measure.metrics import Comparison
 from ..protection.protector import Protector, protect
+from ..runtime.devices import describe_device, resolve_device
 from ..scan.targets import Target
 from ..scan.volume import CTVolume
 from ..watermark.checking import Place, check_place
@@ -152,7 +153,6 @@ def demonstrate(
     protected: CTVolume | None = None,
     measured: tuple[Effect, CTVolume, CTVolume] | None = None,
     device: str = "auto",
-    device_words: str = "",
     lpips_weights: str | None = None,
     lpips_net: str | None = None,
     progress: Progress | None = None,
@@ -163,7 +163,6 @@ def demonstrate(
     :param protected: what the protector made of the scan, where that is at hand; None makes it.
     :param measured: what was measured of these very volumes and the one target, and the two attacked volumes, scan
         first; None attacks and measures.
-    :param device_words: the device as the report names it.
     :param progress: called with (stage, done, total); may raise ``CancelledError``.
     """
     by_action = {attacker.action: attacker for attacker in attackers}
@@ -207,8 +206,9 @@ def demonstrate(
     else:
         with _timer(seconds, "metrics of the whole scan"):
             whole = compare_protection(volume, protected, lpips, progress=partial(report, "Measuring"))
+    words = describe_device(resolve_device(device))
     return Demonstration(
-        volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), device_words, seconds
+        volume, protected, noise_estimate, whole, tuple(results), protector, tuple(attackers), words, seconds
     )
 
 

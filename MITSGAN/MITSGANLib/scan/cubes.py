@@ -118,6 +118,13 @@ def intersection(*boxes: Box) -> Box | None:
     return common if all(part.start < part.stop for part in common) else None
 
 
+def union(*boxes: Box) -> Box:
+    """The smallest box around several."""
+    return tuple(
+        slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes, strict=True)
+    )
+
+
 def box_around(where: np.ndarray) -> Box | None:
     """The smallest box around what is True; None where nothing is."""
     axes = set(range(where.ndim))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,9 +176,7 @@ class CTVolume:
         """True when both have the same shape and every corner lies at the same LPS point within ``tolerance_mm``."""
         if self.shape != other.shape:
             return False
-        corners = np.array(
-            [(k, j, i) for k in (0, self.shape[0]) for j in (0, self.shape[1]) for i in (0, self.shape[2])]
-        )
+        corners = itertools.product(*((0, size) for size in self.shape))
         return all(np.allclose(self.voxel_to_lps(c), other.voxel_to_lps(c), rtol=0, atol=tolerance_mm) for c in corners)
 
 

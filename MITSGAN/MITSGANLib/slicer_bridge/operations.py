@@ -342,7 +342,6 @@ def save_report(
             protected=None if model else protected,
             measured=(effect, *map(require_ct, attacked_scans)) if attacked_scans else None,
             device=device,
-            device_words=devices.describe_device(devices.resolve_device(device)),
             progress=report,
         )
         # The node's name may be a patient's, so the report has its own.

@@ -72,7 +72,6 @@ def run(options: argparse.Namespace) -> None:
             protector,
             attackers,
             device=options.device,
-            device_words=device,
             lpips_weights=options.lpips_weights,
             lpips_net=options.lpips_net,
             progress=progress,

@@ -21,8 +21,8 @@ from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import load_judge
 from MITSGANLib.protection.search import JUDGES, ChangeSearch, SearchConfig
 from MITSGANLib.runtime.devices import resolve_device
-from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, within
-from MITSGANLib.scan.regions import MASK, cube_around
+from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, union, within
+from MITSGANLib.scan.regions import cube_around, regions_at
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 
 from ..training.slabs import shade
@@ -157,7 +157,7 @@ class _Ascent:
         self, scan: torch.Tensor, volume: CTVolume, group: _Group, attackers: Sequence[Attacker], limit: torch.Tensor
     ) -> None:
         self.scan, self.spacing, self.box, self.limit = scan, volume.spacing_kji, group.box, limit
-        self.middles = {kji: _middle(volume, kji) for kji in group.targets}
+        self.middles = {kji: regions_at(volume, kji).middle.index for kji in group.targets}
         self.pairs = [(kji, attacker) for kji in group.targets for attacker in attackers]
         with torch.no_grad():
             self.clean = [self._outcome(scan, kji, attacker) for kji, attacker in self.pairs]
@@ -182,11 +182,6 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().mean().add(1e-10).sqrt()
 
 
-def _middle(volume: CTVolume, kji: Voxel) -> Box:
-    """The voxels that the attacker's network makes up: the middle 20 mm, as the evaluation measures them."""
-    return cube_around(volume, kji, MASK.stop - MASK.start).index
-
-
 def _seen(volume: CTVolume, group: _Group) -> np.ndarray:
     """Bool of the box's shape: voxels that reach the attacker's network at any of the targets.
 
@@ -196,7 +191,8 @@ def _seen(volume: CTVolume, group: _Group) -> np.ndarray:
     for kji in group.targets:
         shell = np.zeros_like(seen)
         shell[within(tampered_box(volume, kji), group.box)] = True
-        inner = tuple(slice(part.start + 1, max(part.start + 1, part.stop - 1)) for part in _middle(volume, kji))
+        middle = regions_at(volume, kji).middle.index
+        inner = tuple(slice(part.start + 1, max(part.start + 1, part.stop - 1)) for part in middle)
         shell[within(inner, group.box)] = False
         seen |= shell
     return seen
@@ -209,11 +205,4 @@ def _overlapping(volume: CTVolume, targets: Sequence[Voxel]) -> list[_Group]:
         box = tampered_box(volume, kji)
         touching = [g for g in groups if any(intersection(box, tampered_box(volume, other)) for other in g)]
         groups = [g for g in groups if g not in touching] + [[*(other for g in touching for other in g), kji]]
-    result = []
-    for group in groups:
-        boxes = [tampered_box(volume, kji) for kji in group]
-        around = tuple(
-            slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
-        )
-        result.append(_Group(around, tuple(group)))
-    return result
+    return [_Group(union(*(tampered_box(volume, kji) for kji in group)), tuple(group)) for group in groups]
