@@ -143,20 +143,61 @@ class DiagnosisBlocker:
             ) from error
 
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
-        """The change that the search finds, which looks at all slices at once; see :func:`blocking_change`.
+        """The change that the search finds, which looks at all slices at once; see :meth:`change`.
 
         :raises TargetError: when no lung is found.
         """
-        search = functools.partial(
-            blocking_change,
-            volume.hu,
-            places=judged_places(volume),
-            spacing_kji=volume.spacing_kji,
-            blocker=self,
-            seed=execution.seed,
-            device=execution.device,
-        )
+        where = {"places": judged_places(volume), "spacing_kji": volume.spacing_kji}
+        search = functools.partial(self.change, volume.hu, **where, seed=execution.seed, device=execution.device)
         yield from in_slabs(volume, allowed_in, execution, search)
+
+    def change(
+        self,
+        hu: np.ndarray,
+        allowed: np.ndarray,
+        places: np.ndarray,
+        spacing_kji: Sequence[float],
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The change in HU, int16 (slices, rows, columns): each voxel's is 0, or all that is allowed, up or down.
+
+        The same input and seed give the same change on the same machine and number of threads; on a GPU sums are taken
+        in no fixed order, so that single blocks may differ.
+
+        :param hu: int16 (slices, rows, columns).
+        :param allowed: int16, same shape: the largest change in HU.
+        :param places: bool, same shape, not empty: where judges may be asked; see :func:`judged_places`.
+        :param spacing_kji: mm along (slice, row, column).
+        :param progress: called with (done, all) passes; may raise ``CancelledError``.
+        """
+        plan = SearchPlan(places, spacing_kji, self.config)
+        box, passes = plan.box, self.config.passes
+        rng = np.random.default_rng(seed)
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            search = BlockSearch(hu[box], allowed[box], spacing_kji, self, resolve_device(device))
+            asked = plan.asked(hu[box])
+
+            def batches(items: Sequence[Any], done: int) -> Iterator[Sequence[Any]]:
+                for start in range(0, len(items), _BATCH):
+                    if progress:
+                        progress(done, passes)
+                    yield items[start : start + _BATCH]
+
+            beyond = [one for batch in batches(asked, 0) for one in search.beyond(batch)]
+            nodules = plan.nodules(asked, np.array(beyond))
+            for number in range(passes):
+                for batch in batches(plan.draw(nodules, rng), number):
+                    search.look(batch, rng)
+                search.step(number / passes)
+            signs = search.signs()
+        if progress:
+            progress(passes, passes)
+        change = np.zeros(hu.shape, np.int16)
+        change[box] = signs * allowed[box]
+        return change
 
     def seconds(self, volume: CTVolume, device: str) -> float | None:
         """A rough estimate of how long the search takes for a scan here, from one batch of its cubes.
@@ -238,55 +279,6 @@ def places_inside(shape: Sequence[int], spacing_kji: Sequence[float]) -> np.ndar
     if not places.any():
         raise InputError(f"These voxels span less than the {CUBE_MM} mm that judges look at; give more of the scan.")
     return places
-
-
-def blocking_change(
-    hu: np.ndarray,
-    allowed: np.ndarray,
-    places: np.ndarray,
-    spacing_kji: Sequence[float],
-    blocker: DiagnosisBlocker,
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """The change in HU, int16 (slices, rows, columns): each voxel's is 0, or all that is allowed, up or down.
-
-    The same input and seed give the same change on the same machine and number of threads; on a GPU sums are taken in
-    no fixed order, so that single blocks may differ.
-
-    :param hu: int16 (slices, rows, columns).
-    :param allowed: int16, same shape: the largest change in HU.
-    :param places: bool, same shape, not empty: where judges may be asked; see :func:`judged_places`.
-    :param spacing_kji: mm along (slice, row, column).
-    :param progress: called with (done, all) passes; may raise ``CancelledError``.
-    """
-    plan = SearchPlan(places, spacing_kji, blocker.config)
-    box, passes = plan.box, blocker.config.passes
-    rng = np.random.default_rng(seed)
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        search = BlockSearch(hu[box], allowed[box], spacing_kji, blocker, resolve_device(device))
-        asked = plan.asked(hu[box])
-
-        def batches(items: Sequence[Any], done: int) -> Iterator[Sequence[Any]]:
-            for start in range(0, len(items), _BATCH):
-                if progress:
-                    progress(done, passes)
-                yield items[start : start + _BATCH]
-
-        beyond = [one for batch in batches(asked, 0) for one in search.beyond(batch)]
-        nodules = plan.nodules(asked, np.array(beyond))
-        for number in range(passes):
-            for batch in batches(plan.draw(nodules, rng), number):
-                search.look(batch, rng)
-            search.step(number / passes)
-        signs = search.signs()
-    if progress:
-        progress(passes, passes)
-    change = np.zeros(hu.shape, np.int16)
-    change[box] = signs * allowed[box]
-    return change
 
 
 def threshold_logit(judge: Judge) -> float:

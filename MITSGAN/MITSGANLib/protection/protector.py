@@ -180,8 +180,7 @@ def protect(
     The same scan, model, strength and seed give the same voxels on the same device, whatever the batch size.
 
     :param model: name or path of a protector, or one that is already loaded (its own strength and seed hold then).
-    :param batch_size: slices at a time; None finds it, on a GPU from the free memory. Too many become fewer.
-    :param precision: "float32", "half" (GPU), or "auto"; see :class:`~.inference.SliceInference`.
+    :param batch_size: as in :class:`.proposer.Execution`, and so are device and precision. Too many become fewer.
     :param progress: called with (finished slices, all slices), never with fewer than before; may raise
         ``CancelledError``.
     :raises ModelError: when the model is unknown, corrupt, or answers NaN.

@@ -16,12 +16,7 @@ import torch
 from MITSGANLib.budget.budget import Budget, allowed_change, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import Sight, load_judge
-from MITSGANLib.protection.diagnosis_blocking import (
-    BlockingConfig,
-    DiagnosisBlocker,
-    blocking_change,
-    places_inside,
-)
+from MITSGANLib.protection.diagnosis_blocking import BlockingConfig, DiagnosisBlocker, places_inside
 from MITSGANLib.protection.proposer import BLOCKER_KIND
 from MITSGANLib.scan.cubes import CUBE_MM
 from MITSGANLib.scan.volume import hu_from_float
@@ -123,7 +118,7 @@ def blocked_cube(
     """
     allowed = allowed_change(hu, budget, np.ones(hu.shape, bool))
     places = places_inside(hu.shape, spacing_kji)
-    change = blocking_change(hu, allowed, places, spacing_kji, blocker, seed=seed, device=device)
+    change = blocker.change(hu, allowed, places, spacing_kji, seed=seed, device=device)
     return apply_change(hu, change, allowed)
 
 

@@ -18,7 +18,6 @@ from MITSGANLib.protection import diagnosis_blocking, presets
 from MITSGANLib.protection.diagnosis_blocking import (
     BlockingConfig,
     DiagnosisBlocker,
-    blocking_change,
     judged_places,
     places_inside,
 )
@@ -41,7 +40,7 @@ def allowed_in(hu: np.ndarray, budget: Budget = BUDGET) -> np.ndarray:
 
 
 def change_of(hu: np.ndarray, mark: DiagnosisBlocker, spacing=MM, **options) -> np.ndarray:
-    return blocking_change(hu, allowed_in(hu), places_inside(hu.shape, spacing), spacing, mark, device="cpu", **options)
+    return mark.change(hu, allowed_in(hu), places_inside(hu.shape, spacing), spacing, device="cpu", **options)
 
 
 def beyond(mark: DiagnosisBlocker, hu: np.ndarray) -> float:
@@ -90,7 +89,7 @@ class TestChange:
         hu = cube()
         allowed = allowed_in(hu)
         allowed[:, :20] = 0
-        change = blocking_change(hu, allowed, places_inside(hu.shape, MM), MM, tiny_mark(), device="cpu")
+        change = tiny_mark().change(hu, allowed, places_inside(hu.shape, MM), MM, device="cpu")
         assert change[:, 20:].any()
         assert not change[:, :20].any()
 
@@ -98,7 +97,7 @@ class TestChange:
         hu = np.random.default_rng(0).normal(LUNG_HU, 20, (96, 44, 44)).astype(np.int16)
         places = np.zeros(hu.shape, bool)
         places[20:24, 20:24, 20:24] = True
-        change = blocking_change(hu, allowed_in(hu), places, MM, tiny_mark(jitter_mm=2.0), device="cpu")
+        change = tiny_mark(jitter_mm=2.0).change(hu, allowed_in(hu), places, MM, device="cpu")
         assert change[:44].any()
         assert not change[44:].any()
 
