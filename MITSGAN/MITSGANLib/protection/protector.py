@@ -23,7 +23,6 @@ from ..watermark.pattern import OPEN_KEY, ScanSigns, WatermarkKey
 from ..watermark.regridding import GRID_FIELD, grid_record
 from . import presets
 from .proposer import Execution, Nothing, Progress, Proposer
-from .search import Search
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +111,8 @@ def load_protector(
     if given == presets.NO_MODEL:
         ready = watermark_alone()
     elif given == presets.SEARCH:
+        from .search import Search
+
         ready = Protector(given, Search(), SEARCH_BUDGET, seed, watermark=Watermark())
     else:
         ready = _from_file(given, seed)

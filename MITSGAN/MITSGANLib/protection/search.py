@@ -21,24 +21,23 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
 
+from ..attack.attacker import Attacker, load_attacker
+from ..attack.chain import touch_up
 from ..errors import InputError, TargetError
 from ..files.atomic import atomic_file
+from ..judges.judge import Judge, load_judge
 from ..runtime.devices import resolve_device
-from ..scan.cubes import box_around
+from ..scan.cubes import CUBE_MM, Box, Patch, PatchedScan, Voxel, box_around, cube_shape, cube_start, cut, rescale
 from ..scan.lungs import interior, lung_mask, nodule_like_positions
 from ..scan.volume import CTVolume
+from ..weights import MODELS_FOLDER, actions_of, available_attackers
 from .proposer import AllowedIn, Execution, Progress, Proposal, in_slabs
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..attack.attacker import Attacker
-    from ..judges.judge import Judge
-    from ..scan.cubes import Box, PatchedScan, Voxel
 
 JUDGES = ("nodule-residual", "nodule-plain")
 """Whom the search asks. The third nodule judge and the forensic judge take no part, so that they can decide."""
@@ -126,9 +125,6 @@ class ChangeSearch:
         device: str = "auto",
         within: np.ndarray | None = None,
     ) -> None:
-        import torch
-        from scipy import ndimage
-
         if not attackers or not judges:
             raise InputError("A search needs at least one attacker and one nodule judge.")
         if any(judge.question != "nodule" or judge.view.kind != "cube" for judge in judges):
@@ -202,8 +198,6 @@ class ChangeSearch:
 
         Its mean over the lungs' voxels that were searched is 0 where the budget leaves room.
         """
-        import torch
-
         whole, searched = np.zeros(self._volume.shape, np.float32), self._count > 0
         if not searched.any():
             return whole
@@ -234,8 +228,6 @@ class ChangeSearch:
 
         :raises InputError: when the file is damaged or of another search.
         """
-        import torch
-
         try:
             with np.load(path, allow_pickle=False) as kept:
                 if str(kept["identity"]) != self._identity():
@@ -260,8 +252,6 @@ class ChangeSearch:
 
         :param share: of the configuration's rate.
         """
-        import torch
-
         turn, number = divmod(self.steps_done, len(self.blocks))
         order = np.random.default_rng((self._seed, turn)).permutation(len(self.blocks))
         block = self.blocks[order[number]]
@@ -282,10 +272,6 @@ class ChangeSearch:
 
         :param share: of the block's voxels, before tanh; what was found so far where None.
         """
-        import torch
-
-        from ..scan.cubes import PatchedScan
-
         hu = self._scan[block.box].float()
         change = self._bounded(self._share[block.box] if share is None else share, self._limit[block.box])
         # Whole HU, as it will be written; gradient as if not.
@@ -359,10 +345,6 @@ class Search:
         return (time.perf_counter() - started) * search.steps
 
     def _on(self, volume: CTVolume, allowed: np.ndarray, seed: int, device: str) -> ChangeSearch:
-        from ..attack.attacker import load_attacker
-        from ..judges.judge import load_judge
-        from ..weights import MODELS_FOLDER, actions_of, available_attackers
-
         attackers = []
         for name in self.attackers or available_attackers():
             folder = MODELS_FOLDER / "attackers" / name
@@ -391,11 +373,6 @@ def outcomes(
         the original.
     :param noise_hu: largest standard deviation of noise that is added to what the attacker sees.
     """
-    import torch
-
-    from ..attack.chain import touch_up
-    from ..scan.cubes import CUBE_MM, Patch, PatchedScan, cube_shape, cube_start, cut, rescale
-
     shape = cube_shape(spacing_kji)
     starts = [cube_start(kji, shape) for kji in places]
     clean = torch.stack(
@@ -456,9 +433,6 @@ def _blocks(volume: CTVolume, lung: np.ndarray, block_mm: float, within: np.ndar
 
 def _smoothed(values: torch.Tensor, spacing: Sequence[float], sigma_mm: float) -> torch.Tensor:
     """A Gaussian blur along the last axes, as many as there are spacings, zero beyond the part; differentiable."""
-    import torch
-    from torch.nn import functional
-
     result = values
     for axis, mm in enumerate(spacing, values.ndim - len(spacing)):
         radius = math.ceil(2.5 * sigma_mm / mm)
@@ -467,5 +441,5 @@ def _smoothed(values: torch.Tensor, spacing: Sequence[float], sigma_mm: float) -
         kernel = (kernel / kernel.sum()).view(1, 1, -1)
         lines = result.movedim(axis, -1)
         flat = lines.reshape(-1, 1, lines.shape[-1])
-        result = functional.conv1d(flat, kernel, padding=radius).view(lines.shape).movedim(-1, axis)
+        result = F.conv1d(flat, kernel, padding=radius).view(lines.shape).movedim(-1, axis)
     return result
