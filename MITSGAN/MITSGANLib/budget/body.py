@@ -77,9 +77,10 @@ def body_mask(hu: np.ndarray, padding_hu: int | None = None, spacing_kji: Sequen
 
     core = ~_spread(_spread(~(filled | padding_blocks))) & filled
     rim = _spread(filled)
-    mask = enlarged(core, factor, hu.shape)
-    mask |= enlarged(rim, factor, hu.shape) & (hu > _TISSUE_HU)
-    mask &= ~is_padding(hu, padding_hu)
+    mask, near = (enlarged(blocks, factor, hu.shape) for blocks in (core, rim))
+    for of_slice, beside, plane in zip(mask, near, hu, strict=True):
+        of_slice |= beside & (plane > _TISSUE_HU)
+        of_slice &= ~is_padding(plane, padding_hu)
     return mask
 
 

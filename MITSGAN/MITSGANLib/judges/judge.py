@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,11 +62,7 @@ class Sight:
 
         A place seen in this part, with its voxel counted from the part's start, looks as it does in the whole scan.
         """
-        ends = ((axis[0], axis[-1] + 1) for axis in self._indices(spacing_kji, kji))
-        return tuple(
-            slice(int(np.clip(a, 0, size - 1)), int(np.clip(b, 1, size)))
-            for (a, b), size in zip(ends, shape, strict=True)
-        )
+        return tuple(slice(int(axis[0]), int(axis[-1]) + 1) for axis in self._indices(shape, spacing_kji, kji))
 
     def cut(self, hu: np.ndarray, spacing_kji: Sequence[float], kji: Sequence[int]) -> np.ndarray:
         """What the judge sees of the place ``kji`` (slice, row, column) of a scan, float32 in HU; see :attr:`shape`.
@@ -74,24 +70,20 @@ class Sight:
         :param hu: (slices, rows, columns) in HU; beyond it its border repeats.
         :param spacing_kji: mm in the same order.
         """
-        indices = (
-            np.clip(axis, 0, size - 1) for axis, size in zip(self._indices(spacing_kji, kji), hu.shape, strict=True)
-        )
-        part = np.asarray(hu[np.ix_(*indices)], dtype=np.float32)
+        part = np.asarray(hu[np.ix_(*self._indices(hu.shape, spacing_kji, kji))], dtype=np.float32)
         if self.kind == "squares":
             return part
         import torch
 
         return rescale(torch.from_numpy(part), self.shape).float().numpy()
 
-    def _indices(self, spacing_kji: Sequence[float], kji: Sequence[int]) -> list[np.ndarray]:
-        """Voxels along each axis; may lie outside the scan."""
-        shape = self.shape
+    def _indices(self, shape: Sequence[int], spacing_kji: Sequence[float], kji: Sequence[int]) -> Iterator[np.ndarray]:
+        """Voxels of a scan along each axis; beyond the scan its border repeats."""
+        seen = self.shape
         if self.kind == "cube":
-            shape = np.maximum(np.round(self.edge / np.asarray(spacing_kji, dtype=np.float64)), 1)
-        return [
-            int(center - np.round(size / 2)) + np.arange(int(size)) for center, size in zip(kji, shape, strict=True)
-        ]
+            seen = np.maximum(np.round(self.edge / np.asarray(spacing_kji, dtype=np.float64)), 1)
+        for center, count, size in zip(kji, seen, shape, strict=True):
+            yield np.clip(int(center - np.round(count / 2)) + np.arange(int(count)), 0, size - 1)
 
 
 @dataclass(frozen=True, eq=False)
