@@ -19,7 +19,7 @@ from MITSGANLib.files.atomic import atomic_file
 
 Key = Mapping[str, Any]
 
-MEASUREMENT = 4
+MEASUREMENT = 5
 """Version of how figures are measured. Raise it with every change that moves a figure, so that no table mixes two.
 
 A test holds figures of one small evaluation against recorded ones, and says when this number has to be raised.
