@@ -103,12 +103,14 @@ class _Source:
 
     :param mask: bool of the scan's shape, the lungs.
     :param kji: voxel (slice, row, column) in its middle.
+    :param mm: voxel size along the same axes.
     :param low: first voxel of the box.
     """
 
     blocks: Blocks
     mask: np.ndarray
     kji: np.ndarray
+    mm: np.ndarray
     edge: int
     low: np.ndarray
     box: tuple[slice, slice, slice]
@@ -126,22 +128,15 @@ class _Source:
             ends = [at[0], at[-1] + 1] if at.size else [kji[axis], kji[axis] + 1]
             low.append(max(0, min(ends[0], kji[axis] - edge // 2)))
             high.append(min(mask.shape[axis], max(ends[1], kji[axis] + edge // 2 + 1)))
-        return cls(blocks, mask, kji, edge, np.array(low), tuple(map(slice, low, high)))
+        return cls(blocks, mask, kji, np.array(volume.spacing_kji), edge, np.array(low), tuple(map(slice, low, high)))
 
     def box_around(self, size_mm: float | None = None) -> tuple[slice, slice, slice]:
         """The part of the scan that is copied: all of it, or less."""
         half = np.full(3, self.edge // 2)
         if size_mm is not None:
-            half = np.minimum(np.maximum(np.round(size_mm / 2 / np.array(self.mm)), 1), half).astype(int)
-        return tuple(
-            slice(max(0, at - n), min(at + n + 1, size))
-            for at, n, size in zip(self.kji, half, self.mask.shape, strict=True)
-        )
-
-    @property
-    def mm(self) -> tuple[float, float, float]:
-        """Voxel size along (slice, row, column)."""
-        return self.blocks.volume.spacing_kji
+            half = np.minimum(np.maximum(np.round(size_mm / 2 / self.mm), 1), half).astype(int)
+        low, high = np.maximum(self.kji - half, 0), np.minimum(self.kji + half + 1, self.mask.shape)
+        return tuple(map(slice, low.tolist(), high.tolist()))
 
     def before(self, part: tuple[slice, slice, slice]) -> tuple[int, int, int]:
         """How many voxels of a part of the scan lie before the source's middle along each axis."""
@@ -149,7 +144,7 @@ class _Source:
 
     def near(self, kji: Sequence[int]) -> tuple[slice, slice, slice]:
         """What of the box is as near to a voxel of it as places are apart."""
-        reach = np.maximum(np.round(_NEAR_MM / np.array(self.mm)), 1).astype(int)
+        reach = np.maximum(np.round(_NEAR_MM / self.mm), 1).astype(int)
         return tuple(slice(max(0, at - n), at + n + 1) for at, n in zip(kji, reach, strict=True))
 
     def peaks(self, sd: np.ndarray, least_sd: float) -> Iterator[tuple[Copy, float]]:
@@ -162,7 +157,11 @@ class _Source:
             most = float(sd[peak])
             if most < least_sd:
                 return
-            beside = _beside(sd[peak[0]], peak[1:])
+            # The most 3 or 4 voxels from there in the slice, where noise has nothing in common any more.
+            outer, inner = (tuple(slice(max(0, at - n), at + n + 1) for at in peak[1:]) for n in (4, 2))
+            around = sd[peak[0]].copy()
+            around[inner] = -np.inf
+            beside = float(around[outer].max())
             sd[self.near(peak)] = 0
             kji, source = (tuple(int(i) for i in at) for at in (peak + self.low, self.kji))
             yield Copy(kji, source, most, (0.0,) * 3, by_touch_up=True), beside
@@ -310,14 +309,6 @@ def _normal(band: np.ndarray) -> np.ndarray:
     limit = _CLIP_SD * 1.48 * float(np.median(strength[::2, ::2]))
     usual = 1.25 * box_means(np.minimum(strength, limit), 9)
     return np.clip(band / np.maximum(usual, 1), -_CLIP_SD, _CLIP_SD)
-
-
-def _beside(plane: np.ndarray, at: Sequence[int]) -> float:
-    """The largest value 3 or 4 voxels from a place of a slice, where noise has nothing in common any more."""
-    low = [max(0, index - 4) for index in at]
-    part = plane[low[0] : at[0] + 5, low[1] : at[1] + 5].copy()
-    part[max(0, at[0] - 2) - low[0] : at[0] + 3 - low[0], max(0, at[1] - 2) - low[1] : at[1] + 3 - low[1]] = -np.inf
-    return float(part.max())
 
 
 def _normalized(fine: np.ndarray) -> np.ndarray:

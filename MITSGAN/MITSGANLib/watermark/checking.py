@@ -212,7 +212,7 @@ class Check:
 class Glance:
     """What some slices in the middle of a scan, on its own grid, tell of a key's watermark; they are read once.
 
-    What raises ``DependencyError``, does so where the package cryptography cannot be imported.
+    Reading them raises ``DependencyError`` where the package cryptography cannot be imported.
 
     :param key: of whatever version.
     :param budget: that the watermark was put in with, where that is known.
