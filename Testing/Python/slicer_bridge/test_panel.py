@@ -1072,6 +1072,13 @@ def test_nothing_is_selected_in_place_of_a_deleted_volume(loaded, scan):
     assert slicer.mrmlScene.IsNodePresent(other)
 
 
+def test_what_was_done_in_a_scene_is_not_said_in_the_next(loaded):
+    loaded.panel.jobs.say("Created CT protected.")
+    slicer.mrmlScene.Clear(False)
+    assert loaded.ui.statusLabel.text == ""
+    assert not loaded.ui.statusLabel.visible
+
+
 def test_a_removed_volume_is_freed_and_no_timer_stays(panel, scan):
     timers = len(panel.parent.findChildren(QtCore.QTimer))
     node, freed = node_from_volume(scan.volume, "CT"), vtk.vtkWeakReference()

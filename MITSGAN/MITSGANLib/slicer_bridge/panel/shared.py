@@ -131,6 +131,9 @@ class Panel:
     def scene_closes(self) -> None:
         """Forget what is about the scene that is about to go."""
         self.inquiry.clear()
+        if self.jobs.button is None:
+            # It may name a patient's volume; a job that runs says itself how it ended.
+            self.jobs.say("")
         for section in self.sections:
             section.scene_closes()
 
