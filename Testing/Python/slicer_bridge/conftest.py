@@ -15,9 +15,11 @@ import torch
 from MITSGANLib.attack import attacker
 from MITSGANLib.budget.budget import Budget
 from MITSGANLib.keys.key_files import Key, write_key_file
+from MITSGANLib.measure import attack_effect
 from MITSGANLib.protection import protector
 from MITSGANLib.protection.generator import Generator, GeneratorConfig
 from MITSGANLib.scan.phantom import Phantom
+from remembered import Memory, scan_and_deeds, scan_and_history
 
 
 @pytest.fixture
@@ -39,17 +41,43 @@ def module(standin):
     return standin.load(ROOT / "MITSGAN" / "MITSGAN.py")
 
 
-@pytest.fixture
-def models(monkeypatch, untrained_attackers):
-    """Networks of random weights in place of the installed ones: every step of the story, none of its quality."""
+@pytest.fixture(scope="session")
+def load_untrained():
+    """In place of ``load_protector``."""
     torch.manual_seed(11)
     generator = Generator(GeneratorConfig(trunk_filters=8, output="residual", unshuffle=2)).eval()
 
     def load_protector(_name="default", *, strength_hu=None, seed=0):
         return protector.Protector("untrained", generator, Budget(strength_hu=strength_hu or 12.0), seed, "ab" * 32)
 
-    monkeypatch.setattr(protector, "load_protector", load_protector)
+    return load_protector
+
+
+@pytest.fixture
+def models(monkeypatch, load_untrained, untrained_attackers):
+    """Networks of random weights in place of the installed ones: every step of the story, none of its quality."""
+    monkeypatch.setattr(protector, "load_protector", load_untrained)
     monkeypatch.setattr(attacker, "load_attacker", lambda _name, action: untrained_attackers[action])
+
+
+@pytest.fixture(scope="session")
+def memory(load_untrained) -> Memory:
+    """What these networks made of which scans, in any test: the panel is the subject, and protects the same ones."""
+
+    def protecting(volume, *, model="default", **options):
+        # Other models are of one test alone.
+        is_ours = isinstance(model, str) and protector.load_protector is load_untrained
+        return (scan_and_history(volume), model, *sorted(options.items())) if is_ours else None
+
+    def measuring(*volumes, lpips, **options):
+        if not isinstance(options.get("attacker"), str | None):
+            return None
+        return (*map(scan_and_deeds, volumes), lpips is None, attack_effect.NOISE_SEEDS, *sorted(options.items()))
+
+    memory = Memory()
+    memory.protect = memory.of(protector.protect, protecting)
+    memory.measure_effect = memory.of(attack_effect.measure_effect, measuring)
+    return memory
 
 
 @pytest.fixture
@@ -58,6 +86,9 @@ def panel(standin, module, request, monkeypatch, on_its_grid):  # noqa: ARG001
     from slicer_standin import run_in_lockstep
 
     request.getfixturevalue("models")
+    memory = request.getfixturevalue("memory")
+    monkeypatch.setattr(protector, "protect", memory.protect)
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.operations.measure_effect", memory.measure_effect)
     # The tests' clicks follow each other faster than any user's, and come when the bar shows something new.
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.DOUBLE_CLICK_SECONDS", 0)
     monkeypatch.setattr("MITSGANLib.slicer_bridge.panel.jobs.PROGRESS_SECONDS", 0)

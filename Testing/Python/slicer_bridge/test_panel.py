@@ -251,7 +251,8 @@ def test_a_maximized_view_does_not_hide_the_comparison(loaded, scan):
 
 
 @pytest.mark.slow
-def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin):
+def test_comparison_views_show_what_they_are_labeled_with(loaded, scan, standin, monkeypatch):
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.operations.sample_phantom", lambda: scan)
     parameters = attack(loaded, scan)
     first = parameters.sourceAttacked.GetName()
     # As Slicer does when any volume is loaded.
@@ -959,8 +960,9 @@ def test_the_user_may_delete_any_node(loaded, scan, name):
 
 
 @pytest.mark.slow
-def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin, tmp_path, monkeypatch):
+def test_what_looks_at_every_voxel_runs_in_the_background(loaded, scan, standin, tmp_path, monkeypatch, memory):
     """Each takes seconds on a scan of hundreds of slices, during which nobody could press Cancel."""
+    memory.forget()
     looked = {}
 
     def watch(where, name):
@@ -1194,7 +1196,8 @@ def test_the_module_registers_its_sample_and_its_self_test_passes(standin, modul
         registerCustomSampleDataSource=lambda **source: sources.append(source)
     )
     monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    # The small scan in place of the phantom of the default size alone.
+    # The small scan in place of the sample, and of the phantom of the default size alone.
+    monkeypatch.setattr("MITSGANLib.slicer_bridge.operations.sample_phantom", lambda: scan)
     monkeypatch.setattr(
         "MITSGANLib.scan.phantom.thorax_phantom", lambda *size, **rest: thorax_phantom(*size, **rest) if size else scan
     )
