@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from training_data import write_untrained_attackers
 RECORDED = Path(__file__).resolve().parent / "vectors" / f"measurement-{MEASUREMENT}.json"
 
 
+@functools.cache
 def small_scan(seed: int = 3) -> CTVolume:
     """A thorax of 70 mm, just enough for a few places to attack."""
     return thorax_phantom(shape=(28, 128, 128), spacing_kji=(2.5, 2.8, 2.8), seed=seed).volume
