@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -62,6 +63,7 @@ def phantom() -> Phantom:
     return small_phantom()
 
 
+@functools.cache
 def small_phantom() -> Phantom:
     """As the fixture ``phantom``."""
     return thorax_phantom(shape=(48, 128, 128), spacing_kji=(2.5, 2.8, 2.8), seed=3)

@@ -240,7 +240,8 @@ def folder(tmp_path_factory, phantom):
         budget=Budget(strength_hu=40.0).to_dict(), **texts,
     )  # fmt: skip
     weights.write_weights(root / "small.safetensors", weights.half_precision(network(2)), card)
-    for name, part in (("scan", slice(16, 32)), ("thin", slice(23, 25))):
+    half = slice(0, 64)  # the right lung
+    for name, part in (("scan", (slice(16, 32), slice(None), half)), ("thin", slice(23, 25))):
         save_volume(dataclasses.replace(phantom.volume, hu=phantom.volume.hu[part]), root / f"{name}.nrrd")
     return root
 
