@@ -244,7 +244,8 @@ class ChangeSearch:
         digest = hashlib.sha256(self._volume.hu.tobytes())
         digest.update(self._limit.cpu().numpy().tobytes())
         who = "".join(f"{one.name} {one.digest}" for one in (*self._attackers, *self._judges))
-        digest.update(f"{(self.config, self._seed, len(self.blocks))!r}{who}".encode())
+        boxes = [block.box for block in self.blocks]
+        digest.update(f"{(self.config, self._seed, boxes)!r}{who}".encode())
         return digest.hexdigest()
 
     def step(self, share: float = 1.0) -> None:
@@ -312,6 +313,8 @@ class Search:
     :param judges: names of the nodule judges that are asked.
     :param minutes: time limit; None searches until all steps are done, which takes hours without a GPU.
     :param state: file in which the search is kept, and continued.
+    :param near: voxels in whose neighborhood attacks are expected, up to 16 mm away along each axis; all of the lungs
+        where empty.
     """
 
     attackers: tuple[str, ...] = ()
@@ -319,6 +322,7 @@ class Search:
     config: SearchConfig = SearchConfig()
     minutes: float | None = None
     state: Path | None = None
+    near: tuple[Voxel, ...] = ()
 
     def propose(self, volume: CTVolume, allowed_in: AllowedIn, execution: Execution) -> Iterator[Proposal]:
         """The change that the search finds, which looks at all slices at once; see :class:`ChangeSearch`.
@@ -351,7 +355,14 @@ class Search:
             actions = actions_of(folder if folder.is_dir() else Path(name))
             attackers += [load_attacker(name, action) for action in actions]
         judges = [load_judge(name) for name in self.judges]
-        return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device)
+        within = self._neighborhood(volume) if self.near else None
+        return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device, within=within)
+
+    def _neighborhood(self, volume: CTVolume) -> np.ndarray:
+        found, reach = np.zeros(volume.shape, bool), [round(_HALF_CUBE_MM / mm) for mm in volume.spacing_kji]
+        for kji in self.near:
+            found[tuple(slice(max(0, at - far), at + far + 1) for at, far in zip(kji, reach, strict=True))] = True
+        return found
 
 
 def outcomes(

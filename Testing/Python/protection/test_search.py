@@ -16,7 +16,7 @@ from MITSGANLib.files.storage import save_volume
 from MITSGANLib.judges.judge import Judge
 from MITSGANLib.protection.protector import Protector, load_protector, protect
 from MITSGANLib.protection.search import ChangeSearch, Search, SearchConfig, without_slow
-from MITSGANLib.scan.lungs import lung_mask
+from MITSGANLib.scan.lungs import interior, lung_mask
 from MITSGANLib.scan.volume import PROTECTION, CTVolume
 from MITSGANTrainingLib.commandline import main
 from training_data import write_untrained_attackers
@@ -190,6 +190,20 @@ class TestModel:
         step = protected.provenance.last(PROTECTION)
         assert step.parameters["model"] == "search"
         assert step.parameters["noise_share"] == SEARCH_BUDGET.noise_share
+
+    @pytest.mark.slow
+    def test_near_places_alone(self, scan, protector):
+        """What an attack there reads lies at most twice 17 mm away, and two voxels of rounding."""
+        lungs = np.argwhere(lung_mask(scan) & interior(scan, 16.0))
+        near = tuple(int(at) for at in lungs[0])
+        proposer = dataclasses.replace(protector.proposer, near=(near,))
+        alone = dataclasses.replace(protector, proposer=proposer, watermark=None)
+        protected = protect(scan, model=alone, device="cpu")
+        away = np.abs(np.argwhere(protected.hu != scan.hu) - near)
+        reach = 34 / np.array(scan.spacing_kji) + 2
+        assert len(away)
+        assert (away <= reach).all()
+        assert (np.abs(lungs - near) > reach).any()
 
     def test_a_time_limit_says_how_long_it_takes(self, scan, protector):
         limited = dataclasses.replace(protector.proposer, minutes=2.0)
