@@ -76,6 +76,7 @@ def test_an_added_nodule_is_listed_where_it_is_with_the_source_of_its_noise(inje
     assert copy.source_kji == tuple(source)
 
 
+@pytest.mark.usefixtures("on_its_grid")
 def test_the_examination_says_so_without_any_watermark(injected, place):
     examination = examine(injected, with_judge=False)
     assert TOUCH_UP in {one.kind for listed in examination.verdict.places for one in listed.evidence}
