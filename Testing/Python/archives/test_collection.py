@@ -642,7 +642,7 @@ class TestRefusals:
         series().write(tmp_path / "tree")
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(OutputError, match=r"needs 0\.[1-9] MB, and only 0\.0 MB are free"):
+        with pytest.raises(OutputError, match=r"needs [1-9]\d*\.\d kB, and only 1\.0 kB are free"):
             run()
         assert not (tmp_path / "out").exists()
 
