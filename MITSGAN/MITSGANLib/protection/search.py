@@ -35,6 +35,7 @@ from ..judges.judge import Judge, load_judge
 from ..runtime.devices import resolve_device
 from ..scan.cubes import CUBE_MM, Box, Patch, PatchedScan, Voxel, box_around, cube_shape, cube_start, cut, rescale
 from ..scan.lungs import interior, lung_mask, nodule_like_positions
+from ..scan.regions import cube_around
 from ..scan.volume import CTVolume
 from ..weights import MODELS_FOLDER, actions_of, available_attackers
 from .proposer import AllowedIn, Execution, Progress, Proposal, in_slabs
@@ -355,14 +356,16 @@ class Search:
             actions = actions_of(folder if folder.is_dir() else Path(name))
             attackers += [load_attacker(name, action) for action in actions]
         judges = [load_judge(name) for name in self.judges]
-        within = self._neighborhood(volume) if self.near else None
+        within = around(volume, self.near, _HALF_CUBE_MM) if self.near else None
         return ChangeSearch(volume, allowed, attackers, judges, self.config, seed=seed, device=device, within=within)
 
-    def _neighborhood(self, volume: CTVolume) -> np.ndarray:
-        found, reach = np.zeros(volume.shape, bool), [round(_HALF_CUBE_MM / mm) for mm in volume.spacing_kji]
-        for kji in self.near:
-            found[tuple(slice(max(0, at - far), at + far + 1) for at, far in zip(kji, reach, strict=True))] = True
-        return found
+
+def around(volume: CTVolume, places: Sequence[Voxel], mm: float) -> np.ndarray:
+    """Where a scan is at most ``mm`` from one of the voxels along each axis: bool of its shape."""
+    found = np.zeros(volume.shape, bool)
+    for kji in places:
+        found[cube_around(volume, kji, 2 * mm).index] = True
+    return found
 
 
 def outcomes(

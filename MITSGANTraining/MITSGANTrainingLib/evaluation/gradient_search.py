@@ -19,10 +19,10 @@ from MITSGANLib.attack.chain import tamper
 from MITSGANLib.budget.budget import Budget, allowed_in_slices, apply_change
 from MITSGANLib.errors import InputError
 from MITSGANLib.judges.judge import load_judge
-from MITSGANLib.protection.search import JUDGES, ChangeSearch, SearchConfig
+from MITSGANLib.protection.search import JUDGES, ChangeSearch, SearchConfig, around
 from MITSGANLib.runtime.devices import resolve_device
 from MITSGANLib.scan.cubes import Box, PatchedScan, Voxel, intersection, union, within
-from MITSGANLib.scan.regions import cube_around, regions_at
+from MITSGANLib.scan.regions import regions_at
 from MITSGANLib.scan.volume import PROTECTION, CTVolume, ProcessingStep
 
 from ..training.slabs import shade
@@ -113,9 +113,7 @@ def protect_by_search(
     :raises InputError: without attackers.
     :raises TargetError: when no lung is found there, or, for removals, nothing that looks like a nodule.
     """
-    within = np.zeros(volume.shape, bool)
-    for kji in targets:
-        within[cube_around(volume, kji, 2 * _NEAR_MM).index] = True
+    within = around(volume, targets, _NEAR_MM)
     allowed = allowed_in_slices(volume.hu, budget, volume.spacing_kji, volume.provenance.padding_hu)
     judges = [load_judge(name) for name in JUDGES]
     search = ChangeSearch(

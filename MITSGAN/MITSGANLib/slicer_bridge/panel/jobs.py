@@ -38,7 +38,7 @@ class JobRunner:
     def __init__(self, status_label: Any, on_change: Callable[[], None]) -> None:
         self._status_label, self._on_change = status_label, on_change
         self.button: Any = None
-        """Of the job that is running; None when there is none."""
+        """The button of the job that is running; None when there is none."""
         self._cancel_words = ""
         self._started = 0.0
         self._closed = False
